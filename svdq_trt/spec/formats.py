@@ -1,0 +1,81 @@
+"""The number formats: what a 4-bit linear stores and how its activations are rounded.
+
+Standard library only. Letters: M tokens, N output features, K input features, R rank, G group size.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+K_MULTIPLE = 64  # K of every quantized linear; one packed 32-byte row segment, one int4 group
+N_MULTIPLE = 8  # 16-byte rows of scales, bias and y
+R_MULTIPLE = 16  # one k16 step of the 16-bit MMA of the low-rank branch
+
+#: A group (or row) whose absmax is below this is a zero group: codes 0, scale 1. Keeps 1/scale finite.
+ZERO_GROUP_ABSMAX = 2.0**-120
+
+
+class Activation(enum.Enum):
+    """What the linear applies after the bias. The value is the op-type suffix."""
+
+    NONE = ""
+    GELU = "Gelu"  # exact, erf
+    GELU_TANH = "GeluTanh"
+    SILU = "Silu"
+    GEGLU = "Geglu"  # y[:, :N/2] * gelu(y[:, N/2:]), erf; the output has N/2 features
+
+    def n_out(self, n: int) -> int:
+        """Output features of a linear with N rows of weight."""
+        return n // 2 if self is Activation.GEGLU else n
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the format table.
+
+    Attributes:
+        name: the name used on the command line, in manifests and in C (``SVDQ_FORMAT_<NAME>``).
+        stem: op-type stem behind ``SVDQLinear``.
+        index: value of the C enum.
+        weight_group: G of the weight scales.
+        act_group: G of the activation scales; 0 = one scale per token; None = activations stay 16 bit.
+        wscale_is_act_dtype: `wscale` has x's dtype; otherwise it is int8 bytes.
+        wscale_cols: trailing dimension of `wscale` beyond [K/64, N] (nvfp4: four e4m3 bytes per 64).
+        summary: one line for tables and ``--help``.
+    """
+
+    name: str
+    stem: str
+    index: int
+    weight_group: int
+    act_group: int | None
+    wscale_is_act_dtype: bool
+    wscale_cols: int
+    summary: str
+
+    def wscale_shape(self, n: int, k: int) -> tuple[int, ...]:
+        """Shape of input 2, group-major so that a tile's row of scales is contiguous."""
+        base = (k // 64, n)
+        return base if self.wscale_cols == 1 else (*base, self.wscale_cols)
+
+    def bits_per_weight(self, act_bytes: int = 2) -> float:
+        """Stored bits per weight of codes and group scales, without the low-rank branch."""
+        scale_bits = 8 * (act_bytes if self.wscale_is_act_dtype else 1) * self.wscale_cols
+        return 4 + scale_bits / 64
+
+
+INT4 = Format("int4", "Int4", 0, 64, 64, True, 1, "s4 weights, s4/u4 activations, groups of 64")
+W4A8 = Format("w4a8", "W4A8", 1, 64, 0, False, 1, "s4 weights in two levels, int8 activations per token")
+NVFP4 = Format("nvfp4", "NVFP4", 2, 16, 16, False, 4, "e2m1 weights and activations, e4m3 scales per 16")
+W4A16 = Format("w4a16", "W4A16", 3, 64, None, True, 1, "s4 weights in groups of 64, 16-bit activations")
+
+FORMATS: dict[str, Format] = {f.name: f for f in (INT4, W4A8, NVFP4, W4A16)}
+
+W4A8_Z_MAX = 18  # 7 * 18 = 126 <= 127: z * q stays in int8
+FP8_MAX = 448.0  # largest e4m3
+FP4_MAX = 6.0  # largest e2m1
+FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # e2m1 magnitudes by code; bit 3 is the sign
+
+#: Shift that makes an activation's output non-negative, so that u4 codes can be used (int4 only).
+ACT_SHIFT = {Activation.GELU: 0.171875, Activation.GELU_TANH: 0.171875, Activation.SILU: 0.2734375}
