@@ -1,0 +1,22 @@
+"""svdq-trt: from a diffusion model in PyTorch to a TensorRT engine whose linears run SVDQuant.
+
+Importing this package loads neither torch nor CUDA nor TensorRT; the names below load on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from svdq_trt.nn.linear import SVDQLinear
+
+__version__ = "1.0.0"
+__all__ = ["SVDQLinear", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SVDQLinear":
+        from svdq_trt.nn.linear import SVDQLinear
+
+        return SVDQLinear
+    raise AttributeError(f"module 'svdq_trt' has no attribute '{name}'")

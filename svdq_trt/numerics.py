@@ -1,0 +1,157 @@
+"""The formats in torch: vectorized twins of svdq_trt/ref, used by the quantizer and the CPU op.
+
+Same contract, same names, any device. Where the reference works in fp64 on weights, this works in fp32
+and may differ in a tie; activation codes and scales are the same IEEE fp32 steps and match bit for bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from svdq_trt.spec.formats import (
+    FP4_MAX,
+    FP4_VALUES,
+    FP8_MAX,
+    INT4,
+    NVFP4,
+    W4A8,
+    W4A8_Z_MAX,
+    ZERO_GROUP_ABSMAX,
+    Format,
+)
+
+E4M3 = torch.float8_e4m3fn
+
+
+class QuantWeight(NamedTuple):
+    """A quantized weight in the op contract's layout (svdq_trt/spec/ops.py, inputs 1, 2 and 7)."""
+
+    qweight: Tensor  # [N, K/2] int8
+    wscale: Tensor  # [K/64, N] act dtype | int8; [K/64, N, 4] int8
+    wscale2: Tensor  # [N] f32
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """[N, K] integer codes, low four bits used -> [N, K/2] int8, low nibble = even k."""
+    c = codes.to(torch.uint8) & 0xF
+    return (c[:, 0::2] | (c[:, 1::2] << 4)).view(torch.int8)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """[N, K/2] int8 -> [N, K] uint8 in 0..15."""
+    p = packed.view(torch.uint8)
+    return torch.stack((p & 0xF, p >> 4), dim=-1).flatten(-2)
+
+
+def _e2m1_step(a: Tensor) -> Tensor:
+    """Distance of neighbouring e2m1 values at magnitude a: 0.5 below 2, 1 below 4, else 2."""
+    return torch.where(a < 2, 0.5, torch.where(a < 4, 1.0, 2.0)).to(a.dtype)
+
+
+def round_e2m1(v: Tensor) -> Tensor:
+    """Values -> the nearest e2m1 value (not its code), ties to even, saturating at ±6."""
+    c = v.clamp(-FP4_MAX, FP4_MAX)
+    step = _e2m1_step(c.abs())
+    return torch.round(c / step) * step
+
+
+def e2m1_codes(values: Tensor) -> Tensor:
+    """e2m1 values -> codes 0..15 (sign in bit 3, no negative zero)."""
+    table = torch.tensor(FP4_VALUES, dtype=values.dtype, device=values.device)
+    code = torch.searchsorted(table, values.abs().contiguous()).to(torch.uint8)
+    return code | ((values < 0).to(torch.uint8) << 3)
+
+
+def e2m1_values(codes: Tensor) -> Tensor:
+    """Codes 0..15 -> f32."""
+    table = torch.tensor([*FP4_VALUES, *(-v for v in FP4_VALUES)], device=codes.device)
+    return table[codes.int()]
+
+
+def _grouped(w: Tensor, g: int) -> Tensor:
+    return w.unflatten(-1, (w.shape[-1] // g, g))
+
+
+def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> QuantWeight:
+    """Round a residual weight [N, K] f32 to 4-bit groups along K; absmax scales, ties to even.
+
+    See svdq_trt.ref.quant.quantize_weight for the formulas. Tested against it in tests/cpu/test_numerics.py.
+    """
+    n, k = w.shape
+    grouped = _grouped(w, fmt.weight_group)  # [N, K/G, G]
+    absmax = grouped.abs().amax(-1)
+    ones = torch.ones(n, device=w.device)
+    if fmt.wscale_is_act_dtype:  # int4, w4a16
+        s = (absmax / 7).to(act_dtype)
+        s = torch.where(s == 0, torch.ones_like(s), s)
+        q = torch.round(grouped / s.float()[..., None]).clamp_(-7, 7)
+        return QuantWeight(pack_nibbles(q.flatten(1).to(torch.int8).view(torch.uint8)), s.T.contiguous(), ones)
+    if fmt is W4A8:
+        s_n = absmax.amax(1) / (7 * W4A8_Z_MAX)
+        s_n = torch.where(s_n == 0, 1.0, s_n)
+        z = torch.round(absmax / 7 / s_n[:, None]).clamp_(1, W4A8_Z_MAX)
+        q = torch.round(grouped / (z * s_n[:, None])[..., None]).clamp_(-7, 7)
+        packed = pack_nibbles(q.flatten(1).to(torch.int8).view(torch.uint8))
+        return QuantWeight(packed, z.T.to(torch.int8).contiguous(), s_n)
+    assert fmt is NVFP4
+    top = absmax.max()
+    s_t = torch.where(top > 0, top / FP4_MAX / FP8_MAX, 1.0)
+    s8 = (absmax / FP4_MAX / s_t).clamp(max=FP8_MAX).to(E4M3)
+    step = s8.float() * s_t
+    inv = torch.where(step > 0, 1 / step, 0.0)
+    codes = e2m1_codes(round_e2m1(grouped * inv[..., None]).flatten(1))
+    wscale = s8.view(torch.int8).unflatten(1, (k // 64, 4)).transpose(0, 1).contiguous()
+    return QuantWeight(pack_nibbles(codes), wscale, ones * s_t)
+
+
+def dequantize_weight(qw: QuantWeight, fmt: Format) -> Tensor:
+    """[N, K] f32: the values the stored codes and scales mean."""
+    codes = unpack_nibbles(qw.qweight)
+    n = codes.shape[0]
+    if fmt is NVFP4:
+        values = e2m1_values(codes)
+        s = qw.wscale.view(E4M3).float().transpose(0, 1).reshape(n, -1)
+    else:
+        values = ((codes ^ 8).to(torch.int8) - 8).float()  # two's complement nibble
+        s = qw.wscale.float().T
+    scaled = _grouped(values, fmt.weight_group) * (s * qw.wscale2[:, None])[..., None]
+    return scaled.flatten(1)
+
+
+def smooth(x: Tensor, act_mul: Tensor, act_shift: float = 0.0) -> Tensor:
+    """x̂ = round((x + act_shift) · act_mul) in x's dtype; fp32 inside."""
+    xf = x.float()
+    if act_shift:
+        xf = xf + act_shift
+    return (xf * act_mul.float()).to(x.dtype)
+
+
+def fake_quantize_act(x_hat: Tensor, fmt: Format, unsigned: bool = False) -> Tensor:
+    """Quantize and dequantize x̂ [..., K]: f32 values code · stored scale; NaN for a group with NaN or Inf.
+
+    w4a16 returns x̂ in f32 unchanged.
+    """
+    v = x_hat.float()
+    if fmt.act_group is None:
+        return v
+    k = v.shape[-1]
+    v = _grouped(v, fmt.act_group or k)
+    absmax = v.abs().amax(-1, keepdim=True)
+    finite = absmax < torch.inf  # False for NaN too: amax propagates it
+    zero = absmax < ZERO_GROUP_ABSMAX
+    qmax = {"int4": 15.0 if unsigned else 7.0, "w4a8": 127.0, "nvfp4": FP4_MAX}[fmt.name]
+    inv_qmax = torch.tensor(1.0) / torch.tensor(qmax)  # an fp32 constant, as in the kernels
+    s = torch.where(zero, 1.0, absmax * inv_qmax.to(v.device))
+    if fmt is NVFP4:
+        s = s.clamp(max=FP8_MAX)
+    scaled = torch.where(finite & ~zero, v * (1.0 / s), 0.0)
+    if fmt is NVFP4:
+        codes = round_e2m1(scaled)
+        stored = torch.where(finite, s, 1.0).to(E4M3).float()
+    else:
+        codes = torch.round(scaled).clamp(0.0 if unsigned else -qmax, qmax)
+        stored = s.to(x_hat.dtype).float() if fmt is INT4 else s
+    return (codes * torch.where(finite, stored, torch.nan)).flatten(-2)
