@@ -1,0 +1,169 @@
+"""Quantize one group of linears that share an input: smoothing search, SVD, round to nearest.
+
+Every trial of the search is the real thing: smoothed weight -> low-rank factors in the act dtype -> rounded
+residual; activations quantized; squared error of the linear's output on calibration tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from svdq_trt import numerics
+from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.quantize.lowrank import balance, top_singular
+from svdq_trt.quantize.preset import PRESETS, Preset
+from svdq_trt.quantize.smooth import act_multiplier, candidates
+from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MULTIPLE, Activation, Format
+from svdq_trt.spec.ops import max_exact_k
+
+
+@dataclass
+class QuantizedLinear:
+    """One node's tensors (op contract, inputs 1 to 7) and how they came about.
+
+    Attributes:
+        name: node name.
+        tensors: name -> tensor.
+        sqnr_db: output SQNR against full precision on the calibration tokens, before the activation.
+        alpha, beta: the chosen smoothing exponents.
+        trials: (alpha, beta, relative squared error) of every candidate.
+    """
+
+    name: str
+    format: Format
+    activation: Activation
+    tensors: dict[str, Tensor]
+    sqnr_db: float
+    alpha: float
+    beta: float
+    trials: list[tuple[float, float, float]] = field(default_factory=list)
+    act_unsigned: bool = False
+    act_shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A smoothed weight as low-rank factors plus rounded residual; `down` reads raw x."""
+
+    qw: numerics.QuantWeight
+    act_mul: Tensor
+    down: Tensor
+    up: Tensor
+
+
+def quantize_group(
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    x: Tensor,
+    fmt: Format,
+    rank: int,
+    *,
+    act_dtype: torch.dtype = torch.float16,
+    name: str = "linear",
+    activation: Activation = Activation.NONE,
+    x_absmax: Tensor | None = None,
+    preset: Preset = PRESETS["default"],
+) -> QuantizedLinear:
+    """Quantize linears [N_i, K] that read the same x as one node with N = sum N_i.
+
+    Args:
+        weights, biases: per member, stacked on N in this order; a missing bias is zeros.
+        x: calibration tokens [T, K].
+        fmt: number format. rank: R, a multiple of 16, or 0; clamped to min(N, K).
+        x_absmax: [K], over more tokens than x; default: of x.
+        preset: how hard to search.
+
+    Raises:
+        ShapeError: sizes that the format cannot take, named by layer.
+        RangeError: NaN or Inf in a weight, a bias or x.
+    """
+    w = torch.cat([t.detach().float() for t in weights])
+    n, k = w.shape
+    _check(name, w, x, fmt, rank)
+    bias = torch.cat([
+        torch.zeros(t.shape[0]) if b is None else b.detach().float().cpu() for t, b in zip(weights, biases, strict=True)
+    ]).to(w.device)  # fmt: skip
+    if not bias.isfinite().all():
+        raise RangeError(name, "NaN or Inf in the bias", "finite values", "Check the checkpoint.")
+    x = x.detach().float().to(w.device)
+    x_absmax = x.abs().amax(0) if x_absmax is None else x_absmax.float().to(w.device)
+    w_absmax = w.abs().amax(0)
+
+    rows = w if not preset.rows or preset.rows >= n else w[:: -(-n // preset.rows)].contiguous()
+    tokens = x if not preset.tokens else x[: preset.tokens]
+    y_ref = tokens @ rows.T
+    energy = float(y_ref.square().sum()) or 1.0
+    trials: list[tuple[float, float, float]] = []
+    for alpha, beta in candidates(preset.grids):
+        mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
+        split = _split(rows, mul, fmt, rank, act_dtype, preset.search_power_iterations)
+        trials.append((alpha, beta, float((_output(tokens, split, fmt, act_dtype) - y_ref).square().sum()) / energy))
+    alpha, beta, _ = min(reversed(trials), key=lambda t: t[2])  # a tie goes to the later candidate
+
+    mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
+    split = _split(w, mul, fmt, rank, act_dtype, preset.power_iterations)
+    y_ref = x @ w.T
+    noise = float((_output(x, split, fmt, act_dtype) - y_ref).square().sum())
+    sqnr = 10 * torch.log10(y_ref.square().sum().double() / max(noise, 1e-30)).item()
+    tensors = {
+        "qweight": split.qw.qweight, "wscale": split.qw.wscale, "act_mul": split.act_mul.to(act_dtype),
+        "lora_down": split.down.to(act_dtype), "lora_up": split.up.to(act_dtype), "bias": bias.to(act_dtype),
+        "wscale2": split.qw.wscale2,
+    }  # fmt: skip
+    for key in ("lora_down", "lora_up", "bias", "wscale"):
+        if tensors[key].is_floating_point() and not tensors[key].isfinite().all():
+            raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
+    tensors = {key: t.contiguous() for key, t in tensors.items()}
+    return QuantizedLinear(name, fmt, activation, tensors, sqnr, alpha, beta, trials)
+
+
+def _split(
+    w: Tensor, act_mul: Tensor, fmt: Format, rank: int, act_dtype: torch.dtype, power_iterations: int
+) -> _Split:
+    """Smooth, take the low-rank part out, round the rest.
+
+    The residual is taken from the *rounded* factors, so the 4-bit part also carries their rounding error.
+    """
+    smoothed = w / act_mul
+    n, k = w.shape
+    if rank == 0:
+        return _Split(numerics.quantize_weight(smoothed, fmt, act_dtype), act_mul, w.new_zeros(0, k), w.new_zeros(n, 0))
+    u, v = top_singular(smoothed, rank, power_iterations)
+    up, down = balance(u, v * act_mul)
+    up, down = up.to(act_dtype).float(), down.to(act_dtype).float()
+    residual = smoothed - up @ (down / act_mul)
+    missing = rank - up.shape[1]  # rank above min(N, K): the rest is zero
+    if missing:
+        up, down = torch.nn.functional.pad(up, (0, missing)), torch.nn.functional.pad(down, (0, 0, 0, missing))
+    return _Split(numerics.quantize_weight(residual, fmt, act_dtype), act_mul, down, up)
+
+
+def _output(x: Tensor, split: _Split, fmt: Format, act_dtype: torch.dtype) -> Tensor:
+    """Output [T, N] f32 of the quantized linear without bias."""
+    x16 = x.to(act_dtype)
+    xq = numerics.fake_quantize_act(numerics.smooth(x16, split.act_mul), fmt)
+    y = xq @ numerics.dequantize_weight(split.qw, fmt).T
+    if split.down.shape[0]:
+        y.addmm_(x16.float() @ split.down.T, split.up.T)
+    return y
+
+
+def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:
+    n, k = w.shape
+    if k % K_MULTIPLE or k > max_exact_k(fmt):
+        raise ShapeError(name, f"K = {k}", f"a multiple of {K_MULTIPLE} up to {max_exact_k(fmt)} for {fmt.name}",
+                         "Keep this layer in 16 bit.")  # fmt: skip
+    if n % N_MULTIPLE:
+        raise ShapeError(name, f"N = {n}", f"a multiple of {N_MULTIPLE}", "Keep this layer in 16 bit.")
+    if rank % R_MULTIPLE or not 0 <= rank <= 1024:
+        raise ShapeError(name, f"rank {rank}", f"a multiple of {R_MULTIPLE} from 0 to 1024")
+    if x.ndim != 2 or x.shape[1] != k or not x.shape[0]:
+        raise ShapeError(name, f"calibration input {tuple(x.shape)}", f"[M, {k}] with M >= 1")
+    if not w.isfinite().all():
+        raise RangeError(name, "NaN or Inf in the weight", "finite values", "Check the checkpoint.")
+    if not x.isfinite().all():
+        raise RangeError(name, "NaN or Inf in the calibration input", "finite values", "Check the inputs.")

@@ -1,0 +1,57 @@
+"""The low-rank branch: top-R singular triplets of the smoothed weight, as two 16-bit factors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+OVERSAMPLE = 8  # extra directions of the subspace iteration; Halko, Martinsson, Tropp 2011, section 4.2
+
+
+def top_singular(w: Tensor, rank: int, power_iterations: int) -> tuple[Tensor, Tensor]:
+    """Best rank-R factors of w [N, K]: (u [N, R], v [R, K]) with u @ v ~ w, singular values split evenly.
+
+    power_iterations = 0 computes the exact SVD (fp64, by the eigenvectors of the smaller Gram matrix);
+    otherwise a randomized subspace iteration in fp32 with a fixed seed, so results repeat.
+    """
+    rank = min(rank, *w.shape)
+    u, s, vh = _exact(w, rank) if power_iterations == 0 else _subspace(w, rank, power_iterations)
+    root = s.clamp_min(0).sqrt()
+    return u * root, root[:, None] * vh
+
+
+def _exact(w: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    w64 = w.double()
+    if w.shape[0] < w.shape[1]:
+        u, s, vh = _exact(w.T, rank)
+        return vh.T, s, u.T
+    _, vectors = torch.linalg.eigh(w64.T @ w64)  # ascending
+    v = vectors[:, -rank:].flip(1)
+    us = w64 @ v
+    s = us.norm(dim=0)
+    return (us / s.clamp_min(1e-300)).float(), s.float(), v.T.float()
+
+
+def _subspace(w: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
+    width = min(rank + OVERSAMPLE, *w.shape)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    q = torch.randn(w.shape[1], width, generator=generator).to(w.device)
+    q = torch.linalg.qr(w @ q).Q
+    for _ in range(iterations):
+        q = torch.linalg.qr(w.T @ q).Q
+        q = torch.linalg.qr(w @ q).Q
+    u, s, vh = torch.linalg.svd(q.T @ w, full_matrices=False)
+    return q @ u[:, :rank], s[:rank], vh[:rank]
+
+
+def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Rescale each rank-one term so that the largest entries of its column and row are equal.
+
+    down has 1/s folded in and may span many powers of two; after this neither factor under- or overflows f16
+    unless their product does. Powers of two only: no rounding.
+    """
+    a, b = up.abs().amax(0), down.abs().amax(1)
+    both = (a > 0) & (b > 0)
+    shift = torch.where(both, torch.round((torch.log2(a.clamp_min(1e-30)) - torch.log2(b.clamp_min(1e-30))) / 2), 0.0)
+    factor = torch.exp2(shift)
+    return up / factor, down * factor[:, None]
