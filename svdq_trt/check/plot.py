@@ -1,0 +1,57 @@
+"""The check as a picture: SQNR per layer, and quantized against FP16 output values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from svdq_trt.check.metrics import OutputAccuracy, load_outputs
+from svdq_trt.files import atomic_write
+from svdq_trt.quantize.artifact import Node
+
+_MAX_POINTS = 20_000
+_COLORS = plt.get_cmap("tab10")
+
+
+def plot_accuracy(
+    nodes: Sequence[Node],
+    accuracy: Sequence[OutputAccuracy],
+    reference: Path,
+    quantized: Path,
+    title: str,
+    out: Path,
+) -> None:
+    """Write a PNG with two panels: layer SQNR in graph order, and a scatter of the first output."""
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.7, 1), layout="constrained")
+    kinds = sorted({_kind(n) for n in nodes})
+    for i, kind in enumerate(kinds):
+        points = [(j, n.sqnr_db) for j, n in enumerate(nodes) if _kind(n) == kind]
+        left.plot(*zip(*points, strict=True), ".", color=_COLORS(i % 10), label=kind, markersize=5)
+    left.set(xlabel="node, in graph order", ylabel="SQNR of the layer's output [dB]", title=f"{title}: layers")
+    left.legend(fontsize=8, ncols=2)
+    left.grid(alpha=0.3)
+
+    first = accuracy[0]
+    ref, got = load_outputs(reference)[first.name].ravel(), load_outputs(quantized)[first.name].ravel()
+    step = max(1, ref.size // _MAX_POINTS)
+    right.plot(ref[::step], got[::step], ".", markersize=1.5, alpha=0.4)
+    limit = float(np.abs(ref).max())
+    right.plot([-limit, limit], [-limit, limit], "k-", linewidth=0.8)
+    right.set(xlabel="FP16", ylabel="quantized", title=f"{first.name}: {first.sqnr_db:.1f} dB, cos {first.cosine:.4f}")
+    right.grid(alpha=0.3)
+    with atomic_write(out) as tmp:
+        fig.savefig(tmp, format="png", dpi=110)
+    plt.close(fig)
+
+
+def _kind(node: Node) -> str:
+    """``attn1.to_qkv`` of a long module path: what a layer is, not where."""
+    parts = node.name.split(".")
+    tail = [p for p in parts[-3:] if not p.isdigit()]
+    return f"{'.'.join(tail[-2:])} ({node.format})"

@@ -1,0 +1,94 @@
+"""What one ``svdq-trt build`` is asked to do. Plain data; JSON in, JSON out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.errors import UsageError
+from svdq_trt.spec.formats import R_MULTIPLE
+
+
+@dataclass(frozen=True)
+class Range:
+    """min:opt:max of one dynamic size."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, option: str, text: str, multiple: int = 1) -> Range:
+        """``2`` (fixed) or ``1:2:4``; every value a positive multiple of `multiple`."""
+        want = f"N or MIN:OPT:MAX with MIN <= OPT <= MAX, multiples of {multiple}"
+        if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
+            raise UsageError(option, f"'{text}'", want)
+        values = [int(part) for part in text.split(":")]
+        low, opt, high = values if len(values) == 3 else values * 3
+        if not 0 < low <= opt <= high or any(v % multiple for v in (low, opt, high)):
+            raise UsageError(option, f"'{text}'", want)
+        return cls(low, opt, high)
+
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """All options of a build, resolved; `archs` share every stage they can.
+
+    Attributes:
+        model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
+            for the model's hub id).
+        archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R.
+        batch, height, width: profile ranges; height and width in pixels.
+        preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
+        out: output root. backend: auto, tensorrt or tensorrt-rtx.
+        check, min_sqnr: compare with the FP16 model; gate in dB.
+        force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
+    """
+
+    model: str
+    archs: tuple[int, ...]
+    out: Path
+    checkpoint: str | None = None
+    random_weights: int | None = None
+    format: str = "auto"
+    rank: int = 32
+    batch: Range | None = None
+    height: Range | None = None
+    width: Range | None = None
+    preset: str = "fast"
+    calibration: Path | None = None
+    backend: str = "auto"
+    check: bool = True
+    min_sqnr: float | None = None
+    force: bool = False
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank % R_MULTIPLE or not 0 <= self.rank <= 1024:
+            raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to 1024")
+        if self.checkpoint is not None and self.random_weights is not None:
+            raise UsageError("--checkpoint and --random-weights", "both", "one of them")
+        if self.min_sqnr is not None and not self.check:
+            raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
+
+    def calibration_id(self) -> str:
+        """Identifies the calibration inputs, for stage keys."""
+        if self.calibration is None:
+            return "synthetic"
+        try:
+            stat = self.calibration.stat()
+        except OSError as error:
+            raise UsageError("--calibration", f"{self.calibration}: {error.strerror}", "a .safetensors file") from None
+        return f"{self.calibration.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dict, for the manifest."""
+        data = asdict(self)
+        for key in ("out", "calibration"):
+            data[key] = None if data[key] is None else str(data[key])
+        return data

@@ -1,0 +1,40 @@
+"""Build the plan of an engine folder whose build stopped before it: on the target, from model.onnx alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from svdq_trt.compile import manifest
+from svdq_trt.compile.process import run_stage
+from svdq_trt.compile.ui import Screen
+from svdq_trt.engine import plugin_lib
+from svdq_trt.engine.backend import select
+from svdq_trt.errors import ArtifactError
+from svdq_trt.spec.archs import parse_arch
+
+
+def finish(folder: Path, backend_choice: str) -> Path:
+    """Build <folder>/model.plan and complete the manifest. Returns the plan's path.
+
+    Raises:
+        ArtifactError: no manifest or no model.onnx. IncompleteError: still no backend for this arch here.
+    """
+    data = manifest.read(folder)
+    onnx = folder / "model.onnx"
+    if not onnx.is_file():
+        raise ArtifactError(str(onnx), "missing", "the exported model", "Run svdq-trt build again.")
+    arch = parse_arch(data["arch"])
+    backend, library = select(backend_choice, arch), plugin_lib.find()
+    profiles = [{"name": t["name"], "dtype": t["dtype"], **t["shape"]} for t in data["inputs"]]
+    args = {"onnx": str(onnx), "arch": arch, "backend": backend.name, "profiles": profiles,
+            "plan": str(folder / "model.plan"), "plugin": str(library.path)}  # fmt: skip
+    with Screen().stage(f"plan      sm_{arch} {backend.name}") as progress:
+        done = run_stage("plan", args, folder / "finish.log", progress)
+    plan = done.value
+    data["plan"] = {"file": "model.plan", "bytes": plan["bytes"], "sha256": plan["sha256"]}
+    data["backend"], data["plugin_layers"], data["incomplete"] = plan["backend"], plan["plugin_layers"], ""
+    data["plugin"] |= {"version": library.version, "embedded": True}
+    data["device_memory_bytes"]["activations"] = plan["memory"].get("activations")
+    data["timings_s"]["plan"], data["peak_rss_bytes"]["plan"] = round(done.seconds, 2), done.peak_rss_bytes
+    manifest.write(folder, data)
+    return folder / "model.plan"

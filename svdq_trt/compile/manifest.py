@@ -1,0 +1,86 @@
+"""``manifest.json``: what an engine folder holds, and the checks before anything of it is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import atomic_write, read_json_object
+
+NAME = "manifest.json"
+VERSION = 1
+
+#: every key of a complete manifest and its JSON type
+_SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "version": int, "model": str, "arch": str, "format": str, "rank": int, "backend": dict, "plugin": dict,
+    "plan": dict, "onnx": dict, "inputs": list, "outputs": list, "quantized": list, "kept_16bit": list,
+    "fp16_weight_bytes": int, "quantized_weight_bytes": int, "accuracy": dict, "device_memory_bytes": dict,
+    "timings_s": dict, "peak_rss_bytes": dict, "versions": dict, "config": dict,
+}  # fmt: skip
+
+
+def write(folder: Path, data: dict[str, Any]) -> Path:
+    """Write the manifest of an engine folder."""
+    path = folder / NAME
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps({"version": VERSION, **data}, indent=1) + "\n")
+    return path
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Read and validate an engine folder's manifest.
+
+    Raises:
+        ArtifactError: missing, not JSON, another version, or a field missing or of another type.
+    """
+    path = folder / NAME
+    data = read_json_object(path, "an engine manifest")
+    if data.get("version") != VERSION:
+        raise ArtifactError(str(path), f"version {data.get('version')!r}", str(VERSION), "Build the engine again.")
+    for key, kind in _SCHEMA.items():
+        if not isinstance(data.get(key), kind):
+            got = "missing" if key not in data else f"a {type(data[key]).__name__}"
+            raise ArtifactError(f"{path}: {key}", got, getattr(kind, "__name__", str(kind)), "Build the engine again.")
+    return data
+
+
+def verify(folder: Path, arch: int | None = None, plugin_version: str | None = None) -> dict[str, Any]:
+    """Check an engine folder before its plan is used: manifest, arch, plugin version, file sizes and digests.
+
+    Args:
+        arch: the GPU it is for, 89 for sm_89; None accepts any.
+        plugin_version: version of the plugin library at hand; None accepts any.
+
+    Raises:
+        ArtifactError: what does not fit, with the command that mends it.
+    """
+    data = read(folder)
+    again = f"Build it again: svdq-trt build --model {data['model']} --arch {data['arch']} --out {folder.parent}"
+    if arch is not None and data["arch"] != f"sm_{arch}":
+        raise ArtifactError(str(folder), f"a plan for {data['arch']}", f"one for sm_{arch}",
+                            f"svdq-trt build --model {data['model']} --arch sm_{arch}")  # fmt: skip
+    if plugin_version is not None and data["plugin"].get("version") != plugin_version:
+        raise ArtifactError(str(folder), f"a plan of plugin version {data['plugin'].get('version')}",
+                            f"version {plugin_version}", again)  # fmt: skip
+    for part in ("plan", "onnx", "plugin"):
+        entry = data[part]
+        if part == "plan" and not entry:
+            raise ArtifactError(str(folder), "no plan yet (the build was incomplete)", "model.plan", again)
+        path = folder / Path(str(entry.get("file", ""))).name
+        if not path.is_file():
+            raise ArtifactError(str(path), "missing", "the file that the manifest names", again)
+        size = path.stat().st_size
+        if "bytes" in entry and part != "onnx" and size != entry["bytes"]:
+            raise ArtifactError(str(path), f"{size} bytes", f"{entry['bytes']} bytes", again)
+        if "sha256" in entry and sha256(path) != entry["sha256"]:
+            raise ArtifactError(str(path), "another SHA-256 than the manifest's", entry["sha256"], again)
+    return data
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

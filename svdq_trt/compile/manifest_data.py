@@ -1,0 +1,92 @@
+"""The contents of an engine's manifest, from the stages' results and the artifact."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svdq_trt import __version__, errors
+from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work
+from svdq_trt.quantize import artifact
+
+if TYPE_CHECKING:
+    from svdq_trt.compile.run import Ledger
+    from svdq_trt.engine.plugin_lib import PluginLibrary
+
+_PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "polygraphy", "safetensors", "numpy")
+
+
+def manifest_of(
+    work: Work,
+    engine: Engine,
+    ledger: Ledger,
+    library: PluginLibrary,
+    plugin: Path,
+    incomplete: errors.IncompleteError | None,
+) -> dict[str, Any]:
+    """All of manifest.json but its version."""
+    results = ledger.results
+    plan: dict[str, Any] = results.get("plan", {})
+    data = engine.folder / "model.onnx.data"
+    onnx_bytes = (engine.folder / "model.onnx").stat().st_size + (data.stat().st_size if data.exists() else 0)
+    return {
+        "model": work.spec.name,
+        "arch": f"sm_{engine.arch}",
+        "format": engine.format.name,
+        "rank": work.config.rank,
+        "backend": plan.get("backend", {}),
+        "plugin": {"file": plugin.name, "version": library.version, "sha256": library.sha256,
+                   "embedded": incomplete is None},
+        "plan": {} if incomplete else {"file": "model.plan", "bytes": plan["bytes"], "sha256": plan["sha256"]},
+        "incomplete": "" if incomplete is None else str(incomplete),
+        "onnx": {"file": "model.onnx", "bytes": onnx_bytes},
+        "inputs": [_ranged(t) for t in work.profiles()],
+        "outputs": [_ranged(t) for t in work.outputs()],
+        "quantized": _quantized(engine.folder / "svdq.safetensors"),
+        "plugin_layers": plan.get("plugin_layers", []),
+        "kept_16bit": results["quantize"]["kept_16bit"],
+        "fp16_weight_bytes": results["quantize"]["fp16_weight_bytes"],
+        "quantized_weight_bytes": results["quantize"]["quantized_weight_bytes"],
+        "accuracy": _accuracy(work, results),
+        "device_memory_bytes": {"weights": results["quantize"]["quantized_weight_bytes"],
+                                "activations": plan.get("memory", {}).get("activations")},
+        "timings_s": ledger.seconds,
+        "peak_rss_bytes": ledger.peak_rss,
+        "versions": _versions(),
+        "config": work.config.to_json(),
+    }  # fmt: skip
+
+
+def _ranged(tensor: dict[str, Any]) -> dict[str, Any]:
+    return {"name": tensor["name"], "dtype": tensor["dtype"],
+            "shape": {bound: list(tensor[bound]) for bound in ("min", "opt", "max")}}  # fmt: skip
+
+
+def _quantized(path: Path) -> list[dict[str, Any]]:
+    """One entry per original linear; linears of one node share its figures."""
+    return [
+        {"name": member, "node": node.name, "format": node.format, "rank": node.rank, "K": node.k, "N": rows,
+         "activation": node.activation, "alpha": node.alpha, "beta": node.beta, "sqnr_db": round(node.sqnr_db, 2)}
+        for node in artifact.read_nodes(path)
+        for member, rows in zip(node.members, node.member_rows, strict=True)
+    ]  # fmt: skip
+
+
+def _accuracy(work: Work, results: dict[str, Any]) -> dict[str, Any]:
+    if "compare" not in results:
+        return {}
+    return {"against": "the FP16 ONNX in ONNX Runtime", "sizes": work.check_sizes(), "seed": CHECK_SEED,
+            "mean_layer_sqnr_db": round(results["quantize"]["mean_sqnr_db"], 2),
+            "outputs": results["compare"]["outputs"], "plot": "accuracy.png"}  # fmt: skip
+
+
+def _versions() -> dict[str, str]:
+    found = {"svdq-trt": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,114 @@
+"""From a BuildConfig to folders, stages, keys and arguments: all decisions, no work.
+
+    <out>/<model>-shared/                     what several engines use
+        calib.safetensors  model-fp16.onnx(.data)  reference.npz
+        <format>-r<rank>/  svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
+    <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.compile.config import BuildConfig, Range
+from svdq_trt.compile.freshness import stage_key
+from svdq_trt.models import ModelSpec, TensorIO, get_model
+from svdq_trt.spec.archs import resolve_format
+from svdq_trt.spec.formats import Format
+
+CHECK_SEED = 20_241_107  # differs from every calibration seed
+
+#: the code each stage runs; a change there makes the stage run again
+_SOURCES: dict[str, tuple[str, ...]] = {
+    "calibrate": ("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"),
+    "quantize": ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/checkpoint"),
+    "export": ("svdq_export", "svdq_trt/nn", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/compile/stages/graph"),
+    "run_onnx": ("svdq_trt/check", "svdq_trt/models"),
+    "compare": ("svdq_trt/check",),
+    "plan": ("svdq_trt/engine",),
+}
+
+
+def key(stage: str, **params: Any) -> str:
+    """Freshness key of a stage, over its code and parameters."""
+    return stage_key(stage, _SOURCES[stage], params)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One plan to build."""
+
+    arch: int
+    format: Format
+    folder: Path
+    shared: Path  # <out>/<model>-shared/<format>-r<rank>
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything resolved."""
+
+    config: BuildConfig
+    spec: ModelSpec
+    profile: dict[str, tuple[int, int, int]]
+    shared: Path
+    engines: tuple[Engine, ...]
+    weights_id: str
+    logs: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logs", self.shared / "logs")
+
+    def formats(self) -> dict[Format, Path]:
+        """Each format once, with its shared folder."""
+        return {engine.format: engine.shared for engine in self.engines}
+
+    def profiles(self) -> list[dict[str, Any]]:
+        """TensorRT profile of every input, as TensorProfile fields."""
+        return [self._tensor(io) for io in self.spec.inputs]
+
+    def outputs(self) -> list[dict[str, Any]]:
+        """Shape ranges of every output."""
+        return [self._tensor(io) for io in self.spec.outputs]
+
+    def _tensor(self, io: TensorIO) -> dict[str, Any]:
+        low, opt, high = (
+            io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3)
+        )  # fmt: skip
+        dtype = str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch.")
+        return {"name": io.name, "dtype": dtype, "min": low, "opt": opt, "max": high}
+
+    def check_sizes(self) -> dict[str, int]:
+        """The smallest profile shape."""
+        return {symbol: low for symbol, (low, _, _) in self.profile.items()}
+
+
+def plan_work(config: BuildConfig) -> Work:
+    """Resolve a config: model, profile, formats, folders, identity of the weights.
+
+    Raises:
+        SvdqError: an unknown model, a profile that the model cannot take, weights that cannot be had.
+    """
+    from svdq_trt.checkpoint import weights_digest
+
+    spec = get_model(config.model)
+    profile = {
+        symbol: _range(getattr(config, symbol, None), getattr(spec.profile, symbol))
+        for symbol in ("batch", "height", "width", "tokens")
+    }
+    for index in range(3):
+        spec.check_sizes({symbol: values[index] for symbol, values in profile.items()})
+    shared = config.out / f"{spec.name}-shared"
+    engines = tuple(
+        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-r{config.rank}")
+        for arch in config.archs
+        for fmt in [resolve_format(config.format, arch)]
+    )
+    weights_id = weights_digest(spec, config.checkpoint, config.random_weights)
+    return Work(config, spec, profile, shared, engines, weights_id)
+
+
+def _range(given: Range | None, default: tuple[int, int, int]) -> tuple[int, int, int]:
+    return default if given is None else (given.min, given.opt, given.max)

@@ -1,0 +1,121 @@
+"""Run one stage in a process of its own: events in, result or SvdqError out, memory and time measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from svdq_trt.compile.events import Progress, parse, rebuild_error
+from svdq_trt.errors import EXIT_BUG, SvdqError
+
+_SAMPLE_S = 0.1
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage returned and what it cost."""
+
+    value: dict[str, Any]
+    seconds: float
+    peak_rss_bytes: int  # this process and its children together
+
+
+class StageCrash(RuntimeError):
+    """A stage ended with a bug of ours; its log has the traceback."""
+
+
+def run_stage(stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
+    """Run svdq_trt.compile.stages.<stage>.run(args) in a child process.
+
+    Raises:
+        SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
+        StageCrash: a bug of ours, with the last line of the log.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    with log.open("w") as log_file:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "svdq_trt.compile.worker"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file, text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        sampler = _RssSampler(os.getpid())
+        try:
+            assert child.stdin and child.stdout
+            json.dump({"stage": stage, "args": args}, child.stdin)
+            child.stdin.close()
+            value, error = _read_events(child.stdout, progress)
+            code = child.wait()
+        finally:
+            if child.poll() is None:  # Ctrl-C or an error of ours
+                child.kill()
+                child.wait()
+            peak = sampler.stop()
+    if error is not None:
+        raise error
+    if value is None or code:
+        _raise_for_exit(stage, code, log)
+    assert value is not None
+    return StageResult(value, time.monotonic() - start, peak)
+
+
+def _read_events(pipe: IO[str], progress: Progress) -> tuple[dict[str, Any] | None, SvdqError | None]:
+    value: dict[str, Any] | None = None
+    error: SvdqError | None = None
+    for line in pipe:
+        event = parse(line)
+        if event is None:
+            continue
+        if "progress" in event:
+            progress(*event["progress"])
+        elif "result" in event:
+            value = event["result"]
+        elif "error" in event:
+            error = rebuild_error(event["error"])
+    return value, error
+
+
+def _raise_for_exit(stage: str, code: int, log: Path) -> None:
+    with log.open(errors="replace") as file:
+        tail = deque((line.strip() for line in file if line.strip()), maxlen=1)
+    last = tail[0] if tail else "(empty log)"
+    if code < 0:
+        cause = "killed (signal 9, often lack of memory)" if code == -9 else f"ended by signal {-code}"
+        raise SvdqError(f"stage '{stage}'", cause, "it to finish", f"Last log line: {last}. Log: {log}")
+    raise StageCrash(f"stage '{stage}' failed with exit code {code or EXIT_BUG}: {last}. Log: {log}")
+
+
+class _RssSampler(threading.Thread):
+    """Peak resident memory of a process tree, sampled."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._process, self._peak, self._done = psutil.Process(pid), 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        while not self._done.wait(_SAMPLE_S):
+            total = 0
+            for process in [self._process, *self._process.children(recursive=True)]:
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue
+            self._peak = max(self._peak, total)
+
+    def stop(self) -> int:
+        """Stop and return the peak in bytes."""
+        self._done.set()
+        self.join()
+        return self._peak

@@ -1,0 +1,227 @@
+"""Run a build: every stage that is not fresh, in order; then link, plan and manifest per engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svdq_trt import errors
+from svdq_trt.compile import freshness
+from svdq_trt.compile.config import BuildConfig
+from svdq_trt.compile.manifest_data import manifest_of
+from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
+from svdq_trt.compile.process import run_stage
+from svdq_trt.compile.ui import Screen
+from svdq_trt.files import atomic_write
+from svdq_trt.quantize.preset import get_preset
+
+
+@dataclass
+class Ledger:
+    """What the stages of one engine returned and cost, by stage name."""
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_rss: dict[str, int] = field(default_factory=dict)
+
+    def extended(self) -> Ledger:
+        """A copy to add an engine's own stages to."""
+        return Ledger(dict(self.results), dict(self.seconds), dict(self.peak_rss))
+
+
+@dataclass(frozen=True)
+class Built:
+    """One engine: its manifest, or why its plan is still missing."""
+
+    engine: Engine
+    manifest: dict[str, Any]
+    incomplete: errors.IncompleteError | None
+
+
+class Build:
+    """One run of a BuildConfig."""
+
+    def __init__(self, config: BuildConfig, screen: Screen) -> None:
+        self.config, self.screen = config, screen
+        self.work: Work = plan_work(config)
+        self.ledger = Ledger()
+
+    def run(self) -> list[Built]:
+        """All engines, in the order asked for.
+
+        Raises:
+            SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
+            AccuracyError: --min-sqnr was missed; everything is written.
+        """
+        per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in self.work.formats().items()}
+        if self.config.check:
+            self._reference()
+            for fmt, folder in self.work.formats().items():
+                self._check(per_format[fmt.name], fmt.name, folder)
+        built = [self._engine(engine, per_format[engine.format.name].extended()) for engine in self.work.engines]
+        self._gate(built)
+        return built
+
+    # ---- stages ------------------------------------------------------------------------------------------------
+
+    def _stage(
+        self, ledger: Ledger, name: str, label: str, module: str, folder: Path, stage_key: str, files: list[str],
+        args: dict[str, Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run one stage unless it is fresh; record result, time and memory."""
+        record = None if self.config.force else freshness.lookup(folder, name, stage_key)
+        if record is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self.screen.stage(label) as progress:
+                done = run_stage(module, args, self.work.logs / f"{folder.name}.{name}.log", progress)
+            record = {"value": done.value, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
+            freshness.store(folder, name, stage_key, files, record)
+        else:
+            self.screen.reused(label)
+        ledger.results[name] = record["value"]
+        ledger.seconds[name] = round(record["seconds"], 2)
+        ledger.peak_rss[name] = record["peak_rss_bytes"]
+        value: dict[str, Any] = record["value"]
+        return value
+
+    def _weights(self) -> dict[str, Any]:
+        c = self.config
+        return {"model": c.model, "checkpoint": c.checkpoint, "random_weights": c.random_weights}
+
+    def _profile_key(self) -> list[str]:
+        """The graph depends on the largest sizes and on which sizes are static."""
+        return [f"{s}:{high}:{low == high}" for s, (low, _, high) in sorted(self.work.profile.items())]
+
+    def _format_stages(self, fmt: str, folder: Path) -> Ledger:
+        ledger, c, work = self.ledger.extended(), self.config, self.work
+        skip = list(c.skip)
+        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
+        calib = work.shared / "calib.safetensors"
+        fresh = not c.force and freshness.lookup(work.shared, "calibrate", calib_key) is not None
+        quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
+        args = self._weights() | {
+            "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
+            "calib_path": str(calib), "calib_fresh": fresh, "format": fmt, "rank": c.rank, "preset": c.preset,
+            "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+        }  # fmt: skip
+        self.screen.console.print(f"  search: {get_preset(c.preset).describe()}", style="dim", soft_wrap=True)
+        label = f"quantize  {fmt} rank {c.rank}"
+        self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
+        if not fresh and calib.exists():
+            freshness.store(work.shared, "calibrate", calib_key, [calib.name], {})
+
+        export_key = key("export", quantize=quantize_key, profile=self._profile_key())
+        args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
+                "out": str(folder / "model.onnx")}  # fmt: skip
+        files = ["model.onnx", "model.onnx.data"]
+        self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
+        ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
+        return ledger
+
+    def _reference(self) -> None:
+        work, folder = self.work, self.work.shared
+        export_key = key("export", weights=work.weights_id, profile=self._profile_key())
+        args = self._weights() | {"profile": work.profile, "out": str(folder / "model-fp16.onnx")}
+        files = ["model-fp16.onnx", "model-fp16.onnx.data"]
+        self._stage(self.ledger, "reference_export", "check     FP16 ONNX", "reference_export", folder, export_key,
+                    files, args)  # fmt: skip
+        self._run_onnx(self.ledger, "reference_run", "check     FP16 run", folder, "model-fp16.onnx", "reference.npz",
+                       export_key)  # fmt: skip
+
+    def _run_onnx(
+        self, ledger: Ledger, name: str, label: str, folder: Path, onnx: str, out: str, source_key: str
+    ) -> str:
+        sizes = self.work.check_sizes()
+        run_key = key("run_onnx", source=source_key, sizes=sizes, seed=CHECK_SEED)
+        args = {"model": self.config.model, "onnx": str(folder / onnx), "sizes": sizes, "seed": CHECK_SEED,
+                "out": str(folder / out)}  # fmt: skip
+        self._stage(ledger, name, label, "run_onnx", folder, run_key, [out], args)
+        return run_key
+
+    def _check(self, ledger: Ledger, fmt: str, folder: Path) -> None:
+        keys = ledger.results["keys"]
+        run_key = self._run_onnx(ledger, "check_run", f"check     {fmt} run", folder, "model.onnx", "quantized.npz",
+                                 keys["export"])  # fmt: skip
+        compare_key = key("compare", run=run_key, reference=self.work.weights_id)
+        args = {
+            "reference": str(self.work.shared / "reference.npz"), "quantized": str(folder / "quantized.npz"),
+            "artifact": str(folder / "svdq.safetensors"), "title": f"{self.config.model} {fmt} rank {self.config.rank}",
+            "plot": str(folder / "accuracy.png"),
+        }  # fmt: skip
+        self._stage(ledger, "compare", f"check     {fmt} compare", "compare", folder, compare_key, ["accuracy.png"],
+                    args)  # fmt: skip
+        for stage in ("reference_export", "reference_run"):
+            ledger.seconds[stage], ledger.peak_rss[stage] = self.ledger.seconds[stage], self.ledger.peak_rss[stage]
+
+    # ---- one engine --------------------------------------------------------------------------------------------
+
+    def _engine(self, engine: Engine, ledger: Ledger) -> Built:
+        from svdq_trt.engine import plugin_lib
+
+        engine.folder.mkdir(parents=True, exist_ok=True)
+        names = ["svdq.safetensors", "model.onnx", "model.onnx.data"]
+        for name in names + (["accuracy.png"] if self.config.check else []):
+            _link(engine.shared / name, engine.folder / name)
+        library = plugin_lib.find()
+        plugin = engine.folder / library.path.name
+        with atomic_write(plugin) as tmp:
+            shutil.copyfile(library.path, tmp)
+        incomplete = self._plan(engine, ledger, library)
+        data = manifest_of(self.work, engine, ledger, library, plugin, incomplete)
+        from svdq_trt.compile import manifest
+
+        manifest.write(engine.folder, data)
+        return Built(engine, data, incomplete)
+
+    def _plan(self, engine: Engine, ledger: Ledger, library: Any) -> errors.IncompleteError | None:
+        from svdq_trt.engine.backend import select
+
+        try:
+            backend = select(self.config.backend, engine.arch)
+        except errors.IncompleteError as error:
+            (engine.folder / "model.plan").unlink(missing_ok=True)  # of an earlier build: not of these weights
+            return error
+        profiles = self.work.profiles()
+        plan_key = key("plan", export=ledger.results["keys"]["export"], arch=engine.arch, backend=backend.name,
+                       version=backend.version, plugin=library.sha256, profiles=profiles)  # fmt: skip
+        args = {"onnx": str(engine.folder / "model.onnx"), "arch": engine.arch, "backend": backend.name,
+                "profiles": profiles, "plan": str(engine.folder / "model.plan"),
+                "plugin": str(library.path)}  # fmt: skip
+        label = f"plan      sm_{engine.arch} {backend.name}"
+        self._stage(ledger, "plan", label, "plan", engine.folder, plan_key, ["model.plan"], args)
+        return None
+
+    def _gate(self, built: list[Built]) -> None:
+        if self.config.min_sqnr is None:
+            return
+        for one in built:
+            for output in one.manifest["accuracy"]["outputs"]:
+                if output["sqnr_db"] < self.config.min_sqnr:
+                    raise errors.AccuracyError(
+                        f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
+                        f"at least {self.config.min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset full.",
+                    )  # fmt: skip
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard-link an artifact into an engine's folder; copy where the file system cannot."""
+    if target.exists() and os.path.samefile(source, target):
+        return
+    tmp = target.with_name(f".{target.name}.tmp")
+    tmp.unlink(missing_ok=True)
+    try:
+        os.link(source, tmp)
+    except OSError:
+        shutil.copy2(source, tmp)
+    os.replace(tmp, target)
+
+
+def build(config: BuildConfig) -> list[Built]:
+    """Build everything a config asks for, with progress on stderr."""
+    if sys.version_info < (3, 11):
+        raise errors.SvdqError("python", sys.version.split()[0], "3.11 or newer")
+    return Build(config, Screen()).run()

@@ -1,0 +1,21 @@
+"""Stage: outputs of both ONNX files -> accuracy figures and the plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.compile.events import Progress
+
+
+def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """args: reference, quantized (npz files), artifact, title, plot."""
+    from svdq_trt.check.metrics import compare
+    from svdq_trt.check.plot import plot_accuracy
+    from svdq_trt.quantize import artifact
+
+    progress(0, 1, "comparing")
+    accuracy = compare(Path(args["reference"]), Path(args["quantized"]))
+    nodes = artifact.load(Path(args["artifact"])).nodes
+    plot_accuracy(nodes, accuracy, Path(args["reference"]), Path(args["quantized"]), args["title"], Path(args["plot"]))
+    return {"outputs": [a.to_json() for a in accuracy]}

@@ -1,0 +1,45 @@
+"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.compile.events import Progress
+
+
+def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Load the model, calibrate unless calib.safetensors is there, quantize.
+
+    args: model, checkpoint, random_weights, skip, calibration, calib_path, samples, format, rank, preset, out, key.
+    """
+    from svdq_trt import calibrate
+    from svdq_trt.checkpoint import load
+    from svdq_trt.models import get_model
+    from svdq_trt.quantize.preset import get_preset
+    from svdq_trt.quantize.run import quantize_model
+    from svdq_trt.spec.formats import FORMATS
+
+    spec = get_model(args["model"])
+    progress(0, 1, "loading weights")
+    module = load(spec, args["checkpoint"], args["random_weights"])
+    recipe = spec.recipe(module, tuple(args["skip"]))
+    fp16_bytes = sum(t.numel() * 2 for t in module.parameters())
+    calib_path = Path(args["calib_path"])
+    if args["calib_fresh"]:
+        calibration = calibrate.load(calib_path)
+    else:
+        calibration = calibrate.collect(module, spec, recipe.groups, inputs_file=args["calibration"], progress=progress)
+        calibration.save(calib_path)
+    out = Path(args["out"])
+    nodes = quantize_model(
+        module, spec, recipe.groups, calibration, FORMATS[args["format"]], args["rank"], get_preset(args["preset"]),
+        out, args["key"], progress, skip=tuple(args["skip"]),
+    )  # fmt: skip
+    return {
+        "fp16_weight_bytes": fp16_bytes,
+        "quantized_weight_bytes": out.stat().st_size,
+        "kept_16bit": [{"name": k.name, "reason": k.reason} for k in recipe.kept],
+        "mean_sqnr_db": sum(n.sqnr_db for n in nodes) / max(len(nodes), 1),
+        "nodes": len(nodes),
+    }

@@ -1,0 +1,53 @@
+"""Entry point of a stage's process: ``python -m svdq_trt.compile.worker`` with one JSON job on stdin.
+
+A process per stage returns its memory to the system, and a library that aborts takes only the stage with it.
+Everything that libraries print goes to the stage's log; only events go to the pipe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+
+from svdq_trt.compile.events import Emitter
+from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USER, SvdqError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run one stage; the exit code says how it ended."""
+    # A killed build must not leave a stage running on for minutes.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # stdout of libraries -> the log that the parent put behind stderr
+    emitter = Emitter(pipe)
+    job = json.load(sys.stdin)
+    try:
+        stage = importlib.import_module(f"svdq_trt.compile.stages.{job['stage']}")
+        emitter.result(stage.run(job["args"], emitter.progress))
+    except SvdqError as error:
+        traceback.print_exc()
+        emitter.error(error)
+        return EXIT_USER
+    except OSError as error:  # full or unwritable disk, vanished file
+        traceback.print_exc()
+        where = str(error.filename or job["stage"])
+        emitter.error(SvdqError(where, error.strerror or str(error), "a readable and writable file with free space"))
+        return EXIT_USER
+    except MemoryError:
+        emitter.error(SvdqError(job["stage"], "out of memory", "more RAM", "Close other programs, or use --no-check."))
+        return EXIT_USER
+    except Exception:  # our bug: the log has the traceback
+        traceback.print_exc()
+        return EXIT_BUG
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

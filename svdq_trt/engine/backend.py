@@ -1,0 +1,97 @@
+"""The TensorRT that builds: TensorRT-RTX (ahead of time, for other GPUs) or TensorRT (for the GPU present).
+
+Both have the same Python API and run the same code here. What a backend can build for is asked of the loaded
+library and of the CUDA driver, never listed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from svdq_trt.errors import IncompleteError, UsageError
+
+#: backend name -> Python module, in the order in which `auto` asks.
+MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A loaded TensorRT-like module."""
+
+    name: str
+    module: ModuleType
+
+    @property
+    def version(self) -> str:
+        """Release, as the library says it."""
+        return str(self.module.__version__)
+
+    def targets(self) -> list[int]:
+        """Compute capabilities this backend can build for on this machine."""
+        named = getattr(self.module, "ComputeCapability", None)
+        if named is not None:  # builds ahead of time
+            return sorted(int(n[2:]) for n in dir(named) if n.startswith("SM") and n[2:].isdigit())
+        present = local_arch()
+        return [] if present is None else [present]
+
+    def set_target(self, config: Any, arch: int) -> None:
+        """Make an IBuilderConfig build for `arch`."""
+        named = getattr(self.module, "ComputeCapability", None)
+        if named is not None:
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(named, f"SM{arch}"), 0)
+
+
+def available(choice: str = "auto") -> list[Backend]:
+    """The backends that import, in order of preference; `choice` narrows it to one."""
+    if choice != "auto" and choice not in MODULES:
+        raise UsageError("--backend", f"'{choice}'", f"auto, {', '.join(MODULES)}")
+    names = list(MODULES) if choice == "auto" else [choice]
+    found = []
+    for name in names:
+        try:
+            found.append(Backend(name, importlib.import_module(MODULES[name])))
+        except (ImportError, OSError):
+            continue
+    return found
+
+
+def select(choice: str, arch: int) -> Backend:
+    """The first backend that can build for `arch` here.
+
+    Raises:
+        IncompleteError: none can; says what each could do.
+    """
+    backends = available(choice)
+    for backend in backends:
+        if arch in backend.targets():
+            return backend
+    if backends:
+        said = "; ".join(
+            f"{b.name} {b.version} builds for " + (", ".join(f"sm_{t}" for t in b.targets()) or "no GPU, as none is present")
+            for b in backends
+        )  # fmt: skip
+    else:
+        said = f"no module {' or '.join(MODULES[n] for n in ([choice] if choice != 'auto' else MODULES))} is installed"
+    raise IncompleteError(f"sm_{arch}", said, f"a TensorRT that builds for sm_{arch}")
+
+
+def local_arch() -> int | None:
+    """Compute capability of CUDA device 0 (90 for sm_90), or None without a driver or GPU."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75, _MINOR = 76
+    if cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device) or cuda.cuDeviceGetAttribute(
+        ctypes.byref(minor), 76, device
+    ):
+        return None
+    return major.value * 10 + minor.value

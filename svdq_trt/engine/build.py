@@ -1,0 +1,158 @@
+"""ONNX -> plan: parse, one profile, build, stream to disk. Knows TensorRT; knows neither torch nor models."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.compile.events import Progress
+from svdq_trt.engine.backend import Backend
+from svdq_trt.engine.profile import TensorProfile
+from svdq_trt.errors import SvdqError
+from svdq_trt.files import atomic_write
+
+
+@dataclass(frozen=True)
+class PlanInfo:
+    """What was built: size and digest of the file, and the plugin layers TensorRT put into the network."""
+
+    bytes: int
+    sha256: str
+    plugin_layers: list[str]
+    notes: dict[str, Any]
+
+
+def build_plan(
+    backend: Backend,
+    onnx: Path,
+    arch: int,
+    profiles: list[TensorProfile],
+    plan: Path,
+    progress: Progress,
+    embed: Path | None = None,
+) -> PlanInfo:
+    """Build `onnx` for sm_<arch> and write `plan` (complete or not at all).
+
+    Args:
+        embed: plugin library to serialize into the plan; it must be loaded already.
+
+    Raises:
+        SvdqError: the parser or the builder refused; carries TensorRT's own last error.
+    """
+    trt = backend.module
+    logger = _make_logger(trt)
+    builder = trt.Builder(logger)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(onnx)):
+        texts = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise SvdqError(str(onnx), logger.last_error or "; ".join(texts) or "not parsed",
+                        f"a graph that {backend.name} {backend.version} takes")  # fmt: skip
+    plugin_type = trt.LayerType.PLUGIN_V3
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    plugin_layers = [layer.name for layer in layers if layer.type == plugin_type]
+
+    config = builder.create_builder_config()
+    backend.set_target(config, arch)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    profile = builder.create_optimization_profile()
+    for tensor in profiles:
+        profile.set_shape(tensor.name, tensor.min, tensor.opt, tensor.max)
+    if config.add_optimization_profile(profile) < 0:
+        raise SvdqError(str(onnx), logger.last_error or "profile refused", "shapes that fit the graph's inputs")
+    if embed is not None:
+        config.plugins_to_serialize = [str(embed)]
+    monitor = _make_monitor(trt, progress)
+    config.progress_monitor = monitor
+
+    with atomic_write(plan) as tmp, tmp.open("wb") as file:
+        writer = _make_writer(trt, file)
+        done = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.error is not None:
+            raise writer.error
+        if not done:
+            raise SvdqError(f"sm_{arch}: {onnx.name}", logger.last_error or "build failed", "a graph that builds")
+    return PlanInfo(writer.bytes, writer.digest.hexdigest(), plugin_layers, logger.notes)
+
+
+def _make_logger(trt: Any) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        """Prints (into the stage's log) and keeps the last errors and TensorRT's own memory figures."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=8)
+            self.notes: dict[str, int] = {}
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.INFO:
+                print(f"[{str(severity).rpartition('.')[2]}] {message}", flush=True)
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+            for name, pattern in _MEMORY_NOTES.items():
+                if match := re.search(pattern, message):
+                    self.notes[name] = int(match[1])
+
+        @property
+        def last_error(self) -> str:
+            """Our plugin's own message if there is one, else the last error."""
+            ours = [e for e in self.errors if "svdq" in e.lower()]
+            return " ".join((ours or list(self.errors) or [""])[-1].split())
+
+    return Logger()
+
+
+#: figures that TensorRT states only in its log
+_MEMORY_NOTES = {
+    "activations": r"Total Activation Memory: (\d+)",
+    "weights": r"Total Weights Memory: (\d+)",
+}
+
+
+def _make_monitor(trt: Any, progress: Progress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+        """Shows the innermost running phase of the build."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._phases: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._phases[phase_name] = num_steps
+            progress(0, max(num_steps, 1), phase_name)
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._phases.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            progress(step + 1, max(self._phases.get(phase_name, 1), 1), phase_name)
+            return True
+
+    return Monitor()
+
+
+def _make_writer(trt: Any, file: Any) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc,name-defined]
+        """Writes and digests the plan as it comes: it is never whole in memory."""
+
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.digest, self.bytes = hashlib.sha256(), 0
+            self.error: OSError | None = None
+
+        def write(self, data: Any) -> int:
+            try:
+                file.write(data)
+            except OSError as error:  # must not cross TensorRT's boundary
+                self.error = error
+                return 0
+            self.digest.update(data)
+            self.bytes += len(data)
+            return len(data)
+
+    return Writer()

@@ -1,0 +1,127 @@
+"""``svdq.safetensors``: the state dict of the quantized model, complete, with what each node is.
+
+Tensors are named as in the module (``<node>.qweight``, ... and the kept 16-bit weights). The header's metadata key
+``svdq`` holds JSON: {version, model, format, rank, preset, nodes: [...]}. The model is rebuilt from this file alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import atomic_write
+from svdq_trt.quantize.layer import QuantizedLinear
+from svdq_trt.spec.formats import FORMATS, Activation
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One svdq node: what it is made of and how well it was quantized.
+
+    Attributes:
+        name: module path, and the ONNX and TensorRT node name. members: original linears, stacked on N.
+        n, k, rank: N, K, R. sqnr_db: output SQNR on calibration tokens.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    member_rows: tuple[int, ...]
+    format: str
+    activation: str
+    n: int
+    k: int
+    rank: int
+    sqnr_db: float
+    alpha: float
+    beta: float
+    act_unsigned: bool
+    act_shift: float
+
+    @classmethod
+    def from_quantized(cls, q: QuantizedLinear, members: tuple[str, ...], rows: tuple[int, ...]) -> Node:
+        """Describe a quantizer's result."""
+        n, half_k = q.tensors["qweight"].shape
+        return cls(q.name, members, rows, q.format.name, q.activation.value, n, 2 * half_k,
+                   q.tensors["lora_down"].shape[0], q.sqnr_db, q.alpha, q.beta, q.act_unsigned, q.act_shift)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened svdq.safetensors; `tensors` are memory-mapped."""
+
+    meta: dict[str, Any]
+    nodes: tuple[Node, ...]
+    tensors: dict[str, Tensor]
+
+
+def save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any], nodes: list[Node]) -> None:
+    """Write the artifact; under its final name only when complete."""
+    header = {**meta, "version": VERSION, "nodes": [asdict(node) for node in nodes]}
+    with atomic_write(path) as tmp:
+        save_file(dict(tensors), tmp, metadata={"svdq": json.dumps(header)})
+
+
+def load(path: Path) -> Artifact:
+    """Open and validate.
+
+    Raises:
+        ArtifactError: missing, truncated, not ours, or a node whose tensors do not fit its description.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get("svdq")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(str(path), str(error), "a complete svdq.safetensors", "Build again with --force.") from None
+    meta, nodes = _parse(path, header)
+    for node in nodes:
+        _check_node(path, node, tensors)
+    return Artifact(meta, nodes, tensors)
+
+
+def read_nodes(path: Path) -> tuple[Node, ...]:
+    """The nodes alone, without touching the tensors."""
+    try:
+        with safe_open(path, framework="np") as file:
+            header = (file.metadata() or {}).get("svdq")
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(str(path), str(error), "a complete svdq.safetensors", "Build again with --force.") from None
+    return _parse(path, header)[1]
+
+
+def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, ...]]:
+    try:
+        meta = json.loads(header or "null")
+        if meta["version"] != VERSION:
+            raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), "Build again with --force.")
+        nodes = tuple(
+            Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"])}) for n in meta["nodes"]
+        )
+        for node in nodes:
+            Activation(node.activation), FORMATS[node.format]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(str(path), f"no usable header ({error})", "svdq-trt's own file") from None
+    return meta, nodes
+
+
+def _check_node(path: Path, node: Node, tensors: Mapping[str, Tensor]) -> None:
+    from svdq_trt.spec.ops import input_shapes
+
+    for name, shape in input_shapes(FORMATS[node.format], node.n, node.k, node.rank).items():
+        tensor = tensors.get(f"{node.name}.{name}")
+        got = "missing" if tensor is None else str(tuple(tensor.shape))
+        if tensor is None or tuple(tensor.shape) != shape:
+            raise ArtifactError(f"{path}: {node.name}.{name}", got, str(shape), "Build again with --force.")
+        if name in ("qweight",) and tensor.dtype != torch.int8:
+            raise ArtifactError(f"{path}: {node.name}.{name}", str(tensor.dtype), "int8", "Build again with --force.")
