@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svdq_trt.errors import UsageError
+from svdq_trt.quantize.preset import get_preset
 from svdq_trt.spec.formats import R_MULTIPLE
 
 
@@ -71,6 +72,7 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= 1024:
             raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to 1024")
+        get_preset(self.preset)
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.min_sqnr is not None and not self.check:

@@ -105,7 +105,7 @@ class _RssSampler(threading.Thread):
 
     def run(self) -> None:
         """Sample until stopped."""
-        while not self._done.wait(_SAMPLE_S):
+        while True:
             total = 0
             for process in [self._process, *self._process.children(recursive=True)]:
                 try:
@@ -113,6 +113,8 @@ class _RssSampler(threading.Thread):
                 except psutil.Error:
                     continue
             self._peak = max(self._peak, total)
+            if self._done.wait(_SAMPLE_S):
+                return
 
     def stop(self) -> int:
         """Stop and return the peak in bytes."""

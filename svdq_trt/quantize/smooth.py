@@ -15,6 +15,7 @@ from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, NVFP4, Format
 #: powers of two below 448, which leaves headroom above and 15 normal binades below.
 _NVFP4_TOP = FP4_MAX * FP8_MAX / 4
 _S_LIMITS = (2.0**-12, 2.0**12)
+_MUL_LIMITS = (2.0**-14, 2.0**14)  # normal numbers of f16
 
 
 def candidates(grids: int) -> list[tuple[float, float]]:
@@ -43,4 +44,4 @@ def act_multiplier(
         top = (x_absmax / s).max()
         if top > 0:
             s = s * torch.exp2(torch.ceil(torch.log2(top / _NVFP4_TOP)))
-    return (1.0 / s).to(act_dtype).float()
+    return (1.0 / s).clamp(*_MUL_LIMITS).to(act_dtype).float()

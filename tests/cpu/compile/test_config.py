@@ -1,0 +1,66 @@
+"""BuildConfig, archs and the command line's refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from svdq_trt import cli
+from svdq_trt.compile.config import BuildConfig, Range
+from svdq_trt.errors import UsageError
+from svdq_trt.spec.archs import parse_arch, resolve_format
+
+
+def test_range_parses_one_number_and_three():
+    assert Range.parse("--batch", "2") == Range(2, 2, 2)
+    assert Range.parse("--height", "512:1024:1536", 64) == Range(512, 1024, 1536)
+    assert str(Range(1, 2, 4)) == "1:2:4" and str(Range(2, 2, 2)) == "2"
+
+
+@pytest.mark.parametrize("text", ["", "0", "4:2:1", "1:2", "a", "1:2:3:4", "-1", "100:128:192"])
+def test_bad_range_is_refused(text):
+    with pytest.raises(UsageError, match="--height"):
+        Range.parse("--height", text, 64)
+
+
+def test_auto_format_follows_the_arch():
+    assert [resolve_format("auto", parse_arch(f"sm_{a}")).name for a in (80, 86, 89, 90, 120, 121)] == [
+        "w4a8", "int4", "int4", "w4a8", "nvfp4", "nvfp4"]  # fmt: skip
+
+
+def test_format_without_kernels_on_an_arch_is_refused():
+    with pytest.raises(UsageError, match="nvfp4 for sm_89"):
+        resolve_format("nvfp4", 89)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["--model", "sdxl-tiny", "--arch", "sm_1"], 2, "--arch: 'sm_1', want one of sm_80"),
+        (["--model", "nope", "--arch", "sm_89"], 2, "--model: 'nope', want one of sdxl"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--rank", "20"], 2, "--rank: 20, want a multiple of 16"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--batch", "x"], 2, "--batch: 'x'"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--format", "int3"], 2, "--format: 'int3'"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--preset", "max"], 2, "--preset: 'max'"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--height", "100"], 1, "height: 100, want a positive multiple of 64"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89"], 1, "--random-weights"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--checkpoint", "/nonexistent/x.safetensors"], 1, "x.safetensors"),
+        (["--model", "sdxl-tiny"], 2, "--arch"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration", "/no/f"], 2, "--calib"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--no-check", "--min-sqnr", "9"], 2, "--min-sqnr"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path, capsys):
+    try:
+        got = cli.main(["build", *argv, "--out", str(tmp_path / "out")])
+    except SystemExit as exit_:
+        got = exit_.code
+    err = capsys.readouterr().err
+    assert got == code, err
+    assert text in err and "Traceback" not in err
+    assert err.strip().count("\n") == 0
+
+
+def test_checkpoint_and_random_weights_exclude_each_other():
+    with pytest.raises(UsageError, match="one of them"):
+        BuildConfig("sdxl", (89,), Path("x"), checkpoint="a", random_weights=0)

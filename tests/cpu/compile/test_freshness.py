@@ -1,0 +1,34 @@
+"""Reuse of stages: only when key and files are what they were."""
+
+from __future__ import annotations
+
+import os
+
+from svdq_trt.compile import freshness
+
+
+def test_fresh_until_key_or_file_changes(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"1234")
+    freshness.store(tmp_path, "s", "k1", ["a.bin"], {"v": 1})
+    assert freshness.lookup(tmp_path, "s", "k1") == {"v": 1}
+    assert freshness.lookup(tmp_path, "s", "k2") is None
+    assert freshness.lookup(tmp_path, "t", "k1") is None
+    os.utime(tmp_path / "a.bin", ns=(1, 1))
+    assert freshness.lookup(tmp_path, "s", "k1") is None
+
+
+def test_missing_file_and_damaged_record_are_stale(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"1")
+    freshness.store(tmp_path, "s", "k", ["a.bin"], {})
+    (tmp_path / "a.bin").unlink()
+    assert freshness.lookup(tmp_path, "s", "k") is None
+    for text in ("", "[]", '{"s": 3}', '{"s": {"key": "k", "files": 1}}', "\x00"):
+        (tmp_path / freshness.RECORD).write_text(text)
+        assert freshness.lookup(tmp_path, "s", "k") is None
+
+
+def test_key_depends_on_params_and_code():
+    a = freshness.stage_key("s", ("svdq_trt/spec",), {"x": 1})
+    assert a == freshness.stage_key("s", ("svdq_trt/spec",), {"x": 1})
+    assert a != freshness.stage_key("s", ("svdq_trt/spec",), {"x": 2})
+    assert a != freshness.stage_key("s", ("svdq_trt/ref",), {"x": 1})

@@ -1,0 +1,62 @@
+"""Stages in processes: results, errors, crashes and what a person reads about them."""
+
+from __future__ import annotations
+
+import pytest
+from svdq_trt.compile import events, process
+from svdq_trt.errors import ArtifactError, SvdqError
+
+
+@pytest.fixture
+def stage(tmp_path, monkeypatch):
+    """Run a one-off stage module from source text."""
+
+    def run(source: str, args=None, progress=lambda *a: None):
+        package = tmp_path / "site" / "svdq_probe"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "__init__.py").write_text("")
+        (tmp_path / "site" / "sitecustomize.py").write_text(
+            "import svdq_trt.compile.stages as s, pathlib\ns.__path__.append(str(pathlib.Path(__file__).parent))\n"
+        )
+        (tmp_path / "site" / "probe.py").write_text(source)
+        import os
+
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+        return process.run_stage("probe", args or {}, tmp_path / "probe.log", progress)
+
+    return run
+
+
+def test_result_progress_time_and_memory_come_back(stage):
+    seen = []
+    done = stage(
+        "def run(args, progress):\n    progress(1, 2, 'half')\n    print('noise')\n    return {'twice': 2 * args['x']}",
+        {"x": 4}, lambda *a: seen.append(a),
+    )  # fmt: skip
+    assert done.value == {"twice": 8} and seen == [(1, 2, "half")]
+    assert done.seconds > 0 and done.peak_rss_bytes > 10e6
+
+
+def test_user_error_keeps_type_and_text(stage):
+    with pytest.raises(ArtifactError, match=r"f: got, want a b. Fix it\."):
+        stage("from svdq_trt.errors import ArtifactError\ndef run(a, p): raise ArtifactError('f','got','a b','Fix it.')")
+
+
+def test_abort_becomes_one_sentence(stage):
+    with pytest.raises(SvdqError, match="ended by signal 6"):
+        stage("import os\ndef run(a, p): os.abort()")
+
+
+def test_bug_names_the_log(stage, tmp_path):
+    with pytest.raises(process.StageCrash, match=r"ZeroDivisionError.*probe\.log"):
+        stage("def run(a, p): return 1 / 0")
+
+
+def test_full_disk_is_a_user_error(stage):
+    with pytest.raises(SvdqError, match="No space left"):
+        stage("import errno\ndef run(a, p): raise OSError(errno.ENOSPC, 'No space left on device', '/x/y')")
+
+
+def test_unknown_error_type_from_a_child_is_still_a_user_error():
+    error = events.rebuild_error({"type": "os", "where": "w", "got": "g", "want": "x", "fix": ""})
+    assert type(error) is SvdqError
