@@ -70,7 +70,7 @@ TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
 }
 
 
-def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile) -> ModelSpec:
+def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int) -> ModelSpec:
     batch = Axis("batch")
     # The UNet halves twice, so 4 would do; 64-pixel images give 8, and every token count stays a multiple of 4.
     height, width = Axis("height", divisor=8, multiple=8), Axis("width", divisor=8, multiple=8)
@@ -88,6 +88,7 @@ def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: P
         act_dtype="float16",
         pixel_multiple=64,
         profile=profile,
+        calibration_pixels=pixels,
         inputs=(
             TensorIO("sample", "act", latent_in),
             TensorIO("timestep", "float32", (batch,)),
@@ -106,6 +107,7 @@ SDXL = _spec(
     "stabilityai/stable-diffusion-xl-base-1.0",
     SDXL_CONFIG,
     Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(77, 77, 77)),
+    512,
 )
 
 SDXL_TINY = _spec(
@@ -114,4 +116,5 @@ SDXL_TINY = _spec(
     "",
     TINY_CONFIG,
     Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(77, 77, 77)),
+    256,
 )

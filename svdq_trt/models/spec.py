@@ -106,6 +106,7 @@ class ModelSpec:
         act_dtype: "float16" or "bfloat16"; dtype of weights and activations of the engine.
         pixel_multiple: height and width are multiples of this.
         profile: default optimization profile.
+        calibration_pixels: side of the synthetic images of calibration: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
     """
@@ -120,6 +121,7 @@ class ModelSpec:
     act_dtype: str
     pixel_multiple: int
     profile: Profile
+    calibration_pixels: int
     inputs: tuple[TensorIO, ...]
     outputs: tuple[TensorIO, ...]
     family: Family
