@@ -1,0 +1,8 @@
+"""What flows into each quantized linear: per-channel maxima and sampled rows."""
+
+from __future__ import annotations
+
+from svdq_trt.calibrate.artifact import Calibration
+from svdq_trt.calibrate.collect import collect
+
+__all__ = ["Calibration", "collect"]

@@ -1,0 +1,30 @@
+"""The models this tool knows, by the name used on the command line."""
+
+from __future__ import annotations
+
+from svdq_trt.errors import UsageError
+from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, stack_group
+from svdq_trt.models.sdxl import SDXL, SDXL_TINY
+from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (SDXL, SDXL_TINY)}
+
+__all__ = [
+    "MODELS",
+    "Axis",
+    "Kept",
+    "LinearGroup",
+    "ModelSpec",
+    "Profile",
+    "Recipe",
+    "TensorIO",
+    "get_model",
+    "stack_group",
+]
+
+
+def get_model(name: str) -> ModelSpec:
+    """The model of that name. Raises UsageError listing the known ones."""
+    if name not in MODELS:
+        raise UsageError("--model", f"'{name}'", f"one of {', '.join(MODELS)}")
+    return MODELS[name]

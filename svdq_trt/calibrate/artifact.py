@@ -1,0 +1,102 @@
+"""calib.safetensors: the result of calibration as a file. Letters: K input features, T sampled tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svdq_trt.checkpoint.tensors import check_finite
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import atomic_write
+from svdq_trt.models import LinearGroup
+
+VERSION = 1
+_KEY = "svdq.calibration"  # of the safetensors metadata
+_ACT_DTYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Calibration:
+    """Per group, by node name.
+
+    Attributes:
+        amax: [K] f32, max |x| per channel over all tokens seen.
+        x: [T, K] act dtype, rows drawn uniformly from all tokens seen; T differs where few tokens exist.
+        meta: what was run: model, samples, sizes, seed, source of the inputs.
+    """
+
+    amax: dict[str, torch.Tensor]
+    x: dict[str, torch.Tensor]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write calib.safetensors whole or not at all. Raises ArtifactError: disk full, not writable."""
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {f"{n}.x": t for n, t in self.x.items()}
+        note = json.dumps({"version": VERSION, "nodes": list(self.amax), "meta": self.meta})
+        with atomic_write(path) as tmp:
+            try:
+                save_file({k: t.contiguous() for k, t in tensors.items()}, str(tmp), metadata={_KEY: note})
+            except SafetensorError as error:  # the library wraps a full disk in its own type
+                raise OSError(str(error)) from error
+
+    @classmethod
+    def load(cls, path: str | Path, groups: Sequence[LinearGroup] | None = None) -> Calibration:
+        """Read and check a file; tensors stay mapped, so they take no memory of their own.
+
+        Raises:
+            ArtifactError: unreadable, not ours, of another version, damaged, or (with `groups`) of other nodes.
+        """
+        path = Path(path)
+        tensors, note = _read(path)
+        if note.get("version") != VERSION:
+            raise ArtifactError(str(path), f"calibration version {note.get('version')}", f"{VERSION}", "Calibrate again.")
+        nodes = note.get("nodes")
+        if not isinstance(nodes, list) or not isinstance(note.get("meta"), dict):
+            raise ArtifactError(str(path), "damaged metadata", "'nodes' and 'meta'", "Calibrate again.")
+        if set(tensors) != {f"{n}.{part}" for n in nodes for part in ("amax", "x")}:
+            raise ArtifactError(str(path), "tensors don't match its node list", "amax and x of each", "Calibrate again.")
+        if groups is not None and set(nodes) != {g.node for g in groups}:
+            differ = sorted(set(nodes) ^ {g.node for g in groups})
+            raise ArtifactError(
+                str(path), f"made for other layers ({differ[0]}, {len(differ)} differ)", "this model and these skips",
+                "Calibrate again.",
+            )
+        out = cls({n: tensors[f"{n}.amax"] for n in nodes}, {n: tensors[f"{n}.x"] for n in nodes}, note["meta"])
+        for node in nodes:
+            _check(path, node, out.amax[node], out.x[node])
+        return out
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            note = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ArtifactError(str(path), f"not readable ({reason})", "a calibration file", "Calibrate again.") from error
+    if not isinstance(note, dict):
+        raise ArtifactError(str(path), "no calibration metadata", "a file written by calibration", "Calibrate again.")
+    return tensors, note
+
+
+def _check(path: Path, node: str, amax: torch.Tensor, x: torch.Tensor) -> None:
+    where = f"{path}: '{node}'"
+    if amax.dim() != 1 or x.dim() != 2 or x.shape[1] != len(amax) or not len(x):
+        raise ArtifactError(where, f"amax {list(amax.shape)}, x {list(x.shape)}", "[K] and [T, K]", "Calibrate again.")
+    if amax.dtype != torch.float32 or x.dtype not in _ACT_DTYPES:
+        raise ArtifactError(where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Calibrate again.")
+    check_finite(where, amax)
+    check_finite(where, x)
+    if amax.min() < 0:
+        raise ArtifactError(where, "negative amax", "absolute maxima", "Calibrate again.")

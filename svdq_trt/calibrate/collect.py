@@ -1,0 +1,137 @@
+"""Run the model over some inputs and keep what the quantizer needs to know of each group's x.
+
+Letters: M tokens of one call, K input features, T rows kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from svdq_trt.calibrate.artifact import Calibration
+from svdq_trt.calibrate.inputs import InputFile, Inputs, synthetic
+from svdq_trt.calibrate.upcast import float32_layers
+from svdq_trt.errors import RangeError, UsageError
+from svdq_trt.models import LinearGroup, ModelSpec
+
+Progress = Callable[[int, int, str], None]
+
+
+def collect(
+    module: nn.Module,
+    spec: ModelSpec,
+    groups: Sequence[LinearGroup] | None = None,
+    *,
+    samples: int = 4,
+    tokens_per_group: int = 512,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Per group: amax of every input channel over all tokens, and a uniform sample of rows.
+
+    The module keeps its 16-bit weights and computes in f32 (upcast.py).
+
+    Args:
+        module: the loaded model, its linears not replaced yet.
+        spec: its data.
+        groups: nodes to watch; all of the model's when None.
+        samples: synthetic inputs, spread over the denoising steps; ignored with `data`.
+        tokens_per_group: T, rows kept per group; fewer where the inputs have fewer tokens.
+        height, width: of synthetic images, pixels; the model's calibration size when None.
+        seed: of the synthetic inputs and the choice of rows; equal seeds give equal results.
+        data: .safetensors file with real inputs instead (inputs.py).
+        progress: called with (layers done, all layers, label).
+
+    Raises:
+        UsageError: samples or tokens_per_group below 1.
+        RangeError: NaN, Inf, or an overflow of the act dtype, naming the first layer that gives it.
+        ArtifactError, ShapeError: `data` is unusable.
+    """
+    if samples < 1:
+        raise UsageError("calibration samples", str(samples), "at least 1")
+    if tokens_per_group < 1:
+        raise UsageError("calibration tokens per group", str(tokens_per_group), "at least 1")
+    groups = spec.groups(module) if groups is None else groups
+    inputs: Iterable[Inputs]
+    if data is not None:
+        inputs = file = InputFile(spec, data)
+        samples, sizes = file.samples, (file.sizes["height"], file.sizes["width"])
+    else:
+        sizes = (height or spec.calibration_pixels, width or spec.calibration_pixels)
+        inputs = synthetic(spec, samples, *sizes, seed)
+    watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
+    flat = spec.wrap(module)
+    with torch.inference_mode(), float32_layers(module, watcher.see):
+        for values in inputs:
+            flat(*values)
+            watcher.end_of_sample()
+    meta = {
+        "model": spec.name, "source": "synthetic" if data is None else Path(data).name, "samples": samples,
+        "height": sizes[0], "width": sizes[1], "seed": seed, "tokens_per_group": tokens_per_group,
+    }  # fmt: skip
+    return watcher.result(meta)
+
+
+class _Watcher:
+    """Sees every layer's call; checks all of them and records the groups' inputs."""
+
+    def __init__(
+        self, spec: ModelSpec, groups: Sequence[LinearGroup], samples: int, rows: int, seed: int,
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        self.dtype = spec.torch_dtype
+        self.limit = torch.finfo(self.dtype).max
+        self.by_layer = {g.members[0]: g for g in groups}  # all members see the same x: watch the first
+        self.samples, self.rows, self.seed, self.progress = samples, rows, seed, progress
+        self.sample = self.done = 0
+        self.amax: dict[str, torch.Tensor] = {}
+        self.kept: dict[str, list[torch.Tensor]] = {g.node: [] for g in groups}
+
+    def see(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        self._check(name, y)
+        group = self.by_layer.get(name)
+        if group is None:
+            return
+        x = x.flatten(0, -2)  # [M, K]
+        self._check(f"{name}' (its input) of '{group.node}", x)
+        # Two reductions and no |x|: the temporary would be as large as the largest activation.
+        amax = torch.maximum(x.amax(0), -x.amin(0)).float()
+        before = self.amax.get(group.node)
+        self.amax[group.node] = amax if before is None else torch.maximum(before, amax)
+        # Each sample has the same number of tokens, so equal shares of a uniform choice are a uniform choice.
+        share = self.rows * (self.sample + 1) // self.samples - self.rows * self.sample // self.samples
+        rng = torch.Generator().manual_seed(_hash(f"{self.seed}:{self.sample}:{group.node}"))
+        chosen = torch.randperm(len(x), generator=rng)[:share].sort().values
+        self.kept[group.node].append(x[chosen].to(self.dtype))
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.samples * len(self.by_layer), group.node)
+
+    def _check(self, name: str, t: torch.Tensor) -> None:
+        low, high = (float(v) for v in torch.aminmax(t))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise RangeError(f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights.")
+        if max(-low, high) > self.limit:
+            got = f"|value| up to {max(-low, high):.3g} in calibration"
+            raise RangeError(f"layer '{name}'", got, f"at most {self.limit:.0f} ({self.dtype})", "Check the weights.")
+
+    def end_of_sample(self) -> None:
+        self.sample += 1
+
+    def result(self, meta: dict[str, object]) -> Calibration:
+        rows = {}
+        for node in list(self.kept):  # give each group's parts back as soon as they are joined
+            rows[node] = torch.cat(self.kept.pop(node)).clone()
+        return Calibration(self.amax, rows, meta)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

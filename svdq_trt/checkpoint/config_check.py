@@ -1,0 +1,46 @@
+"""Comparing a checkpoint's config.json with the model's own config."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import read_json_object
+from svdq_trt.models import ModelSpec
+
+#: Keys that change no weight and no arithmetic.
+_FREE = {"sample_size"}
+
+
+def check_config(spec: ModelSpec, path: Path) -> None:
+    """Raise ArtifactError naming the first key in which config.json differs from the model's config.
+
+    A key that either side lacks counts with the class's default; keys the class doesn't know are ignored.
+    """
+    found = read_json_object(path, "a diffusers config")
+    cls = spec.model_class()
+    name = found.get("_class_name", cls.__name__)
+    if name != cls.__name__:
+        raise ArtifactError(str(path), f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
+    for key, parameter in inspect.signature(cls.__init__).parameters.items():
+        if key == "self" or key in _FREE:
+            continue
+        want = spec.config.get(key, parameter.default)
+        got = found.get(key, parameter.default)
+        if _normal(got) != _normal(want):
+            raise ArtifactError(str(path), f"{key} is {_short(got)}", f"{_short(want)} for {spec.name}")
+
+
+def _normal(value: Any) -> Any:
+    """Lists equal tuples; a list of equal entries equals the entry; false equals null, as diffusers treats them."""
+    if isinstance(value, list | tuple):
+        items = tuple(_normal(v) for v in value)
+        return items[0] if items and all(v == items[0] for v in items) else items
+    return None if value is False else value
+
+
+def _short(value: Any) -> str:
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,32 @@
+"""Tensor names of the original single-file checkpoints (``model.diffusion_model.*``) as diffusers names them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from svdq_trt.errors import ArtifactError
+from svdq_trt.models import ModelSpec
+
+LDM_PREFIX = "model.diffusion_model."
+
+
+def diffusers_names(spec: ModelSpec, names: Collection[str], where: str) -> dict[str, str]:
+    """Map diffusers name -> name in the file.
+
+    diffusers' own converter does the renaming. It moves values without looking at them, so it is given the names
+    themselves as values: no tensor is read.
+
+    Raises:
+        ArtifactError: `where` doesn't convert; it is another model's.
+    """
+    if not any(n.startswith(LDM_PREFIX) for n in names):
+        return {n: n for n in names}
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    try:
+        converted = convert_ldm_unet_checkpoint({n: n for n in names}, dict(spec.config))
+    except (KeyError, IndexError, ValueError) as error:
+        raise ArtifactError(
+            where, f"original-format keys that don't convert ({error})", f"a checkpoint of {spec.title}"
+        ) from error
+    return {new: LDM_PREFIX + old.removeprefix(LDM_PREFIX) for new, old in converted.items() if old is not None}

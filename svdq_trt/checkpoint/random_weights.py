@@ -1,0 +1,105 @@
+"""Weights from a seed that behave like trained ones: outliers in weights and activations, sane values at any depth.
+
+For trying the whole path without a checkpoint, and for tests. What is imitated, for each quantized linear:
+
+    weight outliers       4 to 8 input channels whose weights are 20 to 100 times the others
+    activation outliers   3 channels in which the norm in front of it has a gamma of 8 to 16
+    the usual trade       where weights are large the norm's gamma is small (0.1 to 0.2), as in trained models; so
+                          neither kind of channel alone makes up the output
+
+Scales follow from the fan-in and from those channels, so every linear's output has about unit variance, and the
+writers of the residual stream half of it. Each tensor depends on (version, seed, its name) only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from svdq_trt.errors import UsageError
+from svdq_trt.models import LinearGroup, ModelSpec
+
+GENERATOR_VERSION = 1  # raise it with any change of the values, so that digests change too
+
+#: Output gain by layer name; first match wins, 1 otherwise. SiLU halves the variance of what follows it.
+_GAINS = (
+    (r".*\.(to_q|to_k)", 1.6),  # logits of standard deviation 2.6: attention picks a few tokens, as trained ones do
+    (r".*\.(to_out\.0|ff\.net\.2|proj_out)", 0.5),
+    (r".*\.conv1|conv_out|.*_embedding\.linear_2", 1.67),
+    (r".*\.conv2", 0.8),
+    (r".*\.time_emb_proj", 0.5),
+)
+
+
+def fill_random(
+    spec: ModelSpec, module: nn.Module, seed: int, progress: Callable[[int, int, str], None] | None = None
+) -> None:
+    """Give every (meta) parameter of `module` its value, in the parameter's dtype on the CPU.
+
+    Raises:
+        UsageError: a negative seed.
+    """
+    if seed < 0:
+        raise UsageError("--random-weights", str(seed), "a seed of 0 or more")
+    groups = spec.groups(module)
+    by_member = {m: g for g in groups for m in g.members}
+    by_norm = {g.source: g for g in groups if g.source}
+    names = [name for name, _ in module.named_parameters()]
+    for done, name in enumerate(names, 1):
+        owner, _, leaf = name.rpartition(".")
+        layer = module.get_submodule(owner)
+        meta = getattr(layer, leaf)
+        rng = torch.Generator().manual_seed(_hash(seed, name))
+        if leaf != "weight":
+            value = 0.02 * torch.randn(meta.shape, generator=rng)
+        elif owner in by_norm:
+            value = _outliers(by_norm[owner], meta.numel(), seed)[1]
+        elif meta.dim() == 1:
+            value = 1 + 0.1 * torch.randn(meta.shape, generator=rng)
+        else:
+            value = _matrix(owner, meta, by_member.get(owner), seed, rng)
+        setattr(layer, leaf, nn.Parameter(value.to(meta.dtype), requires_grad=False))
+        if progress:
+            progress(done, len(names), name)
+
+
+def _matrix(
+    owner: str, meta: torch.Tensor, group: LinearGroup | None, seed: int, rng: torch.Generator
+) -> torch.Tensor:
+    """A linear's or convolution's weight: unit normals times one factor per input channel."""
+    weight = torch.empty(meta.shape, dtype=meta.dtype).normal_(generator=rng)
+    gain = next((g for pattern, g in _GAINS if re.fullmatch(pattern, owner)), 1.0)
+    if group is None:
+        return weight.mul_(gain / meta[0].numel() ** 0.5)
+    scale, gamma = _outliers(group, meta.shape[1], seed)
+    scale *= gain / (scale * gamma).norm()  # then the output's variance is gain², for unit-variance normalised x
+    return weight.mul_(scale.to(meta.dtype))
+
+
+def _outliers(group: LinearGroup, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per input channel, f32 [K]: the factor of the weights and the gamma of the norm in front (ones without one).
+
+    Members of a group and their norm ask with the same group, so they agree without sharing state.
+    """
+    rng = torch.Generator().manual_seed(_hash(seed, f"outliers of {group.node}"))
+    scale, gamma = torch.ones(k), torch.ones(k)
+    count = int(torch.randint(4, 9, (1,), generator=rng)) if group.source else 4
+    channels = torch.randperm(k, generator=rng)
+    large, loud = channels[:count], channels[count : count + 3]
+    if not group.source:  # unit inputs: at the low end, or these channels alone would be the output
+        scale[large] = 20 * 1.5 ** torch.rand(count, generator=rng)
+        return scale, gamma
+    scale[large] = 20 * 5 ** torch.rand(count, generator=rng)
+    gamma = 1 + 0.2 * torch.randn(k, generator=rng).clamp(-3, 3)
+    gamma[large] = 0.1 * 2 ** torch.rand(count, generator=rng)
+    gamma[loud] = 8 * 2 ** torch.rand(3, generator=rng)
+    return scale, gamma
+
+
+def _hash(seed: int, name: str) -> int:
+    digest = hashlib.sha256(f"svdq-random-{GENERATOR_VERSION}:{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1  # manual_seed takes 63 bits

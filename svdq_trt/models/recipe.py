@@ -1,0 +1,124 @@
+"""What happens to each linear and convolution of a model: quantized in a group, or kept in 16 bit with a reason.
+
+Letters: N output features, K input features.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from svdq_trt.errors import UsageError
+from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, Activation
+
+#: The module types that hold matmul weights; every one of them is in a group or in `kept`.
+WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True)
+class LinearGroup:
+    """One svdq node: linears that read the same input, their weights stacked on N in the order of `members`.
+
+    Smoothing (`act_mul`) and `lora_down` are shared inside a group, as the members share x.
+
+    Attributes:
+        node: dotted name at which the fused module is installed.
+        members: dotted names of the nn.Linear it replaces.
+        activation: what the node applies after the bias; GEGLU's node replaces the activation module as well.
+        weight_only: few tokens and much weight: format w4a16, activations stay 16 bit.
+        source: name of the norm whose output is x; None where x is something else.
+    """
+
+    node: str
+    members: tuple[str, ...]
+    activation: Activation = Activation.NONE
+    weight_only: bool = False
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A linear or convolution that stays in 16 bit, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole model: members of `groups` and `kept` together are all its linears and convolutions."""
+
+    groups: tuple[LinearGroup, ...]
+    kept: tuple[Kept, ...]
+
+
+def weight_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Every linear and convolution of `module` by dotted name, in registration order."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, WEIGHT_LAYERS)}
+
+
+def complete(
+    module: nn.Module, candidates: Sequence[LinearGroup], reasons: dict[str, str], skip: Sequence[str] = ()
+) -> Recipe:
+    """Split `candidates` into groups and kept layers, and account for every other layer.
+
+    Args:
+        module: the model with its linears not yet replaced.
+        candidates: groups the model's family would quantize.
+        reasons: for every other layer, by name, why it stays.
+        skip: fnmatch patterns from the user; a pattern that hits one member keeps its whole group.
+
+    Raises:
+        UsageError: a skip pattern that matches no candidate.
+    """
+    layers = weight_layers(module)
+    groups: list[LinearGroup] = []
+    why = dict(reasons)
+    unused = set(skip)
+    for group in candidates:
+        hits = {p for p in skip for m in (group.node, *group.members) if fnmatch.fnmatchcase(m, p)}
+        unused -= hits
+        reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
+        if reason:
+            why.update(dict.fromkeys(group.members, reason))
+        else:
+            groups.append(group)
+    if unused:
+        raise UsageError("--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does")
+    grouped = [m for g in groups for m in g.members]
+    kept = tuple(Kept(name, why[name]) for name in layers if name in why)
+    # A layer without a rule, or with two, is a bug of the family's rules and must not pass silently.
+    assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), "every layer is grouped or kept, once"
+    return Recipe(tuple(groups), kept)
+
+
+def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
+    """Why the op contract can't take this group; empty when it can."""
+    for name in group.members:
+        linear = layers[name]
+        assert isinstance(linear, nn.Linear)
+        n, k = linear.weight.shape
+        if k % K_MULTIPLE:
+            return f"K = {k} is not a multiple of {K_MULTIPLE}"
+        if n % N_MULTIPLE:
+            return f"N = {n} is not a multiple of {N_MULTIPLE}"
+    return ""
+
+
+def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights [N, K] and bias [N] of a group's members, stacked in order; bias is None where no member has one.
+
+    A single member's tensors are returned as they are, not copied.
+    """
+    linears = [module.get_submodule(name) for name in group.members]
+    weights = [m.weight.detach() for m in linears if isinstance(m, nn.Linear)]
+    biases = [m.bias for m in linears if isinstance(m, nn.Linear)]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    if all(b is None for b in biases):
+        return weight, None
+    parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
+    return weight, parts[0] if len(parts) == 1 else torch.cat(parts)

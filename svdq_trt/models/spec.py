@@ -1,0 +1,210 @@
+"""A model as data: where its weights are, what its inputs look like, what is quantized.
+
+Everything model-specific that isn't data sits behind `Family` (one per architecture: svdq_trt/models/unet.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from svdq_trt.errors import ShapeError
+from svdq_trt.models.recipe import Kept, LinearGroup, Recipe
+
+#: Symbols an axis may depend on. `batch` and `tokens` count; `height` and `width` are pixels of the image.
+SYMBOLS = ("batch", "height", "width", "tokens")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`.
+
+    For a latent with 8 pixels a side and images in steps of 64 pixels: Axis("height", 8, 8).
+    """
+
+    symbol: str
+    divisor: int = 1
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class TensorIO:
+    """One input or output of the exported graph.
+
+    Attributes:
+        name: its name in ONNX and in the plan.
+        dtype: "act" (the model's act dtype) or "float32".
+        dims: each an int (static) or an Axis.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[int | Axis, ...]
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Sizes of the dims for symbol values such as {"batch": 2, "height": 1024, ...}."""
+        return tuple(d if isinstance(d, int) else sizes[d.symbol] // d.divisor for d in self.dims)
+
+    def torch_dtype(self, act: torch.dtype) -> torch.dtype:
+        """The dtype for a given act dtype."""
+        return act if self.dtype == "act" else torch.float32
+
+
+@dataclass(frozen=True)
+class Profile:
+    """min, opt, max of every symbol. A symbol whose min equals its max is exported as a static size."""
+
+    batch: tuple[int, int, int]
+    height: tuple[int, int, int]
+    width: tuple[int, int, int]
+    tokens: tuple[int, int, int]
+
+    def sizes(self, index: int) -> dict[str, int]:
+        """Symbol values at min (0), opt (1) or max (2)."""
+        return {symbol: getattr(self, symbol)[index] for symbol in SYMBOLS}
+
+    def is_static(self, symbol: str) -> bool:
+        """True where min equals max."""
+        low, _, high = getattr(self, symbol)
+        return bool(low == high)
+
+
+class Family(Protocol):
+    """What an architecture knows beyond data."""
+
+    def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
+        """Which linears are fused into which nodes, and why the others stay."""
+
+    def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
+        """Put `fused` in the place of the group's members."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with flat positional inputs and one tensor as output."""
+
+    def fill_input(
+        self, io: TensorIO, shape: tuple[int, ...], sizes: Mapping[str, int], noise: float, rng: torch.Generator
+    ) -> torch.Tensor:
+        """Plausible synthetic values, f32, for one input; `noise` in [0, 1] is the step's share of noise."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One supported model.
+
+    Attributes:
+        name: the name on the command line.
+        title: the name for people.
+        hub_id, subfolder, variant: where its weights are published; an empty hub_id means nowhere.
+        class_path: "module:class" of the diffusers class, imported when first built.
+        config: constructor arguments of that class; a checkpoint's config.json is compared with it.
+        act_dtype: "float16" or "bfloat16"; dtype of weights and activations of the engine.
+        pixel_multiple: height and width are multiples of this.
+        profile: default optimization profile.
+        calibration_pixels: side of the synthetic images of calibration: small, yet many tokens at every level.
+        inputs, outputs: of the exported graph, in order.
+        family: the architecture.
+    """
+
+    name: str
+    title: str
+    hub_id: str
+    subfolder: str
+    variant: str
+    class_path: str
+    config: Mapping[str, Any]
+    act_dtype: str
+    pixel_multiple: int
+    profile: Profile
+    calibration_pixels: int
+    inputs: tuple[TensorIO, ...]
+    outputs: tuple[TensorIO, ...]
+    family: Family
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The act dtype as torch names it."""
+        return {"float16": torch.float16, "bfloat16": torch.bfloat16}[self.act_dtype]
+
+    def model_class(self) -> type[nn.Module]:
+        """The diffusers class. Importing it takes seconds, so only here."""
+        module, _, name = self.class_path.partition(":")
+        cls: type[nn.Module] = getattr(importlib.import_module(module), name)
+        return cls
+
+    def build(self, dtype: torch.dtype | None = None, device: str | torch.device = "meta") -> nn.Module:
+        """The module in eval mode without gradients; on "meta" it costs no memory, elsewhere it is initialised.
+
+        Args:
+            dtype: of parameters; the act dtype when None.
+            device: "meta", "cpu", ...
+        """
+        with torch.device(device):
+            module = self.model_class()(**self.config)
+        # nn.Module's own `to`: diffusers' override logs a warning about f32 modules this class doesn't have.
+        nn.Module.to(module, dtype or self.torch_dtype)
+        return module.eval().requires_grad_(False)
+
+    def recipe(self, module: nn.Module, skip: Sequence[str] = ()) -> Recipe:
+        """Groups and kept layers of a module that has not been changed yet."""
+        return self.family.recipe(module, skip)
+
+    def groups(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[LinearGroup, ...]:
+        """The svdq nodes to be."""
+        return self.recipe(module, skip).groups
+
+    def kept(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[Kept, ...]:
+        """Every linear and convolution that stays in 16 bit, with the reason."""
+        return self.recipe(module, skip).kept
+
+    def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
+        """Replace the group's members by `fused`: x [..., K] -> y [..., N], or [..., N/2] for GEGLU."""
+        self.family.install(module, group, fused)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """For export: flat positional inputs in the order of `inputs`, one output tensor."""
+        return self.family.wrap(module)
+
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise ShapeError unless every symbol is positive and pixels fit `pixel_multiple`."""
+        for symbol in SYMBOLS:
+            step = self.pixel_multiple if symbol in ("height", "width") else 1
+            if sizes[symbol] < 1 or sizes[symbol] % step:
+                raise ShapeError(symbol, str(sizes[symbol]), f"a positive multiple of {step} for {self.name}")
+
+    def example_inputs(
+        self,
+        batch: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        tokens: int | None = None,
+        noise: float = 0.5,
+    ) -> tuple[torch.Tensor, ...]:
+        """Seeded synthetic inputs on the CPU, in the order of `inputs`; sizes default to the profile's opt.
+
+        Args:
+            batch, height, width, tokens: sizes; height and width in pixels.
+            seed: equal seeds and sizes give equal inputs.
+            dtype: of the "act" inputs; the act dtype when None.
+            noise: share of noise in [0, 1]: 1 is the first denoising step, 0 the last.
+
+        Raises:
+            ShapeError: a size that doesn't fit the model.
+        """
+        given = {"batch": batch, "height": height, "width": width, "tokens": tokens}
+        sizes = {s: self.profile.sizes(1)[s] if v is None else v for s, v in given.items()}
+        self.check_sizes(sizes)
+        act = dtype or self.torch_dtype
+        out = []
+        for io, salt in zip(self.inputs, itertools.count(), strict=False):
+            rng = torch.Generator().manual_seed((seed * 1_000_003 + salt) & (2**63 - 1))
+            value = self.family.fill_input(io, io.shape(sizes), sizes, noise, rng)
+            out.append(value.to(io.torch_dtype(act)))
+        return tuple(out)

@@ -1,0 +1,145 @@
+"""What is quantized, what is kept, and that nothing is in neither."""
+
+import dataclasses
+
+import pytest
+from torch import nn
+
+from svdq_trt.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.models import MODELS, get_model, stack_group
+from svdq_trt.models.recipe import weight_layers
+from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, Activation
+
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    return get_model("sdxl").build()
+
+
+def members(groups, weight_only):
+    return [m for g in groups if g.weight_only is weight_only for m in g.members]
+
+
+def test_sdxl_has_the_published_parameter_count(sdxl):
+    assert sum(p.numel() for p in sdxl.parameters()) == 2_567_463_684
+
+
+def test_sdxl_counts_of_quantized_and_kept_layers(sdxl):
+    recipe = get_model("sdxl").recipe(sdxl)
+    assert len(members(recipe.groups, False)) == 560
+    assert len(members(recipe.groups, True)) == 140
+    assert len(recipe.groups) == 70 * 7
+    assert len(recipe.kept) == 94
+    numel = {name: layer.weight.numel() for name, layer in weight_layers(sdxl).items()}
+    assert round(sum(numel[m] for m in members(recipe.groups, False)) / 1e9, 2) == 1.84
+    assert round(sum(numel[m] for m in members(recipe.groups, True)) / 1e9, 2) == 0.34
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_layer_is_in_one_group_or_kept_with_a_reason(name):
+    spec = get_model(name)
+    module = spec.build()
+    recipe = spec.recipe(module)
+    accounted = [m for g in recipe.groups for m in g.members] + [k.name for k in recipe.kept]
+    assert sorted(accounted) == sorted(weight_layers(module))
+    assert all(k.reason for k in recipe.kept)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_groups_fit_the_op_contract_and_share_their_input_size(name):
+    spec = get_model(name)
+    module = spec.build()
+    for group in spec.groups(module):
+        shapes = [module.get_submodule(m).weight.shape for m in group.members]
+        assert len({k for _, k in shapes}) == 1, group
+        assert all(n % N_MULTIPLE == 0 and k % K_MULTIPLE == 0 for n, k in shapes), group
+        if name == "sdxl-tiny":
+            assert shapes[0][1] % 128 == 0, group
+
+
+def test_nodes_of_one_block(sdxl):
+    got = {g.node: g for g in get_model("sdxl").groups(sdxl) if g.node.startswith(BLOCK)}
+    assert list(got) == [
+        f"{BLOCK}.{leaf}"
+        for leaf in (
+            "attn1.to_qkv", "attn1.to_out.0", "attn2.to_q", "attn2.to_kv", "attn2.to_out.0", "ff.net.0", "ff.net.2",
+        )
+    ]  # fmt: skip
+    assert got[f"{BLOCK}.attn1.to_qkv"].members == tuple(f"{BLOCK}.attn1.to_{x}" for x in "qkv")
+    assert got[f"{BLOCK}.attn2.to_kv"].members == tuple(f"{BLOCK}.attn2.to_{x}" for x in "kv")
+    assert got[f"{BLOCK}.attn2.to_kv"].weight_only
+    geglu = got[f"{BLOCK}.ff.net.0"]
+    assert (geglu.members, geglu.activation) == ((f"{BLOCK}.ff.net.0.proj",), Activation.GEGLU)
+    for group in got.values():
+        assert group.source is None or isinstance(sdxl.get_submodule(group.source), nn.LayerNorm)
+
+
+def test_skip_keeps_the_whole_group_and_says_why():
+    spec = get_model("sdxl-tiny")
+    module = spec.build()
+    recipe = spec.recipe(module, skip=[f"{BLOCK}.attn1.to_k"])
+    assert f"{BLOCK}.attn1.to_qkv" not in {g.node for g in recipe.groups}
+    reasons = {k.name: k.reason for k in recipe.kept}
+    for x in "qkv":
+        assert reasons[f"{BLOCK}.attn1.to_{x}"] == f"left out by --skip '{BLOCK}.attn1.to_k'"
+
+
+def test_skip_that_matches_nothing_is_an_error():
+    spec = get_model("sdxl-tiny")
+    with pytest.raises(UsageError, match="'nothing.\\*' matches no quantized layer"):
+        spec.recipe(spec.build(), skip=["nothing.*", "mid_block.*"])
+
+
+def test_group_with_unfit_k_is_kept_with_that_reason():
+    tiny = get_model("sdxl-tiny")
+    odd = {**tiny.config, "block_out_channels": (32, 96, 192), "attention_head_dim": (1, 3, 3)}
+    spec = dataclasses.replace(tiny, config=odd)
+    recipe = spec.recipe(spec.build())
+    reasons = {k.name: k.reason for k in recipe.kept}
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    assert reasons[f"{name}.to_out.0"] == "K = 96 is not a multiple of 64"
+    assert f"{name.replace('blocks.1.att', 'blocks.2.att', 1)}.to_qkv" in {g.node for g in recipe.groups}
+
+
+def test_attention_with_extras_is_refused():
+    spec = get_model("sdxl-tiny")
+    module = spec.build()
+    module.get_submodule(f"{BLOCK}.attn1").norm_q = nn.LayerNorm(64, device="meta")
+    with pytest.raises(UnsupportedError, match="attn1': has norm_q, want plain attention"):
+        spec.groups(module)
+
+
+def test_layer_without_a_rule_is_refused():
+    spec = get_model("sdxl-tiny")
+    module = spec.build()
+    module.novel = nn.Linear(64, 64, device="meta")
+    with pytest.raises(UnsupportedError, match="layer 'novel': no rule"):
+        spec.kept(module)
+
+
+def test_stack_group_orders_members_and_fills_missing_bias():
+    spec = get_model("sdxl-tiny")
+    module = spec.build(device="cpu")
+    group = next(g for g in spec.groups(module) if g.node == f"{BLOCK}.attn1.to_qkv")
+    weight, bias = stack_group(module, group)
+    assert bias is None
+    n = weight.shape[0] // 3
+    for i, name in enumerate(group.members):
+        assert weight[i * n : (i + 1) * n].equal(module.get_submodule(name).weight)
+    q = module.get_submodule(group.members[1])
+    q.bias = nn.Parameter(q.weight[:, 0].clone())
+    _, bias = stack_group(module, group)
+    assert bias[n : 2 * n].equal(q.bias) and not bias[:n].any() and not bias[2 * n :].any()
+
+
+def test_unknown_model_lists_the_known_ones():
+    with pytest.raises(UsageError, match="'sd15', want one of sdxl, sdxl-tiny"):
+        get_model("sd15")
+
+
+@pytest.mark.parametrize("sizes", [{"height": 100}, {"width": 0}, {"batch": 0}])
+def test_example_inputs_refuse_unfit_sizes(sizes):
+    with pytest.raises(ShapeError, match=next(iter(sizes))):
+        get_model("sdxl-tiny").example_inputs(**sizes)

@@ -1,0 +1,67 @@
+"""Artifacts are written whole or not at all."""
+
+import errno
+
+import pytest
+
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import atomic_write, read_json_object
+
+
+def test_atomic_write_publishes_only_at_the_end(tmp_path):
+    target = tmp_path / "sub" / "a.bin"
+    with atomic_write(target) as tmp:
+        assert tmp.parent == target.parent
+        tmp.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert [p.name for p in target.parent.iterdir()] == ["a.bin"]
+
+
+def test_atomic_write_keeps_the_old_file_when_the_body_fails(tmp_path):
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(target) as tmp:
+        tmp.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    "code,text", [(errno.ENOSPC, "disk full"), (errno.EACCES, "not writable"), (errno.EIO, "cannot be written")]
+)
+def test_atomic_write_tells_os_errors_as_artifact_errors(tmp_path, code, text):
+    with pytest.raises(ArtifactError, match=text), atomic_write(tmp_path / "a.bin"):
+        raise OSError(code, "simulated")
+    assert not list(tmp_path.iterdir())
+
+
+def test_atomic_write_into_a_file_as_folder_is_an_artifact_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match=r"a\.bin"), atomic_write(tmp_path / "file" / "a.bin"):
+        pass
+
+
+def test_atomic_write_has_ordinary_permissions(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("x")
+    with atomic_write(tmp_path / "a.bin") as tmp:
+        tmp.write_text("x")
+    assert (tmp_path / "a.bin").stat().st_mode == plain.stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "content,text",
+    [(b"{", "not valid JSON"), (b"[1]", "a JSON list"), (b"\xff\xfe", "not valid JSON"), (b"[" * 200_000, "not valid JSON")],
+)
+def test_read_json_object_tells_malformed_files(tmp_path, content, text):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=text):
+        read_json_object(path, "an index")
+
+
+def test_read_json_object_tells_a_missing_file(tmp_path):
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        read_json_object(tmp_path / "none.json", "an index")
