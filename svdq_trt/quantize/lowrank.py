@@ -40,8 +40,11 @@ def _subspace(w: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor, Te
     for _ in range(iterations):
         q = torch.linalg.qr(w.T @ q).Q
         q = torch.linalg.qr(w @ q).Q
-    u, s, vh = torch.linalg.svd(q.T @ w, full_matrices=False)
-    return q @ u[:, :rank], s[:rank], vh[:rank]
+    b = q.T @ w  # [width, K]: its SVD from the small Gram matrix
+    eigen, u = torch.linalg.eigh((b @ b.T).double())  # ascending
+    s = eigen[-rank:].flip(0).clamp_min(0).sqrt().float()
+    u = u[:, -rank:].flip(1).float()
+    return q @ u, s, (u.T @ b) / s.clamp_min(1e-30)[:, None]
 
 
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,26 @@ def export_model(
     inputs = spec.example_inputs(**sizes, seed=0)
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     info = export_onnx(
-        spec.wrap(module), named, spec.dynamic_shapes(profile), [io.name for io in spec.outputs], out, progress=progress
+        spec.wrap(module), named, dynamic_shapes(spec, profile), [io.name for io in spec.outputs], out, progress=progress
     )
     return info.to_json()
+
+
+def dynamic_shapes(spec: ModelSpec, profile: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
+    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis whose symbol the profile does not fix.
+
+    An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold.
+    """
+    from torch.export import Dim
+
+    dims: dict[str, Any] = {}
+    for symbol, (low, _, high) in profile.items():
+        if low < high:
+            dims[symbol] = Dim(symbol)
+    shapes: dict[str, dict[int, Any]] = {}
+    for io in spec.inputs:
+        own = shapes.setdefault(io.name, {})
+        for index, axis in enumerate(io.dims):
+            if not isinstance(axis, int) and axis.symbol in dims:
+                own[index] = dims[axis.symbol] if axis.multiple == 1 else axis.multiple * dims[axis.symbol]
+    return shapes

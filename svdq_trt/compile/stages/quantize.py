@@ -21,15 +21,14 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     from svdq_trt.spec.formats import FORMATS
 
     spec = get_model(args["model"])
-    progress(0, 1, "loading weights")
-    module = load(spec, args["checkpoint"], args["random_weights"])
+    module = load(spec, args["checkpoint"], args["random_weights"], progress)
     recipe = spec.recipe(module, tuple(args["skip"]))
     fp16_bytes = sum(t.numel() * 2 for t in module.parameters())
     calib_path = Path(args["calib_path"])
     if args["calib_fresh"]:
-        calibration = calibrate.load(calib_path)
+        calibration = calibrate.Calibration.load(calib_path, recipe.groups)
     else:
-        calibration = calibrate.collect(module, spec, recipe.groups, inputs_file=args["calibration"], progress=progress)
+        calibration = calibrate.collect(module, spec, recipe.groups, data=args["calibration"], progress=progress)
         calibration.save(calib_path)
     out = Path(args["out"])
     nodes = quantize_model(

@@ -15,6 +15,5 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     from svdq_trt.models import get_model
 
     spec = get_model(args["model"])
-    progress(0, 1, "loading weights")
-    module = load(spec, args["checkpoint"], args["random_weights"])
+    module = load(spec, args["checkpoint"], args["random_weights"], progress)
     return export_model(module, spec, args["profile"], Path(args["out"]), progress)
