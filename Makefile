@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine:
+#   make demo   environment, install, plugin, and sdxl-tiny built for sm_89
+#   make test   the same set-up if needed, then linters, type checks and all tests
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# A CPU build of torch is enough to build engines; any 2.11 to 2.13 works.
+TORCH  ?= torch==2.13.0
+SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f)
+
+.PHONY: demo test lint format clean
+demo: $(READY)
+	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0
+
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python tools/gen_contract.py --check
+
+$(READY): $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build engines

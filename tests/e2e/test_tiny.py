@@ -1,0 +1,206 @@
+"""sdxl-tiny through the whole path by the command line, and what the artifacts promise."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ARGS = ["--model", "sdxl-tiny", "--random-weights", "0"]
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, str(ROOT / "build_engines.py"), *ARGS, *args]
+
+
+def build(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), capture_output=True, text=True, timeout=600)
+
+
+def svdq(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "svdq_trt.cli", *args], capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Engines for sm_89 (int4) and sm_120 (nvfp4)."""
+    out = tmp_path_factory.mktemp("engines")
+    done = build("--arch", "sm_89", "--arch", "sm_120", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def manifest(out: Path, arch: str) -> dict:
+    return json.loads((out / f"sdxl-tiny-{arch}" / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+def test_manifest_is_complete_and_true(built, arch):
+    m, folder = manifest(built, arch), built / f"sdxl-tiny-{arch}"
+    assert (folder / "model.plan").stat().st_size == m["plan"]["bytes"]
+    for name in ("model.onnx", "svdq.safetensors", m["plugin"]["file"], "accuracy.png"):
+        assert (folder / name).stat().st_size > 0
+    assert m["format"] == {"sm_89": "int4", "sm_120": "nvfp4"}[arch] and m["plugin"]["embedded"]
+    assert {q["format"] for q in m["quantized"]} == {m["format"], "w4a16"}
+    assert m["quantized_weight_bytes"] < m["fp16_weight_bytes"]
+    assert all(k["reason"] for k in m["kept_16bit"])
+    (output,) = m["accuracy"]["outputs"]
+    assert output["sqnr_db"] > 20 and output["cosine"] > 0.99  # measured 24 to 26 dB
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+def test_every_linear_is_in_a_node_or_kept(built, arch):
+    from svdq_trt.models import get_model
+    from svdq_trt.models.recipe import weight_layers
+
+    m, spec = manifest(built, arch), get_model("sdxl-tiny")
+    names = [q["name"] for q in m["quantized"]] + [k["name"] for k in m["kept_16bit"]]
+    assert sorted(names) == sorted(weight_layers(spec.build()))
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+def test_tensorrt_reports_exactly_the_manifests_nodes(built, arch):
+    m = manifest(built, arch)
+    assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]})
+
+
+@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+def test_plan_carries_the_plugin(built, arch):
+    m, folder = manifest(built, arch), built / f"sdxl-tiny-{arch}"
+    library = (folder / m["plugin"]["file"]).read_bytes()
+    assert library in (folder / "model.plan").read_bytes()
+
+
+def test_onnx_runtime_agrees_with_the_torch_module(built):
+    """Same artifact, same inputs; every layer agrees to output rounding, so the model does to a few of them."""
+    import torch
+    from svdq_trt.check.onnx_run import run_onnx
+    from svdq_trt.models import get_model
+    from svdq_trt.quantize import artifact
+    from svdq_trt.quantize.run import restore_model
+
+    spec, folder = get_model("sdxl-tiny"), built / "sdxl-tiny-sm_89"
+    inputs = spec.example_inputs(batch=2, height=128, width=64, seed=9)  # another batch and shape than the export's
+    module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec))
+    with torch.inference_mode():
+        want = module(*inputs).double().numpy()
+    out = built / "ort.npz"
+    run_onnx(folder / "model.onnx", {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
+    got = np.load(out)[spec.outputs[0].name].astype(np.float64)
+    sqnr = 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum())
+    assert sqnr > 35, sqnr
+
+
+def test_second_run_reuses_every_stage_and_a_change_does_not(built):
+    start = time.monotonic()
+    again = build("--arch", "sm_89", "--arch", "sm_120", "--out", str(built))
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("reused") >= 9 and " done " not in again.stderr, again.stderr
+    assert time.monotonic() - start < 30
+
+
+def test_gate_is_its_own_exit_code(built):
+    done = build("--arch", "sm_89", "--out", str(built), "--min-sqnr", "90")
+    assert done.returncode == 3 and "want at least 90 dB (--min-sqnr)" in done.stderr
+
+
+def test_arch_without_backend_writes_all_but_the_plan_and_says_how_to_finish(built):
+    done = build("--arch", "sm_90", "--out", str(built), "--no-check")
+    folder = built / "sdxl-tiny-sm_90"
+    assert done.returncode == 4, done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert "no plan" in last and f"svdq-trt finish {folder}" in last
+    assert not (folder / "model.plan").exists() and (folder / "model.onnx").exists()
+    assert manifest(built, "sm_90")["plan"] == {}
+    still = svdq("finish", str(folder))
+    assert still.returncode == 4 and "sm_90" in still.stderr
+
+
+def test_finish_builds_the_missing_plan(built, tmp_path):
+    """The same folder that --backend tensorrt leaves without a plan here is finished by the backend that exists."""
+    done = build("--arch", "sm_89", "--out", str(tmp_path), "--no-check", "--backend", "tensorrt")
+    assert done.returncode == 4, done.stderr
+    folder = tmp_path / "sdxl-tiny-sm_89"
+    assert svdq("verify", str(folder)).returncode == 1
+    assert svdq("finish", str(folder)).returncode == 0
+    assert svdq("verify", str(folder), "--arch", "sm_89").returncode == 0
+
+
+def test_verify_names_what_is_wrong(built, tmp_path):
+    import shutil
+
+    folder = tmp_path / "engine"
+    shutil.copytree(built / "sdxl-tiny-sm_89", folder)
+    assert svdq("verify", str(folder), "--arch", "sm_89").returncode == 0
+
+    def refused(text: str, *args: str) -> None:
+        got = svdq("verify", str(folder), *args)
+        assert got.returncode == 1 and text in got.stderr and "Traceback" not in got.stderr, got.stderr
+
+    refused("a plan for sm_89, want one for sm_120", "--arch", "sm_120")
+    good = (folder / "manifest.json").read_text()
+    other = json.loads(good)
+    other["plugin"]["version"] = "0.9.0"
+    (folder / "manifest.json").write_text(json.dumps(other))
+    refused("plugin version 0.9.0")
+    for broken in ("", "{", "[]", good[: len(good) // 2], '{"version": 1}', good.replace('"version": 1', '"version": 7')):
+        (folder / "manifest.json").write_text(broken)
+        refused("manifest.json")
+    (folder / "manifest.json").write_text(good)
+    plan = (folder / "model.plan").read_bytes()
+    (folder / "model.plan").write_bytes(plan[:-1])
+    refused("bytes, want")
+    (folder / "model.plan").write_bytes(plan[:-1] + bytes([plan[-1] ^ 1]))
+    refused("another SHA-256")
+
+
+def test_killed_build_leaves_no_plan_and_resumes(tmp_path):
+    args = command("--arch", "sm_89", "--out", str(tmp_path), "--no-check")
+    partial = tmp_path / "sdxl-tiny-shared" / "int4-r32" / "svdq.safetensors.partial"
+    child = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < 5:
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    time.sleep(1)  # the stage's process dies with its parent
+    done_before = {p.name: p.stat().st_mtime_ns for p in partial.glob("*/*.safetensors")}
+    assert len(done_before) >= 5 and not (partial.parent / "svdq.safetensors").exists()
+    assert not list(tmp_path.rglob("model.plan"))
+    again = subprocess.run(args, capture_output=True, text=True, timeout=600)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "sdxl-tiny-sm_89" / "model.plan").exists() and not partial.exists()
+
+
+def test_unwritable_output_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = build("--arch", "sm_89", "--out", str(tmp_path / "file" / "x"), "--no-check")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
+
+
+def test_onnx_without_the_plugin_builds_from_the_function_bodies(built, tmp_path):
+    """In a process that never loads the plugin: the parser inlines the bodies."""
+    source = f"""
+import tensorrt_rtx as trt
+from pathlib import Path
+from svdq_trt.engine.backend import available
+from svdq_trt.engine.build import build_plan
+from svdq_trt.engine.profile import TensorProfile
+import json
+m = json.loads(Path({str(built / "sdxl-tiny-sm_89" / "manifest.json")!r}).read_text())
+profiles = [TensorProfile(t["name"], t["dtype"], **{{k: tuple(v) for k, v in t["shape"].items()}}) for t in m["inputs"]]
+info = build_plan(available("tensorrt-rtx")[0], Path({str(built / "sdxl-tiny-sm_89" / "model.onnx")!r}), 89, profiles,
+                  Path({str(tmp_path / "bare.plan")!r}), lambda *a: None)
+assert info.plugin_layers == [], info.plugin_layers
+print("bytes", info.bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=600, cwd=ROOT)
+    assert done.returncode == 0 and "bytes" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
