@@ -70,7 +70,7 @@ def collect(
         inputs = synthetic(spec, samples, *sizes, seed)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
-    with torch.inference_mode(), float32_layers(module, watcher.see):
+    with torch.no_grad(), float32_layers(module, watcher.see):
         for values in inputs:
             flat(*values)
             watcher.end_of_sample()
@@ -134,7 +134,7 @@ class _Watcher:
     def result(self, meta: dict[str, object]) -> Calibration:
         rows = {}
         for node in list(self.kept):  # give each group's parts back as soon as they are joined
-            rows[node] = torch.cat(self.kept.pop(node)).clone()
+            rows[node] = torch.cat(self.kept.pop(node))
         return Calibration(self.amax, rows, meta)
 
 

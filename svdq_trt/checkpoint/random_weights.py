@@ -4,8 +4,8 @@ For trying the whole path without a checkpoint, and for tests. What is imitated,
 
     weight outliers       4 to 8 input channels whose weights are 20 to 100 times the others
     activation outliers   3 channels in which the norm in front of it has a gamma of 8 to 16
-    the usual trade       where weights are large the norm's gamma is small (0.1 to 0.2), as in trained ones; so
-                          neither kind of channel alone makes up the output
+    the usual trade       where weights are large the norm's gamma is small (0.1 to 0.2), as in trained ones;
+                          so neither kind of channel alone makes up the output
 
 Scales follow from the fan-in and from those channels: every linear's output is about 1 in size, and what is
 added to the residual stream half of it. Each tensor depends on (version, seed, its name) only.
