@@ -20,8 +20,8 @@ _JSON_MAX_BYTES = 64 << 20  # an index of 100,000 tensors is 10 MB; anything lar
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
 
-    On any exception the temporary file is removed and `path` keeps its old content. A reader therefore never sees
-    half a file, also after a power cut.
+    On any exception the temporary file is removed and `path` keeps its old content. A reader therefore never
+    sees half a file, also after a power cut.
 
     Raises:
         ArtifactError: the folder is missing or not writable, or the disk is full.
@@ -65,7 +65,9 @@ def _publish(tmp: Path, path: Path) -> None:
 def _write_error(path: Path, error: OSError) -> ArtifactError:
     where = str(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ArtifactError(where, "disk full while writing", "more free space", "Free space or choose another folder.")
+        return ArtifactError(
+            where, "disk full while writing", "more space", "Free some or choose another folder."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ArtifactError(where, "not writable", "a writable folder", "Choose another folder.")
     reason = error.strerror or str(error) or type(error).__name__

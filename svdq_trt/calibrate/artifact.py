@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,37 +40,48 @@ class Calibration:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {f"{n}.x": t for n, t in self.x.items()}
+        tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {
+            f"{n}.x": t for n, t in self.x.items()
+        }
         note = json.dumps({"version": VERSION, "nodes": list(self.amax), "meta": self.meta})
         with atomic_write(path) as tmp:
             try:
                 save_file({k: t.contiguous() for k, t in tensors.items()}, str(tmp), metadata={_KEY: note})
             except SafetensorError as error:  # the library wraps a full disk in its own type
-                raise OSError(str(error)) from error
+                code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+                raise OSError(code, str(error)) from error
 
     @classmethod
     def load(cls, path: str | Path, groups: Sequence[LinearGroup] | None = None) -> Calibration:
         """Read and check a file; tensors stay mapped, so they take no memory of their own.
 
         Raises:
-            ArtifactError: unreadable, not ours, of another version, damaged, or (with `groups`) of other nodes.
+            ArtifactError: unreadable, not ours, of another version, damaged, or of other nodes than `groups`.
         """
         path = Path(path)
         tensors, note = _read(path)
         if note.get("version") != VERSION:
-            raise ArtifactError(str(path), f"calibration version {note.get('version')}", f"{VERSION}", "Calibrate again.")
+            raise ArtifactError(
+                str(path), f"calibration version {note.get('version')}", f"{VERSION}", "Calibrate again."
+            )
         nodes = note.get("nodes")
         if not isinstance(nodes, list) or not isinstance(note.get("meta"), dict):
             raise ArtifactError(str(path), "damaged metadata", "'nodes' and 'meta'", "Calibrate again.")
         if set(tensors) != {f"{n}.{part}" for n in nodes for part in ("amax", "x")}:
-            raise ArtifactError(str(path), "tensors don't match its node list", "amax and x of each", "Calibrate again.")
+            raise ArtifactError(
+                str(path), "tensors don't match its node list", "amax and x of each", "Calibrate again."
+            )
         if groups is not None and set(nodes) != {g.node for g in groups}:
             differ = sorted(set(nodes) ^ {g.node for g in groups})
             raise ArtifactError(
-                str(path), f"made for other layers ({differ[0]}, {len(differ)} differ)", "this model and these skips",
+                str(path),
+                f"made for other layers ({differ[0]}, {len(differ)} differ)",
+                "this model and these skips",
                 "Calibrate again.",
             )
-        out = cls({n: tensors[f"{n}.amax"] for n in nodes}, {n: tensors[f"{n}.x"] for n in nodes}, note["meta"])
+        out = cls(
+            {n: tensors[f"{n}.amax"] for n in nodes}, {n: tensors[f"{n}.x"] for n in nodes}, note["meta"]
+        )
         for node in nodes:
             _check(path, node, out.amax[node], out.x[node])
         return out
@@ -84,18 +96,26 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise ArtifactError(str(path), f"not readable ({reason})", "a calibration file", "Calibrate again.") from error
+        raise ArtifactError(
+            str(path), f"not readable ({reason})", "a calibration file", "Calibrate again."
+        ) from error
     if not isinstance(note, dict):
-        raise ArtifactError(str(path), "no calibration metadata", "a file written by calibration", "Calibrate again.")
+        raise ArtifactError(
+            str(path), "no calibration metadata", "a file written by calibration", "Calibrate again."
+        )
     return tensors, note
 
 
 def _check(path: Path, node: str, amax: torch.Tensor, x: torch.Tensor) -> None:
     where = f"{path}: '{node}'"
     if amax.dim() != 1 or x.dim() != 2 or x.shape[1] != len(amax) or not len(x):
-        raise ArtifactError(where, f"amax {list(amax.shape)}, x {list(x.shape)}", "[K] and [T, K]", "Calibrate again.")
+        raise ArtifactError(
+            where, f"amax {list(amax.shape)}, x {list(x.shape)}", "[K] and [T, K]", "Calibrate again."
+        )
     if amax.dtype != torch.float32 or x.dtype not in _ACT_DTYPES:
-        raise ArtifactError(where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Calibrate again.")
+        raise ArtifactError(
+            where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Calibrate again."
+        )
     check_finite(where, amax)
     check_finite(where, x)
     if amax.min() < 0:

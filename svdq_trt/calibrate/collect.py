@@ -45,7 +45,8 @@ def collect(
         groups: nodes to watch; all of the model's when None.
         samples: synthetic inputs, spread over the denoising steps; ignored with `data`.
         tokens_per_group: T, rows kept per group; fewer where the inputs have fewer tokens.
-        height, width: of synthetic images, pixels; the model's calibration size when None.
+        height: of synthetic images, pixels; the model's calibration size when None.
+        width: likewise.
         seed: of the synthetic inputs and the choice of rows; equal seeds give equal results.
         data: .safetensors file with real inputs instead (inputs.py).
         progress: called with (layers done, all layers, label).
@@ -69,7 +70,7 @@ def collect(
         inputs = synthetic(spec, samples, *sizes, seed)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
-    with torch.inference_mode(), float32_layers(module, watcher.see):
+    with torch.no_grad(), float32_layers(module, watcher.see):
         for values in inputs:
             flat(*values)
             watcher.end_of_sample()
@@ -118,10 +119,14 @@ class _Watcher:
     def _check(self, name: str, t: torch.Tensor) -> None:
         low, high = (float(v) for v in torch.aminmax(t))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise RangeError(f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights.")
+            raise RangeError(
+                f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights."
+            )
         if max(-low, high) > self.limit:
             got = f"|value| up to {max(-low, high):.3g} in calibration"
-            raise RangeError(f"layer '{name}'", got, f"at most {self.limit:.0f} ({self.dtype})", "Check the weights.")
+            raise RangeError(
+                f"layer '{name}'", got, f"at most {self.limit:.0f} ({self.dtype})", "Check the weights."
+            )
 
     def end_of_sample(self) -> None:
         self.sample += 1
@@ -129,7 +134,7 @@ class _Watcher:
     def result(self, meta: dict[str, object]) -> Calibration:
         rows = {}
         for node in list(self.kept):  # give each group's parts back as soon as they are joined
-            rows[node] = torch.cat(self.kept.pop(node)).clone()
+            rows[node] = torch.cat(self.kept.pop(node))
         return Calibration(self.amax, rows, meta)
 
 

@@ -34,7 +34,7 @@ def check_config(spec: ModelSpec, path: Path) -> None:
 
 
 def _normal(value: Any) -> Any:
-    """Lists equal tuples; a list of equal entries equals the entry; false equals null, as diffusers treats them."""
+    """Lists equal tuples, a list of equal entries equals the entry, false equals null: so for diffusers."""
     if isinstance(value, list | tuple):
         items = tuple(_normal(v) for v in value)
         return items[0] if items and all(v == items[0] for v in items) else items

@@ -15,8 +15,9 @@ from svdq_trt.models import ModelSpec
 def weights_digest(spec: ModelSpec, checkpoint: str | None = None, random_seed: int | None = None) -> str:
     """``sha256:<hex>`` of the model's config and its weights.
 
-    Files are hashed whole (1.8 GB/s: 3 s for SDXL), not by size and time: a copied checkpoint keeps its digest and
-    an edited one never does. Names of files don't count. Random weights: the seed and the generator's version.
+    Files are hashed whole (1.8 GB/s: 3 s for SDXL), not by size and time: a copied checkpoint keeps its
+    digest and an edited one never does. Names of files don't count. For random weights: the seed and
+    the generator's version.
 
     Raises:
         UsageError, ArtifactError: as `load`.

@@ -1,4 +1,4 @@
-"""Tensor names of the original single-file checkpoints (``model.diffusion_model.*``) as diffusers names them."""
+"""Original single-file tensor names (``model.diffusion_model.*``) as diffusers names them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ LDM_PREFIX = "model.diffusion_model."
 def diffusers_names(spec: ModelSpec, names: Collection[str], where: str) -> dict[str, str]:
     """Map diffusers name -> name in the file.
 
-    diffusers' own converter does the renaming. It moves values without looking at them, so it is given the names
-    themselves as values: no tensor is read.
+    diffusers' own converter does the renaming. It moves values without looking at them, so it is given the
+    names themselves as values: no tensor is read.
 
     Raises:
         ArtifactError: `where` doesn't convert; it is another model's.
@@ -24,9 +24,12 @@ def diffusers_names(spec: ModelSpec, names: Collection[str], where: str) -> dict
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     try:
-        converted = convert_ldm_unet_checkpoint({n: n for n in names}, dict(spec.config))
+        names_as_values = {n: n for n in names}
+        converted: dict[str, str | None] = convert_ldm_unet_checkpoint(names_as_values, dict(spec.config))  # type: ignore[no-untyped-call]
     except (KeyError, IndexError, ValueError) as error:
         raise ArtifactError(
             where, f"original-format keys that don't convert ({error})", f"a checkpoint of {spec.title}"
         ) from error
-    return {new: LDM_PREFIX + old.removeprefix(LDM_PREFIX) for new, old in converted.items() if old is not None}
+    return {
+        new: LDM_PREFIX + old.removeprefix(LDM_PREFIX) for new, old in converted.items() if old is not None
+    }

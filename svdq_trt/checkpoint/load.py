@@ -1,4 +1,4 @@
-"""Checkpoint or seed -> module in the act dtype on the CPU. Never more memory than the model and one tensor."""
+"""Checkpoint or seed -> module in the act dtype on the CPU, in the memory of the model and one tensor."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def load(
 
     Args:
         spec: which model.
-        checkpoint: diffusers folder, .safetensors file (diffusers' or the original names) or hub id; None means the
-            model's own hub id, unless `random_seed` is given.
+        checkpoint: diffusers folder, .safetensors file (diffusers' or the original names) or hub id; None
+            means the model's own hub id, unless `random_seed` is given.
         random_seed: make weights from this seed instead (see random_weights.py).
         progress: called with (tensors done, all tensors, name).
 
@@ -65,7 +65,9 @@ def _assign(spec: ModelSpec, module: nn.Module, source: Source, progress: Progre
         if got != want:
             raise ShapeError(f"{where}: '{old}'", f"shape {list(got)}", f"{list(want)}")
     # File by file, in the files' own order: each is mapped once, and read from front to back.
-    for done, (name, old) in enumerate(sorted(names.items(), key=lambda kv: (str(found[kv[1]].path), kv[1])), 1):
+    for done, (name, old) in enumerate(
+        sorted(names.items(), key=lambda kv: (str(found[kv[1]].path), kv[1])), 1
+    ):
         tensor = found[old].read(old, spec.torch_dtype)
         check_finite(f"{found[old].path}: '{old}'", tensor)
         set_parameter(module, name, tensor)
@@ -79,7 +81,9 @@ def _require_equal(where: str, want: Iterable[str], got: Iterable[str], note: st
         if names:
             listed = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             raise ShapeError(
-                where, f"{len(names)} {kind} of {len(want)} tensors ({listed})", "exactly the model's tensors",
+                where,
+                f"{len(names)} {kind} of {len(want)} tensors ({listed})",
+                "exactly the model's tensors",
                 f"Compared after converting {note}." if note else "",
             )
 

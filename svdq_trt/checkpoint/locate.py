@@ -40,7 +40,9 @@ def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
     """
     if checkpoint is None:
         if not spec.hub_id:
-            raise UsageError(f"model '{spec.name}'", "no weights given", "--checkpoint PATH or --random-weights SEED")
+            raise UsageError(
+                f"model '{spec.name}'", "no weights given", "--checkpoint PATH or --random-weights SEED"
+            )
         return _in_folder(spec, _from_hub(spec, spec.hub_id))
     path = Path(checkpoint).expanduser()
     if path.is_dir():
@@ -50,7 +52,10 @@ def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
     looks_local = path.suffix in (".safetensors", *_PICKLES) or checkpoint.startswith((".", "/", "~"))
     if looks_local or not _HUB_ID.fullmatch(checkpoint):
         raise ArtifactError(
-            "--checkpoint", f"'{checkpoint}' does not exist", "a diffusers folder, a .safetensors file or a hub id", BOTH
+            "--checkpoint",
+            f"'{checkpoint}' does not exist",
+            "a diffusers folder, a .safetensors file or a hub id",
+            BOTH,
         )
     return _in_folder(spec, _from_hub(spec, checkpoint))
 
@@ -58,7 +63,10 @@ def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
 def _single_file(path: Path) -> Source:
     if path.suffix in _PICKLES:
         raise ArtifactError(
-            str(path), "a pickle file, which can run code when read", "safetensors", "Convert it to safetensors first."
+            str(path),
+            "a pickle file, which can run code when read",
+            "safetensors",
+            "Convert it to safetensors first.",
         )
     if path.suffix != ".safetensors":
         raise ArtifactError(str(path), f"suffix '{path.suffix}'", "a .safetensors file or a diffusers folder")
@@ -86,7 +94,10 @@ def _with_config(spec: ModelSpec, root: Path, config: Path) -> Source:
                 return _sharded(root, root / name, config)
     if pickles := sorted(p.name for p in root.iterdir() if p.suffix in _PICKLES):
         raise ArtifactError(
-            str(root / pickles[0]), "only pickle files here", "safetensors", "Download the safetensors variant."
+            str(root / pickles[0]),
+            "only pickle files here",
+            "safetensors",
+            "Download the safetensors variant.",
         )
     raise ArtifactError(str(root), "no weights", f"{_STEM}.safetensors or its sharded index")
 
@@ -98,7 +109,9 @@ def _sharded(root: Path, index_path: Path, config: Path) -> Source:
         raise ArtifactError(str(index_path), "no usable 'weight_map'", "a map from tensor to file name")
     for name in sorted(set(index.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ArtifactError(str(index_path), f"file name '{name}'", "a .safetensors file in the same folder")
+            raise ArtifactError(
+                str(index_path), f"file name '{name}'", "a .safetensors file in the same folder"
+            )
         if not (root / name).is_file():
             raise ArtifactError(str(root / name), "missing shard", f"the file named by {index_path.name}")
     return Source(tuple(root / n for n in sorted(set(index.values()))), config, index)
@@ -121,12 +134,17 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if _is_complete(spec, folder):
             return folder
-        plain = [f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: take the full one
+        plain = [
+            f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")
+        ]  # no such variant: take the full one
         return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain]))
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ArtifactError(
-            f"hub id '{hub_id}'", f"not in the local cache and not downloadable ({reason})", "its weights", BOTH
+            f"hub id '{hub_id}'",
+            f"not in the local cache and not downloadable ({reason})",
+            "its weights",
+            BOTH,
         ) from error
 
 

@@ -1,14 +1,14 @@
-"""Weights from a seed that behave like trained ones: outliers in weights and activations, sane values at any depth.
+"""Weights from a seed that behave like trained ones: outliers in weights and activations, sane at any depth.
 
 For trying the whole path without a checkpoint, and for tests. What is imitated, for each quantized linear:
 
     weight outliers       4 to 8 input channels whose weights are 20 to 100 times the others
     activation outliers   3 channels in which the norm in front of it has a gamma of 8 to 16
-    the usual trade       where weights are large the norm's gamma is small (0.1 to 0.2), as in trained models; so
-                          neither kind of channel alone makes up the output
+    the usual trade       where weights are large the norm's gamma is small (0.1 to 0.2), as in trained ones;
+                          so neither kind of channel alone makes up the output
 
-Scales follow from the fan-in and from those channels, so every linear's output has about unit variance, and the
-writers of the residual stream half of it. Each tensor depends on (version, seed, its name) only.
+Scales follow from the fan-in and from those channels: every linear's output is about 1 in size, and what is
+added to the residual stream half of it. Each tensor depends on (version, seed, its name) only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ GENERATOR_VERSION = 1  # raise it with any change of the values, so that digests
 
 #: Output gain by layer name; first match wins, 1 otherwise. SiLU halves the variance of what follows it.
 _GAINS = (
-    (r".*\.(to_q|to_k)", 1.6),  # logits of standard deviation 2.6: attention picks a few tokens, as trained ones do
+    (
+        r".*\.(to_q|to_k)",
+        1.6,
+    ),  # logits of standard deviation 2.6: attention picks a few tokens, as trained ones do
     (r".*\.(to_out\.0|ff\.net\.2|proj_out)", 0.5),
     (r".*\.conv1|conv_out|.*_embedding\.linear_2", 1.67),
     (r".*\.conv2", 0.8),
@@ -76,12 +79,14 @@ def _matrix(
     if group is None:
         return weight.mul_(gain / meta[0].numel() ** 0.5)
     scale, gamma = _outliers(group, meta.shape[1], seed)
-    scale *= gain / (scale * gamma).norm()  # then the output's variance is gain², for unit-variance normalised x
+    scale *= (
+        gain / (scale * gamma).norm()
+    )  # then the output's variance is gain², for unit-variance normalised x
     return weight.mul_(scale.to(meta.dtype))
 
 
 def _outliers(group: LinearGroup, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per input channel, f32 [K]: the factor of the weights and the gamma of the norm in front (ones without one).
+    """Per input channel, f32 [K]: the weights' factor and the gamma of the norm in front (ones without one).
 
     Members of a group and their norm ask with the same group, so they agree without sharing state.
     """

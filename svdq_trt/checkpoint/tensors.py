@@ -42,7 +42,10 @@ class TensorFile:
         kind = self._guard(lambda: self._open().get_slice(name).get_dtype())
         if kind not in _FLOATS:
             raise ArtifactError(
-                f"{self.path}: '{name}'", f"dtype {kind}", "16- or 32-bit floats", "Use an unquantized checkpoint."
+                f"{self.path}: '{name}'",
+                f"dtype {kind}",
+                "16- or 32-bit floats",
+                "Use an unquantized checkpoint.",
             )
         tensor: torch.Tensor = self._guard(lambda: self._open().get_tensor(name))
         if tensor.dtype == dtype:
@@ -68,18 +71,22 @@ class TensorFile:
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise ArtifactError(
-                str(self.path), f"not a readable safetensors file ({reason})", "a complete safetensors file",
+                str(self.path),
+                f"not a readable safetensors file ({reason})",
+                "a complete safetensors file",
                 "Download it again.",
             ) from error
 
 
 def check_finite(where: str, tensor: torch.Tensor) -> None:
-    """Raise ArtifactError if a tensor holds NaN or Inf. One pass, no temporary: min and max propagate both."""
+    """Raise ArtifactError if a tensor holds NaN or Inf. One pass, no temporary: min and max pass both on."""
     if tensor.numel() == 0:
         return
     low, high = torch.aminmax(tensor)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ArtifactError(where, "NaN or Inf", f"finite values that fit {str(tensor.dtype).removeprefix('torch.')}")
+        raise ArtifactError(
+            where, "NaN or Inf", f"finite values that fit {str(tensor.dtype).removeprefix('torch.')}"
+        )
 
 
 def iter_sources(files: tuple[Path, ...]) -> Iterator[tuple[TensorFile, str]]:

@@ -1,4 +1,4 @@
-"""What happens to each linear and convolution of a model: quantized in a group, or kept in 16 bit with a reason.
+"""What happens to each linear and convolution: quantized in a group, or kept in 16 bit with a reason.
 
 Letters: N output features, K input features.
 """
@@ -88,11 +88,15 @@ def complete(
         else:
             groups.append(group)
     if unused:
-        raise UsageError("--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does")
+        raise UsageError(
+            "--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does"
+        )
     grouped = [m for g in groups for m in g.members]
     kept = tuple(Kept(name, why[name]) for name in layers if name in why)
     # A layer without a rule, or with two, is a bug of the family's rules and must not pass silently.
-    assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), "every layer is grouped or kept, once"
+    assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), (
+        "every layer is grouped or kept, once"
+    )
     return Recipe(tuple(groups), kept)
 
 
@@ -110,7 +114,7 @@ def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
 
 
 def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weights [N, K] and bias [N] of a group's members, stacked in order; bias is None where no member has one.
+    """Weights [N, K] and bias [N] of a group's members, stacked in order; no bias at all gives None.
 
     A single member's tensors are returned as they are, not copied.
     """

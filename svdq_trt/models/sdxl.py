@@ -70,9 +70,11 @@ TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
 }
 
 
-def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int) -> ModelSpec:
+def _spec(
+    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int
+) -> ModelSpec:
     batch = Axis("batch")
-    # The UNet halves twice, so 4 would do; 64-pixel images give 8, and every token count stays a multiple of 4.
+    # The UNet halves twice, so 4 would do; steps of 64 pixels give 8: token counts are multiples of 4.
     height, width = Axis("height", divisor=8, multiple=8), Axis("width", divisor=8, multiple=8)
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     latent_in = (batch, config["in_channels"], height, width)

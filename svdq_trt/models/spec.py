@@ -1,6 +1,6 @@
 """A model as data: where its weights are, what its inputs look like, what is quantized.
 
-Everything model-specific that isn't data sits behind `Family` (one per architecture: svdq_trt/models/unet.py).
+Whatever is model-specific and no data sits behind `Family`, one per architecture (svdq_trt/models/unet.py).
 """
 
 from __future__ import annotations
@@ -88,7 +88,12 @@ class Family(Protocol):
         """The module with flat positional inputs and one tensor as output."""
 
     def fill_input(
-        self, io: TensorIO, shape: tuple[int, ...], sizes: Mapping[str, int], noise: float, rng: torch.Generator
+        self,
+        io: TensorIO,
+        shape: tuple[int, ...],
+        sizes: Mapping[str, int],
+        noise: float,
+        rng: torch.Generator,
     ) -> torch.Tensor:
         """Plausible synthetic values, f32, for one input; `noise` in [0, 1] is the step's share of noise."""
 
@@ -106,7 +111,7 @@ class ModelSpec:
         act_dtype: "float16" or "bfloat16"; dtype of weights and activations of the engine.
         pixel_multiple: height and width are multiples of this.
         profile: default optimization profile.
-        calibration_pixels: side of the synthetic images of calibration: small, yet many tokens at every level.
+        calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
     """
@@ -138,7 +143,7 @@ class ModelSpec:
         return cls
 
     def build(self, dtype: torch.dtype | None = None, device: str | torch.device = "meta") -> nn.Module:
-        """The module in eval mode without gradients; on "meta" it costs no memory, elsewhere it is initialised.
+        """The module in eval mode, without gradients. On "meta" it costs no memory; elsewhere it is random.
 
         Args:
             dtype: of parameters; the act dtype when None.
@@ -190,9 +195,12 @@ class ModelSpec:
         """Seeded synthetic inputs on the CPU, in the order of `inputs`; sizes default to the profile's opt.
 
         Args:
-            batch, height, width, tokens: sizes; height and width in pixels.
+            batch: number of images.
+            height: in pixels.
+            width: in pixels.
             seed: equal seeds and sizes give equal inputs.
             dtype: of the "act" inputs; the act dtype when None.
+            tokens: of the text.
             noise: share of noise in [0, 1]: 1 is the first denoising step, 0 the last.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,12 +19,15 @@ from svdq_trt.spec.formats import Activation
 #: Why a layer that no transformer block owns stays in 16 bit. First match wins; every layer must match one.
 _REASONS = (
     (r"conv_in|conv_out", "first or last convolution: few channels, sets the quality of the latent"),
-    (r"(time_embedding|add_embedding)\..*", "time and text embedding: one row per image, error reaches every block"),
+    (
+        r"(time_embedding|add_embedding)\..*",
+        "time and text embedding: one row per image, read by every block",
+    ),
     (r".*\.time_emb_proj", "residual block's time projection: one row per image"),
     (r".*\.resnets\.\d+\.(conv1|conv2)", "residual block's convolution: no 4-bit convolution kernel"),
-    (r".*\.resnets\.\d+\.conv_shortcut", "residual block's shortcut: error enters the residual stream directly"),
-    (r".*\.(downsamplers|upsamplers)\.\d+\.conv", "down- or upsampling convolution: no 4-bit convolution kernel"),
-    (r".*\.(proj_in|proj_out)", "transformer's in/out projection: error enters the residual stream directly"),
+    (r".*\.resnets\.\d+\.conv_shortcut", "residual block's shortcut: its error enters the residual stream"),
+    (r".*\.(downsamplers|upsamplers)\.\d+\.conv", "down- or upsampling: no 4-bit convolution kernel"),
+    (r".*\.(proj_in|proj_out)", "transformer's in/out projection: its error enters the residual stream"),
 )
 
 
@@ -43,9 +47,9 @@ class UNetFamily:
         return complete(module, candidates, reasons, skip)
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """Set `fused` at the node's name; where it fuses several linears, remove them and change the processor."""
+        """Set `fused` at the node's name; of several linears, remove them and change the processor."""
         parent_name, _, leaf = group.node.rpartition(".")
-        parent = module.get_submodule(parent_name)
+        parent: Any = module.get_submodule(parent_name)
         if len(group.members) > 1:
             for name in group.members:
                 delattr(parent, name.rpartition(".")[2])
@@ -57,12 +61,17 @@ class UNetFamily:
         return FlatUNet(module)
 
     def fill_input(
-        self, io: TensorIO, shape: tuple[int, ...], sizes: Mapping[str, int], noise: float, rng: torch.Generator
+        self,
+        io: TensorIO,
+        shape: tuple[int, ...],
+        sizes: Mapping[str, int],
+        noise: float,
+        rng: torch.Generator,
     ) -> torch.Tensor:
         """Synthetic inputs with the statistics the real ones have; they are no substitute for real prompts.
 
-        sample: a smooth image plus noise, scaled to unit variance as the schedulers do. encoder_hidden_states: like
-        the penultimate CLIP layer: unit noise, a few large channels, and a large first token. time_ids: the size.
+        sample: a smooth image plus noise, scaled to unit variance as the schedulers do. time_ids: the size.
+        encoder_hidden_states: as CLIP's last but one layer: noise, some large channels, a large first token.
         """
         if io.name == "timestep":
             return torch.full(shape, float(round(999 * noise)))
@@ -74,9 +83,9 @@ class UNetFamily:
             b, c, h, w = shape
             coarse = torch.randn((b, c, max(h // 8, 1), max(w // 8, 1)), generator=rng)
             image = nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
-            return noise**0.5 * value + (1 - noise) ** 0.5 * image
+            return math.sqrt(noise) * value + math.sqrt(1 - noise) * image
         if io.name == "encoder_hidden_states":
-            fixed = torch.Generator().manual_seed(0)  # the text encoder's large channels are the same for all prompts
+            fixed = torch.Generator().manual_seed(0)  # the same channels are large for every prompt
             channels = torch.randperm(shape[-1], generator=fixed)[: max(shape[-1] // 256, 1)]
             value[..., channels] *= 8.0
             value[:, 0, channels] += 20.0
@@ -100,8 +109,8 @@ class FlatUNet(nn.Module):
     ) -> torch.Tensor:
         """Predicted noise, in the shape and dtype of `sample`.
 
-        text_embeds is f32 because diffusers concatenates it with sinusoids it computes in f32, and a strongly typed
-        network takes no Concat of two dtypes; the cast here is for callers that pass 16 bit.
+        text_embeds is f32 because diffusers concatenates it with sinusoids it computes in f32, and a strongly
+        typed network takes no Concat of two dtypes; the cast here is for callers that pass 16 bit.
         """
         added = {"text_embeds": text_embeds.float(), "time_ids": time_ids.float()}
         out: torch.Tensor = self.unet(
@@ -120,7 +129,9 @@ def _reason(name: str) -> str:
 def _block_groups(name: str, block: Any) -> list[LinearGroup]:
     """The nodes of one transformer block, in the order they run."""
     if block.norm_type != "layer_norm" or block.attn2 is None or block.only_cross_attention:
-        raise UnsupportedError(f"block '{name}'", f"norm type {block.norm_type}", "self attention, cross attention, MLP")
+        raise UnsupportedError(
+            f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP"
+        )
     for leaf in ("attn1", "attn2"):
         _check_plain(f"{name}.{leaf}", getattr(block, leaf))
     if type(block.ff.net[0]).__name__ != "GEGLU":
@@ -140,8 +151,8 @@ def _block_groups(name: str, block: Any) -> list[LinearGroup]:
 
 def _check_plain(name: str, attn: Any) -> None:
     """The fused processors leave out what SDXL's attention doesn't have; refuse a model that has it."""
-    extras = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj", "residual_connection")
-    for extra in extras:
+    norms = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
+    for extra in (*norms, "add_k_proj", "residual_connection"):
         if getattr(attn, extra, None):
             raise UnsupportedError(f"attention '{name}'", f"has {extra}", "plain attention")
     if attn.rescale_output_factor != 1.0:

@@ -29,7 +29,8 @@ def test_atomic_write_keeps_the_old_file_when_the_body_fails(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "code,text", [(errno.ENOSPC, "disk full"), (errno.EACCES, "not writable"), (errno.EIO, "cannot be written")]
+    "code,text",
+    [(errno.ENOSPC, "disk full"), (errno.EACCES, "not writable"), (errno.EIO, "cannot be written")],
 )
 def test_atomic_write_tells_os_errors_as_artifact_errors(tmp_path, code, text):
     with pytest.raises(ArtifactError, match=text), atomic_write(tmp_path / "a.bin"):
@@ -53,7 +54,12 @@ def test_atomic_write_has_ordinary_permissions(tmp_path):
 
 @pytest.mark.parametrize(
     "content,text",
-    [(b"{", "not valid JSON"), (b"[1]", "a JSON list"), (b"\xff\xfe", "not valid JSON"), (b"[" * 200_000, "not valid JSON")],
+    [
+        (b"{", "not valid JSON"),
+        (b"[1]", "a JSON list"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 200_000, "not valid JSON"),
+    ],
 )
 def test_read_json_object_tells_malformed_files(tmp_path, content, text):
     path = tmp_path / "x.json"

@@ -58,7 +58,9 @@ def test_pipeline_folder_with_fp16_variant(tmp_path, state):
 def test_model_folder_of_another_dtype_is_converted(tmp_path, state, dtype):
     exact = {n: t.to(torch.bfloat16).to(torch.float16) for n, t in state.items()}  # exact in all of them
     save_file({n: t.to(dtype) for n, t in exact.items()}, config(tmp_path) / f"{STEM}.safetensors")
-    if dtype is torch.bfloat16:  # f16's smallest values leave bf16 exact, but f16 subnormals are rounded on the way
+    if (
+        dtype is torch.bfloat16
+    ):  # f16's smallest values leave bf16 exact, but f16 subnormals are rounded on the way
         exact = {n: t.to(dtype).to(torch.float16) for n, t in exact.items()}
     assert_loads(tmp_path, exact)
 
@@ -74,7 +76,7 @@ def test_single_file(tmp_path, state):
 
 
 def ldm_name(name):
-    """The original name of a diffusers tensor, for three levels of one resnet each (written independently)."""
+    """The original name of a diffusers tensor, for three levels of one resnet each."""
     fixed = {
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
         "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
@@ -109,7 +111,10 @@ def original(state):
 
 
 def test_original_single_file_names(tmp_path, state):
-    other_parts = {"first_stage_model.decoder.conv_in.weight": torch.zeros(4), "conditioner.x": torch.zeros(4)}
+    other_parts = {
+        "first_stage_model.decoder.conv_in.weight": torch.zeros(4),
+        "conditioner.x": torch.zeros(4),
+    }
     save_file(original(state) | other_parts, tmp_path / "sd.safetensors")
     assert_loads(tmp_path / "sd.safetensors", state)
 
@@ -186,6 +191,8 @@ def test_digest_follows_content_and_not_place(tmp_path, state):
 
 
 def test_digest_of_random_weights_follows_seed_and_model():
-    digests = {weights_digest(SPEC, random_seed=s) for s in (1, 2)} | {weights_digest(get_model("sdxl"), random_seed=1)}
+    digests = {weights_digest(SPEC, random_seed=s) for s in (1, 2)} | {
+        weights_digest(get_model("sdxl"), random_seed=1)
+    }
     assert len(digests) == 3
     assert weights_digest(SPEC, random_seed=1) in digests

@@ -47,11 +47,21 @@ def header(entries, data=b""):
         pytest.param(struct.pack("<Q", 99_000_000) + b"{}", id="header-longer-than-file"),
         pytest.param(header(b"not json"), id="header-not-json"),
         pytest.param(header(b"[" * 5000), id="header-nested"),
-        pytest.param(header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}}), id="data-missing"),
-        pytest.param(header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [8, 0]}}, b"0" * 16), id="backwards"),
-        pytest.param(header({"a": {"dtype": "F16", "shape": [9], "data_offsets": [0, 16]}}, b"0" * 16), id="size"),
-        pytest.param(header({"a": {"dtype": "F16", "shape": [2**40, 2**40], "data_offsets": [0, 16]}}), id="overflow"),
-        pytest.param(header({"a": {"dtype": "X7", "shape": [8], "data_offsets": [0, 16]}}, b"0" * 16), id="dtype"),
+        pytest.param(
+            header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}}), id="data-missing"
+        ),
+        pytest.param(
+            header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [8, 0]}}, b"0" * 16), id="backwards"
+        ),
+        pytest.param(
+            header({"a": {"dtype": "F16", "shape": [9], "data_offsets": [0, 16]}}, b"0" * 16), id="size"
+        ),
+        pytest.param(
+            header({"a": {"dtype": "F16", "shape": [2**40, 2**40], "data_offsets": [0, 16]}}), id="overflow"
+        ),
+        pytest.param(
+            header({"a": {"dtype": "X7", "shape": [8], "data_offsets": [0, 16]}}, b"0" * 16), id="dtype"
+        ),
     ],
 )
 def test_malformed_safetensors(path, content):
@@ -141,7 +151,12 @@ def test_config_mismatch_names_the_key(tmp_path, state, changes, text):
 
 
 def test_config_spelled_otherwise_is_accepted(tmp_path, state):
-    spelled = {"sample_size": 64, "upcast_attention": False, "cross_attention_dim": [128, 128, 128], "decay": 0.9}
+    spelled = {
+        "sample_size": 64,
+        "upcast_attention": False,
+        "cross_attention_dim": [128, 128, 128],
+        "decay": 0.9,
+    }
     save_file(state, folder(tmp_path, **spelled) / f"{STEM}.safetensors")
     load(SPEC, checkpoint=str(tmp_path))
 

@@ -64,7 +64,8 @@ def test_nodes_of_one_block(sdxl):
     assert list(got) == [
         f"{BLOCK}.{leaf}"
         for leaf in (
-            "attn1.to_qkv", "attn1.to_out.0", "attn2.to_q", "attn2.to_kv", "attn2.to_out.0", "ff.net.0", "ff.net.2",
+            "attn1.to_qkv", "attn1.to_out.0", "attn2.to_q", "attn2.to_kv", "attn2.to_out.0",
+            "ff.net.0", "ff.net.2",
         )
     ]  # fmt: skip
     assert got[f"{BLOCK}.attn1.to_qkv"].members == tuple(f"{BLOCK}.attn1.to_{x}" for x in "qkv")
@@ -88,7 +89,7 @@ def test_skip_keeps_the_whole_group_and_says_why():
 
 def test_skip_that_matches_nothing_is_an_error():
     spec = get_model("sdxl-tiny")
-    with pytest.raises(UsageError, match="'nothing.\\*' matches no quantized layer"):
+    with pytest.raises(UsageError, match=r"'nothing.\*' matches no quantized layer"):
         spec.recipe(spec.build(), skip=["nothing.*", "mid_block.*"])
 
 

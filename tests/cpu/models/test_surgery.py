@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from svdq_trt.checkpoint import load
@@ -28,7 +27,7 @@ class DenseNode(nn.Module):
         y = self.linear(x)
         if self.activation is Activation.GEGLU:
             value, gate = y.chunk(2, dim=-1)
-            return value * F.gelu(gate)
+            return value * nn.functional.gelu(gate)
         return y
 
 
@@ -74,7 +73,9 @@ def test_partly_fused_model_equals_the_original():
         SPEC.install(module, group, DenseNode(weight, bias, group.activation))
     inputs = SPEC.example_inputs(1, 64, 64, dtype=torch.float32)
     with torch.inference_mode():
-        torch.testing.assert_close(SPEC.wrap(module)(*inputs), SPEC.wrap(original)(*inputs), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            SPEC.wrap(module)(*inputs), SPEC.wrap(original)(*inputs), rtol=0, atol=1e-4
+        )
 
 
 def test_example_inputs_match_the_declared_shapes_and_seed():
@@ -100,10 +101,14 @@ def test_fused_model_exports_with_dynamic_batch_and_resolution():
                 continue
             low, _, high = getattr(SPEC.profile, axis.symbol)
             step = axis.divisor * axis.multiple
-            root = dims.setdefault(axis.symbol, torch.export.Dim(axis.symbol, min=low // step, max=high // step))
+            root = dims.setdefault(
+                axis.symbol, torch.export.Dim(axis.symbol, min=low // step, max=high // step)
+            )
             dynamic[i] = axis.multiple * root if axis.multiple > 1 else root
         shapes.append(dynamic)
-    program = torch.export.export(module, SPEC.example_inputs(2, 128, 192), dynamic_shapes=tuple(shapes), strict=False)
+    program = torch.export.export(
+        module, SPEC.example_inputs(2, 128, 192), dynamic_shapes=tuple(shapes), strict=False
+    )
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.cat.default:
             dtypes = {n.meta["val"].dtype for n in node.args[0]}
