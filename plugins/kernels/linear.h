@@ -1,0 +1,68 @@
+// What every launcher takes, and where the intermediate results lie. Host code; no CUDA call.
+#pragma once
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#include "svdq/svdq.h"
+
+namespace svdq {
+
+// The workspace, which kernel (a) writes and kernel (b) reads. M_pad = M rounded up to 128.
+//
+//   codes   int4    [M, K/2]  s4 or u4, low nibble = even k
+//           w4a8    [M, K]    s8, order inside each 32 elements changed: see a8_position()
+//           nvfp4   [M, K/2]  e2m1, low nibble = even k
+//           w4a16   [M, K]    x^ in the act dtype, order inside each 32 elements changed: see a16_position()
+//   scales  int4    [K/64, M_pad]     act dtype
+//           w4a8    [M_pad]           f32
+//           nvfp4   [K/64, M_pad, 4]  e4m3 bytes
+//           w4a16   [M_pad]           f32: 1, or NaN for a row of x with NaN or Inf
+//   t       [M, R]  act dtype         x . lora_down^T
+// Entries of `scales` with m >= M are never written; what is computed from them is never stored.
+struct Workspace {
+    size_t codes = 0, scales = 0, t = 0;  // byte offsets, multiples of 256
+    size_t bytes = 0;
+    int64_t m_pad = 0;
+};
+
+// The changed order: element k of a 32-element segment of x^ lies at this place of the segment. It makes the weight
+// nibbles, read by ldmatrix as they lie in qweight and unpacked with one shift and one mask, meet their partners.
+constexpr int a8_position(int k) { return 16 * (k % 2) + 4 * (k / 8) + (k % 8) / 2; }
+constexpr int a16_position(int k) {
+    return 16 * ((k % 4) / 2) + 8 * (k % 2) + 2 * (k / 8) + (k % 8) / 4;
+}
+
+inline Workspace workspace_layout(int32_t format, int64_t m, int64_t k, int64_t r) {
+    const auto align = [](int64_t v) { return static_cast<size_t>((v + 255) / 256 * 256); };
+    Workspace w;
+    w.m_pad = (m + 127) / 128 * 128;
+    int64_t codes = 0, scales = 0;
+    switch (format) {
+        case SVDQ_FORMAT_INT4: codes = m * (k / 2), scales = k / 64 * w.m_pad * 2; break;
+        case SVDQ_FORMAT_W4A8: codes = m * k, scales = w.m_pad * 4; break;
+        case SVDQ_FORMAT_NVFP4: codes = m * (k / 2), scales = k / 64 * w.m_pad * 4; break;
+        default: codes = m * k * 2, scales = w.m_pad * 4; break;
+    }
+    w.codes = 0;
+    w.scales = w.codes + align(codes);
+    w.t = w.scales + align(scales);
+    w.bytes = w.t + align(m * r * 2);
+    return w;
+}
+
+// One checked call: every size and pointer has been validated, m > 0.
+struct LinearArgs {
+    svdq_linear_params p;
+    Workspace ws;
+
+    uint8_t* codes() const { return static_cast<uint8_t*>(p.workspace) + ws.codes; }
+    uint8_t* scales() const { return static_cast<uint8_t*>(p.workspace) + ws.scales; }
+    uint8_t* t() const { return static_cast<uint8_t*>(p.workspace) + ws.t; }
+    int32_t n_out() const { return p.activation == SVDQ_ACT_GEGLU ? p.n / 2 : p.n; }
+};
+
+// Enqueues work on the stream and returns the first error; reads nothing back.
+using Launcher = cudaError_t (*)(const LinearArgs&, cudaStream_t);
+
+}  // namespace svdq

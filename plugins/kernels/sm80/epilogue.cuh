@@ -1,0 +1,113 @@
+// Epilogue of kernel (b): bias, activation, one rounding, 16-byte stores.
+//
+// The accumulators go through shared memory, each warp through its own slab, up to 32 rows at a time; a lane then holds 8
+// consecutive outputs of a row. The activation is a run-time switch: it costs one uniform branch per 8 outputs.
+#pragma once
+
+#include "../common/types.cuh"
+#include "tile.cuh"
+
+namespace svdq::sm80 {
+
+__device__ __forceinline__ float gelu(float v) { return 0.5f * v * (1.f + erff(v * 0.70710678118654752f)); }
+
+__device__ __forceinline__ float gelu_tanh(float v) {
+    const float inner = 0.79788456080286536f * (v + 0.044715f * v * v * v);
+    return 0.5f * v * (1.f + tanhf(inner));
+}
+
+__device__ __forceinline__ float silu(float v) { return __fdiv_rn(v, 1.f + expf(-v)); }
+
+template <class Tile>
+struct Slab {
+    static constexpr int kTiles = Tile::kMt < 2 ? Tile::kMt : 2;  // m16 tiles at a time
+    static constexpr int kRows = 16 * kTiles;
+    static constexpr int kPitch = Tile::kWarpN + 8;  // floats; 8 words past a multiple of 16: no write conflicts
+    static constexpr int kBytes = kRows * kPitch * 4;
+    static constexpr int kCtaBytes = kBytes * (Tile::kThreads / 32);
+};
+
+__device__ __forceinline__ void load8(float (&v)[8], const float* p) {
+    const float4 lo = *reinterpret_cast<const float4*>(p), hi = *reinterpret_cast<const float4*>(p + 4);
+    v[0] = lo.x, v[1] = lo.y, v[2] = lo.z, v[3] = lo.w;
+    v[4] = hi.x, v[5] = hi.y, v[6] = hi.z, v[7] = hi.w;
+}
+
+template <class T>
+__device__ __forceinline__ void add_bias8(float (&v)[8], const uint16_t* bias) {
+    const uint4 b = __ldg(reinterpret_cast<const uint4*>(bias));
+    const uint32_t pair[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        v[2 * i] += low_to_float<T>(pair[i]);
+        v[2 * i + 1] += high_to_float<T>(pair[i]);
+    }
+}
+
+// `slab` is this warp's; `row0`, `warp_n` place the warp in the matrix and in the CTA's tile.
+template <class T, class Tile>
+__device__ __forceinline__ void store_tile(const GemmArgs& p, const Columns<Tile>& columns, float* slab,
+                                           const float (&acc)[Tile::kMt][Tile::kNt][4], int row0, int warp_n,
+                                           int lane) {
+    using S = Slab<Tile>;
+    const bool paired = p.activation == SVDQ_ACT_GEGLU;
+    const int width = paired ? Tile::kWarpN / 2 : Tile::kWarpN;
+    const int chunks = width / 8;  // of 8 outputs per row
+    const int column0 = columns.out0 + warp_n * width;
+
+#pragma unroll
+    for (int m0 = 0; m0 < Tile::kMt; m0 += S::kTiles) {
+#pragma unroll
+        for (int mt = 0; mt < S::kTiles; ++mt)
+#pragma unroll
+            for (int nt = 0; nt < Tile::kNt; ++nt) {
+                const float(&d)[4] = acc[m0 + mt][nt];
+                float* at = slab + (16 * mt + lane / 4) * S::kPitch + 8 * nt + 2 * (lane % 4);
+                *reinterpret_cast<float2*>(at) = make_float2(d[0], d[1]);
+                *reinterpret_cast<float2*>(at + 8 * S::kPitch) = make_float2(d[2], d[3]);
+            }
+        __syncwarp();
+#pragma unroll 1
+        for (int i = lane; i < S::kRows * chunks; i += 32) {
+            const int in_slab = i / chunks, chunk = i % chunks;
+            const int row = row0 + 16 * m0 + in_slab;
+            const int column = column0 + 8 * chunk;
+            if (row >= p.m || column >= p.n_out) continue;
+            const float* from = slab + in_slab * S::kPitch + 8 * chunk;
+            float v[8];
+            load8(v, from);
+            add_bias8<T>(v, p.bias + column);
+            switch (p.activation) {
+                case SVDQ_ACT_GELU:
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) v[j] = gelu(v[j]);
+                    break;
+                case SVDQ_ACT_GELU_TANH:
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) v[j] = gelu_tanh(v[j]);
+                    break;
+                case SVDQ_ACT_SILU:
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) v[j] = silu(v[j]);
+                    break;
+                case SVDQ_ACT_GEGLU: {
+                    float gate[8];
+                    load8(gate, from + width);
+                    add_bias8<T>(gate, p.bias + p.n_out + column);
+#pragma unroll
+                    for (int j = 0; j < 8; ++j) v[j] *= gelu(gate[j]);
+                    break;
+                }
+                default: break;
+            }
+            uint32_t pair[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j)
+                pair[j] = TypeTraits<T>::to_output_bits(v[2 * j]) | TypeTraits<T>::to_output_bits(v[2 * j + 1]) << 16;
+            *reinterpret_cast<uint4*>(p.y + static_cast<int64_t>(row) * p.n_out + column) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+        }
+        __syncwarp();
+    }
+}
+
+}  // namespace svdq::sm80

@@ -1,0 +1,57 @@
+// int4: s4 or u4 activations times s4 weights, both in groups of 64: one m16n8k64 is one group.
+//
+//   acc += float(sum_k a.b) . (x_scale . w_scale)
+//
+// The s32 accumulator starts at the bits of 1.5 . 2^23 instead of 0: read as a float the result then is 1.5 . 2^23 + sum,
+// exact for |sum| < 2^22 (here <= 64 . 15 . 7), and one subtraction replaces a conversion, which has a quarter of the rate.
+#pragma once
+
+#include "tile.cuh"
+#include "../common/types.cuh"
+
+namespace svdq::sm80 {
+
+template <class T, bool kUnsigned>
+struct Int4 {
+    static constexpr int kARowBytes = 32, kAScaleBytes = 2, kBScaleBytes = 2, kStages = 4, kMinCtas = 2;
+    static constexpr bool kRowScale = false;
+    using Acc = float;
+
+    template <int kMt, int kNt>
+    static __device__ __forceinline__ void step(float (&acc)[kMt][kNt][4], const WarpStage& s) {
+        constexpr float kMagic = 12582912.f;  // 1.5 . 2^23
+        uint32_t b[kNt / 2][4];
+#pragma unroll
+        for (int pair = 0; pair < kNt / 2; ++pair) load_b(b[pair], s.b + pair * 16 * 32, s.lane);
+        float w_scale[kNt][2];
+#pragma unroll
+        for (int nt = 0; nt < kNt; ++nt) {
+            const uint32_t two = *reinterpret_cast<const uint32_t*>(s.b_scale + (8 * nt + 2 * (s.lane % 4)) * 2);
+            w_scale[nt][0] = low_to_float<T>(two);
+            w_scale[nt][1] = high_to_float<T>(two);
+        }
+#pragma unroll
+        for (int mt = 0; mt < kMt; ++mt) {
+            uint32_t a[4];
+            load_a<2>(a, s.a + mt * 16 * kARowBytes, 0, s.lane);
+            float x_scale[2];
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+                x_scale[h] = TypeTraits<T>::to_float(
+                    *reinterpret_cast<const uint16_t*>(s.a_scale + (16 * mt + 8 * h + s.lane / 4) * 2));
+#pragma unroll
+            for (int nt = 0; nt < kNt; ++nt) {
+                const int start = __float_as_int(kMagic);
+                int d[4] = {start, start, start, start};
+                if constexpr (kUnsigned) ptx::mma_u4_s4(d, a, b[nt / 2][nt % 2 * 2], b[nt / 2][nt % 2 * 2 + 1]);
+                else ptx::mma_s4_s4(d, a, b[nt / 2][nt % 2 * 2], b[nt / 2][nt % 2 * 2 + 1]);
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    acc[mt][nt][i] = fmaf(__int_as_float(d[i]) - kMagic, x_scale[i / 2] * w_scale[nt][i % 2],
+                                          acc[mt][nt][i]);
+            }
+        }
+    }
+};
+
+}  // namespace svdq::sm80

@@ -1,0 +1,73 @@
+// w4a16: 16-bit activations times s4 weights in groups of 64.
+//
+// The weights enter the MMA as the exact integers -8..7 in the act dtype; a group is four m16n8k16 into a fresh fp32
+// accumulator, which is then multiplied by the group's scale: no rounding of q . scale to 16 bit.
+//
+// A nibble u = q + 8 is placed under a power of two (f16: 1024 + u = 0x6400 | u; bf16: 128 + u = 0x4300 | u), and
+// one packed subtraction gives q. Shift j and one mask yield codes j and j + 4 of a word as a pair; kernel (a) has put the
+// activations in that order (a16_position).
+#pragma once
+
+#include "tile.cuh"
+#include "../common/types.cuh"
+
+namespace svdq::sm80 {
+
+template <class T>
+__device__ __forceinline__ uint32_t s4_pair(uint32_t word, int j);
+
+template <>
+__device__ __forceinline__ uint32_t s4_pair<__half>(uint32_t word, int j) {
+    const uint32_t v = ((word >> (4 * j) & 0x000f000fu) ^ 0x00080008u) | 0x64006400u;
+    return bit_cast<uint32_t>(__hsub2(bit_cast<__half2>(v), __float2half2_rn(1032.f)));
+}
+
+template <>
+__device__ __forceinline__ uint32_t s4_pair<__nv_bfloat16>(uint32_t word, int j) {
+    const uint32_t v = ((word >> (4 * j) & 0x000f000fu) ^ 0x00080008u) | 0x43004300u;
+    return bit_cast<uint32_t>(__hsub2(bit_cast<__nv_bfloat162>(v), __float2bfloat162_rn(136.f)));
+}
+
+template <class T>
+struct W4A16 {
+    static constexpr int kARowBytes = 128, kAScaleBytes = 0, kBScaleBytes = 2, kStages = 4, kMinCtas = 1;
+    static constexpr bool kRowScale = true;
+    using Acc = float;
+
+    template <int kMt, int kNt>
+    static __device__ __forceinline__ void step(float (&acc)[kMt][kNt][4], const WarpStage& s) {
+        uint32_t b[kNt][4][2];  // [n8 tile][k16 step][b0, b1]
+        float w_scale[kNt][2];
+#pragma unroll
+        for (int pair = 0; pair < kNt / 2; ++pair) {
+            uint32_t w[4];
+            load_b(w, s.b + pair * 16 * 32, s.lane);
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) b[2 * pair + i / 2][2 * (i % 2) + j / 2][j % 2] = s4_pair<T>(w[i], j);
+        }
+#pragma unroll
+        for (int nt = 0; nt < kNt; ++nt) {
+            const uint32_t two = *reinterpret_cast<const uint32_t*>(s.b_scale + (8 * nt + 2 * (s.lane % 4)) * 2);
+            w_scale[nt][0] = low_to_float<T>(two);
+            w_scale[nt][1] = high_to_float<T>(two);
+        }
+#pragma unroll
+        for (int mt = 0; mt < kMt; ++mt) {
+            uint32_t a[4][4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) load_a<8>(a[k], s.a + mt * 16 * kARowBytes, 2 * k, s.lane);
+#pragma unroll
+            for (int nt = 0; nt < kNt; ++nt) {
+                float d[4] = {};
+#pragma unroll
+                for (int k = 0; k < 4; ++k) ptx::mma_16bit(T(), d, a[k], b[nt][k][0], b[nt][k][1]);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) acc[mt][nt][i] = fmaf(d[i], w_scale[nt][i % 2], acc[mt][nt][i]);
+            }
+        }
+    }
+};
+
+}  // namespace svdq::sm80

@@ -1,0 +1,332 @@
+// Kernel (a), any sm_80+: x^ = round((x + shift) . act_mul), its codes and scales, and t = x . lora_down^T.
+//
+// Grid: (M / 32, R tiles of 32 or 64, at least 1). A CTA owns 32 rows of x over all of K; its 8 warps take the 64-element
+// blocks of K in turn (warp w: blocks w, w+8, ...), so nothing synchronizes before the end:
+//
+//             K ->   64     64           64     64
+//           +------+------+--   --+------+------+--
+//   M  32   |  w0  |  w1  |  ...  |  w7  |  w0  |  ...     x is read once, 16 bytes a lane, straight to registers
+//           +------+------+--   --+------+------+--
+//
+// A lane (g = lane/4, c = lane%4) holds, of each 32-element half of the block, elements 8c..8c+7 of rows g, g+8, g+16,
+// g+24. The sum over K does not care about order, so the same registers, two words at a time, are A fragments of
+// m16n8k16; lora_down is read in the same order and is B. A group of 64 is a quad of lanes, a group of 16 a pair.
+// Only the CTAs of R tile 0 quantize.
+//
+// Operands:  x [M, K], act_mul [K], lora_down [R, K] act dtype -> codes, scales, t: see struct Workspace
+// Numerics:  common/numerics.cuh. t: fp32 over a warp's blocks in ascending order, then the 8 partial sums in a fixed
+//            tree, one rounding. w4a8 needs the whole row's absmax first: a second pass over rows that are in L2 by then.
+#pragma once
+
+#include "../common/numerics.cuh"
+#include "../common/ptx.cuh"
+#include "../linear.h"
+
+namespace svdq::sm80 {
+
+constexpr int kQuantRows = 32;
+constexpr int kQuantWarps = 8;
+
+struct QuantArgs {
+    const uint16_t* x;          // [M, K] act dtype
+    const uint16_t* act_mul;    // [K]
+    const uint16_t* lora_down;  // [R, K]
+    uint8_t* codes;
+    uint8_t* scales;
+    uint16_t* t;  // [M, R]
+    int64_t m_pad;
+    int m, k, r;
+    float shift;
+    float inv_qmax;  // fp32(1 / qmax)
+    int lo, hi;      // integer codes' range
+};
+
+// A lane's 8 consecutive elements, as 4 pairs.
+struct Octet {
+    uint32_t pair[4];
+};
+
+__device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
+    Octet o = {{0, 0, 0, 0}};
+    if (valid) {
+        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
+        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
+    }
+    return o;
+}
+
+template <class T>
+__device__ __forceinline__ void smooth(Octet& x, const Octet& mul, float shift) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.pair[i] = smooth_pair<T>(x.pair[i], mul.pair[i], shift);
+}
+
+// Largest |bits| so far, separately for low and high halves.
+__device__ __forceinline__ uint32_t max_bits(uint32_t so_far, const Octet& o) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) so_far = __vmaxu2(so_far, o.pair[i] & 0x7fff7fffu);
+    return so_far;
+}
+
+__device__ __forceinline__ uint32_t max_halves(uint32_t v) { return max(v & 0xffffu, v >> 16); }
+
+// Maximum over the 2 (kLanes = 2) or 4 lanes of a quad that share a group.
+template <int kLanes>
+__device__ __forceinline__ uint32_t max_lanes(uint32_t v) {
+    v = max(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    if (kLanes == 4) v = max(v, __shfl_xor_sync(0xffffffffu, v, 2));
+    return v;
+}
+
+template <class T>
+__device__ __forceinline__ float element(const Octet& o, int i) {
+    return i % 2 ? high_to_float<T>(o.pair[i / 2]) : low_to_float<T>(o.pair[i / 2]);
+}
+
+// int4: one group of 64 = both octets of the four lanes of a quad.
+template <class T>
+__device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[2], int64_t row, int block, int c,
+                                           bool valid) {
+    const uint32_t absmax = max_lanes<4>(max_halves(max_bits(max_bits(0, x[0]), x[1])));
+    const GroupScale s = group_scale<T>(absmax, p.inv_qmax, 3.4e38f);
+    if (!valid) return;
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+        uint32_t word = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) word |= (int_code(element<T>(x[b], i), s, p.lo, p.hi) & 15u) << (4 * i);
+        *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+    }
+    if (c == 0) {
+        const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
+        reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + row] = static_cast<uint16_t>(stored);
+    }
+}
+
+// nvfp4: octet b of lanes c = 0, 1 is group 2b, of lanes 2, 3 group 2b + 1.
+template <class T>
+__device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)[2], int64_t row, int block, int c,
+                                            bool valid) {
+    uint32_t bytes = 0;
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+        const uint32_t absmax = max_lanes<2>(max_halves(max_bits(0, x[b])));
+        const GroupScale s = group_scale<T>(absmax, p.inv_qmax, kFp8Max);
+        uint32_t word = 0;
+#pragma unroll
+        for (int i = 0; i < 8; ++i) word |= e2m1_code(element<T>(x[b], i), s) << (4 * i);
+        if (valid) *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        const uint32_t own = s.finite ? e4m3_byte(s.scale) : kFp8Nan;
+        const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
+        bytes |= (own | next << 8) << (16 * b);
+    }
+    if (valid && c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;
+}
+
+// w4a8: even elements of the octet, then odd ones: a8_position().
+template <class T>
+__device__ __forceinline__ void store_w4a8(const QuantArgs& p, const Octet& x, const GroupScale& s, int64_t row,
+                                           int k0, int c) {
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+        uint32_t word = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            word |= (int_code(element<T>(x, 2 * i + odd), s, p.lo, p.hi) & 255u) << (8 * i);
+        *reinterpret_cast<uint32_t*>(p.codes + row * p.k + k0 + 16 * odd + 4 * c) = word;
+    }
+}
+
+// w4a16: elements (j, j + 4) become neighbours: a16_position().
+__device__ __forceinline__ void store_w4a16(const QuantArgs& p, const Octet& x, int64_t row, int k0, int c) {
+    uint32_t* out = reinterpret_cast<uint32_t*>(p.codes + (row * p.k + k0) * 2);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const uint32_t a = x.pair[j / 2], b = x.pair[j / 2 + 2];
+        out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = __byte_perm(a, b, j % 2 ? 0x7632 : 0x5410);
+    }
+}
+
+// kRankTile: columns of t per CTA. 32 leaves registers for two CTAs per SM; 64 reads x half as often when R is large.
+template <int kFormat, class T, int kRankTile>
+__global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quantize_kernel(const QuantArgs p) {
+    __shared__ float partial[kQuantWarps / 2][kRankTile][32];  // [warp][register][lane]
+    __shared__ uint32_t row_max[kQuantWarps][kQuantRows];
+    constexpr bool kWholeRow = kFormat == SVDQ_FORMAT_W4A8 || kFormat == SVDQ_FORMAT_W4A16;
+
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int g = lane / 4, c = lane % 4;
+    const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kQuantRows;
+    const int rank0 = blockIdx.y * kRankTile;
+    const int ranks = min(p.r - rank0, kRankTile);  // <= 0: no low-rank branch
+    const bool quantizing = blockIdx.y == 0;
+    const int blocks = p.k / 64;
+
+    float acc[2][kRankTile / 8][4] = {};
+    uint32_t seen[2][2] = {};  // per row: largest |bits|, where the whole row matters
+
+    for (int block = warp; block < blocks; block += kQuantWarps) {
+        Octet x[2][2][2];  // [m16 tile][row g or g + 8][half of the block]
+        const int k0 = block * 64 + 8 * c;
+#pragma unroll
+        for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+                for (int b = 0; b < 2; ++b) {
+                    const int64_t row = row0 + 16 * mt + 8 * h + g;
+                    x[mt][h][b] = load_octet(p.x + row * p.k + k0 + 32 * b, row < p.m);
+                }
+
+        if (ranks > 0) {
+#pragma unroll
+            for (int j = 0; j < kRankTile / 8; ++j) {
+                if (8 * j >= ranks) break;
+                const uint16_t* down = p.lora_down + static_cast<int64_t>(rank0 + 8 * j + g) * p.k + k0;
+                const Octet w[2] = {load_octet(down, true), load_octet(down + 32, true)};
+#pragma unroll
+                for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+                    for (int s = 0; s < 4; ++s) {
+                        const Octet &top = x[mt][0][s / 2], &bottom = x[mt][1][s / 2];
+                        const int lo = 2 * (s % 2);
+                        const uint32_t a[4] = {top.pair[lo], bottom.pair[lo], top.pair[lo + 1], bottom.pair[lo + 1]};
+                        ptx::mma_16bit(T(), acc[mt][j], a, w[s / 2].pair[lo], w[s / 2].pair[lo + 1]);
+                    }
+            }
+        }
+        if (!quantizing) continue;
+
+        const Octet mul[2] = {load_octet(p.act_mul + k0, true), load_octet(p.act_mul + k0 + 32, true)};
+#pragma unroll
+        for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                Octet(&v)[2] = x[mt][h];
+                const int64_t row = row0 + 16 * mt + 8 * h + g;
+                const bool valid = row < p.m;
+                if constexpr (kFormat == SVDQ_FORMAT_W4A16) seen[mt][h] = max_bits(max_bits(seen[mt][h], v[0]), v[1]);
+                smooth<T>(v[0], mul[0], p.shift);
+                smooth<T>(v[1], mul[1], p.shift);
+                if constexpr (kFormat == SVDQ_FORMAT_INT4) store_int4<T>(p, v, row, block, c, valid);
+                if constexpr (kFormat == SVDQ_FORMAT_NVFP4) store_nvfp4<T>(p, v, row, block, c, valid);
+                if constexpr (kFormat == SVDQ_FORMAT_W4A8) seen[mt][h] = max_bits(max_bits(seen[mt][h], v[0]), v[1]);
+                if constexpr (kFormat == SVDQ_FORMAT_W4A16) {
+                    if (valid) store_w4a16(p, v[0], row, block * 64, c);
+                    if (valid) store_w4a16(p, v[1], row, block * 64 + 32, c);
+                }
+            }
+    }
+
+    // ---- t: 8 partial sums, halved three times --------------------------------------------------------------------
+    if (ranks > 0) {
+        float* flat = &acc[0][0][0];
+#pragma unroll
+        for (int half = kQuantWarps / 2; half > 0; half /= 2) {
+            if (warp >= half && warp < 2 * half)
+#pragma unroll
+                for (int i = 0; i < kRankTile; ++i) partial[warp - half][i][lane] = flat[i];
+            __syncthreads();
+            if (warp < half)
+#pragma unroll
+                for (int i = 0; i < kRankTile; ++i) flat[i] += partial[warp][i][lane];
+            __syncthreads();
+        }
+        if (warp == 0) {
+#pragma unroll
+            for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+                for (int j = 0; j < kRankTile / 8; ++j)
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        const int64_t row = row0 + 16 * mt + 8 * h + g;
+                        if (8 * j >= ranks || row >= p.m) continue;
+                        const uint32_t pair = TypeTraits<T>::to_bits(acc[mt][j][2 * h]) |
+                                              TypeTraits<T>::to_bits(acc[mt][j][2 * h + 1]) << 16;
+                        *reinterpret_cast<uint32_t*>(p.t + row * p.r + rank0 + 8 * j + 2 * c) = pair;
+                    }
+        }
+    }
+
+    // ---- formats with one scale per row ---------------------------------------------------------------------------
+    if constexpr (kWholeRow) {
+        if (!quantizing) return;
+#pragma unroll
+        for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                const uint32_t v = max_lanes<4>(max_halves(seen[mt][h]));
+                if (c == 0) row_max[warp][16 * mt + 8 * h + g] = v;
+            }
+        __syncthreads();
+        GroupScale scale[2][2];
+#pragma unroll
+        for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                uint32_t v = 0;
+#pragma unroll
+                for (int w = 0; w < kQuantWarps; ++w) v = max(v, row_max[w][16 * mt + 8 * h + g]);
+                scale[mt][h] = group_scale<T>(v, p.inv_qmax, 3.4e38f);
+                if (kFormat == SVDQ_FORMAT_W4A16) scale[mt][h].scale = 1.f;
+                const int64_t row = row0 + 16 * mt + 8 * h + g;
+                if (warp == 0 && c == 0 && row < p.m)
+                    reinterpret_cast<float*>(p.scales)[row] =
+                        scale[mt][h].finite ? scale[mt][h].scale : __int_as_float(0x7fffffff);
+            }
+        if constexpr (kFormat == SVDQ_FORMAT_W4A8) {
+            for (int block = warp; block < blocks; block += kQuantWarps)
+#pragma unroll
+                for (int b = 0; b < 2; ++b) {
+                    const int k0 = block * 64 + 32 * b;
+                    const Octet mul = load_octet(p.act_mul + k0 + 8 * c, true);
+#pragma unroll
+                    for (int mt = 0; mt < 2; ++mt)
+#pragma unroll
+                        for (int h = 0; h < 2; ++h) {
+                            const int64_t row = row0 + 16 * mt + 8 * h + g;
+                            Octet v = load_octet(p.x + row * p.k + k0 + 8 * c, row < p.m);
+                            smooth<T>(v, mul, p.shift);
+                            if (row < p.m) store_w4a8<T>(p, v, scale[mt][h], row, k0, c);
+                        }
+                }
+        }
+    }
+}
+
+template <int kFormat, class T, int kRankTile>
+cudaError_t launch_quantize_tile(const QuantArgs& q, cudaStream_t stream) {
+    const int rank_tiles = q.r > 0 ? (q.r + kRankTile - 1) / kRankTile : 1;
+    const dim3 grid((q.m + kQuantRows - 1) / kQuantRows, rank_tiles);
+    quantize_kernel<kFormat, T, kRankTile><<<grid, kQuantWarps * 32, 0, stream>>>(q);
+    return cudaGetLastError();
+}
+
+template <int kFormat, class T>
+cudaError_t launch_quantize_as(const QuantArgs& q, cudaStream_t stream) {
+    return q.r <= 32 ? launch_quantize_tile<kFormat, T, 32>(q, stream)
+                     : launch_quantize_tile<kFormat, T, 64>(q, stream);
+}
+
+template <int kFormat>
+cudaError_t launch_quantize(const LinearArgs& args, cudaStream_t stream) {
+    const svdq_linear_params& p = args.p;
+    QuantArgs q = {};
+    q.x = static_cast<const uint16_t*>(p.x);
+    q.act_mul = static_cast<const uint16_t*>(p.act_mul);
+    q.lora_down = static_cast<const uint16_t*>(p.lora_down);
+    q.codes = args.codes();
+    q.scales = args.scales();
+    q.t = reinterpret_cast<uint16_t*>(args.t());
+    q.m_pad = args.ws.m_pad;
+    q.m = p.m, q.k = p.k, q.r = p.r;
+    q.shift = p.act_shift;
+    const bool u4 = kFormat == SVDQ_FORMAT_INT4 && p.act_unsigned;
+    q.hi = kFormat == SVDQ_FORMAT_W4A8 ? 127 : u4 ? 15 : 7;
+    q.lo = u4 ? 0 : -q.hi;
+    q.inv_qmax = 1.f / (kFormat == SVDQ_FORMAT_NVFP4 ? 6.f : static_cast<float>(q.hi));
+    return p.dtype == SVDQ_F16 ? launch_quantize_as<kFormat, __half>(q, stream)
+                               : launch_quantize_as<kFormat, __nv_bfloat16>(q, stream);
+}
+
+}  // namespace svdq::sm80
