@@ -1,7 +1,7 @@
 """The build backend of pyproject.toml: scikit-build-core, with nvcc from PyPI where the machine has none.
 
-Order in which nvcc is looked for: CUDACXX, PATH, CUDA_HOME or CUDA_PATH, /usr/local/cuda, then NVIDIA's wheels
-in the build environment. Where the first four find nothing, `get_requires_for_build_wheel` asks pip for the
+Order in which nvcc is looked for: CUDACXX, PATH, CUDA_HOME or CUDA_PATH, /usr/local/cuda, then NVIDIA's
+wheels in the build environment. Where the first four find nothing, `get_requires_for_build_wheel` asks pip for the
 wheels, so ``pip install .`` works with a C++ compiler and nothing else. An nvcc that is too old is not used.
 
 With ``--no-build-isolation`` pip installs no requirements: then run ``pip install`` on NVCC_WHEELS first.
@@ -75,7 +75,7 @@ def _use_nvcc() -> None:
             f"Put nvcc on PATH, or: pip install '{wanted}'"
         )
     os.environ["CUDACXX"] = str(root / "bin" / "nvcc")
-    # The wheels have lib, where nvcc looks in lib64, and libcudart.so.13 without the name that FindCUDAToolkit wants.
+    # nvcc looks in lib64, the wheels have lib; FindCUDAToolkit wants libcudart.so, they have libcudart.so.13.
     lib = root / "lib"
     os.environ["LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(lib), os.environ.get("LIBRARY_PATH")]))
     cudart = next(iter(sorted(lib.glob("libcudart.so*"))), None)
@@ -97,7 +97,9 @@ def get_requires_for_build_editable(config_settings: Settings = None) -> list[st
     return [*_skbuild.get_requires_for_build_editable(config_settings), *_requires()]
 
 
-def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
+def build_wheel(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
     """PEP 517 hook."""
     _use_nvcc()
     return _skbuild.build_wheel(wheel_directory, config_settings, metadata_directory)

@@ -138,14 +138,18 @@ def render() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 when the header is stale")
     args = parser.parse_args(argv)
     text = render()
     if args.check:
         if not HEADER.is_file() or HEADER.read_text(encoding="utf-8") != text:
-            print(f"{HEADER.relative_to(ROOT)}: stale, want the tables of svdq_trt/spec. "
-                  "Run python tools/gen_contract.py.", file=sys.stderr)
+            print(
+                f"{HEADER.relative_to(ROOT)}: stale, want the tables of svdq_trt/spec. "
+                "Run python tools/gen_contract.py.",
+                file=sys.stderr,
+            )
             return 1
         return 0
     HEADER.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
 """Which layers of an engine are plugins, as TensorRT itself reports it; also where there is no GPU.
 
 An engine cannot be deserialized without a GPU, so the engine inspector is out of reach on a build machine.
-But with ``ProfilingVerbosity.DETAILED`` the builder logs the same text as one VERBOSE message that begins with
-``Layers:``. `LayerReport` picks that message out of a log, and `plugin_layers` reads it, or reads what
+But with ``ProfilingVerbosity.DETAILED`` the builder logs the same text as one VERBOSE message that begins
+with ``Layers:``. `LayerReport` picks that message out of a log, and `plugin_layers` reads it, or reads what
 ``inspector.get_engine_information(LayerInformationFormat.ONELINE)`` returns on a machine with a GPU.
 """
 
@@ -20,7 +20,7 @@ _TENSOR = re.compile(r"Name: (?P<name>\S+), Dimensions: \[(?P<dims>[-\d,]*)\].*?
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor of a layer. `shape` has -1 for dynamic dimensions; `dtype` is TensorRT's word (``Half``, ``Int8``)."""
+    """A tensor of a layer; -1 in `shape` is a dynamic dimension, `dtype` TensorRT's word (``Half``)."""
 
     name: str
     shape: tuple[int, ...]

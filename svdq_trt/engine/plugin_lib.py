@@ -80,7 +80,7 @@ def registered_ops(trt: Any) -> set[str]:
 
 
 def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
-    """Load the plugin library into the registry of `trt` and check that it holds exactly the ops of the contract.
+    """Load the plugin library into the registry of `trt`; check that it has exactly the ops of the contract.
 
     Loading the same library again does nothing. What the plugin refuses later, it tells the module's logger.
 
@@ -89,7 +89,7 @@ def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
         path: the library; None means `find()`.
 
     Raises:
-        ArtifactError: missing or broken library, another one already loaded, or ops that differ from spec/ops.py.
+        ArtifactError: missing or broken library, another one already loaded, ops other than spec/ops.py.
 
     Tested by tests/trt/test_plugin_lib.py.
     """
@@ -100,14 +100,14 @@ def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
         if before.sha256 != library.sha256:
             raise ArtifactError(
                 f"plugin library {library.path}",
-                f"sha256 {library.sha256[:12]} while {before.path} ({before.sha256[:12]}) is loaded in {name}",
+                f"{library.sha256[:12]} while {before.path} ({before.sha256[:12]}) is loaded in {name}",
                 "one plugin library per process",
                 "Start a new process.",
             )
         return before
     preload_core(trt, library.path)
     if not registered_ops(trt):
-        # An empty handle is returned for a library that does not load or holds no creators; both leave no ops.
+        # The handle tells nothing in Python; a library that does not load leaves no ops.
         trt.get_plugin_registry().load_library(str(library.path))
     _check_ops(registered_ops(trt), library.path, name)
     _loaded[name] = library
