@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,12 @@ from svdq_trt.spec.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 LIBRARY_NAME = "libsvdq_trt_plugin.so"
 LIBRARY_ENV = "SVDQ_PLUGIN_LIBRARY"  # path of a library to use instead of the installed one
-_PACKAGED = Path(__file__).resolve().parent.parent / "lib"
+#: Where an install puts it: beside this package, or, when the Python files are used from the source folder
+#: (editable install, PYTHONPATH), in the environment's site-packages.
+_PLACES = (
+    Path(__file__).resolve().parent.parent / "lib",
+    Path(sysconfig.get_path("platlib")) / "svdq_trt" / "lib",
+)
 _SHIM = Path("shim") / "libtensorrt_rtx.so"
 _BUILD_HINT = f"Run pip install . in the source folder, or set {LIBRARY_ENV} to a built {LIBRARY_NAME}."
 
@@ -52,7 +58,9 @@ def find(path: Path | None = None) -> PluginLibrary:
     where = "TensorRT plugin library"
     if path is None and override:
         where, path = LIBRARY_ENV, Path(override)
-    path = (path or _PACKAGED / LIBRARY_NAME).resolve()
+    if path is None:
+        path = next((p / LIBRARY_NAME for p in _PLACES if (p / LIBRARY_NAME).is_file()), _PLACES[0] / LIBRARY_NAME)
+    path = path.resolve()
     if not path.is_file():
         raise ArtifactError(where, f"no file {path}", "the built plugin library", _BUILD_HINT)
     with path.open("rb") as file:
@@ -139,7 +147,7 @@ def preload_core(trt: Any, library: Path | None = None) -> None:
     """
     if not str(trt.__name__).startswith("tensorrt_rtx"):
         return
-    folders = [*([library.parent] if library else []), _PACKAGED]
+    folders = [*([library.parent] if library else []), *_PLACES]
     shim = next((f / _SHIM for f in folders if (f / _SHIM).is_file()), None)
     try:
         ctypes.CDLL(str(shim) if shim else _SHIM.name)
