@@ -1,0 +1,39 @@
+// What a node's inputs must look like: pure functions over shapes and dtypes, used in both phases.
+#pragma once
+
+#include <optional>
+#include <string>
+
+#include "log.h"
+#include "svdq/contract.h"
+#include "trt.h"
+
+namespace svdq::trt {
+
+inline constexpr int64_t kUnknown = -1;  // a dimension not known yet (TensorRT's own sign)
+
+// The sizes of one linear; kUnknown where the shapes do not tell yet.
+struct Sizes {
+    int64_t m = kUnknown;
+    int64_t n = kUnknown;
+    int64_t k = kUnknown;
+    int64_t r = kUnknown;
+};
+
+// The dtype that input `index` must have when x has dtype `act`.
+nvinfer1::DataType want_type(contract::OpRow const& op, int32_t index, nvinfer1::DataType act);
+
+// x must be f16 or bf16, and every other input what the format asks. `types` has kNumInputs entries.
+std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op,
+                                   nvinfer1::DataType const* types);
+
+// Compares the eight shapes with the contract and fills `sizes`. Unknown dimensions are not judged, so the
+// same function serves a network with dynamic axes, a profile's limits, and the shapes of a run.
+std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op,
+                                    nvinfer1::Dims const* shapes, Sizes& sizes);
+
+// Bytes of workspace for sizes that are all known.
+std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, Sizes const& sizes,
+                                       size_t& bytes);
+
+}  // namespace svdq::trt

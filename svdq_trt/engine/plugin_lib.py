@@ -1,0 +1,157 @@
+"""The TensorRT plugin library: where it is, what it is, and loading it into a TensorRT module's registry.
+
+``tensorrt`` and ``tensorrt_rtx`` have the same Python API; every function here takes the imported module.
+Importing this file loads neither of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.errors import ArtifactError
+from svdq_trt.spec.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+
+LIBRARY_NAME = "libsvdq_trt_plugin.so"
+LIBRARY_ENV = "SVDQ_PLUGIN_LIBRARY"  # path of a library to use instead of the installed one
+#: Where an install puts it: beside this package, or, when the Python files are used from the source folder
+#: (editable install, PYTHONPATH), in the environment's site-packages.
+_PLACES = (
+    Path(__file__).resolve().parent.parent / "lib",
+    Path(sysconfig.get_path("platlib")) / "svdq_trt" / "lib",
+)
+_SHIM = Path("shim") / "libtensorrt_rtx.so"
+_BUILD_HINT = f"Run pip install . in the source folder, or set {LIBRARY_ENV} to a built {LIBRARY_NAME}."
+
+#: Module name -> what load_into() loaded. A registry lives as long as the process, so this does too.
+_loaded: dict[str, PluginLibrary] = {}
+
+
+@dataclass(frozen=True)
+class PluginLibrary:
+    """A plugin library on disk.
+
+    Attributes:
+        path: absolute path.
+        sha256: of the file, 64 hex digits; the manifest of an engine records it.
+        version: version of the C API inside, such as ``1.0.0``.
+    """
+
+    path: Path
+    sha256: str
+    version: str
+
+
+def find(path: Path | None = None) -> PluginLibrary:
+    """The plugin library: `path` if given, else ``SVDQ_PLUGIN_LIBRARY`` if set, else the installed one.
+
+    Raises:
+        ArtifactError: the file is missing, does not load, or is not a plugin library of this project.
+    """
+    override = os.environ.get(LIBRARY_ENV)
+    where = "TensorRT plugin library"
+    if path is None and override:
+        where, path = LIBRARY_ENV, Path(override)
+    if path is None:
+        path = next((p / LIBRARY_NAME for p in _PLACES if (p / LIBRARY_NAME).is_file()), _PLACES[0] / LIBRARY_NAME)
+    path = path.resolve()
+    if not path.is_file():
+        raise ArtifactError(where, f"no file {path}", "the built plugin library", _BUILD_HINT)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return PluginLibrary(path, sha256, _version(path, sha256))
+
+
+@functools.lru_cache(maxsize=8)
+def _version(path: Path, sha256: str) -> str:  # sha256: a rebuilt file is another library
+    try:
+        function = ctypes.CDLL(str(path)).svdq_version
+    except (OSError, AttributeError) as error:
+        raise ArtifactError(str(path), str(error), "a plugin library of svdq-trt", _BUILD_HINT) from error
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
+
+
+def registered_ops(trt: Any) -> set[str]:
+    """Op types of this project in the module's plugin registry, of this contract's version."""
+    return {
+        c.name
+        for c in trt.get_plugin_registry().all_creators
+        if c.plugin_namespace == PLUGIN_NAMESPACE and c.plugin_version == PLUGIN_VERSION
+    }
+
+
+def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
+    """Load the plugin library into the registry of `trt`; check that it has exactly the ops of the contract.
+
+    Loading the same library again does nothing. What the plugin refuses later, it tells the module's logger.
+
+    Args:
+        trt: the imported module, ``tensorrt`` or ``tensorrt_rtx``.
+        path: the library; None means `find()`.
+
+    Raises:
+        ArtifactError: missing or broken library, another one already loaded, ops other than spec/ops.py.
+
+    Tested by tests/trt/test_plugin_lib.py.
+    """
+    library = find(path)
+    name = str(trt.__name__)
+    before = _loaded.get(name)
+    if before is not None:
+        if before.sha256 != library.sha256:
+            raise ArtifactError(
+                f"plugin library {library.path}",
+                f"{library.sha256[:12]} while {before.path} ({before.sha256[:12]}) is loaded in {name}",
+                "one plugin library per process",
+                "Start a new process.",
+            )
+        return before
+    preload_core(trt, library.path)
+    if not registered_ops(trt):
+        # The handle tells nothing in Python; a library that does not load leaves no ops.
+        trt.get_plugin_registry().load_library(str(library.path))
+    _check_ops(registered_ops(trt), library.path, name)
+    _loaded[name] = library
+    return library
+
+
+def _check_ops(got: set[str], path: Path, module: str) -> None:
+    missing, extra = sorted(set(OPS) - got), sorted(got - set(OPS))
+    if missing or extra:
+        parts = [f"without {', '.join(missing)}"] if missing else []
+        parts += [f"with unknown {', '.join(extra)}"] if extra else []
+        raise ArtifactError(
+            f"plugin library {path}",
+            f"{len(got)} ops in the registry of {module}, {' and '.join(parts)}",
+            f"the {len(OPS)} ops of contract version {PLUGIN_VERSION}",
+            "Rebuild the library: pip install . in the source folder.",
+        )
+
+
+def preload_core(trt: Any, library: Path | None = None) -> None:
+    """Make the bare name ``libtensorrt_rtx.so`` known in the process; a no-op for full TensorRT.
+
+    TensorRT-RTX's ONNX parser opens its core by that name once a plugin is in the graph. The wheel has only
+    ``libtensorrt_rtx.so.1``, and without the bare name the process aborts. The shim (plugins/trt/shim) bears
+    the name and needs the ``.so.1`` that importing `trt` has loaded, so the dynamic linker joins the two.
+
+    Raises:
+        ArtifactError: neither the shim nor the name itself can be loaded.
+    """
+    if not str(trt.__name__).startswith("tensorrt_rtx"):
+        return
+    folders = [*([library.parent] if library else []), *_PLACES]
+    shim = next((f / _SHIM for f in folders if (f / _SHIM).is_file()), None)
+    try:
+        ctypes.CDLL(str(shim) if shim else _SHIM.name)
+    except OSError as error:
+        raise ArtifactError(
+            str(shim or _SHIM.name), str(error), f"a library of that name next to {LIBRARY_NAME}", _BUILD_HINT
+        ) from error
