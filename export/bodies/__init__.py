@@ -1,0 +1,6 @@
+"""Model-local functions: what each ``svdq::SVDQLinear*`` node means, in standard operators."""
+
+from svdq_export.bodies.build import OPSET
+from svdq_export.bodies.linear import build_function
+
+__all__ = ["OPSET", "build_function"]

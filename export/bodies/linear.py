@@ -1,0 +1,95 @@
+"""Function bodies: one op type as a model-local function in standard operators.
+
+ONNX Runtime runs these; TensorRT takes the plugin where one is registered and inlines these where none is.
+They follow the op contract's numerics to fp32 rounding, in f16, bf16 (where the runtime has the casts) and
+f32, which then is the act dtype.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from svdq_trt.spec.formats import Activation
+from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OpSpec
+
+from svdq_export.bodies.acts import quantize_act
+from svdq_export.bodies.build import OPSET, Body
+from svdq_export.bodies.weights import dequantize_weight
+
+F16_MAX = 65504.0
+
+
+def build_function(op: OpSpec) -> ir.Function:
+    """The function ``svdq::<op_type>``: eight inputs, one output, the contract's attributes.
+
+    It declares plugin_version and plugin_namespace, which the body does not read, because a function may
+    only be called with attributes that it declares.
+    """
+    b = Body()
+    inputs = {spec.name: ir.Value(name=spec.name) for spec in INPUTS}
+    y = _linear(b, op, **inputs)
+    y.name = "y"
+    attributes = [ir.Attr(a.name, _KIND[a.kind], None) for a in ATTRIBUTES]
+    attributes += [ir.Attr(n, ir.AttributeType.STRING, None) for n in ("plugin_version", "plugin_namespace")]
+    graph = ir.Graph(list(inputs.values()), [y], nodes=b.nodes, opset_imports={"": OPSET})
+    return ir.Function(DOMAIN, op.op_type, graph=graph, attributes=attributes)
+
+
+_KIND = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT}
+
+
+def _linear(
+    b: Body,
+    op: OpSpec,
+    *,
+    x: ir.Value,
+    qweight: ir.Value,
+    wscale: ir.Value,
+    act_mul: ir.Value,
+    lora_down: ir.Value,
+    lora_up: ir.Value,
+    bias: ir.Value,
+    wscale2: ir.Value,
+) -> ir.Value:
+    """act( Q(x̂)·Q(W)ᵀ + (x·lora_downᵀ)·lora_upᵀ + bias ), one rounding at the end."""
+    w = dequantize_weight(b, qweight, wscale, wscale2, op.format)
+    xf = b.to_f32(x)
+    shifted = b("Add", xf, b.attribute("act_shift", "float"))
+    x_hat = b.to_f32(b("CastLike", b("Mul", shifted, b.to_f32(act_mul)), x))
+    xq = quantize_act(b, x_hat, x, op.format, b.attribute("act_unsigned", "int"))
+    t = b.to_f32(b("CastLike", _matmul_t(b, xf, b.to_f32(lora_down)), x))  # rounded once, as the kernels do
+    low_rank = _matmul_t(b, t, b.to_f32(lora_up))
+    y = b("Add", b("Add", _matmul_t(b, xq, w), low_rank), b.to_f32(bias))
+    y = _clamp_to_f16(b, _activate(b, y, op.activation), x)
+    # 0 for a finite row, NaN for one with NaN or Inf. x̂ has one wherever x has, and where the product
+    # overflows the act dtype; 16-bit activations pass that on by themselves.
+    mark = b("ReduceSum", b("Mul", xf if op.format.act_group is None else x_hat, 0.0), b.ints(-1), keepdims=1)
+    return b("CastLike", b("Add", y, mark), x)
+
+
+def _matmul_t(b: Body, x: ir.Value, w: ir.Value) -> ir.Value:
+    """[..., K] · [N, K]ᵀ in f32."""
+    return b("MatMul", x, b("Transpose", w, perm=[1, 0]))
+
+
+def _activate(b: Body, y: ir.Value, activation: Activation) -> ir.Value:
+    if activation is Activation.GELU:
+        return b("Gelu", y, approximate="none")
+    if activation is Activation.GELU_TANH:
+        return b("Gelu", y, approximate="tanh")
+    if activation is Activation.SILU:
+        return b("Mul", y, b("Sigmoid", y))
+    if activation is Activation.GEGLU:
+        value, gate = b.split(y, 2)
+        return b("Mul", value, b("Gelu", gate, approximate="none"))
+    return y
+
+
+def _clamp_to_f16(b: Body, y: ir.Value, like: ir.Value) -> ir.Value:
+    """Clamp to ±65504 when `like` is f16, and only then; NaN passes.
+
+    A body cannot ask for a dtype, but 2^-40 survives a cast to bf16 and f32 and becomes 0 in f16.
+    """
+    is_f16 = b("Equal", b.to_f32(b("CastLike", 2.0**-40, like)), 0.0)
+    over = b("And", b("Greater", y, F16_MAX), is_f16)
+    under = b("And", b("Less", y, -F16_MAX), is_f16)
+    return b("Where", over, F16_MAX, b("Where", under, -F16_MAX, y))

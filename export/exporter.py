@@ -1,0 +1,134 @@
+"""PyTorch module -> one ONNX file for three runtimes: TensorRT with the plugin, TensorRT without, ONNX Runtime."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from svdq_trt.errors import UsageError
+from torch import Tensor, nn
+from torch.export.dynamic_shapes import _DimHint as DimHint
+
+from svdq_export.bodies import OPSET
+from svdq_export.passes.dtypes import unify_input_types
+from svdq_export.passes.functions import add_bodies
+from svdq_export.passes.metadata import strip_metadata
+from svdq_export.passes.names import name_svdq_nodes
+from svdq_export.passes.simplify import simplify
+from svdq_export.passes.squeeze import squeeze_to_reshape
+from svdq_export.schema import register_schemas
+from svdq_export.translate import translation_table
+from svdq_export.write import Progress, data_path, write_model
+
+Dim = torch.export.Dim | DimHint | str
+DynamicShapes = dict[str, dict[int, Dim]]
+
+
+@dataclass(frozen=True)
+class OnnxInfo:
+    """What was written.
+
+    Attributes:
+        path: the .onnx file; weights are in ``<path>.data`` beside it.
+        inputs, outputs: graph inputs and outputs, name -> (dtype, shape); a dynamic dimension is its name.
+        svdq_nodes: names of the svdq nodes, in graph order; each is its module's path.
+        op_types: svdq op types in use, each with a function body in the file.
+        node_count: nodes of the main graph.
+        data_bytes: size of the external data file.
+    """
+
+    path: Path
+    inputs: dict[str, tuple[str, tuple[int | str, ...]]]
+    outputs: dict[str, tuple[str, tuple[int | str, ...]]]
+    svdq_nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    node_count: int
+    data_bytes: int
+
+
+def export_onnx(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    dynamic_shapes: dict[str, dict[int, Dim]],
+    output_names: Sequence[str],
+    path: Path,
+    *,
+    progress: Progress | None = None,
+) -> OnnxInfo:
+    """Export a module, quantized or not, at opset 23.
+
+    Args:
+        module: called as ``module(**inputs)``; returns tensors only. Parameters on the CPU (or the meta device never).
+        inputs: sample inputs by parameter name, in the order of ``forward``; their names become the graph's.
+        dynamic_shapes: input -> {axis: name}; names shared between axes are the same dimension to a reader.
+        output_names: names of the graph outputs, in order.
+        path: where the .onnx goes.
+        progress: called with (stage, done, total); stages are "trace", "simplify", "write".
+
+    Returns:
+        Names, types and sizes of what was written.
+
+    Raises:
+        UsageError: a name in `dynamic_shapes` that is no input.
+        ArtifactError: the graph fails onnx.checker, or an svdq node belongs to no module.
+    """
+    unknown = sorted(set(dynamic_shapes) - set(inputs))
+    if unknown:
+        raise UsageError("dynamic_shapes", f"'{unknown[0]}'", f"one of {', '.join(inputs)}")
+    _report(progress, "trace", 0)
+    model = _trace(module, inputs, dynamic_shapes, output_names)
+    _report(progress, "trace", 1)
+    _report(progress, "simplify", 0)
+    simplify(model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
+    unify_input_types(model)
+    squeeze_to_reshape(model)
+    nodes = name_svdq_nodes(model)
+    op_types = add_bodies(model)
+    strip_metadata(model)
+    _report(progress, "simplify", 1)
+    write_model(model, path, progress)
+    return OnnxInfo(
+        path=path,
+        inputs={_name(v): _type(v) for v in model.graph.inputs},
+        outputs={_name(v): _type(v) for v in model.graph.outputs},
+        svdq_nodes=tuple(nodes),
+        op_types=tuple(op_types),
+        node_count=len(model.graph),
+        data_bytes=data_path(path).stat().st_size,
+    )
+
+
+def _trace(
+    module: nn.Module, inputs: dict[str, Tensor], dynamic_shapes: DynamicShapes, output_names: Sequence[str]
+) -> ir.Model:
+    """torch.export and translation to ONNX; weights are shared with the module, not copied."""
+    register_schemas()
+    shapes = {name: dict(dynamic_shapes.get(name, {})) for name in inputs}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's, about its own internals
+        program = torch.onnx.export(
+            module, (), kwargs=inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
+            input_names=list(inputs), output_names=list(output_names), optimize=False, verbose=False,
+            custom_translation_table=translation_table(),
+        )  # fmt: skip
+    assert program is not None
+    return program.model
+
+
+def _report(progress: Progress | None, stage: str, done: int) -> None:
+    if progress is not None:
+        progress(stage, done, 1)
+
+
+def _name(value: ir.Value) -> str:
+    assert value.name is not None
+    return value.name
+
+
+def _type(value: ir.Value) -> tuple[str, tuple[int | str, ...]]:
+    assert value.dtype is not None and value.shape is not None
+    return value.dtype.name.lower(), tuple(d if isinstance(d, int) else str(d) for d in value.shape)

@@ -1,0 +1,68 @@
+"""Write Squeeze as Reshape: one of the TensorRT-RTX cores that engines are run with takes no Squeeze."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+
+def squeeze_to_reshape(model: ir.Model) -> int:
+    """Replace each Squeeze whose result shape a Reshape can say with a constant; returns how many.
+
+    A dimension before the first squeezed axis copies (0); behind it at most one may be dynamic (-1). A vector
+    of one element that becomes a scalar (a size, mostly) is a Gather, as an empty shape constant makes
+    parsers warn. Others stay.
+    """
+    count = 0
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for node in list(graph):
+            if node.domain == "" and node.op_type == "Squeeze" and (target := _target(node)) is not None:
+                _replace(graph, node, target)
+                count += 1
+    return count
+
+
+def _target(node: ir.Node) -> list[int] | None:
+    data = node.inputs[0]
+    if data is None or data.shape is None:
+        return None
+    axes = _axes(node, len(data.shape))
+    if axes is None:
+        return None
+    target = []
+    for i, dim in enumerate(data.shape):
+        if i in axes:
+            continue
+        if i < min(axes, default=0):
+            target.append(0)
+        else:
+            target.append(dim if isinstance(dim, int) else -1)
+    if not target and len(data.shape) != 1:
+        return None
+    return target if target.count(-1) <= 1 else None
+
+
+def _axes(node: ir.Node, rank: int) -> set[int] | None:
+    if len(node.inputs) > 1 and node.inputs[1] is not None:
+        constant = node.inputs[1].const_value
+        return None if constant is None else {int(a) % rank for a in constant.numpy().reshape(-1)}
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or not all(isinstance(d, int) for d in shape):
+        return None
+    return {i for i, d in enumerate(shape) if d == 1}
+
+
+def _replace(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
+    out = node.outputs[0]
+    name = f"{out.name}_{'shape' if target else 'index'}"
+    array = np.array(target if target else 0, np.int64)
+    constant = ir.Value(
+        name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape),
+        const_value=ir.tensor(array, name=name),
+    )  # fmt: skip
+    graph.register_initializer(constant)
+    reshape = ir.node("Reshape" if target else "Gather", [node.inputs[0], constant], name=node.name)
+    reshape.metadata_props.update(node.metadata_props)
+    new = reshape.outputs[0]
+    new.name, new.dtype, new.shape = out.name, out.dtype, out.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], [reshape], [out], [new])

@@ -1,0 +1,56 @@
+"""The op types as ONNX operator schemas, so that exporter and checker know inputs, types and attributes."""
+
+from __future__ import annotations
+
+import onnx
+from onnx.defs import OpSchema
+from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
+
+_FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
+
+
+def register_schemas() -> None:
+    """Register every op type with onnx.defs. A second call does nothing.
+
+    x, and with it y and the 16-bit inputs, may be f32: that is the twin that ONNX Runtime checks bf16 models with.
+    """
+    for op in OPS.values():
+        if not onnx.defs.has(op.op_type, DOMAIN):
+            onnx.defs.register_schema(_schema(op))
+
+
+def schema(op_type: str) -> OpSchema:
+    """The schema of one op type; registers all on first use."""
+    register_schemas()
+    return onnx.defs.get_schema(op_type, DOMAIN)
+
+
+def _schema(op: OpSpec) -> OpSchema:
+    types = {
+        "act": "T",
+        "wscale": "T" if op.format.wscale_is_act_dtype else "tensor(int8)",
+        "int8": "tensor(int8)",
+        "float32": "tensor(float)",
+    }
+    numbers = [
+        OpSchema.Attribute(a.name, onnx.helper.make_attribute(a.name, _number(a.kind, a.default)), a.meaning)
+        for a in ATTRIBUTES
+    ]
+    strings = [
+        OpSchema.Attribute(name, onnx.helper.make_attribute(name, value), "where TensorRT looks for the plugin")
+        for name, value in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE))
+    ]
+    return OpSchema(
+        op.op_type,
+        DOMAIN,
+        1,
+        doc=f"SVDQuant linear, {op.format.summary}{f', then {op.activation.name}' if op.activation.value else ''}.",
+        inputs=[OpSchema.FormalParameter(i.name, types[i.dtype], f"{i.shape}: {i.meaning}") for i in INPUTS],
+        outputs=[OpSchema.FormalParameter("y", "T", "[..., N_out]")],
+        type_constraints=[("T", _FLOATS, "act dtype")],
+        attributes=[*numbers, *strings],
+    )
+
+
+def _number(kind: str, value: float) -> int | float:
+    return int(value) if kind == "int" else float(value)

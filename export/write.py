@@ -1,0 +1,74 @@
+"""Write a model and its one external data file, so that no half-written file ever has the final name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from svdq_trt.errors import ArtifactError
+
+ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place
+INLINE_BYTES = 1024  # shapes and scalars stay in the .onnx, where a viewer shows them
+
+Progress = Callable[[str, int, int], None]
+
+
+def data_path(path: Path) -> Path:
+    """``unet.onnx`` -> ``unet.onnx.data``."""
+    return path.with_name(path.name + ".data")
+
+
+def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
+    """Stream `model` to `path` and ``<path>.data``, check it, and only then give the files their names.
+
+    Tensors go to the file one at a time, so the memory is the model's own. The data file is renamed first and an older
+    .onnx removed before, so that an interrupted call leaves either nothing to load or the whole.
+
+    Args:
+        model: the model; unchanged.
+        path: ends in .onnx; the folder is made if missing.
+        progress: called with ("write", tensor number, tensors) before each tensor.
+
+    Raises:
+        ArtifactError: the path has another suffix, or onnx.checker refuses the result.
+    """
+    if path.suffix != ".onnx":
+        raise ArtifactError(str(path), f"suffix '{path.suffix}'", ".onnx")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as tmp:
+        staged = Path(tmp) / path.name
+        ir.save(
+            model, staged, external_data=data_path(path).name, size_threshold_bytes=INLINE_BYTES,
+            alignment=ALIGN_BYTES, align_threshold=ALIGN_BYTES, callback=_callback(progress),
+        )  # fmt: skip
+        data_path(staged).touch()  # a model without large tensors has an empty one: always two files
+        check(staged)
+        path.unlink(missing_ok=True)
+        os.replace(data_path(staged), data_path(path))
+        os.replace(staged, path)
+
+
+def check(path: Path) -> None:
+    """Run onnx.checker's full check on a file.
+
+    Raises:
+        ArtifactError: with the checker's reason.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ArtifactError(path.name, f"onnx.checker says: {error}", "a valid graph") from error
+
+
+def _callback(progress: Progress | None) -> Callable[[ir.TensorProtocol, object], None] | None:
+    if progress is None:
+        return None
+
+    def call(_tensor: ir.TensorProtocol, info: object) -> None:
+        progress("write", info.index + 1, info.total)  # type: ignore[attr-defined]
+
+    return call
