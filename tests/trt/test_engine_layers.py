@@ -1,0 +1,68 @@
+"""Every op type becomes a plugin layer of the compiled engine, with the right shapes."""
+
+from __future__ import annotations
+
+import pytest
+
+from svdq_trt.spec import ops
+from svdq_trt.spec.formats import Activation
+
+DYNAMIC = {"min": (1, 1, 128), "opt": (2, 77, 128), "max": (2, 512, 128)}
+FIRST_OF_FORMAT = [o for o in ops.OPS.values() if o.activation is Activation.NONE]
+
+
+def check_layer(layer, op, n, k, r, lead, dtype):
+    """The layer's tensors are the contract's, in its order."""
+    assert [t.shape for t in layer.inputs[1:]] == list(ops.input_shapes(op.format, n, k, r).values())
+    scale = dtype if op.format.wscale_is_act_dtype else "Int8"
+    assert [t.dtype for t in layer.inputs] == [dtype, "Int8", scale, dtype, dtype, dtype, dtype, "Float"]
+    assert layer.inputs[0].shape == (*lead, k)
+    assert layer.outputs[0].shape == (*lead, op.activation.n_out(n))
+    assert layer.outputs[0].dtype == dtype
+
+
+@pytest.mark.parametrize("op", ops.OPS.values(), ids=lambda o: o.op_type)
+def test_build_every_op_sm89_is_plugin_layer(tensorrt, make_graph, node, op):
+    n = 192
+    built = tensorrt.build(make_graph([node(op.op_type, n=n), node(op.op_type, n=64, r=32)], k=128), shapes=DYNAMIC)
+    # Two nodes in a row; the second reads what the first left. K of the second must suit: 192 or, halved, 96.
+    if op.activation is Activation.GEGLU:
+        assert built.plan is None
+        assert any("K = 96, want a multiple of 64" in e for e in built.errors)
+        built = tensorrt.build(make_graph([node(op.op_type, n=256), node(op.op_type, n=64, r=32)]), shapes=DYNAMIC)
+        n = 256
+    assert built.plan is not None, built.errors
+    assert built.plugins == {"linear0": op.op_type, "linear1": op.op_type}
+    assert [layer.nodes for layer in built.layers] == [("linear0",), ("linear1",)]
+    check_layer(built.layers[0], op, n, 128, 16, (-1, -1), "Half")
+    check_layer(built.layers[1], op, 64, op.activation.n_out(n), 32, (-1, -1), "Half")
+
+
+@pytest.mark.parametrize("sm", [80, 86, 120])
+@pytest.mark.parametrize("op", FIRST_OF_FORMAT, ids=lambda o: o.op_type)
+def test_build_bf16_other_arch_is_plugin_layer(tensorrt, make_graph, node, op, sm):
+    built = tensorrt.build(make_graph([node(op.op_type)], dtype="bf16"), sm=sm, shapes=DYNAMIC)
+    assert built.plan is not None, built.errors
+    assert len(built.layers) == 1
+    check_layer(built.layers[0], op, 128, 128, 16, (-1, -1), "BFloat16")
+
+
+@pytest.mark.parametrize("lead", [(17,), (2, 3, 5), (1, 2, 3, 4)], ids=lambda s: f"rank{len(s) + 1}")
+def test_build_other_input_rank_keeps_leading_dims(tensorrt, make_graph, node, lead):
+    op = ops.OPS["SVDQLinearInt4Geglu"]
+    built = tensorrt.build(make_graph([node(op.op_type)], lead=lead))
+    assert built.plan is not None, built.errors
+    check_layer(built.layers[0], op, 128, 128, 16, lead, "Half")
+
+
+@pytest.mark.parametrize("op", FIRST_OF_FORMAT, ids=lambda o: o.op_type)
+def test_build_rank_zero_is_plugin_layer(tensorrt, make_graph, node, op):
+    built = tensorrt.build(make_graph([node(op.op_type, r=0)]), shapes=DYNAMIC)
+    assert built.plan is not None, built.errors
+    assert len(built.layers) == 1
+    assert built.layers[0].outputs[0].shape == (-1, -1, 128)
+
+
+def test_build_without_group_size_takes_the_formats(tensorrt, make_graph, node):
+    built = tensorrt.build(make_graph([node("SVDQLinearNVFP4", drop_attributes=("group_size",))]), shapes=DYNAMIC)
+    assert built.plan is not None, built.errors
