@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from svdq_trt.errors import UsageError
 from torch import Tensor, nn
 from torch.export.dynamic_shapes import _DimHint as DimHint
 
@@ -23,6 +22,7 @@ from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import Progress, data_path, write_model
+from svdq_trt.errors import UsageError
 
 Dim = torch.export.Dim | DimHint | str
 DynamicShapes = dict[str, dict[int, Dim]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 from onnx.defs import OpSchema
+
 from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]

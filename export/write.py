@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+
 from svdq_trt.errors import ArtifactError
 
 ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place

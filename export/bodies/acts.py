@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, INT4, NVFP4, ZERO_GROUP_ABSMAX, Format
 
 from svdq_export.bodies.build import Body
+from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, INT4, NVFP4, ZERO_GROUP_ABSMAX, Format
 
 
 def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned: ir.Value) -> ir.Value:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 
 import onnx_ir as ir
+
 from svdq_trt.errors import ArtifactError
 from svdq_trt.spec.ops import DOMAIN
 

@@ -28,13 +28,13 @@ def plot_accuracy(
     out: Path,
 ) -> None:
     """Write a PNG with two panels: layer SQNR in graph order, and a scatter of the first output."""
-    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(1.7, 1), layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=(1.7, 1), layout="constrained")
     kinds = sorted({_kind(n) for n in nodes})
     for i, kind in enumerate(kinds):
         points = [(j, n.sqnr_db) for j, n in enumerate(nodes) if _kind(n) == kind]
         left.plot(*zip(*points, strict=True), ".", color=_COLORS(i % 10), label=kind, markersize=5)
     left.set(xlabel="node, in graph order", ylabel="SQNR of the layer's output [dB]", title=f"{title}: layers")
-    left.legend(fontsize=8, ncols=2)
+    fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
     left.grid(alpha=0.3)
 
     first = accuracy[0]
@@ -52,6 +52,7 @@ def plot_accuracy(
 
 def _kind(node: Node) -> str:
     """``attn1.to_qkv`` of a long module path: what a layer is, not where."""
-    parts = node.name.split(".")
-    tail = [p for p in parts[-3:] if not p.isdigit()]
-    return f"{'.'.join(tail[-2:])} ({node.format})"
+    path = node.name.removesuffix(".0") if node.name.endswith("to_out.0") else node.name
+    parts = path.split(".")
+    tail = parts[-3:] if parts[-1].isdigit() else parts[-2:]  # ff.net.2, attn1.to_qkv
+    return f"{'.'.join(tail)} ({node.format})"

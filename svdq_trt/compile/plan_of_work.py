@@ -1,9 +1,9 @@
 """From a BuildConfig to folders, stages, keys and arguments: all decisions, no work.
 
-    <out>/<model>-shared/                     what several engines use
-        calib.safetensors  model-fp16.onnx(.data)  reference.npz
-        <format>-r<rank>/  svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
-    <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
+<out>/<model>-shared/                     what several engines use
+calib.safetensors  model-fp16.onnx(.data)  reference.npz
+<format>-r<rank>/  svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
+<out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +17,9 @@ _GB = 1e9
 
 def print_summary(built: Sequence[Built]) -> None:
     """One row per engine, on stdout."""
-    table = Table(title="engines", title_justify="left")
-    for column in ("engine", "format", "rank", "plan", "weights", "FP16 weights", "layers", "output SQNR", "time"):
-        table.add_column(column, justify="left" if column in ("engine", "format") else "right")
+    table = Table(box=box.SIMPLE)
+    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "time"):
+        table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
     for one in built:
         m = one.manifest
         plan = f"{m['plan']['bytes'] / _GB:.3f} GB" if m["plan"] else "missing"
@@ -26,11 +27,12 @@ def print_summary(built: Sequence[Built]) -> None:
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
         mean = sum(q["sqnr_db"] for q in m["quantized"]) / max(len(m["quantized"]), 1)
         table.add_row(
-            str(one.engine.folder), m["format"], str(m["rank"]), plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
+            one.engine.folder.name, m["format"], str(m["rank"]), plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
             f"{m['fp16_weight_bytes'] / _GB:.3f} GB", f"{mean:.1f} dB", sqnr, f"{sum(m['timings_s'].values()):.0f} s",
         )  # fmt: skip
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
+    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs", style="dim")
     for one in built:
         m = one.manifest
         kept = len(m["kept_16bit"])
@@ -38,10 +40,17 @@ def print_summary(built: Sequence[Built]) -> None:
         peak = max(m["peak_rss_bytes"].values()) / _GB
         console.print(f"{one.engine.folder.name}: {len(m['quantized'])} linears quantized in "
                       f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
-                      f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}")  # fmt: skip
+                      f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
+                      soft_wrap=True)  # fmt: skip
         for reason in reasons:
             count = sum(k["reason"] == reason for k in m["kept_16bit"])
-            console.print(f"    {count:4d}  {reason}", style="dim")
+            console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
+
+
+def _console() -> Console:
+    """A file or a pipe has no width: never fold there."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def print_models() -> None:
@@ -49,17 +58,17 @@ def print_models() -> None:
     from svdq_trt.models import MODELS
     from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS
 
-    table = Table(title="models", title_justify="left")
+    table = Table(box=box.SIMPLE)
     for column in ("model", "what", "weights"):
         table.add_column(column)
     for spec in MODELS.values():
         table.add_row(spec.name, spec.title, spec.hub_id or "--random-weights or --checkpoint")
-    archs = Table(title="architectures", title_justify="left")
+    archs = Table(box=box.SIMPLE)
     for column in ("arch", "formats with kernels", "auto", "why"):
         archs.add_column(column)
     for arch, formats in KERNELS.items():
         fmt, why = AUTO_FORMAT[arch]
         archs.add_row(f"sm_{arch}", ", ".join(formats), fmt.name, why)
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     console.print(archs)

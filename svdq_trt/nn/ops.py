@@ -7,7 +7,7 @@ that the exporter writes. The CPU body follows the reference to output rounding.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 from svdq_trt import numerics
@@ -31,7 +31,7 @@ def linear(
     act_unsigned: int = 0,
     act_shift: float = 0.0,
 ) -> Tensor:
-    """y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/spec/ops.py for the other shapes.
+    """Y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/spec/ops.py for the other shapes.
 
     Raises:
         ShapeError: a weight input whose shape does not follow from qweight and lora_down.

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+
 from svdq_trt import numerics
 from svdq_trt.errors import ShapeError
 from svdq_trt.nn import ops  # noqa: F401

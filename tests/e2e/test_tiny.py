@@ -82,6 +82,7 @@ def test_plan_carries_the_plugin(built, arch):
 def test_onnx_runtime_agrees_with_the_torch_module(built):
     """Same artifact, same inputs; every layer agrees to output rounding, so the model does to a few of them."""
     import torch
+
     from svdq_trt.check.onnx_run import run_onnx
     from svdq_trt.models import get_model
     from svdq_trt.quantize import artifact

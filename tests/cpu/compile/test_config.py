@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from svdq_trt import cli
 from svdq_trt.compile.config import BuildConfig, Range
 from svdq_trt.errors import UsageError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from svdq_trt.compile import events, process
 from svdq_trt.errors import ArtifactError, SvdqError
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+
 from svdq_trt import SVDQLinear
 from svdq_trt.errors import RangeError, ShapeError
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.spec.formats import FORMATS, INT4, NVFP4
-from torch import nn
 
 FAST = PRESETS["fast"]
 NO_SEARCH = Preset("none", grids=1, tokens=0, rows=0, search_power_iterations=1, power_iterations=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from svdq_trt.quantize.lowrank import balance, top_singular
 
 
