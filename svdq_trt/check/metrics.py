@@ -1,7 +1,8 @@
 """Accuracy of a quantized model's outputs against full precision, by Polygraphy's compare functions.
 
 Polygraphy takes the signal power of SNR from its *first* result, while its element-wise comparison is relative to
-the *second*; this file owns that order. Its 1e-5 default tolerances are never used: figures are reported, gates are ours.
+the *second*; this file owns that order. Its 1e-5 default tolerances are never used: figures are reported, and the
+gate is ours.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from svdq_trt import errors
 class Progress(Protocol):
     """What a stage calls: `done` of `total` steps, and what it is at now."""
 
-    def __call__(self, done: float, total: float, text: str = "") -> None: ...
+    def __call__(self, done: float, total: float, text: str = "") -> None:
+        """Report; cheap enough to call per layer."""
 
 
 class Emitter:

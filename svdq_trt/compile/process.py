@@ -30,7 +30,7 @@ class StageResult:
     peak_rss_bytes: int  # this process and its children together
 
 
-class StageCrash(RuntimeError):
+class StageCrashError(RuntimeError):
     """A stage ended with a bug of ours; its log has the traceback."""
 
 
@@ -39,7 +39,7 @@ def run_stage(stage: str, args: dict[str, Any], log: Path, progress: Progress) -
 
     Raises:
         SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
-        StageCrash: a bug of ours, with the last line of the log.
+        StageCrashError: a bug of ours, with the last line of the log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
@@ -92,7 +92,7 @@ def _raise_for_exit(stage: str, code: int, log: Path) -> None:
     if code < 0:
         cause = "killed (signal 9, often lack of memory)" if code == -9 else f"ended by signal {-code}"
         raise SvdqError(f"stage '{stage}'", cause, "it to finish", f"Last log line: {last}. Log: {log}")
-    raise StageCrash(f"stage '{stage}' failed with exit code {code or EXIT_BUG}: {last}. Log: {log}")
+    raise StageCrashError(f"stage '{stage}' failed with exit code {code or EXIT_BUG}: {last}. Log: {log}")
 
 
 class _RssSampler(threading.Thread):

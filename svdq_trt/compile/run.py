@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -222,6 +221,4 @@ def _link(source: Path, target: Path) -> None:
 
 def build(config: BuildConfig) -> list[Built]:
     """Build everything a config asks for, with progress on stderr."""
-    if sys.version_info < (3, 11):
-        raise errors.SvdqError("python", sys.version.split()[0], "3.11 or newer")
     return Build(config, Screen()).run()

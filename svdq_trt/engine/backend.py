@@ -71,13 +71,14 @@ def select(choice: str, arch: int) -> Backend:
         if arch in backend.targets():
             return backend
     if backends:
-        said = "; ".join(
-            f"{b.name} {b.version} builds for " + (", ".join(f"sm_{t}" for t in b.targets()) or "no GPU, as none is present")
-            for b in backends
-        )  # fmt: skip
+        said = "; ".join(f"{b.name} {b.version} builds for {_names(b.targets())}" for b in backends)
     else:
         said = f"no module {' or '.join(MODULES[n] for n in ([choice] if choice != 'auto' else MODULES))} is installed"
     raise IncompleteError(f"sm_{arch}", said, f"a TensorRT that builds for sm_{arch}")
+
+
+def _names(targets: list[int]) -> str:
+    return ", ".join(f"sm_{t}" for t in targets) or "no GPU, as none is present"
 
 
 def local_arch() -> int | None:

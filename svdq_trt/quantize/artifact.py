@@ -52,8 +52,10 @@ class Node:
     def from_quantized(cls, q: QuantizedLinear, members: tuple[str, ...], rows: tuple[int, ...]) -> Node:
         """Describe a quantizer's result."""
         n, half_k = q.tensors["qweight"].shape
-        return cls(q.name, members, rows, q.format.name, q.activation.value, n, 2 * half_k,
-                   q.tensors["lora_down"].shape[0], q.sqnr_db, q.alpha, q.beta, q.act_unsigned, q.act_shift)  # fmt: skip
+        return cls(
+            q.name, members, rows, q.format.name, q.activation.value, n, 2 * half_k, q.tensors["lora_down"].shape[0],
+            q.sqnr_db, q.alpha, q.beta, q.act_unsigned, q.act_shift,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

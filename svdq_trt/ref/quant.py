@@ -164,10 +164,7 @@ def dequantize_weight(qw: QuantWeight, fmt: Format) -> NDArray[np.float64]:
     """[N, K] fp64: exactly the values the stored codes and scales mean."""
     values = e2m1_values(qw.qweight) if fmt is NVFP4 else s4_values(qw.qweight)
     n = values.shape[0]
-    if fmt is NVFP4:
-        s = e4m3_values(qw.wscale).transpose(1, 0, 2).reshape(n, -1)
-    else:
-        s = qw.wscale.astype(np.float64).T
+    s = e4m3_values(qw.wscale).transpose(1, 0, 2).reshape(n, -1) if fmt is NVFP4 else qw.wscale.astype(np.float64).T
     return values * np.repeat(s, fmt.weight_group, axis=1) * qw.wscale2.astype(np.float64)[:, None]
 
 

@@ -152,7 +152,8 @@ def test_verify_names_what_is_wrong(built, tmp_path):
     other["plugin"]["version"] = "0.9.0"
     (folder / "manifest.json").write_text(json.dumps(other))
     refused("plugin version 0.9.0")
-    for broken in ("", "{", "[]", good[: len(good) // 2], '{"version": 1}', good.replace('"version": 1', '"version": 7')):
+    newer = good.replace('"version": 1', '"version": 7')
+    for broken in ("", "{", "[]", good[: len(good) // 2], '{"version": 1}', newer):
         (folder / "manifest.json").write_text(broken)
         refused("manifest.json")
     (folder / "manifest.json").write_text(good)

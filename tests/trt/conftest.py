@@ -70,7 +70,7 @@ def make_graph() -> Callable[..., onnx.ModelProto]:
         width = k
         for i, spec in enumerate(nodes):
             op = ops.OPS[spec.op_type]
-            names = ["t%d" % i]
+            names = [f"t{i}"]
             for name, shape in ops.input_shapes(op.format, spec.n, width, spec.r).items():
                 is_int8 = name == "qweight" or (name == "wscale" and not op.format.wscale_is_act_dtype)
                 if name in spec.weights:

@@ -40,7 +40,7 @@ def test_result_progress_time_and_memory_come_back(stage):
 
 def test_user_error_keeps_type_and_text(stage):
     with pytest.raises(ArtifactError, match=r"f: got, want a b. Fix it\."):
-        stage("from svdq_trt.errors import ArtifactError\ndef run(a, p): raise ArtifactError('f','got','a b','Fix it.')")
+        stage("from svdq_trt.errors import ArtifactError as E\ndef run(a, p): raise E('f','got','a b','Fix it.')")
 
 
 def test_abort_becomes_one_sentence(stage):
@@ -49,7 +49,7 @@ def test_abort_becomes_one_sentence(stage):
 
 
 def test_bug_names_the_log(stage, tmp_path):
-    with pytest.raises(process.StageCrash, match=r"ZeroDivisionError.*probe\.log"):
+    with pytest.raises(process.StageCrashError, match=r"ZeroDivisionError.*probe\.log"):
         stage("def run(a, p): return 1 / 0")
 
 
