@@ -1,0 +1,258 @@
+"""libsvdq.so through ctypes, on torch CUDA tensors, and random linears with their fp64 reference."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from svdq_trt.ref.linear import linear_unrounded, round_output
+from svdq_trt.ref.quant import Array, QuantWeight, quantize_weight
+from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation, Format
+
+if TYPE_CHECKING:
+    import torch
+
+OK, BAD_ARGUMENT, UNSUPPORTED, WORKSPACE, CUDA = range(5)
+NUMPY_DTYPE: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
+ACTIVATIONS = list(Activation)  # the C enum has the same order
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Params(ctypes.Structure):
+    """svdq_linear_params of svdq.h."""
+
+    _fields_ = (
+        *((n, ctypes.c_int32) for n in ("format", "activation", "dtype", "act_unsigned")),
+        ("act_shift", ctypes.c_float),
+        *((n, ctypes.c_int32) for n in "mnkr"),
+        *((n, ctypes.c_void_p) for n in ["x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2", "y", "workspace"]),
+        ("workspace_bytes", ctypes.c_size_t),
+    )
+
+
+def library_path() -> Path | None:
+    """SVDQ_LIBRARY, or where the build or the package puts it."""
+    named = os.environ.get("SVDQ_LIBRARY")
+    built = [_ROOT / folder / "libsvdq.so" for folder in ("build/plugins", "svdq_trt/lib")]
+    return next((p for p in ([Path(named)] if named else built) if p.is_file()), None)
+
+
+class Library:
+    """The C API with its argument types."""
+
+    def __init__(self) -> None:
+        self.c = ctypes.CDLL(str(library_path()))
+        for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
+            getattr(self.c, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
+        self.c.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
+        self.c.svdq_status_string.restype = ctypes.c_char_p
+        self.c.svdq_version.restype = ctypes.c_char_p
+
+    def workspace_bytes(self, format_index: int, m: int, n: int, k: int, r: int) -> int:
+        """Bytes; -1 where the arguments are refused."""
+        size = ctypes.c_size_t()
+        status = self.c.svdq_workspace_bytes(format_index, m, n, k, r, ctypes.byref(size))
+        return size.value if status == OK else -1
+
+
+def to_gpu(a: Array) -> torch.Tensor:
+    """A numpy array of any of our dtypes -> CUDA tensor with the same bytes."""
+    import torch
+
+    if a.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(np.ascontiguousarray(a).view(np.int16)).cuda().view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(a)).cuda()
+
+
+def to_numpy(t: torch.Tensor) -> Array:
+    """The way back."""
+    import torch
+
+    if t.dtype == torch.bfloat16:
+        return t.view(torch.int16).cpu().numpy().view(ml_dtypes.bfloat16)
+    return t.cpu().numpy()
+
+
+@dataclass
+class Linear:
+    """One linear and its input, on the host. Arrays as in svdq_trt/spec/ops.py; x is [M, K]."""
+
+    fmt: Format
+    dtype: str
+    activation: Activation
+    x: Array
+    weight: QuantWeight
+    act_mul: Array
+    lora_down: Array
+    lora_up: Array
+    bias: Array
+    unsigned: bool = False
+    shift: float = 0.0
+
+    def reference(self) -> Array:
+        """[M, N_out] in the output dtype."""
+        y = linear_unrounded(
+            self.x, self.weight, self.act_mul, self.lora_down, self.lora_up, self.bias, self.fmt, self.activation,
+            self.unsigned, self.shift,
+        )  # fmt: skip
+        return round_output(y, NUMPY_DTYPE[self.dtype])
+
+    def with_x(self, x: Array) -> Linear:
+        """The same linear on another input."""
+        return replace(self, x=x)
+
+
+def split_name(name: str) -> tuple[Format, bool]:
+    """``int4u`` is int4 with unsigned activation codes."""
+    return (FORMATS["int4"], True) if name == "int4u" else (FORMATS[name], False)
+
+
+def random_linear(
+    name: str,
+    dtype: str,
+    m: int,
+    n: int,
+    k: int,
+    r: int,
+    activation: Activation = Activation.NONE,
+    bias: bool = True,
+    seed: int = 0,
+) -> Linear:
+    """Gaussian data with a few outlier channels; y is of order 1, so that activations bend."""
+    fmt, unsigned = split_name(name)
+    rng = np.random.default_rng([seed, m, n, k, r, fmt.index])
+    t = NUMPY_DTYPE[dtype]
+    x = rng.standard_normal((m, k))
+    x[:, :: max(k // 5, 1)] *= 8
+    shift = 0.0
+    if unsigned:
+        shift = ACT_SHIFT[Activation.GELU]
+        x = np.maximum(x, -shift / 2)  # as behind a GELU
+    w = quantize_weight(rng.standard_normal((n, k)) / np.sqrt(k), fmt, t)
+    return Linear(
+        fmt,
+        dtype,
+        activation,
+        x.astype(t),
+        w,
+        rng.uniform(0.4, 1.6, k).astype(t),
+        (rng.standard_normal((r, k)) / np.sqrt(k)).astype(t),
+        (rng.standard_normal((n, r)) / np.sqrt(max(r, 1))).astype(t),
+        (rng.standard_normal(n) if bias else np.zeros(n)).astype(t),
+        unsigned,
+        shift,
+    )
+
+
+GUARD_ROWS = 4
+
+
+@dataclass
+class Call:
+    """A linear on the GPU: y and the workspace are fenced with guard bytes and filled with NaN."""
+
+    lib: Library
+    linear: Linear
+    keep: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        lin = self.linear
+        for key, a in {
+            "x": lin.x, "qweight": lin.weight.qweight, "wscale": lin.weight.wscale, "act_mul": lin.act_mul,
+            "lora_down": lin.lora_down, "lora_up": lin.lora_up, "bias": lin.bias, "wscale2": lin.weight.wscale2,
+        }.items():  # fmt: skip
+            self.keep[key] = to_gpu(a)
+        size = self.lib.workspace_bytes(lin.fmt.index, self.m, self.n, self.k, self.r)
+        self.keep["workspace"] = torch.full((size + 512,), 0xFF, dtype=torch.uint8, device="cuda")
+        self.workspace_size = size
+        self.keep["y"] = torch.full(
+            (self.m + 2 * GUARD_ROWS, self.n_out), float("nan"), dtype=self.keep["x"].dtype, device="cuda"
+        )
+
+    @property
+    def m(self) -> int:
+        return self.linear.x.shape[0]
+
+    @property
+    def k(self) -> int:
+        return self.linear.x.shape[1]
+
+    @property
+    def n(self) -> int:
+        return self.linear.bias.shape[0]
+
+    @property
+    def r(self) -> int:
+        return self.linear.lora_down.shape[0]
+
+    @property
+    def n_out(self) -> int:
+        return self.linear.activation.n_out(self.n)
+
+    @cached_property
+    def params(self) -> Params:
+        """The C struct; tests may change fields before run()."""
+        p, lin = Params(), self.linear
+        p.format, p.activation = lin.fmt.index, ACTIVATIONS.index(lin.activation)
+        p.dtype, p.act_unsigned, p.act_shift = int(lin.dtype == "bf16"), int(lin.unsigned), lin.shift
+        p.m, p.n, p.k, p.r = self.m, self.n, self.k, self.r
+        for key, t in self.keep.items():
+            if key not in ("y", "workspace"):
+                setattr(p, key, t.data_ptr() or None)
+        p.y = self.keep["y"][GUARD_ROWS:].data_ptr() if self.m else None
+        p.workspace = self.keep["workspace"].data_ptr() + 256
+        p.workspace_bytes = self.workspace_size
+        return p
+
+    def launch(self, stream: int | None = None, entry: str = "svdq_linear") -> int:
+        """The status; does not synchronize."""
+        import torch
+
+        handle = torch.cuda.current_stream().cuda_stream if stream is None else stream
+        return getattr(self.lib.c, entry)(ctypes.byref(self.params), handle)
+
+    def result(self) -> Array:
+        """y [M, N_out] after checking that nothing was written around it or around the workspace."""
+        import torch
+
+        torch.cuda.synchronize()
+        y, ws = self.keep["y"], self.keep["workspace"]
+        for fence in (y[:GUARD_ROWS], y[self.m + GUARD_ROWS :]):
+            assert bool(torch.isnan(fence).all()), "written outside of y"
+        for fence in (ws[:256], ws[256 + self.workspace_size :]):
+            assert bool((fence == 0xFF).all()), "written outside of the workspace"
+        return to_numpy(y[GUARD_ROWS : self.m + GUARD_ROWS])
+
+    def run(self) -> Array:
+        """Launch, check the status, return y."""
+        status = self.launch()
+        text, error = self.lib.c.svdq_status_string(status), self.lib.c.svdq_last_cuda_error()
+        assert status == OK, f"{text} cuda={error}"
+        return self.result()
+
+
+def sqnr_db(reference: Array, got: Array) -> float:
+    """Signal to noise in dB; -inf where `got` has a NaN or Inf that the reference has not."""
+    ref: NDArray[np.float64] = reference.astype(np.float64)
+    err = got.astype(np.float64) - ref
+    if not np.isfinite(err).all():
+        return -np.inf
+    return float(10 * np.log10((ref**2).sum() / max((err**2).sum(), 1e-300)))
+
+
+def worst(reference: Array, got: Array) -> str:
+    """Where the largest error is, for a failure's message."""
+    err = np.abs(got.astype(np.float64) - reference.astype(np.float64))
+    i = np.unravel_index(np.argmax(np.where(np.isnan(err), np.inf, err)), err.shape)
+    where = tuple(int(j) for j in i)
+    return f"worst at {where}: got {got[i]}, want {reference[i]}; {np.isnan(err).sum()} NaN"
