@@ -1,8 +1,8 @@
 """The build backend of pyproject.toml: scikit-build-core, with nvcc from PyPI where the machine has none.
 
 Order in which nvcc is looked for: CUDACXX, PATH, CUDA_HOME or CUDA_PATH, /usr/local/cuda, then NVIDIA's
-wheels in the build environment. Where the first four find nothing, `get_requires_for_build_wheel` asks pip for
-the wheels, so ``pip install .`` works with a C++ compiler and nothing else. Too old an nvcc is passed over.
+wheels in the build environment. Where the first four find nothing, `get_requires_for_build_wheel` asks pip
+for the wheels, so ``pip install .`` works with a C++ compiler and nothing else. An older nvcc is not used.
 
 With ``--no-build-isolation`` pip installs no requirements: then run ``pip install`` on NVCC_WHEELS first.
 """

@@ -60,14 +60,16 @@ std::optional<Problem> read_attributes(std::string const& where, contract::OpRow
         for (Slot const& slot : slots) {
             if (field.name == nullptr || std::strcmp(field.name, slot.name) != 0) continue;
             auto const value = number(field);
-            if (!value) return Problem{where, std::string("attribute ") + slot.name + " is no number",
-                                       "one int or float", kExportAgain};
+            if (!value)
+                return Problem{where, std::string("attribute ") + slot.name + " is no number",
+                               "one int or float", kExportAgain};
             *slot.value = *value;
         }
     }
 
     if (group_size != format.weight_group) {
-        return Problem{where, "group_size " + show(group_size), std::to_string(format.weight_group), kExportAgain};
+        return Problem{where, "group_size " + show(group_size), std::to_string(format.weight_group),
+                       kExportAgain};
     }
     if (act_unsigned != 0 && act_unsigned != 1) {
         return Problem{where, "act_unsigned " + show(act_unsigned), "0 or 1", kExportAgain};
@@ -76,8 +78,8 @@ std::optional<Problem> read_attributes(std::string const& where, contract::OpRow
         return Problem{where, "act_unsigned 1", "0, because only int4 has unsigned codes", kExportAgain};
     }
     if (!std::isfinite(act_shift) || (act_shift != 0 && act_unsigned == 0)) {
-        return Problem{where, "act_shift " + show(act_shift), "a finite number, and 0 where act_unsigned is 0",
-                       kExportAgain};
+        return Problem{where, "act_shift " + show(act_shift),
+                       "a finite number, and 0 where act_unsigned is 0", kExportAgain};
     }
     out.group_size = static_cast<int32_t>(group_size);
     out.act_unsigned = static_cast<int32_t>(act_unsigned);

@@ -60,8 +60,8 @@ bool fits(Dims const& got, Dims const& want) {
 }
 
 // `value` is positive (or zero where allowed) and a multiple of `multiple`; unknown passes.
-std::optional<Problem> check_multiple(std::string const& where, char const* letter, int64_t value, int64_t multiple,
-                                      int64_t least, int64_t most) {
+std::optional<Problem> check_multiple(std::string const& where, char const* letter, int64_t value,
+                                      int64_t multiple, int64_t least, int64_t most) {
     if (value == kUnknown || (value >= least && value <= most && value % multiple == 0)) return std::nullopt;
     std::string want = "a multiple of " + std::to_string(multiple) + ", at least " + std::to_string(least);
     if (value > most) want += " and at most " + std::to_string(most);
@@ -73,9 +73,12 @@ int64_t token_count(Dims const& x) {
     int64_t m = 1;
     bool unknown = false;
     for (int32_t i = 0; i + 1 < x.nbDims; ++i) {
-        if (x.d[i] < 0) unknown = true;
-        else if (x.d[i] && m > std::numeric_limits<int64_t>::max() / x.d[i]) return std::numeric_limits<int64_t>::max();
-        else m *= x.d[i];
+        if (x.d[i] < 0)
+            unknown = true;
+        else if (x.d[i] && m > std::numeric_limits<int64_t>::max() / x.d[i])
+            return std::numeric_limits<int64_t>::max();
+        else
+            m *= x.d[i];
     }
     return unknown ? kUnknown : m;
 }
@@ -85,13 +88,15 @@ int64_t token_count(Dims const& x) {
 DataType want_type(contract::OpRow const& op, int32_t index, DataType act) {
     switch (index) {
         case contract::kQweight: return DataType::kINT8;
-        case contract::kWscale: return contract::kFormats[op.format].wscale_is_act_dtype ? act : DataType::kINT8;
+        case contract::kWscale:
+            return contract::kFormats[op.format].wscale_is_act_dtype ? act : DataType::kINT8;
         case contract::kWscale2: return DataType::kFLOAT;
         default: return act;
     }
 }
 
-std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op, DataType const* types) {
+std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op,
+                                   DataType const* types) {
     DataType const act = types[contract::kX];
     if (act != DataType::kHALF && act != DataType::kBF16) {
         return Problem{input_where(where, contract::kX), type_name(act), "float16 or bfloat16",
@@ -111,7 +116,8 @@ std::optional<Problem> check_shapes(std::string const& where, contract::OpRow co
     auto const& format = contract::kFormats[op.format];
     Dims const& x = shapes[contract::kX];
     if (x.nbDims < 2 || x.nbDims > Dims::MAX_DIMS) {
-        return Problem{input_where(where, contract::kX), shape_name(x), "[..., K] with 2 to 8 dimensions", kExportAgain};
+        return Problem{input_where(where, contract::kX), shape_name(x), "[..., K] with 2 to 8 dimensions",
+                       kExportAgain};
     }
     Dims const& qweight = shapes[contract::kQweight];
     Dims const& lora_down = shapes[contract::kLoraDown];
@@ -123,7 +129,9 @@ std::optional<Problem> check_shapes(std::string const& where, contract::OpRow co
 
     constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
     int64_t const n_multiple = contract::kNMultiple * (op.activation == SVDQ_ACT_GEGLU ? 2 : 1);
-    if (auto p = check_multiple(where, "K", sizes.k, contract::kKMultiple, contract::kKMultiple, format.max_k)) return p;
+    if (auto p =
+            check_multiple(where, "K", sizes.k, contract::kKMultiple, contract::kKMultiple, format.max_k))
+        return p;
     if (auto p = check_multiple(where, "N", sizes.n, n_multiple, n_multiple, kMax)) return p;
     if (auto p = check_multiple(where, "R", sizes.r, contract::kRMultiple, 0, kMax)) return p;
     if (sizes.m > kMax) {
@@ -154,15 +162,17 @@ std::optional<Problem> check_shapes(std::string const& where, contract::OpRow co
 std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, Sizes const& s,
                                        size_t& bytes) {
     if (s.m < 0 || s.n < 0 || s.k < 0 || s.r < 0) {
-        return Problem{where, "sizes without an upper limit", "an optimization profile with a maximum for every axis",
+        return Problem{where, "sizes without an upper limit",
+                       "an optimization profile with a maximum for every axis",
                        "Give the engine builder --shapes for every dynamic axis."};
     }
     svdq_status const status =
         svdq_workspace_bytes(op.format, static_cast<int32_t>(s.m), static_cast<int32_t>(s.n),
                              static_cast<int32_t>(s.k), static_cast<int32_t>(s.r), &bytes);
     if (status == SVDQ_OK) return std::nullopt;
-    std::string const got = "M=" + std::to_string(s.m) + " N=" + std::to_string(s.n) + " K=" + std::to_string(s.k) +
-                            " R=" + std::to_string(s.r) + " (" + svdq_status_string(status) + ")";
+    std::string const got = "M=" + std::to_string(s.m) + " N=" + std::to_string(s.n) +
+                            " K=" + std::to_string(s.k) + " R=" + std::to_string(s.r) + " (" +
+                            svdq_status_string(status) + ")";
     return Problem{where, got, "sizes that the kernels take (plugins/include/svdq/svdq.h)", kKeep16Bit};
 }
 

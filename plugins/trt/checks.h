@@ -33,7 +33,7 @@ std::optional<Problem> check_shapes(std::string const& where, contract::OpRow co
                                     nvinfer1::Dims const* shapes, Sizes& sizes);
 
 // Bytes of workspace for sizes that are all known.
-std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, Sizes const& sizes,
-                                       size_t& bytes);
+std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op,
+                                       Sizes const& sizes, size_t& bytes);
 
 }  // namespace svdq::trt

@@ -22,15 +22,16 @@ public:
     // The same in both phases: the plan holds the fields of getFieldsToSerialize().
     nvinfer1::IPluginV3* createPlugin(char const* name, PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase) noexcept override {
-        return guard<nvinfer1::IPluginV3*>("SvdqLinearCreator::createPlugin", nullptr, [&]() -> SvdqLinearPlugin* {
-            std::string where = layer_where(op_, name);
-            Attributes attributes;
-            if (auto problem = read_attributes(where, op_, fields, attributes)) {
-                log_error(*problem);
-                return nullptr;
-            }
-            return new SvdqLinearPlugin(op_, attributes, std::move(where));
-        });
+        return guard<nvinfer1::IPluginV3*>(
+            "SvdqLinearCreator::createPlugin", nullptr, [&]() -> SvdqLinearPlugin* {
+                std::string where = layer_where(op_, name);
+                Attributes attributes;
+                if (auto problem = read_attributes(where, op_, fields, attributes)) {
+                    log_error(*problem);
+                    return nullptr;
+                }
+                return new SvdqLinearPlugin(op_, attributes, std::move(where));
+            });
     }
 
     PluginFieldCollection const* getFieldNames() noexcept override { return &field_list_; }

@@ -15,8 +15,9 @@ constexpr int32_t kOk = 0, kFailed = -1;
 constexpr size_t kWorkspaceBound = 0;  // no workspace: enqueue then reports what is missing
 
 std::string summarize(contract::OpRow const& op, Attributes const& a) {
-    return std::string(op.op_type) + "/" + contract::kPluginVersion + " group_size=" + std::to_string(a.group_size) +
-           " act_unsigned=" + std::to_string(a.act_unsigned) + " act_shift=" + std::to_string(a.act_shift);
+    return std::string(op.op_type) + "/" + contract::kPluginVersion +
+           " group_size=" + std::to_string(a.group_size) + " act_unsigned=" + std::to_string(a.act_unsigned) +
+           " act_shift=" + std::to_string(a.act_shift);
 }
 
 // Constant dimensions as numbers, computed ones as kUnknown.
@@ -75,7 +76,9 @@ nvinfer1::IPluginV3* SvdqLinearPlugin::clone() noexcept {
                                        [&] { return new SvdqLinearPlugin(*this); });
 }
 
-nvinfer1::PluginFieldCollection const* SvdqLinearPlugin::getFieldsToSerialize() noexcept { return &field_list_; }
+nvinfer1::PluginFieldCollection const* SvdqLinearPlugin::getFieldsToSerialize() noexcept {
+    return &field_list_;
+}
 
 std::optional<Problem> SvdqLinearPlugin::check_count(int32_t nb_in, int32_t nb_out) const {
     if (nb_in == kNumInputs && nb_out == 1) return std::nullopt;
@@ -94,9 +97,9 @@ int32_t SvdqLinearPlugin::getOutputDataTypes(DataType* out_types, int32_t nb_out
     });
 }
 
-int32_t SvdqLinearPlugin::getOutputShapes(nvinfer1::DimsExprs const* in, int32_t nb_in, nvinfer1::DimsExprs const*,
-                                          int32_t, nvinfer1::DimsExprs* out, int32_t nb_out,
-                                          nvinfer1::IExprBuilder& builder) noexcept {
+int32_t SvdqLinearPlugin::getOutputShapes(nvinfer1::DimsExprs const* in, int32_t nb_in,
+                                          nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* out,
+                                          int32_t nb_out, nvinfer1::IExprBuilder& builder) noexcept {
     return guard("SvdqLinearPlugin::getOutputShapes", kFailed, [&] {
         if (auto problem = check_count(nb_in, nb_out)) return refuse(problem);
         Sizes sizes;
@@ -122,7 +125,8 @@ bool SvdqLinearPlugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicP
 }
 
 // Sizes at the profile's upper limits, and their workspace.
-std::optional<Problem> SvdqLinearPlugin::check_max(nvinfer1::DynamicPluginTensorDesc const* in, size_t& bytes) const {
+std::optional<Problem> SvdqLinearPlugin::check_max(nvinfer1::DynamicPluginTensorDesc const* in,
+                                                   size_t& bytes) const {
     Sizes sizes;
     auto const shapes = gather(in, [](auto const& d) { return d.max; });
     if (auto problem = check_shapes(where_, op_, shapes.data(), sizes)) return problem;
@@ -142,10 +146,12 @@ int32_t SvdqLinearPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc cons
 }
 
 size_t SvdqLinearPlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nb_in,
-                                          nvinfer1::DynamicPluginTensorDesc const*, int32_t nb_out) const noexcept {
+                                          nvinfer1::DynamicPluginTensorDesc const*,
+                                          int32_t nb_out) const noexcept {
     return guard("SvdqLinearPlugin::getWorkspaceSize", kWorkspaceBound, [&] {
         size_t bytes = 0;
-        if (refuse(check_count(nb_in, nb_out)) != kOk || refuse(check_max(in, bytes)) != kOk) return kWorkspaceBound;
+        if (refuse(check_count(nb_in, nb_out)) != kOk || refuse(check_max(in, bytes)) != kOk)
+            return kWorkspaceBound;
         return bytes;
     });
 }
@@ -165,9 +171,9 @@ int32_t SvdqLinearPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, in
     });
 }
 
-int32_t SvdqLinearPlugin::enqueue(nvinfer1::PluginTensorDesc const* in_desc, nvinfer1::PluginTensorDesc const*,
-                                  void const* const* inputs, void* const* outputs, void* workspace,
-                                  cudaStream_t stream) noexcept {
+int32_t SvdqLinearPlugin::enqueue(nvinfer1::PluginTensorDesc const* in_desc,
+                                  nvinfer1::PluginTensorDesc const*, void const* const* inputs,
+                                  void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
     return guard("SvdqLinearPlugin::enqueue", kFailed, [&] {
         size_t bytes = 0;  // TensorRT does not pass the size on: it gave at least what these sizes need
         if (auto problem = workspace_bytes(where_, op_, sizes_, bytes)) return refuse(problem);
@@ -196,8 +202,9 @@ int32_t SvdqLinearPlugin::enqueue(nvinfer1::PluginTensorDesc const* in_desc, nvi
         if (status == SVDQ_OK) return kOk;
         std::string got = svdq_status_string(status);
         if (status == SVDQ_CUDA) got += " (CUDA error " + std::to_string(svdq_last_cuda_error()) + ")";
-        return refuse(Problem{where_, got, "a launch that succeeds",
-                              status == SVDQ_UNSUPPORTED ? "Build the engine with a format that this GPU has." : ""});
+        return refuse(
+            Problem{where_, got, "a launch that succeeds",
+                    status == SVDQ_UNSUPPORTED ? "Build the engine with a format that this GPU has." : ""});
     });
 }
 

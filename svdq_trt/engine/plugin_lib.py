@@ -59,7 +59,9 @@ def find(path: Path | None = None) -> PluginLibrary:
     if path is None and override:
         where, path = LIBRARY_ENV, Path(override)
     if path is None:
-        path = next((p / LIBRARY_NAME for p in _PLACES if (p / LIBRARY_NAME).is_file()), _PLACES[0] / LIBRARY_NAME)
+        path = next(
+            (p / LIBRARY_NAME for p in _PLACES if (p / LIBRARY_NAME).is_file()), _PLACES[0] / LIBRARY_NAME
+        )
     path = path.resolve()
     if not path.is_file():
         raise ArtifactError(where, f"no file {path}", "the built plugin library", _BUILD_HINT)

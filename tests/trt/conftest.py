@@ -41,7 +41,7 @@ def library() -> plugin_lib.PluginLibrary:
 
 @dataclass
 class Node:
-    """One SVDQLinear node with random weights; `weights` replaces some of them, `attributes` some attributes."""
+    """One SVDQLinear node with random weights, of which `weights` replaces some."""
 
     op_type: str
     n: int = 128
@@ -58,7 +58,7 @@ def node() -> type[Node]:
 
 @pytest.fixture(scope="session")
 def make_graph() -> Callable[..., onnx.ModelProto]:
-    """`make_graph(nodes, k=, dtype=, lead=)`: an element-wise op, the nodes one behind the other, another op."""
+    """`make_graph(nodes, k=, dtype=, lead=)`: an element-wise op, the nodes in a row, another such op."""
 
     def make(
         nodes: Sequence[Node], k: int = 128, dtype: str = "f16", lead: Sequence[Any] = ("b", "m")
@@ -136,7 +136,9 @@ class TensorRT:
         plugin_lib.load_into(trt, library.path)
         self.builder = trt.Builder(self.logger)
 
-    def build(self, model: onnx.ModelProto, sm: int = 89, shapes: dict[str, Any] | None = None, embed: bool = False):
+    def build(
+        self, model: onnx.ModelProto, sm: int = 89, shapes: dict[str, Any] | None = None, embed: bool = False
+    ):
         """Parse and build for sm_<sm>; `shapes` = min, opt, max of the input "in"."""
         trt = self.module
         self.messages.clear()

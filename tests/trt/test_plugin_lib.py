@@ -56,7 +56,10 @@ def test_registry_holds_exactly_the_contract(tensorrt):
 def test_load_twice_is_once(tensorrt):
     assert plugin_lib.load_into(tensorrt.module, tensorrt.library.path) == tensorrt.library
     assert len(tensorrt.module.get_plugin_registry().all_creators) == len(
-        {(c.name, c.plugin_version, c.plugin_namespace) for c in tensorrt.module.get_plugin_registry().all_creators}
+        {
+            (c.name, c.plugin_version, c.plugin_namespace)
+            for c in tensorrt.module.get_plugin_registry().all_creators
+        }
     )
 
 
@@ -87,13 +90,17 @@ def test_exports_are_the_entry_points_and_the_c_api(library):
 
 
 def test_library_needs_no_cuda_and_no_tensorrt(library):
-    text = subprocess.run(["readelf", "-d", str(library.path)], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        ["readelf", "-d", str(library.path)], capture_output=True, text=True, check=True
+    ).stdout
     assert "NEEDED" in text
-    assert not [x for x in text.splitlines() if "NEEDED" in x and ("cuda" in x or "nvinfer" in x or "tensorrt" in x)]
+    assert not [
+        x for x in text.splitlines() if "NEEDED" in x and ("cuda" in x or "nvinfer" in x or "tensorrt" in x)
+    ]
 
 
 def test_parser_without_the_environments_help_survives_a_plugin(library, tmp_path, make_graph, node):
-    """In a fresh process, without LD_LIBRARY_PATH: the parser opens its core by the bare name and must find it."""
+    """In a fresh process without LD_LIBRARY_PATH: the parser opens its core by the bare name."""
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     model = tmp_path / "m.onnx"
     model.write_bytes(make_graph([node("SVDQLinearW4A8")], lead=(2, 9)).SerializeToString())
@@ -120,5 +127,7 @@ def test_import_touches_neither_cuda_nor_tensorrt():
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'tensorrt', 'tensorrt_rtx', 'onnx')])"
     )
     root = str(plugin_lib.__file__).removesuffix("/svdq_trt/engine/plugin_lib.py")
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "[]", done.stderr

@@ -1,4 +1,4 @@
-"""A node that breaks the contract fails to build, with the plugin's message in TensorRT's log, and no crash."""
+"""A node that breaks the contract fails to build: the plugin's message is in TensorRT's log, no crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ MISTAKES = {
     "R not a multiple of 16": ({"r": 8}, {}, "R = 8, want a multiple of 16"),
     "R beyond the kernels": ({"r": 1040}, {}, "R=1040"),
     "qweight of another K": (
-        {"weights": {"qweight": np.zeros((128, 32), np.int8)}}, {}, "input qweight: [128, 32], want [128, 64]"),
+        {"weights": {"qweight": np.zeros((128, 32), np.int8)}}, {},
+        "input qweight: [128, 32], want [128, 64]"),
     "qweight of rank 1": (
         {"weights": {"qweight": np.zeros(64, np.int8)}}, {}, "input qweight: [64], want"),
     "R of lora_up differs": (
@@ -32,20 +33,25 @@ MISTAKES = {
         {"op_type": "SVDQLinearNVFP4", "weights": {"wscale": np.ones((2, 128), np.int8)}}, {},
         "input wscale: [2, 128], want [2, 128, 4]"),
     "bias of another N": ({"weights": {"bias": np.zeros(64, F16)}}, {}, "input bias: [64], want [128]"),
-    "act_mul of another K": ({"weights": {"act_mul": np.ones(64, F16)}}, {}, "input act_mul: [64], want [128]"),
+    "act_mul of another K": (
+        {"weights": {"act_mul": np.ones(64, F16)}}, {}, "input act_mul: [64], want [128]"),
     "w4a8 wscale in float16": (
         {"op_type": "SVDQLinearW4A8", "weights": {"wscale": np.ones((2, 128), F16)}}, {},
         "input wscale: float16, want int8"),
     "int4 wscale in int8": (
         {"weights": {"wscale": np.ones((2, 128), np.int8)}}, {}, "input wscale: int8, want float16"),
-    "bias in float32": ({"weights": {"bias": np.zeros(128, np.float32)}}, {}, "input bias: float32, want float16"),
-    "wscale2 in float16": ({"weights": {"wscale2": np.ones(128, F16)}}, {}, "input wscale2: float16, want float32"),
+    "bias in float32": (
+        {"weights": {"bias": np.zeros(128, np.float32)}}, {}, "input bias: float32, want float16"),
+    "wscale2 in float16": (
+        {"weights": {"wscale2": np.ones(128, F16)}}, {}, "input wscale2: float16, want float32"),
     "group_size 32": ({"attributes": {"group_size": 32}}, {}, "group_size 32, want 64"),
     "act_unsigned 2": ({"attributes": {"act_unsigned": 2}}, {}, "act_unsigned 2, want 0 or 1"),
     "act_unsigned for w4a8": (
         {"op_type": "SVDQLinearW4A8", "attributes": {"act_unsigned": 1}}, {}, "act_unsigned 1, want 0"),
-    "act_shift without act_unsigned": ({"attributes": {"act_shift": 0.25}}, {}, "act_shift 0.25, want a finite"),
-    "act_shift NaN": ({"attributes": {"act_unsigned": 1, "act_shift": float("nan")}}, {}, "act_shift nan, want"),
+    "act_shift without act_unsigned": (
+        {"attributes": {"act_shift": 0.25}}, {}, "act_shift 0.25, want a finite"),
+    "act_shift NaN": (
+        {"attributes": {"act_unsigned": 1, "act_shift": float("nan")}}, {}, "act_shift nan, want"),
 }  # fmt: skip
 
 
@@ -53,7 +59,9 @@ MISTAKES = {
 def test_build_broken_node_is_refused_with_message(tensorrt, make_graph, node, case):
     node_args, graph_args, expected = MISTAKES[case]
     op_type = node_args.get("op_type", "SVDQLinearInt4")
-    built = tensorrt.build(make_graph([node(**{"op_type": op_type, **node_args})], **{**STATIC, **graph_args}))
+    built = tensorrt.build(
+        make_graph([node(**{"op_type": op_type, **node_args})], **{**STATIC, **graph_args})
+    )
     assert built.plan is None
     ours = [e for e in built.errors if e.startswith("layer 'linear0'")]
     assert ours, built.errors
