@@ -68,11 +68,12 @@ def e2m1_codes(values: Tensor) -> Tensor:
 def e2m1_values(codes: Tensor) -> Tensor:
     """Codes 0..15 -> f32."""
     table = torch.tensor([*FP4_VALUES, *(-v for v in FP4_VALUES)], device=codes.device)
-    return table[codes.int()]
+    return torch.take(table, codes.long())
 
 
 def _grouped(w: Tensor, g: int) -> Tensor:
-    return w.unflatten(-1, (w.shape[-1] // g, g))
+    grouped: Tensor = w.unflatten(-1, (w.shape[-1] // g, g))
+    return grouped
 
 
 def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> QuantWeight:

@@ -31,5 +31,5 @@ def run_onnx(onnx: Path, feed: dict[str, np.ndarray], out: Path) -> float:
         raise
     (result,) = results[runner.name]
     with atomic_write(out) as tmp, tmp.open("wb") as file:
-        np.savez(file, **{name: np.asarray(value) for name, value in result.items()})
+        np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in result.items()})
     return float(result.runtime)

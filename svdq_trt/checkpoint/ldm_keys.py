@@ -25,7 +25,7 @@ def diffusers_names(spec: ModelSpec, names: Collection[str], where: str) -> dict
 
     try:
         names_as_values = {n: n for n in names}
-        converted: dict[str, str | None] = convert_ldm_unet_checkpoint(names_as_values, dict(spec.config))  # type: ignore[no-untyped-call]
+        converted: dict[str, str | None] = convert_ldm_unet_checkpoint(names_as_values, dict(spec.config))
     except (KeyError, IndexError, ValueError) as error:
         raise ArtifactError(
             where, f"original-format keys that don't convert ({error})", f"a checkpoint of {spec.title}"

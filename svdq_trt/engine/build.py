@@ -81,7 +81,7 @@ def build_plan(
 
 
 def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Logger(trt.ILogger):
         """Prints (into the stage's log) and keeps the last errors and TensorRT's own memory figures."""
 
         def __init__(self) -> None:
@@ -115,7 +115,7 @@ _MEMORY_NOTES = {
 
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]
+    class Monitor(trt.IProgressMonitor):
         """Shows the innermost running phase of the build."""
 
         def __init__(self) -> None:
@@ -137,7 +137,7 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _make_writer(trt: Any, file: Any) -> Any:
-    class Writer(trt.IStreamWriter):  # type: ignore[misc,name-defined]
+    class Writer(trt.IStreamWriter):
         """Writes and digests the plan as it comes: it is never whole in memory."""
 
         def __init__(self) -> None:

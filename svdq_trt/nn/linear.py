@@ -28,6 +28,14 @@ class SVDQLinear(nn.Module):
         act_unsigned, act_shift: u4 activation codes after a shift (int4 behind GELU).
     """
 
+    qweight: Tensor
+    wscale: Tensor
+    act_mul: Tensor
+    lora_down: Tensor
+    lora_up: Tensor
+    bias: Tensor
+    wscale2: Tensor
+
     def __init__(
         self,
         tensors: dict[str, Tensor],
@@ -91,10 +99,11 @@ class SVDQLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features], in x's dtype."""
-        return torch.ops.svdq.linear(
+        y: Tensor = torch.ops.svdq.linear(
             x, self.qweight, self.wscale, self.act_mul, self.lora_down, self.lora_up, self.bias, self.wscale2,
             self.format.name, self.activation.value, int(self.act_unsigned), self.act_shift,
         )  # fmt: skip
+        return y
 
     def dequantize(self) -> Tensor:
         """[N, K] f32: the weight that this layer multiplies raw x with; low-rank + residual, smoothing undone."""

@@ -14,6 +14,7 @@ A group with absmax < 2^-120 is a zero group: codes 0, s = 1. A group with NaN o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -32,7 +33,7 @@ from svdq_trt.spec.formats import (
     Format,
 )
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 F32 = np.float32
 
 
@@ -155,9 +156,9 @@ def quantize_weight(w: Array, fmt: Format, act_dtype: DTypeLike = np.float16) ->
     s_t = F32(top / FP4_MAX / FP8_MAX) if top > 0 else F32(1)
     s = round_e4m3(absmax / FP4_MAX / np.float64(s_t))
     step = np.repeat(s * np.float64(s_t), g, axis=1)
-    q = round_e2m1(np.divide(w, step, out=np.zeros_like(w), where=step > 0))
+    codes = round_e2m1(np.divide(w, step, out=np.zeros_like(w), where=step > 0))
     bytes_ = e4m3_bytes(s).reshape(n, k // 64, 4).transpose(1, 0, 2)
-    return QuantWeight(pack_nibbles(q), np.ascontiguousarray(bytes_), ones * s_t)
+    return QuantWeight(pack_nibbles(codes), np.ascontiguousarray(bytes_), ones * s_t)
 
 
 def dequantize_weight(qw: QuantWeight, fmt: Format) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ def export_model(
 
     # Tracing specializes sizes 0 and 1: take the profile's largest sizes, where no dynamic one is 1.
     sizes = {symbol: values[2] for symbol, values in profile.items()}
-    inputs = spec.example_inputs(**sizes, seed=0)
+    inputs = spec.example_inputs(**sizes, seed=0)  # type: ignore[arg-type]
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     info = export_onnx(
         spec.wrap(module), named, dynamic_shapes(spec, profile), [io.name for io in spec.outputs], out,
