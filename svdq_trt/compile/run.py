@@ -92,8 +92,8 @@ class Build:
         return {"model": c.model, "checkpoint": c.checkpoint, "random_weights": c.random_weights}
 
     def _profile_key(self) -> list[str]:
-        """The graph depends on the largest sizes and on which sizes are static."""
-        return [f"{s}:{high}:{low == high}" for s, (low, _, high) in sorted(self.work.profile.items())]
+        """The graph depends on the range of every size."""
+        return [f"{s}:{low}:{high}" for s, (low, _, high) in sorted(self.work.profile.items())]
 
     def _format_stages(self, fmt: str, folder: Path) -> Ledger:
         ledger, c, work = self.ledger.extended(), self.config, self.work

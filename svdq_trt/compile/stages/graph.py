@@ -11,7 +11,7 @@ from torch import nn
 from svdq_trt.compile.events import Progress
 
 if TYPE_CHECKING:
-    from svdq_trt.models import ModelSpec
+    from svdq_trt.models import Axis, ModelSpec
 
 
 def export_model(
@@ -37,20 +37,21 @@ def export_model(
 
 
 def dynamic_shapes(spec: ModelSpec, profile: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
-    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis whose symbol the profile does not fix.
+    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis that the profile does not fix.
 
     An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold.
     """
     from torch.export import Dim
 
-    dims: dict[str, Any] = {}
-    for symbol, (low, _, high) in profile.items():
-        if low < high:
-            dims[symbol] = Dim(symbol)
+    dims: dict[Axis, Any] = {}
     shapes: dict[str, dict[int, Any]] = {}
     for io in spec.inputs:
         own = shapes.setdefault(io.name, {})
         for index, axis in enumerate(io.dims):
-            if not isinstance(axis, int) and axis.symbol in dims:
-                own[index] = dims[axis.symbol] if axis.multiple == 1 else axis.multiple * dims[axis.symbol]
+            if isinstance(axis, int) or profile[axis.symbol][0] == profile[axis.symbol][2]:
+                continue
+            if axis not in dims:  # with its range: without one, torch traces twice to find it
+                low, _, high = (size // (axis.divisor * axis.multiple) for size in profile[axis.symbol])
+                dims[axis] = Dim(axis.symbol, min=low, max=high)
+            own[index] = dims[axis] if axis.multiple == 1 else axis.multiple * dims[axis]
     return shapes
