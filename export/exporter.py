@@ -1,4 +1,4 @@
-"""PyTorch module -> one ONNX file for three runtimes: TensorRT with the plugin, TensorRT without, ONNX Runtime."""
+"""PyTorch module -> one ONNX file and its data: the steps, in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
-from svdq_export.write import Progress, data_path, write_model
+from svdq_export.write import Progress, data_path, require_onnx_suffix, write_model
 
 Dim = torch.export.Dim | DimHint | str
 DynamicShapes = dict[str, dict[int, Dim]]
@@ -74,8 +74,9 @@ def export_onnx(
 
     Raises:
         UsageError: a name in `dynamic_shapes` that is no input.
-        ArtifactError: the graph fails onnx.checker, or an svdq node belongs to no module.
+        ArtifactError: the path does not end in .onnx, or the graph fails onnx.checker.
     """
+    require_onnx_suffix(path)
     unknown = sorted(set(dynamic_shapes) - set(inputs))
     if unknown:
         raise UsageError("dynamic_shapes", f"'{unknown[0]}'", f"one of {', '.join(inputs)}")

@@ -22,6 +22,12 @@ def data_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
+def require_onnx_suffix(path: Path) -> None:
+    """Raise ArtifactError for a path that does not end in .onnx."""
+    if path.suffix != ".onnx":
+        raise ArtifactError(str(path), f"suffix '{path.suffix}'", ".onnx")
+
+
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Stream `model` to `path` and ``<path>.data``, check it, and only then give the files their names.
 
@@ -36,8 +42,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     Raises:
         ArtifactError: the path has another suffix, or onnx.checker refuses the result.
     """
-    if path.suffix != ".onnx":
-        raise ArtifactError(str(path), f"suffix '{path.suffix}'", ".onnx")
+    require_onnx_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as tmp:
         staged = Path(tmp) / path.name
@@ -50,6 +55,23 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
         path.unlink(missing_ok=True)
         os.replace(data_path(staged), data_path(path))
         os.replace(staged, path)
+
+
+def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:
+    """Save a changed graph as ``<stem>.<kind>.onnx`` that reads `original`'s data file; returns its path.
+
+    Raises:
+        ArtifactError: onnx.checker refuses it; nothing is left then.
+    """
+    path = original.with_suffix(f".{kind}.onnx")
+    staged = path.with_name(f".{path.name}")
+    try:
+        ir.save(model, staged)  # external tensors keep their file, offset and length
+        check(staged)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    return path
 
 
 def check(path: Path) -> None:

@@ -30,7 +30,9 @@ def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned
     scale = b("Where", is_zero, 1.0, b("Mul", absmax, _inv_qmax(b, fmt, unsigned)))
     if fmt is NVFP4:
         scale = b("Min", scale, FP8_MAX)
-    scaled = b("Mul", b("Where", is_zero, 0.0, v), b("Div", 1.0, scale))
+    # ONNX Runtime divides a *scalar* one through an approximate reciprocal, an ulp off: enough to break ties.
+    ones = b("Expand", 1.0, b("Shape", scale))
+    scaled = b("Mul", b("Where", is_zero, 0.0, v), b("Div", ones, scale))
     if fmt is NVFP4:
         quantized = b("Mul", _round_e2m1(b, scaled), _round_e4m3(b, scale))
     elif fmt is INT4:
@@ -44,9 +46,9 @@ def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned
 
 
 def _grouped(b: Body, x: ir.Value, group: int) -> ir.Value:
-    """[..., K] -> [..., K/G, G] for any rank and dynamic dimensions."""
-    shape = b("Concat", b("Shape", x, start=0, end=-1), b.ints(-1, group), axis=0)
-    return b("Reshape", x, shape)
+    """[..., K] -> [..., K/G, G] for any rank and dynamic dimensions, empty ones too (so no -1)."""
+    groups = b("Div", b("Shape", x, start=-1), b.ints(group))
+    return b("Reshape", x, b("Concat", b("Shape", x, start=0, end=-1), groups, b.ints(group), axis=0))
 
 
 def _inv_qmax(b: Body, fmt: Format, unsigned: ir.Value) -> ir.Value:
