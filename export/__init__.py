@@ -1,8 +1,8 @@
 """PyTorch to ONNX, with SVDQuant linears as ``svdq::SVDQLinear*`` nodes.
 
-Imported as ``svdq_export``. One file serves TensorRT with the plugin and ONNX Runtime: each op type travels with
-a function body in standard operators. Variants that share its data file: inlined, for TensorRT without the
-plugin; float32, for ONNX Runtime where it has no bf16.
+Imported as ``svdq_export``. One file serves TensorRT with the plugin and ONNX Runtime: each op type travels
+with a function body in standard operators. Variants that share its data file: inlined, for TensorRT
+without the plugin; float32, for ONNX Runtime where it has no bf16.
 """
 
 from svdq_export.exporter import OnnxInfo, export_onnx

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from svdq_trt.errors import UsageError
 from torch import Tensor, nn
 from torch.export.dynamic_shapes import _DimHint as DimHint
 
@@ -23,6 +22,7 @@ from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import Progress, data_path, require_onnx_suffix, write_model
+from svdq_trt.errors import UsageError
 
 Dim = torch.export.Dim | DimHint | str
 DynamicShapes = dict[str, dict[int, Dim]]
@@ -62,7 +62,7 @@ def export_onnx(
     """Export a module, quantized or not, at opset 23.
 
     Args:
-        module: called as ``module(**inputs)``; returns tensors only. Parameters on the CPU (or the meta device never).
+        module: called as ``module(**inputs)``; returns tensors only. Its parameters are on the CPU.
         inputs: sample inputs by parameter name, in the order of ``forward``; their names become the graph's.
         dynamic_shapes: input -> {axis: name}; names shared between axes are the same dimension to a reader.
         output_names: names of the graph outputs, in order.

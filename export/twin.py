@@ -20,8 +20,8 @@ def write_float32_twin(onnx_path: Path) -> Path:
     """Write ``<stem>.f32.onnx`` beside the file and return its path.
 
     Every f16 or bf16 input, output and intermediate is f32; 16-bit weights stay as they are in the shared
-    ``.data`` file and pass through a Cast. svdq nodes then quantize with f32 as the act dtype: x̂ and t are not
-    rounded to 16 bit, so the twin differs from the 16-bit graph by 16-bit rounding.
+    ``.data`` file and pass through a Cast. svdq nodes then quantize with f32 as the act dtype:
+    x̂ and t are not rounded to 16 bit, so the twin differs from the 16-bit graph by 16-bit rounding.
 
     Raises:
         ArtifactError: onnx.checker refuses the result.

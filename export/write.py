@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+
 from svdq_trt.errors import ArtifactError
 
 ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place
@@ -31,8 +32,8 @@ def require_onnx_suffix(path: Path) -> None:
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Stream `model` to `path` and ``<path>.data``, check it, and only then give the files their names.
 
-    Tensors go to the file one at a time, so the memory is the model's own. The data file is renamed first and an older
-    .onnx removed before, so that an interrupted call leaves either nothing to load or the whole.
+    Tensors go to the file one at a time, so the memory is the model's own. An older .onnx is removed first and
+    the data file renamed before the new one, so that an interrupted call leaves nothing to load or the whole.
 
     Args:
         model: the model; unchanged.

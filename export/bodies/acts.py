@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, INT4, NVFP4, ZERO_GROUP_ABSMAX, Format
 
 from svdq_export.bodies.build import Body
+from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, INT4, NVFP4, ZERO_GROUP_ABSMAX, Format
 
 
 def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned: ir.Value) -> ir.Value:
@@ -67,7 +67,7 @@ def _clip(b: Body, v: ir.Value, low: ir.Value | float, high: ir.Value | float) -
 
 
 def _round_e2m1(b: Body, v: ir.Value) -> ir.Value:
-    """Nearest e2m1 value, ties to even, saturating at ±6: neighbours are 0.5 apart below 2, 1 below 4, else 2."""
+    """Nearest e2m1 value, ties to even, saturating at ±6; the step is 0.5 below 2, 1 below 4, else 2."""
     c = _clip(b, v, -FP4_MAX, FP4_MAX)
     a = b("Abs", c)
     step = b("Where", b("Less", a, 2.0), 0.5, b("Where", b("Less", a, 4.0), 1.0, 2.0))

@@ -8,12 +8,12 @@ f32, which then is the act dtype.
 from __future__ import annotations
 
 import onnx_ir as ir
-from svdq_trt.spec.formats import Activation
-from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OpSpec
 
 from svdq_export.bodies.acts import quantize_act
 from svdq_export.bodies.build import OPSET, Body
 from svdq_export.bodies.weights import dequantize_weight
+from svdq_trt.spec.formats import Activation
+from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OpSpec
 
 F16_MAX = 65504.0
 

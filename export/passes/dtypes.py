@@ -29,7 +29,7 @@ def unify_input_types(model: ir.Model) -> int:
 
 
 def _promote(dtypes: list[ir.DataType | None]) -> ir.DataType:
-    """torch's rule: the wider; f16 with bf16 gives f32."""
+    """Torch's rule: the wider; f16 with bf16 gives f32."""
     known = {d for d in dtypes if d is not None}
     if known == {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
         return ir.DataType.FLOAT

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import onnx_ir as ir
-from svdq_trt.spec.ops import DOMAIN, OPS
 
 from svdq_export.bodies import build_function
 from svdq_export.translate import OPSET_VERSION
+from svdq_trt.spec.ops import DOMAIN, OPS
 
 
 def add_bodies(model: ir.Model) -> list[str]:

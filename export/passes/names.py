@@ -8,17 +8,18 @@ from __future__ import annotations
 import ast
 
 import onnx_ir as ir
+
 from svdq_trt.spec.ops import DOMAIN
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, then the fx node
 
 
 def name_svdq_nodes(model: ir.Model) -> list[str]:
-    """Rename in place; returns the names in graph order. A module called n times gives path, path#2, … path#n.
+    """Rename in place; returns the names in graph order. A module called n times: path, path#2, … path#n.
 
-    The exporter's own record of the module stack comes first; the name of the node's `qweight` is the fallback.
-    It is not the other way round because tied weights carry one module's name and serve several. A layer that is
-    itself the exported module has no path and is called "linear".
+    The exporter's own record of the module stack comes first; the name of the node's `qweight` is the
+    fallback. It is not the other way round because tied weights carry one module's name and serve several.
+    A layer that is itself the exported module has no path and is called "linear".
     """
     names: list[str] = []
     calls: dict[str, int] = {}

@@ -8,18 +8,21 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from svdq_export.bodies import OPSET, build_function
 from svdq_export.schema import register_schemas
 from svdq_trt import numerics
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.spec.formats import FORMATS, Activation, Format
 from svdq_trt.spec.ops import DOMAIN, INPUTS, OpSpec
-from torch import Tensor, nn
 
 DTYPES = {
-    torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16, torch.float32: ir.DataType.FLOAT,
-}  # fmt: skip
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.float32: ir.DataType.FLOAT,
+}
 
 
 def db(want: Tensor, got: Tensor) -> float:
@@ -44,7 +47,13 @@ def tensors(fmt: Format, n: int, k: int, r: int, dtype: torch.dtype, seed: int =
 
 
 def svdq(
-    fmt: str, k: int, n: int, r: int, dtype: torch.dtype, activation: Activation = Activation.NONE, **attributes: object
+    fmt: str,
+    k: int,
+    n: int,
+    r: int,
+    dtype: torch.dtype,
+    activation: Activation = Activation.NONE,
+    **attributes: object,
 ) -> SVDQLinear:
     """A random layer."""
     seed = 7 * n + k + r
@@ -81,7 +90,9 @@ def one_node(
         "plugin_version": "1", "plugin_namespace": "svdq",
     }  # fmt: skip
     into = ir.node("Cast", [x], attributes={"to": dtype.value})
-    node = ir.node(op.op_type, [into.outputs[0], *constants], attributes=attributes, domain=DOMAIN, name="layer")
+    node = ir.node(
+        op.op_type, [into.outputs[0], *constants], attributes=attributes, domain=DOMAIN, name="layer"
+    )
     out = ir.node("Cast", [node.outputs[0]], attributes={"to": outer.value})
     y = out.outputs[0]
     y.name, y.type, y.shape = "y", ir.TensorType(outer), ir.Shape([*lead, op.activation.n_out(n)])

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from export_toy import db, one_node, random_x, runner, session, tensors
+
 from svdq_export.bodies import OPSET
 from svdq_export.bodies.acts import _round_e2m1, _round_e4m3
 from svdq_export.bodies.build import Body
@@ -15,8 +16,8 @@ from svdq_trt import numerics
 from svdq_trt.spec.formats import FORMATS, INT4, Activation
 from svdq_trt.spec.ops import INPUTS, OPS, OpSpec, op_type
 
-#: dtype -> SQNR in dB: what rounding the output to the dtype costs by itself (about 73.6 and 55.6 dB on Gaussian
-#: data; f32 shows the order of the sums and the runtimes' erf and exp instead). One flipped code would cost more.
+#: dtype -> SQNR in dB: what rounding the output to the dtype costs by itself (about 73.6 and 55.6 dB on
+#: Gaussian data; f32 shows the order of the sums and the runtimes' erf and exp). A flipped code costs more.
 LIMITS = {torch.float16: 74, torch.bfloat16: 56, torch.float32: 110}
 #: Share of equal 16-bit outputs, where they are not so small that the tail of exp shows.
 EQUAL, TAIL = 0.9, 1e-3
@@ -56,7 +57,9 @@ def test_checker_takes_node_and_body(op):
 
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
-@pytest.mark.parametrize("lead", [[(5,), (1,)], [(3, 7), (1, 2), (0, 4)], [(2, 3, 4), (1, 1, 9)]], ids=["2d", "3d", "4d"])
+@pytest.mark.parametrize(
+    "lead", [[(5,), (1,)], [(3, 7), (1, 2), (0, 4)], [(2, 3, 4), (1, 1, 9)]], ids=["2d", "3d", "4d"]
+)
 def test_one_session_takes_every_size_of_its_rank(fmt, lead):
     op = OPS[op_type(fmt, Activation.GEGLU)]
     weights = tensors(fmt, 32, 128, 16, torch.float16)
@@ -84,7 +87,10 @@ def test_only_f16_saturates(fmt):
         weights["bias"] = torch.tensor([60000.0, -60000.0] * 8).to(dtype)
         weights["wscale2"] *= 16  # and not a large x: nvfp4's own scale ends at 448 · 6
         x = (torch.randn(3, 64, generator=torch.Generator().manual_seed(3)) * 800).to(dtype)
-        want, got = torch_op(OPS[op_type(fmt)], x, weights), runner(one_node(OPS[op_type(fmt)], weights, 2))(x)
+        want, got = (
+            torch_op(OPS[op_type(fmt)], x, weights),
+            runner(one_node(OPS[op_type(fmt)], weights, 2))(x),
+        )
         assert_close(want, got)
         if dtype == torch.float16:
             assert (want == 65504).any() and (want == -65504).any() and got.isfinite().all()
@@ -121,14 +127,20 @@ def test_weights_decode_exactly_for_every_code_and_scale(fmt):
         assert wscale.unique().numel() == 254
     wscale2 = torch.rand(n, generator=torch.Generator().manual_seed(1))
     want = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), fmt)
-    got = fragment(lambda b, *v: dequantize_weight(b, *v, fmt), qweight=qweight, wscale=wscale, wscale2=wscale2)
+    got = fragment(
+        lambda b, *v: dequantize_weight(b, *v, fmt), qweight=qweight, wscale=wscale, wscale2=wscale2
+    )
     assert torch.equal(want, got)
 
 
 def test_e4m3_rounding_is_exact_at_every_value_midpoint_and_neighbour():
     grid = torch.arange(0, 127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     points = torch.cat([grid, (grid[1:] + grid[:-1]) / 2])
-    around = [points, torch.nextafter(points, torch.tensor(500.0)), torch.nextafter(points, torch.tensor(0.0))]
+    around = [
+        points,
+        torch.nextafter(points, torch.tensor(500.0)),
+        torch.nextafter(points, torch.tensor(0.0)),
+    ]
     s = torch.cat([*around, torch.tensor([1e-30, 2.0**-126, 2.0**-149])]).clamp(max=448.0)
     assert torch.equal(fragment(_round_e4m3, s=s), s.to(torch.float8_e4m3fn).float())
 

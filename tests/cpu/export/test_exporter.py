@@ -6,12 +6,13 @@ import onnx
 import pytest
 import torch
 from export_toy import TOY_DYNAMIC, Toy, db, run_file, svdq, toy_inputs
+from torch import nn
+
 from svdq_export import export_onnx
 from svdq_export.twin import write_float32_twin
 from svdq_export.write import write_model
 from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.spec.formats import Activation
-from torch import nn
 
 LAYERS = ("time", "blocks.0.to_qkv", "blocks.0.to_out", "blocks.1.to_qkv", "blocks.1.to_out",
           "up", "down", "down#2", "ff1", "ff2")  # fmt: skip
@@ -23,7 +24,12 @@ def exported(tmp_path_factory):
     stages = []
     net = Toy(torch.float16).eval()
     info = export_onnx(
-        net, toy_inputs(torch.float16), TOY_DYNAMIC, ["out"], path, progress=lambda *event: stages.append(event)
+        net,
+        toy_inputs(torch.float16),
+        TOY_DYNAMIC,
+        ["out"],
+        path,
+        progress=lambda *event: stages.append(event),
     )
     return net, info, stages
 
@@ -36,7 +42,8 @@ def test_nodes_carry_module_paths_and_the_contract_attributes(exported):
     down = next(n for n in nodes if n.name == "down")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in down.attribute}
     assert attributes == {
-        "group_size": 64, "act_unsigned": 1, "act_shift": 0.171875, "plugin_version": b"1", "plugin_namespace": b"svdq",
+        "group_size": 64, "act_unsigned": 1, "act_shift": 0.171875,
+        "plugin_version": b"1", "plugin_namespace": b"svdq",
     }  # fmt: skip
     assert list(down.input)[1:] == [
         f"down.{n}" for n in ("qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2")
@@ -45,7 +52,13 @@ def test_nodes_carry_module_paths_and_the_contract_attributes(exported):
 
 def test_bodies_are_exactly_those_in_use(exported):
     _, info, _ = exported
-    want = ("SVDQLinearInt4", "SVDQLinearNVFP4Silu", "SVDQLinearW4A16", "SVDQLinearW4A16Geglu", "SVDQLinearW4A8")
+    want = (
+        "SVDQLinearInt4",
+        "SVDQLinearNVFP4Silu",
+        "SVDQLinearW4A16",
+        "SVDQLinearW4A16Geglu",
+        "SVDQLinearW4A8",
+    )
     assert info.op_types == want
     assert tuple(f.name for f in onnx.load(info.path, load_external_data=False).functions) == want
 
@@ -74,7 +87,9 @@ def test_batch_and_resolution_stay_dynamic(exported):
         inputs = toy_inputs(torch.float16, *sizes)
         want, got = net(**inputs).detach(), run_file(info.path, inputs)
         assert got.shape == want.shape
-        assert db(want, got) > 50  # ten layers, each rounding to f16 in its own order; see f32 for the meaning
+        assert (
+            db(want, got) > 50
+        )  # ten layers, each rounding to f16 in its own order; see f32 for the meaning
 
 
 def test_f32_export_means_what_torch_means(tmp_path):
@@ -86,13 +101,19 @@ def test_f32_export_means_what_torch_means(tmp_path):
 
 def test_progress_tells_stages_in_order(exported):
     _, _, stages = exported
-    assert [s for i, (s, *_) in enumerate(stages) if i == 0 or stages[i - 1][0] != s] == ["trace", "simplify", "write"]
+    assert [s for i, (s, *_) in enumerate(stages) if i == 0 or stages[i - 1][0] != s] == [
+        "trace",
+        "simplify",
+        "write",
+    ]
     assert stages[-1][1] == stages[-1][2] > 0
 
 
 def test_second_export_gives_the_same_bytes_and_no_trace_of_this_machine(exported, tmp_path):
     _, info, _ = exported
-    again = export_onnx(Toy(torch.float16).eval(), toy_inputs(torch.float16), TOY_DYNAMIC, ["out"], tmp_path / "toy.onnx")
+    again = export_onnx(
+        Toy(torch.float16).eval(), toy_inputs(torch.float16), TOY_DYNAMIC, ["out"], tmp_path / "toy.onnx"
+    )
     for suffix in ("", ".data"):
         first, second = (p.with_name(p.name + suffix).read_bytes() for p in (info.path, again.path))
         assert first == second
@@ -116,7 +137,10 @@ def test_tied_and_equal_weights_keep_their_own_node_names(tmp_path):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.equal = svdq("w4a16", 64, 64, 0, torch.float16), svdq("w4a16", 64, 64, 0, torch.float16)
+            self.first, self.equal = (
+                svdq("w4a16", 64, 64, 0, torch.float16),
+                svdq("w4a16", 64, 64, 0, torch.float16),
+            )
             self.tied = self.first
 
         def forward(self, x):
@@ -176,7 +200,10 @@ def test_a_failed_write_leaves_the_old_file(exported, tmp_path, monkeypatch):
     next(iter(model.graph)).domain = "unknown"
     with pytest.raises(ArtifactError, match=r"m\.onnx: onnx\.checker says"):
         write_model(model, path)
-    assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.onnx",
+        "m.onnx.data",
+    ]
 
 
 def test_wrong_arguments_say_what_is_wanted(tmp_path):

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from export_toy import TOY_DYNAMIC, Toy, one_node, run_file, tensors, toy_inputs
+
 from svdq_export import export_onnx, write_inlined
 from svdq_trt.spec.formats import NVFP4, Activation
 from svdq_trt.spec.ops import OPS
