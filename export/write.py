@@ -33,7 +33,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     """Stream `model` to `path` and ``<path>.data``, check it, and only then give the files their names.
 
     Tensors go to the file one at a time, so the memory is the model's own. An older .onnx is removed first and
-    the data file renamed before the new one, so that an interrupted call leaves nothing to load or the whole.
+    the data file renamed before the new one, so that an interrupted call leaves nothing or the whole.
 
     Args:
         model: the model; unchanged.

@@ -36,7 +36,7 @@ def simplify(model: ir.Model, parameters: Set[str]) -> None:
 
     It does not merge equal parameters: two layers with equal biases would read one tensor, and a refit by
     name would change both. It folds nothing that reads one of `parameters`, since the folded tensor (a
-    transposed weight) would lose its state-dict name; TensorRT folds those itself, at no cost in memory or time.
+    transposed weight) would lose its state-dict name; TensorRT folds those itself, at no extra memory or time.
     """
 
     def should_fold(node: ir.Node) -> bool | None:
