@@ -1,9 +1,12 @@
 """PyTorch to ONNX, with SVDQuant linears as ``svdq::SVDQLinear*`` nodes.
 
-Imported as ``svdq_export``. One file serves TensorRT with the plugin, TensorRT without it and ONNX Runtime:
-each op type travels with a function body in standard operators.
+Imported as ``svdq_export``. One file serves TensorRT with the plugin and ONNX Runtime: each op type travels
+with a function body in standard operators. Variants that share its data file: inlined, for TensorRT
+without the plugin; float32, for ONNX Runtime where it has no bf16.
 """
 
 from svdq_export.exporter import OnnxInfo, export_onnx
+from svdq_export.inline import write_inlined
+from svdq_export.twin import write_float32_twin
 
-__all__ = ["OnnxInfo", "export_onnx"]
+__all__ = ["OnnxInfo", "export_onnx", "write_float32_twin", "write_inlined"]

@@ -1,4 +1,4 @@
-"""PyTorch module -> one ONNX file for three runtimes: TensorRT with the plugin, TensorRT without, ONNX Runtime."""
+"""PyTorch module -> one ONNX file and its data: the steps, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
-from svdq_export.write import Progress, data_path, write_model
+from svdq_export.write import Progress, data_path, require_onnx_suffix, write_model
 from svdq_trt.errors import UsageError
 
 Dim = torch.export.Dim | DimHint | str
@@ -62,7 +62,7 @@ def export_onnx(
     """Export a module, quantized or not, at opset 23.
 
     Args:
-        module: called as ``module(**inputs)``; returns tensors only. Parameters on the CPU (or the meta device never).
+        module: called as ``module(**inputs)``; returns tensors only. Its parameters are on the CPU.
         inputs: sample inputs by parameter name, in the order of ``forward``; their names become the graph's.
         dynamic_shapes: input -> {axis: name}; names shared between axes are the same dimension to a reader.
         output_names: names of the graph outputs, in order.
@@ -74,8 +74,9 @@ def export_onnx(
 
     Raises:
         UsageError: a name in `dynamic_shapes` that is no input.
-        ArtifactError: the graph fails onnx.checker, or an svdq node belongs to no module.
+        ArtifactError: the path does not end in .onnx, or the graph fails onnx.checker.
     """
+    require_onnx_suffix(path)
     unknown = sorted(set(dynamic_shapes) - set(inputs))
     if unknown:
         raise UsageError("dynamic_shapes", f"'{unknown[0]}'", f"one of {', '.join(inputs)}")

@@ -13,7 +13,7 @@ _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
 def register_schemas() -> None:
     """Register every op type with onnx.defs. A second call does nothing.
 
-    x, and with it y and the 16-bit inputs, may be f32: that is the twin that ONNX Runtime checks bf16 models with.
+    x, and with it y and the 16-bit inputs, may be f32, as in the twin that stands in for bf16 models.
     """
     for op in OPS.values():
         if not onnx.defs.has(op.op_type, DOMAIN):
@@ -38,14 +38,16 @@ def _schema(op: OpSpec) -> OpSchema:
         for a in ATTRIBUTES
     ]
     strings = [
-        OpSchema.Attribute(name, onnx.helper.make_attribute(name, value), "where TensorRT looks for the plugin")
+        OpSchema.Attribute(
+            name, onnx.helper.make_attribute(name, value), "where TensorRT looks for the plugin"
+        )
         for name, value in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE))
     ]
     return OpSchema(
         op.op_type,
         DOMAIN,
         1,
-        doc=f"SVDQuant linear, {op.format.summary}{f', then {op.activation.name}' if op.activation.value else ''}.",
+        doc=f"SVDQuant linear: {op.format.summary}; activation {op.activation.name}.",
         inputs=[OpSchema.FormalParameter(i.name, types[i.dtype], f"{i.shape}: {i.meaning}") for i in INPUTS],
         outputs=[OpSchema.FormalParameter("y", "T", "[..., N_out]")],
         type_constraints=[("T", _FLOATS, "act dtype")],

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from svdq_export.write import check
+from svdq_export.write import rewrite_beside
 
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # of Cast, RandomNormal, QuantizeLinear and their kin
@@ -20,8 +20,8 @@ def write_float32_twin(onnx_path: Path) -> Path:
     """Write ``<stem>.f32.onnx`` beside the file and return its path.
 
     Every f16 or bf16 input, output and intermediate is f32; 16-bit weights stay as they are in the shared
-    ``.data`` file and pass through a Cast. svdq nodes then quantize with f32 as the act dtype: x̂ and t are not
-    rounded to 16 bit, so the twin differs from the 16-bit graph by 16-bit rounding.
+    ``.data`` file and pass through a Cast. svdq nodes then quantize with f32 as the act dtype:
+    x̂ and t are not rounded to 16 bit, so the twin differs from the 16-bit graph by 16-bit rounding.
 
     Raises:
         ArtifactError: onnx.checker refuses the result.
@@ -38,15 +38,7 @@ def write_float32_twin(onnx_path: Path) -> Path:
         for value in list(graph.initializers.values()):
             if value.dtype in _LOW:
                 _cast_weight(graph, value)
-    twin = onnx_path.with_suffix(".f32.onnx")
-    staged = twin.with_name(f".{twin.name}")
-    try:
-        ir.save(model, staged)  # external tensors keep their file, offset and length
-        check(staged)
-        staged.replace(twin)
-    finally:
-        staged.unlink(missing_ok=True)
-    return twin
+    return rewrite_beside(model, onnx_path, "f32")
 
 
 def _widen(value: ir.Value) -> None:

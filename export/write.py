@@ -23,11 +23,17 @@ def data_path(path: Path) -> Path:
     return path.with_name(path.name + ".data")
 
 
+def require_onnx_suffix(path: Path) -> None:
+    """Raise ArtifactError for a path that does not end in .onnx."""
+    if path.suffix != ".onnx":
+        raise ArtifactError(str(path), f"suffix '{path.suffix}'", ".onnx")
+
+
 def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -> None:
     """Stream `model` to `path` and ``<path>.data``, check it, and only then give the files their names.
 
-    Tensors go to the file one at a time, so the memory is the model's own. The data file is renamed first and an older
-    .onnx removed before, so that an interrupted call leaves either nothing to load or the whole.
+    Tensors go to the file one at a time, so the memory is the model's own. An older .onnx is removed first and
+    the data file renamed before the new one, so that an interrupted call leaves nothing or the whole.
 
     Args:
         model: the model; unchanged.
@@ -37,8 +43,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     Raises:
         ArtifactError: the path has another suffix, or onnx.checker refuses the result.
     """
-    if path.suffix != ".onnx":
-        raise ArtifactError(str(path), f"suffix '{path.suffix}'", ".onnx")
+    require_onnx_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as tmp:
         staged = Path(tmp) / path.name
@@ -51,6 +56,23 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
         path.unlink(missing_ok=True)
         os.replace(data_path(staged), data_path(path))
         os.replace(staged, path)
+
+
+def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:
+    """Save a changed graph as ``<stem>.<kind>.onnx`` that reads `original`'s data file; returns its path.
+
+    Raises:
+        ArtifactError: onnx.checker refuses it; nothing is left then.
+    """
+    path = original.with_suffix(f".{kind}.onnx")
+    staged = path.with_name(f".{path.name}")
+    try:
+        ir.save(model, staged)  # external tensors keep their file, offset and length
+        check(staged)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    return path
 
 
 def check(path: Path) -> None:

@@ -30,7 +30,9 @@ def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned
     scale = b("Where", is_zero, 1.0, b("Mul", absmax, _inv_qmax(b, fmt, unsigned)))
     if fmt is NVFP4:
         scale = b("Min", scale, FP8_MAX)
-    scaled = b("Mul", b("Where", is_zero, 0.0, v), b("Div", 1.0, scale))
+    # ONNX Runtime divides a *scalar* one through an approximate reciprocal, an ulp off: enough to break ties.
+    ones = b("Expand", 1.0, b("Shape", scale))
+    scaled = b("Mul", b("Where", is_zero, 0.0, v), b("Div", ones, scale))
     if fmt is NVFP4:
         quantized = b("Mul", _round_e2m1(b, scaled), _round_e4m3(b, scale))
     elif fmt is INT4:
@@ -44,9 +46,9 @@ def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned
 
 
 def _grouped(b: Body, x: ir.Value, group: int) -> ir.Value:
-    """[..., K] -> [..., K/G, G] for any rank and dynamic dimensions."""
-    shape = b("Concat", b("Shape", x, start=0, end=-1), b.ints(-1, group), axis=0)
-    return b("Reshape", x, shape)
+    """[..., K] -> [..., K/G, G] for any rank and dynamic dimensions, empty ones too (so no -1)."""
+    groups = b("Div", b("Shape", x, start=-1), b.ints(group))
+    return b("Reshape", x, b("Concat", b("Shape", x, start=0, end=-1), groups, b.ints(group), axis=0))
 
 
 def _inv_qmax(b: Body, fmt: Format, unsigned: ir.Value) -> ir.Value:
@@ -65,7 +67,7 @@ def _clip(b: Body, v: ir.Value, low: ir.Value | float, high: ir.Value | float) -
 
 
 def _round_e2m1(b: Body, v: ir.Value) -> ir.Value:
-    """Nearest e2m1 value, ties to even, saturating at ±6: neighbours are 0.5 apart below 2, 1 below 4, else 2."""
+    """Nearest e2m1 value, ties to even, saturating at ±6; the step is 0.5 below 2, 1 below 4, else 2."""
     c = _clip(b, v, -FP4_MAX, FP4_MAX)
     a = b("Abs", c)
     step = b("Where", b("Less", a, 2.0), 0.5, b("Where", b("Less", a, 4.0), 1.0, 2.0))

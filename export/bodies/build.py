@@ -70,6 +70,6 @@ class Body:
         return self("Where", self("Less", v, 0.0), self("Add", v, 256.0), v)
 
     def high_bits(self, v: ir.Value, divisor: float) -> tuple[ir.Value, ir.Value]:
-        """Whole numbers in f32 -> (floor(v / divisor), v mod divisor); a power of two divides exactly."""
+        """Whole numbers in f32 -> (v // divisor, v % divisor), exact since `divisor` is a power of two."""
         high = self("Floor", self("Mul", v, 1.0 / divisor))
         return high, self("Sub", v, self("Mul", high, divisor))

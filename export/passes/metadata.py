@@ -10,10 +10,11 @@ import svdq_trt
 def strip_metadata(model: ir.Model) -> None:
     """Clear metadata and doc strings everywhere and name this project as the producer."""
     graphs = [model.graph, *model.graph.subgraphs(), *(f.graph for f in model.functions.values())]
-    for holder in (model, *graphs):
-        holder.metadata_props.clear()
-        holder.doc_string = None
+    model.metadata_props.clear()
+    model.doc_string = None
     for graph in graphs:
+        graph.metadata_props.clear()
+        graph.doc_string = None
         for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
             _clear(value)
         for node in graph:

@@ -9,29 +9,24 @@ import ast
 
 import onnx_ir as ir
 
-from svdq_trt.errors import ArtifactError
 from svdq_trt.spec.ops import DOMAIN
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, then the fx node
 
 
 def name_svdq_nodes(model: ir.Model) -> list[str]:
-    """Rename in place; returns the names in graph order. A module called n times gives path, path#2, … path#n.
+    """Rename in place; returns the names in graph order. A module called n times: path, path#2, … path#n.
 
-    The exporter's own record of the module stack comes first; the name of the node's `qweight` is the fallback.
-    It is not the other way round because tied weights carry one module's name and serve several.
-
-    Raises:
-        ArtifactError: a node with neither, which no module path can be found for.
+    The exporter's own record of the module stack comes first; the name of the node's `qweight` is the
+    fallback. It is not the other way round because tied weights carry one module's name and serve several.
+    A layer that is itself the exported module has no path and is called "linear".
     """
     names: list[str] = []
     calls: dict[str, int] = {}
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:
             continue
-        path = _module_path(node) or _qweight_owner(node)
-        if not path:
-            raise ArtifactError(f"node {node.name}", "no module path", "an SVDQLinear inside the exported module")
+        path = _module_path(node) or _qweight_owner(node) or "linear"
         calls[path] = calls.get(path, 0) + 1
         node.name = path if calls[path] == 1 else f"{path}#{calls[path]}"
         names.append(node.name)

@@ -12,8 +12,8 @@ from onnxscript.rewriter.rules import common as rules
 
 FOLD_LIMIT = 4096  # of inputs and outputs: shapes, scalars, small tables
 
-#: Of the default rules, those that a traced diffusion model has a use for. Not among them: slice_split, whose search is
-#: quadratic (33 s on an SDXL UNet, no match), and cast_cast, since f32 -> f16 -> f32 is a rounding and not a detour.
+#: Of the default rules, those that a traced diffusion model has a use for. Not among them: slice_split, whose
+#: search is quadratic (33 s on an SDXL UNet, no match), and cast_cast: f32 -> f16 -> f32 is a rounding.
 _RULES = (
     rules.add_0_rule,
     rules.sub_0_rule,
@@ -34,9 +34,9 @@ _RULES = (
 def simplify(model: ir.Model, parameters: Set[str]) -> None:
     """What torch.onnx's `optimize` does, less two things.
 
-    It does not merge equal initializers: two layers with equal biases would read one tensor, and a refit by name would
-    change both. It folds nothing that reads one of `parameters`, since the folded tensor (a transposed weight) would
-    lose its state-dict name; TensorRT folds those itself, at no cost in memory or time.
+    It does not merge equal parameters: two layers with equal biases would read one tensor, and a refit by
+    name would change both. It folds nothing that reads one of `parameters`, since the folded tensor (a
+    transposed weight) would lose its state-dict name; TensorRT folds those itself, at no extra memory or time.
     """
 
     def should_fold(node: ir.Node) -> bool | None:

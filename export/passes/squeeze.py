@@ -64,5 +64,5 @@ def _replace(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
     reshape = ir.node("Reshape" if target else "Gather", [node.inputs[0], constant], name=node.name)
     reshape.metadata_props.update(node.metadata_props)
     new = reshape.outputs[0]
-    new.name, new.dtype, new.shape = out.name, out.dtype, out.shape
+    new.name, new.type, new.shape = out.name, out.type, out.shape
     ir.convenience.replace_nodes_and_values(graph, node, [node], [reshape], [out], [new])

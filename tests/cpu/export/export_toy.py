@@ -1,0 +1,183 @@
+"""What the export tests share: random layers, a one-node model, a small network, SQNR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from svdq_export.bodies import OPSET, build_function
+from svdq_export.schema import register_schemas
+from svdq_trt import numerics
+from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.spec.formats import FORMATS, Activation, Format
+from svdq_trt.spec.ops import DOMAIN, INPUTS, OpSpec
+
+DTYPES = {
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.float32: ir.DataType.FLOAT,
+}
+
+
+def db(want: Tensor, got: Tensor) -> float:
+    """SQNR in dB."""
+    noise = (want.double() - got.double()).square().sum().clamp_min(1e-300)
+    return float(10 * torch.log10(want.double().square().sum() / noise))
+
+
+def tensors(fmt: Format, n: int, k: int, r: int, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs 1 to 7 of an op, random."""
+    g = torch.Generator().manual_seed(seed)
+    q = numerics.quantize_weight(torch.randn(n, k, generator=g) / k**0.5, fmt, dtype)
+    return {
+        "qweight": q.qweight,
+        "wscale": q.wscale,
+        "act_mul": (0.5 + torch.rand(k, generator=g)).to(dtype),
+        "lora_down": (torch.randn(r, k, generator=g) / 14).to(dtype),
+        "lora_up": torch.randn(n, r, generator=g).to(dtype),
+        "bias": torch.randn(n, generator=g).to(dtype),
+        "wscale2": q.wscale2,
+    }
+
+
+def svdq(
+    fmt: str,
+    k: int,
+    n: int,
+    r: int,
+    dtype: torch.dtype,
+    activation: Activation = Activation.NONE,
+    **attributes: object,
+) -> SVDQLinear:
+    """A random layer."""
+    seed = 7 * n + k + r
+    return SVDQLinear(tensors(FORMATS[fmt], n, k, r, dtype, seed), FORMATS[fmt], activation, **attributes)  # type: ignore[arg-type]
+
+
+def random_x(k: int, dtype: torch.dtype, lead: tuple[int, ...] = (2, 9)) -> Tensor:
+    """[*lead, K] with outliers, a zero group and tiny values in the first rows."""
+    x = torch.randn(*lead, k, generator=torch.Generator().manual_seed(1))
+    x[..., 7] *= 60
+    rows = x.view(-1, k)
+    rows[0, :64], rows[1, 64:128] = 0, 1e-6
+    return x.to(dtype)
+
+
+def one_node(
+    op: OpSpec, weights: dict[str, Tensor], rank: int, act_unsigned: int = 0, act_shift: float = 0.0
+) -> ir.Model:
+    """A graph of one svdq node and its body. bf16 comes in and goes out through f32, for numpy's sake."""
+    register_schemas()
+    dtype = DTYPES[weights["bias"].dtype]
+    outer = ir.DataType.FLOAT if dtype == ir.DataType.BFLOAT16 else dtype
+    n, k = weights["qweight"].shape[0], 2 * weights["qweight"].shape[1]
+    lead = [f"d{i}" for i in range(rank - 1)]
+    x = ir.Value(name="x", type=ir.TensorType(outer), shape=ir.Shape([*lead, k]))
+    constants = []
+    for spec in INPUTS[1:]:
+        tensor = ir.tensor(weights[spec.name], name=spec.name)
+        constants.append(
+            ir.Value(name=spec.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+        )
+    attributes = {
+        "group_size": op.format.weight_group, "act_unsigned": act_unsigned, "act_shift": act_shift,
+        "plugin_version": "1", "plugin_namespace": "svdq",
+    }  # fmt: skip
+    into = ir.node("Cast", [x], attributes={"to": dtype.value})
+    node = ir.node(
+        op.op_type, [into.outputs[0], *constants], attributes=attributes, domain=DOMAIN, name="layer"
+    )
+    out = ir.node("Cast", [node.outputs[0]], attributes={"to": outer.value})
+    y = out.outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(outer), ir.Shape([*lead, op.activation.n_out(n)])
+    graph = ir.Graph([x], [y], nodes=[into, node, out], initializers=constants, name="one")
+    graph.opset_imports.update({"": OPSET, DOMAIN: 1})
+    return ir.Model(graph, ir_version=10, functions=[build_function(op)])
+
+
+def session(model: bytes | str) -> ort.InferenceSession:
+    """ONNX Runtime on the CPU, quiet."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def runner(model: ir.Model) -> Callable[[Tensor], Tensor]:
+    """x -> y in x's dtype through ONNX Runtime."""
+    live = session(ir.to_proto(model).SerializeToString())
+
+    def run(x: Tensor) -> Tensor:
+        feed = x.float() if x.dtype == torch.bfloat16 else x
+        return torch.from_numpy(live.run(None, {"x": feed.numpy()})[0]).to(x.dtype)
+
+    return run
+
+
+class Attention(nn.Module):
+    """Quantized q/k/v on the raw input, plain attention."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.to_qkv = svdq("int4", 128, 384, 16, dtype)
+        self.to_out = svdq("w4a16", 128, 128, 0, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, 128] -> same."""
+        b, t, _ = x.shape
+        q, k, v = (h.view(b, t, 4, 32).transpose(1, 2) for h in self.to_qkv(x).chunk(3, dim=-1))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, 128))
+
+
+class Toy(nn.Module):
+    """A convolution, attention, GEGLU and every format.
+
+    Layers that quantize activations read the graph's input or a constant multiple of it, so that a last-bit
+    difference between two runtimes flips no code and outputs compare closely.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([Attention(dtype), Attention(dtype)])
+        self.ff1 = svdq("w4a16", 128, 512, 16, dtype, Activation.GEGLU)
+        self.ff2 = svdq("w4a16", 256, 128, 16, dtype)
+        self.up = svdq("nvfp4", 128, 128, 16, dtype, Activation.SILU)
+        self.down = svdq("int4", 128, 128, 0, dtype, act_unsigned=True, act_shift=0.171875)
+        self.time = svdq("w4a8", 64, 128, 0, dtype)
+        self.conv = nn.Conv2d(128, 8, 3, padding=1, dtype=dtype)
+        self.norm = nn.LayerNorm(128, dtype=dtype)
+        self.proj = nn.Linear(128, 128, dtype=dtype)
+
+    def forward(self, sample: Tensor, emb: Tensor) -> Tensor:
+        """[B, 128, H, W], [B, 64] -> [B, 8, H, W]."""
+        b, c, h, w = sample.shape
+        tokens = sample.flatten(2).transpose(1, 2)
+        x = tokens + self.time(emb)[:, None]
+        for block in self.blocks:
+            x = x + block(tokens)
+        x = x + self.up(tokens) + self.down(tokens) + self.down(tokens * 0.5)
+        x = x + self.ff2(self.ff1(self.norm(x)))
+        return self.conv(self.proj(x).transpose(1, 2).reshape(b, c, h, w))
+
+
+TOY_DYNAMIC = {"sample": {0: "batch", 2: "height", 3: "width"}, "emb": {0: "batch"}}
+
+
+def toy_inputs(dtype: torch.dtype, b: int = 2, h: int = 8, w: int = 6) -> dict[str, Tensor]:
+    """Inputs for Toy."""
+    g = torch.Generator().manual_seed(b + h + w)
+    return {
+        "sample": torch.randn(b, 128, h, w, generator=g).to(dtype),
+        "emb": torch.randn(b, 64, generator=g).to(dtype),
+    }
+
+
+def run_file(path: Path, inputs: dict[str, Tensor]) -> Tensor:
+    """The first output of an .onnx file."""
+    return torch.from_numpy(session(str(path)).run(None, {k: v.numpy() for k, v in inputs.items()})[0])

@@ -1,0 +1,215 @@
+"""export_onnx on a small network: names, files, determinism, and ONNX Runtime against torch."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+import torch
+from export_toy import TOY_DYNAMIC, Toy, db, run_file, svdq, toy_inputs
+from torch import nn
+
+from svdq_export import export_onnx
+from svdq_export.twin import write_float32_twin
+from svdq_export.write import write_model
+from svdq_trt.errors import ArtifactError, UsageError
+from svdq_trt.spec.formats import Activation
+
+LAYERS = ("time", "blocks.0.to_qkv", "blocks.0.to_out", "blocks.1.to_qkv", "blocks.1.to_out",
+          "up", "down", "down#2", "ff1", "ff2")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "toy.onnx"
+    stages = []
+    net = Toy(torch.float16).eval()
+    info = export_onnx(
+        net,
+        toy_inputs(torch.float16),
+        TOY_DYNAMIC,
+        ["out"],
+        path,
+        progress=lambda *event: stages.append(event),
+    )
+    return net, info, stages
+
+
+def test_nodes_carry_module_paths_and_the_contract_attributes(exported):
+    _, info, _ = exported
+    assert sorted(info.svdq_nodes) == sorted(LAYERS)
+    nodes = [n for n in onnx.load(info.path, load_external_data=False).graph.node if n.domain == "svdq"]
+    assert [n.name for n in nodes] == list(info.svdq_nodes)
+    down = next(n for n in nodes if n.name == "down")
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in down.attribute}
+    assert attributes == {
+        "group_size": 64, "act_unsigned": 1, "act_shift": 0.171875,
+        "plugin_version": b"1", "plugin_namespace": b"svdq",
+    }  # fmt: skip
+    assert list(down.input)[1:] == [
+        f"down.{n}" for n in ("qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2")
+    ]
+
+
+def test_bodies_are_exactly_those_in_use(exported):
+    _, info, _ = exported
+    want = (
+        "SVDQLinearInt4",
+        "SVDQLinearNVFP4Silu",
+        "SVDQLinearW4A16",
+        "SVDQLinearW4A16Geglu",
+        "SVDQLinearW4A8",
+    )
+    assert info.op_types == want
+    assert tuple(f.name for f in onnx.load(info.path, load_external_data=False).functions) == want
+
+
+def test_every_parameter_keeps_its_state_dict_name_type_and_bytes(exported):
+    net, info, _ = exported
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(info.path).graph.initializer}
+    for name, tensor in net.state_dict().items():
+        assert stored[name].dtype == tensor.numpy().dtype
+        assert (stored[name] == tensor.numpy()).all()
+
+
+def test_weights_lie_in_one_data_file_beside_and_nothing_else_is_left(exported):
+    net, info, _ = exported
+    assert sorted(p.name for p in info.path.parent.iterdir()) == ["toy.onnx", "toy.onnx.data"]
+    large = [i for i in onnx.load(info.path, load_external_data=False).graph.initializer if i.external_data]
+    assert {e.value for i in large for e in i.external_data if e.key == "location"} == {"toy.onnx.data"}
+    assert info.data_bytes >= sum(t.nbytes for t in net.state_dict().values() if t.nbytes > 1024)
+
+
+def test_batch_and_resolution_stay_dynamic(exported):
+    net, info, _ = exported
+    assert info.inputs["sample"] == ("float16", ("batch", 128, "height", "width"))
+    assert info.outputs["out"] == ("float16", ("batch", 8, "height", "width"))
+    for sizes in ((2, 8, 6), (1, 4, 12), (3, 10, 4)):
+        inputs = toy_inputs(torch.float16, *sizes)
+        want, got = net(**inputs).detach(), run_file(info.path, inputs)
+        assert got.shape == want.shape
+        assert (
+            db(want, got) > 50
+        )  # ten layers, each rounding to f16 in its own order; see f32 for the meaning
+
+
+def test_f32_export_means_what_torch_means(tmp_path):
+    net = Toy(torch.float32).eval()
+    info = export_onnx(net, toy_inputs(torch.float32), TOY_DYNAMIC, ["out"], tmp_path / "toy.onnx")
+    inputs = toy_inputs(torch.float32, 3, 4, 10)
+    assert db(net(**inputs).detach(), run_file(info.path, inputs)) > 100
+
+
+def test_progress_tells_stages_in_order(exported):
+    _, _, stages = exported
+    assert [s for i, (s, *_) in enumerate(stages) if i == 0 or stages[i - 1][0] != s] == [
+        "trace",
+        "simplify",
+        "write",
+    ]
+    assert stages[-1][1] == stages[-1][2] > 0
+
+
+def test_second_export_gives_the_same_bytes_and_no_trace_of_this_machine(exported, tmp_path):
+    _, info, _ = exported
+    again = export_onnx(
+        Toy(torch.float16).eval(), toy_inputs(torch.float16), TOY_DYNAMIC, ["out"], tmp_path / "toy.onnx"
+    )
+    for suffix in ("", ".data"):
+        first, second = (p.with_name(p.name + suffix).read_bytes() for p in (info.path, again.path))
+        assert first == second
+    text = info.path.read_bytes()
+    assert b".py" not in text and b"pkg.torch" not in text and str(tmp_path.parent).encode() not in text
+
+
+def test_float32_twin_of_bf16_shares_the_data_and_follows_torch(tmp_path):
+    net = Toy(torch.bfloat16).eval()
+    info = export_onnx(net, toy_inputs(torch.bfloat16), TOY_DYNAMIC, ["out"], tmp_path / "toy.onnx")
+    twin = write_float32_twin(info.path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["toy.f32.onnx", "toy.onnx", "toy.onnx.data"]
+    assert twin.stat().st_size < info.path.stat().st_size + 100_000
+    inputs = toy_inputs(torch.bfloat16, 3, 4, 4)
+    got = run_file(twin, {k: v.float() for k, v in inputs.items()})
+    assert got.dtype == torch.float32
+    assert db(net(**inputs).detach(), got) > 25  # bf16 rounding of activations flips a few 4-bit codes
+
+
+def test_tied_and_equal_weights_keep_their_own_node_names(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.equal = (
+                svdq("w4a16", 64, 64, 0, torch.float16),
+                svdq("w4a16", 64, 64, 0, torch.float16),
+            )
+            self.tied = self.first
+
+        def forward(self, x):
+            return self.tied(self.equal(self.first(x)))
+
+    path = tmp_path / "tied.onnx"
+    info = export_onnx(Tied().eval(), {"x": torch.randn(2, 64).half()}, {"x": {0: "m"}}, ["y"], path)
+    assert len(set(info.svdq_nodes)) == 3 and info.svdq_nodes[1] == "equal"
+    names = {i.name for i in onnx.load(info.path, load_external_data=False).graph.initializer}
+    assert {"equal.qweight", "equal.bias"} <= names  # though another layer holds the same values
+
+
+def test_plain_f16_model_has_no_svdq_parts_and_mixed_concat_gets_its_cast(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(48, 8).half()
+
+        def forward(self, a, b):
+            return self.linear(torch.cat([a, b], dim=-1).half())
+
+    path = tmp_path / "mixed.onnx"
+    inputs = {"a": torch.randn(2, 16).half(), "b": torch.randn(2, 32)}
+    net = Mixed().eval()
+    info = export_onnx(net, inputs, {"a": {0: "m"}, "b": {0: "m"}}, ["y"], path)
+    model = onnx.load(path, load_external_data=False)
+    assert info.svdq_nodes == info.op_types == () and not model.functions
+    assert [o.domain for o in model.opset_import] == [""] and model.opset_import[0].version == 23
+    concat = next(n for n in model.graph.node if n.op_type == "Concat")
+    cast = {o: n for n in model.graph.node for o in n.output if n.op_type == "Cast"}[concat.input[0]]
+    assert cast.attribute[0].i == onnx.TensorProto.FLOAT and cast.input[0] == "a"
+    assert db(net(**inputs).detach(), run_file(path, inputs)) > 60
+
+
+def test_squeeze_becomes_reshape_and_gather(tmp_path):
+    class Squeezing(nn.Module):
+        def forward(self, x):
+            return x.squeeze(2) * x.shape[0] + x.squeeze(1)[:, :, 0]
+
+    x = torch.randn(3, 1, 1, 5)
+    info = export_onnx(Squeezing(), {"x": x}, {"x": {0: "b", 3: "n"}}, ["y"], tmp_path / "s.onnx")
+    ops = {n.op_type for n in onnx.load(info.path).graph.node}
+    assert "Squeeze" not in ops and {"Reshape", "Gather"} <= ops
+    x = torch.randn(4, 1, 1, 7)
+    torch.testing.assert_close(run_file(info.path, {"x": x}), Squeezing()(x))
+
+
+def test_a_failed_write_leaves_the_old_file(exported, tmp_path, monkeypatch):
+    import onnx_ir as ir
+
+    _, info, _ = exported
+    model = ir.load(info.path)
+    path = tmp_path / "m.onnx"
+    write_model(model, path)
+    before = path.read_bytes()
+    model.graph.outputs[0].name = "nowhere"
+    next(iter(model.graph)).domain = "unknown"
+    with pytest.raises(ArtifactError, match=r"m\.onnx: onnx\.checker says"):
+        write_model(model, path)
+    assert path.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "m.onnx",
+        "m.onnx.data",
+    ]
+
+
+def test_wrong_arguments_say_what_is_wanted(tmp_path):
+    net = svdq("w4a16", 64, 64, 0, torch.float16, Activation.SILU)
+    x = torch.randn(2, 64).half()
+    with pytest.raises(UsageError, match="dynamic_shapes: 'z', want one of x"):
+        export_onnx(net, {"x": x}, {"z": {0: "m"}}, ["y"], tmp_path / "a.onnx")
+    with pytest.raises(ArtifactError, match=r"suffix '\.pb', want \.onnx"):
+        export_onnx(net, {"x": x}, {"x": {0: "m"}}, ["y"], tmp_path / "a.pb")
