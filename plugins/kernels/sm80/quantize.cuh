@@ -178,20 +178,31 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
                 }
 
         if (ranks > 0) {
+            constexpr int kAhead = 4;  // n8 tiles whose loads are in flight together
 #pragma unroll
-            for (int j = 0; j < kRankTile / 8; ++j) {
-                if (8 * j >= ranks) break;
-                const uint16_t* down = p.lora_down + static_cast<int64_t>(rank0 + 8 * j + g) * p.k + k0;
-                const Octet w[2] = {load_octet(down, true), load_octet(down + 32, true)};
+            for (int j0 = 0; j0 < kRankTile / 8; j0 += kAhead) {
+                if (8 * j0 >= ranks) break;
+                Octet w[kAhead][2];
 #pragma unroll
-                for (int mt = 0; mt < kMt; ++mt)
+                for (int j = 0; j < kAhead; ++j)
 #pragma unroll
-                    for (int s = 0; s < 4; ++s) {
-                        const Octet &top = x[mt][0][s / 2], &bottom = x[mt][1][s / 2];
-                        const int lo = 2 * (s % 2);
-                        const uint32_t a[4] = {top.pair[lo], bottom.pair[lo], top.pair[lo + 1], bottom.pair[lo + 1]};
-                        ptx::mma_16bit(T(), acc[mt][j], a, w[s / 2].pair[lo], w[s / 2].pair[lo + 1]);
+                    for (int b = 0; b < 2; ++b) {
+                        const int rank = 8 * (j0 + j) + g;  // rows past R are zeros
+                        const int64_t at = static_cast<int64_t>(rank0 + rank) * p.k + k0 + 32 * b;
+                        w[j][b] = load_octet(p.lora_down + at, rank < ranks);
                     }
+#pragma unroll
+                for (int j = 0; j < kAhead; ++j)
+#pragma unroll
+                    for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+                        for (int s = 0; s < 4; ++s) {
+                            const Octet &top = x[mt][0][s / 2], &bottom = x[mt][1][s / 2], &down = w[j][s / 2];
+                            const int lo = 2 * (s % 2);
+                            const uint32_t a[4] = {top.pair[lo], bottom.pair[lo], top.pair[lo + 1],
+                                                   bottom.pair[lo + 1]};
+                            ptx::mma_16bit(T(), acc[mt][j0 + j], a, down.pair[lo], down.pair[lo + 1]);
+                        }
             }
         }
         if (!quantizing) continue;
@@ -303,8 +314,10 @@ cudaError_t launch_quantize_tile(const QuantArgs& q, cudaStream_t stream) {
 
 template <int kFormat, class T>
 cudaError_t launch_quantize_as(const QuantArgs& q, cudaStream_t stream) {
-    return q.r <= 32 ? launch_quantize_tile<kFormat, T, 32, 1>(q, stream)
-                     : launch_quantize_tile<kFormat, T, 64, 2>(q, stream);
+    constexpr int kManyRows = 4096;  // 128 CTAs of 32 rows: enough for every GPU this code is for
+    if (q.r > 32) return launch_quantize_tile<kFormat, T, 64, 2>(q, stream);
+    return q.m < kManyRows ? launch_quantize_tile<kFormat, T, 32, 1>(q, stream)
+                           : launch_quantize_tile<kFormat, T, 32, 2>(q, stream);
 }
 
 template <int kFormat>
