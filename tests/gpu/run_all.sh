@@ -8,7 +8,9 @@ export PYTHONPATH=. SVDQ_REQUIRE=gpu SVDQ_LIBRARY=build/plugins/libsvdq.so PYTHO
 timeout 150 python3 -m pytest -q --tb=line -rN -p no:cacheprovider --durations=3 tests/gpu >tests.log 2>&1
 grep -E "^E  |Error" tests.log | sort | uniq -c | sort -rn | cut -c1-220 | head -40
 tail -6 tests.log
-timeout 60 python3 tests/gpu/time_kernels.py 4608 3072 9216 32 16 3072 18432 0
-timeout 70 compute-sanitizer --tool memcheck --error-exitcode 9 python3 -m pytest -q -x -p no:cacheprovider tests/gpu/test_linear.py \
-    -k "(test_linear_matches_reference and (200-448 or 72-64) and (17 or 129) and f16)" >memcheck.log 2>&1
-echo "memcheck exit $?"; tail -3 memcheck.log
+timeout 60 python3 tests/gpu/time_kernels.py 4608 3072 9216 32 16 3072 18432 0 2048 1280 1280 128
+for tool in memcheck racecheck; do
+    timeout 70 compute-sanitizer --tool $tool --error-exitcode 9 python3 -m pytest -q -x -p no:cacheprovider \
+        tests/gpu/test_linear.py -k "test_linear_matches_reference and 200-448 and (17 or 129) and f16" >$tool.log 2>&1
+    echo "$tool exit $?"; tail -2 $tool.log
+done

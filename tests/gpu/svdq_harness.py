@@ -26,6 +26,12 @@ ACTIVATIONS = list(Activation)  # the C enum has the same order
 _ROOT = Path(__file__).resolve().parents[2]
 
 
+_POINTERS = (
+    *("x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2"),
+    *("y", "workspace"),
+)
+
+
 class Params(ctypes.Structure):
     """svdq_linear_params of svdq.h."""
 
@@ -33,7 +39,7 @@ class Params(ctypes.Structure):
         *((n, ctypes.c_int32) for n in ("format", "activation", "dtype", "act_unsigned")),
         ("act_shift", ctypes.c_float),
         *((n, ctypes.c_int32) for n in "mnkr"),
-        *((n, ctypes.c_void_p) for n in ["x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2", "y", "workspace"]),
+        *((n, ctypes.c_void_p) for n in _POINTERS),
         ("workspace_bytes", ctypes.c_size_t),
     )
 
@@ -100,9 +106,17 @@ class Linear:
     def reference(self) -> Array:
         """[M, N_out] in the output dtype."""
         y = linear_unrounded(
-            self.x, self.weight, self.act_mul, self.lora_down, self.lora_up, self.bias, self.fmt, self.activation,
-            self.unsigned, self.shift,
-        )  # fmt: skip
+            self.x,
+            self.weight,
+            self.act_mul,
+            self.lora_down,
+            self.lora_up,
+            self.bias,
+            self.fmt,
+            self.activation,
+            self.unsigned,
+            self.shift,
+        )
         return round_output(y, NUMPY_DTYPE[self.dtype])
 
     def with_x(self, x: Array) -> Linear:
@@ -167,11 +181,8 @@ class Call:
         import torch
 
         lin = self.linear
-        for key, a in {
-            "x": lin.x, "qweight": lin.weight.qweight, "wscale": lin.weight.wscale, "act_mul": lin.act_mul,
-            "lora_down": lin.lora_down, "lora_up": lin.lora_up, "bias": lin.bias, "wscale2": lin.weight.wscale2,
-        }.items():  # fmt: skip
-            self.keep[key] = to_gpu(a)
+        for key in _POINTERS[:-2]:
+            self.keep[key] = to_gpu(getattr(lin.weight if key in lin.weight.__annotations__ else lin, key))
         size = self.lib.workspace_bytes(lin.fmt.index, self.m, self.n, self.k, self.r)
         self.keep["workspace"] = torch.full((size + 512,), 0xFF, dtype=torch.uint8, device="cuda")
         self.workspace_size = size

@@ -42,6 +42,13 @@ def test_linear_every_rank_and_activation(
     check(svdq, random_linear(name, dtype, 5, 80, 192, r, activation))
 
 
+@pytest.mark.parametrize("r", (16, 48))
+@pytest.mark.parametrize("name", NAMES)
+def test_linear_many_tokens_matches_reference(svdq: Library, name: str, r: int) -> None:
+    """Several bands of tiles, the last one ragged, and the row tiling for many tokens in kernel (a)."""
+    check(svdq, random_linear(name, "bf16", 4123, 264, 192, r))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_linear_largest_rank_matches_reference(svdq: Library, name: str) -> None:
     check(svdq, random_linear(name, "f16", 40, 72, 64, 1024))

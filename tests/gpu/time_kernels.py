@@ -25,9 +25,8 @@ def random_bytes_linear(name: str, n: int, k: int, r: int) -> Linear:
         scale = rng.integers(1, 19, fmt.wscale_shape(n, k), np.int8)
     down, up = np.full((r, k), 0.01, t), np.full((n, r), 0.01, t)
     weight = QuantWeight(q, scale, np.ones(n, np.float32))
-    return Linear(
-        fmt, "bf16", Activation.NONE, np.zeros((8, k), t), weight, np.ones(k, t), down, up, np.zeros(n, t), unsigned
-    )
+    x, act_mul, bias = np.zeros((8, k), t), np.ones(k, t), np.zeros(n, t)
+    return Linear(fmt, "bf16", Activation.NONE, x, weight, act_mul, down, up, bias, unsigned)
 
 
 def graph_us(calls: list[Call], entry: str) -> float:

@@ -30,21 +30,37 @@ __device__ __forceinline__ GroupScale group_scale(uint32_t absmax_bits, float in
     return s;
 }
 
-// Integer code: ties to even, saturating.
-__device__ __forceinline__ int int_code(float v, const GroupScale& s, int lo, int hi) {
-    const int q = __float2int_rn(__fmul_rn(v, s.inverse));
-    return s.live ? min(max(q, lo), hi) : 0;
+// Integer codes, kCount of kBits each, packed lowest first; value(i) gives element i. Ties to even.
+//
+// Adding 1.5 . 2^23 + bias rounds v / s to an integer and leaves it, plus the bias, in the low bits of the sum. The bias
+// (8 or 128) makes every code positive, so that codes add up shifted without borrows; flipping each top bit removes it.
+// No saturation is needed: |v| <= absmax, so |v / s| <= qmax (1 + 2^-21), which rounds to qmax; kUnsigned clips below.
+template <int kCount, int kBits, bool kUnsigned, class Value>
+__device__ __forceinline__ uint32_t int_codes(const GroupScale& s, Value value) {
+    constexpr uint32_t kOnes = kBits == 4 ? 0x11111111u : 0x01010101u;
+    constexpr uint32_t kBias = kUnsigned ? 0u : 1u << (kBits - 1);
+    constexpr float kMagic = 12582912.f + static_cast<float>(kBias);
+    constexpr uint32_t kMagicBits = 0x4b400000u;  // of 12582912.f; one unit there is one unit in the bits
+    static_assert(kCount * kBits == 32, "one word");
+    uint32_t word = 0u - kMagicBits * kOnes;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        float q = __fmul_rn(value(i), s.inverse);
+        if (kUnsigned) q = fmaxf(q, 0.f);
+        word += __float_as_uint(__fadd_rn(q, kMagic)) << (kBits * i);
+    }
+    return s.live ? word ^ (kBias * kOnes) : 0u;
 }
 
-// e2m1 code. The steps are 1/2 below 2, 1 below 4 and 2 above; inside each, ties to even are ties to the even code.
+// e2m1 code. From 1 up the code is the float's own exponent and first mantissa bit, rounded there, ties to even; below
+// 1 the steps are 1/2, which adding 1.5 . 2^22 rounds to.
 __device__ __forceinline__ uint32_t e2m1_code(float v, const GroupScale& s) {
-    const float q = __fmul_rn(v, s.inverse);
-    const float a = fabsf(q);
-    const float per_step = a < 2.f ? 2.f : a < 4.f ? 1.f : 0.5f;
-    const int first = a < 2.f ? 0 : a < 4.f ? 2 : 4;
-    const int code = a >= 6.f ? 7 : __float2int_rn(__fmul_rn(a, per_step)) + first;
-    const uint32_t sign = q < 0.f && code > 0 ? 8u : 0u;
-    return s.live ? static_cast<uint32_t>(code) | sign : 0u;
+    const uint32_t bits = __float_as_uint(__fmul_rn(v, s.inverse));
+    const uint32_t a = bits & 0x7fffffffu;
+    const uint32_t normal = ((a + 0x1fffffu + (a >> 22 & 1u)) >> 22) - (126u << 1);
+    const uint32_t small = __float_as_uint(__fadd_rn(__uint_as_float(a), 6291456.f)) - 0x4ac00000u;
+    const uint32_t code = min(a < 0x3f800000u ? small : normal, 7u);
+    return code == 0 ? 0u : code | (bits >> 28 & 8u);
 }
 
 // e4m3 byte of a value in [0, 448], ties to even.
@@ -64,7 +80,7 @@ __device__ __forceinline__ uint32_t smooth_pair(uint32_t x, uint32_t mul, float 
     }
     lo = __fmul_rn(lo, low_to_float<T>(mul));
     hi = __fmul_rn(hi, high_to_float<T>(mul));
-    return TypeTraits<T>::to_bits(lo) | TypeTraits<T>::to_bits(hi) << 16;
+    return TypeTraits<T>::to_pair(lo, hi);
 }
 
 }  // namespace svdq

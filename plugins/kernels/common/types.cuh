@@ -25,11 +25,13 @@ struct TypeTraits<__half> {
         return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
     }
     static __device__ __forceinline__ uint32_t to_bits(float v) { return __half_as_ushort(__float2half_rn(v)); }
+    static __device__ __forceinline__ uint32_t to_pair(float lo, float hi) {
+        return bit_cast<uint32_t>(__floats2half2_rn(lo, hi));
+    }
     // The one rounding of the output: saturates at +-65504; a NaN fails both comparisons and stays.
-    static __device__ __forceinline__ uint32_t to_output_bits(float v) {
+    static __device__ __forceinline__ float saturate(float v) {
         v = v > 65504.f ? 65504.f : v;
-        v = v < -65504.f ? -65504.f : v;
-        return to_bits(v);
+        return v < -65504.f ? -65504.f : v;
     }
 };
 
@@ -40,7 +42,10 @@ struct TypeTraits<__nv_bfloat16> {
     static __device__ __forceinline__ uint32_t to_bits(float v) {
         return __bfloat16_as_ushort(__float2bfloat16_rn(v));
     }
-    static __device__ __forceinline__ uint32_t to_output_bits(float v) { return to_bits(v); }
+    static __device__ __forceinline__ uint32_t to_pair(float lo, float hi) {
+        return bit_cast<uint32_t>(__floats2bfloat162_rn(lo, hi));
+    }
+    static __device__ __forceinline__ float saturate(float v) { return v; }
 };
 
 template <class T>

@@ -103,8 +103,10 @@ __device__ __forceinline__ void store_tile(const GemmArgs& p, const Columns<Tile
             uint32_t pair[4];
 #pragma unroll
             for (int j = 0; j < 4; ++j)
-                pair[j] = TypeTraits<T>::to_output_bits(v[2 * j]) | TypeTraits<T>::to_output_bits(v[2 * j + 1]) << 16;
-            *reinterpret_cast<uint4*>(p.y + static_cast<int64_t>(row) * p.n_out + column) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+                pair[j] = TypeTraits<T>::to_pair(TypeTraits<T>::saturate(v[2 * j]),
+                                                 TypeTraits<T>::saturate(v[2 * j + 1]));
+            uint16_t* const to = p.y + static_cast<int64_t>(row) * p.n_out + column;
+            *reinterpret_cast<uint4*>(to) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
         }
         __syncwarp();
     }

@@ -1,15 +1,15 @@
 // Kernel (a), any sm_80+: x^ = round((x + shift) . act_mul), its codes and scales, and t = x . lora_down^T.
 //
-// Grid: (M / 32, R tiles of 32 or 64, at least 1). A CTA owns 32 rows of x over all of K; its 8 warps take the 64-element
-// blocks of K in turn (warp w: blocks w, w+8, ...), so nothing synchronizes before the end:
+// Grid: (M / 16 or 32, R tiles of 32 or 64, at least 1). A CTA owns 16 or 32 rows of x over all of K; its 8 warps take the
+// 64-element blocks of K in turn (warp w: blocks w, w+8, ...), so nothing synchronizes before the end:
 //
 //             K ->   64     64           64     64
 //           +------+------+--   --+------+------+--
-//   M  32   |  w0  |  w1  |  ...  |  w7  |  w0  |  ...     x is read once, 16 bytes a lane, straight to registers
+//   M       |  w0  |  w1  |  ...  |  w7  |  w0  |  ...     x is read once, 16 bytes a lane, straight to registers
 //           +------+------+--   --+------+------+--
 //
-// A lane (g = lane/4, c = lane%4) holds, of each 32-element half of the block, elements 8c..8c+7 of rows g, g+8, g+16,
-// g+24. The sum over K does not care about order, so the same registers, two words at a time, are A fragments of
+// A lane (g = lane/4, c = lane%4) holds, of each 32-element half of the block, elements 8c..8c+7 of rows g and g+8 (and
+// g+16, g+24). The sum over K does not care about order, so the same registers, two words at a time, are A fragments of
 // m16n8k16; lora_down is read in the same order and is B. A group of 64 is a quad of lanes, a group of 16 a pair.
 // Only the CTAs of R tile 0 quantize.
 //
@@ -24,7 +24,6 @@
 
 namespace svdq::sm80 {
 
-constexpr int kQuantRows = 32;
 constexpr int kQuantWarps = 8;
 
 struct QuantArgs {
@@ -38,7 +37,7 @@ struct QuantArgs {
     int m, k, r;
     float shift;
     float inv_qmax;  // fp32(1 / qmax)
-    int lo, hi;      // integer codes' range
+    bool act_unsigned;
 };
 
 // A lane's 8 consecutive elements, as 4 pairs.
@@ -92,9 +91,8 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
     if (!valid) return;
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
-        uint32_t word = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) word |= (int_code(element<T>(x[b], i), s, p.lo, p.hi) & 15u) << (4 * i);
+        const auto value = [&](int i) { return element<T>(x[b], i); };
+        const uint32_t word = p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
         *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
     }
     if (c == 0) {
@@ -115,6 +113,7 @@ __device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)
         uint32_t word = 0;
 #pragma unroll
         for (int i = 0; i < 8; ++i) word |= e2m1_code(element<T>(x[b], i), s) << (4 * i);
+        word = s.live ? word : 0u;
         if (valid) *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
         const uint32_t own = s.finite ? e4m3_byte(s.scale) : kFp8Nan;
         const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
@@ -129,10 +128,7 @@ __device__ __forceinline__ void store_w4a8(const QuantArgs& p, const Octet& x, c
                                            int k0, int c) {
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
-        uint32_t word = 0;
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            word |= (int_code(element<T>(x, 2 * i + odd), s, p.lo, p.hi) & 255u) << (8 * i);
+        const uint32_t word = int_codes<4, 8, false>(s, [&](int i) { return element<T>(x, 2 * i + odd); });
         *reinterpret_cast<uint32_t*>(p.codes + row * p.k + k0 + 16 * odd + 4 * c) = word;
     }
 }
@@ -147,10 +143,13 @@ __device__ __forceinline__ void store_w4a16(const QuantArgs& p, const Octet& x, 
     }
 }
 
-// kRankTile: columns of t per CTA. 32 leaves registers for two CTAs per SM; 64 reads x half as often when R is large.
-template <int kFormat, class T, int kRankTile>
-__global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quantize_kernel(const QuantArgs p) {
-    __shared__ float partial[kQuantWarps / 2][kRankTile][32];  // [warp][register][lane]
+// kRankTile: columns of t per CTA; 64 reads x half as often when R is large.
+// kMt: m16 tiles of rows per CTA; 2 reads lora_down half as often, 1 spreads few rows over more SMs.
+template <int kFormat, class T, int kRankTile, int kMt>
+__global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2) quantize_kernel(const QuantArgs p) {
+    constexpr int kQuantRows = 16 * kMt;
+    constexpr int kRegisters = kMt * kRankTile / 2;  // of t's fragments
+    __shared__ float partial[kQuantWarps / 2][kRegisters][32];  // [warp][register][lane]
     __shared__ uint32_t row_max[kQuantWarps][kQuantRows];
     constexpr bool kWholeRow = kFormat == SVDQ_FORMAT_W4A8 || kFormat == SVDQ_FORMAT_W4A16;
 
@@ -162,14 +161,14 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quan
     const bool quantizing = blockIdx.y == 0;
     const int blocks = p.k / 64;
 
-    float acc[2][kRankTile / 8][4] = {};
-    uint32_t seen[2][2] = {};  // per row: largest |bits|, where the whole row matters
+    float acc[kMt][kRankTile / 8][4] = {};
+    uint32_t seen[kMt][2] = {};  // per row: largest |bits|, where the whole row matters
 
     for (int block = warp; block < blocks; block += kQuantWarps) {
-        Octet x[2][2][2];  // [m16 tile][row g or g + 8][half of the block]
+        Octet x[kMt][2][2];  // [m16 tile][row g or g + 8][half of the block]
         const int k0 = block * 64 + 8 * c;
 #pragma unroll
-        for (int mt = 0; mt < 2; ++mt)
+        for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -179,27 +178,38 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quan
                 }
 
         if (ranks > 0) {
+            constexpr int kAhead = 4;  // n8 tiles whose loads are in flight together
 #pragma unroll
-            for (int j = 0; j < kRankTile / 8; ++j) {
-                if (8 * j >= ranks) break;
-                const uint16_t* down = p.lora_down + static_cast<int64_t>(rank0 + 8 * j + g) * p.k + k0;
-                const Octet w[2] = {load_octet(down, true), load_octet(down + 32, true)};
+            for (int j0 = 0; j0 < kRankTile / 8; j0 += kAhead) {
+                if (8 * j0 >= ranks) break;
+                Octet w[kAhead][2];
 #pragma unroll
-                for (int mt = 0; mt < 2; ++mt)
+                for (int j = 0; j < kAhead; ++j)
 #pragma unroll
-                    for (int s = 0; s < 4; ++s) {
-                        const Octet &top = x[mt][0][s / 2], &bottom = x[mt][1][s / 2];
-                        const int lo = 2 * (s % 2);
-                        const uint32_t a[4] = {top.pair[lo], bottom.pair[lo], top.pair[lo + 1], bottom.pair[lo + 1]};
-                        ptx::mma_16bit(T(), acc[mt][j], a, w[s / 2].pair[lo], w[s / 2].pair[lo + 1]);
+                    for (int b = 0; b < 2; ++b) {
+                        const int rank = 8 * (j0 + j) + g;  // rows past R are zeros
+                        const int64_t at = static_cast<int64_t>(rank0 + rank) * p.k + k0 + 32 * b;
+                        w[j][b] = load_octet(p.lora_down + at, rank < ranks);
                     }
+#pragma unroll
+                for (int j = 0; j < kAhead; ++j)
+#pragma unroll
+                    for (int mt = 0; mt < kMt; ++mt)
+#pragma unroll
+                        for (int s = 0; s < 4; ++s) {
+                            const Octet &top = x[mt][0][s / 2], &bottom = x[mt][1][s / 2], &down = w[j][s / 2];
+                            const int lo = 2 * (s % 2);
+                            const uint32_t a[4] = {top.pair[lo], bottom.pair[lo], top.pair[lo + 1],
+                                                   bottom.pair[lo + 1]};
+                            ptx::mma_16bit(T(), acc[mt][j0 + j], a, down.pair[lo], down.pair[lo + 1]);
+                        }
             }
         }
         if (!quantizing) continue;
 
         const Octet mul[2] = {load_octet(p.act_mul + k0, true), load_octet(p.act_mul + k0 + 32, true)};
 #pragma unroll
-        for (int mt = 0; mt < 2; ++mt)
+        for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 Octet(&v)[2] = x[mt][h];
@@ -225,24 +235,23 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quan
         for (int half = kQuantWarps / 2; half > 0; half /= 2) {
             if (warp >= half && warp < 2 * half)
 #pragma unroll
-                for (int i = 0; i < kRankTile; ++i) partial[warp - half][i][lane] = flat[i];
+                for (int i = 0; i < kRegisters; ++i) partial[warp - half][i][lane] = flat[i];
             __syncthreads();
             if (warp < half)
 #pragma unroll
-                for (int i = 0; i < kRankTile; ++i) flat[i] += partial[warp][i][lane];
+                for (int i = 0; i < kRegisters; ++i) flat[i] += partial[warp][i][lane];
             __syncthreads();
         }
         if (warp == 0) {
 #pragma unroll
-            for (int mt = 0; mt < 2; ++mt)
+            for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
                 for (int j = 0; j < kRankTile / 8; ++j)
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
                         const int64_t row = row0 + 16 * mt + 8 * h + g;
                         if (8 * j >= ranks || row >= p.m) continue;
-                        const uint32_t pair = TypeTraits<T>::to_bits(acc[mt][j][2 * h]) |
-                                              TypeTraits<T>::to_bits(acc[mt][j][2 * h + 1]) << 16;
+                        const uint32_t pair = TypeTraits<T>::to_pair(acc[mt][j][2 * h], acc[mt][j][2 * h + 1]);
                         *reinterpret_cast<uint32_t*>(p.t + row * p.r + rank0 + 8 * j + 2 * c) = pair;
                     }
         }
@@ -252,16 +261,16 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quan
     if constexpr (kWholeRow) {
         if (!quantizing) return;
 #pragma unroll
-        for (int mt = 0; mt < 2; ++mt)
+        for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 const uint32_t v = max_lanes<4>(max_halves(seen[mt][h]));
                 if (c == 0) row_max[warp][16 * mt + 8 * h + g] = v;
             }
         __syncthreads();
-        GroupScale scale[2][2];
+        GroupScale scale[kMt][2];
 #pragma unroll
-        for (int mt = 0; mt < 2; ++mt)
+        for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 uint32_t v = 0;
@@ -281,7 +290,7 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quan
                     const int k0 = block * 64 + 32 * b;
                     const Octet mul = load_octet(p.act_mul + k0 + 8 * c, true);
 #pragma unroll
-                    for (int mt = 0; mt < 2; ++mt)
+                    for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
                         for (int h = 0; h < 2; ++h) {
                             const int64_t row = row0 + 16 * mt + 8 * h + g;
@@ -294,18 +303,21 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile > 32 ? 1 : 2) quan
     }
 }
 
-template <int kFormat, class T, int kRankTile>
+template <int kFormat, class T, int kRankTile, int kMt>
 cudaError_t launch_quantize_tile(const QuantArgs& q, cudaStream_t stream) {
+    constexpr int kQuantRows = 16 * kMt;
     const int rank_tiles = q.r > 0 ? (q.r + kRankTile - 1) / kRankTile : 1;
     const dim3 grid((q.m + kQuantRows - 1) / kQuantRows, rank_tiles);
-    quantize_kernel<kFormat, T, kRankTile><<<grid, kQuantWarps * 32, 0, stream>>>(q);
+    quantize_kernel<kFormat, T, kRankTile, kMt><<<grid, kQuantWarps * 32, 0, stream>>>(q);
     return cudaGetLastError();
 }
 
 template <int kFormat, class T>
 cudaError_t launch_quantize_as(const QuantArgs& q, cudaStream_t stream) {
-    return q.r <= 32 ? launch_quantize_tile<kFormat, T, 32>(q, stream)
-                     : launch_quantize_tile<kFormat, T, 64>(q, stream);
+    constexpr int kManyRows = 4096;  // 128 CTAs of 32 rows: enough for every GPU this code is for
+    if (q.r > 32) return launch_quantize_tile<kFormat, T, 64, 2>(q, stream);
+    return q.m < kManyRows ? launch_quantize_tile<kFormat, T, 32, 1>(q, stream)
+                           : launch_quantize_tile<kFormat, T, 32, 2>(q, stream);
 }
 
 template <int kFormat>
@@ -322,9 +334,8 @@ cudaError_t launch_quantize(const LinearArgs& args, cudaStream_t stream) {
     q.m = p.m, q.k = p.k, q.r = p.r;
     q.shift = p.act_shift;
     const bool u4 = kFormat == SVDQ_FORMAT_INT4 && p.act_unsigned;
-    q.hi = kFormat == SVDQ_FORMAT_W4A8 ? 127 : u4 ? 15 : 7;
-    q.lo = u4 ? 0 : -q.hi;
-    q.inv_qmax = 1.f / (kFormat == SVDQ_FORMAT_NVFP4 ? 6.f : static_cast<float>(q.hi));
+    q.act_unsigned = u4;
+    q.inv_qmax = 1.f / (kFormat == SVDQ_FORMAT_NVFP4 ? 6.f : kFormat == SVDQ_FORMAT_W4A8 ? 127.f : u4 ? 15.f : 7.f);
     return p.dtype == SVDQ_F16 ? launch_quantize_as<kFormat, __half>(q, stream)
                                : launch_quantize_as<kFormat, __nv_bfloat16>(q, stream);
 }
