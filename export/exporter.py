@@ -16,13 +16,14 @@ from svdq_export.bodies import OPSET
 from svdq_export.passes.dtypes import unify_input_types
 from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.metadata import strip_metadata
-from svdq_export.passes.names import name_svdq_nodes
+from svdq_export.passes.names import drop_prefix, name_svdq_nodes
 from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import Progress, data_path, require_onnx_suffix, write_model
 from svdq_trt.errors import UsageError
+from svdq_trt.spec.ops import DOMAIN
 
 Dim = torch.export.Dim | DimHint | str
 DynamicShapes = dict[str, dict[int, Dim]]
@@ -57,6 +58,7 @@ def export_onnx(
     output_names: Sequence[str],
     path: Path,
     *,
+    wrapped: str = "",
     progress: Progress | None = None,
 ) -> OnnxInfo:
     """Export a module, quantized or not, at opset 23.
@@ -67,6 +69,7 @@ def export_onnx(
         dynamic_shapes: input -> {axis: name}; names shared between axes are the same dimension to a reader.
         output_names: names of the graph outputs, in order.
         path: where the .onnx goes.
+        wrapped: attribute of `module` that holds the real model; names in the graph are paths inside that.
         progress: called with (stage, done, total); stages are "trace", "simplify", "write".
 
     Returns:
@@ -87,7 +90,10 @@ def export_onnx(
     simplify(model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
     unify_input_types(model)
     squeeze_to_reshape(model)
-    nodes = name_svdq_nodes(model)
+    name_svdq_nodes(model)
+    if wrapped:
+        drop_prefix(model, wrapped)
+    nodes = [node.name or "" for node in model.graph.all_nodes() if node.domain == DOMAIN]
     op_types = add_bodies(model)
     strip_metadata(model)
     _report(progress, "simplify", 1)

@@ -33,6 +33,14 @@ def name_svdq_nodes(model: ir.Model) -> list[str]:
     return names
 
 
+def drop_prefix(model: ir.Model, prefix: str) -> None:
+    """Take ``<prefix>.`` off the names of nodes and initializers: the path inside a wrapper module."""
+    for node in model.graph.all_nodes():
+        node.name = (node.name or "").removeprefix(f"{prefix}.")
+    for value in list(model.graph.initializers.values()):
+        value.name = (value.name or "").removeprefix(f"{prefix}.")
+
+
 def _module_path(node: ir.Node) -> str:
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return scopes[-2].split("@")[0] if len(scopes) > 1 else ""  # a second call of a module is "path@1"

@@ -11,6 +11,7 @@ from typing import Any
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.engine.backend import Backend
+from svdq_trt.engine.plugin_layers import LayerReport
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import SvdqError
 from svdq_trt.files import atomic_write
@@ -18,7 +19,7 @@ from svdq_trt.files import atomic_write
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What was built: size and digest of the file, and the plugin layers TensorRT put into the network."""
+    """What was built: size and digest of the file, and the nodes that TensorRT compiled into plugin layers."""
 
     bytes: int
     sha256: str
@@ -53,9 +54,6 @@ def build_plan(
         texts = [parser.get_error(i).desc() for i in range(parser.num_errors)]
         raise SvdqError(str(onnx), logger.last_error or "; ".join(texts) or "not parsed",
                         f"a graph that {backend.name} {backend.version} takes")  # fmt: skip
-    plugin_type = trt.LayerType.PLUGIN_V3
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    plugin_layers = [layer.name for layer in layers if layer.type == plugin_type]
 
     config = builder.create_builder_config()
     backend.set_target(config, arch)
@@ -77,6 +75,7 @@ def build_plan(
             raise writer.error
         if not done:
             raise SvdqError(f"sm_{arch}: {onnx.name}", logger.last_error or "build failed", "a graph that builds")
+    plugin_layers = [node for layer in logger.report.plugins for node in layer.nodes]
     return PlanInfo(writer.bytes, writer.digest.hexdigest(), plugin_layers, logger.notes)
 
 
@@ -88,12 +87,14 @@ def _make_logger(trt: Any) -> Any:
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=8)
             self.notes: dict[str, int] = {}
+            self.report = LayerReport()
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.INFO:
                 print(f"[{str(severity).rpartition('.')[2]}] {message}", flush=True)
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
+            self.report.feed(message)
             for name, pattern in _MEMORY_NOTES.items():
                 if match := re.search(pattern, message):
                     self.notes[name] = int(match[1])

@@ -76,7 +76,13 @@ class Profile:
 
 
 class Family(Protocol):
-    """What an architecture knows beyond data."""
+    """What an architecture knows beyond data.
+
+    Attributes:
+        WRAPPED: attribute of what `wrap` returns that holds the module itself.
+    """
+
+    WRAPPED: str
 
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
         """Which linears are fused into which nodes, and why the others stay."""

@@ -34,6 +34,8 @@ _REASONS = (
 class UNetFamily:
     """Rules and surgery for UNet2DConditionModel."""
 
+    WRAPPED = "unet"
+
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
         """One pass over the transformer blocks; every other layer gets its reason from the table above."""
         from diffusers.models.attention import BasicTransformerBlock

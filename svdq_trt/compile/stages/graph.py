@@ -30,7 +30,7 @@ def export_model(
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     info = export_onnx(
         spec.wrap(module), named, dynamic_shapes(spec, profile), [io.name for io in spec.outputs], out,
-        progress=lambda stage, done, total: progress(done, total, stage),
+        wrapped=spec.family.WRAPPED, progress=lambda stage, done, total: progress(done, total, stage),
     )  # fmt: skip
     return {"nodes": list(info.svdq_nodes), "op_types": list(info.op_types), "node_count": info.node_count,
             "data_bytes": info.data_bytes}  # fmt: skip
