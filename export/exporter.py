@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +117,7 @@ def _trace(
     """torch.export and translation to ONNX; weights are shared with the module, not copied."""
     register_schemas()
     shapes = {name: dict(dynamic_shapes.get(name, {})) for name in inputs}
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _no_gc():
         warnings.simplefilter("ignore")  # the exporter's, about its own internals
         program = torch.onnx.export(
             module, (), kwargs=inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
@@ -124,6 +126,18 @@ def _trace(
         )  # fmt: skip
     assert program is not None
     return program.model
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    """Tracing makes millions of objects that live to its end: collecting finds nothing and takes time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _report(progress: Progress | None, stage: str, done: int) -> None:

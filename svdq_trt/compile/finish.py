@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from svdq_trt.compile import manifest
-from svdq_trt.compile.process import run_stage
+from svdq_trt.compile.process import StageRunner
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import select
@@ -28,8 +28,8 @@ def finish(folder: Path, backend_choice: str) -> Path:
     profiles = [{"name": t["name"], "dtype": t["dtype"], **t["shape"]} for t in data["inputs"]]
     args = {"onnx": str(onnx), "arch": arch, "backend": backend.name, "profiles": profiles,
             "plan": str(folder / "model.plan"), "plugin": str(library.path)}  # fmt: skip
-    with Screen().stage(f"plan      sm_{arch} {backend.name}") as progress:
-        done = run_stage("plan", args, folder / "finish.log", progress)
+    with Screen() as screen, screen.stage(f"plan      sm_{arch} {backend.name}") as progress:
+        done = StageRunner().run("plan", args, folder / "finish.log", progress)
     plan = done.value
     data["plan"] = {"file": "model.plan", "bytes": plan["bytes"], "sha256": plan["sha256"]}
     data["backend"], data["plugin_layers"], data["incomplete"] = plan["backend"], plan["plugin_layers"], ""

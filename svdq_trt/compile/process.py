@@ -27,46 +27,63 @@ class StageResult:
 
     value: dict[str, Any]
     seconds: float
-    peak_rss_bytes: int  # this process and its children together
+    peak_rss_bytes: int  # of its process tree
 
 
 class StageCrashError(RuntimeError):
     """A stage ended with a bug of ours; its log has the traceback."""
 
 
-def run_stage(stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
-    """Run svdq_trt.compile.stages.<stage>.run(args) in a child process.
+class StageRunner:
+    """Runs stages, from several threads if need be, and can end all that are running."""
 
-    Raises:
-        SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
-        StageCrashError: a bug of ours, with the last line of the log.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    with log.open("w") as log_file:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "svdq_trt.compile.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file, text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        sampler = _RssSampler(os.getpid())
-        try:
-            assert child.stdin and child.stdout
-            json.dump({"stage": stage, "args": args}, child.stdin)
-            child.stdin.close()
-            value, error = _read_events(child.stdout, progress)
-            code = child.wait()
-        finally:
-            if child.poll() is None:  # Ctrl-C or an error of ours
+    def __init__(self) -> None:
+        self._children: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
+        """Run svdq_trt.compile.stages.<stage>.run(args) in a child process.
+
+        Raises:
+            SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
+            StageCrashError: a bug of ours, with the last line of the log.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        with log.open("w") as log_file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "svdq_trt.compile.worker"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file, text=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+            self._children.add(child)
+            if self._stopped:  # stop() may have come before the child was known
                 child.kill()
-                child.wait()
-            peak = sampler.stop()
-    if error is not None:
-        raise error
-    if value is None or code:
-        _raise_for_exit(stage, code, log)
-    assert value is not None
-    return StageResult(value, time.monotonic() - start, peak)
+            sampler = RssSampler(child.pid)
+            try:
+                assert child.stdin and child.stdout
+                json.dump({"stage": stage, "args": args}, child.stdin)
+                child.stdin.close()
+                value, error = _read_events(child.stdout, progress)
+                code = child.wait()
+            finally:
+                if child.poll() is None:  # an error of ours
+                    child.kill()
+                    child.wait()
+                self._children.discard(child)
+                peak = sampler.stop()
+        if error is not None:
+            raise error
+        if value is None or code:
+            _raise_for_exit(stage, code, log)
+        assert value is not None
+        return StageResult(value, time.monotonic() - start, peak)
+
+    def stop(self) -> None:
+        """End every running stage; none can start after it."""
+        self._stopped = True
+        for child in list(self._children):
+            child.kill()
 
 
 def _read_events(pipe: IO[str], progress: Progress) -> tuple[dict[str, Any] | None, SvdqError | None]:
@@ -95,7 +112,7 @@ def _raise_for_exit(stage: str, code: int, log: Path) -> None:
     raise StageCrashError(f"stage '{stage}' failed with exit code {code or EXIT_BUG}: {last}. Log: {log}")
 
 
-class _RssSampler(threading.Thread):
+class RssSampler(threading.Thread):
     """Peak resident memory of a process tree, sampled."""
 
     def __init__(self, pid: int) -> None:

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from svdq_trt import errors
-from svdq_trt.compile import freshness
+from svdq_trt.compile import freshness, manifest
 from svdq_trt.compile.config import BuildConfig
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
-from svdq_trt.compile.process import run_stage
+from svdq_trt.compile.process import RssSampler, StageRunner
 from svdq_trt.compile.ui import Screen
 from svdq_trt.files import atomic_write
 from svdq_trt.quantize.preset import get_preset
+
+#: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
+_ROOM_FOR_TWO_BYTES = 16 * 10**9
+
+
+class _Inline(Executor):
+    """An executor that runs what it is given at once, in the caller's thread."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run `fn` now; its exception is raised here."""
+        future: Future[Any] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
 
 
 @dataclass
@@ -45,7 +63,7 @@ class Build:
     """One run of a BuildConfig."""
 
     def __init__(self, config: BuildConfig, screen: Screen) -> None:
-        self.config, self.screen = config, screen
+        self.config, self.screen, self.runner = config, screen, StageRunner()
         self.work: Work = plan_work(config)
         self.ledger = Ledger()
 
@@ -56,14 +74,44 @@ class Build:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
             AccuracyError: --min-sqnr was missed; everything is written.
         """
-        per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in self.work.formats().items()}
-        if self.config.check:
-            self._reference()
-            for fmt, folder in self.work.formats().items():
-                self._check(per_format[fmt.name], fmt.name, folder)
-        built = [self._engine(engine, per_format[engine.format.name].extended()) for engine in self.work.engines]
+        sampler = RssSampler(os.getpid())
+        try:
+            with self.screen:
+                built = self._run()
+        finally:
+            peak = sampler.stop()
+        for one in built:
+            one.manifest["peak_rss_bytes"]["build"] = peak
+            manifest.write(one.engine.folder, one.manifest)
         self._gate(built)
         return built
+
+    def _run(self) -> list[Built]:
+        formats = self.work.formats().items()
+        with self._side_by_side() as pool:
+            reference = pool.submit(self._reference_export) if self.config.check else None
+            per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in formats}
+            reference_key = "" if reference is None else reference.result()
+        # Sessions and the builder run alone: each may take most of the machine's memory.
+        if self.config.check:
+            self._run_onnx(self.ledger, "reference_run", "check     FP16 run", self.work.shared, "model-fp16.onnx",
+                           "reference.npz", reference_key)  # fmt: skip
+            for fmt, folder in formats:
+                self._check(per_format[fmt.name], fmt.name, folder)
+        return [self._engine(engine, per_format[engine.format.name].extended()) for engine in self.work.engines]
+
+    @contextmanager
+    def _side_by_side(self) -> Iterator[Executor]:
+        """One more stage beside the main line, where memory allows; an error in either ends the other."""
+        roomy = psutil.virtual_memory().available >= _ROOM_FOR_TWO_BYTES
+        pool: Executor = ThreadPoolExecutor(max_workers=1) if roomy else _Inline()
+        try:
+            yield pool
+        except BaseException:
+            self.runner.stop()
+            raise
+        finally:
+            pool.shutdown()
 
     # ---- stages ------------------------------------------------------------------------------------------------
 
@@ -76,7 +124,7 @@ class Build:
         if record is None:
             folder.mkdir(parents=True, exist_ok=True)
             with self.screen.stage(label) as progress:
-                done = run_stage(module, args, self.work.logs / f"{folder.name}.{name}.log", progress)
+                done = self.runner.run(module, args, self.work.logs / f"{folder.name}.{name}.log", progress)
             record = {"value": done.value, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
             freshness.store(folder, name, stage_key, files, record)
         else:
@@ -107,7 +155,7 @@ class Build:
             "calib_path": str(calib), "calib_fresh": fresh, "format": fmt, "rank": c.rank, "preset": c.preset,
             "out": str(folder / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
-        self.screen.console.print(f"  search: {get_preset(c.preset).describe()}", style="dim", soft_wrap=True)
+        self.screen.say(f"search: {get_preset(c.preset).describe()}")
         label = f"quantize  {fmt} rank {c.rank}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
         if not fresh and calib.exists():
@@ -121,15 +169,14 @@ class Build:
         ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
         return ledger
 
-    def _reference(self) -> None:
+    def _reference_export(self) -> str:
         work, folder = self.work, self.work.shared
         export_key = key("export", weights=work.weights_id, profile=self._profile_key())
         args = self._weights() | {"profile": work.profile, "out": str(folder / "model-fp16.onnx")}
         files = ["model-fp16.onnx", "model-fp16.onnx.data"]
         self._stage(self.ledger, "reference_export", "check     FP16 ONNX", "reference_export", folder, export_key,
                     files, args)  # fmt: skip
-        self._run_onnx(self.ledger, "reference_run", "check     FP16 run", folder, "model-fp16.onnx", "reference.npz",
-                       export_key)  # fmt: skip
+        return export_key
 
     def _run_onnx(
         self, ledger: Ledger, name: str, label: str, folder: Path, onnx: str, out: str, source_key: str
@@ -171,8 +218,6 @@ class Build:
             shutil.copyfile(library.path, tmp)
         incomplete = self._plan(engine, ledger, library)
         data = manifest_of(self.work, engine, ledger, library, plugin, incomplete)
-        from svdq_trt.compile import manifest
-
         manifest.write(engine.folder, data)
         return Built(engine, data, incomplete)
 

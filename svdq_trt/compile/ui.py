@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -15,10 +16,29 @@ _PLAIN_EVERY_S = 20.0  # without a terminal: a line at most this often, so that 
 
 
 class Screen:
-    """Progress on a terminal, plain lines elsewhere; results go to stdout, progress to stderr."""
+    """Live bars on a terminal, plain lines elsewhere, both on stderr; results go to stdout.
+
+    A context manager around the whole build; stages may come from several threads.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
+        self._live = Progress(
+            TextColumn("  {task.description:<34}"), BarColumn(bar_width=28), TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}", style="dim"), console=self.console, transient=True,
+            disable=not self.console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> Screen:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(f"  {text}", style="dim", soft_wrap=True)
 
     def reused(self, label: str) -> None:
         """A finished stage that is taken over."""
@@ -27,30 +47,20 @@ class Screen:
     @contextmanager
     def stage(self, label: str) -> Iterator[ProgressCall]:
         """Show a stage while it runs; yields the callback for its progress."""
-        start = time.monotonic()
-        if self.console.is_terminal:
-            with self._bar() as bar:
-                task = bar.add_task(label, total=None, text="")
+        start = said = time.monotonic()
+        task = self._live.add_task(label, total=None, text="")
 
-                def live(done: float, total: float, text: str = "") -> None:
-                    bar.update(task, completed=done, total=total, text=text[-48:])
+        def show(done: float, total: float, text: str = "") -> None:
+            nonlocal said
+            self._live.update(task, completed=done, total=total or None, text=text[-48:])
+            now = time.monotonic()
+            if self._live.disable and now - said >= _PLAIN_EVERY_S:
+                said = now
+                share = f"{100 * done / total:3.0f} %" if total else ""
+                self.console.print(f"  {label:<34} {share} {now - start:6.0f} s  {text}", soft_wrap=True)
 
-                yield live
-        else:
-            last = start
-
-            def plain(done: float, total: float, text: str = "") -> None:
-                nonlocal last
-                if time.monotonic() - last >= _PLAIN_EVERY_S:
-                    last = time.monotonic()
-                    share = f"{100 * done / total:3.0f} %" if total else ""
-                    self.console.print(f"  {label:<34} {share} {last - start:6.0f} s  {text}", soft_wrap=True)
-
-            yield plain
+        try:
+            yield show
+        finally:
+            self._live.remove_task(task)
         self.console.print(f"  {label:<34} done  {time.monotonic() - start:6.1f} s")
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("  {task.description:<34}"), BarColumn(bar_width=28), TimeElapsedColumn(),
-            TextColumn("{task.fields[text]}", style="dim"), console=self.console, transient=True,
-        )  # fmt: skip

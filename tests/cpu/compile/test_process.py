@@ -23,7 +23,7 @@ def stage(tmp_path, monkeypatch):
         import os
 
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
-        return process.run_stage("probe", args or {}, tmp_path / "probe.log", progress)
+        return process.StageRunner().run("probe", args or {}, tmp_path / "probe.log", progress)
 
     return run
 
