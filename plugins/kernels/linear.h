@@ -26,8 +26,9 @@ struct Workspace {
     int64_t m_pad = 0;
 };
 
-// The changed order: element k of a 32-element segment of x^ lies at this place of the segment. It makes the weight
-// nibbles, read by ldmatrix as they lie in qweight and unpacked with one shift and one mask, meet their partners.
+// The changed order: element k of a 32-element segment of x^ lies at this place of the segment. It makes the
+// weight nibbles, read by ldmatrix as they lie in qweight and unpacked with one shift and one mask, meet
+// their partners.
 constexpr int a8_position(int k) { return 16 * (k % 2) + 4 * (k / 8) + (k % 8) / 2; }
 constexpr int a16_position(int k) {
     return 16 * ((k % 4) / 2) + 8 * (k % 2) + 2 * (k / 8) + (k % 8) / 4;

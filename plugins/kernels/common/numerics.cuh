@@ -1,5 +1,5 @@
-// Activation rounding, bit for bit the arithmetic of svdq_trt/ref/quant.py: IEEE fp32, one operation at a time. The
-// _rn intrinsics are never contracted into an FMA and ignore -use_fast_math.
+// Activation rounding, bit for bit the arithmetic of svdq_trt/ref/quant.py: IEEE fp32, one operation at a
+// time. The _rn intrinsics are never contracted into an FMA and ignore -use_fast_math.
 #pragma once
 
 #include "types.cuh"
@@ -32,9 +32,10 @@ __device__ __forceinline__ GroupScale group_scale(uint32_t absmax_bits, float in
 
 // Integer codes, kCount of kBits each, packed lowest first; value(i) gives element i. Ties to even.
 //
-// Adding 1.5 . 2^23 + bias rounds v / s to an integer and leaves it, plus the bias, in the low bits of the sum. The bias
-// (8 or 128) makes every code positive, so that codes add up shifted without borrows; flipping each top bit removes it.
-// No saturation is needed: |v| <= absmax, so |v / s| <= qmax (1 + 2^-21), which rounds to qmax; kUnsigned clips below.
+// Adding 1.5 . 2^23 + bias rounds v / s to an integer and leaves it, plus the bias, in the low bits of the
+// sum. The bias (8 or 128) makes every code positive, so that codes add up shifted without borrows; flipping
+// each top bit removes it. No saturation is needed: |v| <= absmax, so |v / s| <= qmax (1 + 2^-21), which
+// rounds to qmax; kUnsigned clips below.
 template <int kCount, int kBits, bool kUnsigned, class Value>
 __device__ __forceinline__ uint32_t int_codes(const GroupScale& s, Value value) {
     constexpr uint32_t kOnes = kBits == 4 ? 0x11111111u : 0x01010101u;
@@ -52,8 +53,8 @@ __device__ __forceinline__ uint32_t int_codes(const GroupScale& s, Value value) 
     return s.live ? word ^ (kBias * kOnes) : 0u;
 }
 
-// e2m1 code. From 1 up the code is the float's own exponent and first mantissa bit, rounded there, ties to even; below
-// 1 the steps are 1/2, which adding 1.5 . 2^22 rounds to.
+// e2m1 code. From 1 up the code is the float's own exponent and first mantissa bit, rounded there, ties to
+// even; below 1 the steps are 1/2, which adding 1.5 . 2^22 rounds to.
 __device__ __forceinline__ uint32_t e2m1_code(float v, const GroupScale& s) {
     const uint32_t bits = __float_as_uint(__fmul_rn(v, s.inverse));
     const uint32_t a = bits & 0x7fffffffu;

@@ -5,8 +5,8 @@
 //                           a2 = (row g,   byte 16+4c..)    a3 = (row g+8, same bytes)
 //   B,  8 rows x 32 bytes:  b0 = (row g,   byte 4c..4c+3)   b1 = (row g, byte 16+4c..)
 //   D, 16 x 8:              d0, d1 = (row g, cols 2c, 2c+1) d2, d3 = (row g+8, same cols)
-// "32 bytes" are 64 x 4 bit, 32 x 8 bit or 16 x 16 bit: the picture is one and the same for every type, and it is
-// exactly what ldmatrix delivers from row-major rows.
+// "32 bytes" are 64 x 4 bit, 32 x 8 bit or 16 x 16 bit: the picture is one and the same for every type, and
+// it is exactly what ldmatrix delivers from row-major rows.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,7 +19,7 @@ __device__ __forceinline__ uint32_t smem_addr(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
-// ---- asynchronous copies, sm_80 --------------------------------------------------------------------------------
+// ---- asynchronous copies, sm_80 ---------------------------------------------------------------------------
 
 // 16 bytes global -> shared, past L1. `valid` false: 16 zero bytes, and `src` is not read.
 __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, bool valid) {
@@ -41,7 +41,7 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- fragments, sm_75 ------------------------------------------------------------------------------------------
+// ---- fragments, sm_75 -------------------------------------------------------------------------------------
 
 // Four 8-row x 16-byte matrices; lanes 8i..8i+7 give the row addresses of matrix i, register i receives it.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
@@ -51,37 +51,38 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
                  : "memory");
 }
 
-// ---- matrix multiply, sm_80 ------------------------------------------------------------------------------------
+// ---- matrix multiply, sm_80 -------------------------------------------------------------------------------
 
-#define SVDQ_MMA_INT(NAME, SHAPE_AND_TYPES)                                                                        \
-    __device__ __forceinline__ void NAME(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {         \
-        asm("mma.sync.aligned." SHAPE_AND_TYPES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"          \
-            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                                      \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                      \
+#define SVDQ_MMA_INT(NAME, SHAPE_AND_TYPES) \
+    __device__ __forceinline__ void NAME(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
+        asm("mma.sync.aligned." SHAPE_AND_TYPES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+            : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1)); \
     }
 SVDQ_MMA_INT(mma_s4_s4, "m16n8k64.row.col.s32.s4.s4.s32")
 SVDQ_MMA_INT(mma_u4_s4, "m16n8k64.row.col.s32.u4.s4.s32")
 SVDQ_MMA_INT(mma_s8_s8, "m16n8k32.row.col.s32.s8.s8.s32")
 #undef SVDQ_MMA_INT
 
-#define SVDQ_MMA_16BIT(TYPE, TYPES)                                                                                \
-    __device__ __forceinline__ void mma_16bit(TYPE, float (&d)[4], const uint32_t (&a)[4], uint32_t b0,           \
-                                              uint32_t b1) {                                                      \
-        asm("mma.sync.aligned.m16n8k16.row.col." TYPES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"   \
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                      \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                      \
+#define SVDQ_MMA_16BIT(TYPE, TYPES) \
+    __device__ __forceinline__ void mma_16bit(TYPE, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, \
+                                              uint32_t b1) { \
+        asm("mma.sync.aligned.m16n8k16.row.col." TYPES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1)); \
     }
 SVDQ_MMA_16BIT(__half, "f32.f16.f16.f32")
 SVDQ_MMA_16BIT(__nv_bfloat16, "f32.bf16.bf16.f32")
 #undef SVDQ_MMA_16BIT
 
-// ---- block-scaled e2m1, sm_120a/f and sm_121a ---------------------------------------------------------------------
+// ---- block-scaled e2m1, sm_120a/f and sm_121a -------------------------------------------------------------
 
 #if (defined(__CUDA_ARCH_FAMILY_SPECIFIC__) && __CUDA_ARCH_FAMILY_SPECIFIC__ >= 1200) || \
     (defined(__CUDA_ARCH_SPECIFIC__) && __CUDA_ARCH_SPECIFIC__ >= 1200)
 #define SVDQ_NATIVE_NVFP4 1
-// Scales: four e4m3 bytes per row of A or B, byte j for k = 16j..16j+15. With selectors 0: lanes c = 0 and 1 of a
-// quad give the A rows g and g+8; lane c = 0 gives the B row g (the others are ignored, so all may give it).
+// Scales: four e4m3 bytes per row of A or B, byte j for k = 16j..16j+15. With selectors 0: lanes c = 0 and 1
+// of a quad give the A rows g and g+8; lane c = 0 gives the B row g (the others are ignored, so all may give
+// it).
 __device__ __forceinline__ void mma_nvfp4(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
                                           uint32_t a_scale, uint32_t b_scale) {
     constexpr uint16_t kZero = 0;

@@ -1,7 +1,8 @@
 // Epilogue of kernel (b): bias, activation, one rounding, 16-byte stores.
 //
-// The accumulators go through shared memory, each warp through its own slab, up to 32 rows at a time; a lane then holds 8
-// consecutive outputs of a row. The activation is a run-time switch: it costs one uniform branch per 8 outputs.
+// The accumulators go through shared memory, each warp through its own slab, up to 32 rows at a time; a lane
+// then holds 8 consecutive outputs of a row. The activation is a run-time switch: it costs one uniform branch
+// per 8 outputs.
 #pragma once
 
 #include "../common/types.cuh"

@@ -2,8 +2,9 @@
 //
 //   acc += float(sum_k a.b) . (x_scale . w_scale)
 //
-// The s32 accumulator starts at the bits of 1.5 . 2^23 instead of 0: read as a float the result then is 1.5 . 2^23 + sum,
-// exact for |sum| < 2^22 (here <= 64 . 15 . 7), and one subtraction replaces a conversion, which has a quarter of the rate.
+// The s32 accumulator starts at the bits of 1.5 . 2^23 instead of 0: read as a float the result then is 1.5 .
+// 2^23 + sum, exact for |sum| < 2^22 (here <= 64 . 15 . 7), and one subtraction replaces a conversion, which
+// has a quarter of the rate.
 #pragma once
 
 #include "tile.cuh"

@@ -1,9 +1,10 @@
 // nvfp4: e2m1 activations times e2m1 weights, e4m3 scales per 16 elements of both, fp32 accumulation.
 //
-// Under sm_120a/f this is one mma.sync kind::mxf4nvf4 m16n8k64 per 64 elements. Elsewhere the same fragments are decoded
-// to f16 and multiplied by four m16n8k16. That loses nothing: code (2 significant bits) times scale (4) fits f16 exactly,
-// from 2^-10 to 2688; products and sums are fp32 as in the native instruction. K is permuted alike in A and B: the pair
-// (j, j + 4) of every lane's 8 codes is one register, so a register stays inside one group of 16.
+// Under sm_120a/f this is one mma.sync kind::mxf4nvf4 m16n8k64 per 64 elements. Elsewhere the same fragments
+// are decoded to f16 and multiplied by four m16n8k16. That loses nothing: code (2 significant bits) times
+// scale (4) fits f16 exactly, from 2^-10 to 2688; products and sums are fp32 as in the native instruction. K
+// is permuted alike in A and B: the pair (j, j + 4) of every lane's 8 codes is one register, so a register
+// stays inside one group of 16.
 #pragma once
 
 #include "tile.cuh"
@@ -18,7 +19,8 @@ __device__ __forceinline__ __half2 e4m3_pair(uint32_t byte) {
     return __half2half2(v == 0x7fu ? __ushort_as_half(static_cast<unsigned short>(0x7fff)) : h);
 }
 
-// Codes j and j + 4 of a word, times their scale. f16 bits of an e2m1 = its fields moved up, times 2^(15 - 1).
+// Codes j and j + 4 of a word, times their scale. f16 bits of an e2m1 = its fields moved up, times 2^(15 -
+// 1).
 __device__ __forceinline__ uint32_t e2m1_pair(uint32_t word, int j, __half2 scale) {
     const uint32_t c = word >> (4 * j);
     const uint32_t v = (c & 0x00080008u) << 12 | (c & 0x00070007u) << 9;

@@ -1,11 +1,11 @@
 // w4a16: 16-bit activations times s4 weights in groups of 64.
 //
-// The weights enter the MMA as the exact integers -8..7 in the act dtype; a group is four m16n8k16 into a fresh fp32
-// accumulator, which is then multiplied by the group's scale: no rounding of q . scale to 16 bit.
+// The weights enter the MMA as the exact integers -8..7 in the act dtype; a group is four m16n8k16 into a
+// fresh fp32 accumulator, which is then multiplied by the group's scale: no rounding of q . scale to 16 bit.
 //
-// A nibble u = q + 8 is placed under a power of two (f16: 1024 + u = 0x6400 | u; bf16: 128 + u = 0x4300 | u), and
-// one packed subtraction gives q. Shift j and one mask yield codes j and j + 4 of a word as a pair; kernel (a) has put the
-// activations in that order (a16_position).
+// A nibble u = q + 8 is placed under a power of two (f16: 1024 + u = 0x6400 | u; bf16: 128 + u = 0x4300 | u),
+// and one packed subtraction gives q. Shift j and one mask yield codes j and j + 4 of a word as a pair;
+// kernel (a) has put the activations in that order (a16_position).
 #pragma once
 
 #include "tile.cuh"

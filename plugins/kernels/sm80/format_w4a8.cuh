@@ -1,9 +1,10 @@
-// w4a8: s8 activations, one scale per token, times s8(z . q), q the s4 weight and z in 1..18 its group's integer
-// multiplier. The sum over all of K is exact in s32; scales are applied once, at the end.
+// w4a8: s8 activations, one scale per token, times s8(z . q), q the s4 weight and z in 1..18 its group's
+// integer multiplier. The sum over all of K is exact in s32; scales are applied once, at the end.
 //
-// One 32-bit word of qweight (8 codes) becomes two of s8: even codes, odd codes. kernel (a) has put the activations in
-// that order (a8_position). For each: u = q + 8 per byte, then u . z + (128 - 8 z) = q . z + 128, which is in 2..254 for
-// q in [-7, 7] and z <= 18, so no byte carries into the next; flipping bit 7 subtracts the 128.
+// One 32-bit word of qweight (8 codes) becomes two of s8: even codes, odd codes. kernel (a) has put the
+// activations in that order (a8_position). For each: u = q + 8 per byte, then u . z + (128 - 8 z) = q . z +
+// 128, which is in 2..254 for q in [-7, 7] and z <= 18, so no byte carries into the next; flipping bit 7
+// subtracts the 128.
 #pragma once
 
 #include "tile.cuh"

@@ -1,7 +1,7 @@
 // Kernel (b), any sm_80+: y[M,N] = act( Q(x^).Q(W)^T + t.lora_up^T + bias )
 //
-// Grid: one CTA per kBm x kBn of the product; K is walked in steps of 64, then R in steps of 16, through one ring of
-// kStages shared-memory stages filled by cp.async.
+// Grid: one CTA per kBm x kBn of the product; K is walked in steps of 64, then R in steps of 16, through one
+// ring of kStages shared-memory stages filled by cp.async.
 //
 //            N ->  kBn = 128
 //          +----+----+----+----+     LargeTile: 8 warps = 2 (M) x 4 (N), warp tile 64 x 32
@@ -10,16 +10,17 @@
 //          +----+----+----+----+
 //
 // Operands (per stage):                        int4     w4a8     nvfp4    w4a16
-//   codes    [kBm, 64]   bytes per row         32       64       32       128        row-major, chunks swizzled
-//   qweight  [kBn, 64]   bytes per row         32       32       32       32         row-major, chunks swizzled
+//   codes    [kBm, 64]   bytes per row         32       64       32       128        row-major, swizzled
+//   qweight  [kBn, 64]   bytes per row         32       32       32       32         row-major, swizzled
 //   scales of codes, bytes per row             2        -        4        -
 //   wscale, bytes per row of the weight        2        1        4        2
 //   then t [kBm, 16], lora_up [kBn, 16]        32-byte rows in the same places
 // Shared memory: a large stage is 8.5, 12.1, 9, 20.3 KiB.
-// Numerics: the K loop as the format says; then fp32 times wscale2 (and the row's scale); low-rank into the same
-// accumulators; bias; activation; one rounding. One CTA sums all of K in order: deterministic.
+// Numerics: the K loop as the format says; then fp32 times wscale2 (and the row's scale); low-rank into the
+// same accumulators; bias; activation; one rounding. One CTA sums all of K in order: deterministic.
 //
-// A format (format_*.cuh) is a struct with the bytes above, an accumulator type and step(), which consumes one stage.
+// A format (format_*.cuh) is a struct with the bytes above, an accumulator type and step(), which consumes
+// one stage.
 #pragma once
 
 #include "epilogue.cuh"
@@ -38,7 +39,8 @@ struct Stage {
     static_assert(kSharedBytes <= 99 * 1024, "sm_86 and sm_89 give a block at most 99 KiB");
 };
 
-// Copies the rows of one operand: kRows rows of kRowBytes, by all threads. Rows at or past `rows` become zeros.
+// Copies the rows of one operand: kRows rows of kRowBytes, by all threads. Rows at or past `rows` become
+// zeros.
 template <int kRows, int kRowBytes, int kThreads>
 __device__ __forceinline__ void load_rows(uint32_t dst, const uint8_t* src, int64_t pitch, int row0, int rows) {
     constexpr int kChunks = kRowBytes / 16;
@@ -67,8 +69,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 
     const int m0 = tile_m * Tile::kBm;  // m <= 2^30 (checked by the C API)
     const Columns<Tile> columns(p, tile_n);
 
-    // This thread's share of every stage: one chunk of one weight row, and perhaps a chunk of scales. Addresses are made
-    // from row numbers at each step: pointers kept across the loop would cost the registers that let two CTAs share an SM.
+    // This thread's share of every stage: one chunk of one weight row, and perhaps a chunk of scales.
+    // Addresses are made from row numbers at each step: pointers kept across the loop would cost the
+    // registers that let two CTAs share an SM.
     const int b_column = threadIdx.x / 2, b_chunk = threadIdx.x % 2;
     const int b_row = columns.weight_row(b_column);
     const bool b_valid = b_row < p.n;
@@ -131,7 +134,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 
 #pragma unroll 1
     for (int step = 0; step < k_steps; ++step) F::template step<kMt, kNt>(sum, next_stage(step, F::kARowBytes));
 
-    // ---- to real units --------------------------------------------------------------------------------------------
+    // ---- to real units ------------------------------------------------------------------------------------
     float acc[kMt][kNt][4];
     float row_scale[kMt][2];
 #pragma unroll
@@ -153,7 +156,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 
                 acc[mt][nt][i] = static_cast<float>(sum[mt][nt][i]) * (row_scale[mt][i / 2] * (i % 2 ? s.y : s.x));
     }
 
-    // ---- low-rank branch ------------------------------------------------------------------------------------------
+    // ---- low-rank branch ----------------------------------------------------------------------------------
 #pragma unroll 1
     for (int step = k_steps; step < steps; ++step) {
         const WarpStage stage = next_stage(step, 32);

@@ -1,21 +1,23 @@
 // Kernel (a), any sm_80+: x^ = round((x + shift) . act_mul), its codes and scales, and t = x . lora_down^T.
 //
-// Grid: (M / 16 or 32, R tiles of 32 or 64, at least 1). A CTA owns 16 or 32 rows of x over all of K; its 8 warps take the
-// 64-element blocks of K in turn (warp w: blocks w, w+8, ...), so nothing synchronizes before the end:
+// Grid: (M / 16 or 32, R tiles of 32 or 64, at least 1). A CTA owns 16 or 32 rows of x over all of K; its 8
+// warps take the 64-element blocks of K in turn (warp w: blocks w, w+8, ...), so nothing synchronizes before
+// the end:
 //
 //             K ->   64     64           64     64
 //           +------+------+--   --+------+------+--
-//   M       |  w0  |  w1  |  ...  |  w7  |  w0  |  ...     x is read once, 16 bytes a lane, straight to registers
+//   M       |  w0  |  w1  |  ...  |  w7  |  w0  |  ...     x is read once, 16 bytes a lane
 //           +------+------+--   --+------+------+--
 //
-// A lane (g = lane/4, c = lane%4) holds, of each 32-element half of the block, elements 8c..8c+7 of rows g and g+8 (and
-// g+16, g+24). The sum over K does not care about order, so the same registers, two words at a time, are A fragments of
-// m16n8k16; lora_down is read in the same order and is B. A group of 64 is a quad of lanes, a group of 16 a pair.
-// Only the CTAs of R tile 0 quantize.
+// A lane (g = lane/4, c = lane%4) holds, of each 32-element half of the block, elements 8c..8c+7 of rows g
+// and g+8 (and g+16, g+24). The sum over K does not care about order, so the same registers, two words at a
+// time, are A fragments of m16n8k16; lora_down is read in the same order and is B. A group of 64 is a quad of
+// lanes, a group of 16 a pair. Only the CTAs of R tile 0 quantize.
 //
 // Operands:  x [M, K], act_mul [K], lora_down [R, K] act dtype -> codes, scales, t: see struct Workspace
-// Numerics:  common/numerics.cuh. t: fp32 over a warp's blocks in ascending order, then the 8 partial sums in a fixed
-//            tree, one rounding. w4a8 needs the whole row's absmax first: a second pass over rows that are in L2 by then.
+// Numerics:  common/numerics.cuh. t: fp32 over a warp's blocks in ascending order, then the 8 partial sums in
+//            a fixed tree, one rounding. w4a8 needs the whole row's absmax first: a second pass over rows that
+//            are in L2 by then.
 #pragma once
 
 #include "../common/numerics.cuh"
@@ -228,7 +230,7 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
             }
     }
 
-    // ---- t: 8 partial sums, halved three times --------------------------------------------------------------------
+    // ---- t: 8 partial sums, halved three times ------------------------------------------------------------
     if (ranks > 0) {
         float* flat = &acc[0][0][0];
 #pragma unroll
@@ -257,7 +259,7 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
         }
     }
 
-    // ---- formats with one scale per row ---------------------------------------------------------------------------
+    // ---- formats with one scale per row -------------------------------------------------------------------
     if constexpr (kWholeRow) {
         if (!quantizing) return;
 #pragma unroll

@@ -35,8 +35,8 @@ struct Tile {
 using LargeTile = Tile<128, 128, 2, 4>;
 using SmallTile = Tile<16, 64, 1, 4>;  // few tokens: more CTAs, no wasted rows
 
-// A tile row of kChunks x 16 bytes (2, 4 or 8). Eight consecutive rows of one ldmatrix matrix, 16 bytes each, must
-// cover all 32 banks, so the chunk index is XORed with the row's place among those that share banks:
+// A tile row of kChunks x 16 bytes (2, 4 or 8). Eight consecutive rows of one ldmatrix matrix, 16 bytes each,
+// must cover all 32 banks, so the chunk index is XORed with the row's place among those that share banks:
 //
 //   kChunks = 2   rows 0..3: chunk   0 1   rows 4..7: chunk 1 0        (4 rows are 128 bytes)
 //   kChunks = 8   row r: chunk ^ r % 8                                 (1 row is)
@@ -46,8 +46,8 @@ __device__ __forceinline__ uint32_t row_offset(int row, int chunk) {
     return (row * kChunks + (chunk ^ (row / (8 / kChunks) % kChunks))) * 16;
 }
 
-// Column j of a tile -> row of qweight, wscale, lora_up, bias. For GEGLU a warp's columns are half "value", half
-// "gate", so that one thread holds both of a pair:
+// Column j of a tile -> row of qweight, wscale, lora_up, bias. For GEGLU a warp's columns are half "value",
+// half "gate", so that one thread holds both of a pair:
 //
 //   warp 0: | value 0..15 | gate 0..15 |   warp 1: | value 16..31 | gate 16..31 |   ...
 //
@@ -70,7 +70,8 @@ struct Columns {
     }
 };
 
-// Linear block index -> (tile_m, tile_n), in bands of 8 tiles of M: neighbours in time share weight and activations in L2.
+// Linear block index -> (tile_m, tile_n), in bands of 8 tiles of M: neighbours in time share weight and
+// activations in L2.
 __device__ __forceinline__ void tile_of_block(int block, int tiles_m, int tiles_n, int& tile_m, int& tile_n) {
     constexpr int kBand = 8;
     const int band = block / (kBand * tiles_n);
