@@ -141,9 +141,14 @@ def _models(args: argparse.Namespace) -> int:
 _COMMANDS = {"build": _build, "finish": _finish, "verify": _verify, "models": _models}
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; exits with code 2 and one line where it cannot be meant."""
+    return _parser().parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see ``svdq-trt --help``)."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     try:
         return _COMMANDS[args.command](args)
     except SvdqError as error:
