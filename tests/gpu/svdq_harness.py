@@ -17,6 +17,7 @@ from svdq_trt.nn.capi import Params
 from svdq_trt.ref.linear import linear_unrounded, round_output
 from svdq_trt.ref.quant import Array, QuantWeight, quantize_weight
 from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation, Format
+from svdq_trt.spec.ops import INPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -164,7 +165,7 @@ class Call:
         import torch
 
         lin = self.linear
-        for key in _POINTERS[:-2]:
+        for key in (t.name for t in INPUTS):
             self.keep[key] = to_gpu(getattr(lin.weight if key in lin.weight.__annotations__ else lin, key))
         size = self.lib.workspace_bytes(lin.fmt.index, self.m, self.n, self.k, self.r)
         self.keep["workspace"] = torch.full((size + 512,), 0xFF, dtype=torch.uint8, device="cuda")
