@@ -90,7 +90,14 @@ class Build:
         formats = self.work.formats().items()
         with self._side_by_side() as pool:
             reference = pool.submit(self._reference_export) if self.config.check else None
-            per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in formats}
+            if reference is not None:  # its failure ends the main line at once, and is the one to tell of
+                reference.add_done_callback(lambda done: self.runner.stop() if done.exception() else None)
+            try:
+                per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in formats}
+            except errors.SvdqError:
+                if reference is not None and reference.done():
+                    reference.result()
+                raise
             reference_key = "" if reference is None else reference.result()
         # Sessions and the builder run alone: each may take most of the machine's memory.
         if self.config.check:
@@ -147,19 +154,15 @@ class Build:
         ledger, c, work = self.ledger.extended(), self.config, self.work
         skip = list(c.skip)
         calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
-        calib = work.shared / "calib.safetensors"
-        fresh = not c.force and freshness.lookup(work.shared, "calibrate", calib_key) is not None
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
         args = self._weights() | {
             "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
-            "calib_path": str(calib), "calib_fresh": fresh, "format": fmt, "rank": c.rank, "preset": c.preset,
-            "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+            "shared": str(work.shared), "calib_key": calib_key, "force": c.force, "format": fmt, "rank": c.rank,
+            "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
         self.screen.say(f"search: {get_preset(c.preset).describe()}")
         label = f"quantize  {fmt} rank {c.rank}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
-        if not fresh and calib.exists():
-            freshness.store(work.shared, "calibrate", calib_key, [calib.name], {})
 
         export_key = key("export", quantize=quantize_key, profile=self._profile_key())
         args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,

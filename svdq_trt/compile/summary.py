@@ -18,7 +18,7 @@ _GB = 1e9
 def print_summary(built: Sequence[Built]) -> None:
     """One row per engine, on stdout."""
     table = Table(box=box.SIMPLE)
-    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "time"):
+    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages"):
         table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
     for one in built:
         m = one.manifest
@@ -32,7 +32,8 @@ def print_summary(built: Sequence[Built]) -> None:
         )  # fmt: skip
     console = _console()
     console.print(table)
-    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs", style="dim")
+    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs; stages: their times added "
+                  "up, shared ones counted for each engine", style="dim")  # fmt: skip
     for one in built:
         m = one.manifest
         kept = len(m["kept_16bit"])

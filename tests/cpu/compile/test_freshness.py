@@ -22,8 +22,8 @@ def test_missing_file_and_damaged_record_are_stale(tmp_path):
     freshness.store(tmp_path, "s", "k", ["a.bin"], {})
     (tmp_path / "a.bin").unlink()
     assert freshness.lookup(tmp_path, "s", "k") is None
-    for text in ("", "[]", '{"s": 3}', '{"s": {"key": "k", "files": 1}}', "\x00"):
-        (tmp_path / freshness.RECORD).write_text(text)
+    for text in ("", "[]", "3", '{"key": "k"}', '{"key": "k", "files": 1}', '{"key": "k", "files": {}, "result": 1}', "\x00"):
+        freshness.record_path(tmp_path, "s").write_text(text)
         assert freshness.lookup(tmp_path, "s", "k") is None
 
 
