@@ -32,8 +32,8 @@ def print_summary(built: Sequence[Built]) -> None:
         )  # fmt: skip
     console = _console()
     console.print(table)
-    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs; stages: their times added "
-                  "up, shared ones counted for each engine", style="dim")  # fmt: skip
+    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs. "
+                  "stages: the sum of their times, shared ones counted for each engine.", style="dim")  # fmt: skip
     for one in built:
         m = one.manifest
         kept = len(m["kept_16bit"])

@@ -14,7 +14,8 @@ CALIBRATION = "calib.safetensors"
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Load the model, calibrate unless that is fresh, quantize.
 
-    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, rank, preset, out, key.
+    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, rank, preset, out,
+    key.
     """
     from svdq_trt import calibrate
     from svdq_trt.checkpoint import load
