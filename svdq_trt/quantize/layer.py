@@ -6,6 +6,7 @@ residual; activations quantized; squared error of the linear's output on calibra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -107,8 +108,9 @@ def quantize_group(
     mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
     split = _split(w, mul, fmt, rank, act_dtype, preset.power_iterations)
     y_ref = x @ w.T
+    signal = float(y_ref.square().sum())
     noise = float((_output(x, split, fmt, act_dtype) - y_ref).square().sum())
-    sqnr = 10 * torch.log10(y_ref.square().sum().double() / max(noise, 1e-30)).item()
+    sqnr = 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))  # a layer of zeros: 0 dB, not minus infinity
     tensors = {
         "qweight": split.qw.qweight, "wscale": split.qw.wscale, "act_mul": split.act_mul.to(act_dtype),
         "lora_down": split.down.to(act_dtype), "lora_up": split.up.to(act_dtype), "bias": bias.to(act_dtype),
