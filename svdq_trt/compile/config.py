@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ class BuildConfig:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.min_sqnr is not None and not self.check:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
+            raise UsageError("--min-sqnr", f"{self.min_sqnr}", "a finite number of dB")
 
     def calibration_id(self) -> str:
         """Identifies the calibration inputs, for stage keys."""
