@@ -18,7 +18,7 @@ from svdq_trt.errors import RangeError, ShapeError
 from svdq_trt.quantize.lowrank import balance, top_singular
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
-from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MULTIPLE, Activation, Format
+from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
 from svdq_trt.spec.ops import max_exact_k
 
 
@@ -161,8 +161,8 @@ def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:
                          "Keep this layer in 16 bit.")  # fmt: skip
     if n % N_MULTIPLE:
         raise ShapeError(name, f"N = {n}", f"a multiple of {N_MULTIPLE}", "Keep this layer in 16 bit.")
-    if rank % R_MULTIPLE or not 0 <= rank <= 1024:
-        raise ShapeError(name, f"rank {rank}", f"a multiple of {R_MULTIPLE} from 0 to 1024")
+    if rank % R_MULTIPLE or not 0 <= rank <= R_MAX:
+        raise ShapeError(name, f"rank {rank}", f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
     if x.ndim != 2 or x.shape[1] != k or not x.shape[0]:
         raise ShapeError(name, f"calibration input {tuple(x.shape)}", f"[M, {k}] with M >= 1")
     if not w.isfinite().all():
