@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from svdq_trt import __version__
-from svdq_trt.errors import EXIT_BUG, EXIT_INCOMPLETE, EXIT_OK, EXIT_USAGE, SvdqError
+from svdq_trt.errors import EXIT_BUG, EXIT_INCOMPLETE, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
 from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.spec.formats import FORMATS
 
@@ -146,25 +147,32 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return _parser().parse_args(argv)
 
 
+def _refused(error: SvdqError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"svdq-trt: {error}", file=sys.stderr)
+    return error.exit_code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see ``svdq-trt --help``)."""
     args = parse(argv)
     try:
         return _COMMANDS[args.command](args)
     except SvdqError as error:
-        if args.debug:
-            raise
-        print(f"svdq-trt: {error}", file=sys.stderr)
-        return error.exit_code
+        return _refused(error, args.debug)
     except KeyboardInterrupt:
         print("svdq-trt: interrupted. Finished stages are kept; run the same command to go on.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:  # a folder that cannot be made, a link that cannot be set, a full disk
+        where, got = str(error.filename or "file"), error.strerror or str(error)
+        return _refused(ArtifactError(where, got, "a readable and writable place with free space"), args.debug)
     except Exception as error:
         if args.debug:
-            raise
+            traceback.print_exc()
         print(f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",
               file=sys.stderr)  # fmt: skip
         return EXIT_BUG

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 
 from svdq_trt.checkpoint.tensors import check_finite
 from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write
+from svdq_trt.files import save_tensors
 from svdq_trt.models import LinearGroup
 
 VERSION = 1
@@ -37,19 +36,11 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write calib.safetensors whole or not at all. Raises ArtifactError: disk full, not writable."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {
             f"{n}.x": t for n, t in self.x.items()
         }
         note = json.dumps({"version": VERSION, "nodes": list(self.amax), "meta": self.meta})
-        with atomic_write(path) as tmp:
-            try:
-                save_file({k: t.contiguous() for k, t in tensors.items()}, str(tmp), metadata={_KEY: note})
-            except SafetensorError as error:  # the library wraps a full disk in its own type
-                code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-                raise OSError(code, str(error)) from error
+        save_tensors(path, {k: t.contiguous() for k, t in tensors.items()}, {_KEY: note})
 
     @classmethod
     def load(cls, path: str | Path, groups: Sequence[LinearGroup] | None = None) -> Calibration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -123,15 +124,21 @@ class RssSampler(threading.Thread):
     def run(self) -> None:
         """Sample until stopped."""
         while True:
-            total = 0
-            for process in [self._process, *self._process.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            self._peak = max(self._peak, total)
+            self._peak = max(self._peak, self._resident())
             if self._done.wait(_SAMPLE_S):
                 return
+
+    def _resident(self) -> int:
+        """Bytes of the whole tree now; any process in it may end while it is looked at."""
+        total = 0
+        try:
+            tree = [self._process, *self._process.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for process in tree:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
 
     def stop(self) -> int:
         """Stop and return the peak in bytes."""

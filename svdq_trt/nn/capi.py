@@ -14,6 +14,7 @@ from torch import Tensor
 from svdq_trt.errors import ArtifactError, UnsupportedError
 from svdq_trt.libraries import BUILD_HINT, KERNELS, KERNELS_ENV, locate
 from svdq_trt.spec.formats import Activation, Format
+from svdq_trt.spec.ops import INPUTS
 
 #: order of the C enums
 ACTIVATIONS = tuple(Activation)
@@ -64,10 +65,12 @@ def linear(
         y [M, N_out] in x's dtype.
 
     Raises:
-        UnsupportedError: what the library's status says, such as no kernel for this GPU or dtype.
+        UnsupportedError: a weight of another dtype than the contract's for x's; or what the library's status
+            says, such as no kernel for this GPU.
     """
     if x.dtype not in DTYPES:
         raise UnsupportedError("svdq::linear on CUDA", f"x is {x.dtype}", "float16 or bfloat16")
+    _check_dtypes(x, weights, fmt)
     library = load_library()
     (m, k), n, r = x.shape, weights[0].shape[0], weights[3].shape[0]
     held = [_aligned(x), *(_aligned(w.to(x.device)) for w in weights)]
@@ -82,6 +85,17 @@ def linear(
         )  # fmt: skip
         _check(library, library.svdq_linear(ctypes.byref(params), torch.cuda.current_stream().cuda_stream))
     return y
+
+
+def _check_dtypes(x: Tensor, weights: tuple[Tensor, ...], fmt: Format) -> None:
+    """The kernels read raw bits: f16 weights with a bf16 x would give numbers, and wrong ones."""
+    wanted = {"int8": torch.int8, "float32": torch.float32, "act": x.dtype}
+    wanted["wscale"] = x.dtype if fmt.wscale_is_act_dtype else torch.int8
+    for spec, tensor in zip(INPUTS[1:], weights, strict=True):
+        if tensor.dtype != wanted[spec.dtype]:
+            raise UnsupportedError(
+                f"svdq::linear on CUDA, {spec.name}", str(tensor.dtype), f"{wanted[spec.dtype]} for x in {x.dtype}"
+            )
 
 
 def _aligned(t: Tensor) -> Tensor:
