@@ -97,12 +97,15 @@ def _build(args: argparse.Namespace) -> int:
         format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
         backend=args.backend, check=args.check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
     )  # fmt: skip
-    from svdq_trt.compile.run import build
+    from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
 
     built = build(config)
     print_summary(built)
-    return _report_incomplete(built)
+    code = _report_incomplete(built)
+    if config.min_sqnr is not None:
+        gate(built, config.min_sqnr)
+    return code
 
 
 def _report_incomplete(built: Sequence[Built]) -> int:

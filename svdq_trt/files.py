@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if tmp is not None:
             with contextlib.suppress(OSError):
                 tmp.unlink()
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Delete temporary files that a killed process left beside the files it was writing."""
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in folder.glob(f".{glob.escape(Path(name).stem)}-*"):  # a staging folder of the exporter
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

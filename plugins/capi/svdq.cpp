@@ -98,7 +98,7 @@ svdq_status svdq_linear_gemm(const svdq_linear_params* p, void* stream) { return
 
 int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm) { return svdq::has_kernel(format, dtype, sm) ? 1 : 0; }
 
-const char* svdq_version(void) { return "1.0.0"; }
+const char* svdq_version(void) { return SVDQ_VERSION; }
 
 const char* svdq_status_string(svdq_status s) {
     switch (s) {

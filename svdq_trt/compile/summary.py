@@ -25,10 +25,11 @@ def print_summary(built: Sequence[Built]) -> None:
         plan = f"{m['plan']['bytes'] / _GB:.3f} GB" if m["plan"] else "missing"
         outputs = m["accuracy"].get("outputs", [])
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
-        mean = sum(q["sqnr_db"] for q in m["quantized"]) / max(len(m["quantized"]), 1)
+        nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"]}
+        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "none"
         table.add_row(
             one.engine.folder.name, m["format"], str(m["rank"]), plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
-            f"{m['fp16_weight_bytes'] / _GB:.3f} GB", f"{mean:.1f} dB", sqnr, f"{sum(m['timings_s'].values()):.0f} s",
+            f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",
         )  # fmt: skip
     console = _console()
     console.print(table)

@@ -45,6 +45,6 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "fp16_weight_bytes": fp16_bytes,
         "quantized_weight_bytes": out.stat().st_size,
         "kept_16bit": [{"name": k.name, "reason": k.reason} for k in recipe.kept],
-        "mean_sqnr_db": sum(n.sqnr_db for n in nodes) / max(len(nodes), 1),
+        "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
         "nodes": len(nodes),
     }
