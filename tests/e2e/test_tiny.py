@@ -102,12 +102,30 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     assert sqnr > 35, sqnr
 
 
-def test_second_run_reuses_every_stage_and_a_change_does_not(built):
+def test_second_run_reuses_every_stage(built):
     start = time.monotonic()
     again = build(*ALL, "--out", str(built))
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("reused") >= 17 and " done " not in again.stderr, again.stderr
     assert time.monotonic() - start < 30
+
+
+def test_options_reach_the_artifact(tmp_path):
+    """Rank 0, skipped layers, a user's calibration inputs and another format, in one build."""
+    from safetensors.torch import save_file
+
+    from svdq_trt.models import get_model
+
+    spec = get_model("sdxl-tiny")
+    inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
+    save_file({io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}, tmp_path / "calib.safetensors")
+    done = build("--arch", "sm_89", "--out", str(tmp_path), "--no-check", "--rank", "0", "--format", "w4a8", "--skip",
+                 "*.ff.net.2", "--calibration", str(tmp_path / "calib.safetensors"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    m = manifest(tmp_path, "sm_89")
+    assert m["rank"] == 0 and {q["format"] for q in m["quantized"]} == {"w4a8", "w4a16"}
+    skipped = [k for k in m["kept_16bit"] if k["reason"].startswith("left out by --skip")]
+    assert skipped and all(k["name"].endswith("ff.net.2") for k in skipped)
 
 
 def test_gate_is_its_own_exit_code(built):
@@ -182,6 +200,7 @@ def test_killed_build_leaves_no_plan_and_resumes(tmp_path):
     again = subprocess.run(args, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "sdxl-tiny-sm_89" / "model.plan").exists() and not partial.exists()
+    assert not [p for p in tmp_path.rglob(".*") if p.name.endswith(".tmp") or p.is_dir()]
 
 
 def test_unwritable_output_is_one_line(tmp_path):
