@@ -118,7 +118,8 @@ def test_options_reach_the_artifact(tmp_path):
 
     spec = get_model("sdxl-tiny")
     inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
-    save_file({io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}, tmp_path / "calib.safetensors")
+    tensors = {io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}
+    save_file(tensors, tmp_path / "calib.safetensors")
     done = build("--arch", "sm_89", "--out", str(tmp_path), "--no-check", "--rank", "0", "--format", "w4a8", "--skip",
                  "*.ff.net.2", "--calibration", str(tmp_path / "calib.safetensors"))  # fmt: skip
     assert done.returncode == 0, done.stderr
