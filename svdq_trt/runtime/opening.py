@@ -106,7 +106,7 @@ def _deserialize(runtime: Any, plan: Path) -> Any:
 def logger_of(trt: ModuleType) -> Any:
     """One logger per TensorRT module: TensorRT keeps the first that a process gives it."""
 
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
         """Silent; keeps the last warnings and errors."""
 
         def __init__(self) -> None:

@@ -76,8 +76,7 @@ class Session:
             self.output_names = output_names(self._trt, self._engine)
             self._stream = torch.cuda.Stream()
             path = cache_path(folder, torch.cuda.get_device_name(), opened.backend.version)
-            self._cache: RuntimeCache | None = None
-            self._context = self._make_context(path if runtime_cache else None)
+            self._context, self._cache = self._make_context(path if runtime_cache else None)
             self.compiled = self._cache is None or not self._cache.hit
             self._buffers = self._allocate()
         self._shapes: Shapes = {}
@@ -125,21 +124,22 @@ class Session:
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _make_context(self, cache: Path | None) -> Any:
+    def _make_context(self, path: Path | None) -> tuple[Any, RuntimeCache | None]:
+        cache = None
         if hasattr(self._trt, "IRuntimeCache"):  # TensorRT-RTX
             config = self._engine.create_runtime_config()
             # Eager: a new shape waits for its own kernels instead of first running on slower ones.
             config.dynamic_shapes_kernel_specialization_strategy = (
                 self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
-            if cache is not None:
-                self._cache = RuntimeCache(config, cache)
+            if path is not None:
+                cache = RuntimeCache(config, path)
             context = self._engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context()
         if context is None:
             raise SvdqError("engine", self._logger.last_error or "no execution context", "enough GPU memory")
-        return context
+        return context, cache
 
     def _allocate(self) -> dict[str, torch.Tensor]:
         """One flat buffer per input and output, large enough for the whole profile; addresses never change."""

@@ -46,7 +46,7 @@ def as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A tensor over the array's memory; ml_dtypes' bfloat16, which torch does not know, by its bits."""
     if isinstance(value, torch.Tensor):
         return value
-    value = np.ascontiguousarray(value)
+    value = np.asarray(value, order="C")  # ascontiguousarray would make a scalar a vector
     if not value.flags.writeable:  # torch warns of arrays it could write to by accident
         value = value.copy()
     if value.dtype.name == "bfloat16":
