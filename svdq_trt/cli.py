@@ -125,8 +125,7 @@ def _finish(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from svdq_trt.compile import manifest
-    from svdq_trt.engine import plugin_lib
+    from svdq_trt.engine import manifest, plugin_lib
 
     arch = None if args.arch is None else parse_arch(args.arch)
     data = manifest.verify(args.engine, arch, plugin_lib.find().version)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svdq_trt.compile import manifest
 from svdq_trt.compile.process import StageRunner
 from svdq_trt.compile.run import copy_plugin
 from svdq_trt.compile.ui import Screen
-from svdq_trt.engine import plugin_lib
+from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import select
 from svdq_trt.errors import ArtifactError
 from svdq_trt.spec.archs import parse_arch

@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 
 from svdq_trt import errors
-from svdq_trt.compile import freshness, manifest
+from svdq_trt.compile import freshness
 from svdq_trt.compile.config import BuildConfig
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
 from svdq_trt.compile.process import RssSampler, StageRunner
 from svdq_trt.compile.ui import Screen
+from svdq_trt.engine import manifest
 from svdq_trt.files import atomic_write, remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 

@@ -81,14 +81,14 @@ def _names(targets: list[int]) -> str:
     return ", ".join(f"sm_{t}" for t in targets) or "no GPU, as none is present"
 
 
-def local_arch() -> int | None:
-    """Compute capability of CUDA device 0 (90 for sm_90), or None without a driver or GPU."""
+def local_arch(index: int = 0) -> int | None:
+    """Compute capability of a CUDA device (90 for sm_90), or None without a driver or that GPU."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
     device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index):
         return None
     # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75, _MINOR = 76
     if cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device) or cuda.cuDeviceGetAttribute(

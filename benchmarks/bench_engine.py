@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""One model's engines, FP16 and quantized, in the same TensorRT in the same run: time, memory, size, accuracy.
+
+    python benchmarks/bench_engine.py --model sdxl-tiny --formats fp16,int4,w4a8,nvfp4
+    python benchmarks/bench_engine.py --model sdxl --formats fp16,w4a8 --batch 2 --height 1024 --width 1024
+
+Needs a GPU and a TensorRT that runs on it. Weights are random with realistic outliers, inputs synthetic and equal
+for all. Engines are built side by side; everything that is timed runs alone. Latency is one call from input copy
+to output, between CUDA events, as a CUDA graph unless --no-graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> int:
+    args = _arguments()
+    if args.job:
+        return _run_job(Path(args.job))
+    from svdq_trt.models import get_model
+    from svdq_trt.models.spec import SYMBOLS
+
+    spec = get_model(args.model)
+    profile = {s: _range(getattr(args, s, None), getattr(spec.profile, s)) for s in SYMBOLS}
+    sizes = {symbol: values[1] for symbol, values in profile.items()}
+    work = args.work or Path(tempfile.mkdtemp(prefix="svdq-bench-"))
+    common = {"model": args.model, "sizes": sizes, "repeat": args.repeat}
+    formats = args.formats.split(",")
+    if args.stage in ("all", "make"):
+        making = common | {"rank": args.rank, "profile": profile, "target": args.target, "backend": args.backend,
+                           "embed": args.host_code, "reference": args.reference}  # fmt: skip
+        building = {
+            f: _start(work, f"make-{f}", "make", making | {"format": f, "folder": str(work / f)}) for f in formats
+        }
+        for fmt, process in building.items():
+            process.wait()
+            print(f"built {fmt}: {'ok' if process.returncode == 0 else _tail(work / f'make-{fmt}.log')}", flush=True)
+    if args.stage == "make":
+        return 0
+    report = {"model": args.model, "sizes": sizes, "rank": args.rank, "torch": {}, "engines": {}}
+    waiting = _start(work, "torch", "torch_fp16", common | {"folder": str(work / "torch")})
+    for fmt in formats:
+        if not (work / fmt / "manifest.json").exists():
+            continue
+        job = common | {"folder": str(work / fmt), "host_code": args.host_code, "graph": args.graph,
+                        "reopen": args.reopen}  # fmt: skip
+        ran = _start(work, f"run-{fmt}", "engine", job)
+        ran.wait()
+        report["engines"][fmt] = _result(work, f"make-{fmt}") | _result(work, f"run-{fmt}")
+        print(f"ran {fmt}: {'ok' if ran.returncode == 0 else _tail(work / f'run-{fmt}.log')}", flush=True)
+    waiting.communicate(b"go\n")
+    report["torch"] = _result(work, "torch")
+    report["accuracy"] = _accuracy(work, formats)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    _print(report)
+    return 0 if all("latency_ms" in e for e in report["engines"].values()) and report["engines"] else 1
+
+
+def _arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", default="sdxl-tiny")
+    p.add_argument("--formats", default="fp16,w4a8", help="fp16 and formats of svdq_trt/spec/formats.py")
+    p.add_argument("--rank", type=int, default=32)
+    for symbol in ("batch", "height", "width"):
+        p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")
+    p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
+    p.add_argument("--backend", default="auto")
+    p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
+    p.add_argument("--reference", default="cpu", choices=("cpu", "cuda"), help="where torch runs the quantized module")
+    p.add_argument("--repeat", type=int, default=50)
+    p.add_argument("--no-graph", dest="graph", action="store_false")
+    p.add_argument("--reopen", action="store_true", help="also time opening an engine again, with its runtime cache")
+    p.add_argument("--work", type=Path, help="folder for engines and logs; default: a new temporary one")
+    p.add_argument("--stage", default="all", choices=("all", "make", "measure"), help="half the work, for --work")
+    p.add_argument("--out", type=Path, metavar="JSON")
+    p.add_argument("--job", help=argparse.SUPPRESS)
+    return p.parse_args()
+
+
+def _range(text: str | None, default: tuple[int, int, int]) -> tuple[int, int, int]:
+    if text is None:
+        return default
+    values = [int(part) for part in text.split(":")]
+    low, opt, high = values if len(values) == 3 else values * 3
+    return low, opt, high
+
+
+# ---- jobs ------------------------------------------------------------------------------------------------------
+
+
+def _start(work: Path, name: str, kind: str, job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    work.mkdir(parents=True, exist_ok=True)
+    (work / f"{name}.result").unlink(missing_ok=True)
+    path = work / f"{name}.json"
+    path.write_text(json.dumps({"kind": kind, "result": str(work / f"{name}.result"), **job}))
+    log = (work / f"{name}.log").open("wb")
+    return subprocess.Popen([sys.executable, "-u", __file__, "--job", str(path)], stdin=subprocess.PIPE, stdout=log,
+                            stderr=log)  # fmt: skip
+
+
+def _run_job(path: Path) -> int:
+    sys.path.insert(0, str(HERE))
+    job = json.loads(path.read_text())
+    if job["kind"] == "make":
+        from engine_bench.make import make as run
+    elif job["kind"] == "engine":
+        from engine_bench.measure import engine as run
+    else:
+        from engine_bench.measure import torch_fp16 as run
+    Path(job["result"]).write_text(json.dumps(run(job)))
+    return 0
+
+
+def _result(work: Path, name: str) -> dict[str, Any]:
+    path = work / f"{name}.result"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _tail(log: Path) -> str:
+    return "FAILED\n" + "\n".join(log.read_text(errors="replace").splitlines()[-8:])
+
+
+# ---- report ----------------------------------------------------------------------------------------------------
+
+
+def _accuracy(work: Path, formats: list[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """For each engine: its output against the FP16 engine, torch in FP16, and its own module in torch."""
+    found = {}
+    for fmt in formats:
+        got = _load(work / fmt / "engine.npy")
+        against = {"fp16 engine": work / "fp16" / "engine.npy", "torch fp16": work / "torch" / "torch.npy",
+                   "same module in torch": work / fmt / "torch.npy"}  # fmt: skip
+        if fmt == "fp16":
+            del against["fp16 engine"]
+        refs = {name: _load(path) for name, path in against.items()}
+        if got is not None:
+            found[fmt] = {name: _compare(ref, got) for name, ref in refs.items() if ref is not None}
+    return found
+
+
+def _load(path: Path) -> np.ndarray | None:
+    return np.load(path).astype(np.float64).ravel() if path.exists() else None
+
+
+def _compare(ref: np.ndarray, got: np.ndarray) -> dict[str, float]:
+    noise = float(np.sum((ref - got) ** 2))
+    sqnr = 10 * np.log10(np.sum(ref**2) / noise) if noise else float("inf")
+    cosine = float(ref @ got / (np.linalg.norm(ref) * np.linalg.norm(got)))
+    return {"sqnr_db": float(sqnr), "cosine": cosine, "max_abs": float(np.abs(ref - got).max())}
+
+
+def _print(report: dict[str, Any]) -> None:
+    t = report["torch"]
+    print(f"\n{report['model']} {report['sizes']} on {t.get('gpu')}, torch {t.get('torch')}")
+    print(f"{'':12} {'median':>8} {'p10':>8} {'p90':>8} ms  GPU GB  plan GB  open s  first s  build s")
+    for name, key in (("torch eager", "eager_ms"), ("torch graph", "latency_ms")):
+        if key in t:
+            print(f"{name:12} {_ms(t[key])}    {t['memory_bytes'] / 1e9:7.2f}")
+    for fmt, e in report["engines"].items():
+        if "latency_ms" not in e:
+            continue
+        notes = f"plugins {e.get('plugin_layers')}, repeats bit-exact {e['repeats_bit_exact']}"
+        if "reopen_s" in e:
+            notes += f", reopen and run {e['reopen_s']} s"
+        plan_gb, build_s = e.get("plan_bytes", 0) / 1e9, e.get("seconds", {}).get("plan", 0)
+        print(f"{fmt:12} {_ms(e['latency_ms'])}    {e['memory_bytes'] / 1e9:7.2f}  {plan_gb:7.3f}  {e['load_s']:6.1f}  "
+              f"{e['first_run_s']:7.1f}  {build_s:7.1f}  {notes}")  # fmt: skip
+    for fmt, pairs in report["accuracy"].items():
+        for name, a in pairs.items():
+            print(f"{fmt:6} against {name:20} SQNR {a['sqnr_db']:6.2f} dB  cosine {a['cosine']:.6f}  "
+                  f"max {a['max_abs']:.4g}")  # fmt: skip
+
+
+def _ms(times: dict[str, float]) -> str:
+    return " ".join(f"{times[name]:8.3f}" for name in ("median", "p10", "p90"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Job: random weights -> (quantized) module -> ONNX -> plan -> an engine folder that `Session` opens."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine_bench.model import inputs_of, quantize_on_gpu, random_module
+from svdq_trt.compile.stages.graph import export_model
+from svdq_trt.engine import manifest, plugin_lib
+from svdq_trt.engine.backend import Backend, available, local_arch
+from svdq_trt.engine.build import build_plan
+from svdq_trt.engine.profile import TensorProfile
+from svdq_trt.models import ModelSpec, TensorIO, get_model
+from svdq_trt.nn import ops
+from svdq_trt.spec.formats import FORMATS
+
+
+class Here(Backend):
+    """TensorRT-RTX told to build for the GPU present, whose architecture its list of targets may lack."""
+
+    def set_target(self, config: Any, arch: int) -> None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(self.module.ComputeCapability.CURRENT, 0)
+
+
+class Clock:
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name], self._last = round(now - self._last, 2), now
+        print(f"{name} {self.seconds[name]} s", flush=True)
+
+
+def make(job: dict[str, Any]) -> dict[str, Any]:
+    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, reference, folder."""
+    spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
+    folder.mkdir(parents=True, exist_ok=True)
+    module = random_module(spec, seed=0)
+    clock.lap("weights")
+    result: dict[str, Any] = {}
+    if job["format"] != "fp16":
+        torch.nn.Module.to(module, "cuda")
+        sqnr = quantize_on_gpu(module, spec, FORMATS[job["format"]], job["rank"])
+        result |= {"layers": len(sqnr), "layer_sqnr_db": sum(sqnr) / len(sqnr)}
+        clock.lap("quantize")
+        _reference(module, spec, job["sizes"], job["reference"], folder)
+        torch.nn.Module.to(module, "cpu")
+        torch.cuda.empty_cache()
+        clock.lap("torch reference")
+    result["weight_bytes"] = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    export_model(module, spec, job["profile"], folder / "model.onnx", _silent)
+    del module
+    gc.collect()
+    clock.lap("export")
+    result |= _build(job, spec, folder, clock)
+    return result | {"seconds": clock.seconds}
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@torch.no_grad()
+def _reference(module: torch.nn.Module, spec: ModelSpec, sizes: dict[str, int], device: str, folder: Path) -> None:
+    """Outputs of the quantized torch module: the op's own CPU body, on the CPU or on CUDA tensors."""
+    if device == "cuda":
+        ops.linear.register_kernel("cuda")(ops.linear._init_fn)
+    torch.nn.Module.to(module, device)
+    out = spec.wrap(module)(*inputs_of(spec, sizes, device))
+    np.save(folder / "torch.npy", out.float().cpu().numpy())
+
+
+def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> dict[str, Any]:
+    (found, *_) = available(job["backend"])
+    ahead_of_time = hasattr(found.module, "ComputeCapability")
+    backend = Here(found.name, found.module) if ahead_of_time and not job["target"] else found
+    arch = job["target"] or local_arch()
+    assert arch is not None
+    library = plugin_lib.load_into(backend.module)
+    profiles = [TensorProfile(**_ranges(spec, io, job["profile"])) for io in spec.inputs]
+    plan = folder / "model.plan"
+    info = build_plan(backend, folder / "model.onnx", arch, profiles, plan, _silent,
+                      embed=library.path if job["embed"] else None)  # fmt: skip
+    clock.lap("plan")
+    shutil.copyfile(library.path, folder / library.path.name)
+    plugins = len(info.plugin_layers)
+    manifest.write(folder, {
+        "model": spec.name, "arch": f"sm_{arch}", "format": job["format"], "rank": job["rank"],
+        "backend": {"name": backend.name, "version": backend.version},
+        "plugin": {"file": library.path.name, "version": library.version, "sha256": library.sha256,
+                   "embedded": job["embed"]},
+        "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
+        "onnx": {"file": "model.onnx"}, "inputs": [p.to_json() for p in profiles], "outputs": [],
+        "quantized": [], "kept_16bit": [], "fp16_weight_bytes": 0, "quantized_weight_bytes": 0, "accuracy": {},
+        "device_memory_bytes": info.notes, "timings_s": clock.seconds, "peak_rss_bytes": {}, "versions": {},
+        "config": {},
+    })  # fmt: skip
+    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
+    return {"plan_bytes": info.bytes, "plugin_layers": plugins, "arch": arch, "notes": info.notes,
+            "backend": f"{backend.name} {backend.version}"}  # fmt: skip
+
+
+def _ranges(spec: ModelSpec, io: TensorIO, profile: dict[str, list[int]]) -> dict[str, Any]:
+    shapes = [io.shape({symbol: values[i] for symbol, values in profile.items()}) for i in range(3)]
+    dtype = str(io.torch_dtype(spec.torch_dtype)).removeprefix("torch.")
+    return {"name": io.name, "dtype": dtype, "min": shapes[0], "opt": shapes[1], "max": shapes[2]}

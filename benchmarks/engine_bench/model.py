@@ -1,0 +1,96 @@
+"""The model under test: weights, inputs, and quantization on the GPU."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import nn
+
+from svdq_trt.checkpoint.random_weights import fill_random
+from svdq_trt.models import LinearGroup, ModelSpec
+from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.preset import Preset
+from svdq_trt.spec.formats import W4A16, Format
+
+INPUT_SEED = 20_241_107
+CALIBRATION_TOKENS = 512
+
+#: half the candidates of `fast`: the benchmark asks what the engine costs, not how well one can search
+PRESET = Preset("bench", grids=2, tokens=192, rows=1024, search_power_iterations=1, power_iterations=2)
+
+
+class _Share:
+    """A module of which `named_parameters` shows every n-th only, so that threads can divide the filling."""
+
+    def __init__(self, module: nn.Module, index: int, of: int) -> None:
+        self._module, self._index, self._of = module, index, of
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return itertools.islice(self._module.named_parameters(), self._index, None, self._of)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def random_module(spec: ModelSpec, seed: int, threads: int = 16) -> nn.Module:
+    """The same weights as ``--random-weights SEED``, filled by several threads (each tensor has its own seed)."""
+    module = spec.build()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda i: fill_random(spec, _Share(module, i, threads), seed), range(threads)))
+    return module
+
+
+def inputs_of(spec: ModelSpec, sizes: dict[str, int], device: str) -> tuple[torch.Tensor, ...]:
+    """The benchmark's inputs; equal for every engine and reference."""
+    return tuple(t.to(device) for t in spec.example_inputs(**sizes, seed=INPUT_SEED))
+
+
+@torch.no_grad()
+def quantize_on_gpu(module: nn.Module, spec: ModelSpec, fmt: Format, rank: int, samples: int = 2) -> list[float]:
+    """Calibrate with 16-bit forwards on synthetic inputs and quantize, in place. Returns each node's SQNR in dB."""
+    groups = spec.groups(module)
+    amax, tokens = _calibrate(module, spec, groups, samples)
+    sqnr = []
+    for group in groups:
+        linears = [module.get_submodule(name) for name in group.members]
+        quantized = quantize_group(
+            [linear.weight for linear in linears], [linear.bias for linear in linears], tokens.pop(group.node),
+            W4A16 if group.weight_only else fmt, rank, act_dtype=spec.torch_dtype, name=group.node,
+            activation=group.activation, x_absmax=amax[group.node], preset=PRESET,
+        )  # fmt: skip
+        spec.install(module, group, SVDQLinear.from_quantized(quantized))
+        sqnr.append(quantized.sqnr_db)
+    return sqnr
+
+
+def _calibrate(
+    module: nn.Module, spec: ModelSpec, groups: tuple[LinearGroup, ...], samples: int
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Absmax [K] and rows [T, K] of every group's x."""
+    amax: dict[str, torch.Tensor] = {}
+    rows: dict[str, list[torch.Tensor]] = {group.node: [] for group in groups}
+
+    def watch(node: str) -> Any:
+        def hook(_layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            x = args[0].flatten(0, -2)
+            top = x.abs().amax(0).float()
+            amax[node] = torch.maximum(amax[node], top) if node in amax else top
+            chosen = torch.randint(len(x), (CALIBRATION_TOKENS // samples,), device=x.device)
+            rows[node].append(x[chosen])
+
+        return hook
+
+    hooks = [module.get_submodule(g.members[0]).register_forward_pre_hook(watch(g.node)) for g in groups]
+    flat, pixels = spec.wrap(module), spec.calibration_pixels
+    torch.manual_seed(0)
+    for i in range(samples):
+        noise = 1 - (i + 0.5) / samples
+        flat(*(t.cuda() for t in spec.example_inputs(batch=1, height=pixels, width=pixels, seed=i, noise=noise)))
+    for hook in hooks:
+        hook.remove()
+    return amax, {node: torch.cat(parts) for node, parts in rows.items()}

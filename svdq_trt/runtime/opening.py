@@ -1,0 +1,126 @@
+"""An engine folder -> a deserialized engine, after every check that needs no deserialization.
+
+A plan is a program: TensorRT trusts what is in it. So manifest, GPU, TensorRT release, plugin version and
+digests are compared first, cheapest first, and each mismatch says what mends it.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from svdq_trt.engine import manifest, plugin_lib
+from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
+from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A deserialized engine.
+
+    Attributes:
+        engine: ICudaEngine. logger: what TensorRT and the plugin said; `last_error` is "" or one line.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    backend: Backend
+    engine: Any
+    logger: Any
+
+
+def open_engine(
+    folder: Path, *, allow_host_code: bool = False, allow_arch_mismatch: bool = False, device: int = 0
+) -> Opened:
+    """Check `folder` and deserialize its plan on the current CUDA device, which must be `device`.
+
+    Machine code for the host comes from the installed plugin library alone, unless `allow_host_code`: then it
+    comes from the folder, embedded in the plan or beside it. Only do that with folders you trust.
+
+    Raises:
+        ArtifactError: the manifest, a digest, the arch or the plugin version does not fit.
+        UnsupportedError: no such GPU, or not the TensorRT release that wrote the plan.
+        SvdqError: TensorRT refuses the plan; carries its last error.
+    """
+    data = manifest.read(folder)
+    arch = local_arch(device)
+    if arch is None:
+        raise UnsupportedError(f"CUDA device {device}", "not found", "an NVIDIA GPU and its driver")
+    embedded = data["plugin"].get("embedded") is True
+    library = None if embedded and allow_host_code else _library(folder, data, allow_host_code)
+    # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right.
+    wanted = None if allow_arch_mismatch else arch
+    manifest.verify(folder, wanted, None if library is None else library.version, parts=())
+    backend = find_backend(folder, data)
+    manifest.verify(folder, parts=("plan", "plugin") if allow_host_code and not embedded else ("plan",))
+
+    trt = backend.module
+    logger = logger_of(trt)
+    if library is not None:
+        plugin_lib.load_into(trt, library.path)
+    runtime = trt.Runtime(logger)
+    runtime.engine_host_code_allowed = embedded and allow_host_code
+    engine = _deserialize(runtime, folder / Path(data["plan"]["file"]).name)
+    if engine is None:
+        fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
+        raise SvdqError(str(folder), logger.last_error or "not deserialized", "a plan that TensorRT loads",
+                        "" if allow_host_code else fix)  # fmt: skip
+    return Opened(folder, data, backend, engine, logger)
+
+
+def _library(folder: Path, data: dict[str, Any], from_folder: bool) -> plugin_lib.PluginLibrary:
+    return plugin_lib.find(folder / Path(str(data["plugin"].get("file", ""))).name if from_folder else None)
+
+
+def find_backend(folder: Path, data: dict[str, Any]) -> Backend:
+    """The TensorRT that wrote the plan, in exactly that release: plans load in no other.
+
+    Raises:
+        ArtifactError: the manifest names no TensorRT. UnsupportedError: not installed, or another release.
+    """
+    name, version = data["backend"].get("name"), data["backend"].get("version")
+    if name not in MODULES or not isinstance(version, str):
+        raise ArtifactError(f"{folder / manifest.NAME}: backend", f"{name} {version}", f"one of {', '.join(MODULES)}",
+                            "Build the engine again.")  # fmt: skip
+    found = available(name)
+    fix = f"pip install {name}=={version}, or build the engine again."
+    if not found:
+        raise UnsupportedError(str(folder), f"no Python module {MODULES[name]}", f"{name} {version}", fix)
+    if found[0].version != version:
+        raise UnsupportedError(str(folder), f"{name} {found[0].version} is installed",
+                               f"{version}, the release that wrote the plan", fix)  # fmt: skip
+    return found[0]
+
+
+def _deserialize(runtime: Any, plan: Path) -> Any:
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return runtime.deserialize_cuda_engine(data)
+
+
+@cache
+def logger_of(trt: ModuleType) -> Any:
+    """One logger per TensorRT module: TensorRT keeps the first that a process gives it."""
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
+        """Silent; keeps the last warnings and errors."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=16)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+
+        @property
+        def last_error(self) -> str:
+            """Our plugin's own message if there is one, else the last; on one line."""
+            ours = [e for e in self.errors if "svdq" in e.lower()]
+            return " ".join((ours or list(self.errors) or [""])[-1].split())
+
+    return Logger()

@@ -1,0 +1,136 @@
+"""What is refused before a plan is deserialized, what is not, and where the plugin's code comes from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.runtime import opening
+from svdq_trt.runtime.opening import open_engine
+
+
+def change(folder, part, **values):
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    if part:
+        data[part] = {k: v for k, v in (data[part] | values).items() if v is not None}
+    else:
+        data |= values
+    path.write_text(json.dumps(data))
+
+
+def refused(trt, folder, kind, text, **options):
+    with pytest.raises(kind) as caught:
+        open_engine(folder, **options)
+    assert text in str(caught.value)
+    assert trt.deserialized == [] and trt.loaded == []
+
+
+def test_good_folder_is_deserialized_once_with_the_installed_library(trt, folder):
+    opened = open_engine(folder)
+    assert opened.engine is trt.engine and opened.manifest["model"] == "sdxl-tiny"
+    assert trt.deserialized == [((folder / "model.plan").read_bytes(), False)]
+    assert trt.loaded == ["installed.so"]
+
+
+def test_host_code_of_the_plan_needs_consent(trt, folder):
+    open_engine(folder, allow_host_code=True)
+    assert trt.deserialized[0][1] is True and trt.loaded == []
+
+
+def test_library_beside_the_plan_needs_consent_too(trt, folder):
+    change(folder, "plugin", embedded=False)
+    open_engine(folder)
+    open_engine(folder, allow_host_code=True)
+    assert trt.loaded == ["installed.so", "libsvdq_trt_plugin.so"]
+    assert [allowed for _, allowed in trt.deserialized] == [False, False]
+
+
+def test_library_beside_the_plan_is_digested_before_it_is_loaded(trt, folder):
+    change(folder, "plugin", embedded=False)
+    (folder / "libsvdq_trt_plugin.so").write_bytes(b"library of the f0lder")
+    refused(trt, folder, ArtifactError, "another SHA-256", allow_host_code=True)
+
+
+def test_a_plan_is_all_that_has_to_be_deployed(trt, folder):
+    (folder / "libsvdq_trt_plugin.so").unlink()
+    assert open_engine(folder, allow_host_code=True).engine is trt.engine
+
+
+def test_other_gpu(trt, folder):
+    refused(trt, folder, ArtifactError, "a plan for sm_89, want one for sm_120", device=1)
+    open_engine(folder, device=1, allow_arch_mismatch=True)
+    assert len(trt.deserialized) == 1
+
+
+def test_no_gpu(trt, folder):
+    refused(trt, folder, UnsupportedError, "CUDA device 7: not found", device=7, allow_arch_mismatch=True)
+
+
+def test_other_release_of_tensorrt(trt, folder):
+    trt.__version__ = "9.8.8"
+    refused(trt, folder, UnsupportedError, "tensorrt-rtx 9.8.8 is installed, want 9.8.7")
+
+
+def test_tensorrt_not_installed(trt, folder, monkeypatch):
+    monkeypatch.setattr(opening, "available", lambda name: [])
+    refused(trt, folder, UnsupportedError, "no Python module tensorrt_rtx, want tensorrt-rtx 9.8.7. pip install")
+
+
+@pytest.mark.parametrize("backend", [{"name": "onnx"}, {"version": 10}, {"name": None}])
+def test_unknown_backend(trt, folder, backend):
+    change(folder, "backend", **backend)
+    refused(trt, folder, ArtifactError, "manifest.json: backend")
+
+
+def test_other_plugin_version(trt, folder):
+    change(folder, "plugin", version="0.9.0")
+    refused(trt, folder, ArtifactError, "a plan of plugin version 0.9.0, want version 1.0.0")
+
+
+def test_damaged_plan(trt, folder):
+    plan = folder / "model.plan"
+    good = plan.read_bytes()
+    plan.write_bytes(good[:-1])
+    refused(trt, folder, ArtifactError, f"{len(good) - 1} bytes, want {len(good)} bytes")
+    plan.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    refused(trt, folder, ArtifactError, "another SHA-256")
+    plan.unlink()
+    refused(trt, folder, ArtifactError, "missing")
+
+
+def test_manifest_without_a_digest_is_no_licence(trt, folder):
+    change(folder, "plan", sha256=None)
+    refused(trt, folder, ArtifactError, "plan: no sha256")
+
+
+def test_plan_outside_the_folder(trt, folder):
+    (folder / "model.plan").rename(folder.parent / "model.plan")
+    change(folder, "plan", file="../model.plan")
+    refused(trt, folder, ArtifactError, "missing")
+
+
+def test_incomplete_build(trt, folder):
+    change(folder, "", plan={})
+    refused(trt, folder, ArtifactError, "no plan yet")
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 2}'])
+def test_broken_manifest(trt, folder, text):
+    (folder / "manifest.json").write_text(text)
+    refused(trt, folder, ArtifactError, "manifest.json")
+
+
+def test_missing_folder(trt, tmp_path):
+    refused(trt, tmp_path / "none", ArtifactError, "cannot be read")
+
+
+def test_refusal_by_tensorrt_carries_its_message_and_the_way_out(trt, folder):
+    trt.engine = None
+    with pytest.raises(SvdqError, match=r"plan is not mine.*allow_host_code=True"):
+        open_engine(folder)
+    with pytest.raises(SvdqError) as caught:
+        open_engine(folder, allow_host_code=True)
+    assert "allow_host_code" not in str(caught.value)

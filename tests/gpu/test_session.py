@@ -1,0 +1,137 @@
+"""An engine of sdxl-tiny in TensorRT on a GPU, through Session.
+
+SVDQ_TEST_ENGINE names the folder, as `svdq-trt build --model sdxl-tiny --random-weights 0` writes it;
+SVDQ_TEST_HOST_CODE=1 takes the plugin from the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from svdq_trt.errors import ArtifactError, ShapeError, SvdqError
+from svdq_trt.models import get_model
+
+OPTIONS = {"allow_arch_mismatch": True, "allow_host_code": os.environ.get("SVDQ_TEST_HOST_CODE") == "1"}
+SIZES = [{"batch": 1, "height": 64, "width": 64}, {"batch": 2, "height": 128, "width": 128},
+         {"batch": 4, "height": 256, "width": 64}]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder():
+    path = os.environ.get("SVDQ_TEST_ENGINE")
+    if not path:
+        pytest.skip("SVDQ_TEST_ENGINE names no engine folder")
+    return Path(path)
+
+
+@pytest.fixture(scope="module")
+def session(folder):
+    from svdq_trt.runtime import Session
+
+    with Session(folder, **OPTIONS) as opened:
+        yield opened
+
+
+def feed(device="cuda", seed=3, **sizes):
+    spec = get_model("sdxl-tiny")
+    tensors = spec.example_inputs(**(sizes or SIZES[1]), seed=seed)
+    return {io.name: t.to(device) for io, t in zip(spec.inputs, tensors, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def module(folder):
+    from svdq_trt.quantize import artifact
+    from svdq_trt.quantize.run import restore_model
+
+    spec = get_model("sdxl-tiny")
+    return spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_engine_is_the_torch_module(session, module, sizes):
+    """The same artifact in torch on the CPU; both round activations to 4 bits, so ties may fall apart."""
+    with torch.no_grad():
+        want = module(*feed("cpu", **sizes).values()).double()
+    got = session.run(feed(**sizes))["out_sample"].cpu().double()
+    sqnr = 10 * torch.log10(want.square().sum() / (want - got).square().sum())
+    assert got.shape == want.shape and sqnr > 30, f"{sqnr:.1f} dB"
+
+
+def test_numpy_and_torch_agree_bit_for_bit(session):
+    inputs = feed()
+    want = session.run(inputs)["out_sample"].cpu().numpy()
+    got = session.run({k: v.cpu().numpy() for k, v in inputs.items()})["out_sample"]
+    assert isinstance(got, np.ndarray) and np.array_equal(got, want)
+
+
+def test_runs_repeat_bit_for_bit_also_after_another_shape(session):
+    first = session.run(feed())["out_sample"].clone()
+    session.run(feed(**SIZES[2]))
+    assert torch.equal(session.run(feed())["out_sample"], first)
+
+
+def test_follows_the_callers_stream_without_synchronization(session):
+    want = session.run(feed())["out_sample"].clone()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        inputs = feed()
+        late = {k: torch.zeros_like(v) for k, v in inputs.items()}
+        torch.cuda._sleep(50_000_000)  # the real values come only after this
+        for name, value in inputs.items():
+            late[name].copy_(value)
+        got = session.run(late)["out_sample"].clone()
+    stream.synchronize()
+    assert torch.equal(got, want)
+
+
+def test_cuda_graph_gives_the_same_bits(folder, session):
+    from svdq_trt.runtime import Session
+
+    with Session(folder, cuda_graph=True, **OPTIONS) as graphed:
+        for seed in (3, 4, 5):  # run, capture, replay: new values each time
+            want = session.run(feed(seed=seed))["out_sample"].clone()
+            assert torch.equal(graphed.run(feed(seed=seed))["out_sample"], want)
+        want = session.run(feed(**SIZES[0]))["out_sample"].clone()
+        assert torch.equal(graphed.run(feed(**SIZES[0]))["out_sample"], want)
+
+
+def test_refuses_what_is_outside_the_profile_and_goes_on(session):
+    want = session.run(feed())["out_sample"].clone()
+    with pytest.raises(ShapeError, match="input 'sample': shape"):
+        session.run(feed(batch=5, height=128, width=128))
+    with pytest.raises(ShapeError, match="float64, want float16"):
+        session.run(feed() | {"sample": feed()["sample"].double()})
+    with pytest.raises(SvdqError):
+        session.run(feed() | {"timestep": torch.zeros(1, device="cuda")})  # batch 2 everywhere else
+    assert torch.equal(session.run(feed())["out_sample"], want)
+
+
+def test_damaged_plan_is_refused(folder, tmp_path):
+    from svdq_trt.runtime import Session
+
+    for name in ("manifest.json", "model.plan", json.loads((folder / "manifest.json").read_text())["plugin"]["file"]):
+        shutil.copy(folder / name, tmp_path / name)
+    plan = tmp_path / "model.plan"
+    data = bytearray(plan.read_bytes())
+    data[len(data) // 2] ^= 1
+    plan.write_bytes(data)
+    with pytest.raises(ArtifactError, match="another SHA-256"):
+        Session(tmp_path, **OPTIONS)
+
+
+def test_second_opening_compiles_nothing(folder, session):
+    from svdq_trt.runtime import Session
+
+    session.run(feed())
+    if session._cache is None:
+        pytest.skip("this TensorRT has no runtime cache")
+    with Session(folder, **OPTIONS) as again:
+        assert not again.compiled
+        assert torch.equal(again.run(feed())["out_sample"], session.run(feed())["out_sample"])
