@@ -131,9 +131,9 @@ def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
 
 def copy_bandwidth() -> float:
     """Bytes per second of a large device-to-device copy, read and written."""
-    a = torch.empty(2**30, device="cuda", dtype=torch.uint8)
+    a = torch.ones(2**30, device="cuda", dtype=torch.float32)
     b = torch.empty_like(a)
-    return 2 * a.numel() / (time_calls([lambda: b.copy_(a)], 0.05).median * 1e-6)
+    return 2 * a.numel() * 4 / (time_calls([lambda: b.copy_(a)], 0.1).median * 1e-6)
 
 
 def bench(library: capi.Library, shape: shapes.Shape, args: argparse.Namespace, dtype: torch.dtype) -> dict:

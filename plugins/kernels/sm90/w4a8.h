@@ -19,10 +19,15 @@ cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t strea
 // Kernel (b): workspace and weights -> y.
 cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream);
 
-// The same with the tile given, for tuning; 0 chooses as above.
-//   tokens: 32 or 64 rows per cluster; blocks: 128-blocks of K per CTA, at most 16 CTAs per cluster.
-//   bn: 64, 128, 160, 192, 224 or 256 tokens per tile; cluster: 1 or 2 CTAs that share tokens.
-cudaError_t launch_quantize_w4a8_tiled(const svdq_linear_params& p, cudaStream_t stream, int tokens, int blocks);
+// The same with the tile given, for tuning.
+struct QuantizeSplit {
+    int tokens;               // rows per tile; streaming: 16 or 32, else 32 or 64
+    int ctas;                 // CTAs that share a row; streaming: 1, 2, 4, 8 or 16, else up to 16
+    bool streaming;           // persistent clusters, or one tile per cluster (takes every shape)
+};
+cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s);
+
+// bn: 64, 128, 160, 192 or 256 tokens per tile, 0 chooses; cluster: 1 or 2 CTAs that share tokens.
 cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t stream, int bn, int cluster);
 
 }  // namespace svdq::sm90

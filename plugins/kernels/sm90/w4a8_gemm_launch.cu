@@ -9,42 +9,33 @@ namespace svdq::sm90 {
 namespace {
 
 struct TileChoice {
-    int bn, cluster;
+    CompiledTile tile;
+    int cluster;
 };
 
-// Cycles of the busiest CTA: 128 * BN * K tensor work in each of its tiles, plus what a tile costs beside it.
-double cost(int bn, int cluster, int sms, int row_tiles, int m, int k, int r) {
-    const int token_tiles = (m + bn - 1) / bn;
-    const int units = (row_tiles + cluster - 1) / cluster * token_tiles;
-    const int waves = (units + sms / cluster - 1) / (sms / cluster);
-    const int k_blocks = (k + kBlockK - 1) / kBlockK;
-    const double stage = 4.0 * bn;                       // two warpgroups, four wgmma of bn/2 cycles each
-    const double shared_loads = cluster == 1 ? 1.06 : 1; // x_q is fetched from L2 twice as often
-    const double tile = k_blocks * stage * shared_loads + (r / 16) * bn + 600 + 4.0 * bn;
-    return waves * tile;
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// Cycles of the busiest CTA: tensor work of its tiles, plus what the ends of tiles and the launch cost beside it.
+double cost(const CompiledTile& t, int cluster, int sms, int n_out, bool geglu, int m, int k, int r) {
+    const int rows = 64 * t.wgs / (geglu ? 2 : 1);
+    const int units = ceil_div(ceil_div(n_out, rows), cluster) * ceil_div(m, t.bn);
+    const int waves = ceil_div(units, sms / cluster);
+    const double stage = 4.0 * t.wgs * t.bn / 2;            // four wgmma of bn/2 cycles per warpgroup
+    const double fetch = cluster == 1 ? 1.04 : 1.0;         // x_q comes from L2 twice as often
+    const double end = t.wgs == 3 ? 1200 : 600 + 10.0 * t.bn;
+    return waves * (ceil_div(k, kBlockK) * stage * fetch + (r / 16) * (t.wgs * t.bn / 2) + end) + 8.0 * t.bn;
 }
 
-TileChoice choose(int sms, int row_tiles, int m, int k, int r) {
-    TileChoice best = {256, 1};
+TileChoice choose(int sms, int n_out, bool geglu, int m, int k, int r) {
+    TileChoice best = {kTiles[0], 1};
     double best_cost = 1e300;
-    for (const int bn : kTokenTiles) {
+    for (const CompiledTile& t : kTiles) {
         for (const int cluster : {2, 1}) {
-            const double c = cost(bn, cluster, sms, row_tiles, m, k, r);
-            if (c < best_cost) best = {bn, cluster}, best_cost = c;
+            const double c = cost(t, cluster, sms, n_out, geglu, m, k, r);
+            if (c < best_cost) best = {t, cluster}, best_cost = c;
         }
     }
     return best;
-}
-
-int smem_bytes(int bn) {
-    switch (bn) {
-        case 256: return kGemmSmemBytes<256>;
-        case 224: return kGemmSmemBytes<224>;
-        case 192: return kGemmSmemBytes<192>;
-        case 160: return kGemmSmemBytes<160>;
-        case 128: return kGemmSmemBytes<128>;
-        default: return kGemmSmemBytes<64>;
-    }
 }
 
 ActClass act_class(int activation) {
@@ -62,12 +53,13 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
 
     const bool geglu = p.activation == SVDQ_ACT_GEGLU;
     const int n_out = geglu ? p.n / 2 : p.n;
-    const int rows_per_tile = geglu ? kRowsPerTile / 2 : kRowsPerTile;
-    const int row_tiles = (n_out + rows_per_tile - 1) / rows_per_tile;
-    if (bn == 0) {
-        const TileChoice c = choose(sms, row_tiles, p.m, p.k, p.r);
-        bn = c.bn, cluster = c.cluster;
+    TileChoice choice = choose(sms, n_out, geglu, p.m, p.k, p.r);
+    for (const CompiledTile& t : kTiles) {
+        if (t.bn == bn) choice = {t, cluster};
     }
+    cluster = choice.cluster, bn = choice.tile.bn;
+    const int rows_per_tile = 64 * choice.tile.wgs / (geglu ? 2 : 1);
+    const int row_tiles = ceil_div(n_out, rows_per_tile);
 
     const W4A8Workspace ws(p.m, p.k, p.r);
     const auto* base = static_cast<const uint8_t*>(p.workspace);
@@ -77,27 +69,24 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
     GemmArgs a = {};
     cudaError_t e = encode(&a.x_q, {base + ws.x_q, m, k_padded, k_padded, token_box, kBlockK, 1,
                                     CU_TENSOR_MAP_SWIZZLE_128B});
-    if (!e) e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, 64, kBlockK / 2, 1, CU_TENSOR_MAP_SWIZZLE_NONE});
+    if (!e) e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, uint32_t(32 * choice.tile.wgs), kBlockK / 2, 1, CU_TENSOR_MAP_SWIZZLE_NONE});
     if (!e && p.r > 0) e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
-    if (!e) {
-        e = encode(&a.y, {p.y, m, uint64_t(n_out), 2 * uint64_t(n_out), kSlabTokens, uint32_t(rows_per_tile / 2), 2,
-                          geglu ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B});
-    }
     if (e) return e;
     a.z = static_cast<const uint8_t*>(p.wscale);
     a.wscale2 = static_cast<const float*>(p.wscale2);
     a.x_scale = reinterpret_cast<const float*>(base + ws.x_scale);
     a.lora_up = p.lora_up;
     a.bias = p.bias;
+    a.y = p.y;
     a.m = p.m, a.n = p.n, a.k = p.k, a.r = p.r;
     a.activation = p.activation;
-    a.row_units = (row_tiles + cluster - 1) / cluster;
-    a.token_tiles = (p.m + bn - 1) / bn;
+    a.row_units = ceil_div(row_tiles, cluster);
+    a.token_tiles = ceil_div(p.m, bn);
     a.cluster = cluster;
 
     const GemmKernel kernel = p.dtype == SVDQ_F16 ? gemm_w4a8_f16(bn, act_class(p.activation))
                                                   : gemm_w4a8_bf16(bn, act_class(p.activation));
-    const int smem = smem_bytes(bn);
+    const int smem = choice.tile.smem;
     e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
     if (e) return e;
     const int units = a.row_units * a.token_tiles;
@@ -110,7 +99,7 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
     attrs[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(unsigned(clusters * cluster));
-    config.blockDim = dim3(kGemmThreads);
+    config.blockDim = dim3(unsigned(128 * (choice.tile.wgs + 1)));
     config.dynamicSmemBytes = size_t(smem);
     config.stream = stream;
     config.attrs = attrs;

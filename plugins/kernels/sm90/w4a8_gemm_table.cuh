@@ -7,26 +7,33 @@ namespace svdq::sm90 {
 
 using GemmKernel = void (*)(GemmArgs);
 
-constexpr int kTokenTiles[] = {256, 224, 192, 160, 128, 64};
+struct CompiledTile {
+    int wgs, bn, smem;
+};
 
-template <typename T, int BN>
+constexpr CompiledTile kTiles[] = {
+    {3, 192, GemmTile<3, 192>::kSmem}, {2, 256, GemmTile<2, 256>::kSmem}, {2, 160, GemmTile<2, 160>::kSmem},
+    {2, 128, GemmTile<2, 128>::kSmem}, {2, 64, GemmTile<2, 64>::kSmem},
+};
+
+template <typename T, int kWgs, int BN>
 GemmKernel pick_act(ActClass act) {
     switch (act) {
-        case ActClass::kUnary: return gemm_w4a8_kernel<BN, T, ActClass::kUnary>;
-        case ActClass::kGeglu: return gemm_w4a8_kernel<BN, T, ActClass::kGeglu>;
-        default: return gemm_w4a8_kernel<BN, T, ActClass::kNone>;
+        case ActClass::kUnary: return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kUnary>;
+        case ActClass::kGeglu: return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kGeglu>;
+        default: return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kNone>;
     }
 }
 
+// bn: one of kTiles.
 template <typename T>
 GemmKernel pick_kernel(int bn, ActClass act) {
     switch (bn) {
-        case 256: return pick_act<T, 256>(act);
-        case 224: return pick_act<T, 224>(act);
-        case 192: return pick_act<T, 192>(act);
-        case 160: return pick_act<T, 160>(act);
-        case 128: return pick_act<T, 128>(act);
-        default: return pick_act<T, 64>(act);
+        case 192: return pick_act<T, 3, 192>(act);
+        case 256: return pick_act<T, 2, 256>(act);
+        case 160: return pick_act<T, 2, 160>(act);
+        case 128: return pick_act<T, 2, 128>(act);
+        default: return pick_act<T, 2, 64>(act);
     }
 }
 

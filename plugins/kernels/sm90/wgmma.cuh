@@ -33,10 +33,12 @@ __device__ __forceinline__ void wgmma_wait() {
 #define SVDQ_P5 "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define SVDQ_P6 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define SVDQ_P7 "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define SVDQ_D8(c, i) \
+#define SVDQ_E8(c, i) \
     c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
-#define SVDQ_E16(c, i) SVDQ_D8(c, i), SVDQ_D8(c, i + 8)
+#define SVDQ_E16(c, i) SVDQ_E8(c, i), SVDQ_E8(c, i + 8)
+#define SVDQ_D8(c) SVDQ_E8(c, 0)
 #define SVDQ_D16(c) SVDQ_E16(c, 0)
+#define SVDQ_L8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SVDQ_L16 SVDQ_P0
 #define SVDQ_L32 SVDQ_P0 ", " SVDQ_P1
 #define SVDQ_D32(c) SVDQ_E16(c, 0), SVDQ_E16(c, 16)
@@ -116,6 +118,7 @@ struct WgmmaSs;  // as Wgmma, A in shared memory too
                          : "l"(a), "l"(b));                                                                          \
         }                                                                                                            \
     };
+SVDQ_WGMMA_SS(16, 8, "%8", "%9")
 SVDQ_WGMMA_SS(32, 16, "%16", "%17")
 SVDQ_WGMMA_SS(64, 32, "%32", "%33")
 SVDQ_WGMMA_SS(256, 128, "%128", "%129")
