@@ -2,9 +2,10 @@
 
     python benchmarks/bench_linear.py --format w4a8 --rank 32 --out linear.json
 
-Each timed body is a CUDA graph of calls that walk through several sets of inputs, weights and outputs, together larger
-than the L2, so nothing is warm that would not be in a model. Reported: median, p10 and p90 of a call over the replays.
-The rivals get their input in their own dtype for free; ours starts from 16-bit x and includes bias and rank R.
+Each timed body is a CUDA graph of calls that walk through several sets of inputs, weights and
+outputs, together larger than the L2, so nothing is warm that would not be in a model. Reported:
+median, p10 and p90 of a call over the replays. The rivals get their input in their own dtype for
+free and have no bias; ours starts from 16-bit x and includes bias and rank R.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import capi
@@ -35,32 +37,54 @@ class Timing:
     p90: float
 
 
-def time_calls(calls: list[Callable[[], None]], seconds: float) -> Timing:
-    """Capture all calls in one graph and replay it for about `seconds` (after a quarter of that as warm-up)."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
+class Body:
+    """A CUDA graph of calls, and the microseconds of one call in each of its replays so far."""
+
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        """Run two of the calls once, then capture all; the calls keep their tensors alive."""
+        self.kept = calls
+        for call in calls[:2]:
             call()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    once = begin.elapsed_time(end) * 1e-3
-    for _ in range(max(1, int(seconds / 4 / once))):
-        graph.replay()
-    replays = max(8, int(seconds / once))
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
-        graph.replay()
-        mark.record()
-    torch.cuda.synchronize()
-    us = sorted(a.elapsed_time(b) * 1e3 / len(calls) for a, b in zip(marks, marks[1:], strict=False))
-    return Timing(statistics.median(us), us[len(us) // 10], us[-1 - len(us) // 10])
+        torch.cuda.synchronize()
+        self.calls = len(calls)
+        self.us: list[float] = []
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for call in calls:
+                call()
+        self.once_s = self._replay(1)[0] * self.calls * 1e-6
+
+    def _replay(self, times: int) -> list[float]:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            self.graph.replay()
+            mark.record()
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) * 1e3 / self.calls for a, b in pairwise(marks)]
+
+    def run(self, seconds: float) -> None:
+        """Replay for about `seconds`, after a quarter of that as warm-up."""
+        self._replay(max(1, int(seconds / 4 / self.once_s)))
+        self.us += self._replay(max(4, int(seconds / self.once_s)))
+
+    def timing(self) -> Timing:
+        """Over everything run() has recorded."""
+        us = sorted(self.us)
+        return Timing(statistics.median(us), us[len(us) // 10], us[-1 - len(us) // 10])
+
+
+def time_together(bodies: dict[str, Body], seconds: float, rounds: int = 3) -> dict[str, Timing]:
+    """Time all bodies in turn, several rounds: clocks drift with the heat; no one comes first."""
+    for _ in range(rounds):
+        for body in bodies.values():
+            body.run(seconds / rounds)
+    return {name: body.timing() for name, body in bodies.items()}
+
+
+def time_calls(calls: list[Callable[[], None]], seconds: float) -> Timing:
+    """Time one body alone."""
+    return time_together({"": Body(calls)}, seconds, rounds=1)[""]
 
 
 def sets_for(bytes_per_set: float) -> int:
@@ -68,8 +92,10 @@ def sets_for(bytes_per_set: float) -> int:
     return max(2, min(MAX_SETS, math.ceil(BYTES_TO_ROTATE / bytes_per_set)))
 
 
-def ours(library: capi.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str) -> list[capi.Linear]:
-    """Random linears of the shape: valid codes and scales, drawn directly (no quantizer needed for timing)."""
+def ours(
+    library: capi.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str
+) -> list[capi.Linear]:
+    """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing."""
     m, k, n = shape.m, shape.k, shape.n
     bytes_per_set = m * k * 2 + n * k / 2 + m * n * 2 + m * k
     base = torch.randn(m, k, device="cuda", dtype=dtype)
@@ -130,23 +156,35 @@ def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second of a large device-to-device copy, read and written."""
+    """Bytes per second, read and written, of a large copy; not in a graph, where it is slower."""
     a = torch.ones(2**30, device="cuda", dtype=torch.float32)
     b = torch.empty_like(a)
-    return 2 * a.numel() * 4 / (time_calls([lambda: b.copy_(a)], 0.1).median * 1e-6)
+    seconds = []
+    for _ in range(12):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        b.copy_(a)
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) * 1e-3)
+    return 2 * a.numel() * 4 / statistics.median(seconds[2:])
 
 
 def bench(library: capi.Library, shape: shapes.Shape, args: argparse.Namespace, dtype: torch.dtype) -> dict:
     """All timings of one shape."""
-    times: dict[str, Timing] = {}
-    times["bf16"] = time_calls(cublas_bf16(shape), args.seconds)
-    times["fp8"] = time_calls(cublas_fp8(shape), args.seconds)
     linears = ours(library, shape, args.rank, dtype, args.format)
-    for name, call in (("a", "svdq_linear_quantize"), ("b", "svdq_linear_gemm"), ("total", "svdq_linear")):
-        times[name] = time_calls([linear.runner(call) for linear in linears], args.seconds)
-    del linears
     plain = ours(library, shape, 0, dtype, args.format)
-    times["rank0"] = time_calls([linear.runner() for linear in plain], args.seconds)
+    for linear in linears:
+        linear.run()  # so that (b) alone reads real codes
+    bodies = {
+        "bf16": Body(cublas_bf16(shape)),
+        "fp8": Body(cublas_fp8(shape)),
+        "a": Body([linear.runner("svdq_linear_quantize") for linear in linears]),
+        "b": Body([linear.runner("svdq_linear_gemm") for linear in linears]),
+        "total": Body([linear.runner() for linear in linears]),
+        "rank0": Body([linear.runner() for linear in plain]),
+    }
+    times = time_together(bodies, args.seconds)
     return {"shape": asdict(shape), "us": {k: asdict(t) for k, t in times.items()}}
 
 
@@ -156,7 +194,7 @@ def geomean(values: list[float]) -> float:
 
 
 def report(rows: list[dict], copy: float) -> str:
-    """The table, ratios first."""
+    """Format the table; sets each row's ratio."""
     head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'a':>7}{'b':>8}{'total':>8}{'rank0':>8}"
     lines = [head + f"{'x bf16':>8}{'b:fp8':>7}{'rank':>7}{'a:copy':>8}{'TOPS':>7}"]
     for row in rows:
@@ -189,7 +227,8 @@ def plot(rows: list[dict], path: Path) -> None:
     names = [r["shape"]["name"] for r in rows]
     fig, ax = plt.subplots(figsize=(10, 4))
     ax.bar(names, [r["ratio"] for r in rows], label="w4a8, all included")
-    ax.plot(names, [r["us"]["bf16"]["median"] / r["us"]["fp8"]["median"] for r in rows], "k_", ms=18, label="fp8")
+    fp8 = [r["us"]["bf16"]["median"] / r["us"]["fp8"]["median"] for r in rows]
+    ax.plot(names, fp8, "k_", ms=18, label="fp8 cuBLASLt, input already fp8")
     ax.axhline(1, color="gray", lw=1)
     ax.set_ylabel("speed-up over bf16 cuBLAS")
     ax.tick_params(axis="x", rotation=60)
@@ -221,10 +260,11 @@ def main() -> None:
             rows.append(bench(library, shape, args, dtype))
             torch.cuda.empty_cache()
     table = report(rows, copy)
-    print(f"{torch.cuda.get_device_name()}, copy {copy / 1e12:.2f} TB/s, R = {args.rank}, {args.dtype}, us per call")
+    gpu = torch.cuda.get_device_name()
+    print(f"{gpu}, copy {copy / 1e12:.2f} TB/s, R = {args.rank}, {args.dtype}, us per call")
     print(table)
     if args.out:
-        machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_bytes_per_s": copy}
+        machine = {"gpu": gpu, "torch": torch.__version__, "copy_bytes_per_s": copy}
         args.out.write_text(json.dumps({"machine": machine, "format": args.format, "rows": rows}, indent=1))
         plot(rows, args.out.with_suffix(".png"))
 

@@ -1,4 +1,4 @@
-"""The C API (plugins/include/svdq/svdq.h) on torch tensors, through ctypes. For benchmarks and kernel tests."""
+"""The C API (plugins/include/svdq/svdq.h) on torch tensors, for benchmarks and kernel tests."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ class Library:
     def workspace_bytes(self, fmt: str, m: int, n: int, k: int, r: int) -> int:
         """Bytes of workspace for sizes up to (m, n, k, r)."""
         size = ctypes.c_size_t()
-        self._check(self.c.svdq_workspace_bytes(FORMATS[fmt], m, n, k, r, ctypes.byref(size)), "workspace_bytes")
+        status = self.c.svdq_workspace_bytes(FORMATS[fmt], m, n, k, r, ctypes.byref(size))
+        self._check(status, "workspace_bytes")
         return size.value
 
     def call(self, name: str, params: Params) -> None:
@@ -95,7 +96,7 @@ class Linear:
         self.library.call(what, self.params)
 
     def runner(self, what: str = "svdq_linear") -> Callable[[], None]:
-        """A callable that does run(what)."""
+        """Return a callable that does run(what)."""
         return lambda: self.run(what)
 
 

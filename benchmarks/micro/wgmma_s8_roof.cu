@@ -1,9 +1,10 @@
-// How fast can one H100/H200 issue int8 wgmma when nothing else is in the way? One CTA per SM, two warpgroups, random
-// data, m64n256k32 with B in 128-byte-swizzled shared memory:
+// How fast can one H100/H200 issue int8 wgmma when nothing else is in the way? One CTA per SM, two
+// warpgroups, random data, m64n256k32 with B in 128-byte-swizzled shared memory:
 //   ss      A in shared memory
 //   rs      A in registers, constant
 //   rs4     A in registers, expanded from 4-bit codes before every wgmma (what gemm_w4a8 does)
-// Build: nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -I../../plugins/kernels/sm90 -I../../plugins/include
+// Build: nvcc -std=c++17 -O3 -gencode=arch=compute_90a,code=sm_90a -I../../plugins/kernels/sm90
+// -I../../plugins/include
 #include <cstdio>
 
 #include "w4a8_gemm.cuh"
@@ -38,7 +39,8 @@ __global__ void __launch_bounds__(kThreads, 1) roof(const uint32_t* noise, int* 
             }
             wgmma_fence();
             if (kMode == 0) {
-                WgmmaSs<256>::s8(acc, smem_desc(slot + 8192 * (threadIdx.x / 128)) + 2 * j, smem_desc(slot) + 2 * j);
+                WgmmaSs<256>::s8(acc, smem_desc(slot + 8192 * (threadIdx.x / 128)) + 2 * j,
+                                 smem_desc(slot) + 2 * j);
             } else {
                 Wgmma<256>::s8(acc, a[j & 1], smem_desc(slot) + 2 * j);
             }

@@ -1,7 +1,7 @@
 """The sm_90 w4a8 kernels against the reference, on identical quantized weights.
 
-Two measures: codes and scales bit for bit (through R = 0 outputs that reveal them), outputs in dB. Output rounding
-alone gives 73 dB in f16 and 55 dB in bf16; activation codes match the reference exactly, so little else is left.
+Two measures: codes and scales (through R = 0 outputs that reveal them), outputs in dB. Output rounding
+alone gives 73 dB in f16 and 55 dB in bf16; codes match the reference exactly, so little else is left.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NUMPY = {torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(ml_dtypes
 
 @pytest.fixture(scope="module")
 def library() -> capi.Library:
-    """The C API library."""
+    """Load the C API library."""
     path = capi.find_library()
     if path is None:
         pytest.skip("libsvdq.so not built; set SVDQ_LIBRARY")

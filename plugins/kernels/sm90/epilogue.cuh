@@ -9,7 +9,8 @@
 
 namespace svdq::sm90 {
 
-// Which code a kernel is compiled with: none, any one-input activation (chosen at run time), or the gated pair.
+// Which code a kernel is compiled with: none, any one-input activation (chosen at run time), or the gated
+// pair.
 enum class ActClass { kNone, kUnary, kGeglu };
 
 __device__ __forceinline__ float fast_exp(float v) { return exp2f(v * 1.4426950408889634f); }
@@ -51,10 +52,14 @@ __device__ __forceinline__ float silu(float v) { return v * fast_rcp(1.0f + fast
 
 __device__ __forceinline__ float activate(float v, int activation) {
     switch (activation) {
-        case SVDQ_ACT_GELU: return gelu_erf(v);
-        case SVDQ_ACT_GELU_TANH: return gelu_tanh(v);
-        case SVDQ_ACT_SILU: return silu(v);
-        default: return v;
+        case SVDQ_ACT_GELU:
+            return gelu_erf(v);
+        case SVDQ_ACT_GELU_TANH:
+            return gelu_tanh(v);
+        case SVDQ_ACT_SILU:
+            return silu(v);
+        default:
+            return v;
     }
 }
 
@@ -65,7 +70,9 @@ template <>
 struct Act16<__half> {
     using Pair = __half2;
     static constexpr uint32_t kInf = 0x7c00;
-    static __device__ __forceinline__ float to_float(uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+    static __device__ __forceinline__ float to_float(uint16_t bits) {
+        return __half2float(__ushort_as_half(bits));
+    }
     // Rounds two values, low half first; saturates at +-65504, NaN stays NaN.
     static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
         __half2 v = __floats2half2_rn(lo, hi);
@@ -82,13 +89,15 @@ struct Act16<__half> {
         return __half22float2(*reinterpret_cast<const __half2*>(&bits));
     }
     static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
-        const __half2 v = __hmul2_rn(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+        const __half2 v =
+            __hmul2_rn(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
         return *reinterpret_cast<const uint32_t*>(&v);
     }
-    // Larger of `top` and |b| in each half; NaN wins. (max.xorsign.abs would take one instruction less, but it was
-    // seen to return the smaller magnitude on an H200.)
+    // Larger of `top` and |b| in each half; NaN wins. (With max.NaN.xorsign.abs an H200 gave too small a
+    // maximum in some rows.)
     static __device__ __forceinline__ uint32_t max_abs(uint32_t top, uint32_t b) {
-        const __half2 v = __hmax2_nan(*reinterpret_cast<const __half2*>(&top), __habs2(*reinterpret_cast<const __half2*>(&b)));
+        const __half2 v = __hmax2_nan(*reinterpret_cast<const __half2*>(&top),
+                                      __habs2(*reinterpret_cast<const __half2*>(&b)));
         return *reinterpret_cast<const uint32_t*>(&v);
     }
 };
@@ -97,7 +106,9 @@ template <>
 struct Act16<__nv_bfloat16> {
     using Pair = __nv_bfloat162;
     static constexpr uint32_t kInf = 0x7f80;
-    static __device__ __forceinline__ float to_float(uint16_t bits) { return __uint_as_float(uint32_t(bits) << 16); }
+    static __device__ __forceinline__ float to_float(uint16_t bits) {
+        return __uint_as_float(uint32_t(bits) << 16);
+    }
     static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
         const __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
         return *reinterpret_cast<const uint32_t*>(&v);
@@ -107,8 +118,8 @@ struct Act16<__nv_bfloat16> {
         return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
     }
     static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
-        const __nv_bfloat162 v =
-            __hmul2_rn(*reinterpret_cast<const __nv_bfloat162*>(&a), *reinterpret_cast<const __nv_bfloat162*>(&b));
+        const __nv_bfloat162 v = __hmul2_rn(*reinterpret_cast<const __nv_bfloat162*>(&a),
+                                            *reinterpret_cast<const __nv_bfloat162*>(&b));
         return *reinterpret_cast<const uint32_t*>(&v);
     }
     static __device__ __forceinline__ uint32_t max_abs(uint32_t top, uint32_t b) {

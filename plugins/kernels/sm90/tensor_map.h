@@ -7,13 +7,14 @@
 
 namespace svdq::sm90 {
 
-// A row-major matrix [rows, cols] with `row_bytes` between rows, read or written in boxes of box_rows x box_cols.
+// A row-major matrix [rows, cols] with `row_bytes` between rows, read or written in boxes of box_rows x
+// box_cols.
 // Elements outside read as zero and are not written. row_bytes % 16 == 0.
 struct MatrixMap {
     const void* base;
     uint64_t rows, cols, row_bytes;
     uint32_t box_rows, box_cols;
-    uint32_t elem_bytes;               // 1 or 2
+    uint32_t elem_bytes;  // 1 or 2
     CUtensorMapSwizzle swizzle;
 };
 

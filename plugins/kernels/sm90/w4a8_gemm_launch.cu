@@ -15,15 +15,15 @@ struct TileChoice {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Cycles of the busiest CTA: tensor work of its tiles, plus what the ends of tiles and the launch cost beside it.
+// Cycles of the busiest CTA, fitted to H200 timings: per stage of K the tensor work (four wgmma of bn/2
+// cycles per warpgroup) and what the ring costs beside it, per tile its end.
 double cost(const CompiledTile& t, int cluster, int sms, int n_out, bool geglu, int m, int k, int r) {
     const int rows = 64 * t.wgs / (geglu ? 2 : 1);
     const int units = ceil_div(ceil_div(n_out, rows), cluster) * ceil_div(m, t.bn);
     const int waves = ceil_div(units, sms / cluster);
-    const double stage = 4.0 * t.wgs * t.bn / 2;            // four wgmma of bn/2 cycles per warpgroup
-    const double fetch = cluster == 1 ? 1.04 : 1.0;         // x_q comes from L2 twice as often
-    const double end = t.wgs == 3 ? 1200 : 600 + 10.0 * t.bn;
-    return waves * (ceil_div(k, kBlockK) * stage * fetch + (r / 16) * (t.wgs * t.bn / 2) + end) + 8.0 * t.bn;
+    const double stage = (2.0 * t.wgs * t.bn + (t.wgs == 3 ? 208 : 130)) * (cluster == 1 ? 1.02 : 1.0);
+    const double end = (r / 16) * (t.wgs * t.bn / 2) + (t.wgs == 3 ? 1800 : 500 + 4.0 * t.bn);
+    return waves * (ceil_div(k, kBlockK) * stage + end);
 }
 
 TileChoice choose(int sms, int n_out, bool geglu, int m, int k, int r) {
@@ -67,10 +67,13 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
     const uint64_t k_padded = align_up(k, kBlockK);
     const uint32_t token_box = uint32_t(bn / cluster);
     GemmArgs a = {};
-    cudaError_t e = encode(&a.x_q, {base + ws.x_q, m, k_padded, k_padded, token_box, kBlockK, 1,
-                                    CU_TENSOR_MAP_SWIZZLE_128B});
-    if (!e) e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, uint32_t(32 * choice.tile.wgs), kBlockK / 2, 1, CU_TENSOR_MAP_SWIZZLE_NONE});
-    if (!e && p.r > 0) e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
+    cudaError_t e = encode(
+        &a.x_q, {base + ws.x_q, m, k_padded, k_padded, token_box, kBlockK, 1, CU_TENSOR_MAP_SWIZZLE_128B});
+    if (!e)
+        e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, uint32_t(32 * choice.tile.wgs), kBlockK / 2, 1,
+                                CU_TENSOR_MAP_SWIZZLE_NONE});
+    if (!e && p.r > 0)
+        e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
     if (e) return e;
     a.z = static_cast<const uint8_t*>(p.wscale);
     a.wscale2 = static_cast<const float*>(p.wscale2);

@@ -19,9 +19,12 @@ constexpr CompiledTile kTiles[] = {
 template <typename T, int kWgs, int BN>
 GemmKernel pick_act(ActClass act) {
     switch (act) {
-        case ActClass::kUnary: return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kUnary>;
-        case ActClass::kGeglu: return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kGeglu>;
-        default: return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kNone>;
+        case ActClass::kUnary:
+            return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kUnary>;
+        case ActClass::kGeglu:
+            return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kGeglu>;
+        default:
+            return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kNone>;
     }
 }
 
@@ -29,11 +32,16 @@ GemmKernel pick_act(ActClass act) {
 template <typename T>
 GemmKernel pick_kernel(int bn, ActClass act) {
     switch (bn) {
-        case 192: return pick_act<T, 3, 192>(act);
-        case 256: return pick_act<T, 2, 256>(act);
-        case 160: return pick_act<T, 2, 160>(act);
-        case 128: return pick_act<T, 2, 128>(act);
-        default: return pick_act<T, 2, 64>(act);
+        case 192:
+            return pick_act<T, 3, 192>(act);
+        case 256:
+            return pick_act<T, 2, 256>(act);
+        case 160:
+            return pick_act<T, 2, 160>(act);
+        case 128:
+            return pick_act<T, 2, 128>(act);
+        default:
+            return pick_act<T, 2, 64>(act);
     }
 }
 

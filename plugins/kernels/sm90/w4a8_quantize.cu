@@ -17,6 +17,7 @@ int split(int blocks, int ctas) { return ceil_div(blocks, ctas); }
 
 // Ring stages that fit beside the rest; 0 where fewer than two do.
 int stages_that_fit(int tokens, int ctas, int blocks, int r) {
+    if (blocks > (tokens == 32 ? kMaxBlocksPerCta<32> : kMaxBlocksPerCta<16>)) return 0;
     for (int s = kMaxStages; s >= 2; --s) {
         if (QuantizeSmem(tokens, ctas, blocks, s, r).bytes <= kSmem) return s;
     }
@@ -26,7 +27,7 @@ int stages_that_fit(int tokens, int ctas, int blocks, int r) {
 // The fewest CTAs per cluster that leave three stages; else any that fits; else the kernel for every shape.
 QuantizeSplit choose(int k, int r) {
     const int all = blocks_of(k);
-    if (all <= 16) return {32, ceil_div(all, 9), false};      // short rows: two CTAs per SM beat a pipeline
+    if (all <= 16) return {32, ceil_div(all, 9), false};  // short rows: two CTAs per SM beat a pipeline
     for (const int want : {3, 2}) {
         for (const int ctas : {1, 2, 4, 8, 16}) {
             for (const int tokens : {32, 16}) {
@@ -38,7 +39,8 @@ QuantizeSplit choose(int k, int r) {
 }
 
 template <typename Kernel, typename Args>
-cudaError_t launch(Kernel kernel, const Args& args, unsigned ctas, dim3 grid, int threads, int smem, cudaStream_t stream) {
+cudaError_t launch(Kernel kernel, const Args& args, unsigned ctas, dim3 grid, int threads, int smem,
+                   cudaStream_t stream) {
     cudaLaunchAttribute attrs[2] = {};
     attrs[0].id = cudaLaunchAttributeClusterDimension;
     attrs[0].val.clusterDim = {ctas, 1, 1};
@@ -53,7 +55,7 @@ cudaError_t launch(Kernel kernel, const Args& args, unsigned ctas, dim3 grid, in
     config.numAttrs = 2;
     cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
     if (!e && ctas > 8) e = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (!e && grid.x == 0) {                                  // persistent: as many clusters as run at once
+    if (!e && grid.x == 0) {  // persistent: as many clusters as run at once
         config.gridDim = dim3(ctas);
         int clusters = 0;
         e = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
@@ -89,8 +91,10 @@ cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, i
     a.stages = stages_that_fit(tokens, ctas, a.blocks_per_cta, p.r);
     if (a.stages == 0) return cudaErrorInvalidConfiguration;
     const auto pick = [&]() -> void (*)(QuantizeArgs) {
-        if (p.dtype == SVDQ_F16) return tokens == 32 ? quantize_w4a8_kernel<__half, 32> : quantize_w4a8_kernel<__half, 16>;
-        return tokens == 32 ? quantize_w4a8_kernel<__nv_bfloat16, 32> : quantize_w4a8_kernel<__nv_bfloat16, 16>;
+        if (p.dtype == SVDQ_F16)
+            return tokens == 32 ? quantize_w4a8_kernel<__half, 32> : quantize_w4a8_kernel<__half, 16>;
+        return tokens == 32 ? quantize_w4a8_kernel<__nv_bfloat16, 32>
+                            : quantize_w4a8_kernel<__nv_bfloat16, 16>;
     };
     const int smem = QuantizeSmem(tokens, ctas, a.blocks_per_cta, a.stages, p.r).bytes;
     const dim3 tiles(0, unsigned((p.m + tokens - 1) / tokens));
@@ -109,14 +113,15 @@ cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int tok
     a.t = base + ws.t;
     a.m = p.m, a.k = p.k, a.r = p.r;
     a.blocks_per_cta = split(blocks_of(p.k), wanted_ctas);
-    const int ctas = split(blocks_of(p.k), a.blocks_per_cta);   // none without work
+    const int ctas = split(blocks_of(p.k), a.blocks_per_cta);  // none without work
     const int smem = QuantizeAnySmem(tokens, a.blocks_per_cta, a.lora_box_rows).bytes;
     const dim3 grid(unsigned(ctas), unsigned(ceil_div(p.m, tokens)));
     const auto pick = [&]() -> void (*)(QuantizeAnyArgs) {
         if (p.dtype == SVDQ_F16) {
             return tokens == 64 ? quantize_any_w4a8_kernel<__half, 64> : quantize_any_w4a8_kernel<__half, 32>;
         }
-        return tokens == 64 ? quantize_any_w4a8_kernel<__nv_bfloat16, 64> : quantize_any_w4a8_kernel<__nv_bfloat16, 32>;
+        return tokens == 64 ? quantize_any_w4a8_kernel<__nv_bfloat16, 64>
+                            : quantize_any_w4a8_kernel<__nv_bfloat16, 32>;
     };
     return launch(pick(), a, unsigned(ctas), grid, kQuantizeAnyThreads, smem, stream);
 }
@@ -125,11 +130,14 @@ cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int tok
 
 size_t workspace_bytes_w4a8(int m, int /*n*/, int k, int r) { return W4A8Workspace(m, k, r).bytes; }
 
-bool can_run_w4a8(const svdq_linear_params& p) { return p.format == SVDQ_FORMAT_W4A8 && p.k <= kMaxQuantizeK; }
+bool can_run_w4a8(const svdq_linear_params& p) {
+    return p.format == SVDQ_FORMAT_W4A8 && p.k <= kMaxQuantizeK;
+}
 
 cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s) {
     if (p.m == 0) return cudaSuccess;
-    return s.streaming ? launch_streaming(p, stream, s.tokens, s.ctas) : launch_any(p, stream, s.tokens, s.ctas);
+    return s.streaming ? launch_streaming(p, stream, s.tokens, s.ctas)
+                       : launch_any(p, stream, s.tokens, s.ctas);
 }
 
 cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t stream) {

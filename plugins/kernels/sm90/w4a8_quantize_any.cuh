@@ -1,17 +1,20 @@
-// quantize_any_w4a8 (sm_90a): kernel (a) for every shape, one tile of rows per cluster. Slower than quantize_w4a8, which
-// takes what fits its shared memory. x -> x_q, x_scale (int8 per token), t = x . lora_down^T; x is read once.
+// quantize_any_w4a8 (sm_90a): kernel (a) for every shape, one tile of rows per cluster. Slower than
+// quantize_w4a8, which takes what fits its shared memory. x -> x_q, x_scale (int8 per token), t = x .
+// lora_down^T; x is read once.
 //
-// A cluster of C = 1..16 CTAs owns kTokens rows of x and splits K: CTA c has blocks c*B .. c*B+B-1 of 128 columns.
+// A cluster of C = 1..16 CTAs owns kTokens rows of x and splits K: CTA c has blocks c*B .. c*B+B-1 of 128
+// columns.
 //
 //               K ->   CTA 0          CTA 1          ...    CTA C-1
 //             +--------------+--------------+--     --+--------------+
-//   kTokens   |   B x 128    |   B x 128    |         |   the rest   |    x stays in shared memory, 128B swizzle
+//   kTokens   |   B x 128    |   B x 128    |         |   the rest   |   x stays in shared memory
 //             +--------------+--------------+--     --+--------------+
 //
-//   warps 0..7   pass 1, as blocks of x land: smooth, absmax. Exchange of the maxima through distributed shared
-//                memory. Pass 2, from shared memory again: smooth, codes in the K order of w4a8_layout.h.
-//   warps 8..11  t^T += lora_down . x^T (wgmma, 64 ranks x kTokens; lora_down through a ring of 2 blocks), then the
-//                partial t of the CTAs are summed in CTA order while warps 0..7 do pass 2.
+//   warps 0..7   pass 1, as blocks of x land: smooth, absmax. Exchange of the maxima through distributed
+//                shared memory. Pass 2, from shared memory again: smooth, codes in the K order of
+//                w4a8_layout.h.
+//   warps 8..11  t^T += lora_down . x^T (wgmma, 64 ranks x kTokens; lora_down through a ring of 2 blocks),
+//                then the partial t of the CTAs are summed in CTA order while warps 0..7 do pass 2.
 //   Ranks beyond 64 take further rounds over the x that is still in shared memory.
 //
 // Tasks of warps, numerics of the codes: w4a8_quantize_common.cuh.
@@ -26,22 +29,23 @@ namespace svdq::sm90 {
 
 struct QuantizeAnyArgs {
     CUtensorMap x, lora_down;
-    const void* act_mul;      // [K] act dtype
-    uint8_t* x_q;             // [M, Kp]
-    float* x_scale;           // [M]
-    void* t;                  // [M, R] act dtype
+    const void* act_mul;  // [K] act dtype
+    uint8_t* x_q;         // [M, Kp]
+    float* x_scale;       // [M]
+    void* t;              // [M, R] act dtype
     int m, k, r;
-    int blocks_per_cta;       // B
-    int lora_box_rows;        // min(R, 64)
+    int blocks_per_cta;  // B
+    int lora_box_rows;   // min(R, 64)
 };
 
 constexpr int kQuantizeAnyThreads = 384;
-constexpr int kQuantizeAnyWarps = 8;                 // that smooth and quantize
-constexpr int kLoraRing = 2;                      // blocks of lora_down in flight
-constexpr int kRankRound = 64;                    // ranks per round over x
+constexpr int kQuantizeAnyWarps = 8;  // that smooth and quantize
+constexpr int kLoraRing = 2;          // blocks of lora_down in flight
+constexpr int kRankRound = 64;        // ranks per round over x
 
 // x | ring of lora_down | partial t [kTokens][box rows + 4] f32 | maxima [64] u32 | barriers.
-// wgmma always reads 64 rows of lora_down: rows beyond the box are other data and end in accumulators nobody reads;
+// wgmma always reads 64 rows of lora_down: rows beyond the box are other data and end in accumulators nobody
+// reads;
 // `reach` keeps them inside the allocation.
 struct QuantizeAnySmem {
     int x, lora_box, partial_row, partial, maxima, barriers, bytes;
@@ -56,16 +60,18 @@ struct QuantizeAnySmem {
         const int reach = partial + (box_rows > 0 ? (64 - box_rows) * 128 : 0);
         maxima = end > reach ? end : reach;
         barriers = maxima + 64 * 4;
-        bytes = barriers + 8 * (blocks + kLoraRing) + 1024;   // 1024: alignment
+        bytes = barriers + 8 * (blocks + kLoraRing) + 1024;  // 1024: alignment
     }
 };
 
 template <typename T, int kTokens>
-__global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kernel(const __grid_constant__ QuantizeAnyArgs p) {
+__global__ void __launch_bounds__(kQuantizeAnyThreads, 2)
+    quantize_any_w4a8_kernel(const __grid_constant__ QuantizeAnyArgs p) {
     using A = Act16<T>;
     constexpr int kRowGroups = kTokens / 8;
-    constexpr int kSplit = kQuantizeAnyWarps / kRowGroups;       // warps that share a row group, dealing its blocks out
-    constexpr int kBox = kTokens * 128;                       // 64 columns of x
+    constexpr int kSplit =
+        kQuantizeAnyWarps / kRowGroups;  // warps that share a row group, dealing its blocks out
+    constexpr int kBox = kTokens * 128;  // 64 columns of x
     constexpr int kAcc = kTokens / 2;
 
     extern __shared__ uint8_t smem_raw[];
@@ -80,13 +86,14 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
     const uint32_t lora_bar = x_bar + 8 * uint32_t(p.blocks_per_cta);
 
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-    const int cta = int(blockIdx.x), ctas = int(gridDim.x);   // the cluster spans the whole x dimension of the grid
+    const int cta = int(blockIdx.x),
+              ctas = int(gridDim.x);  // the cluster spans the whole x dimension of the grid
     const int first_row = int(blockIdx.y) * kTokens;
     const int all_blocks = (p.k + kBlockK - 1) / kBlockK;
     const int first_block = cta * p.blocks_per_cta;
     const int blocks = min(p.blocks_per_cta, all_blocks - first_block);
 
-    const auto load_lora = [&](int b, int round) {            // block b of this CTA, ranks 64*round ...
+    const auto load_lora = [&](int b, int round) {  // block b of this CTA, ranks 64*round ...
         const uint32_t bar = lora_bar + 8 * (b % kLoraRing);
         const uint32_t dst = lora_sm + uint32_t(b % kLoraRing) * 2 * lora_box;
         const int column = (first_block + b) * kBlockK;
@@ -100,7 +107,7 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
         fence_mbar_init();
     }
     wait_prerequisites();
-    launch_dependents();                                      // after the wait: the next kernel may read weights early
+    launch_dependents();  // after the wait: the next kernel may read weights early
     if (threadIdx.x == 0) {
         for (int b = 0; b < blocks; ++b) {
             mbar_arrive_expect_tx(x_bar + 8 * b, 2 * kBox);
@@ -115,7 +122,7 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
     if (warp >= kQuantizeAnyWarps) {  // ---- t ----
         const int thread = int(threadIdx.x) - kQuantizeAnyWarps * 32;
         const int warp_in_wg = warp - kQuantizeAnyWarps, g = lane / 4, t = lane % 4;
-        uint32_t lora_phase = 0;                              // bit s: parity of ring slot s
+        uint32_t lora_phase = 0;  // bit s: parity of ring slot s
         const int rounds = p.r > kRankRound ? (p.r + kRankRound - 1) / kRankRound : 1;
         for (int round = 0; round < rounds; ++round) {
             if (p.r > 0) {
@@ -132,7 +139,7 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
                     lora_phase ^= 1u << s;
                     wgmma_fence();
 #pragma unroll
-                    for (int q = 0; q < 8; ++q) {             // 16 columns each
+                    for (int q = 0; q < 8; ++q) {  // 16 columns each
                         const uint64_t down = smem_desc(lora_sm + (2 * s + q / 4) * lora_box) + 2 * (q % 4);
                         const uint64_t x = smem_desc(x_sm + (2 * b + q / 4) * kBox) + 2 * (q % 4);
                         if constexpr (A::kInf == 0x7c00) {
@@ -143,12 +150,13 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
                     }
                     wgmma_commit();
                     wgmma_wait<0>();
-                    named_barrier(1, 128);                    // all four warps have read ring slot s
+                    named_barrier(1, 128);  // all four warps have read ring slot s
                     if (thread == 0 && b + kLoraRing < blocks) load_lora(b + kLoraRing, round);
                 }
 #pragma unroll
-                for (int i = 0; i < kAcc; ++i) {              // partial t^T -> [token][rank]
-                    const int rank = warp_in_wg * 16 + g + 8 * (i / 2 % 2), token = 8 * (i / 4) + 2 * t + i % 2;
+                for (int i = 0; i < kAcc; ++i) {  // partial t^T -> [token][rank]
+                    const int rank = warp_in_wg * 16 + g + 8 * (i / 2 % 2),
+                              token = 8 * (i / 4) + 2 * t + i % 2;
                     if (rank < p.lora_box_rows) {
                         sts_f32(part_sm + uint32_t(token) * part_row + uint32_t(rank) * 4, acc[i]);
                     }
@@ -157,8 +165,8 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
             __syncwarp();
             cluster_arrive();
             cluster_wait();
-            if (p.r > 0) {                                    // this CTA's share, CTAs in order
-                const int quads = p.lora_box_rows / 4;        // of ranks, per token
+            if (p.r > 0) {                              // this CTA's share, CTAs in order
+                const int quads = p.lora_box_rows / 4;  // of ranks, per token
                 const int share = (kTokens * quads + ctas - 1) / ctas;
                 const int last = min((cta + 1) * share, kTokens * quads);
                 for (int i = cta * share + thread; i < last; i += 128) {
@@ -172,7 +180,8 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
                     const int row = first_row + token, column = round * kRankRound + rank;
                     if (row < p.m && column < p.r) {
                         const uint2 out = {A::pack_wide(sum.x, sum.y), A::pack_wide(sum.z, sum.w)};
-                        *reinterpret_cast<uint2*>(static_cast<uint16_t*>(p.t) + size_t(row) * size_t(p.r) + column) = out;
+                        *reinterpret_cast<uint2*>(static_cast<uint16_t*>(p.t) + size_t(row) * size_t(p.r) +
+                                                  column) = out;
                     }
                 }
             }
@@ -204,7 +213,7 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
         cluster_arrive();
         cluster_wait();
         row_max = 0;
-        for (int i = j; i < kSplit * ctas; i += 4) {            // the row's four lanes share the CTAs out
+        for (int i = j; i < kSplit * ctas; i += 4) {  // the row's four lanes share the CTAs out
             const uint32_t at = max_sm + uint32_t(i % kSplit * kTokens + row) * 4;
             row_max = max(row_max, ld_dsmem_u32(dsmem_addr(at, uint32_t(i / kSplit))));
         }
@@ -223,7 +232,7 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2) quantize_any_w4a8_kern
         }
         __syncwarp();
         cluster_wait();
-        for (int round = 1; round * kRankRound < p.r; ++round) {   // the other warps' barriers
+        for (int round = 1; round * kRankRound < p.r; ++round) {  // the other warps' barriers
             for (int i = 0; i < 2; ++i) {
                 cluster_arrive();
                 cluster_wait();

@@ -1,9 +1,9 @@
 // What the two kernels (a) share: reading x smoothed, and turning it into codes.
 //
-// A warp's task is 8 rows of one 128-block of x, which lies in shared memory as two boxes of 64 columns, rows of 128
-// bytes, 128-byte swizzle. Lane l -> j = l%4, row = 4*(l/4%2) + l/8. It reads four 16-byte chunks (k = 32*t + 8*j .. +7,
-// t = 0..3) and so owns the contiguous bytes 32j .. 32j+31 of x_q's block (order: w4a8_layout.h). Rows r and r+4 in one
-// quarter-warp make these reads free of bank conflicts.
+// A warp's task is 8 rows of one 128-block of x, which lies in shared memory as two boxes of 64 columns, rows
+// of 128 bytes, 128-byte swizzle. Lane l -> j = l%4, row = 4*(l/4%2) + l/8. It reads four 16-byte chunks (k =
+// 32*t + 8*j .. +7, t = 0..3) and so owns the contiguous bytes 32j .. 32j+31 of x_q's block (order:
+// w4a8_layout.h). Rows r and r+4 in one quarter-warp make these reads free of bank conflicts.
 //
 // Numerics: x^ = round(x * act_mul) (one 16-bit multiply rounds the same), s = absmax * f32(1/127), code =
 //   rint(x^ * (1/s)), all IEEE fp32. absmax < 2^-120: codes 0, s = 1. NaN or Inf in x^: codes 0, s = NaN.
@@ -15,12 +15,13 @@
 
 namespace svdq::sm90 {
 
-constexpr float kZeroAbsmax = 7.52316384526264e-37f;   // 2^-120
+constexpr float kZeroAbsmax = 7.52316384526264e-37f;  // 2^-120
 
 __device__ __forceinline__ int task_row(int lane) { return 4 * (lane / 4 % 2) + lane / 8; }
 
 // The lane's 32 act_mul values, two per register, from its first column k0; 0 beyond K.
-__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* __restrict__ act_mul, int k0, int k) {
+__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* __restrict__ act_mul,
+                                             int k0, int k) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
         uint4 s = {0, 0, 0, 0};
@@ -29,19 +30,10 @@ __device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t
     }
 }
 
-// The same from a copy of a block's act_mul in shared memory.
-__device__ __forceinline__ void lds_act_mul(uint32_t (&out)[16], uint32_t act_sm, int j) {
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        const uint4 s = lds128(act_sm + uint32_t(64 * q + 16 * j));
-        out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
-    }
-}
-
 // The lane's 32 values of x^. block_sm: the block's first box; row: row of the tile.
 template <typename T>
-__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row, int j,
-                                       const uint32_t (&act_mul)[16]) {
+__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row,
+                                       int j, const uint32_t (&act_mul)[16]) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
         const uint32_t chunk = uint32_t(4 * (q & 1) + j) ^ uint32_t(row & 7);
@@ -62,7 +54,9 @@ __device__ __forceinline__ uint32_t running_max(uint32_t top, const uint32_t (&x
 }
 
 // The larger of the two as a 16-bit pattern; patterns order like magnitudes, NaN above Inf.
-__device__ __forceinline__ uint32_t max_pattern(uint32_t top) { return max(top & 0x7fffu, top >> 16 & 0x7fffu); }
+__device__ __forceinline__ uint32_t max_pattern(uint32_t top) {
+    return max(top & 0x7fffu, top >> 16 & 0x7fffu);
+}
 
 // Over the four lanes of a row.
 __device__ __forceinline__ uint32_t quad_max(uint32_t v) {
@@ -71,8 +65,8 @@ __device__ __forceinline__ uint32_t quad_max(uint32_t v) {
 }
 
 struct RowScale {
-    float stored, inverse;    // s, 1/s of the codes
-    uint32_t keep;            // 0 where every code is 0
+    float stored, inverse;  // s, 1/s of the codes
+    uint32_t keep;          // 0 where every code is 0
 };
 
 template <typename T>
@@ -88,11 +82,12 @@ __device__ __forceinline__ uint32_t low_bytes(const uint32_t (&c)[4]) {
     return __byte_perm(__byte_perm(c[0], c[1], 0x0040), __byte_perm(c[2], c[3], 0x0040), 0x5410);
 }
 
-// The lane's 32 codes, even k first, then odd k (w4a8_layout.h), to bytes 32j .. 32j+31 of `block` (a row of x_q's
-// block) if `valid`. Neighbouring lanes swap halves first, so that each store fills whole 32-byte sectors. All lanes
-// of the warp call this.
+// The lane's 32 codes, even k first, then odd k (w4a8_layout.h), to bytes 32j .. 32j+31 of `block` (a row of
+// x_q's block) if `valid`. Neighbouring lanes swap halves first, so that each store fills whole 32-byte
+// sectors. All lanes of the warp call this.
 template <typename T>
-__device__ __forceinline__ void store_codes(uint8_t* block, bool valid, const uint32_t (&xh)[16], const RowScale& s) {
+__device__ __forceinline__ void store_codes(uint8_t* block, bool valid, const uint32_t (&xh)[16],
+                                            const RowScale& s) {
     uint32_t even[4], odd[4];
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
@@ -108,7 +103,7 @@ __device__ __forceinline__ void store_codes(uint8_t* block, bool valid, const ui
         odd[q] = low_bytes(hi) & s.keep;
     }
     const int j = int(threadIdx.x) % 4;
-    const bool upper = j & 1;                                 // keeps `odd`; its partner keeps `even`
+    const bool upper = j & 1;  // keeps `odd`; its partner keeps `even`
     uint32_t first[4], second[4];
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
