@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import capi
+import kernel_calls as calls
 import shapes
 import torch
 
@@ -93,8 +93,8 @@ def sets_for(bytes_per_set: float) -> int:
 
 
 def ours(
-    library: capi.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str
-) -> list[capi.Linear]:
+    library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str
+) -> list[calls.Linear]:
     """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing."""
     m, k, n = shape.m, shape.k, shape.n
     bytes_per_set = m * k * 2 + n * k / 2 + m * n * 2 + m * k
@@ -110,7 +110,7 @@ def ours(
             wscale = torch.full((k // 64, n), k**-0.5 / 4, device="cuda", dtype=dtype)
             wscale2 = torch.ones(n, device="cuda")
         linears.append(
-            capi.make_linear(
+            calls.make_linear(
                 library,
                 fmt,
                 x=base.roll(i, 0).contiguous(),
@@ -170,7 +170,7 @@ def copy_bandwidth() -> float:
     return 2 * a.numel() * 4 / statistics.median(seconds[2:])
 
 
-def bench(library: capi.Library, shape: shapes.Shape, args: argparse.Namespace, dtype: torch.dtype) -> dict:
+def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace, dtype: torch.dtype) -> dict:
     """All timings of one shape."""
     linears = ours(library, shape, args.rank, dtype, args.format)
     plain = ours(library, shape, 0, dtype, args.format)
@@ -240,7 +240,7 @@ def plot(rows: list[dict], path: Path) -> None:
 def main() -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", type=Path, default=capi.find_library())
+    parser.add_argument("--library", type=Path, default=calls.find_library())
     parser.add_argument("--format", default="w4a8", choices=("int4", "w4a8", "nvfp4", "w4a16"))
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
@@ -251,7 +251,7 @@ def main() -> None:
     if args.library is None:
         parser.error("no libsvdq.so found: build it, or pass --library")
     torch.manual_seed(0)
-    library = capi.Library(args.library)
+    library = calls.Library(args.library)
     dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
     copy = copy_bandwidth()
     rows = []

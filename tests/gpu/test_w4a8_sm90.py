@@ -19,23 +19,24 @@ if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0)
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import capi  # noqa: E402
+import kernel_calls as calls  # noqa: E402
 
 from svdq_trt.ref.linear import linear_unrounded  # noqa: E402
 from svdq_trt.ref.quant import QuantWeight, quantize_act, quantize_weight, smooth  # noqa: E402
 from svdq_trt.spec.formats import W4A8, Activation  # noqa: E402
+from svdq_trt.spec.tolerances import KERNEL_ERROR  # noqa: E402
 
-LIMIT_DB = {torch.float16: 60.0, torch.bfloat16: 45.0}
+LIMIT_DB = {torch.float16: KERNEL_ERROR["f16"].db, torch.bfloat16: KERNEL_ERROR["bf16"].db}
 NUMPY = {torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 
 @pytest.fixture(scope="module")
-def library() -> capi.Library:
+def library() -> calls.Library:
     """Load the C API library."""
-    path = capi.find_library()
+    path = calls.find_library()
     if path is None:
         pytest.skip("libsvdq.so not built; set SVDQ_LIBRARY")
-    return capi.Library(path)
+    return calls.Library(path)
 
 
 def to_torch(a: np.ndarray) -> torch.Tensor:
@@ -60,7 +61,7 @@ class Case:
         self.up = rng.normal(0, 0.3, (n, r)).astype(act)
         self.bias = rng.normal(0, 1, n).astype(act)
         self.dtype, self.activation = dtype, activation
-        self.linear = capi.make_linear(
+        self.linear = calls.make_linear(
             library,
             "w4a8",
             x=to_torch(self.x),
@@ -188,7 +189,7 @@ def test_hundred_runs_are_identical(library, m, n, k, r):
     case = Case(library, 1, 128, k, r, x=x[:1])  # weights of the right K; widened below
     repeat = n // 128
     t = case.linear.tensors
-    linear = capi.make_linear(
+    linear = calls.make_linear(
         library,
         "w4a8",
         x=torch.from_numpy(x).cuda(),

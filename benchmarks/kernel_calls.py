@@ -11,42 +11,20 @@ from typing import Any
 
 import torch
 
-FORMATS = {"int4": 0, "w4a8": 1, "nvfp4": 2, "w4a16": 3}
-ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "geglu": 4}
-DTYPES = {torch.float16: 0, torch.bfloat16: 1}
+from svdq_trt.libraries import KERNELS, KERNELS_ENV, locate
+from svdq_trt.nn import capi
+from svdq_trt.nn.capi import Params
+from svdq_trt.spec.formats import FORMATS
 
-
-class Params(ctypes.Structure):
-    """svdq_linear_params."""
-
-    _fields_ = (
-        [(name, ctypes.c_int32) for name in ("format", "activation", "dtype", "act_unsigned")]
-        + [("act_shift", ctypes.c_float)]
-        + [(name, ctypes.c_int32) for name in ("m", "n", "k", "r")]
-        + [
-            (name, ctypes.c_void_p)
-            for name in (
-                "x",
-                "qweight",
-                "wscale",
-                "act_mul",
-                "lora_down",
-                "lora_up",
-                "bias",
-                "wscale2",
-                "y",
-                "workspace",
-            )
-        ]
-        + [("workspace_bytes", ctypes.c_size_t)]
-    )
+ACTIVATIONS = {a.name.lower(): i for i, a in enumerate(capi.ACTIVATIONS)}
 
 
 def find_library() -> Path | None:
-    """$SVDQ_LIBRARY, or the newest libsvdq.so under a build folder of this checkout."""
-    if named := os.environ.get("SVDQ_LIBRARY"):
+    """$SVDQ_LIBRARY, else the newest libsvdq.so under a build folder of this checkout, else the installed one."""
+    if named := os.environ.get(KERNELS_ENV):
         return Path(named)
-    built = list(Path(__file__).parent.parent.glob("build*/**/libsvdq.so"))
+    installed = locate(KERNELS, KERNELS_ENV)
+    built = [*Path(__file__).parent.parent.glob("build*/**/libsvdq.so"), *([installed] if installed.is_file() else [])]
     return max(built, key=lambda p: p.stat().st_mtime, default=None)
 
 
@@ -63,7 +41,7 @@ class Library:
     def workspace_bytes(self, fmt: str, m: int, n: int, k: int, r: int) -> int:
         """Bytes of workspace for sizes up to (m, n, k, r)."""
         size = ctypes.c_size_t()
-        status = self.c.svdq_workspace_bytes(FORMATS[fmt], m, n, k, r, ctypes.byref(size))
+        status = self.c.svdq_workspace_bytes(FORMATS[fmt].index, m, n, k, r, ctypes.byref(size))
         self._check(status, "workspace_bytes")
         return size.value
 
@@ -134,9 +112,9 @@ def make_linear(
         "workspace": workspace,
     }
     params = Params(
-        format=FORMATS[fmt],
+        format=FORMATS[fmt].index,
         activation=ACTIVATIONS[activation],
-        dtype=DTYPES[x.dtype],
+        dtype=capi.DTYPES[x.dtype],
         m=m,
         n=n,
         k=k,
