@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -228,9 +228,11 @@ class Build:
 
         engine.folder.mkdir(parents=True, exist_ok=True)
         (engine.folder / manifest.NAME).unlink(missing_ok=True)  # it comes back when all it speaks of is there
-        names = ["svdq.safetensors", "model.onnx", "model.onnx.data"]
-        for name in names + (["accuracy.png"] if self.config.check else []):
-            _link(engine.shared / name, engine.folder / name)
+        # onnx refuses external data with several hard links, so the ONNX files are copied.
+        linked = {"svdq.safetensors": True, "accuracy.png": True, "model.onnx": False, "model.onnx.data": False}
+        for name, link in linked.items():
+            if name != "accuracy.png" or self.config.check:
+                _place(engine.shared / name, engine.folder / name, link)
         library = plugin_lib.find()
         plugin = copy_plugin(library.path, engine.folder)
         incomplete = self._plan(engine, ledger, library)
@@ -275,17 +277,18 @@ def copy_plugin(library: Path, folder: Path) -> Path:
     return folder / library.name
 
 
-def _link(source: Path, target: Path) -> None:
-    """Hard-link an artifact into an engine's folder; copy where the file system cannot."""
-    if target.exists() and os.path.samefile(source, target):
+def _place(source: Path, target: Path, link: bool) -> None:
+    """Put a shared artifact into an engine's folder, by hard link or as a copy with the same time stamp."""
+    before, stat = (target.stat() if target.exists() else None), source.stat()
+    if before and (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         return
-    tmp = target.with_name(f".{target.name}.tmp")
-    tmp.unlink(missing_ok=True)
-    try:
-        os.link(source, tmp)
-    except OSError:
-        shutil.copy2(source, tmp)
-    os.replace(tmp, target)
+    with atomic_write(target) as tmp:
+        tmp.unlink()
+        if link:
+            with suppress(OSError):  # another file system, or one without links
+                os.link(source, tmp)
+        if not tmp.exists():
+            shutil.copy2(source, tmp)
 
 
 def build(config: BuildConfig) -> list[Built]:

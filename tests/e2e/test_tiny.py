@@ -82,24 +82,35 @@ def test_plan_carries_the_plugin(built, arch):
 
 
 def test_onnx_runtime_agrees_with_the_torch_module(built):
-    """Same artifact, same inputs; every layer agrees to output rounding, so the model does to a few of them."""
+    """As closely as the torch module agrees with itself when its input changes in the last bit of f32.
+
+    Layers agree to output rounding (tests/cpu/export). Through 70 of them such a rounding flips a 4-bit code here and
+    there, so the whole agrees to some 36 dB, and nothing closer can be asked.
+    """
     import torch
 
+    from svdq_export import write_float32_twin
     from svdq_trt.check.onnx_run import run_onnx
     from svdq_trt.models import get_model
     from svdq_trt.quantize import artifact
     from svdq_trt.quantize.run import restore_model
 
     spec, folder = get_model("sdxl-tiny"), built / "sdxl-tiny-sm_89"
-    inputs = spec.example_inputs(batch=2, height=128, width=64, seed=9)  # another batch and shape than the export's
-    module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec))
+    sizes = {"batch": 2, "height": 128, "width": 64}  # not the export's
+    inputs = spec.example_inputs(**sizes, seed=9, dtype=torch.float32)
+    module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec)).float()
+    nudged = (inputs[0] * (1 + 2.0**-23), *inputs[1:])
     with torch.inference_mode():
-        want = module(*inputs).double().numpy()
+        want, again = (module(*x).double().numpy() for x in (inputs, nudged))
     out = built / "ort.npz"
-    run_onnx(folder / "model.onnx", {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
+    twin = write_float32_twin(folder / "model.onnx")
+    run_onnx(twin, {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
     got = np.load(out)[spec.outputs[0].name].astype(np.float64)
-    sqnr = 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum())
-    assert sqnr > 35, sqnr
+
+    def sqnr(y):
+        return 10 * np.log10((want**2).sum() / ((want - y) ** 2).sum())
+
+    assert sqnr(got) > 30 and sqnr(got) > sqnr(again) - 3, (sqnr(got), sqnr(again))
 
 
 def test_second_run_reuses_every_stage(built):
