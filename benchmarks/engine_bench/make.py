@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_bench.model import inputs_of, quantize_on_gpu, random_module
+from engine_bench.fill import fill_graph
+from engine_bench.model import inputs_of, quantize, random_module
 from svdq_trt.compile.stages.graph import export_model
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch
@@ -19,6 +20,7 @@ from svdq_trt.engine.build import build_plan
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.nn import ops
+from svdq_trt.quantize import artifact
 from svdq_trt.spec.formats import FORMATS
 
 
@@ -44,42 +46,56 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, reference, folder."""
+    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder.
+
+    `<folder>/left-gpu` appears when the job is done with torch: what is left is compilation.
+    """
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0)
     clock.lap("weights")
     result: dict[str, Any] = {}
     if job["format"] != "fp16":
-        torch.nn.Module.to(module, "cuda")
-        sqnr = quantize_on_gpu(module, spec, FORMATS[job["format"]], job["rank"])
-        result |= {"layers": len(sqnr), "layer_sqnr_db": sum(sqnr) / len(sqnr)}
-        clock.lap("quantize")
-        _reference(module, spec, job["sizes"], job["reference"], folder)
-        torch.nn.Module.to(module, "cpu")
-        torch.cuda.empty_cache()
-        clock.lap("torch reference")
-    result["weight_bytes"] = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    export_model(module, spec, job["profile"], folder / "model.onnx", _silent)
-    del module
+        nodes = _quantize(module, spec, job, folder, clock)
+        result |= {"layers": len(nodes), "layer_sqnr_db": sum(n.sqnr_db for n in nodes) / len(nodes)}
+    (folder / "left-gpu").touch()
+    state = module.state_dict()
+    result["weight_bytes"] = sum(t.numel() * t.element_size() for t in state.values())
+    onnx = folder / "model.onnx"
+    if job["graph"]:
+        fill_graph(Path(job["graph"]), state, onnx)
+    else:
+        export_model(module, spec, job["profile"], onnx, _silent)
+    del module, state
     gc.collect()
     clock.lap("export")
     result |= _build(job, spec, folder, clock)
     return result | {"seconds": clock.seconds}
 
 
-def _silent(done: int, total: int, what: str) -> None:
-    pass
-
-
 @torch.no_grad()
-def _reference(module: torch.nn.Module, spec: ModelSpec, sizes: dict[str, int], device: str, folder: Path) -> None:
-    """Outputs of the quantized torch module: the op's own CPU body, on the CPU or on CUDA tensors."""
+def _quantize(
+    module: torch.nn.Module, spec: ModelSpec, job: dict[str, Any], folder: Path, clock: Clock
+) -> list[artifact.Node]:
+    """Quantize in place, keep the artifact, and save the module's own output to torch.npy: the op's CPU body."""
+    device = job["torch_device"]
+    torch.nn.Module.to(module, device)
+    nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"])
+    clock.lap("quantize")
     if device == "cuda":
         ops.linear.register_kernel("cuda")(ops.linear._init_fn)
-    torch.nn.Module.to(module, device)
-    out = spec.wrap(module)(*inputs_of(spec, sizes, device))
+    out = spec.wrap(module)(*inputs_of(spec, job["sizes"], device))
     np.save(folder / "torch.npy", out.float().cpu().numpy())
+    torch.nn.Module.to(module, "cpu")
+    torch.cuda.empty_cache()
+    tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
+    artifact.save(folder / "svdq.safetensors", tensors, {"model": spec.name}, nodes)
+    clock.lap("torch output")
+    return nodes
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
 
 
 def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> dict[str, Any]:
