@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,17 +61,20 @@ def quantize(module: nn.Module, spec: ModelSpec, fmt: Format, rank: int, samples
 
     def one(group: LinearGroup) -> tuple[QuantizedLinear, tuple[int, ...]]:
         linears = [module.get_submodule(name) for name in group.members]
-        with torch.no_grad(), _own_stream(device):
+        with torch.no_grad():
             quantized = quantize_group(
                 [linear.weight for linear in linears], [linear.bias for linear in linears], tokens[group.node],
                 W4A16 if group.weight_only else fmt, rank, act_dtype=spec.torch_dtype, name=group.node,
                 activation=group.activation, x_absmax=amax[group.node], preset=PRESET,
             )  # fmt: skip
+        if device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
         return quantized, tuple(len(linear.weight) for linear in linears)
 
     nodes = []
     first = one(groups[0])  # linear algebra libraries set themselves up in the first call, which must be alone
-    with ThreadPoolExecutor(THREADS if device.type == "cuda" else 1) as pool:
+    pool = ThreadPoolExecutor(THREADS, initializer=_own_stream) if device.type == "cuda" else ThreadPoolExecutor(1)
+    with pool:
         done = itertools.chain([first], pool.map(one, groups[1:]))
         for group, (quantized, rows) in zip(groups, done, strict=True):
             nodes.append(Node.from_quantized(quantized, group.members, rows))
@@ -80,16 +82,9 @@ def quantize(module: nn.Module, spec: ModelSpec, fmt: Format, rank: int, samples
     return nodes
 
 
-@contextmanager
-def _own_stream(device: torch.device) -> Iterator[None]:
-    """On a GPU: a stream for the block, so that threads' small kernels overlap; synchronized at its end."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)
-    with torch.cuda.stream(stream):
-        yield
-    stream.synchronize()
+def _own_stream() -> None:
+    """For the calling thread, so that the threads' many small kernels overlap."""
+    torch.cuda.set_stream(torch.cuda.Stream())
 
 
 def _calibrate(
