@@ -7,9 +7,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # A CPU build of torch is enough to build engines; any 2.11 to 2.13 works.
 TORCH  ?= torch==2.13.0
-SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f -not -name '*.pyc')
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint clean
 demo: $(READY)
 	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from svdq_trt import __version__
-from svdq_trt.errors import EXIT_BUG, EXIT_INCOMPLETE, EXIT_OK, EXIT_USAGE, SvdqError
+from svdq_trt.errors import EXIT_BUG, EXIT_INCOMPLETE, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
 from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.spec.formats import FORMATS
 
@@ -96,12 +97,15 @@ def _build(args: argparse.Namespace) -> int:
         format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
         backend=args.backend, check=args.check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
     )  # fmt: skip
-    from svdq_trt.compile.run import build
+    from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
 
     built = build(config)
     print_summary(built)
-    return _report_incomplete(built)
+    code = _report_incomplete(built)
+    if config.min_sqnr is not None:
+        gate(built, config.min_sqnr)
+    return code
 
 
 def _report_incomplete(built: Sequence[Built]) -> int:
@@ -140,25 +144,37 @@ def _models(args: argparse.Namespace) -> int:
 _COMMANDS = {"build": _build, "finish": _finish, "verify": _verify, "models": _models}
 
 
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; exits with code 2 and one line where it cannot be meant."""
+    return _parser().parse_args(argv)
+
+
+def _refused(error: SvdqError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"svdq-trt: {error}", file=sys.stderr)
+    return error.exit_code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see ``svdq-trt --help``)."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     try:
         return _COMMANDS[args.command](args)
     except SvdqError as error:
-        if args.debug:
-            raise
-        print(f"svdq-trt: {error}", file=sys.stderr)
-        return error.exit_code
+        return _refused(error, args.debug)
     except KeyboardInterrupt:
         print("svdq-trt: interrupted. Finished stages are kept; run the same command to go on.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except OSError as error:  # a folder that cannot be made, a link that cannot be set, a full disk
+        where, got = str(error.filename or "file"), error.strerror or str(error)
+        return _refused(ArtifactError(where, got, "a readable and writable place with free space"), args.debug)
     except Exception as error:
         if args.debug:
-            raise
+            traceback.print_exc()
         print(f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",
               file=sys.stderr)  # fmt: skip
         return EXIT_BUG

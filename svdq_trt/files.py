@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svdq_trt.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _JSON_MAX_BYTES = 64 << 20  # an index of 100,000 tensors is 10 MB; anything larger is not an index
 
@@ -42,6 +48,33 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if tmp is not None:
             with contextlib.suppress(OSError):
                 tmp.unlink()
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Delete temporary files that a killed process left beside the files it was writing."""
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in folder.glob(f".{glob.escape(Path(name).stem)}-*"):  # a staging folder of the exporter
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a .safetensors file whole or not at all; tensors are contiguous.
+
+    Raises:
+        ArtifactError: as `atomic_write`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as tmp:
+        try:
+            save_file(dict(tensors), str(tmp), metadata=dict(metadata))
+        except SafetensorError as error:  # the library wraps the system's error in its own type, as text
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def _publish(tmp: Path, path: Path) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from svdq_trt.spec import ops  # noqa: E402
-from svdq_trt.spec.formats import FORMATS, K_MULTIPLE, N_MULTIPLE, R_MULTIPLE, Activation  # noqa: E402
+from svdq_trt.spec.formats import FORMATS, K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation  # noqa: E402
 
 HEADER = ROOT / "plugins" / "include" / "svdq" / "contract.h"
 
@@ -130,6 +130,7 @@ def render() -> str:
         f"inline constexpr int32_t kKMultiple = {K_MULTIPLE};",
         f"inline constexpr int32_t kNMultiple = {N_MULTIPLE};  // twice that for Geglu",
         f"inline constexpr int32_t kRMultiple = {R_MULTIPLE};",
+        f"inline constexpr int32_t kRMax = {R_MAX};",
     ]
     parts = [constants, _inputs(), _attributes(), _formats(), _ops(), _asserts()]
     body = "\n\n".join("\n".join(p) for p in parts)

@@ -5,8 +5,11 @@
 #include <cstdint>
 
 #include "kernels/dispatch.h"
+#include "svdq/contract.h"
 
 namespace {
+
+namespace contract = svdq::contract;
 
 thread_local int32_t last_cuda_error = cudaSuccess;
 
@@ -18,23 +21,23 @@ svdq_status cuda_status(cudaError_t e) {
 
 constexpr int32_t kMaxTokens = 1 << 30;          // tile row numbers stay in int32
 constexpr int32_t kMaxFeatures = 1 << 24;        // far above any linear; keeps byte offsets in range
-constexpr int32_t kMaxRank = 1024;
-constexpr int32_t kMaxExactK = 133120;           // w4a8: K . 127 . 127 < 2^31; svdq_trt/spec/ops.py, max_exact_k
 
 bool sizes_are_valid(int32_t format, int32_t m, int32_t n, int32_t k, int32_t r) {
     if (format < SVDQ_FORMAT_INT4 || format > SVDQ_FORMAT_W4A16) return false;
     if (m < 0 || m > kMaxTokens) return false;
-    if (n <= 0 || n % 8 != 0 || n > kMaxFeatures) return false;
-    if (k <= 0 || k % 64 != 0 || k > (format == SVDQ_FORMAT_W4A8 ? kMaxExactK : kMaxFeatures)) return false;
-    return r >= 0 && r % 16 == 0 && r <= kMaxRank;
+    if (n <= 0 || n % contract::kNMultiple != 0 || n > kMaxFeatures) return false;
+    if (k <= 0 || k % contract::kKMultiple != 0 || k > kMaxFeatures) return false;
+    if (k > contract::kFormats[format].max_k) return false;
+    return r >= 0 && r % contract::kRMultiple == 0 && r <= contract::kRMax;
 }
 
 bool settings_are_valid(const svdq_linear_params& p) {
     if (!sizes_are_valid(p.format, p.m, p.n, p.k, p.r)) return false;
     if (p.activation < SVDQ_ACT_NONE || p.activation > SVDQ_ACT_GEGLU) return false;
-    if (p.activation == SVDQ_ACT_GEGLU && p.n % 16 != 0) return false;
+    if (p.activation == SVDQ_ACT_GEGLU && p.n % (2 * contract::kNMultiple) != 0) return false;
     if (p.dtype != SVDQ_F16 && p.dtype != SVDQ_BF16) return false;
-    if (p.act_unsigned != 0 && (p.act_unsigned != 1 || p.format != SVDQ_FORMAT_INT4)) return false;
+    if (p.act_unsigned != 0 && p.act_unsigned != 1) return false;
+    if (p.act_unsigned == 1 && !contract::kFormats[p.format].has_unsigned) return false;
     return std::isfinite(p.act_shift);
 }
 
@@ -95,7 +98,7 @@ svdq_status svdq_linear_gemm(const svdq_linear_params* p, void* stream) { return
 
 int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm) { return svdq::has_kernel(format, dtype, sm) ? 1 : 0; }
 
-const char* svdq_version(void) { return "1.0.0"; }
+const char* svdq_version(void) { return SVDQ_VERSION; }
 
 const char* svdq_status_string(svdq_status s) {
     switch (s) {

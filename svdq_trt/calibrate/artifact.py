@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 
 from svdq_trt.checkpoint.tensors import check_finite
 from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write
+from svdq_trt.files import save_tensors
 from svdq_trt.models import LinearGroup
 
 VERSION = 1
@@ -37,19 +36,11 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write calib.safetensors whole or not at all. Raises ArtifactError: disk full, not writable."""
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {
             f"{n}.x": t for n, t in self.x.items()
         }
         note = json.dumps({"version": VERSION, "nodes": list(self.amax), "meta": self.meta})
-        with atomic_write(path) as tmp:
-            try:
-                save_file({k: t.contiguous() for k, t in tensors.items()}, str(tmp), metadata={_KEY: note})
-            except SafetensorError as error:  # the library wraps a full disk in its own type
-                code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
-                raise OSError(code, str(error)) from error
+        save_tensors(path, {k: t.contiguous() for k, t in tensors.items()}, {_KEY: note})
 
     @classmethod
     def load(cls, path: str | Path, groups: Sequence[LinearGroup] | None = None) -> Calibration:
@@ -62,14 +53,14 @@ class Calibration:
         tensors, note = _read(path)
         if note.get("version") != VERSION:
             raise ArtifactError(
-                str(path), f"calibration version {note.get('version')}", f"{VERSION}", "Calibrate again."
+                str(path), f"calibration version {note.get('version')}", f"{VERSION}", "Build again with --force."
             )
         nodes = note.get("nodes")
         if not isinstance(nodes, list) or not isinstance(note.get("meta"), dict):
-            raise ArtifactError(str(path), "damaged metadata", "'nodes' and 'meta'", "Calibrate again.")
+            raise ArtifactError(str(path), "damaged metadata", "'nodes' and 'meta'", "Build again with --force.")
         if set(tensors) != {f"{n}.{part}" for n in nodes for part in ("amax", "x")}:
             raise ArtifactError(
-                str(path), "tensors don't match its node list", "amax and x of each", "Calibrate again."
+                str(path), "tensors don't match its node list", "amax and x of each", "Build again with --force."
             )
         if groups is not None and set(nodes) != {g.node for g in groups}:
             differ = sorted(set(nodes) ^ {g.node for g in groups})
@@ -77,7 +68,7 @@ class Calibration:
                 str(path),
                 f"made for other layers ({differ[0]}, {len(differ)} differ)",
                 "this model and these skips",
-                "Calibrate again.",
+                "Build again with --force.",
             )
         out = cls(
             {n: tensors[f"{n}.amax"] for n in nodes}, {n: tensors[f"{n}.x"] for n in nodes}, note["meta"]
@@ -97,11 +88,11 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ArtifactError(
-            str(path), f"not readable ({reason})", "a calibration file", "Calibrate again."
+            str(path), f"not readable ({reason})", "a calibration file", "Build again with --force."
         ) from error
     if not isinstance(note, dict):
         raise ArtifactError(
-            str(path), "no calibration metadata", "a file written by calibration", "Calibrate again."
+            str(path), "no calibration metadata", "a file written by calibration", "Build again with --force."
         )
     return tensors, note
 
@@ -110,13 +101,13 @@ def _check(path: Path, node: str, amax: torch.Tensor, x: torch.Tensor) -> None:
     where = f"{path}: '{node}'"
     if amax.dim() != 1 or x.dim() != 2 or x.shape[1] != len(amax) or not len(x):
         raise ArtifactError(
-            where, f"amax {list(amax.shape)}, x {list(x.shape)}", "[K] and [T, K]", "Calibrate again."
+            where, f"amax {list(amax.shape)}, x {list(x.shape)}", "[K] and [T, K]", "Build again with --force."
         )
     if amax.dtype != torch.float32 or x.dtype not in _ACT_DTYPES:
         raise ArtifactError(
-            where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Calibrate again."
+            where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Build again with --force."
         )
     check_finite(where, amax)
     check_finite(where, x)
     if amax.min() < 0:
-        raise ArtifactError(where, "negative amax", "absolute maxima", "Calibrate again.")
+        raise ArtifactError(where, "negative amax", "absolute maxima", "Build again with --force.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from svdq_trt.errors import UsageError
 from svdq_trt.quantize.preset import get_preset
-from svdq_trt.spec.formats import R_MULTIPLE
+from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,16 @@ class BuildConfig:
     skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.rank % R_MULTIPLE or not 0 <= self.rank <= 1024:
-            raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to 1024")
+        if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
+            raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         get_preset(self.preset)
+        self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.min_sqnr is not None and not self.check:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
+            raise UsageError("--min-sqnr", f"{self.min_sqnr}", "a finite number of dB")
 
     def calibration_id(self) -> str:
         """Identifies the calibration inputs, for stage keys."""

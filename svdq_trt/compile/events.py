@@ -12,6 +12,8 @@ from typing import Any, Protocol, TextIO
 
 from svdq_trt import errors
 
+PEAK_RSS = "_peak_rss_bytes"  # key of a result that carries the child's own peak memory
+
 
 class Progress(Protocol):
     """What a stage calls: `done` of `total` steps, and what it is at now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from svdq_trt.compile.process import StageRunner
+from svdq_trt.compile.run import copy_plugin
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import select
@@ -32,8 +33,9 @@ def finish(folder: Path, backend_choice: str) -> Path:
     plan = done.value
     data["plan"] = {"file": "model.plan", "bytes": plan["bytes"], "sha256": plan["sha256"]}
     data["backend"], data["plugin_layers"], data["incomplete"] = plan["backend"], plan["plugin_layers"], ""
-    data["plugin"] |= {"version": library.version, "embedded": True}
-    data["device_memory_bytes"]["activations"] = plan["memory"].get("activations")
+    plugin = copy_plugin(library.path, folder)
+    data["plugin"] = {"file": plugin.name, "version": library.version, "sha256": library.sha256, "embedded": True}
+    data["device_memory_bytes"] = {kind: plan["memory"].get(kind) for kind in ("weights", "activations")}
     data["timings_s"]["plan"], data["peak_rss_bytes"]["plan"] = round(done.seconds, 2), done.peak_rss_bytes
     manifest.write(folder, data)
     return folder / "model.plan"

@@ -1,7 +1,7 @@
 """Reuse of finished stages: a stage's key is a hash of all it depends on; its record lies beside its files.
 
-``<folder>/.stages.json`` maps stage name -> {key, files: {name: [bytes, mtime_ns]}, result}. A stage is fresh
-when its key is the same and its files are as they were left.
+``<folder>/.<stage>.json`` holds {key, files: {name: [bytes, mtime_ns]}, result}. A stage is fresh when its key is the
+same and its files are as they were left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 from svdq_trt.files import atomic_write
 
-RECORD = ".stages.json"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -46,33 +45,30 @@ def _source_root(source: str) -> Path:
     return _PACKAGE.parent / source
 
 
+def record_path(folder: Path, stage: str) -> Path:
+    """Where a stage's record lies: a file per stage, as stages run side by side."""
+    return folder / f".{stage}.json"
+
+
 def lookup(folder: Path, stage: str, key: str) -> dict[str, Any] | None:
     """The stage's recorded result if it is fresh, else None."""
-    record = _read(folder).get(stage)
+    try:
+        record = json.loads(record_path(folder, stage).read_text())
+    except (OSError, ValueError):
+        return None  # absent or damaged: the stage runs again
     if not isinstance(record, dict) or record.get("key") != key:
         return None
-    files = record.get("files")
+    files, result = record.get("files"), record.get("result")
     if not isinstance(files, dict) or any(_fingerprint(folder / name) != mark for name, mark in files.items()):
         return None
-    result = record.get("result")
     return result if isinstance(result, dict) else None
 
 
 def store(folder: Path, stage: str, key: str, files: list[str], result: dict[str, Any]) -> None:
     """Record a finished stage whose outputs are `files` in `folder`."""
-    records = _read(folder)
     marks = {name: _fingerprint(folder / name) for name in files}
-    records[stage] = {"key": key, "files": marks, "result": result}
-    with atomic_write(folder / RECORD) as tmp:
-        tmp.write_text(json.dumps(records, indent=1))
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return {}  # absent or damaged: every stage runs again
-    return data if isinstance(data, dict) else {}
+    with atomic_write(record_path(folder, stage)) as tmp:
+        tmp.write_text(json.dumps({"key": key, "files": marks, "result": result}, indent=1))
 
 
 def _fingerprint(path: Path) -> list[int] | None:

@@ -50,8 +50,7 @@ def manifest_of(
         "fp16_weight_bytes": results["quantize"]["fp16_weight_bytes"],
         "quantized_weight_bytes": results["quantize"]["quantized_weight_bytes"],
         "accuracy": _accuracy(work, results),
-        "device_memory_bytes": {"weights": results["quantize"]["quantized_weight_bytes"],
-                                "activations": plan.get("memory", {}).get("activations")},
+        "device_memory_bytes": {kind: plan.get("memory", {}).get(kind) for kind in ("weights", "activations")},
         "timings_s": ledger.seconds,
         "peak_rss_bytes": ledger.peak_rss,
         "versions": _versions(),
@@ -78,7 +77,7 @@ def _accuracy(work: Work, results: dict[str, Any]) -> dict[str, Any]:
     if "compare" not in results:
         return {}
     return {"against": "the FP16 ONNX in ONNX Runtime", "sizes": work.check_sizes(), "seed": CHECK_SEED,
-            "mean_layer_sqnr_db": round(results["quantize"]["mean_sqnr_db"], 2),
+            "mean_layer_sqnr_db": results["quantize"]["mean_sqnr_db"],
             "outputs": results["compare"]["outputs"], "plot": "accuracy.png"}  # fmt: skip
 
 

@@ -9,6 +9,7 @@ calib.safetensors  model-fp16.onnx(.data)  reference.npz
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,25 @@ from svdq_trt.spec.formats import Format
 
 CHECK_SEED = 20_241_107  # differs from every calibration seed
 
-#: the code each stage runs; a change there makes the stage run again
-_SOURCES: dict[str, tuple[str, ...]] = {
-    "calibrate": ("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"),
-    "quantize": ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/checkpoint"),
-    "export": ("svdq_export", "svdq_trt/nn", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/compile/stages/graph"),
-    "run_onnx": ("svdq_trt/check", "svdq_trt/models"),
-    "compare": ("svdq_trt/check",),
-    "plan": ("svdq_trt/engine",),
+_GRAPH = ("svdq_export", "svdq_trt/nn", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/compile/stages/graph")
+_GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
+
+#: our code and the libraries that each stage runs; a change in either makes the stage run again
+_DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
+    "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
+    "export": (_GRAPH, _GRAPH_LIBRARIES),
+    "reference_export": ((*_GRAPH, "svdq_trt/checkpoint"), _GRAPH_LIBRARIES),
+    "run_onnx": (("svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
+    "compare": (("svdq_trt/check",), ("polygraphy", "matplotlib")),
+    "plan": (("svdq_trt/engine",), ()),  # the backend's version is a parameter
 }
 
 
 def key(stage: str, **params: Any) -> str:
-    """Freshness key of a stage, over its code and parameters."""
-    return stage_key(stage, _SOURCES[stage], params)
+    """Freshness key of a stage, over its code, its libraries and its parameters."""
+    sources, libraries = _DEPENDS[stage]
+    return stage_key(stage, sources, params | {name: version(name) for name in libraries})
 
 
 @dataclass(frozen=True)

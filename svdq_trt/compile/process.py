@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -9,16 +10,18 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
-from svdq_trt.compile.events import Progress, parse, rebuild_error
+from svdq_trt.compile.events import PEAK_RSS, Progress, parse, rebuild_error
 from svdq_trt.errors import EXIT_BUG, SvdqError
 
 _SAMPLE_S = 0.1
+_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,16 @@ class StageRunner:
             sampler = RssSampler(child.pid)
             try:
                 assert child.stdin and child.stdout
-                json.dump({"stage": stage, "args": args}, child.stdin)
-                child.stdin.close()
+                with suppress(BrokenPipeError):  # it died already; its exit code tells
+                    json.dump({"stage": stage, "args": args}, child.stdin)
+                    child.stdin.close()
                 value, error = _read_events(child.stdout, progress)
                 code = child.wait()
             finally:
-                if child.poll() is None:  # an error of ours
+                if child.poll() is None:  # Ctrl-C, or an error of ours: let it remove its temporary files
+                    child.terminate()
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(_GRACE_S)
                     child.kill()
                     child.wait()
                 self._children.discard(child)
@@ -77,6 +84,7 @@ class StageRunner:
         if value is None or code:
             _raise_for_exit(stage, code, log)
         assert value is not None
+        peak = max(peak, value.pop(PEAK_RSS, 0))  # the child's own figure: short stages end between two samples
         return StageResult(value, time.monotonic() - start, peak)
 
     def stop(self) -> None:
@@ -123,15 +131,21 @@ class RssSampler(threading.Thread):
     def run(self) -> None:
         """Sample until stopped."""
         while True:
-            total = 0
-            for process in [self._process, *self._process.children(recursive=True)]:
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue
-            self._peak = max(self._peak, total)
+            self._peak = max(self._peak, self._resident())
             if self._done.wait(_SAMPLE_S):
                 return
+
+    def _resident(self) -> int:
+        """Bytes of the whole tree now; any process in it may end while it is looked at."""
+        total = 0
+        try:
+            tree = [self._process, *self._process.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for process in tree:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
 
     def stop(self) -> int:
         """Stop and return the peak in bytes."""

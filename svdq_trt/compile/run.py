@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_wo
 from svdq_trt.compile.process import RssSampler, StageRunner
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest
-from svdq_trt.files import atomic_write
+from svdq_trt.files import atomic_write, remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
@@ -73,25 +74,44 @@ class Build:
 
         Raises:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
-            AccuracyError: --min-sqnr was missed; everything is written.
         """
         sampler = RssSampler(os.getpid())
         try:
-            with self.screen:
+            with self._only_build_here(), self.screen:
                 built = self._run()
         finally:
             peak = sampler.stop()
         for one in built:
             one.manifest["peak_rss_bytes"]["build"] = peak
             manifest.write(one.engine.folder, one.manifest)
-        self._gate(built)
         return built
+
+    @contextmanager
+    def _only_build_here(self) -> Iterator[None]:
+        """Two builds of one model into one folder would write over each other."""
+        self.work.shared.mkdir(parents=True, exist_ok=True)
+        with (self.work.shared / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise errors.ArtifactError(
+                    str(self.work.shared), "another build is writing there", "one build at a time",
+                    "Wait for it, or choose another --out.",
+                ) from None  # fmt: skip
+            yield
 
     def _run(self) -> list[Built]:
         formats = self.work.formats().items()
         with self._side_by_side() as pool:
             reference = pool.submit(self._reference_export) if self.config.check else None
-            per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in formats}
+            if reference is not None:  # its failure ends the main line at once, and is the one to tell of
+                reference.add_done_callback(lambda done: self.runner.stop() if done.exception() else None)
+            try:
+                per_format = {fmt.name: self._format_stages(fmt.name, folder) for fmt, folder in formats}
+            except errors.SvdqError:
+                if reference is not None and reference.done():
+                    reference.result()
+                raise
             reference_key = "" if reference is None else reference.result()
         # Sessions and the builder run alone: each may take most of the machine's memory.
         if self.config.check:
@@ -124,6 +144,7 @@ class Build:
         record = None if self.config.force else freshness.lookup(folder, name, stage_key)
         if record is None:
             folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder, files)
             with self.screen.stage(label) as progress:
                 done = self.runner.run(module, args, self.work.logs / f"{folder.name}.{name}.log", progress)
             record = {"value": done.value, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
@@ -146,21 +167,17 @@ class Build:
 
     def _format_stages(self, fmt: str, folder: Path) -> Ledger:
         ledger, c, work = self.ledger.extended(), self.config, self.work
-        skip = list(c.skip)
+        skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
         calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
-        calib = work.shared / "calib.safetensors"
-        fresh = not c.force and freshness.lookup(work.shared, "calibrate", calib_key) is not None
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
         args = self._weights() | {
             "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
-            "calib_path": str(calib), "calib_fresh": fresh, "format": fmt, "rank": c.rank, "preset": c.preset,
-            "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+            "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
+            "rank": c.rank, "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
         self.screen.say(f"search: {get_preset(c.preset).describe()}")
         label = f"quantize  {fmt} rank {c.rank}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
-        if not fresh and calib.exists():
-            freshness.store(work.shared, "calibrate", calib_key, [calib.name], {})
 
         export_key = key("export", quantize=quantize_key, profile=self._profile_key())
         args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
@@ -172,7 +189,7 @@ class Build:
 
     def _reference_export(self) -> str:
         work, folder = self.work, self.work.shared
-        export_key = key("export", weights=work.weights_id, profile=self._profile_key())
+        export_key = key("reference_export", weights=work.weights_id, profile=self._profile_key())
         args = self._weights() | {"profile": work.profile, "out": str(folder / "model-fp16.onnx")}
         files = ["model-fp16.onnx", "model-fp16.onnx.data"]
         self._stage(self.ledger, "reference_export", "check     FP16 ONNX", "reference_export", folder, export_key,
@@ -210,13 +227,12 @@ class Build:
         from svdq_trt.engine import plugin_lib
 
         engine.folder.mkdir(parents=True, exist_ok=True)
+        (engine.folder / manifest.NAME).unlink(missing_ok=True)  # it comes back when all it speaks of is there
         names = ["svdq.safetensors", "model.onnx", "model.onnx.data"]
         for name in names + (["accuracy.png"] if self.config.check else []):
             _link(engine.shared / name, engine.folder / name)
         library = plugin_lib.find()
-        plugin = engine.folder / library.path.name
-        with atomic_write(plugin) as tmp:
-            shutil.copyfile(library.path, tmp)
+        plugin = copy_plugin(library.path, engine.folder)
         incomplete = self._plan(engine, ledger, library)
         data = manifest_of(self.work, engine, ledger, library, plugin, incomplete)
         manifest.write(engine.folder, data)
@@ -240,16 +256,23 @@ class Build:
         self._stage(ledger, "plan", label, "plan", engine.folder, plan_key, ["model.plan"], args)
         return None
 
-    def _gate(self, built: list[Built]) -> None:
-        if self.config.min_sqnr is None:
-            return
-        for one in built:
-            for output in one.manifest["accuracy"]["outputs"]:
-                if output["sqnr_db"] < self.config.min_sqnr:
-                    raise errors.AccuracyError(
-                        f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
-                        f"at least {self.config.min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset full.",
-                    )  # fmt: skip
+
+def gate(built: Sequence[Built], min_sqnr: float) -> None:
+    """Raise AccuracyError for the first output below `min_sqnr` dB."""
+    for one in built:
+        for output in one.manifest["accuracy"]["outputs"]:
+            if output["sqnr_db"] < min_sqnr:
+                raise errors.AccuracyError(
+                    f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
+                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset full.",
+                )  # fmt: skip
+
+
+def copy_plugin(library: Path, folder: Path) -> Path:
+    """Put the plugin library beside a plan, for runtimes that load it themselves."""
+    with atomic_write(folder / library.name) as tmp:
+        shutil.copyfile(library, tmp)
+    return folder / library.name
 
 
 def _link(source: Path, target: Path) -> None:

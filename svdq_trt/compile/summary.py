@@ -18,21 +18,23 @@ _GB = 1e9
 def print_summary(built: Sequence[Built]) -> None:
     """One row per engine, on stdout."""
     table = Table(box=box.SIMPLE)
-    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "time"):
+    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages"):
         table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
     for one in built:
         m = one.manifest
         plan = f"{m['plan']['bytes'] / _GB:.3f} GB" if m["plan"] else "missing"
         outputs = m["accuracy"].get("outputs", [])
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
-        mean = sum(q["sqnr_db"] for q in m["quantized"]) / max(len(m["quantized"]), 1)
+        nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"]}
+        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "none"
         table.add_row(
             one.engine.folder.name, m["format"], str(m["rank"]), plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
-            f"{m['fp16_weight_bytes'] / _GB:.3f} GB", f"{mean:.1f} dB", sqnr, f"{sum(m['timings_s'].values()):.0f} s",
+            f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",
         )  # fmt: skip
     console = _console()
     console.print(table)
-    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs", style="dim")
+    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs. "
+                  "stages: the sum of their times, shared ones counted for each engine.", style="dim")  # fmt: skip
     for one in built:
         m = one.manifest
         kept = len(m["kept_16bit"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ NAME = "manifest.json"
 VERSION = 1
 
 #: every key of a complete manifest and its JSON type
-_SCHEMA: dict[str, type | tuple[type, ...]] = {
+_SCHEMA: dict[str, type] = {
     "version": int, "model": str, "arch": str, "format": str, "rank": int, "backend": dict, "plugin": dict,
     "plan": dict, "onnx": dict, "inputs": list, "outputs": list, "quantized": list, "kept_16bit": list,
     "fp16_weight_bytes": int, "quantized_weight_bytes": int, "accuracy": dict, "device_memory_bytes": dict,
@@ -23,11 +24,19 @@ _SCHEMA: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
+#: keys of its parts that are read again
+_PART_KEYS: dict[str, dict[str, type]] = {
+    "plan": {"file": str, "bytes": int, "sha256": str},
+    "onnx": {"file": str, "bytes": int},
+    "plugin": {"file": str, "version": str, "sha256": str},
+}
+
+
 def write(folder: Path, data: dict[str, Any]) -> Path:
     """Write the manifest of an engine folder."""
     path = folder / NAME
     with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps({"version": VERSION, **data}, indent=1) + "\n")
+        tmp.write_text(json.dumps({"version": VERSION, **data}, indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -44,8 +53,31 @@ def read(folder: Path) -> dict[str, Any]:
     for key, kind in _SCHEMA.items():
         if not isinstance(data.get(key), kind):
             got = "missing" if key not in data else f"a {type(data[key]).__name__}"
-            raise ArtifactError(f"{path}: {key}", got, getattr(kind, "__name__", str(kind)), "Build the engine again.")
+            raise ArtifactError(f"{path}: {key}", got, f"a {kind.__name__}", "Build the engine again.")
+    _check_parts(path, data)
     return data
+
+
+def _check_parts(path: Path, data: dict[str, Any]) -> None:
+    """The fields that later steps rely on: arch, files, tensors."""
+
+    def refuse(where: str, got: object, want: str) -> ArtifactError:
+        return ArtifactError(f"{path}: {where}", repr(got), want, "Build the engine again.")
+
+    if not re.fullmatch(r"sm_\d{2,3}", data["arch"]):
+        raise refuse("arch", data["arch"], "sm_NN")
+    for part, keys in _PART_KEYS.items():
+        if part == "plan" and not data[part]:
+            continue  # an incomplete build
+        for key, kind in keys.items():
+            if not isinstance(data[part].get(key), kind):
+                raise refuse(f"{part}.{key}", data[part].get(key), f"a {kind.__name__}")
+    for tensor in [*data["inputs"], *data["outputs"]]:
+        shape = tensor.get("shape") if isinstance(tensor, dict) else None
+        ranges = [shape.get(bound) for bound in ("min", "opt", "max")] if isinstance(shape, dict) else []
+        sizes = all(isinstance(r, list) and all(isinstance(d, int) for d in r) for r in ranges)
+        if not ranges or not sizes or not isinstance(tensor.get("name"), str) or "dtype" not in tensor:
+            raise refuse("inputs, outputs", tensor, "name, dtype and shape with min, opt, max")
 
 
 def verify(
@@ -80,16 +112,15 @@ def verify(
 
 
 def _verify_file(folder: Path, part: str, entry: dict[str, Any], again: str) -> None:
-    path = folder / Path(str(entry.get("file", ""))).name  # a name with folders in it leads nowhere else
+    path = folder / Path(entry["file"]).name  # a name with folders in it leads nowhere else
     if not path.is_file():
         raise ArtifactError(str(path), "missing", "the file that the manifest names", again)
-    size = path.stat().st_size
-    if "bytes" in entry and part != "onnx" and size != entry["bytes"]:
+    data = path.with_name(f"{path.name}.data")
+    size = path.stat().st_size + (data.stat().st_size if part == "onnx" and data.is_file() else 0)
+    if size != entry.get("bytes", size):
         raise ArtifactError(str(path), f"{size} bytes", f"{entry['bytes']} bytes", again)
     if part == "onnx":  # read by tools that check what they read; gigabytes, so not digested
         return
-    if not isinstance(entry.get("sha256"), str):  # a check that can be left out is none
-        raise ArtifactError(f"{folder / NAME}: {part}", "no sha256", "the file's digest", again)
     if sha256(path) != entry["sha256"]:
         raise ArtifactError(str(path), "another SHA-256 than the manifest's", entry["sha256"], again)
 

@@ -2,7 +2,7 @@
 
 An engine cannot be deserialized without a GPU, so the engine inspector is out of reach on a build machine.
 But with ``ProfilingVerbosity.DETAILED`` the builder logs the same text as one VERBOSE message that begins
-with ``Layers:``. `LayerReport` picks that message out of a log, and `plugin_layers` reads it, or reads what
+with ``Layers:``. `LayerReport` picks that message out of a log, and `engine_layers` reads it, or reads what
 ``inspector.get_engine_information(LayerInformationFormat.ONELINE)`` returns on a machine with a GPU.
 """
 
@@ -85,11 +85,6 @@ def engine_layers(report: str) -> list[EngineLayer]:
             inputs = _tensors(line, "Inputs") + _tensors(line, "Constants")
             layers.append(EngineLayer(head["name"], head["type"], nodes, inputs, _tensors(line, "Outputs")))
     return layers
-
-
-def plugin_layers(report: str) -> list[EngineLayer]:
-    """The plugin layers in a layer report."""
-    return [layer for layer in engine_layers(report) if layer.type in _PLUGIN_TYPES]
 
 
 def network_plugins(trt: Any, network: Any) -> dict[str, str]:

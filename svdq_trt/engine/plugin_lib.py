@@ -10,24 +10,16 @@ import ctypes
 import functools
 import hashlib
 import os
-import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svdq_trt.errors import ArtifactError
+from svdq_trt.libraries import BUILD_HINT, PLACES, PLUGIN, PLUGIN_ENV, locate
 from svdq_trt.spec.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
-LIBRARY_NAME = "libsvdq_trt_plugin.so"
-LIBRARY_ENV = "SVDQ_PLUGIN_LIBRARY"  # path of a library to use instead of the installed one
-#: Where an install puts it: beside this package, or, when the Python files are used from the source folder
-#: (editable install, PYTHONPATH), in the environment's site-packages.
-_PLACES = (
-    Path(__file__).resolve().parent.parent / "lib",
-    Path(sysconfig.get_path("platlib")) / "svdq_trt" / "lib",
-)
 _SHIM = Path("shim") / "libtensorrt_rtx.so"
-_BUILD_HINT = f"Run pip install . in the source folder, or set {LIBRARY_ENV} to a built {LIBRARY_NAME}."
+_BUILD_HINT = f"{BUILD_HINT}, or set {PLUGIN_ENV} to a built {PLUGIN}."
 
 #: Module name -> what load_into() loaded. A registry lives as long as the process, so this does too.
 _loaded: dict[str, PluginLibrary] = {}
@@ -54,15 +46,8 @@ def find(path: Path | None = None) -> PluginLibrary:
     Raises:
         ArtifactError: the file is missing, does not load, or is not a plugin library of this project.
     """
-    override = os.environ.get(LIBRARY_ENV)
-    where = "TensorRT plugin library"
-    if path is None and override:
-        where, path = LIBRARY_ENV, Path(override)
-    if path is None:
-        path = next(
-            (p / LIBRARY_NAME for p in _PLACES if (p / LIBRARY_NAME).is_file()), _PLACES[0] / LIBRARY_NAME
-        )
-    path = path.resolve()
+    where = PLUGIN_ENV if path is None and os.environ.get(PLUGIN_ENV) else "TensorRT plugin library"
+    path = (path or locate(PLUGIN, PLUGIN_ENV)).resolve()
     if not path.is_file():
         raise ArtifactError(where, f"no file {path}", "the built plugin library", _BUILD_HINT)
     with path.open("rb") as file:
@@ -149,11 +134,11 @@ def preload_core(trt: Any, library: Path | None = None) -> None:
     """
     if not str(trt.__name__).startswith("tensorrt_rtx"):
         return
-    folders = [*([library.parent] if library else []), *_PLACES]
+    folders = [*([library.parent] if library else []), *PLACES]
     shim = next((f / _SHIM for f in folders if (f / _SHIM).is_file()), None)
     try:
         ctypes.CDLL(str(shim) if shim else _SHIM.name)
     except OSError as error:
         raise ArtifactError(
-            str(shim or _SHIM.name), str(error), f"a library of that name next to {LIBRARY_NAME}", _BUILD_HINT
+            str(shim or _SHIM.name), str(error), f"a library of that name next to {PLUGIN}", _BUILD_HINT
         ) from error

@@ -18,8 +18,3 @@ class TensorProfile:
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Manifest entry."""
-        return {"name": self.name, "dtype": self.dtype, "shape": {
-            "min": list(self.min), "opt": list(self.opt), "max": list(self.max)}}  # fmt: skip

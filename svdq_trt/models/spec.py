@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from svdq_trt.errors import ShapeError
-from svdq_trt.models.recipe import Kept, LinearGroup, Recipe
+from svdq_trt.models.recipe import LinearGroup, Recipe
 
 #: Symbols an axis may depend on. `batch` and `tokens` count; `height` and `width` are pixels of the image.
 SYMBOLS = ("batch", "height", "width", "tokens")
@@ -168,10 +168,6 @@ class ModelSpec:
     def groups(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[LinearGroup, ...]:
         """The svdq nodes to be."""
         return self.recipe(module, skip).groups
-
-    def kept(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[Kept, ...]:
-        """Every linear and convolution that stays in 16 bit, with the reason."""
-        return self.recipe(module, skip).kept
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
         """Replace the group's members by `fused`: x [..., K] -> y [..., N], or [..., N/2] for GEGLU."""

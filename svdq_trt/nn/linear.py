@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt import numerics
+from svdq_trt.errors import UsageError
 from svdq_trt.nn import ops  # noqa: F401  (registers torch.ops.svdq.linear)
 from svdq_trt.spec.formats import FORMATS, Activation, Format
 
@@ -65,11 +66,14 @@ class SVDQLinear(nn.Module):
         `dtype` is the 16-bit act dtype; default: the linear's own when it is f16 or bf16, else f16.
 
         Raises:
+            UsageError: an unknown format.
             ShapeError: K % 64 != 0, N % 8 != 0, or x_calib is not [M, K].
             RangeError: NaN or Inf in the weight or in x_calib.
         """
         from svdq_trt.quantize.layer import quantize_group
 
+        if format not in FORMATS:
+            raise UsageError("format", f"'{format}'", f"one of {', '.join(FORMATS)}")
         quantized = quantize_group(
             [linear.weight], [linear.bias], x_calib, FORMATS[format], rank,
             act_dtype=dtype or (linear.weight.dtype if linear.weight.dtype.itemsize == 2 else torch.float16),

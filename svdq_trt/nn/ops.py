@@ -1,7 +1,7 @@
-"""``torch.ops.svdq.linear``: the op contract as a torch op, with fake and CPU implementations.
+"""``torch.ops.svdq.linear``: the op contract as a torch op, with fake, CPU and CUDA implementations.
 
 The arguments are svdq_trt/spec/ops.py's inputs and attributes; `format` and `activation` select the op type
-that the exporter writes. The CPU body follows the reference to output rounding.
+that the exporter writes. The CPU body follows the reference to output rounding; on CUDA the project's kernels run.
 """
 
 from __future__ import annotations
@@ -70,6 +70,30 @@ def _linear_fake(
 ) -> Tensor:
     n_out = Activation(activation).n_out(qweight.shape[0])
     return x.new_empty((*x.shape[:-1], n_out))
+
+
+@linear.register_kernel("cuda")
+def _linear_cuda(
+    x: Tensor,
+    qweight: Tensor,
+    wscale: Tensor,
+    act_mul: Tensor,
+    lora_down: Tensor,
+    lora_up: Tensor,
+    bias: Tensor,
+    wscale2: Tensor,
+    format: str,
+    activation: str,
+    act_unsigned: int = 0,
+    act_shift: float = 0.0,
+) -> Tensor:
+    from svdq_trt.nn import capi
+
+    _check_shapes(x, qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2, format)
+    weights = (qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2)
+    rows = x.reshape(-1, x.shape[-1])
+    y = capi.linear(rows, weights, FORMATS[format], Activation(activation), bool(act_unsigned), act_shift)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def activate(y: Tensor, activation: Activation) -> Tensor:

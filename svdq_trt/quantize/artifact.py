@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write
+from svdq_trt.files import save_tensors
 from svdq_trt.quantize.layer import QuantizedLinear
 from svdq_trt.spec.formats import FORMATS, Activation
 
@@ -68,10 +67,9 @@ class Artifact:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any], nodes: list[Node]) -> None:
-    """Write the artifact; under its final name only when complete."""
+    """Write the artifact; under its final name only when complete. Raises ArtifactError: disk full, not writable."""
     header = {**meta, "version": VERSION, "nodes": [asdict(node) for node in nodes]}
-    with atomic_write(path) as tmp:
-        save_file(dict(tensors), tmp, metadata={"svdq": json.dumps(header)})
+    save_tensors(path, tensors, {"svdq": json.dumps(header)})
 
 
 def load(path: Path) -> Artifact:

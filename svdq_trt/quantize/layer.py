@@ -6,6 +6,7 @@ residual; activations quantized; squared error of the linear's output on calibra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from svdq_trt.errors import RangeError, ShapeError
 from svdq_trt.quantize.lowrank import balance, top_singular
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
-from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MULTIPLE, Activation, Format
+from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
 from svdq_trt.spec.ops import max_exact_k
 
 
@@ -107,8 +108,9 @@ def quantize_group(
     mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
     split = _split(w, mul, fmt, rank, act_dtype, preset.power_iterations)
     y_ref = x @ w.T
+    signal = float(y_ref.square().sum())
     noise = float((_output(x, split, fmt, act_dtype) - y_ref).square().sum())
-    sqnr = 10 * torch.log10(y_ref.square().sum().double() / max(noise, 1e-30)).item()
+    sqnr = 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))  # a layer of zeros: 0 dB, not minus infinity
     tensors = {
         "qweight": split.qw.qweight, "wscale": split.qw.wscale, "act_mul": split.act_mul.to(act_dtype),
         "lora_down": split.down.to(act_dtype), "lora_up": split.up.to(act_dtype), "bias": bias.to(act_dtype),
@@ -159,8 +161,8 @@ def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:
                          "Keep this layer in 16 bit.")  # fmt: skip
     if n % N_MULTIPLE:
         raise ShapeError(name, f"N = {n}", f"a multiple of {N_MULTIPLE}", "Keep this layer in 16 bit.")
-    if rank % R_MULTIPLE or not 0 <= rank <= 1024:
-        raise ShapeError(name, f"rank {rank}", f"a multiple of {R_MULTIPLE} from 0 to 1024")
+    if rank % R_MULTIPLE or not 0 <= rank <= R_MAX:
+        raise ShapeError(name, f"rank {rank}", f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
     if x.ndim != 2 or x.shape[1] != k or not x.shape[0]:
         raise ShapeError(name, f"calibration input {tuple(x.shape)}", f"[M, {k}] with M >= 1")
     if not w.isfinite().all():

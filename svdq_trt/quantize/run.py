@@ -60,7 +60,7 @@ def quantize_model(
     work = partial_function(_one, module, spec, calibration, fmt, rank, preset, partial)
     nodes: list[Node] = []
     with _layer_pool() as pool:
-        # In order, so that weights are freed in order; the pool runs ahead by as many groups as it has threads.
+        # Installed in order, so that weights are freed in order; finished layers ahead of it are small.
         for index, (group, (node, layer)) in enumerate(zip(groups, pool.map(work, enumerate(groups)), strict=True)):
             spec.install(module, group, layer)
             nodes.append(node)

@@ -15,6 +15,7 @@ from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, NVFP4, Format
 #: powers of two below 448, which leaves headroom above and 15 normal binades below.
 _NVFP4_TOP = FP4_MAX * FP8_MAX / 4
 _S_LIMITS = (2.0**-12, 2.0**12)
+_F16_HEADROOM = 65504.0 / 16
 _MUL_LIMITS = (2.0**-14, 2.0**14)  # normal numbers of f16
 
 
@@ -44,4 +45,7 @@ def act_multiplier(
         top = (x_absmax / s).max()
         if top > 0:
             s = s * torch.exp2(torch.ceil(torch.log2(top / _NVFP4_TOP)))
-    return (1.0 / s).clamp(*_MUL_LIMITS).to(act_dtype).float()
+    mul = (1.0 / s).clamp(*_MUL_LIMITS)
+    if act_dtype == torch.float16:  # x̂ must not overflow where x is finite, nor for x beyond what was calibrated
+        mul = torch.minimum(mul, _F16_HEADROOM / x_absmax.clamp_min(1e-8))
+    return mul.to(act_dtype).float()

@@ -20,7 +20,7 @@ AUTO_FORMAT: dict[int, tuple[Format, str]] = {
     121: (NVFP4, "native block-scaled e2m1 MMA"),
 }
 
-#: arch -> formats whose kernels are compiled for it.
+#: arch -> formats worth building for it. nvfp4 runs below sm_120 by emulation, for tests.
 KERNELS: dict[int, tuple[str, ...]] = {
     80: ("int4", "w4a8", "w4a16"),
     86: ("int4", "w4a8", "w4a16"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 K_MULTIPLE = 64  # K of every quantized linear; one packed 32-byte row segment, one int4 group
 N_MULTIPLE = 8  # 16-byte rows of scales, bias and y
 R_MULTIPLE = 16  # one k16 step of the 16-bit MMA of the low-rank branch
+R_MAX = 1024  # above any use; the kernels refuse more
 
 #: A group (or row) whose absmax is below this is a zero group: codes 0, scale 1. Keeps 1/scale finite.
 ZERO_GROUP_ABSMAX = 2.0**-120
@@ -58,11 +59,6 @@ class Format:
         """Shape of input 2, group-major so that a tile's row of scales is contiguous."""
         base = (k // 64, n)
         return base if self.wscale_cols == 1 else (*base, self.wscale_cols)
-
-    def bits_per_weight(self, act_bytes: int = 2) -> float:
-        """Stored bits per weight of codes and group scales, without the low-rank branch."""
-        scale_bits = 8 * (act_bytes if self.wscale_is_act_dtype else 1) * self.wscale_cols
-        return 4 + scale_bits / 64
 
 
 INT4 = Format("int4", "Int4", 0, 64, 64, True, 1, "s4 weights, s4/u4 activations, groups of 64")

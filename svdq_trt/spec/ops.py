@@ -92,5 +92,5 @@ def input_shapes(fmt: Format, n: int, k: int, r: int) -> dict[str, tuple[int, ..
 
 
 def max_exact_k(fmt: Format) -> int:
-    """Largest K: int32 accumulation of 127·126 products stays exact for w4a8; others have no limit."""
+    """Largest K: the int32 sum of K products of 127·127 stays exact for w4a8; others are limited by int32 sizes."""
     return (2**31 - 1) // (127 * 127) // K_MULTIPLE * K_MULTIPLE if fmt.name == "w4a8" else 2**31 - 64

@@ -1,6 +1,8 @@
 """Artifacts are written whole or not at all."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -42,6 +44,20 @@ def test_atomic_write_into_a_file_as_folder_is_an_artifact_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match=r"a\.bin"), atomic_write(tmp_path / "file" / "a.bin"):
         pass
+
+
+def test_save_tensors_tells_the_systems_error_and_leaves_nothing(tmp_path):
+    """A real one: the child may write 4 KiB to a file."""
+    code = (
+        "import resource, signal, sys, torch; from svdq_trt.errors import ArtifactError;"
+        "from svdq_trt.files import save_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: save_tensors(sys.argv[1], {'a': torch.zeros(1 << 16)}, {})\n"
+        "except ArtifactError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True)
+    assert "cannot be written (" in done.stdout and "File too large" in done.stdout, done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_atomic_write_has_ordinary_permissions(tmp_path):

@@ -61,12 +61,11 @@ def test_dequantize_weight_is_what_the_reference_reads(fmt):
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
-@FMT
 @DT
-@pytest.mark.parametrize("unsigned", [False, True], ids=["s4", "u4"])
-def test_activation_codes_are_bit_exact(fmt, dtype, unsigned):
-    if unsigned and fmt.name != "int4":
-        pytest.skip("u4 codes exist for int4 only")
+@pytest.mark.parametrize(
+    ("fmt", "unsigned"), [*((f, False) for f in FORMATS.values()), (FORMATS["int4"], True)], ids=str
+)
+def test_activation_codes_are_bit_exact(fmt, unsigned, dtype):
     x = torch.randn(33, 256, generator=torch.Generator().manual_seed(1))
     x[:, 7] *= 60
     x[4, :64], x[5], x[6, 64:128] = 0, 0, 1e-7

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+FORMATS = {"sm_89": "int4", "sm_120": "nvfp4", "sm_80": "w4a8"}
+ALL = [word for arch in FORMATS for word in ("--arch", arch)]
 ARGS = ["--model", "sdxl-tiny", "--random-weights", "0"]
 
 
@@ -31,9 +33,9 @@ def svdq(*args: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Engines for sm_89 (int4) and sm_120 (nvfp4)."""
+    """Engines for sm_89 (int4), sm_120 (nvfp4) and sm_80 (w4a8)."""
     out = tmp_path_factory.mktemp("engines")
-    done = build("--arch", "sm_89", "--arch", "sm_120", "--out", str(out))
+    done = build(*ALL, "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
@@ -42,13 +44,13 @@ def manifest(out: Path, arch: str) -> dict:
     return json.loads((out / f"sdxl-tiny-{arch}" / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+@pytest.mark.parametrize("arch", FORMATS)
 def test_manifest_is_complete_and_true(built, arch):
     m, folder = manifest(built, arch), built / f"sdxl-tiny-{arch}"
     assert (folder / "model.plan").stat().st_size == m["plan"]["bytes"]
     for name in ("model.onnx", "svdq.safetensors", m["plugin"]["file"], "accuracy.png"):
         assert (folder / name).stat().st_size > 0
-    assert m["format"] == {"sm_89": "int4", "sm_120": "nvfp4"}[arch] and m["plugin"]["embedded"]
+    assert m["format"] == FORMATS[arch] and m["plugin"]["embedded"]
     assert {q["format"] for q in m["quantized"]} == {m["format"], "w4a16"}
     assert m["quantized_weight_bytes"] < m["fp16_weight_bytes"]
     assert all(k["reason"] for k in m["kept_16bit"])
@@ -56,7 +58,7 @@ def test_manifest_is_complete_and_true(built, arch):
     assert output["sqnr_db"] > 20 and output["cosine"] > 0.99  # measured 24 to 26 dB
 
 
-@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+@pytest.mark.parametrize("arch", FORMATS)
 def test_every_linear_is_in_a_node_or_kept(built, arch):
     from svdq_trt.models import get_model
     from svdq_trt.models.recipe import weight_layers
@@ -66,13 +68,13 @@ def test_every_linear_is_in_a_node_or_kept(built, arch):
     assert sorted(names) == sorted(weight_layers(spec.build()))
 
 
-@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+@pytest.mark.parametrize("arch", FORMATS)
 def test_tensorrt_reports_exactly_the_manifests_nodes(built, arch):
     m = manifest(built, arch)
     assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]})
 
 
-@pytest.mark.parametrize("arch", ["sm_89", "sm_120"])
+@pytest.mark.parametrize("arch", FORMATS)
 def test_plan_carries_the_plugin(built, arch):
     m, folder = manifest(built, arch), built / f"sdxl-tiny-{arch}"
     library = (folder / m["plugin"]["file"]).read_bytes()
@@ -100,12 +102,31 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     assert sqnr > 35, sqnr
 
 
-def test_second_run_reuses_every_stage_and_a_change_does_not(built):
+def test_second_run_reuses_every_stage(built):
     start = time.monotonic()
-    again = build("--arch", "sm_89", "--arch", "sm_120", "--out", str(built))
+    again = build(*ALL, "--out", str(built))
     assert again.returncode == 0, again.stderr
-    assert again.stderr.count("reused") >= 9 and " done " not in again.stderr, again.stderr
+    assert again.stderr.count("reused") >= 17 and " done " not in again.stderr, again.stderr
     assert time.monotonic() - start < 30
+
+
+def test_options_reach_the_artifact(tmp_path):
+    """Rank 0, skipped layers, a user's calibration inputs and another format, in one build."""
+    from safetensors.torch import save_file
+
+    from svdq_trt.models import get_model
+
+    spec = get_model("sdxl-tiny")
+    inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
+    tensors = {io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}
+    save_file(tensors, tmp_path / "calib.safetensors")
+    done = build("--arch", "sm_89", "--out", str(tmp_path), "--no-check", "--rank", "0", "--format", "w4a8", "--skip",
+                 "*.ff.net.2", "--calibration", str(tmp_path / "calib.safetensors"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    m = manifest(tmp_path, "sm_89")
+    assert m["rank"] == 0 and {q["format"] for q in m["quantized"]} == {"w4a8", "w4a16"}
+    skipped = [k for k in m["kept_16bit"] if k["reason"].startswith("left out by --skip")]
+    assert skipped and all(k["name"].endswith("ff.net.2") for k in skipped)
 
 
 def test_gate_is_its_own_exit_code(built):
@@ -180,6 +201,7 @@ def test_killed_build_leaves_no_plan_and_resumes(tmp_path):
     again = subprocess.run(args, capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "sdxl-tiny-sm_89" / "model.plan").exists() and not partial.exists()
+    assert not [p for p in tmp_path.rglob(".*") if p.name.endswith(".tmp") or p.is_dir()]
 
 
 def test_unwritable_output_is_one_line(tmp_path):
@@ -189,9 +211,11 @@ def test_unwritable_output_is_one_line(tmp_path):
 
 
 def test_onnx_without_the_plugin_builds_from_the_function_bodies(built, tmp_path):
-    """In a process that never loads the plugin: the parser inlines the bodies."""
+    """In a process that never loads the plugin, from the variant with the bodies inlined."""
+    from svdq_export import write_inlined
+
+    inlined = write_inlined(built / "sdxl-tiny-sm_89" / "model.onnx")
     source = f"""
-import tensorrt_rtx as trt
 from pathlib import Path
 from svdq_trt.engine.backend import available
 from svdq_trt.engine.build import build_plan
@@ -199,7 +223,7 @@ from svdq_trt.engine.profile import TensorProfile
 import json
 m = json.loads(Path({str(built / "sdxl-tiny-sm_89" / "manifest.json")!r}).read_text())
 profiles = [TensorProfile(t["name"], t["dtype"], **{{k: tuple(v) for k, v in t["shape"].items()}}) for t in m["inputs"]]
-info = build_plan(available("tensorrt-rtx")[0], Path({str(built / "sdxl-tiny-sm_89" / "model.onnx")!r}), 89, profiles,
+info = build_plan(available("tensorrt-rtx")[0], Path({str(inlined)!r}), 89, profiles,
                   Path({str(tmp_path / "bare.plan")!r}), lambda *a: None)
 assert info.plugin_layers == [], info.plugin_layers
 print("bytes", info.bytes)

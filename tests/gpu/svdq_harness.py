@@ -13,9 +13,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from svdq_trt.nn.capi import Params
 from svdq_trt.ref.linear import linear_unrounded, round_output
 from svdq_trt.ref.quant import Array, QuantWeight, quantize_weight
 from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation, Format
+from svdq_trt.spec.ops import INPUTS
 
 if TYPE_CHECKING:
     import torch
@@ -24,24 +26,6 @@ OK, BAD_ARGUMENT, UNSUPPORTED, WORKSPACE, CUDA = range(5)
 NUMPY_DTYPE: dict[str, Any] = {"f16": np.float16, "bf16": ml_dtypes.bfloat16}
 ACTIVATIONS = list(Activation)  # the C enum has the same order
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-_POINTERS = (
-    *("x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2"),
-    *("y", "workspace"),
-)
-
-
-class Params(ctypes.Structure):
-    """svdq_linear_params of svdq.h."""
-
-    _fields_ = (
-        *((n, ctypes.c_int32) for n in ("format", "activation", "dtype", "act_unsigned")),
-        ("act_shift", ctypes.c_float),
-        *((n, ctypes.c_int32) for n in "mnkr"),
-        *((n, ctypes.c_void_p) for n in _POINTERS),
-        ("workspace_bytes", ctypes.c_size_t),
-    )
 
 
 def library_path() -> Path | None:
@@ -181,7 +165,7 @@ class Call:
         import torch
 
         lin = self.linear
-        for key in _POINTERS[:-2]:
+        for key in (t.name for t in INPUTS):
             self.keep[key] = to_gpu(getattr(lin.weight if key in lin.weight.__annotations__ else lin, key))
         size = self.lib.workspace_bytes(lin.fmt.index, self.m, self.n, self.k, self.r)
         self.keep["workspace"] = torch.full((size + 512,), 0xFF, dtype=torch.uint8, device="cuda")

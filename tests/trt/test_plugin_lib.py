@@ -24,7 +24,7 @@ def fake_module(names):
 def test_find_takes_the_environment_variable(library, monkeypatch, tmp_path):
     copy = tmp_path / "other.so"
     copy.write_bytes(library.path.read_bytes())
-    monkeypatch.setenv(plugin_lib.LIBRARY_ENV, str(copy))
+    monkeypatch.setenv(plugin_lib.PLUGIN_ENV, str(copy))
     found = plugin_lib.find()
     assert found.path == copy
     assert found.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
@@ -32,7 +32,7 @@ def test_find_takes_the_environment_variable(library, monkeypatch, tmp_path):
 
 
 def test_find_missing_file_names_the_variable(monkeypatch, tmp_path):
-    monkeypatch.setenv(plugin_lib.LIBRARY_ENV, str(tmp_path / "none.so"))
+    monkeypatch.setenv(plugin_lib.PLUGIN_ENV, str(tmp_path / "none.so"))
     with pytest.raises(ArtifactError, match=r"^SVDQ_PLUGIN_LIBRARY: no file .*none\.so, want .*pip install"):
         plugin_lib.find()
 

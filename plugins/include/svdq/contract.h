@@ -16,6 +16,7 @@ inline constexpr char kPluginNamespace[] = "svdq";
 inline constexpr int32_t kKMultiple = 64;
 inline constexpr int32_t kNMultiple = 8;  // twice that for Geglu
 inline constexpr int32_t kRMultiple = 16;
+inline constexpr int32_t kRMax = 1024;
 
 // Positions of a node's inputs; the output is position kNumInputs.
 enum Input : int32_t {

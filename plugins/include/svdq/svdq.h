@@ -20,8 +20,6 @@ extern "C" {
 #define SVDQ_API
 #endif
 
-#define SVDQ_VERSION_MAJOR 1
-
 typedef enum {
     SVDQ_FORMAT_INT4 = 0,
     SVDQ_FORMAT_W4A8 = 1,

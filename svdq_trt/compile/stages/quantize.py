@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.compile import freshness
 from svdq_trt.compile.events import Progress
+
+CALIBRATION = "calib.safetensors"
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Load the model, calibrate unless calib.safetensors is there, quantize.
+    """Load the model, calibrate unless that is fresh, quantize.
 
-    args: model, checkpoint, random_weights, skip, calibration, calib_path, samples, format, rank, preset, out, key.
+    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, rank, preset, out,
+    key.
     """
     from svdq_trt import calibrate
     from svdq_trt.checkpoint import load
@@ -24,12 +28,14 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     module = load(spec, args["checkpoint"], args["random_weights"], progress)
     recipe = spec.recipe(module, tuple(args["skip"]))
     fp16_bytes = sum(t.numel() * 2 for t in module.parameters())
-    calib_path = Path(args["calib_path"])
-    if args["calib_fresh"]:
-        calibration = calibrate.Calibration.load(calib_path, recipe.groups)
-    else:
+    shared = Path(args["shared"])
+    if args["force"] or freshness.lookup(shared, "calibrate", args["calib_key"]) is None:
         calibration = calibrate.collect(module, spec, recipe.groups, data=args["calibration"], progress=progress)
-        calibration.save(calib_path)
+        calibration.save(shared / CALIBRATION)
+        # Recorded at once: a build that is killed while it quantizes need not calibrate again.
+        freshness.store(shared, "calibrate", args["calib_key"], [CALIBRATION], {})
+    else:
+        calibration = calibrate.Calibration.load(shared / CALIBRATION, recipe.groups)
     out = Path(args["out"])
     nodes = quantize_model(
         module, spec, recipe.groups, calibration, FORMATS[args["format"]], args["rank"], get_preset(args["preset"]),
@@ -39,6 +45,6 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "fp16_weight_bytes": fp16_bytes,
         "quantized_weight_bytes": out.stat().st_size,
         "kept_16bit": [{"name": k.name, "reason": k.reason} for k in recipe.kept],
-        "mean_sqnr_db": sum(n.sqnr_db for n in nodes) / max(len(nodes), 1),
+        "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
         "nodes": len(nodes),
     }

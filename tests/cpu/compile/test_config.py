@@ -44,11 +44,12 @@ def test_format_without_kernels_on_an_arch_is_refused():
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--format", "int3"], 2, "--format: 'int3'"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--preset", "max"], 2, "--preset: 'max'"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--height", "100"], 1, "height: 100, want a positive multiple"),
-        (["--model", "sdxl-tiny", "--arch", "sm_89"], 1, "--random-weights"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89"], 2, "--random-weights"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--checkpoint", "/nonexistent/x.safetensors"], 1, "x.safetensors"),
         (["--model", "sdxl-tiny"], 2, "--arch"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration", "/no/f"], 2, "--calib"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--no-check", "--min-sqnr", "9"], 2, "--min-sqnr"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--min-sqnr", "nan"], 2, "--min-sqnr: nan, want a finite"),
     ],
 )
 def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path, capsys):

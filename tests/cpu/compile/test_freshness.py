@@ -22,8 +22,9 @@ def test_missing_file_and_damaged_record_are_stale(tmp_path):
     freshness.store(tmp_path, "s", "k", ["a.bin"], {})
     (tmp_path / "a.bin").unlink()
     assert freshness.lookup(tmp_path, "s", "k") is None
-    for text in ("", "[]", '{"s": 3}', '{"s": {"key": "k", "files": 1}}', "\x00"):
-        (tmp_path / freshness.RECORD).write_text(text)
+    no_result = '{"key": "k", "files": {}, "result": 1}'
+    for text in ("", "[]", "3", "\x00", '{"key": "k"}', '{"key": "k", "files": 1}', no_result):
+        freshness.record_path(tmp_path, "s").write_text(text)
         assert freshness.lookup(tmp_path, "s", "k") is None
 
 

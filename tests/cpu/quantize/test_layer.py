@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from svdq_trt import SVDQLinear
-from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.errors import RangeError, ShapeError, UsageError
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
@@ -111,6 +111,18 @@ def test_bad_input_is_refused_by_name(change, error, text):
     w, x, rank = change(*case())
     with pytest.raises(error, match=text.replace("(", r"\(")):
         quantize_group([w], [None], x, INT4, rank, name="layer", preset=FAST)
+
+
+@FMT
+def test_layer_of_zeros_stays_zero_with_a_finite_figure(fmt):
+    _, x = case()
+    q = quantize_group([torch.zeros(256, 384)], [None], x, fmt, 32, preset=FAST)
+    assert q.sqnr_db == 0 and not SVDQLinear.from_quantized(q)(x.half()).any()
+
+
+def test_unknown_format_is_refused():
+    with pytest.raises(UsageError, match="format: 'int3', want one of int4"):
+        SVDQLinear.from_linear(nn.Linear(64, 8), torch.zeros(1, 64), format="int3")
 
 
 def test_weight_that_overflows_f16_is_refused():

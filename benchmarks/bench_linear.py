@@ -1,0 +1,273 @@
+"""Time the quantized linear against bf16 cuBLAS and fp8 cuBLASLt, same run, same GPU.
+
+    python benchmarks/bench_linear.py --format w4a8 --rank 32 --out linear.json
+
+Each timed body is a CUDA graph of calls that walk through several sets of inputs, weights and
+outputs, together larger than the L2, so nothing is warm that would not be in a model. Reported:
+median, p10 and p90 of a call over the replays. The rivals get their input in their own dtype for
+free and have no bias; ours starts from 16-bit x and includes bias and rank R.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import kernel_calls as calls
+import shapes
+import torch
+
+BYTES_TO_ROTATE = 192e6  # over three times an H200's L2
+MAX_SETS = 48
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call."""
+
+    median: float
+    p10: float
+    p90: float
+
+
+class Body:
+    """A CUDA graph of calls, and the microseconds of one call in each of its replays so far."""
+
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        """Run two of the calls once, then capture all; the calls keep their tensors alive."""
+        self.kept = calls
+        for call in calls[:2]:
+            call()
+        torch.cuda.synchronize()
+        self.calls = len(calls)
+        self.us: list[float] = []
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for call in calls:
+                call()
+        self.once_s = self._replay(1)[0] * self.calls * 1e-6
+
+    def _replay(self, times: int) -> list[float]:
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(times + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            self.graph.replay()
+            mark.record()
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) * 1e3 / self.calls for a, b in pairwise(marks)]
+
+    def run(self, seconds: float) -> None:
+        """Replay for about `seconds`, after a quarter of that as warm-up."""
+        self._replay(max(1, int(seconds / 4 / self.once_s)))
+        self.us += self._replay(max(4, int(seconds / self.once_s)))
+
+    def timing(self) -> Timing:
+        """Over everything run() has recorded."""
+        us = sorted(self.us)
+        return Timing(statistics.median(us), us[len(us) // 10], us[-1 - len(us) // 10])
+
+
+def time_together(bodies: dict[str, Body], seconds: float, rounds: int = 3) -> dict[str, Timing]:
+    """Time all bodies in turn, several rounds: clocks drift with the heat; no one comes first."""
+    for _ in range(rounds):
+        for body in bodies.values():
+            body.run(seconds / rounds)
+    return {name: body.timing() for name, body in bodies.items()}
+
+
+def time_calls(calls: list[Callable[[], None]], seconds: float) -> Timing:
+    """Time one body alone."""
+    return time_together({"": Body(calls)}, seconds, rounds=1)[""]
+
+
+def sets_for(bytes_per_set: float) -> int:
+    """How many sets of operands exceed the L2 together."""
+    return max(2, min(MAX_SETS, math.ceil(BYTES_TO_ROTATE / bytes_per_set)))
+
+
+def ours(
+    library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str
+) -> list[calls.Linear]:
+    """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing."""
+    m, k, n = shape.m, shape.k, shape.n
+    bytes_per_set = m * k * 2 + n * k / 2 + m * n * 2 + m * k
+    base = torch.randn(m, k, device="cuda", dtype=dtype)
+    linears = []
+    for i in range(sets_for(bytes_per_set)):
+        nibbles = torch.randint(-7, 8, (2, n, k // 2), device="cuda", dtype=torch.int8)
+        qweight = (nibbles[0] & 15) | (nibbles[1] << 4)
+        if fmt == "w4a8":
+            wscale = torch.randint(6, 19, (k // 64, n), device="cuda", dtype=torch.int8)
+            wscale2 = torch.full((n,), k**-0.5 / 50, device="cuda")
+        else:
+            wscale = torch.full((k // 64, n), k**-0.5 / 4, device="cuda", dtype=dtype)
+            wscale2 = torch.ones(n, device="cuda")
+        linears.append(
+            calls.make_linear(
+                library,
+                fmt,
+                x=base.roll(i, 0).contiguous(),
+                qweight=qweight,
+                wscale=wscale,
+                act_mul=torch.rand(k, device="cuda", dtype=dtype) + 0.5,
+                lora_down=torch.randn(rank, k, device="cuda", dtype=dtype) * k**-0.5,
+                lora_up=torch.randn(n, rank, device="cuda", dtype=dtype),
+                bias=torch.randn(n, device="cuda", dtype=dtype),
+                wscale2=wscale2,
+            )
+        )
+    return linears
+
+
+def cublas_bf16(shape: shapes.Shape) -> list[Callable[[], None]]:
+    """bf16 x · Wᵀ through torch, without bias."""
+    m, k, n = shape.m, shape.k, shape.n
+    calls = []
+    for _ in range(sets_for(2 * (m * k + n * k + m * n))):
+        x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+        w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+        y = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+        calls.append(lambda x=x, w=w, y=y: torch.mm(x, w.t(), out=y))
+    return calls
+
+
+def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
+    """E4m3 x · Wᵀ through torch._scaled_mm, input already in fp8, bf16 output."""
+    m, k, n = shape.m, shape.k, shape.n
+    one = torch.ones((), device="cuda")
+    calls = []
+    for _ in range(sets_for(m * k + n * k + 2 * m * n)):
+        x = torch.randn(m, k, device="cuda").to(torch.float8_e4m3fn)
+        w = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn)
+        y = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
+        calls.append(
+            lambda x=x, w=w, y=y: torch._scaled_mm(
+                x, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=y
+            )
+        )
+    return calls
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of a large copy; not in a graph, where it is slower."""
+    a = torch.ones(2**30, device="cuda", dtype=torch.float32)
+    b = torch.empty_like(a)
+    seconds = []
+    for _ in range(12):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        b.copy_(a)
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) * 1e-3)
+    return 2 * a.numel() * 4 / statistics.median(seconds[2:])
+
+
+def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace, dtype: torch.dtype) -> dict:
+    """All timings of one shape."""
+    linears = ours(library, shape, args.rank, dtype, args.format)
+    plain = ours(library, shape, 0, dtype, args.format)
+    for linear in linears:
+        linear.run()  # so that (b) alone reads real codes
+    bodies = {
+        "bf16": Body(cublas_bf16(shape)),
+        "fp8": Body(cublas_fp8(shape)),
+        "a": Body([linear.runner("svdq_linear_quantize") for linear in linears]),
+        "b": Body([linear.runner("svdq_linear_gemm") for linear in linears]),
+        "total": Body([linear.runner() for linear in linears]),
+        "rank0": Body([linear.runner() for linear in plain]),
+    }
+    times = time_together(bodies, args.seconds)
+    return {"shape": asdict(shape), "us": {k: asdict(t) for k, t in times.items()}}
+
+
+def geomean(values: list[float]) -> float:
+    """Geometric mean."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def report(rows: list[dict], copy: float) -> str:
+    """Format the table; sets each row's ratio."""
+    head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'a':>7}{'b':>8}{'total':>8}{'rank0':>8}"
+    lines = [head + f"{'x bf16':>8}{'b:fp8':>7}{'rank':>7}{'a:copy':>8}{'TOPS':>7}"]
+    for row in rows:
+        s, us = row["shape"], {k: v["median"] for k, v in row["us"].items()}
+        share = 3 * s["m"] * s["k"] / (us["a"] * 1e-6) / copy
+        tops = 2e-6 * s["m"] * s["k"] * s["n"] / us["b"]
+        row["ratio"] = us["bf16"] / us["total"]
+        lines.append(
+            f"{s['name']:16}{us['bf16']:8.1f}{us['fp8']:8.1f}{us['a']:7.1f}{us['b']:8.1f}{us['total']:8.1f}"
+            f"{us['rank0']:8.1f}{row['ratio']:8.2f}{us['fp8'] / us['b']:7.2f}"
+            f"{us['total'] / us['rank0'] - 1:7.1%}{share:8.0%}{tops:7.0f}"
+        )
+    for label, models in (("FLUX.1", {"FLUX.1"}), ("SDXL + PixArt", {"SDXL", "PixArt"})):
+        ratios = [r["ratio"] for r in rows if r["shape"]["model"] in models]
+        if ratios:
+            lines.append(f"{label}: geomean {geomean(ratios):.3f}x bf16, worst {min(ratios):.2f}x")
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Speed-up over bf16 cuBLAS as bars, if matplotlib is there."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        print("no matplotlib: no plot", file=sys.stderr)
+        return
+    names = [r["shape"]["name"] for r in rows]
+    fig, ax = plt.subplots(figsize=(10, 4))
+    ax.bar(names, [r["ratio"] for r in rows], label="w4a8, all included")
+    fp8 = [r["us"]["bf16"]["median"] / r["us"]["fp8"]["median"] for r in rows]
+    ax.plot(names, fp8, "k_", ms=18, label="fp8 cuBLASLt, input already fp8")
+    ax.axhline(1, color="gray", lw=1)
+    ax.set_ylabel("speed-up over bf16 cuBLAS")
+    ax.tick_params(axis="x", rotation=60)
+    ax.legend()
+    fig.tight_layout()
+    fig.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", type=Path, default=calls.find_library())
+    parser.add_argument("--format", default="w4a8", choices=("int4", "w4a8", "nvfp4", "w4a16"))
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
+    parser.add_argument("--only", default="", help="substring of the shapes' names")
+    parser.add_argument("--seconds", type=float, default=0.15, help="per timing")
+    parser.add_argument("--out", type=Path, default=None, help="JSON; a PNG is put beside it")
+    args = parser.parse_args()
+    if args.library is None:
+        parser.error("no libsvdq.so found: build it, or pass --library")
+    torch.manual_seed(0)
+    library = calls.Library(args.library)
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    copy = copy_bandwidth()
+    rows = []
+    for shape in shapes.ALL:
+        if args.only in shape.name:
+            rows.append(bench(library, shape, args, dtype))
+            torch.cuda.empty_cache()
+    table = report(rows, copy)
+    gpu = torch.cuda.get_device_name()
+    print(f"{gpu}, copy {copy / 1e12:.2f} TB/s, R = {args.rank}, {args.dtype}, us per call")
+    print(table)
+    if args.out:
+        machine = {"gpu": gpu, "torch": torch.__version__, "copy_bytes_per_s": copy}
+        args.out.write_text(json.dumps({"machine": machine, "format": args.format, "rows": rows}, indent=1))
+        plot(rows, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

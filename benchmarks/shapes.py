@@ -1,0 +1,48 @@
+"""The linears that are measured, by the model and layer they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One linear: y [M, N] = x [M, K] · W [N, K]ᵀ. q, k and v that share an input are one linear."""
+
+    model: str
+    name: str
+    m: int
+    k: int
+    n: int
+
+    @property
+    def flop(self) -> float:
+        """Operations of the dense product."""
+        return 2.0 * self.m * self.k * self.n
+
+
+#: FLUX.1 at 1024²: 4096 image and 512 text tokens.
+FLUX = (
+    Shape("FLUX.1", "flux_qkv", 4608, 3072, 9216),
+    Shape("FLUX.1", "flux_out", 4608, 3072, 3072),
+    Shape("FLUX.1", "flux_fc1", 4608, 3072, 12288),
+    Shape("FLUX.1", "flux_fc2", 4608, 12288, 3072),
+    Shape("FLUX.1", "flux_single_in", 4608, 3072, 21504),
+    Shape("FLUX.1", "flux_single_out", 4608, 15360, 3072),
+)
+#: SDXL at 1024², batch 2: 4096 tokens at 640 channels, 1024 at 1280.
+SDXL = (
+    Shape("SDXL", "sdxl640_q", 8192, 640, 640),
+    Shape("SDXL", "sdxl640_ff1", 8192, 640, 5120),
+    Shape("SDXL", "sdxl640_ff2", 8192, 2560, 640),
+    Shape("SDXL", "sdxl1280_q", 2048, 1280, 1280),
+    Shape("SDXL", "sdxl1280_ff1", 2048, 1280, 10240),
+    Shape("SDXL", "sdxl1280_ff2", 2048, 5120, 1280),
+)
+#: PixArt-Sigma at 1024², batch 2.
+PIXART = (
+    Shape("PixArt", "pixart_qkv", 8192, 1152, 3456),
+    Shape("PixArt", "pixart_ff1", 8192, 1152, 4608),
+    Shape("PixArt", "pixart_ff2", 8192, 4608, 1152),
+)
+ALL = FLUX + SDXL + PIXART

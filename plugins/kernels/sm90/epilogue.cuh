@@ -1,0 +1,132 @@
+// Epilogue arithmetic in fp32, and the one rounding to the output dtype.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#include "svdq/svdq.h"
+
+namespace svdq::sm90 {
+
+// Which code a kernel is compiled with: none, any one-input activation (chosen at run time), or the gated
+// pair.
+enum class ActClass { kNone, kUnary, kGeglu };
+
+__device__ __forceinline__ float fast_exp(float v) { return exp2f(v * 1.4426950408889634f); }
+__device__ __forceinline__ float fast_rcp(float v) {
+    float r;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
+}
+
+// erfc(z) for z >= 0, relative error below 2e-7 plus that of exp: Chebyshev fit of Numerical Recipes' erfcc.
+__device__ __forceinline__ float erfc_positive(float z) {
+    const float t = fast_rcp(fmaf(0.5f, z, 1.0f));
+    float p = 0.17087277f;
+    p = fmaf(p, t, -0.82215223f);
+    p = fmaf(p, t, 1.48851587f);
+    p = fmaf(p, t, -1.13520398f);
+    p = fmaf(p, t, 0.27886807f);
+    p = fmaf(p, t, -0.18628806f);
+    p = fmaf(p, t, 0.09678418f);
+    p = fmaf(p, t, 0.37409196f);
+    p = fmaf(p, t, 1.00002368f);
+    p = fmaf(p, t, -1.26551223f);
+    return t * fast_exp(fmaf(-z, z, p));
+}
+
+// v * Phi(v) through erfc of |v|: no cancellation in the negative tail.
+__device__ __forceinline__ float gelu_erf(float v) {
+    const float tail = 0.5f * v * erfc_positive(fabsf(v) * 0.70710678118654752f);
+    return v >= 0.0f ? v - tail : tail;
+}
+
+// 0.5 v (1 + tanh u) = v / (1 + exp(-2u))
+__device__ __forceinline__ float gelu_tanh(float v) {
+    const float u = 0.7978845608028654f * fmaf(0.044715f * v * v, v, v);
+    return v * fast_rcp(1.0f + fast_exp(-2.0f * u));
+}
+
+__device__ __forceinline__ float silu(float v) { return v * fast_rcp(1.0f + fast_exp(-v)); }
+
+__device__ __forceinline__ float activate(float v, int activation) {
+    switch (activation) {
+        case SVDQ_ACT_GELU:
+            return gelu_erf(v);
+        case SVDQ_ACT_GELU_TANH:
+            return gelu_tanh(v);
+        case SVDQ_ACT_SILU:
+            return silu(v);
+        default:
+            return v;
+    }
+}
+
+template <typename T>
+struct Act16;
+
+template <>
+struct Act16<__half> {
+    using Pair = __half2;
+    static constexpr uint32_t kInf = 0x7c00;
+    static __device__ __forceinline__ float to_float(uint16_t bits) {
+        return __half2float(__ushort_as_half(bits));
+    }
+    // Rounds two values, low half first; saturates at +-65504, NaN stays NaN.
+    static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
+        __half2 v = __floats2half2_rn(lo, hi);
+        v = __hmin2_nan(v, __float2half2_rn(65504.0f));
+        v = __hmax2_nan(v, __float2half2_rn(-65504.0f));
+        return *reinterpret_cast<uint32_t*>(&v);
+    }
+    // Rounds without saturation: Inf stays Inf (t of a row that is NaN anyway, or an honest overflow).
+    static __device__ __forceinline__ uint32_t pack_wide(float lo, float hi) {
+        const __half2 v = __floats2half2_rn(lo, hi);
+        return *reinterpret_cast<const uint32_t*>(&v);
+    }
+    static __device__ __forceinline__ float2 unpack(uint32_t bits) {
+        return __half22float2(*reinterpret_cast<const __half2*>(&bits));
+    }
+    static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
+        const __half2 v =
+            __hmul2_rn(*reinterpret_cast<const __half2*>(&a), *reinterpret_cast<const __half2*>(&b));
+        return *reinterpret_cast<const uint32_t*>(&v);
+    }
+    // Larger of `top` and |b| in each half; NaN wins. (With max.NaN.xorsign.abs an H200 gave too small a
+    // maximum in some rows.)
+    static __device__ __forceinline__ uint32_t max_abs(uint32_t top, uint32_t b) {
+        const __half2 v = __hmax2_nan(*reinterpret_cast<const __half2*>(&top),
+                                      __habs2(*reinterpret_cast<const __half2*>(&b)));
+        return *reinterpret_cast<const uint32_t*>(&v);
+    }
+};
+
+template <>
+struct Act16<__nv_bfloat16> {
+    using Pair = __nv_bfloat162;
+    static constexpr uint32_t kInf = 0x7f80;
+    static __device__ __forceinline__ float to_float(uint16_t bits) {
+        return __uint_as_float(uint32_t(bits) << 16);
+    }
+    static __device__ __forceinline__ uint32_t pack(float lo, float hi) {
+        const __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
+        return *reinterpret_cast<const uint32_t*>(&v);
+    }
+    static __device__ __forceinline__ uint32_t pack_wide(float lo, float hi) { return pack(lo, hi); }
+    static __device__ __forceinline__ float2 unpack(uint32_t bits) {
+        return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+    }
+    static __device__ __forceinline__ uint32_t mul(uint32_t a, uint32_t b) {
+        const __nv_bfloat162 v = __hmul2_rn(*reinterpret_cast<const __nv_bfloat162*>(&a),
+                                            *reinterpret_cast<const __nv_bfloat162*>(&b));
+        return *reinterpret_cast<const uint32_t*>(&v);
+    }
+    static __device__ __forceinline__ uint32_t max_abs(uint32_t top, uint32_t b) {
+        const __nv_bfloat162 v = __hmax2_nan(*reinterpret_cast<const __nv_bfloat162*>(&top),
+                                             __habs2(*reinterpret_cast<const __nv_bfloat162*>(&b)));
+        return *reinterpret_cast<const uint32_t*>(&v);
+    }
+};
+
+}  // namespace svdq::sm90

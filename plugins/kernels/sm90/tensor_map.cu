@@ -1,0 +1,38 @@
+#include "tensor_map.h"
+
+namespace svdq::sm90 {
+namespace {
+
+using EncodeFn = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                              const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                              CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+cudaError_t encoder(EncodeFn* fn) {
+    void* symbol = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    const cudaError_t e =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000, cudaEnableDefault, &found);
+    if (e != cudaSuccess) return e;
+    if (found != cudaDriverEntryPointSuccess || !symbol) return cudaErrorNotSupported;
+    *fn = reinterpret_cast<EncodeFn>(symbol);
+    return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t encode(CUtensorMap* map, const MatrixMap& m) {
+    EncodeFn fn = nullptr;
+    if (const cudaError_t e = encoder(&fn); e != cudaSuccess) return e;
+    const cuuint64_t dims[2] = {m.cols, m.rows};
+    const cuuint64_t strides[1] = {m.row_bytes};
+    const cuuint32_t box[2] = {m.box_cols, m.box_rows};
+    const cuuint32_t steps[2] = {1, 1};
+    // 16-bit elements are only moved, never converted: one integer type serves f16 and bf16.
+    const auto type = m.elem_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
+    const CUresult r =
+        fn(map, type, 2, const_cast<void*>(m.base), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+           m.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace svdq::sm90

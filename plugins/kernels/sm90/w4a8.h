@@ -1,0 +1,34 @@
+// w4a8 linear on sm_90a (int8 wgmma): what dispatch calls. Arguments were checked by the C API; see svdq.h.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "svdq/svdq.h"
+
+namespace svdq::sm90 {
+
+// Bytes of workspace for sizes up to (m, n, k, r). No CUDA call.
+size_t workspace_bytes_w4a8(int m, int n, int k, int r);
+
+// False where the portable kernels have to do the whole linear (K > 32768, or a pointer or size TMA cannot
+// take).
+bool can_run_w4a8(const svdq_linear_params& p);
+
+// Kernel (a): x -> x_q, x_scale, t in the workspace.
+cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t stream);
+
+// Kernel (b): workspace and weights -> y.
+cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream);
+
+// The same with the tile given, for tuning.
+struct QuantizeSplit {
+    int tokens;      // rows per tile; streaming: 16 or 32, else 32 or 64
+    int ctas;        // CTAs that share a row; streaming: 1, 2, 4, 8 or 16, else up to 16
+    bool streaming;  // persistent clusters, or one tile per cluster (takes every shape)
+};
+cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s);
+
+// bn: 64, 128, 160, 192 or 256 tokens per tile, 0 chooses; cluster: 1 or 2 CTAs that share tokens.
+cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t stream, int bn, int cluster);
+
+}  // namespace svdq::sm90

@@ -1,0 +1,439 @@
+// gemm_w4a8 (sm_90a): y^T = act( wscale2 * x_scale * ((z q) . x_q^T) + lora_up . t^T + bias )
+//
+// Persistent CTAs of kWgs = 2 or 3 consumer warpgroups and 1 producer warp; a CTA's tile is 64 kWgs weight
+// rows x BN tokens.
+//
+//                 tokens -> BN = 64..256
+//               +------------------------+   consumer warpgroup w: 64 rows x BN tokens, wgmma m64nBNk32 s8
+//   weight  64  | warpgroup 0            |     A = W, 4-bit in shared memory -> int8 in registers
+//   rows        +------------------------+     B = x_q, 128-byte swizzled shared memory
+//    |      64  | warpgroup 1            |
+//    v          +------------------------+   ring of stages, each 128 of K:
+//           64  | warpgroup 2            |     x_q BN x 128 B | qweight rows x 64 B | z 2 x rows
+//               +------------------------+
+//
+//   The warpgroups start apart and release stages on their own: while one converts and stores, the others
+//   have the tensor cores, as far as the ring reaches.
+//   A cluster of 2 CTAs has neighbouring rows and the same tokens; each loads half of x_q for both
+//   (multicast).
+//   Geglu: the upper half of a tile's rows comes from the first half of N, the lower from the second, so that
+//   fragment rows g and g+8 of a thread are a pair: 32w + 8*warp + g of either half.
+//   After K come ceil(R/64) tail stages through the same ring: t as BN x 64 ranks (and x_scale in the first
+//   one's weight slot); s32 accumulators become fp32 in place and 16-bit wgmma adds lora_up . t^T.
+//
+// Operands:
+//   x_q      [M, Kp] i8      w4a8_layout.h order      TMA, 128B swizzle
+//   t        [M, R]          act dtype                TMA, 128B swizzle
+//   qweight  [N, K/2] bytes  row-major                TMA, 64-byte rows; 16-byte reads have no bank conflicts
+//   z        [K/64, N] i8    one per row and 64       cp.async of 8 bytes: N % 8 == 0 is too little for TMA
+//   y        [M, N_out]      act dtype                per warp stmatrix.trans, 16 tokens x 32 bytes; 16-byte
+//     stores
+// Tried and dropped: z from global straight into registers a stage ahead (H200: a stage then took 1000 cycles
+//   or more at any BN, 12 to 15 % of the K = 12288 and 15360 shapes); y through TMA stores (no faster).
+// Numerics: exact s32 over K; then fp32; one rounding. No atomics; the order of every sum is fixed.
+#pragma once
+
+#include "epilogue.cuh"
+#include "ptx.cuh"
+#include "w4a8_layout.h"
+#include "wgmma.cuh"
+
+namespace svdq::sm90 {
+
+struct GemmArgs {
+    CUtensorMap x_q, qweight, t;
+    const uint8_t* z;      // [K/64, N]
+    const float* wscale2;  // [N]
+    const float* x_scale;  // [M, padded to kTokenPad]
+    const void* lora_up;   // [N, R] act dtype
+    const void* bias;      // [N] act dtype
+    void* y;               // [M, N_out] act dtype
+    int m, n, k, r;
+    int activation;
+    int row_units;  // tiles along N, counted in clusters
+    int token_tiles;
+    int cluster;  // 1 or 2
+};
+
+constexpr int kSlabBytes = 512;  // 16 tokens x 16 features, transposed by a warp
+constexpr int kRasterRows = 16;  // tiles along N visited before the next token tile
+constexpr int kSmemLimit = 227 * 1024;
+
+// Sizes of a kernel with kWgs consumer warpgroups and BN tokens per tile.
+template <int kWgs, int BN>
+struct GemmTile {
+    static constexpr int kRows = 64 * kWgs;
+    static constexpr int kThreads = 128 * (kWgs + 1);
+    static constexpr int kTokenSlot = BN * kBlockK;
+    static constexpr int kWeightSlot = kRows * kBlockK / 2;
+    static constexpr int kZSlot = 2 * kRows;  // z of two groups of 64
+    static constexpr int kStage = kTokenSlot + kWeightSlot + kZSlot;
+    static constexpr int kSlabs = 4;  // that a warp transposes at a time
+    static constexpr int kFixed = 1024 + 4 * kWgs * kSlabs * kSlabBytes + 256;  // alignment, slabs, barriers
+    static constexpr int kFit = (kSmemLimit - kFixed) / kStage;
+    static constexpr int kStages = kFit < 8 ? kFit : 8;
+    static constexpr int kSmem = kFixed + kStages * kStage;
+    static constexpr int kStagger =
+        kWgs == 2 ? 4 : 2;                    // stages that a warpgroup starts behind the one before
+    static constexpr int kProducerRegs = 56;  // the sum is what the CTA starts with: 3 * 168, 4 * 128
+    static constexpr int kConsumerRegs = kWgs == 2 ? 224 : 152;
+};
+
+// 4 codes of one nibble position (in the low nibble of each byte) -> 4 int8 values q * z. `c` =
+// expand_constant(z). (q + 8) * z + 128 - 8z = 128 + q z stays inside its byte for q in [-7, 7], z in 1..18.
+__device__ __forceinline__ uint32_t expand(uint32_t nibbles, uint32_t z, uint32_t c) {
+    return (((nibbles & 0x0f0f0f0fu) ^ 0x08080808u) * z + c) ^ 0x80808080u;
+}
+__device__ __forceinline__ uint32_t expand_constant(uint32_t z) { return (128u - 8u * z) * 0x01010101u; }
+
+template <int BN, typename T>
+__device__ __forceinline__ void wgmma_16(float (&d)[BN / 2], const uint32_t (&a)[4], uint64_t b) {
+    if constexpr (Act16<T>::kInf == 0x7c00) {
+        Wgmma<BN>::f16(d, a, b);
+    } else {
+        Wgmma<BN>::bf16(d, a, b);
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void store_out(void* y, size_t at, uint4 line) {
+    *reinterpret_cast<uint4*>(static_cast<T*>(y) + at) = line;
+}
+
+// s32 -> fp32 with one fp32 add in place of the slow conversion: sums start at the bits of 1.5 * 2^23, so
+// that one below 2^22 in magnitude already is the float 1.5 * 2^23 + sum. Larger ones send the warp the slow
+// way; both ways round the exact sum once. (|sum| <= 127 * 126 * K leaves room in 32 bits for every K that
+// kernel (a) takes.)
+constexpr int32_t kMagicBits = 0x4b400000;
+constexpr float kMagic = 12582912.0f;
+
+template <int kCount>
+__device__ __forceinline__ void to_float(float (&v)[kCount], const int32_t (&acc)[kCount]) {
+    uint32_t outside = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) outside |= uint32_t(acc[i]) ^ 0x4b000000u;  // 23 bits where the sum fits
+    if (__any_sync(0xffffffffu, outside >> 23)) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) v[i] = float(acc[i] - kMagicBits);
+    } else {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) v[i] = __int_as_float(acc[i]) - kMagic;
+    }
+}
+
+struct Tile {
+    int row, token;  // first weight row (geglu: first output feature) of this CTA, first token
+};
+
+// Walks `kRasterRows` of row tiles for every token tile, then the next rows: the weights of a group stay in
+// L2.
+__device__ __forceinline__ Tile tile_at(const GemmArgs& p, int unit, uint32_t rank, int rows_per_tile,
+                                        int bn) {
+    const int group_rows = kRasterRows / p.cluster;
+    const int per_group = group_rows * p.token_tiles;
+    const int group = unit / per_group;
+    const int in_group = unit - group * per_group;
+    const int first = group * group_rows;
+    const int rows = min(group_rows, p.row_units - first);
+    const int token = in_group / rows;
+    const int row = first + in_group - token * rows;
+    return {(row * p.cluster + int(rank)) * rows_per_tile, token * bn};
+}
+
+template <int kWgs, int BN, typename T, ActClass kAct>
+__global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
+    gemm_w4a8_kernel(const __grid_constant__ GemmArgs p) {
+    using Sizes = GemmTile<kWgs, BN>;
+    constexpr int kStages = Sizes::kStages, kRows = Sizes::kRows;
+    constexpr int kTokenSlot = Sizes::kTokenSlot, kWeightSlot = Sizes::kWeightSlot, kZSlot = Sizes::kZSlot;
+    constexpr int kConsumerWarps = 4 * kWgs;
+    constexpr bool kGeglu = kAct == ActClass::kGeglu;
+    constexpr int kOutRows = kGeglu ? kRows / 2 : kRows;  // features of y per tile
+    constexpr int kAcc = BN / 2;
+
+    extern __shared__ uint8_t smem_raw[];
+    const uint32_t smem = (smem_u32(smem_raw) + 1023u) & ~1023u;
+    const uint32_t x_sm = smem;
+    const uint32_t slab_sm = x_sm + kStages * kTokenSlot;
+    const uint32_t w_sm = slab_sm + kConsumerWarps * Sizes::kSlabs * kSlabBytes;
+    const uint32_t z_sm = w_sm + kStages * kWeightSlot;
+    const uint32_t full = z_sm + kStages * kZSlot;
+    const uint32_t empty = full + 8 * kStages;
+
+    const uint32_t cluster = uint32_t(p.cluster);
+    const uint32_t rank = cluster == 1 ? 0 : cluster_cta_rank();
+    const int warp = int(threadIdx.x) / 32;
+    const int lane = int(threadIdx.x) % 32;
+
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < kStages; ++s) {
+            mbar_init(full + 8 * s, 1 + 32);  // the TMA thread, and every producer lane for z
+            mbar_init(empty + 8 * s,
+                      kConsumerWarps * cluster);  // every consumer warp of every CTA of the cluster
+        }
+        fence_mbar_init();
+    }
+    if (cluster == 1) {
+        __syncthreads();
+    } else {
+        cluster_arrive();
+        cluster_wait();
+    }
+    launch_dependents();
+
+    const int units = p.row_units * p.token_tiles;
+    const int unit_step = int(gridDim.x / cluster);
+    const int k_blocks = (p.k + kBlockK - 1) / kBlockK;
+    const int tails = p.r > 64 ? (p.r + 63) / 64 : 1;
+    uint32_t stage = 0, phase = 0;
+    const auto advance = [&] {
+        if (++stage == kStages) stage = 0, phase ^= 1;
+    };
+
+    if (warp >= kConsumerWarps) {  // ---- producer ----
+        warpgroup_reg_dealloc<Sizes::kProducerRegs>();
+        if (warp == kConsumerWarps) {
+            const bool leader = lane == 0;
+            if (leader) {
+                prefetch_tensor_map(&p.x_q);
+                prefetch_tensor_map(&p.qweight);
+                prefetch_tensor_map(&p.t);
+            }
+            wait_prerequisites();
+            const int share = BN / int(cluster);  // tokens this CTA loads
+            const uint32_t share_at = rank * uint32_t(share) * kBlockK;
+            const int z_groups = p.k / 64;
+            const auto load_tokens = [&](const CUtensorMap* map, int column, int token) {
+                const uint32_t dst = x_sm + stage * kTokenSlot + share_at;
+                const int row = token + int(rank) * share;
+                if (cluster == 1) {
+                    tma_load_2d(dst, map, column, row, full + 8 * stage);
+                } else {
+                    tma_load_2d_multicast(dst, map, column, row, full + 8 * stage, 3);
+                }
+            };
+            for (int unit = int(blockIdx.x / cluster); unit < units; unit += unit_step) {
+                const Tile tile = tile_at(p, unit, rank, kOutRows, BN);
+                const int second =
+                    (kGeglu ? p.n / 2 : kRows / 2) + tile.row;  // row of W of the slot's lower half
+                for (int kb = 0; kb < k_blocks; ++kb, advance()) {
+                    mbar_wait(empty + 8 * stage, phase ^ 1);
+                    if (leader) {
+                        mbar_arrive_expect_tx(full + 8 * stage, kTokenSlot + kWeightSlot);
+                        const uint32_t w_dst = w_sm + stage * kWeightSlot;
+                        load_tokens(&p.x_q, kb * kBlockK, tile.token);
+                        tma_load_2d(w_dst, &p.qweight, kb * (kBlockK / 2), tile.row, full + 8 * stage);
+                        tma_load_2d(w_dst + kWeightSlot / 2, &p.qweight, kb * (kBlockK / 2), second,
+                                    full + 8 * stage);
+                    }
+                    for (int c = lane; c < kZSlot / 8; c += 32) {
+                        const int row = 8 * c % kRows, group = min(2 * kb + 8 * c / kRows, z_groups - 1);
+                        const int column =
+                            min(row < kRows / 2 ? tile.row + row : second + row - kRows / 2, p.n - 8);
+                        cp_async_8(z_sm + stage * kZSlot + 8 * uint32_t(c),
+                                   p.z + size_t(group) * size_t(p.n) + column);
+                    }
+                    cp_async_arrive(full + 8 * stage);
+                }
+                for (int tail = 0; tail < tails; ++tail, advance()) {
+                    mbar_wait(empty + 8 * stage, phase ^ 1);
+                    if (leader) {
+                        const uint32_t scale_bytes = tail == 0 ? BN * 4 : 0;
+                        mbar_arrive_expect_tx(full + 8 * stage, (p.r > 0 ? kTokenSlot : 0) + scale_bytes);
+                        if (tail == 0) {
+                            bulk_load(w_sm + stage * kWeightSlot, p.x_scale + tile.token, BN * 4,
+                                      full + 8 * stage);
+                        }
+                        if (p.r > 0) load_tokens(&p.t, tail * 64, tile.token);
+                    }
+                    cp_async_arrive(full + 8 * stage);
+                }
+            }
+        }
+    } else {  // ---- consumers ----
+        warpgroup_reg_alloc<Sizes::kConsumerRegs>();
+        const int wg = warp / 4, warp_in_wg = warp % 4;
+        const int g = lane / 4, t = lane % 4;
+        const int row0 =
+            kGeglu ? wg * 32 + warp_in_wg * 8 + g : wg * 64 + warp_in_wg * 16 + g;  // rows in the slot
+        const int row1 = kGeglu ? row0 + kRows / 2 : row0 + 8;
+        const uint32_t w_rd = uint32_t(row0) * (kBlockK / 2) + uint32_t(t) * 16;
+        constexpr uint32_t kRow1 = (kGeglu ? kRows / 2 : 8) * (kBlockK / 2);
+        const uint32_t z_rd = z_sm + uint32_t(t / 2) * kRows + uint32_t(row0);
+        constexpr uint32_t kZRow1 = kGeglu ? kRows / 2 : 8;
+        const bool elected = lane < int(cluster);  // lane c releases stages to CTA c
+
+        const auto release = [&](uint32_t s) {
+            if (elected) mbar_arrive_cluster(empty + 8 * s, uint32_t(lane));
+        };
+
+        int unit = int(blockIdx.x / cluster);
+        const uint32_t buf = slab_sm + uint32_t(warp) * Sizes::kSlabs * kSlabBytes;
+        // Start apart, so that the epilogues fall apart too; the ring keeps the
+        // distance.
+        int stagger_at = wg < kWgs - 1 && unit < units ? min(Sizes::kStagger, k_blocks) - 1 : -1;
+        if (wg > 0 && unit < units) named_barrier(uint32_t(wg), 256);
+        for (; unit < units; unit += unit_step) {
+            const Tile tile = tile_at(p, unit, rank, kOutRows, BN);
+            int32_t acc[kAcc];
+#pragma unroll
+            for (int i = 0; i < kAcc; ++i) acc[i] = kMagicBits;
+            uint32_t a[4][4];
+            for (int kb = 0; kb < k_blocks; ++kb) {
+                mbar_wait(full + 8 * stage, phase);
+                const uint32_t w_at = w_sm + stage * kWeightSlot + w_rd;
+                const uint32_t z0 = lds_u8(z_rd + stage * kZSlot),
+                               z1 = lds_u8(z_rd + stage * kZSlot + kZRow1);
+                const uint4 w0v = lds128(w_at), w1v = lds128(w_at + kRow1);
+                const uint32_t c0 = expand_constant(z0), c1 = expand_constant(z1);
+                const uint32_t w0[4] = {w0v.x, w0v.y, w0v.z, w0v.w}, w1[4] = {w1v.x, w1v.y, w1v.z, w1v.w};
+                const uint64_t b = smem_desc(x_sm + stage * kTokenSlot);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    uint32_t (&frag)[4] = a[j];  // free: at most the previous two wgmma are in flight
+                    frag[0] = expand(w0[j], z0, c0);
+                    frag[1] = expand(w1[j], z1, c1);
+                    frag[2] = expand(w0[j] >> 4, z0, c0);
+                    frag[3] = expand(w1[j] >> 4, z1, c1);
+                    wgmma_fence();
+                    Wgmma<BN>::s8(acc, frag, b + 2 * j);
+                    wgmma_commit();
+                    wgmma_wait<2>();
+                    if (j == 1 && kb > 0) release(stage == 0 ? kStages - 1 : stage - 1);
+                }
+                if (kb == stagger_at) {
+                    named_barrier_arrive(uint32_t(wg) + 1, 256);
+                    stagger_at = -1;
+                }
+                advance();
+            }
+
+            // Everything the tail needs from global memory is requested before the last wgmma has ended.
+            const int n0 = min(tile.row + row0, p.n - 1);  // clamped: clipped rows are not stored
+            const int n1 = min(kGeglu ? p.n / 2 + tile.row + row0 : tile.row + row1, p.n - 1);
+            const float s0 = __ldg(p.wscale2 + n0), s1 = __ldg(p.wscale2 + n1);
+            const T* bias = static_cast<const T*>(p.bias);
+            const float b0 = Act16<T>::to_float(__ldg(reinterpret_cast<const uint16_t*>(bias) + n0));
+            const float b1 = Act16<T>::to_float(__ldg(reinterpret_cast<const uint16_t*>(bias) + n1));
+            const uint16_t* up0 = static_cast<const uint16_t*>(p.lora_up) + size_t(n0) * size_t(p.r) + 2 * t;
+            const uint16_t* up1 = static_cast<const uint16_t*>(p.lora_up) + size_t(n1) * size_t(p.r) + 2 * t;
+            const auto load_up = [&](uint32_t (&frag)[4], int first_rank) {  // zeros from R on
+                frag[0] = frag[1] = frag[2] = frag[3] = 0;
+                if (first_rank < p.r) {
+                    frag[0] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank));
+                    frag[1] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank));
+                    frag[2] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank + 8));
+                    frag[3] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank + 8));
+                }
+            };
+            uint32_t up[2][4];
+            load_up(up[0], 0);
+            load_up(up[1], 16);
+            wgmma_wait<0>();
+            release(stage == 0 ? kStages - 1 : stage - 1);
+
+            // s32 -> fp32, scales, bias
+            mbar_wait(full + 8 * stage, phase);
+            float v[kAcc];
+            to_float(v, acc);
+            const uint32_t scale_at = w_sm + stage * kWeightSlot + uint32_t(t) * 8;
+#pragma unroll
+            for (int j = 0; j < BN / 8; ++j) {
+                const float2 xs = lds_f32x2(scale_at + 32 * j);
+                v[4 * j + 0] = fmaf(v[4 * j + 0], xs.x * s0, b0);
+                v[4 * j + 1] = fmaf(v[4 * j + 1], xs.y * s0, b0);
+                v[4 * j + 2] = fmaf(v[4 * j + 2], xs.x * s1, b1);
+                v[4 * j + 3] = fmaf(v[4 * j + 3], xs.y * s1, b1);
+            }
+            for (int tail = 0; tail < tails; ++tail) {
+                if (tail > 0) mbar_wait(full + 8 * stage, phase);
+                const uint64_t b = smem_desc(x_sm + stage * kTokenSlot);
+#pragma unroll
+                for (int pair = 0; pair < 2; ++pair) {  // 32 ranks
+                    const int first = 64 * tail + 32 * pair;
+                    if (first < p.r) {
+                        if (first > 0) {
+                            load_up(up[0], first);
+                            load_up(up[1], first + 16);
+                        }
+                        wgmma_fence();
+                        wgmma_16<BN, T>(v, up[0], b + 4 * pair);
+                        wgmma_16<BN, T>(v, up[1], b + 4 * pair + 2);
+                        wgmma_commit();
+                        wgmma_wait<0>();
+                    }
+                }
+                release(stage);
+                advance();
+            }
+
+            // activation, rounding, transposition within the warp, 16-byte stores
+            const int out_n = kGeglu ? p.n / 2 : p.n;
+            const int mat = lane / 8, i = lane % 8;
+            if constexpr (kGeglu) {  // 16 bytes (8 features) per token, 32 tokens at a time
+                const int feature = tile.row + wg * 32 + warp_in_wg * 8;
+#pragma unroll
+                for (int slab = 0; slab < BN / 32; ++slab) {
+                    uint32_t out[4];
+#pragma unroll
+                    for (int q = 0; q < 4; ++q) {
+                        const float* e = v + 16 * slab + 4 * q;
+                        out[q] = Act16<T>::pack(e[0] * gelu_erf(e[2]), e[1] * gelu_erf(e[3]));
+                    }
+                    const uint32_t at =
+                        buf + uint32_t(slab % Sizes::kSlabs) * kSlabBytes + uint32_t(lane) * 16;
+                    stmatrix_x4_trans(at, out[0], out[1], out[2], out[3]);
+                    __syncwarp();
+                    const int token = tile.token + slab * 32 + lane;
+                    const uint4 line = lds128(at);
+                    if (token < p.m && feature < out_n)
+                        store_out<T>(p.y, size_t(token) * size_t(out_n) + feature, line);
+                    __syncwarp();
+                }
+            } else {  // 32 bytes per token; chunk c of token k lies at c ^ (k/4 % 2): no bank conflicts
+                const int in_slab = 8 * (mat / 2) + i;  // token and chunk that the lane addresses
+                const uint32_t wr = buf + uint32_t(in_slab * 32 + ((mat % 2) ^ (in_slab / 4 % 2)) * 16);
+                const uint32_t rd = buf + uint32_t(lane / 2 * 32 + ((lane % 2) ^ (lane / 8 % 2)) * 16);
+                const int feature = tile.row + wg * 64 + warp_in_wg * 16 + 8 * (lane % 2);
+                constexpr int kPerRound = BN / 16 % 4 == 0 ? 4 : 2;
+                static_assert(BN / 16 % kPerRound == 0 && kPerRound <= Sizes::kSlabs,
+                              "rounds cover the tile");
+                T* y = static_cast<T*>(p.y) + size_t(tile.token + lane / 2) * size_t(out_n) + feature;
+                const int tokens_left = feature < out_n ? p.m - (tile.token + lane / 2) : 0;
+                const size_t slab_step = size_t(16) * size_t(out_n);
+#pragma unroll
+                for (int first = 0; first < BN / 16; first += kPerRound) {
+#pragma unroll
+                    for (int q = 0; q < kPerRound; ++q) {
+                        float e[8];
+#pragma unroll
+                        for (int c = 0; c < 8; ++c) {
+                            const float raw = v[8 * (first + q) + c];
+                            e[c] = kAct == ActClass::kUnary ? activate(raw, p.activation) : raw;
+                        }
+                        stmatrix_x4_trans(wr + q * kSlabBytes, Act16<T>::pack(e[0], e[1]),
+                                          Act16<T>::pack(e[2], e[3]), Act16<T>::pack(e[4], e[5]),
+                                          Act16<T>::pack(e[6], e[7]));
+                    }
+                    __syncwarp();
+                    uint4 line[kPerRound];
+#pragma unroll
+                    for (int q = 0; q < kPerRound; ++q) line[q] = lds128(rd + q * kSlabBytes);
+#pragma unroll
+                    for (int q = 0; q < kPerRound; ++q) {
+                        if (16 * (first + q) < tokens_left) *reinterpret_cast<uint4*>(y) = line[q];
+                        y += slab_step;
+                    }
+                    __syncwarp();
+                }
+            }
+        }
+    }
+    if (cluster > 1) {  // a peer may still signal this CTA's barriers
+        __syncwarp();
+        cluster_arrive();
+        cluster_wait();
+    }
+}
+
+}  // namespace svdq::sm90

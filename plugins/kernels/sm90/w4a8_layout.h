@@ -1,0 +1,44 @@
+// Sizes and layouts shared by the two w4a8 kernels of sm_90a and their launchers. Host and device; no CUDA
+// call.
+//
+// Order of K inside a block of 128 codes. The weight stays plain row-major packed: thread t (0..3) of a row's
+// quad loads the 16 packed bytes 16t..16t+15, so it owns k = 32t..32t+31 of the block, and word j of the four
+// holds k = 32t+8j..32t+8j+7, even k in the low nibbles. wgmma step j (32 codes) wants bytes 4t..4t+3 and
+// 16+4t..16+4t+3 from thread t: low nibbles make the first, high nibbles the second. The sum over K does not
+// care about its order, so the *activation* is stored to match:
+//
+//   byte p of a 128-byte block of x_q  =  code of k,   k = 32t + 8j + 2i + h,   p = 32j + 16h + 4t + i
+//                                                      t, j, i in 0..3, h in 0..1
+//
+//   p:   0..3          4..7            ...  16..19        20..23    ...  32..35          ...
+//   k:   0 2 4 6       32 34 36 38          1 3 5 7       33 35 ..       8 10 12 14      ...
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace svdq::sm90 {
+
+constexpr int kBlockK =
+    128;  // codes per pipeline stage: one 128-byte swizzled row of x_q, 64 bytes of qweight
+constexpr int kTokenPad = 256;        // x_scale is readable up to the next multiple (largest token tile)
+constexpr int kMaxQuantizeK = 32768;  // what a cluster of 16 CTAs holds, see w4a8_quantize.cuh
+
+constexpr size_t align_up(size_t v, size_t to) { return (v + to - 1) / to * to; }
+
+// x_q [M, Kp] int8 (order above, Kp = K rounded up to 128, padding 0) | x_scale [M rounded up] f32 | t [M, R]
+// act dtype
+struct W4A8Workspace {
+    size_t x_q = 0;
+    size_t x_scale = 0;
+    size_t t = 0;
+    size_t bytes = 0;
+
+    W4A8Workspace(int m, int k, int r) {
+        x_scale = align_up(size_t(m) * align_up(size_t(k), kBlockK), 256);
+        t = align_up(x_scale + align_up(size_t(m), kTokenPad) * sizeof(float), 256);
+        bytes = t + align_up(size_t(m) * size_t(r) * 2, 256);
+    }
+};
+
+}  // namespace svdq::sm90

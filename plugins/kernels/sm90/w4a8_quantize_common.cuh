@@ -1,0 +1,121 @@
+// What the two kernels (a) share: reading x smoothed, and turning it into codes.
+//
+// A warp's task is 8 rows of one 128-block of x, which lies in shared memory as two boxes of 64 columns, rows
+// of 128 bytes, 128-byte swizzle. Lane l -> j = l%4, row = 4*(l/4%2) + l/8. It reads four 16-byte chunks (k =
+// 32*t + 8*j .. +7, t = 0..3) and so owns the contiguous bytes 32j .. 32j+31 of x_q's block (order:
+// w4a8_layout.h). Rows r and r+4 in one quarter-warp make these reads free of bank conflicts.
+//
+// Numerics: x^ = round(x * act_mul) (one 16-bit multiply rounds the same), s = absmax * f32(1/127), code =
+//   rint(x^ * (1/s)), all IEEE fp32. absmax < 2^-120: codes 0, s = 1. NaN or Inf in x^: codes 0, s = NaN.
+#pragma once
+
+#include "epilogue.cuh"
+#include "ptx.cuh"
+#include "w4a8_layout.h"
+
+namespace svdq::sm90 {
+
+constexpr float kZeroAbsmax = 7.52316384526264e-37f;  // 2^-120
+
+__device__ __forceinline__ int task_row(int lane) { return 4 * (lane / 4 % 2) + lane / 8; }
+
+// The lane's 32 act_mul values, two per register, from its first column k0; 0 beyond K.
+__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* __restrict__ act_mul,
+                                             int k0, int k) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        uint4 s = {0, 0, 0, 0};
+        if (k0 + 32 * q < k) s = __ldg(reinterpret_cast<const uint4*>(act_mul + k0 + 32 * q));
+        out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
+    }
+}
+
+// The lane's 32 values of x^. block_sm: the block's first box; row: row of the tile.
+template <typename T>
+__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row,
+                                       int j, const uint32_t (&act_mul)[16]) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        const uint32_t chunk = uint32_t(4 * (q & 1) + j) ^ uint32_t(row & 7);
+        const uint4 v = lds128(block_sm + uint32_t(q / 2) * box_bytes + uint32_t(row) * 128 + chunk * 16);
+        out[4 * q + 0] = Act16<T>::mul(v.x, act_mul[4 * q + 0]);
+        out[4 * q + 1] = Act16<T>::mul(v.y, act_mul[4 * q + 1]);
+        out[4 * q + 2] = Act16<T>::mul(v.z, act_mul[4 * q + 2]);
+        out[4 * q + 3] = Act16<T>::mul(v.w, act_mul[4 * q + 3]);
+    }
+}
+
+// Running maxima of |x^|, two per register; NaN wins over everything.
+template <typename T>
+__device__ __forceinline__ uint32_t running_max(uint32_t top, const uint32_t (&xh)[16]) {
+#pragma unroll
+    for (int e = 0; e < 16; ++e) top = Act16<T>::max_abs(top, xh[e]);
+    return top;
+}
+
+// The larger of the two as a 16-bit pattern; patterns order like magnitudes, NaN above Inf.
+__device__ __forceinline__ uint32_t max_pattern(uint32_t top) {
+    return max(top & 0x7fffu, top >> 16 & 0x7fffu);
+}
+
+// Over the four lanes of a row.
+__device__ __forceinline__ uint32_t quad_max(uint32_t v) {
+    v = max(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    return max(v, __shfl_xor_sync(0xffffffffu, v, 2));
+}
+
+struct RowScale {
+    float stored, inverse;  // s, 1/s of the codes
+    uint32_t keep;          // 0 where every code is 0
+};
+
+template <typename T>
+__device__ __forceinline__ RowScale row_scale(uint32_t pattern) {
+    const bool finite = pattern < Act16<T>::kInf;
+    const float absmax = Act16<T>::to_float(uint16_t(pattern));
+    const float scale = finite && absmax >= kZeroAbsmax ? absmax * (1.0f / 127.0f) : 1.0f;
+    return {finite ? scale : __int_as_float(0x7fc00000), __frcp_rn(scale), finite ? 0xffffffffu : 0u};
+}
+
+// The low bytes of four words, packed.
+__device__ __forceinline__ uint32_t low_bytes(const uint32_t (&c)[4]) {
+    return __byte_perm(__byte_perm(c[0], c[1], 0x0040), __byte_perm(c[2], c[3], 0x0040), 0x5410);
+}
+
+// The lane's 32 codes, even k first, then odd k (w4a8_layout.h), to bytes 32j .. 32j+31 of `block` (a row of
+// x_q's block) if `valid`. Neighbouring lanes swap halves first, so that each store fills whole 32-byte
+// sectors. All lanes of the warp call this.
+template <typename T>
+__device__ __forceinline__ void store_codes(uint8_t* block, bool valid, const uint32_t (&xh)[16],
+                                            const RowScale& s) {
+    uint32_t even[4], odd[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        uint32_t lo[4], hi[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            // Adding 1.5 * 2^23 rounds half to even and leaves the code in the low byte.
+            const float2 v = Act16<T>::unpack(xh[4 * q + e]);
+            lo[e] = __float_as_uint(__fadd_rn(__fmul_rn(v.x, s.inverse), 12582912.0f));
+            hi[e] = __float_as_uint(__fadd_rn(__fmul_rn(v.y, s.inverse), 12582912.0f));
+        }
+        even[q] = low_bytes(lo) & s.keep;
+        odd[q] = low_bytes(hi) & s.keep;
+    }
+    const int j = int(threadIdx.x) % 4;
+    const bool upper = j & 1;  // keeps `odd`; its partner keeps `even`
+    uint32_t first[4], second[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        const uint32_t swapped = __shfl_xor_sync(0xffffffffu, upper ? even[q] : odd[q], 1);
+        first[q] = upper ? swapped : even[q];
+        second[q] = upper ? odd[q] : swapped;
+    }
+    if (valid) {
+        uint4* dst = reinterpret_cast<uint4*>(block + 32 * (j & 2) + 16 * (j & 1));
+        dst[0] = make_uint4(first[0], first[1], first[2], first[3]);
+        dst[2] = make_uint4(second[0], second[1], second[2], second[3]);
+    }
+}
+
+}  // namespace svdq::sm90

@@ -1,0 +1,110 @@
+"""The kernels' C API (plugins/include/svdq/svdq.h) on torch CUDA tensors, by ctypes.
+
+No build against torch: the library knows neither torch nor Python, so any torch release works with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from svdq_trt.errors import ArtifactError, UnsupportedError
+from svdq_trt.libraries import BUILD_HINT, KERNELS, KERNELS_ENV, locate
+from svdq_trt.spec.formats import Activation, Format
+from svdq_trt.spec.ops import INPUTS
+
+#: order of the C enums
+ACTIVATIONS = tuple(Activation)
+DTYPES = {torch.float16: 0, torch.bfloat16: 1}
+
+
+class Params(ctypes.Structure):
+    """``svdq_linear_params`` of svdq.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("format", "activation", "dtype", "act_unsigned")),
+        ("act_shift", ctypes.c_float),
+        *((name, ctypes.c_int32) for name in "mnkr"),
+        *((name, ctypes.c_void_p) for name in ("x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias")),
+        *((name, ctypes.c_void_p) for name in ("wscale2", "y", "workspace")),
+        ("workspace_bytes", ctypes.c_size_t),
+    )
+
+
+@cache
+def load_library() -> ctypes.CDLL:
+    """libsvdq.so with its argument types.
+
+    Raises:
+        ArtifactError: not built, or not loadable.
+    """
+    path = locate(KERNELS, KERNELS_ENV)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ArtifactError(str(path), str(error), "the built kernel library", f"{BUILD_HINT}.") from error
+    library.svdq_linear.argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
+    library.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
+    library.svdq_status_string.restype = ctypes.c_char_p
+    return library
+
+
+def linear(
+    x: Tensor, weights: tuple[Tensor, ...], fmt: Format, activation: Activation, act_unsigned: bool, act_shift: float
+) -> Tensor:
+    """Run one linear on the current stream of x's device.
+
+    Args:
+        x: [M, K] f16 or bf16, CUDA, contiguous.
+        weights: qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2; shapes checked by the caller.
+
+    Returns:
+        y [M, N_out] in x's dtype.
+
+    Raises:
+        UnsupportedError: a weight of another dtype than the contract's for x's; or what the library's status
+            says, such as no kernel for this GPU.
+    """
+    if x.dtype not in DTYPES:
+        raise UnsupportedError("svdq::linear on CUDA", f"x is {x.dtype}", "float16 or bfloat16")
+    _check_dtypes(x, weights, fmt)
+    library = load_library()
+    (m, k), n, r = x.shape, weights[0].shape[0], weights[3].shape[0]
+    held = [_aligned(x), *(_aligned(w.to(x.device)) for w in weights)]
+    with torch.cuda.device(x.device):
+        size = ctypes.c_size_t()
+        _check(library, library.svdq_workspace_bytes(fmt.index, m, n, k, r, ctypes.byref(size)))
+        workspace = torch.empty(max(size.value, 16), dtype=torch.uint8, device=x.device)
+        y = torch.empty(m, activation.n_out(n), dtype=x.dtype, device=x.device)
+        params = Params(
+            fmt.index, ACTIVATIONS.index(activation), DTYPES[x.dtype], int(act_unsigned), act_shift, m, n, k, r,
+            *(t.data_ptr() for t in held), y.data_ptr(), workspace.data_ptr(), size.value,
+        )  # fmt: skip
+        _check(library, library.svdq_linear(ctypes.byref(params), torch.cuda.current_stream().cuda_stream))
+    return y
+
+
+def _check_dtypes(x: Tensor, weights: tuple[Tensor, ...], fmt: Format) -> None:
+    """The kernels read raw bits: f16 weights with a bf16 x would give numbers, and wrong ones."""
+    wanted = {"int8": torch.int8, "float32": torch.float32, "act": x.dtype}
+    wanted["wscale"] = x.dtype if fmt.wscale_is_act_dtype else torch.int8
+    for spec, tensor in zip(INPUTS[1:], weights, strict=True):
+        if tensor.dtype != wanted[spec.dtype]:
+            raise UnsupportedError(
+                f"svdq::linear on CUDA, {spec.name}", str(tensor.dtype), f"{wanted[spec.dtype]} for x in {x.dtype}"
+            )
+
+
+def _aligned(t: Tensor) -> Tensor:
+    """Contiguous and 16-byte aligned, as svdq.h asks; a view into the middle of a tensor may be neither."""
+    t = t.contiguous()
+    return t if t.data_ptr() % 16 == 0 else t.clone()
+
+
+def _check(library: ctypes.CDLL, status: int) -> None:
+    if status:
+        text = library.svdq_status_string(status).decode().rstrip(".")
+        raise UnsupportedError("svdq::linear on CUDA", text, "a linear that the kernel library runs")

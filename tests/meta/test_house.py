@@ -1,0 +1,120 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "svdq_trt"
+#: a stage may import itself and what stands before it; `compile` and `cli` run everything
+ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "calibrate", "quantize", "nn", "engine", "check", "compile"]
+FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from anywhere
+#: module -> module: edges against the order, each with its reason
+ALLOWED = {
+    ("quantize", "nn"): "quantizing installs the module it made",
+    ("quantize", "compile"): "the Progress protocol",
+    ("engine", "compile"): "the Progress protocol",
+}
+
+
+def sources(*suffixes: str) -> list[Path]:
+    folders = ("svdq_trt", "export", "plugins", "tests", "tools", "benchmarks", "examples")
+    return [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in suffixes]
+
+
+def runtime_imports(path: Path) -> set[str]:
+    """First component below svdq_trt of every import outside TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    skipped = {
+        id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for n in ast.walk(node)
+    }  # fmt: skip
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.module:
+            parts = node.module.split(".")
+            if parts[0] == "svdq_trt":
+                found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_go_one_way(package):
+    files = sorted((PACKAGE / package).rglob("*.py")) or [PACKAGE / f"{package}.py"]
+    before = set(ORDER[: ORDER.index(package) + 1]) | FREE
+    for path in files:
+        for name in runtime_imports(path):
+            if name in ORDER and name not in before:
+                assert (package, name) in ALLOWED, f"{path.relative_to(ROOT)} imports svdq_trt.{name}"
+
+
+def test_files_are_small():
+    for path in sources(".py", ".cu", ".cuh", ".cpp", ".h"):
+        cap = 600 if path.suffix in (".cu", ".cuh") else 400
+        lines = len(path.read_text().splitlines())
+        assert lines <= cap, f"{path.relative_to(ROOT)}: {lines} lines, want at most {cap}"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, svdq_trt, svdq_trt.cli\n"
+        "heavy = {'torch', 'tensorrt', 'tensorrt_rtx', 'onnx', 'diffusers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_kernels_know_no_framework():
+    for path in (ROOT / "plugins" / "kernels").rglob("*"):
+        if path.is_file():
+            assert not re.search(r"#include\s*[<\"](NvInfer|torch|ATen|c10)", path.read_text()), path
+    for path in (ROOT / "plugins" / "trt").rglob("*"):
+        if path.is_file():
+            assert "__global__" not in path.read_text(), path
+
+
+def test_environment_variables_are_few_and_ours():
+    allowed = {"PYTHONUNBUFFERED"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for name in re.findall(r"environ(?:\.get\(|\[)\s*\"(\w+)\"", path.read_text()):
+            assert name in allowed, f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_readme_links_and_files_exist():
+    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / target).exists(), target
+    for target in re.findall(r"`((?:svdq_trt|export|plugins|tests|tools|benchmarks)/[\w./]*)`", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_readme_commands_parse():
+    """Every command of the README's shell blocks is one that exists, with options that exist."""
+    text = (ROOT / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    from svdq_trt.cli import parse
+
+    seen = 0
+    for line in filter(None, lines):
+        words = line.split()
+        if words[0] == "make":
+            assert words[1] in targets, line
+        elif words[:2] == ["python", "build_engines.py"]:
+            parse(["build", *words[2:]])
+        elif words[0] == "svdq-trt":
+            parse(words[1:])
+        elif words[0] == "python":
+            assert (ROOT / words[1]).exists(), line
+        else:
+            assert words[0] in ("source",), line
+            continue
+        seen += 1
+    assert seen >= 3
