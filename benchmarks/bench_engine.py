@@ -5,7 +5,7 @@
     python benchmarks/bench_engine.py --model sdxl --formats fp16,w4a8 --batch 2 --height 1024 --width 1024
 
 Needs a GPU and a TensorRT that runs on it. Weights are random with realistic outliers, inputs synthetic and equal
-for all. Engines are built side by side; everything that is timed runs alone. Latency is one call from input copy
+for all. Engines are built side by side; what is timed runs alone. Latency is one call from input copy
 to output, between CUDA events, as a CUDA graph unless --no-graph.
 """
 
@@ -42,7 +42,6 @@ def main() -> int:
         making = common | {"rank": args.rank, "profile": profile, "target": args.target, "backend": args.backend,
                            "embed": args.host_code, "torch_device": args.torch_device}  # fmt: skip
         for fmt in formats:
-            (work / fmt / "left-gpu").unlink(missing_ok=True)
             graph = str((args.graphs / f"{fmt}.onnx").resolve()) if args.graphs else ""
             _start(work, f"make-{fmt}", "make", making | {"format": fmt, "folder": str(work / fmt), "graph": graph})
     report: dict[str, Any] = {"model": args.model, "sizes": sizes, "rank": args.rank, "engines": {}}
@@ -51,12 +50,10 @@ def main() -> int:
     running = common | {"host_code": args.host_code, "graph": args.graph, "reopen": args.reopen}
     reference = _start(work, "torch", "torch_fp16", common | {"folder": str(work / "torch")})
     engines = {f: _start(work, f"run-{f}", "engine", running | {"folder": str(work / f)}) for f in formats}
-    for fmt in formats:  # from here on the GPU belongs to one job at a time
-        while not (work / fmt / "left-gpu").exists() and _running(work, f"make-{fmt}"):
-            time.sleep(0.1)
+    made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # then the machine belongs to one job at a time
     reference.communicate(b"go\n")
     for fmt, process in engines.items():
-        if _wait(work, f"make-{fmt}"):
+        if fmt in made:
             process.communicate(b"go\n")
             _wait(work, f"run-{fmt}")
         else:

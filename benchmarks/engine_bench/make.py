@@ -46,10 +46,7 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder.
-
-    `<folder>/left-gpu` appears when the job is done with torch: what is left is compilation.
-    """
+    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0)
@@ -58,7 +55,6 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     if job["format"] != "fp16":
         nodes = _quantize(module, spec, job, folder, clock)
         result |= {"layers": len(nodes), "layer_sqnr_db": sum(n.sqnr_db for n in nodes) / len(nodes)}
-    (folder / "left-gpu").touch()
     state = module.state_dict()
     result["weight_bytes"] = sum(t.numel() * t.element_size() for t in state.values())
     onnx = folder / "model.onnx"
@@ -106,10 +102,11 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     assert arch is not None
     library = plugin_lib.load_into(backend.module)
     profiles = [TensorProfile(**_ranges(spec, io, job["profile"])) for io in spec.inputs]
-    plan = folder / "model.plan"
-    info = build_plan(backend, folder / "model.onnx", arch, profiles, plan, _silent,
+    onnx, plan = folder / "model.onnx", folder / "model.plan"
+    info = build_plan(backend, onnx, arch, profiles, plan, _silent,
                       embed=library.path if job["embed"] else None)  # fmt: skip
     clock.lap("plan")
+    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
     shutil.copyfile(library.path, folder / library.path.name)
     plugins = len(info.plugin_layers)
     manifest.write(folder, {
@@ -118,12 +115,11 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
         "plugin": {"file": library.path.name, "version": library.version, "sha256": library.sha256,
                    "embedded": job["embed"]},
         "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
-        "onnx": {"file": "model.onnx"}, "inputs": [p.to_json() for p in profiles], "outputs": [],
+        "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size}, "inputs": [p.to_json() for p in profiles], "outputs": [],
         "quantized": [], "kept_16bit": [], "fp16_weight_bytes": 0, "quantized_weight_bytes": 0, "accuracy": {},
         "device_memory_bytes": info.notes, "timings_s": clock.seconds, "peak_rss_bytes": {}, "versions": {},
         "config": {},
     })  # fmt: skip
-    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
     return {"plan_bytes": info.bytes, "plugin_layers": plugins, "arch": arch, "notes": info.notes,
             "backend": f"{backend.name} {backend.version}"}  # fmt: skip
 
