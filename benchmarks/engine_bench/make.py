@@ -115,7 +115,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
         "plugin": {"file": library.path.name, "version": library.version, "sha256": library.sha256,
                    "embedded": job["embed"]},
         "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
-        "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size}, "inputs": [p.to_json() for p in profiles], "outputs": [],
+        "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size}, "inputs": [_json(p) for p in profiles], "outputs": [],
         "quantized": [], "kept_16bit": [], "fp16_weight_bytes": 0, "quantized_weight_bytes": 0, "accuracy": {},
         "device_memory_bytes": info.notes, "timings_s": clock.seconds, "peak_rss_bytes": {}, "versions": {},
         "config": {},
@@ -128,3 +128,7 @@ def _ranges(spec: ModelSpec, io: TensorIO, profile: dict[str, list[int]]) -> dic
     shapes = [io.shape({symbol: values[i] for symbol, values in profile.items()}) for i in range(3)]
     dtype = str(io.torch_dtype(spec.torch_dtype)).removeprefix("torch.")
     return {"name": io.name, "dtype": dtype, "min": shapes[0], "opt": shapes[1], "max": shapes[2]}
+
+
+def _json(p: TensorProfile) -> dict[str, Any]:
+    return {"name": p.name, "dtype": p.dtype, "shape": {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)}}
