@@ -5,7 +5,7 @@
     python benchmarks/bench_engine.py --model sdxl --formats fp16,w4a8 --batch 2 --height 1024 --width 1024
 
 Needs a GPU and a TensorRT that runs on it. Weights are random with realistic outliers, inputs synthetic and equal
-for all. Engines are built side by side; everything that is timed runs alone. Latency is one call from input copy
+for all. Engines are built side by side; what is timed runs alone. Latency is one call from input copy
 to output, between CUDA events, as a CUDA graph unless --no-graph.
 """
 
@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +40,30 @@ def main() -> int:
     formats = args.formats.split(",")
     if args.stage in ("all", "make"):
         making = common | {"rank": args.rank, "profile": profile, "target": args.target, "backend": args.backend,
-                           "embed": args.host_code, "reference": args.reference}  # fmt: skip
-        building = {
-            f: _start(work, f"make-{f}", "make", making | {"format": f, "folder": str(work / f)}) for f in formats
-        }
-        for fmt, process in building.items():
-            process.wait()
-            print(f"built {fmt}: {'ok' if process.returncode == 0 else _tail(work / f'make-{fmt}.log')}", flush=True)
+                           "embed": args.host_code, "torch_device": args.torch_device}  # fmt: skip
+        for fmt in formats:
+            graph = str((args.graphs / f"{fmt}.onnx").resolve()) if args.graphs else ""
+            _start(work, f"make-{fmt}", "make", making | {"format": fmt, "folder": str(work / fmt), "graph": graph})
+    report: dict[str, Any] = {"model": args.model, "sizes": sizes, "rank": args.rank, "engines": {}}
     if args.stage == "make":
-        return 0
-    report = {"model": args.model, "sizes": sizes, "rank": args.rank, "torch": {}, "engines": {}}
-    waiting = _start(work, "torch", "torch_fp16", common | {"folder": str(work / "torch")})
-    for fmt in formats:
-        if not (work / fmt / "manifest.json").exists():
-            continue
-        job = common | {"folder": str(work / fmt), "host_code": args.host_code, "graph": args.graph,
-                        "reopen": args.reopen}  # fmt: skip
-        ran = _start(work, f"run-{fmt}", "engine", job)
-        ran.wait()
+        return 0 if all(_wait(work, f"make-{fmt}") for fmt in formats) else 1
+    running = common | {"host_code": args.host_code, "graph": args.graph, "reopen": args.reopen}
+    reference = _start(work, "torch", "torch_fp16", common | {"folder": str(work / "torch")})
+    engines = {f: _start(work, f"run-{f}", "engine", running | {"folder": str(work / f)}) for f in formats}
+    made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # then the machine belongs to one job at a time
+    reference.communicate(b"go\n")
+    for fmt, process in engines.items():
+        if fmt in made:
+            process.communicate(b"go\n")
+            _wait(work, f"run-{fmt}")
+        else:
+            process.kill()
         report["engines"][fmt] = _result(work, f"make-{fmt}") | _result(work, f"run-{fmt}")
-        print(f"ran {fmt}: {'ok' if ran.returncode == 0 else _tail(work / f'run-{fmt}.log')}", flush=True)
-    waiting.communicate(b"go\n")
-    report["torch"] = _result(work, "torch")
-    report["accuracy"] = _accuracy(work, formats)
+    report |= {"torch": _result(work, "torch"), "accuracy": _accuracy(work, formats)}
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     _print(report)
-    return 0 if all("latency_ms" in e for e in report["engines"].values()) and report["engines"] else 1
+    return 0 if all("latency_ms" in e for e in report["engines"].values()) else 1
 
 
 def _arguments() -> argparse.Namespace:
@@ -78,7 +76,10 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
     p.add_argument("--backend", default="auto")
     p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
-    p.add_argument("--reference", default="cpu", choices=("cpu", "cuda"), help="where torch runs the quantized module")
+    p.add_argument("--torch-device", default="cuda", choices=("cpu", "cuda"), help="where torch quantizes, and runs "
+                   "the quantized module to compare with")  # fmt: skip
+    p.add_argument("--graphs", type=Path, metavar="DIR", help="<format>.onnx exported before, for these or wider "
+                   "sizes: weights are written here, tracing is left out")  # fmt: skip
     p.add_argument("--repeat", type=int, default=50)
     p.add_argument("--no-graph", dest="graph", action="store_false")
     p.add_argument("--reopen", action="store_true", help="also time opening an engine again, with its runtime cache")
@@ -101,13 +102,16 @@ def _range(text: str | None, default: tuple[int, int, int]) -> tuple[int, int, i
 
 
 def _start(work: Path, name: str, kind: str, job: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """<name>.json -> <name>.result by a process of its own; its id is kept for another call of this program."""
     work.mkdir(parents=True, exist_ok=True)
     (work / f"{name}.result").unlink(missing_ok=True)
     path = work / f"{name}.json"
-    path.write_text(json.dumps({"kind": kind, "result": str(work / f"{name}.result"), **job}))
-    log = (work / f"{name}.log").open("wb")
-    return subprocess.Popen([sys.executable, "-u", __file__, "--job", str(path)], stdin=subprocess.PIPE, stdout=log,
-                            stderr=log)  # fmt: skip
+    path.write_text(json.dumps({"kind": kind, **job}))
+    with (work / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-u", __file__, "--job", str(path)], stdin=subprocess.PIPE,
+                                   stdout=log, stderr=log)  # fmt: skip
+    (work / f"{name}.pid").write_text(str(process.pid))
+    return process
 
 
 def _run_job(path: Path) -> int:
@@ -119,8 +123,25 @@ def _run_job(path: Path) -> int:
         from engine_bench.measure import engine as run
     else:
         from engine_bench.measure import torch_fp16 as run
-    Path(job["result"]).write_text(json.dumps(run(job)))
+    path.with_suffix(".result").write_text(json.dumps(run(job)))
     return 0
+
+
+def _running(work: Path, name: str) -> bool:
+    try:
+        stat = Path(f"/proc/{(work / f'{name}.pid').read_text()}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def _wait(work: Path, name: str) -> bool:
+    """Until the job's process has ended; tells how."""
+    while _running(work, name):
+        time.sleep(0.1)
+    ok = (work / f"{name}.result").exists()
+    print(f"{name}: {'ok' if ok else _tail(work / f'{name}.log')}", flush=True)
+    return ok
 
 
 def _result(work: Path, name: str) -> dict[str, Any]:

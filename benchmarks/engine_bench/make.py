@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine_bench.model import inputs_of, quantize_on_gpu, random_module
+from engine_bench.fill import fill_graph
+from engine_bench.model import inputs_of, quantize, random_module
 from svdq_trt.compile.stages.graph import export_model
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch
@@ -19,6 +20,7 @@ from svdq_trt.engine.build import build_plan
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.nn import ops
+from svdq_trt.quantize import artifact
 from svdq_trt.spec.formats import FORMATS
 
 
@@ -44,42 +46,52 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, reference, folder."""
+    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0)
     clock.lap("weights")
     result: dict[str, Any] = {}
     if job["format"] != "fp16":
-        torch.nn.Module.to(module, "cuda")
-        sqnr = quantize_on_gpu(module, spec, FORMATS[job["format"]], job["rank"])
-        result |= {"layers": len(sqnr), "layer_sqnr_db": sum(sqnr) / len(sqnr)}
-        clock.lap("quantize")
-        _reference(module, spec, job["sizes"], job["reference"], folder)
-        torch.nn.Module.to(module, "cpu")
-        torch.cuda.empty_cache()
-        clock.lap("torch reference")
-    result["weight_bytes"] = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    export_model(module, spec, job["profile"], folder / "model.onnx", _silent)
-    del module
+        nodes = _quantize(module, spec, job, folder, clock)
+        result |= {"layers": len(nodes), "layer_sqnr_db": sum(n.sqnr_db for n in nodes) / len(nodes)}
+    state = module.state_dict()
+    result["weight_bytes"] = sum(t.numel() * t.element_size() for t in state.values())
+    onnx = folder / "model.onnx"
+    if job["graph"]:
+        fill_graph(Path(job["graph"]), state, onnx)
+    else:
+        export_model(module, spec, job["profile"], onnx, _silent)
+    del module, state
     gc.collect()
     clock.lap("export")
     result |= _build(job, spec, folder, clock)
     return result | {"seconds": clock.seconds}
 
 
-def _silent(done: int, total: int, what: str) -> None:
-    pass
-
-
 @torch.no_grad()
-def _reference(module: torch.nn.Module, spec: ModelSpec, sizes: dict[str, int], device: str, folder: Path) -> None:
-    """Outputs of the quantized torch module: the op's own CPU body, on the CPU or on CUDA tensors."""
+def _quantize(
+    module: torch.nn.Module, spec: ModelSpec, job: dict[str, Any], folder: Path, clock: Clock
+) -> list[artifact.Node]:
+    """Quantize in place, keep the artifact, and save the module's own output to torch.npy: the op's CPU body."""
+    device = job["torch_device"]
+    torch.nn.Module.to(module, device)
+    nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"])
+    clock.lap("quantize")
     if device == "cuda":
         ops.linear.register_kernel("cuda")(ops.linear._init_fn)
-    torch.nn.Module.to(module, device)
-    out = spec.wrap(module)(*inputs_of(spec, sizes, device))
+    out = spec.wrap(module)(*inputs_of(spec, job["sizes"], device))
     np.save(folder / "torch.npy", out.float().cpu().numpy())
+    torch.nn.Module.to(module, "cpu")
+    torch.cuda.empty_cache()
+    tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
+    artifact.save(folder / "svdq.safetensors", tensors, {"model": spec.name}, nodes)
+    clock.lap("torch output")
+    return nodes
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
 
 
 def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> dict[str, Any]:
@@ -90,10 +102,11 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     assert arch is not None
     library = plugin_lib.load_into(backend.module)
     profiles = [TensorProfile(**_ranges(spec, io, job["profile"])) for io in spec.inputs]
-    plan = folder / "model.plan"
-    info = build_plan(backend, folder / "model.onnx", arch, profiles, plan, _silent,
+    onnx, plan = folder / "model.onnx", folder / "model.plan"
+    info = build_plan(backend, onnx, arch, profiles, plan, _silent,
                       embed=library.path if job["embed"] else None)  # fmt: skip
     clock.lap("plan")
+    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
     shutil.copyfile(library.path, folder / library.path.name)
     plugins = len(info.plugin_layers)
     manifest.write(folder, {
@@ -102,12 +115,12 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
         "plugin": {"file": library.path.name, "version": library.version, "sha256": library.sha256,
                    "embedded": job["embed"]},
         "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
-        "onnx": {"file": "model.onnx"}, "inputs": [p.to_json() for p in profiles], "outputs": [],
+        "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size}, "inputs": [_json(p) for p in profiles],
+        "outputs": [],
         "quantized": [], "kept_16bit": [], "fp16_weight_bytes": 0, "quantized_weight_bytes": 0, "accuracy": {},
         "device_memory_bytes": info.notes, "timings_s": clock.seconds, "peak_rss_bytes": {}, "versions": {},
         "config": {},
     })  # fmt: skip
-    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
     return {"plan_bytes": info.bytes, "plugin_layers": plugins, "arch": arch, "notes": info.notes,
             "backend": f"{backend.name} {backend.version}"}  # fmt: skip
 
@@ -116,3 +129,7 @@ def _ranges(spec: ModelSpec, io: TensorIO, profile: dict[str, list[int]]) -> dic
     shapes = [io.shape({symbol: values[i] for symbol, values in profile.items()}) for i in range(3)]
     dtype = str(io.torch_dtype(spec.torch_dtype)).removeprefix("torch.")
     return {"name": io.name, "dtype": dtype, "min": shapes[0], "opt": shapes[1], "max": shapes[2]}
+
+
+def _json(p: TensorProfile) -> dict[str, Any]:
+    return {"name": p.name, "dtype": p.dtype, "shape": {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)}}

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from engine_bench.model import inputs_of, random_module
+from svdq_trt.engine.backend import available
 from svdq_trt.models import get_model
 
 WARMUP = 5
@@ -39,10 +40,12 @@ def used_bytes() -> int:
 
 
 def engine(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, sizes, folder, host_code, repeat. Output goes to <folder>/engine.npy."""
+    """job: model, sizes, folder, host_code, graph, reopen, repeat. Waits for a line on stdin; output to engine.npy."""
     from svdq_trt.runtime import Session
 
     spec, folder = get_model(job["model"]), Path(job["folder"])
+    available("auto")  # imports TensorRT
+    sys.stdin.readline()
     feed = dict(zip((io.name for io in spec.inputs), inputs_of(spec, job["sizes"], "cuda"), strict=True))
     torch.cuda.synchronize()
     before, clock = used_bytes(), time.perf_counter()

@@ -169,8 +169,12 @@ class Session:
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
                 self._fail(f"input '{name}'", f"shape {list(shape)}")
-        if self._context.infer_shapes():  # names of what is still unknown, or of sizes that contradict each other
-            self._fail("inputs", f"shapes {({n: list(s) for n, s in shapes.items()})}")
+        try:  # sizes that contradict each other, such as two batches
+            unknown = self._context.infer_shapes()
+        except RuntimeError:  # how the bindings say -1
+            unknown = ["inputs"]
+        if unknown:
+            self._fail("inputs", "shapes " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
 
     def _enqueue(self) -> None:
         if self._graph is not None:

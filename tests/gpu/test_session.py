@@ -56,12 +56,18 @@ def module(folder):
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_engine_is_the_torch_module(session, module, sizes):
-    """The same artifact in torch on the CPU; both round activations to 4 bits, so ties may fall apart."""
+    """The same artifact in torch on the CPU.
+
+    Sums in another order move some activations over a rounding boundary. With 8 bits that stays as small as the
+    FP16 engine's own distance from torch (measured 43 dB, FP16 42); with 4 bits a code is a seventh of its
+    group's maximum, and the difference grows through the layers to near the quantization error (25 to 27 dB).
+    """
     with torch.no_grad():
         want = module(*feed("cpu", **sizes).values()).double()
     got = session.run(feed(**sizes))["out_sample"].cpu().double()
     sqnr = 10 * torch.log10(want.square().sum() / (want - got).square().sum())
-    assert got.shape == want.shape and sqnr > 30, f"{sqnr:.1f} dB"
+    least = {"w4a8": 35, "int4": 20, "nvfp4": 20}[session.manifest["format"]]
+    assert got.shape == want.shape and sqnr > least, f"{sqnr:.1f} dB"
 
 
 def test_numpy_and_torch_agree_bit_for_bit(session):
@@ -108,7 +114,7 @@ def test_refuses_what_is_outside_the_profile_and_goes_on(session):
         session.run(feed(batch=5, height=128, width=128))
     with pytest.raises(ShapeError, match="float64, want float16"):
         session.run(feed() | {"sample": feed()["sample"].double()})
-    with pytest.raises(SvdqError):
+    with pytest.raises(SvdqError, match="inputs: shapes"):
         session.run(feed() | {"timestep": torch.zeros(1, device="cuda")})  # batch 2 everywhere else
     assert torch.equal(session.run(feed())["out_sample"], want)
 

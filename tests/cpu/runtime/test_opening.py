@@ -103,7 +103,7 @@ def test_damaged_plan(trt, folder):
 
 def test_manifest_without_a_digest_is_no_licence(trt, folder):
     change(folder, "plan", sha256=None)
-    refused(trt, folder, ArtifactError, "plan: no sha256")
+    refused(trt, folder, ArtifactError, "manifest.json: plan.sha256: None")
 
 
 def test_plan_outside_the_folder(trt, folder):
