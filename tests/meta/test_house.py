@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "svdq_trt"
 #: a stage may import itself and what stands before it; `compile` and `cli` run everything
-ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "calibrate", "quantize", "nn", "engine", "check", "compile"]
+ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "calibrate", "quantize", "nn", "engine", "check", "runtime", "compile"]
 FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from anywhere
 #: module -> module: edges against the order, each with its reason
 ALLOWED = {
@@ -52,6 +52,11 @@ def test_imports_go_one_way(package):
         for name in runtime_imports(path):
             if name in ORDER and name not in before:
                 assert (package, name) in ALLOWED, f"{path.relative_to(ROOT)} imports svdq_trt.{name}"
+
+
+def test_every_package_has_its_place():
+    packages = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    assert packages <= set(ORDER), packages - set(ORDER)
 
 
 def test_files_are_small():
