@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.engine.backend import Backend
+from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.engine.plugin_layers import LayerReport
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import SvdqError
@@ -53,7 +53,7 @@ def build_plan(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
         texts = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise SvdqError(str(onnx), logger.last_error or "; ".join(texts) or "not parsed",
+        raise SvdqError(str(onnx), str(logger.errors) or "; ".join(texts) or "not parsed",
                         f"a graph that {backend.name} {backend.version} takes")  # fmt: skip
 
     config = builder.create_builder_config()
@@ -63,7 +63,7 @@ def build_plan(
     for tensor in profiles:
         profile.set_shape(tensor.name, tensor.min, tensor.opt, tensor.max)
     if config.add_optimization_profile(profile) < 0:
-        raise SvdqError(str(onnx), logger.last_error or "profile refused", "shapes that fit the graph's inputs")
+        raise SvdqError(str(onnx), str(logger.errors) or "profile refused", "shapes that fit the graph's inputs")
     if embed is not None:
         config.plugins_to_serialize = [str(embed)]
     monitor = _make_monitor(trt, progress)
@@ -75,7 +75,7 @@ def build_plan(
         if writer.error is not None:
             raise writer.error
         if not done:
-            raise SvdqError(f"sm_{arch}: {onnx.name}", logger.last_error or "build failed", "a graph that builds")
+            raise SvdqError(f"sm_{arch}: {onnx.name}", str(logger.errors) or "build failed", "a graph that builds")
     plugin_layers = [node for layer in logger.report.plugins for node in layer.nodes]
     return PlanInfo(writer.bytes, writer.digest.hexdigest(), plugin_layers, logger.notes)
 
@@ -86,7 +86,7 @@ def _make_logger(trt: Any) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=8)
+            self.errors = LastErrors()
             self.notes: dict[str, int] = {}
             self.report = LayerReport()
 
@@ -94,17 +94,11 @@ def _make_logger(trt: Any) -> Any:
             if severity <= trt.ILogger.INFO:
                 print(f"[{str(severity).rpartition('.')[2]}] {message}", flush=True)
             if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
+                self.errors.add(message)
             self.report.feed(message)
             for name, pattern in _MEMORY_NOTES.items():
                 if match := re.search(pattern, message):
                     self.notes[name] = int(match[1])
-
-        @property
-        def last_error(self) -> str:
-            """Our plugin's own message if there is one, else the last error."""
-            ours = [e for e in self.errors if "svdq" in e.lower()]
-            return " ".join((ours or list(self.errors) or [""])[-1].split())
 
     return Logger()
 

@@ -7,7 +7,6 @@ digests are compared first, cheapest first, and each mismatch says what mends it
 from __future__ import annotations
 
 import mmap
-from collections import deque
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
+from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
 
 
@@ -24,7 +24,7 @@ class Opened:
     """A deserialized engine.
 
     Attributes:
-        engine: ICudaEngine. logger: what TensorRT and the plugin said; `last_error` is "" or one line.
+        engine: ICudaEngine. logger: what TensorRT and the plugin said; `errors` as text is "" or one line.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ def open_engine(
     engine = _deserialize(runtime, folder / Path(data["plan"]["file"]).name)
     if engine is None:
         fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
-        raise SvdqError(str(folder), logger.last_error or "not deserialized", "a plan that TensorRT loads",
+        raise SvdqError(str(folder), str(logger.errors) or "not deserialized", "a plan that TensorRT loads",
                         "" if allow_host_code else fix)  # fmt: skip
     return Opened(folder, data, backend, engine, logger)
 
@@ -111,16 +111,10 @@ def logger_of(trt: ModuleType) -> Any:
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: deque[str] = deque(maxlen=16)
+            self.errors = LastErrors()
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-
-        @property
-        def last_error(self) -> str:
-            """Our plugin's own message if there is one, else the last; on one line."""
-            ours = [e for e in self.errors if "svdq" in e.lower()]
-            return " ".join((ours or list(self.errors) or [""])[-1].split())
+                self.errors.add(message)
 
     return Logger()

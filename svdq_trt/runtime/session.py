@@ -138,7 +138,7 @@ class Session:
         else:
             context = self._engine.create_execution_context()
         if context is None:
-            raise SvdqError("engine", self._logger.last_error or "no execution context", "enough GPU memory")
+            raise SvdqError("engine", str(self._logger.errors) or "no execution context", "enough GPU memory")
         return context, cache
 
     def _allocate(self) -> dict[str, torch.Tensor]:
@@ -197,5 +197,5 @@ class Session:
             self._fail("engine", "the run failed")
 
     def _fail(self, where: str, got: str) -> None:
-        said = self._logger.last_error
+        said = str(self._logger.errors)
         raise SvdqError(where, f"{got}{': ' + said if said else ''}", "a run that TensorRT accepts")
