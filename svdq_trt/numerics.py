@@ -46,16 +46,13 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.stack((p & 0xF, p >> 4), dim=-1).flatten(-2)
 
 
-def _e2m1_step(a: Tensor) -> Tensor:
-    """Distance of neighbouring e2m1 values at magnitude a: 0.5 below 2, 1 below 4, else 2."""
-    return torch.where(a < 2, 0.5, torch.where(a < 4, 1.0, 2.0)).to(a.dtype)
-
-
 def round_e2m1(v: Tensor) -> Tensor:
-    """Values -> the nearest e2m1 value (not its code), ties to even, saturating at ±6."""
+    """Values f32 -> the nearest e2m1 value (not its code), ties to even, saturating at ±6."""
     c = v.clamp(-FP4_MAX, FP4_MAX)
-    step = _e2m1_step(c.abs())
-    return torch.round(c / step) * step
+    # Neighbours at magnitude a are 0.5 apart below 2, 1 below 4, else 2: half the power of two at or below max(a, 1),
+    # which is a's exponent field alone.
+    step = (c.abs().clamp_(min=1).view(torch.int32) & 0x7F800000).view(torch.float32).mul_(0.5)
+    return c.div_(step).round_().mul_(step)
 
 
 def e2m1_codes(values: Tensor) -> Tensor:

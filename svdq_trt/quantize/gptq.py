@@ -6,8 +6,8 @@ Both minimize ||D x||^2 over the tokens, D = W_s - L - Q, by the second moments 
 
 Rounding goes column by column. With H = C Cᵀ, C lower triangular, the error of a row e is |e C|^2, and
 (e C)_i = C_ii (e_i + sum_{j>i} e_j C_ji / C_ii): from the last column to the first, each column is rounded after
-adding what the columns before it in that order got wrong. This is GPTQ (Frantar et al., arXiv 2210.17323) in the form of
-LDLQ (Chee et al., arXiv 2307.13304): the same codes, with one Cholesky factorization and no inverse.
+adding what the columns before it in that order got wrong. This is GPTQ (Frantar et al., arXiv 2210.17323) in the
+form of LDLQ (Chee et al., arXiv 2307.13304): the same codes, with one Cholesky factorization and no inverse.
 
 d is far above GPTQ's 1 % of the mean diagonal: here T is about K or below, not 100 K, and H then knows many
 directions only as zero. Measured on held-out tokens: 1 % loses up to 3 dB against 30 % at T < K.
@@ -39,7 +39,7 @@ class Curvature(NamedTuple):
 
 
 def damping(x: Tensor, factor: float = 1.0) -> float:
-    """d for x̂ [T, K]: 5 % of the mean diagonal of XᵀX at T = 4K, up to 30 % for fewer tokens; times `factor`."""
+    """Damping d for x̂ [T, K]: 5 % of the mean diagonal of XᵀX at T = 4K, up to 30 % for fewer; times `factor`."""
     t, k = x.shape
     mean = float(x.square().sum()) / k
     return factor * min(0.3, max(0.01, 0.2 * k / t)) * (mean or 1.0)

@@ -96,22 +96,23 @@ def quantize_group(
         mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
         split = split_weight(rows, mul, fmt, rank, act_dtype, preset.search_power_iterations)
         trials.append((alpha, beta, Tokens(tokens, y_ref, mul, fmt, act_dtype).error(split)))
-    alpha, beta, _ = min(reversed(trials), key=lambda t: t[2])  # a tie goes to the later candidate
+    order = sorted(reversed(trials), key=lambda t: t[2])  # a tie goes to the later candidate
 
-    mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
     y_ref = x @ w.T
-    split, rungs = climb(
-        w, split_weight(w, mul, fmt, rank, act_dtype, preset.power_iterations), x, y_ref, fmt, act_dtype, preset
-    )
-    if rungs:
-        sqnr = max(rung.sqnr_db for rung in rungs if rung.kept)
-    else:  # a layer of zeros: 0 dB, not minus infinity
-        sqnr = decibels(Tokens(x, y_ref, mul, fmt, act_dtype).error(split)) if y_ref.any() else 0.0
+    ends = []
+    for alpha, beta, _ in order[: preset.finalists]:
+        mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
+        split = split_weight(w, mul, fmt, rank, act_dtype, preset.power_iterations)
+        split, rungs = climb(w, split, x, y_ref, fmt, act_dtype, preset)
+        ends.append((max((r.sqnr_db for r in rungs if r.kept), default=0.0), alpha, beta, split, rungs))
+    sqnr, alpha, beta, split, rungs = max(ends, key=lambda end: end[0])
+    if not rungs and y_ref.any():  # a layer of zeros: 0 dB, not minus infinity
+        sqnr = decibels(Tokens(x, y_ref, split.act_mul, fmt, act_dtype).error(split))
     qw = numerics.pack_weight(split.values, split.scales, fmt)
     missing = rank - split.up.shape[1]  # rank above min(N, K): the rest is zero
     down, up = F.pad(split.down, (0, 0, 0, missing)), F.pad(split.up, (0, missing))
     tensors = {
-        "qweight": qw.qweight, "wscale": qw.wscale, "act_mul": mul.to(act_dtype),
+        "qweight": qw.qweight, "wscale": qw.wscale, "act_mul": split.act_mul.to(act_dtype),
         "lora_down": down.to(act_dtype), "lora_up": up.to(act_dtype), "bias": bias.to(act_dtype),
         "wscale2": qw.wscale2,
     }  # fmt: skip

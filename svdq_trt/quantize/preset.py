@@ -22,6 +22,7 @@ class Preset:
         refit: fit the low-rank part again after the final rounding, weighted by the activations.
         rounds: most repetitions of GPTQ and refit.
         dampings: factors on the damping of GPTQ's second moments, each tried.
+        finalists: candidates of the smoothing search that go up the whole ladder; the best end is taken.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Preset:
     refit: bool = False
     rounds: int = 1
     dampings: tuple[float, ...] = (1.0,)
+    finalists: int = 1
 
     def describe(self) -> str:
         """One line for the log and the manifest."""
@@ -50,17 +52,41 @@ class Preset:
             steps.append("GPTQ" + (f" ({', '.join(times)})" if times else ""))
         if self.refit:
             steps.append("activation-weighted low-rank refit")
-        return "; ".join(steps) + ("; each kept only if better on held-out tokens" if len(steps) > 1 else "")
+        if self.finalists > 1:
+            steps.append(f"the best {self.finalists} candidates taken to the end")
+        return "; ".join(steps) + ("; each rung kept only if better on held-out tokens" if len(steps) > 1 else "")
 
 
 PRESETS = {
     p.name: p
     for p in (
         Preset("fast", grids=4, tokens=192, rows=1024, search_power_iterations=1, power_iterations=4),
-        Preset("default", grids=10, tokens=256, rows=1024, search_power_iterations=2, power_iterations=8,
-               iterations=4, gptq=True, refit=True),
-        Preset("full", grids=20, tokens=0, rows=0, search_power_iterations=2, power_iterations=0,
-               iterations=100, gptq=True, refit=True, rounds=3, dampings=(1.0, 0.1, 4.0)),
+        Preset(
+            "default",
+            grids=6,
+            tokens=0,
+            rows=1024,
+            search_power_iterations=2,
+            power_iterations=8,
+            iterations=4,
+            gptq=True,
+            refit=True,
+            dampings=(1.0, 4.0),
+        ),
+        Preset(
+            "full",
+            grids=20,
+            tokens=0,
+            rows=0,
+            search_power_iterations=2,
+            power_iterations=0,
+            iterations=100,
+            gptq=True,
+            refit=True,
+            rounds=3,
+            dampings=(1.0, 0.1, 4.0),
+            finalists=3,
+        ),
     )
 }
 

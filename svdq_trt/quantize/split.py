@@ -55,7 +55,8 @@ class Split:
         residual = self.residual(w)
         scales = numerics.weight_scales(residual, fmt, act_dtype)
         grouped = residual.view(residual.shape[0], -1, fmt.weight_group)
-        return replace(self, values=numerics.round_weight(grouped, scales.step[..., None], fmt).flatten(1), scales=scales)
+        values = numerics.round_weight(grouped, scales.step[..., None], fmt).flatten(1)
+        return replace(self, values=values, scales=scales)
 
 
 def split_weight(
