@@ -124,6 +124,13 @@ def test_iterations_never_return_a_worse_split(fmt):
     assert errors == sorted(errors, reverse=True) and errors[2] < errors[0]
 
 
+def test_iterations_keep_a_start_that_cannot_be_beaten():
+    w, x = layer("skewed")
+    split, tokens = start(w, x, INT4)
+    tokens.y = tokens.quantized @ split.rounded().T + tokens.x @ split.down.T @ split.up.T
+    assert iterate(w, split, tokens, INT4, F16, 5, 2) is split
+
+
 def test_a_rung_that_held_out_tokens_refuse_is_not_kept():
     """Fitted tokens lie in few directions; held-out ones (every fourth) are white: feedback can only hurt them."""
     w, x = layer("mild")
