@@ -46,16 +46,13 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.stack((p & 0xF, p >> 4), dim=-1).flatten(-2)
 
 
-def _e2m1_step(a: Tensor) -> Tensor:
-    """Distance of neighbouring e2m1 values at magnitude a: 0.5 below 2, 1 below 4, else 2."""
-    return torch.where(a < 2, 0.5, torch.where(a < 4, 1.0, 2.0)).to(a.dtype)
-
-
 def round_e2m1(v: Tensor) -> Tensor:
-    """Values -> the nearest e2m1 value (not its code), ties to even, saturating at ±6."""
+    """Values f32 -> the nearest e2m1 value (not its code), ties to even, saturating at ±6."""
     c = v.clamp(-FP4_MAX, FP4_MAX)
-    step = _e2m1_step(c.abs())
-    return torch.round(c / step) * step
+    # Neighbours at magnitude a are 0.5 apart below 2, 1 below 4, else 2: half the power of two at or below max(a, 1),
+    # which is a's exponent field alone.
+    step = (c.abs().clamp_(min=1).view(torch.int32) & 0x7F800000).view(torch.float32).mul_(0.5)
+    return c.div_(step).round_().mul_(step)
 
 
 def e2m1_codes(values: Tensor) -> Tensor:
@@ -76,36 +73,60 @@ def _grouped(w: Tensor, g: int) -> Tensor:
     return grouped
 
 
-def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> QuantWeight:
-    """Round a residual weight [N, K] f32 to 4-bit groups along K; absmax scales, ties to even.
+class WeightScales(NamedTuple):
+    """The scales of a weight, chosen before any code is."""
 
-    See svdq_trt.ref.quant.quantize_weight for the formulas. Tested against it in tests/cpu/test_numerics.py.
+    step: Tensor  # [N, K/G] f32: what one unit of a code is worth; nvfp4: 0 where the e4m3 scale underflows
+    wscale: Tensor  # as stored, see QuantWeight
+    wscale2: Tensor  # [N] f32
+
+
+def weight_scales(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> WeightScales:
+    """Absmax scales of a weight [N, K] f32.
+
+    See svdq_trt.ref.quant.quantize_weight for the formulas.
     """
     n, k = w.shape
-    grouped = _grouped(w, fmt.weight_group)  # [N, K/G, G]
-    absmax = grouped.abs().amax(-1)
+    absmax = _grouped(w, fmt.weight_group).abs().amax(-1)  # [N, K/G]
     ones = torch.ones(n, device=w.device)
     if fmt.wscale_is_act_dtype:  # int4, w4a16
         s = (absmax / 7).to(act_dtype)
         s = torch.where(s == 0, torch.ones_like(s), s)
-        q = torch.round(grouped / s.float()[..., None]).clamp_(-7, 7)
-        return QuantWeight(pack_nibbles(q.flatten(1).to(torch.int8).view(torch.uint8)), s.T.contiguous(), ones)
+        return WeightScales(s.float(), s.T.contiguous(), ones)
     if fmt is W4A8:
         s_n = absmax.amax(1) / (7 * W4A8_Z_MAX)
         s_n = torch.where(s_n == 0, 1.0, s_n)
         z = torch.round(absmax / 7 / s_n[:, None]).clamp_(1, W4A8_Z_MAX)
-        q = torch.round(grouped / (z * s_n[:, None])[..., None]).clamp_(-7, 7)
-        packed = pack_nibbles(q.flatten(1).to(torch.int8).view(torch.uint8))
-        return QuantWeight(packed, z.T.to(torch.int8).contiguous(), s_n)
+        return WeightScales(z * s_n[:, None], z.T.to(torch.int8).contiguous(), s_n)
     assert fmt is NVFP4
     top = absmax.max()
     s_t = torch.where(top > 0, top / FP4_MAX / FP8_MAX, 1.0)
     s8 = (absmax / FP4_MAX / s_t).clamp(max=FP8_MAX).to(E4M3)
-    step = s8.float() * s_t
-    inv = torch.where(step > 0, 1 / step, 0.0)
-    codes = e2m1_codes(round_e2m1(grouped * inv[..., None]).flatten(1))
     wscale = s8.view(torch.int8).unflatten(1, (k // 64, 4)).transpose(0, 1).contiguous()
-    return QuantWeight(pack_nibbles(codes), wscale, ones * s_t)
+    return WeightScales(s8.float() * s_t, wscale, ones * s_t)
+
+
+def round_weight(w: Tensor, step: Tensor, fmt: Format) -> Tensor:
+    """Code values (f32 integers in -7..7, or e2m1 values) nearest to w / step, ties to even; shapes broadcast."""
+    if fmt is NVFP4:
+        return round_e2m1(w * torch.where(step > 0, 1 / step, 0.0))
+    return torch.round(w / step).clamp_(-7, 7)
+
+
+def pack_weight(values: Tensor, scales: WeightScales, fmt: Format) -> QuantWeight:
+    """Code values [N, K] from round_weight, and the scales they were rounded with, in the stored layout."""
+    codes = e2m1_codes(values) if fmt is NVFP4 else values.to(torch.int8).view(torch.uint8)
+    return QuantWeight(pack_nibbles(codes), scales.wscale, scales.wscale2)
+
+
+def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> QuantWeight:
+    """Round a residual weight [N, K] f32 to 4-bit groups along K; absmax scales, ties to even.
+
+    Tested against svdq_trt.ref.quant.quantize_weight in tests/cpu/test_numerics.py.
+    """
+    scales = weight_scales(w, fmt, act_dtype)
+    values = round_weight(_grouped(w, fmt.weight_group), scales.step[..., None], fmt).flatten(1)
+    return pack_weight(values, scales, fmt)
 
 
 def dequantize_weight(qw: QuantWeight, fmt: Format) -> Tensor:

@@ -1,4 +1,4 @@
-"""Quantize one group of linears that share an input: smoothing search, SVD, round to nearest.
+"""Quantize one group of linears that share an input: smoothing search, SVD, rounding, and the ladder above.
 
 Every trial of the search is the real thing: smoothed weight -> low-rank factors in the act dtype -> rounded
 residual; activations quantized; squared error of the linear's output on calibration tokens.
@@ -6,18 +6,19 @@ residual; activations quantized; squared error of the linear's output on calibra
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from svdq_trt import numerics
 from svdq_trt.errors import RangeError, ShapeError
-from svdq_trt.quantize.lowrank import balance, top_singular
+from svdq_trt.quantize.ladder import Rung, climb, decibels
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
+from svdq_trt.quantize.split import Tokens, split_weight
 from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
 from svdq_trt.spec.ops import max_exact_k
 
@@ -29,9 +30,11 @@ class QuantizedLinear:
     Attributes:
         name: node name.
         tensors: name -> tensor.
-        sqnr_db: output SQNR against full precision on the calibration tokens, before the activation.
+        sqnr_db: output SQNR against full precision, before the activation: on the calibration tokens, or, where
+            rungs were tried, on those held out from them.
         alpha, beta: the chosen smoothing exponents.
         trials: (alpha, beta, relative squared error) of every candidate.
+        rungs: what the preset tried beyond the plain split, see ladder.climb; empty where it tries nothing.
     """
 
     name: str
@@ -44,16 +47,7 @@ class QuantizedLinear:
     trials: list[tuple[float, float, float]] = field(default_factory=list)
     act_unsigned: bool = False
     act_shift: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Split:
-    """A smoothed weight as low-rank factors plus rounded residual; `down` reads raw x."""
-
-    qw: numerics.QuantWeight
-    act_mul: Tensor
-    down: Tensor
-    up: Tensor
+    rungs: list[Rung] = field(default_factory=list)
 
 
 def quantize_group(
@@ -97,61 +91,36 @@ def quantize_group(
     rows = w if not preset.rows or preset.rows >= n else w[:: -(-n // preset.rows)].contiguous()
     tokens = x if not preset.tokens else x[: preset.tokens]
     y_ref = tokens @ rows.T
-    energy = float(y_ref.square().sum()) or 1.0
     trials: list[tuple[float, float, float]] = []
     for alpha, beta in candidates(preset.grids):
         mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
-        split = _split(rows, mul, fmt, rank, act_dtype, preset.search_power_iterations)
-        trials.append((alpha, beta, float((_output(tokens, split, fmt, act_dtype) - y_ref).square().sum()) / energy))
-    alpha, beta, _ = min(reversed(trials), key=lambda t: t[2])  # a tie goes to the later candidate
+        split = split_weight(rows, mul, fmt, rank, act_dtype, preset.search_power_iterations)
+        trials.append((alpha, beta, Tokens(tokens, y_ref, mul, fmt, act_dtype).error(split)))
+    order = sorted(reversed(trials), key=lambda t: t[2])  # a tie goes to the later candidate
 
-    mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
-    split = _split(w, mul, fmt, rank, act_dtype, preset.power_iterations)
     y_ref = x @ w.T
-    signal = float(y_ref.square().sum())
-    noise = float((_output(x, split, fmt, act_dtype) - y_ref).square().sum())
-    sqnr = 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))  # a layer of zeros: 0 dB, not minus infinity
+    ends = []
+    for alpha, beta, _ in order[: preset.finalists]:
+        mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
+        split = split_weight(w, mul, fmt, rank, act_dtype, preset.power_iterations)
+        split, rungs = climb(w, split, x, y_ref, fmt, act_dtype, preset)
+        ends.append((max((r.sqnr_db for r in rungs if r.kept), default=0.0), alpha, beta, split, rungs))
+    sqnr, alpha, beta, split, rungs = max(ends, key=lambda end: end[0])
+    if not rungs and y_ref.any():  # a layer of zeros: 0 dB, not minus infinity
+        sqnr = decibels(Tokens(x, y_ref, split.act_mul, fmt, act_dtype).error(split))
+    qw = numerics.pack_weight(split.values, split.scales, fmt)
+    missing = rank - split.up.shape[1]  # rank above min(N, K): the rest is zero
+    down, up = F.pad(split.down, (0, 0, 0, missing)), F.pad(split.up, (0, missing))
     tensors = {
-        "qweight": split.qw.qweight, "wscale": split.qw.wscale, "act_mul": split.act_mul.to(act_dtype),
-        "lora_down": split.down.to(act_dtype), "lora_up": split.up.to(act_dtype), "bias": bias.to(act_dtype),
-        "wscale2": split.qw.wscale2,
+        "qweight": qw.qweight, "wscale": qw.wscale, "act_mul": split.act_mul.to(act_dtype),
+        "lora_down": down.to(act_dtype), "lora_up": up.to(act_dtype), "bias": bias.to(act_dtype),
+        "wscale2": qw.wscale2,
     }  # fmt: skip
     for key in ("lora_down", "lora_up", "bias", "wscale"):
         if tensors[key].is_floating_point() and not tensors[key].isfinite().all():
             raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
     tensors = {key: t.contiguous() for key, t in tensors.items()}
-    return QuantizedLinear(name, fmt, activation, tensors, sqnr, alpha, beta, trials)
-
-
-def _split(
-    w: Tensor, act_mul: Tensor, fmt: Format, rank: int, act_dtype: torch.dtype, power_iterations: int
-) -> _Split:
-    """Smooth, take the low-rank part out, round the rest.
-
-    The residual is taken from the *rounded* factors, so the 4-bit part also carries their rounding error.
-    """
-    smoothed = w / act_mul
-    n, k = w.shape
-    if rank == 0:
-        return _Split(numerics.quantize_weight(smoothed, fmt, act_dtype), act_mul, w.new_zeros(0, k), w.new_zeros(n, 0))
-    u, v = top_singular(smoothed, rank, power_iterations)
-    up, down = balance(u, v * act_mul)
-    up, down = up.to(act_dtype).float(), down.to(act_dtype).float()
-    residual = smoothed - up @ (down / act_mul)
-    missing = rank - up.shape[1]  # rank above min(N, K): the rest is zero
-    if missing:
-        up, down = torch.nn.functional.pad(up, (0, missing)), torch.nn.functional.pad(down, (0, 0, 0, missing))
-    return _Split(numerics.quantize_weight(residual, fmt, act_dtype), act_mul, down, up)
-
-
-def _output(x: Tensor, split: _Split, fmt: Format, act_dtype: torch.dtype) -> Tensor:
-    """Output [T, N] f32 of the quantized linear without bias."""
-    x16 = x.to(act_dtype)
-    xq = numerics.fake_quantize_act(numerics.smooth(x16, split.act_mul), fmt)
-    y = xq @ numerics.dequantize_weight(split.qw, fmt).T
-    if split.down.shape[0]:
-        y.addmm_(x16.float() @ split.down.T, split.up.T)
-    return y
+    return QuantizedLinear(name, fmt, activation, tensors, sqnr, alpha, beta, trials, rungs=rungs)
 
 
 def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:

@@ -17,6 +17,12 @@ class Preset:
         tokens: calibration rows the objective uses; 0 = all.
         rows: weight rows the objective uses (evenly spaced); 0 = all.
         power_iterations: of the subspace SVD inside the search and of the final one; 0 = exact SVD.
+        iterations: most alternations of SVD and rounding; 0 = none.
+        gptq: error feedback in the final rounding.
+        refit: fit the low-rank part again after the final rounding, weighted by the activations.
+        rounds: most repetitions of GPTQ and refit.
+        dampings: factors on the damping of GPTQ's second moments, each tried.
+        finalists: candidates of the smoothing search that go up the whole ladder; the best end is taken.
     """
 
     name: str
@@ -25,21 +31,62 @@ class Preset:
     rows: int
     search_power_iterations: int
     power_iterations: int
+    iterations: int = 0
+    gptq: bool = False
+    refit: bool = False
+    rounds: int = 1
+    dampings: tuple[float, ...] = (1.0,)
+    finalists: int = 1
 
     def describe(self) -> str:
         """One line for the log and the manifest."""
         rows = f"{self.rows} weight rows" if self.rows else "all weight rows"
         tokens = f"{self.tokens} tokens" if self.tokens else "all tokens"
         svd = f"subspace SVD, {self.power_iterations} power iterations" if self.power_iterations else "exact SVD"
-        return f"{2 * self.grids - 1} (alpha, beta) candidates on {tokens} x {rows}; {svd}"
+        steps = [f"{2 * self.grids - 1} (alpha, beta) candidates on {tokens} x {rows}; {svd}"]
+        if self.iterations:
+            steps.append(f"up to {self.iterations} SVD/rounding iterations")
+        if self.gptq:
+            times = [f"{len(self.dampings)} dampings"] if len(self.dampings) > 1 else []
+            times += [f"up to {self.rounds} rounds"] if self.rounds > 1 else []
+            steps.append("GPTQ" + (f" ({', '.join(times)})" if times else ""))
+        if self.refit:
+            steps.append("activation-weighted low-rank refit")
+        if self.finalists > 1:
+            steps.append(f"the best {self.finalists} candidates taken to the end")
+        return "; ".join(steps) + ("; each rung kept only if better on held-out tokens" if len(steps) > 1 else "")
 
 
 PRESETS = {
     p.name: p
     for p in (
         Preset("fast", grids=4, tokens=192, rows=1024, search_power_iterations=1, power_iterations=4),
-        Preset("default", grids=10, tokens=0, rows=4096, search_power_iterations=2, power_iterations=8),
-        Preset("full", grids=20, tokens=0, rows=0, search_power_iterations=2, power_iterations=0),
+        Preset(
+            "default",
+            grids=6,
+            tokens=0,
+            rows=1024,
+            search_power_iterations=2,
+            power_iterations=8,
+            iterations=4,
+            gptq=True,
+            refit=True,
+            dampings=(1.0, 4.0),
+        ),
+        Preset(
+            "full",
+            grids=20,
+            tokens=0,
+            rows=0,
+            search_power_iterations=2,
+            power_iterations=0,
+            iterations=100,
+            gptq=True,
+            refit=True,
+            rounds=3,
+            dampings=(1.0, 0.1, 4.0),
+            finalists=3,
+        ),
     )
 }
 
