@@ -117,7 +117,7 @@ def test_layer_without_a_rule_is_refused():
     module = spec.build()
     module.novel = nn.Linear(64, 64, device="meta")
     with pytest.raises(UnsupportedError, match="layer 'novel': no rule"):
-        spec.kept(module)
+        spec.recipe(module)
 
 
 def test_stack_group_orders_members_and_fills_missing_bias():
