@@ -88,8 +88,7 @@ def quantize_group(
     x_absmax = x.abs().amax(0) if x_absmax is None else x_absmax.float().to(w.device)
     w_absmax = w.abs().amax(0)
 
-    rows = w if not preset.rows or preset.rows >= n else w[:: -(-n // preset.rows)].contiguous()
-    tokens = x if not preset.tokens else x[: preset.tokens]
+    rows, tokens = _spread(w, preset.rows), _spread(x, preset.tokens)
     y_ref = tokens @ rows.T
     trials: list[tuple[float, float, float]] = []
     for alpha, beta in candidates(preset.grids):
@@ -121,6 +120,11 @@ def quantize_group(
             raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
     tensors = {key: t.contiguous() for key, t in tensors.items()}
     return QuantizedLinear(name, fmt, activation, tensors, sqnr, alpha, beta, trials, rungs=rungs)
+
+
+def _spread(t: Tensor, most: int) -> Tensor:
+    """At most `most` rows of t, evenly spaced (tokens come sorted by denoising step); 0 = all."""
+    return t if not most or most >= len(t) else t[:: -(-len(t) // most)].contiguous()
 
 
 def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:

@@ -14,8 +14,8 @@ class Preset:
     Attributes:
         name: command-line name.
         grids: steps of alpha in (0, 1); candidates are (0,0), (a,0), (a,1-a): 2·grids - 1 of them.
-        tokens: calibration rows the objective uses; 0 = all.
-        rows: weight rows the objective uses (evenly spaced); 0 = all.
+        tokens: calibration rows the objective uses, at most, evenly spaced; 0 = all.
+        rows: weight rows the objective uses, likewise.
         power_iterations: of the subspace SVD inside the search and of the final one; 0 = exact SVD.
         iterations: most alternations of SVD and rounding; 0 = none.
         gptq: error feedback in the final rounding.
@@ -60,7 +60,7 @@ class Preset:
 PRESETS = {
     p.name: p
     for p in (
-        Preset("fast", grids=4, tokens=192, rows=1024, search_power_iterations=1, power_iterations=4),
+        Preset("fast", grids=4, tokens=256, rows=1024, search_power_iterations=1, power_iterations=4),
         Preset(
             "default",
             grids=6,
