@@ -77,7 +77,6 @@ def quantize_group(
         RangeError: NaN or Inf in a weight, a bias or x.
     """
     w = torch.cat([t.detach().float() for t in weights])
-    n = w.shape[0]
     _check(name, w, x, fmt, rank)
     bias = torch.cat([
         torch.zeros(t.shape[0]) if b is None else b.detach().float().cpu() for t, b in zip(weights, biases, strict=True)
