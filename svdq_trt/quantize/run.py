@@ -6,7 +6,7 @@ Every finished group is a file of its own in ``<artifact>.partial/``, so a kille
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial as partial_function
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
-from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.nn.linear import TENSORS, SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
-from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
+from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
@@ -126,13 +126,10 @@ def _resume(shard: Path, group: LinearGroup) -> tuple[Node, SVDQLinear] | None:
     return (node, layer_of(node, loaded.tensors)) if node.name == group.node else None
 
 
-def layer_of(node: Node, tensors: dict[str, Any]) -> SVDQLinear:
-    """The module of a node of an artifact."""
-    prefix = f"{node.name}."
-    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    quantized = QuantizedLinear(node.name, FORMATS[node.format], Activation(node.activation), own, node.sqnr_db,
-                                node.alpha, node.beta, [], node.act_unsigned, node.act_shift)  # fmt: skip
-    return SVDQLinear.from_quantized(quantized)
+def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:
+    """The module of a node, from the tensors of its artifact."""
+    own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
+    return SVDQLinear(own, FORMATS[node.format], Activation(node.activation), node.act_unsigned, node.act_shift)
 
 
 def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
@@ -143,8 +140,7 @@ def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
         if node.name not in by_node or by_node[node.name].members != node.members:
             raise ArtifactError("svdq.safetensors", f"node {node.name}", f"the nodes of model {spec.name}",
                                 "Build again with --force.")  # fmt: skip
-        own = {k: t for k, t in loaded.tensors.items() if k.startswith(node.name + ".")}
-        spec.install(module, by_node[node.name], layer_of(node, own))
+        spec.install(module, by_node[node.name], layer_of(node, loaded.tensors))
     result = module.load_state_dict(loaded.tensors, strict=False, assign=True)
     if result.missing_keys or result.unexpected_keys:
         name = (result.missing_keys or result.unexpected_keys)[0]

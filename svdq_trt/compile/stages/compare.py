@@ -16,6 +16,6 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
     progress(0, 1, "comparing")
     accuracy = compare(Path(args["reference"]), Path(args["quantized"]))
-    nodes = artifact.load(Path(args["artifact"])).nodes
+    nodes = artifact.read_nodes(Path(args["artifact"]))
     plot_accuracy(nodes, accuracy, Path(args["reference"]), Path(args["quantized"]), args["title"], Path(args["plot"]))
     return {"outputs": [a.to_json() for a in accuracy]}

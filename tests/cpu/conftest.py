@@ -1,4 +1,4 @@
-"""One thread: the tiny model's operations are too small to share, and the machine may be busy."""
+"""One thread: the operations of tiny models are too small to share, and the machine may be busy."""
 
 import pytest
 import torch
