@@ -1,0 +1,85 @@
+"""``svdq-trt build``: checkpoint to engine folder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK
+from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS, parse_arch
+from svdq_trt.spec.formats import FORMATS
+
+if TYPE_CHECKING:
+    from svdq_trt.compile.run import Built
+
+NAME = "build"
+HELP = "checkpoint -> engine folder"
+EPILOG = """\
+examples:
+  svdq-trt build --model sdxl-tiny --arch sm_89 --random-weights 0      first contact: a minute, no download
+  svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base     a diffusers folder
+  svdq-trt build --model sdxl --arch sm_89 --checkpoint my.safetensors  a single file
+  svdq-trt build --model sdxl --arch sm_86 --arch sm_120 --min-sqnr 15  two engines, gated
+"""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    archs = ", ".join(f"sm_{a}" for a in KERNELS)
+    auto = "; ".join(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())
+    p.add_argument("--model", required=True, help="a name from `svdq-trt models`")
+    p.add_argument("--arch", action="append", required=True, metavar="SM", help=f"target GPU, repeatable: {archs}")
+    source = p.add_argument_group("weights (default: the model's hub id, from the local cache first)")
+    source.add_argument("--checkpoint", metavar="PATH", help="diffusers folder, one .safetensors, or a hub id")
+    source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
+    q = p.add_argument_group("quantization")
+    q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
+    q.add_argument("--rank", type=int, default=32, metavar="R", help="rank of the 16-bit branch (default 32)")
+    q.add_argument("--preset", default="fast", help="smoothing search: fast, default or full (default fast)")
+    q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
+                   "default: synthetic")  # fmt: skip
+    q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
+    e = p.add_argument_group("engine")
+    for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels")):
+        e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
+    e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
+    e.add_argument("--out", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
+    c = p.add_argument_group("check and reuse")
+    c.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
+                   help="compare with the FP16 model in ONNX Runtime, at the smallest profile shape")  # fmt: skip
+    c.add_argument("--min-sqnr", type=float, metavar="DB", help="fail (exit code 3) below this output SQNR")
+    c.add_argument("--force", action="store_true", help="run every stage again")
+
+
+def run(args: argparse.Namespace) -> int:
+    archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
+    from svdq_trt.compile.config import BuildConfig, Range
+
+    ranges = {
+        name: None if text is None else Range.parse(f"--{name}", text)
+        for name, text in (("batch", args.batch), ("height", args.height), ("width", args.width))
+    }
+    config = BuildConfig(
+        model=args.model, archs=archs, out=args.out, checkpoint=args.checkpoint, random_weights=args.random_weights,
+        format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
+        backend=args.backend, check=args.check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
+    )  # fmt: skip
+    from svdq_trt.compile.run import build, gate
+    from svdq_trt.compile.summary import print_summary
+
+    built = build(config)
+    print_summary(built)
+    code = _report_incomplete(built)
+    if config.min_sqnr is not None:
+        gate(built, config.min_sqnr)
+    return code
+
+
+def _report_incomplete(built: Sequence[Built]) -> int:
+    missing = [one for one in built if one.incomplete is not None]
+    for one in missing:
+        arch = one.manifest["arch"]
+        print(f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
+              f"On a machine with an {arch} GPU and TensorRT: svdq-trt finish {one.engine.folder}")  # fmt: skip
+    return EXIT_INCOMPLETE if missing else EXIT_OK
