@@ -26,8 +26,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> _Parser:
-    parser = _Parser("svdq-trt", description="From a diffusion model to a TensorRT engine with SVDQuant linears.",
-                     epilog=build.EPILOG + _EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = _Parser(
+        "svdq-trt",
+        description="From a diffusion model to a TensorRT engine with 4-bit SVDQuant linears.",
+        epilog=build.EPILOG + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"svdq-trt {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
