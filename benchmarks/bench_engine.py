@@ -38,28 +38,38 @@ def main() -> int:
     work = args.work or Path(tempfile.mkdtemp(prefix="svdq-bench-"))
     common = {"model": args.model, "sizes": sizes, "repeat": args.repeat}
     formats = args.formats.split(",")
-    if args.stage in ("all", "make"):
+    common |= {"torch_device": args.torch_device, "with_profile": args.profile}
+    if args.stage in ("all", "make", "graphs"):
         making = common | {"rank": args.rank, "profile": profile, "target": args.target, "backend": args.backend,
-                           "embed": args.host_code, "torch_device": args.torch_device}  # fmt: skip
+                           "embed": args.host_code}  # fmt: skip
+        kind = "graph" if args.stage == "graphs" else "make"
         for fmt in formats:
-            graph = str((args.graphs / f"{fmt}.onnx").resolve()) if args.graphs else ""
-            _start(work, f"make-{fmt}", "make", making | {"format": fmt, "folder": str(work / fmt), "graph": graph})
+            graph = str((args.graphs / args.model / f"{fmt}.onnx").resolve()) if args.graphs else ""
+            job = making | {"format": fmt, "folder": str(work / fmt), "graph": graph}
+            process = _start(work, f"{kind}-{fmt}", kind, job)
+            if kind == "graph":
+                process.wait()  # one at a time: the tracer's objects take gigabytes
     report: dict[str, Any] = {"model": args.model, "sizes": sizes, "rank": args.rank, "engines": {}}
-    if args.stage == "make":
-        return 0 if all(_wait(work, f"make-{fmt}") for fmt in formats) else 1
+    if args.stage in ("make", "graphs"):
+        return 0 if all([_wait(work, f"{args.stage.rstrip('s')}-{fmt}") for fmt in formats]) else 1
     running = common | {"host_code": args.host_code, "graph": args.graph, "reopen": args.reopen}
-    reference = _start(work, "torch", "torch_fp16", common | {"folder": str(work / "torch")})
-    engines = {f: _start(work, f"run-{f}", "engine", running | {"folder": str(work / f)}) for f in formats}
+    jobs = {"torch": _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})}
+    for fmt in formats:
+        jobs[f"run-{fmt}"] = _start(work, f"run-{fmt}", "engine", running | {"folder": str(work / fmt)})
+        if fmt != "fp16":
+            own = {"folder": str(work / fmt), "artifact": str(work / fmt / "svdq.safetensors")}
+            jobs[f"torch-{fmt}"] = _start(work, f"torch-{fmt}", "torch", common | own)
     made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # then the machine belongs to one job at a time
-    reference.communicate(b"go\n")
-    for fmt, process in engines.items():
-        if fmt in made:
+    for name, process in jobs.items():
+        if name == "torch" or name.partition("-")[2] in made:
             process.communicate(b"go\n")
-            _wait(work, f"run-{fmt}")
+            _wait(work, name)
         else:
             process.kill()
+    for fmt in formats:
         report["engines"][fmt] = _result(work, f"make-{fmt}") | _result(work, f"run-{fmt}")
-    report |= {"torch": _result(work, "torch"), "accuracy": _accuracy(work, formats)}
+    report["torch"] = {name: _result(work, name) for name in jobs if name.startswith("torch")}
+    report["accuracy"] = _accuracy(work, formats)
     if args.out:
         args.out.write_text(json.dumps(report, indent=1) + "\n")
     _print(report)
@@ -78,13 +88,16 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
     p.add_argument("--torch-device", default="cuda", choices=("cpu", "cuda"), help="where torch quantizes, and runs "
                    "the quantized module to compare with")  # fmt: skip
-    p.add_argument("--graphs", type=Path, metavar="DIR", help="<format>.onnx exported before, for these or wider "
-                   "sizes: weights are written here, tracing is left out")  # fmt: skip
+    p.add_argument("--graphs", type=Path, metavar="DIR", help="<model>/<format>.onnx exported before, for these or "
+                   "wider sizes: weights are written here, tracing is left out")  # fmt: skip
     p.add_argument("--repeat", type=int, default=50)
     p.add_argument("--no-graph", dest="graph", action="store_false")
     p.add_argument("--reopen", action="store_true", help="also time opening an engine again, with its runtime cache")
     p.add_argument("--work", type=Path, help="folder for engines and logs; default: a new temporary one")
-    p.add_argument("--stage", default="all", choices=("all", "make", "measure"), help="half the work, for --work")
+    p.add_argument("--stage", default="all", choices=("all", "graphs", "make", "measure"), help="a part of the work: "
+                   "graphs writes what --graphs reads and needs no GPU; make and measure share --work")  # fmt: skip
+    p.add_argument("--profile", action="store_true", help="leave layers.json (what TensorRT compiled) and profile.json "
+                   "(layer and kernel times) in WORK/<format>")  # fmt: skip
     p.add_argument("--out", type=Path, metavar="JSON")
     p.add_argument("--job", help=argparse.SUPPRESS)
     return p.parse_args()
@@ -119,10 +132,12 @@ def _run_job(path: Path) -> int:
     job = json.loads(path.read_text())
     if job["kind"] == "make":
         from engine_bench.make import make as run
+    elif job["kind"] == "graph":
+        from engine_bench.make import graph as run
     elif job["kind"] == "engine":
         from engine_bench.measure import engine as run
     else:
-        from engine_bench.measure import torch_fp16 as run
+        from engine_bench.measure import torch_model as run
     path.with_suffix(".result").write_text(json.dumps(run(job)))
     return 0
 
@@ -162,7 +177,8 @@ def _accuracy(work: Path, formats: list[str]) -> dict[str, dict[str, dict[str, f
     for fmt in formats:
         got = _load(work / fmt / "engine.npy")
         against = {"fp16 engine": work / "fp16" / "engine.npy", "torch fp16": work / "torch" / "torch.npy",
-                   "same module in torch": work / fmt / "torch.npy"}  # fmt: skip
+                   "same module in torch": work / fmt / "torch.npy",
+                   "same module, our kernels": work / fmt / "kernels.npy"}  # fmt: skip
         if fmt == "fp16":
             del against["fp16 engine"]
         refs = {name: _load(path) for name, path in against.items()}
@@ -183,12 +199,14 @@ def _compare(ref: np.ndarray, got: np.ndarray) -> dict[str, float]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    t = report["torch"]
+    t = report["torch"]["torch"]
     print(f"\n{report['model']} {report['sizes']} on {t.get('gpu')}, torch {t.get('torch')}")
-    print(f"{'':12} {'median':>8} {'p10':>8} {'p90':>8} ms  GPU GB  plan GB  open s  first s  build s")
-    for name, key in (("torch eager", "eager_ms"), ("torch graph", "latency_ms")):
-        if key in t:
-            print(f"{name:12} {_ms(t[key])}    {t['memory_bytes'] / 1e9:7.2f}")
+    print(f"{'':18} {'median':>8} {'p10':>8} {'p90':>8} ms  GPU GB  plan GB  open s  first s  build s")
+    for name, one in report["torch"].items():
+        for key in ("eager_ms", "latency_ms"):
+            if key in one:
+                label = name + (" eager" if key == "eager_ms" else " graph")
+                print(f"{label:18} {_ms(one[key])}    {one['memory_bytes'] / 1e9:7.2f}")
     for fmt, e in report["engines"].items():
         if "latency_ms" not in e:
             continue
@@ -196,8 +214,8 @@ def _print(report: dict[str, Any]) -> None:
         if "reopen_s" in e:
             notes += f", reopen and run {e['reopen_s']} s"
         plan_gb, build_s = e.get("plan_bytes", 0) / 1e9, e.get("seconds", {}).get("plan", 0)
-        print(f"{fmt:12} {_ms(e['latency_ms'])}    {e['memory_bytes'] / 1e9:7.2f}  {plan_gb:7.3f}  {e['load_s']:6.1f}  "
-              f"{e['first_run_s']:7.1f}  {build_s:7.1f}  {notes}")  # fmt: skip
+        print(f"{fmt + ' engine':18} {_ms(e['latency_ms'])}    {e['memory_bytes'] / 1e9:7.2f}  {plan_gb:7.3f}  "
+              f"{e['load_s']:6.1f}  {e['first_run_s']:7.1f}  {build_s:7.1f}  {notes}")  # fmt: skip
     for fmt, pairs in report["accuracy"].items():
         for name, a in pairs.items():
             print(f"{fmt:6} against {name:20} SQNR {a['sqnr_db']:6.2f} dB  cosine {a['cosine']:.6f}  "

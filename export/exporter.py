@@ -23,7 +23,7 @@ from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
-from svdq_export.write import Progress, data_path, require_onnx_suffix, write_model
+from svdq_export.write import Progress, data_path, require_onnx_suffix, write_graph, write_model
 from svdq_trt.errors import UsageError
 from svdq_trt.spec.ops import DOMAIN
 
@@ -62,6 +62,7 @@ def export_onnx(
     *,
     wrapped: str = "",
     progress: Progress | None = None,
+    weights: bool = True,
 ) -> OnnxInfo:
     """Export a module, quantized or not, at opset 23.
 
@@ -73,6 +74,7 @@ def export_onnx(
         path: where the .onnx goes.
         wrapped: attribute of `module` that holds the real model; names in the graph are paths inside that.
         progress: called with (stage, done, total); stages are "trace", "simplify", "write".
+        weights: False writes the graph alone, with places for the weights; see write.write_graph.
 
     Returns:
         Names, types and sizes of what was written.
@@ -89,17 +91,22 @@ def export_onnx(
     model = _trace(module, inputs, dynamic_shapes, output_names)
     _report(progress, "trace", 1)
     _report(progress, "simplify", 0)
-    simplify(model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
+    parameters = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    simplify(model, parameters)
     unify_input_types(model)
     squeeze_to_reshape(model)
     name_svdq_nodes(model)
     if wrapped:
         drop_prefix(model, wrapped)
+        parameters = {name.removeprefix(f"{wrapped}.") for name in parameters}
     nodes = [node.name or "" for node in model.graph.all_nodes() if node.domain == DOMAIN]
     op_types = add_bodies(model)
     strip_metadata(model)
     _report(progress, "simplify", 1)
-    write_model(model, path, progress)
+    if weights:
+        write_model(model, path, progress)
+    else:
+        write_graph(model, path, parameters)
     return OnnxInfo(
         path=path,
         inputs={_name(v): _type(v) for v in model.graph.inputs},
@@ -107,7 +114,7 @@ def export_onnx(
         svdq_nodes=tuple(nodes),
         op_types=tuple(op_types),
         node_count=len(model.graph),
-        data_bytes=data_path(path).stat().st_size,
+        data_bytes=data_path(path).stat().st_size if weights else 0,
     )
 
 

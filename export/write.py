@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import onnx
@@ -56,6 +56,31 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
         path.unlink(missing_ok=True)
         os.replace(data_path(staged), data_path(path))
         os.replace(staged, path)
+
+
+def write_graph(model: ir.Model, path: Path, parameters: Set[str]) -> None:
+    """Write `path` alone: tensors of `parameters` only have their places in a ``<path>.data`` that is not written.
+
+    For a machine that has the weights but should not spend its time tracing. Constants are in the file.
+
+    Args:
+        model: the model; its parameters become external tensors without a file.
+        path: ends in .onnx.
+        parameters: initializers to leave out.
+    """
+    require_onnx_suffix(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    offset = 0
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if name not in parameters or tensor is None:
+            continue
+        value.const_value = ir.ExternalTensor(
+            data_path(path).name, offset, tensor.nbytes, tensor.dtype,
+            shape=tensor.shape, name=name, base_dir=path.parent,
+        )  # fmt: skip
+        offset += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
+    path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
 
 
 def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:

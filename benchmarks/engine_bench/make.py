@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 
 from engine_bench.fill import fill_graph
-from engine_bench.model import inputs_of, quantize, random_module
+from engine_bench.model import blank_module, inputs_of, quantize, random_module
 from svdq_trt.compile.stages.graph import export_model
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch
@@ -49,12 +51,13 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
-    module = random_module(spec, seed=0)
+    module = random_module(spec, seed=0, device=job["torch_device"])
     clock.lap("weights")
     result: dict[str, Any] = {}
     if job["format"] != "fp16":
         nodes = _quantize(module, spec, job, folder, clock)
         result |= {"layers": len(nodes), "layer_sqnr_db": sum(n.sqnr_db for n in nodes) / len(nodes)}
+    torch.nn.Module.to(module, "cpu")
     state = module.state_dict()
     result["weight_bytes"] = sum(t.numel() * t.element_size() for t in state.values())
     onnx = folder / "model.onnx"
@@ -69,13 +72,21 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     return result | {"seconds": clock.seconds}
 
 
+def graph(job: dict[str, Any]) -> dict[str, Any]:
+    """job: model, format, rank, profile, graph. Traces without weights, for `make` on another machine."""
+    spec, clock = get_model(job["model"]), Clock()
+    module = blank_module(spec, FORMATS.get(job["format"]), job["rank"])
+    info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False)
+    clock.lap("export")
+    return {"nodes": info["node_count"], "svdq_nodes": len(info["nodes"]), "seconds": clock.seconds}
+
+
 @torch.no_grad()
 def _quantize(
     module: torch.nn.Module, spec: ModelSpec, job: dict[str, Any], folder: Path, clock: Clock
 ) -> list[artifact.Node]:
     """Quantize in place, keep the artifact, and save the module's own output to torch.npy: the op's CPU body."""
     device = job["torch_device"]
-    torch.nn.Module.to(module, device)
     nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"])
     clock.lap("quantize")
     if device == "cuda":
@@ -106,6 +117,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     info = build_plan(backend, onnx, arch, profiles, plan, _silent,
                       embed=library.path if job["embed"] else None)  # fmt: skip
     clock.lap("plan")
+    (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in info.layers]))
     (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
     shutil.copyfile(library.path, folder / library.path.name)
     plugins = len(info.plugin_layers)

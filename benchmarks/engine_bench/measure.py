@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable
@@ -12,8 +13,11 @@ import numpy as np
 import torch
 
 from engine_bench.model import inputs_of, random_module
+from engine_bench.profile import kernel_times, layer_times
 from svdq_trt.engine.backend import available
 from svdq_trt.models import get_model
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.run import restore_model
 
 WARMUP = 5
 
@@ -40,7 +44,10 @@ def used_bytes() -> int:
 
 
 def engine(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, sizes, folder, host_code, graph, reopen, repeat. Waits for a line on stdin; output to engine.npy."""
+    """job: model, sizes, folder, host_code, graph, reopen, repeat, with_profile. Waits for a line on stdin.
+
+    Leaves the output in engine.npy and, asked for, profile.json.
+    """
     from svdq_trt.runtime import Session
 
     spec, folder = get_model(job["model"]), Path(job["folder"])
@@ -59,6 +66,8 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     again = session.run(feed)[session.output_names[0]].float().cpu().numpy()
     result["repeats_bit_exact"] = bool(np.array_equal(again, np.load(folder / "engine.npy")))
     result["latency_ms"] = time_ms(lambda: session.run(feed), job["repeat"])
+    if job["with_profile"]:
+        (folder / "profile.json").write_text(json.dumps(_profile(session, feed)))
     session.close()
     if job["reopen"]:
         clock = time.perf_counter()
@@ -69,22 +78,43 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _profile(session: Any, feed: dict[str, torch.Tensor]) -> dict[str, list[tuple[str, float]]]:
+    """Kernels of one run, then the layers' times; neither through a CUDA graph."""
+    session.cuda_graph, session._graph = False, None
+
+    def run() -> None:
+        session.run(feed)
+
+    return {"kernels_us": kernel_times(run), "layers_ms": layer_times(session._trt, session._context, run, repeat=5)}
+
+
 @torch.no_grad()
-def torch_fp16(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, sizes, folder, repeat. Prepares, waits for a line on stdin, then runs; output to torch.npy."""
+def torch_model(job: dict[str, Any]) -> dict[str, Any]:
+    """job: model, sizes, folder, artifact, torch_device, repeat, with_profile. Waits for a line on stdin, then runs.
+
+    Without an artifact the 16-bit model, whose output goes to torch.npy; with one the quantized model, on the kernels
+    that the plugin has.
+    """
     spec, folder = get_model(job["model"]), Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    module = random_module(spec, seed=0)
     sys.stdin.readline()
     inputs = inputs_of(spec, job["sizes"], "cuda")
     torch.cuda.synchronize()
     before = used_bytes()
+    if job["artifact"]:
+        module = restore_model(artifact.load(Path(job["artifact"])), spec)
+    else:
+        module = random_module(spec, seed=0, device=job["torch_device"])
     flat = spec.wrap(torch.nn.Module.to(module, "cuda"))
-    np.save(folder / "torch.npy", flat(*inputs).float().cpu().numpy())
+    out = flat(*inputs).float().cpu().numpy()
+    np.save(folder / ("kernels.npy" if job["artifact"] else "torch.npy"), out)
     result: dict[str, Any] = {"eager_ms": time_ms(lambda: flat(*inputs), max(job["repeat"] // 4, 5))}
     result["memory_bytes"] = used_bytes() - before
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         flat(*inputs)
     result["latency_ms"] = time_ms(graph.replay, job["repeat"])
+    if job["with_profile"]:
+        kernels = kernel_times(lambda: flat(*inputs))
+        (folder / "profile-torch.json").write_text(json.dumps({"kernels_us": kernels}))
     return result | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}

@@ -17,6 +17,7 @@ from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.spec.formats import W4A16, Format
+from svdq_trt.spec.ops import input_shapes
 
 INPUT_SEED = 20_241_107
 CALIBRATION_TOKENS = 512
@@ -39,12 +40,36 @@ class _Share:
         return getattr(self._module, name)
 
 
-def random_module(spec: ModelSpec, seed: int, threads: int = 16) -> nn.Module:
-    """The same weights as ``--random-weights SEED``, filled by several threads (each tensor has its own seed)."""
+def random_module(spec: ModelSpec, seed: int, device: str = "cpu", threads: int = 16) -> nn.Module:
+    """Weights as ``--random-weights SEED`` makes them; on the CPU the very same, filled by several threads."""
     module = spec.build()
-    with ThreadPoolExecutor(threads) as pool:
+    if device != "cpu":
+        fill_random(spec, module, seed, device=device)
+        return module
+    with ThreadPoolExecutor(threads) as pool:  # each tensor has its own seed
         list(pool.map(lambda i: fill_random(spec, _Share(module, i, threads), seed), range(threads)))
     return module
+
+
+def blank_module(spec: ModelSpec, fmt: Format | None, rank: int) -> nn.Module:
+    """The module, quantized to `fmt` or not, with weights that nobody has written: they take no memory."""
+    module = spec.build()
+    for group in spec.groups(module) if fmt else ():
+        chosen = W4A16 if group.weight_only else fmt
+        linears = [module.get_submodule(name) for name in group.members]
+        n, k = sum(len(linear.weight) for linear in linears), linears[0].weight.shape[1]
+        tensors = {
+            name: torch.empty(shape, dtype=_dtype(name, chosen, spec.torch_dtype), device="meta")
+            for name, shape in input_shapes(chosen, n, k, rank).items()
+        }
+        spec.install(module, group, SVDQLinear(tensors, chosen, group.activation))
+    return module.to_empty(device="cpu")
+
+
+def _dtype(name: str, fmt: Format, act: torch.dtype) -> torch.dtype:
+    if name == "wscale":
+        return act if fmt.wscale_is_act_dtype else torch.int8
+    return {"qweight": torch.int8, "wscale2": torch.float32}.get(name, act)
 
 
 def inputs_of(spec: ModelSpec, sizes: dict[str, int], device: str) -> tuple[torch.Tensor, ...]:

@@ -39,9 +39,15 @@ _GAINS = (
 
 
 def fill_random(
-    spec: ModelSpec, module: nn.Module, seed: int, progress: Callable[[int, int, str], None] | None = None
+    spec: ModelSpec,
+    module: nn.Module,
+    seed: int,
+    progress: Callable[[int, int, str], None] | None = None,
+    device: str = "cpu",
 ) -> None:
-    """Give every (meta) parameter of `module` its value, in the parameter's dtype on the CPU.
+    """Give every (meta) parameter of `module` its value, in the parameter's dtype on `device`.
+
+    Other devices draw other numbers of the same distributions, much faster.
 
     Raises:
         UsageError: a negative seed.
@@ -56,16 +62,16 @@ def fill_random(
         owner, _, leaf = name.rpartition(".")
         layer = module.get_submodule(owner)
         meta = getattr(layer, leaf)
-        rng = torch.Generator().manual_seed(_hash(seed, name))
+        rng = torch.Generator(device).manual_seed(_hash(seed, name))
         if leaf != "weight":
-            value = 0.02 * torch.randn(meta.shape, generator=rng)
+            value = 0.02 * torch.randn(meta.shape, generator=rng, device=device)
         elif owner in by_norm:
             value = _outliers(by_norm[owner], meta.numel(), seed)[1]
         elif meta.dim() == 1:
-            value = 1 + 0.1 * torch.randn(meta.shape, generator=rng)
+            value = 1 + 0.1 * torch.randn(meta.shape, generator=rng, device=device)
         else:
             value = _matrix(owner, meta, by_member.get(owner), seed, rng)
-        setattr(layer, leaf, nn.Parameter(value.to(meta.dtype), requires_grad=False))
+        setattr(layer, leaf, nn.Parameter(value.to(device, meta.dtype), requires_grad=False))
         if progress:
             progress(done, len(names), name)
 
@@ -74,7 +80,7 @@ def _matrix(
     owner: str, meta: torch.Tensor, group: LinearGroup | None, seed: int, rng: torch.Generator
 ) -> torch.Tensor:
     """A linear's or convolution's weight: unit normals times one factor per input channel."""
-    weight = torch.empty(meta.shape, dtype=meta.dtype).normal_(generator=rng)
+    weight = torch.empty(meta.shape, dtype=meta.dtype, device=rng.device).normal_(generator=rng)
     gain = next((g for pattern, g in _GAINS if re.fullmatch(pattern, owner)), 1.0)
     if group is None:
         return weight.mul_(gain / meta[0].numel() ** 0.5)
@@ -82,7 +88,7 @@ def _matrix(
     scale *= (
         gain / (scale * gamma).norm()
     )  # then the output's variance is gain², for unit-variance normalised x
-    return weight.mul_(scale.to(meta.dtype))
+    return weight.mul_(scale.to(weight.device, meta.dtype))
 
 
 def _outliers(group: LinearGroup, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from svdq_trt.compile.events import Progress
 from svdq_trt.engine.backend import Backend
 from svdq_trt.engine.last_errors import LastErrors
-from svdq_trt.engine.plugin_layers import LayerReport
+from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import SvdqError
 from svdq_trt.files import atomic_write
@@ -19,12 +19,13 @@ from svdq_trt.files import atomic_write
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What was built: size and digest of the file, and the nodes that TensorRT compiled into plugin layers."""
+    """What was built: size and digest of the file, the nodes that became plugin layers, and all compiled layers."""
 
     bytes: int
     sha256: str
     plugin_layers: list[str]
     notes: dict[str, Any]
+    layers: list[EngineLayer]
 
 
 def build_plan(
@@ -77,7 +78,7 @@ def build_plan(
         if not done:
             raise SvdqError(f"sm_{arch}: {onnx.name}", str(logger.errors) or "build failed", "a graph that builds")
     plugin_layers = [node for layer in logger.report.plugins for node in layer.nodes]
-    return PlanInfo(writer.bytes, writer.digest.hexdigest(), plugin_layers, logger.notes)
+    return PlanInfo(writer.bytes, writer.digest.hexdigest(), plugin_layers, logger.notes, logger.report.layers)
 
 
 def _make_logger(trt: Any) -> Any:
