@@ -12,6 +12,8 @@ from pathlib import Path
 import onnx
 import torch
 
+from svdq_trt.runtime.shapes import as_array
+
 
 def fill_graph(graph: Path, state: Mapping[str, torch.Tensor], out: Path) -> None:
     """Write `out` and ``<out>.data`` with every initializer that `state` names; shapes and types must agree."""
@@ -25,7 +27,7 @@ def fill_graph(graph: Path, state: Mapping[str, torch.Tensor], out: Path) -> Non
                     raise SystemExit(f"{graph}: no tensor {initializer.name} in the module")
                 continue
             wanted = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type)
-            array = tensor.detach().cpu().contiguous().numpy()
+            array = as_array(tensor.detach())
             if array.dtype != wanted or list(array.shape) != list(initializer.dims):
                 raise SystemExit(f"{graph}: {initializer.name} is {array.dtype} {array.shape} in the module")
             if not external:

@@ -12,6 +12,7 @@ from torch import nn
 
 from svdq_trt.checkpoint.random_weights import fill_random
 from svdq_trt.models import LinearGroup, ModelSpec
+from svdq_trt.models.recipe import member_tensors
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
@@ -54,13 +55,14 @@ def random_module(spec: ModelSpec, seed: int, device: str = "cpu", threads: int 
 def blank_module(spec: ModelSpec, fmt: Format | None, rank: int) -> nn.Module:
     """The module, quantized to `fmt` or not, with weights that nobody has written: they take no memory."""
     module = spec.build()
-    for group in spec.groups(module) if fmt else ():
+    groups = spec.groups(module) if fmt else ()
+    sources = [member_tensors(module, group)[0] for group in groups]  # before any node is installed
+    for group, weights in zip(groups, sources, strict=True):
         chosen = W4A16 if group.weight_only else fmt
-        linears = [module.get_submodule(name) for name in group.members]
-        n, k = sum(len(linear.weight) for linear in linears), linears[0].weight.shape[1]
+        n, k = sum(len(weight) for weight in weights), weights[0].shape[1]
         tensors = {
             name: torch.empty(shape, dtype=_dtype(name, chosen, spec.torch_dtype), device="meta")
-            for name, shape in input_shapes(chosen, n, k, rank).items()
+            for name, shape in input_shapes(chosen, n, k, group.rank(rank)).items()
         }
         spec.install(module, group, SVDQLinear(tensors, chosen, group.activation))
     return module.to_empty(device="cpu")
@@ -83,18 +85,20 @@ def quantize(module: nn.Module, spec: ModelSpec, fmt: Format, rank: int, samples
     groups = spec.groups(module)
     device = next(module.parameters()).device
     amax, tokens = _calibrate(module, spec, groups, samples, device)
+    sources = {group.node: member_tensors(module, group) for group in groups}  # before any node is installed
 
     def one(group: LinearGroup) -> tuple[QuantizedLinear, tuple[int, ...]]:
-        linears = [module.get_submodule(name) for name in group.members]
+        weights, biases = sources.pop(group.node)
         with torch.no_grad():
             quantized = quantize_group(
-                [linear.weight for linear in linears], [linear.bias for linear in linears], tokens[group.node],
-                W4A16 if group.weight_only else fmt, rank, act_dtype=spec.torch_dtype, name=group.node,
-                activation=group.activation, x_absmax=amax[group.node], preset=PRESET,
+                weights, biases, tokens[group.node],
+                W4A16 if group.weight_only else fmt, group.rank(rank),
+                act_dtype=spec.torch_dtype, name=group.node, activation=group.activation,
+                x_absmax=amax[group.node], preset=PRESET,
             )  # fmt: skip
         if device.type == "cuda":
             torch.cuda.current_stream().synchronize()
-        return quantized, tuple(len(linear.weight) for linear in linears)
+        return quantized, tuple(len(weight) for weight in weights)
 
     nodes = []
     first = one(groups[0])  # linear algebra libraries set themselves up in the first call, which must be alone
@@ -119,9 +123,12 @@ def _calibrate(
     amax: dict[str, torch.Tensor] = {}
     rows: dict[str, list[torch.Tensor]] = {group.node: [] for group in groups}
 
-    def watch(node: str) -> Any:
+    def watch(group: LinearGroup) -> Any:
+        node = group.node
+        start, stop = group.columns or (0, None)
+
         def hook(_layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0].flatten(0, -2)
+            x = args[0][..., start:stop].flatten(0, -2)
             top = x.abs().amax(0).float()
             amax[node] = torch.maximum(amax[node], top) if node in amax else top
             chosen = torch.randint(len(x), (CALIBRATION_TOKENS // samples,), device=x.device)
@@ -129,7 +136,7 @@ def _calibrate(
 
         return hook
 
-    hooks = [module.get_submodule(g.members[0]).register_forward_pre_hook(watch(g.node)) for g in groups]
+    hooks = [module.get_submodule(g.members[0]).register_forward_pre_hook(watch(g)) for g in groups]
     flat, pixels = spec.wrap(module), spec.calibration_pixels
     torch.manual_seed(0)
     for i in range(samples):

@@ -66,7 +66,7 @@ def fill_random(
         if leaf != "weight":
             value = 0.02 * torch.randn(meta.shape, generator=rng, device=device)
         elif owner in by_norm:
-            value = _outliers(by_norm[owner], meta.numel(), seed)[1]
+            value = _outliers(by_norm[owner], owner, meta.numel(), seed)[1]
         elif meta.dim() == 1:
             value = 1 + 0.1 * torch.randn(meta.shape, generator=rng, device=device)
         else:
@@ -84,19 +84,23 @@ def _matrix(
     gain = next((g for pattern, g in _GAINS if re.fullmatch(pattern, owner)), 1.0)
     if group is None:
         return weight.mul_(gain / meta[0].numel() ** 0.5)
-    scale, gamma = _outliers(group, meta.shape[1], seed)
+    scale, gamma = _outliers(group, owner, meta.shape[1], seed)
     scale *= (
         gain / (scale * gamma).norm()
     )  # then the output's variance is gain², for unit-variance normalised x
     return weight.mul_(scale.to(weight.device, meta.dtype))
 
 
-def _outliers(group: LinearGroup, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _outliers(group: LinearGroup, owner: str, k: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Per input channel, f32 [K]: the weights' factor and the gamma of the norm in front (ones without one).
 
-    Members of a group and their norm ask with the same group, so they agree without sharing state.
+    Members of a group and their norm ask with the same group, so they agree without sharing state. Where a group spans
+    several blocks, each block has channels of its own.
     """
-    rng = torch.Generator().manual_seed(_hash(seed, f"outliers of {group.node}"))
+    key, blocks = group.node, {m.rpartition(".")[0] for m in group.members}
+    if len(blocks) > 1:
+        key = f"{owner.rpartition('.')[0]}.{group.node.rpartition('.')[2]}"
+    rng = torch.Generator().manual_seed(_hash(seed, f"outliers of {key}"))
     scale, gamma = torch.ones(k), torch.ones(k)
     count = int(torch.randint(4, 9, (1,), generator=rng)) if group.source else 4
     channels = torch.randperm(k, generator=rng)

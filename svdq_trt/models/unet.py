@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from svdq_trt.errors import UnsupportedError
-from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttention
+from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttention, SharedProjection
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
 from svdq_trt.spec.formats import Activation
@@ -30,6 +30,10 @@ _REASONS = (
     (r".*\.(proj_in|proj_out)", "transformer's in/out projection: its error enters the residual stream"),
 )
 
+#: Blocks whose cross-attention keys and values share a node. SDXL's have 1, 2 or 10 blocks in a row. More would leave
+#: little of R_MAX for a LoRA on each of them.
+KV_BLOCKS = 5
+
 
 class UNetFamily:
     """Rules and surgery for UNet2DConditionModel."""
@@ -37,13 +41,13 @@ class UNetFamily:
     WRAPPED = "unet"
 
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
-        """One pass over the transformer blocks; every other layer gets its reason from the table above."""
-        from diffusers.models.attention import BasicTransformerBlock
+        """One pass over the transformers; every layer outside their blocks gets its reason from the table above."""
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
         candidates: list[LinearGroup] = []
-        for name, block in module.named_modules():
-            if isinstance(block, BasicTransformerBlock):
-                candidates += _block_groups(name, block)
+        for name, transformer in module.named_modules():
+            if isinstance(transformer, Transformer2DModel):
+                candidates += _transformer_groups(name, transformer)
         owned = {m for g in candidates for m in g.members}
         reasons = {name: _reason(name) for name in weight_layers(module) if name not in owned}
         return complete(module, candidates, reasons, skip)
@@ -53,9 +57,14 @@ class UNetFamily:
         parent_name, _, leaf = group.node.rpartition(".")
         parent: Any = module.get_submodule(parent_name)
         if len(group.members) > 1:
+            readers: dict[str, Any] = {}
             for name in group.members:
-                delattr(parent, name.rpartition(".")[2])
-            parent.set_processor(FusedSelfAttention() if leaf == "to_qkv" else FusedCrossAttention())
+                owner, _, member = name.rpartition(".")
+                readers[owner] = module.get_submodule(owner)
+                delattr(readers[owner], member)
+            shared = SharedProjection(len(readers))
+            for index, attn in enumerate(readers.values()):
+                attn.set_processor(FusedSelfAttention() if leaf == "to_qkv" else FusedCrossAttention(shared, index))
         setattr(parent, leaf, fused)
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -128,23 +137,38 @@ def _reason(name: str) -> str:
     raise UnsupportedError(f"layer '{name}'", "no rule for it", "a layer of the SDXL family")
 
 
+def _transformer_groups(name: str, transformer: Any) -> list[LinearGroup]:
+    """The nodes of one transformer, in the order they run.
+
+    All blocks read the same text, so KV_BLOCKS of them have their keys and values in one node, with as much rank as
+    nodes of their own would have together.
+    """
+    names = [f"{name}.transformer_blocks.{i}" for i in range(len(transformer.transformer_blocks))]
+    groups: list[LinearGroup] = []
+    for i, (own, block) in enumerate(zip(names, transformer.transformer_blocks, strict=True)):
+        nodes = _block_groups(own, block)
+        if i % KV_BLOCKS == 0:
+            readers = names[i : i + KV_BLOCKS]
+            members = tuple(f"{reader}.attn2.{m}" for reader in readers for m in ("to_k", "to_v"))
+            node = LinearGroup(f"{own}.attn2.to_kv", members, weight_only=True, rank_factor=len(readers))
+            nodes.insert(3, node)  # behind to_q
+        groups += nodes
+    return groups
+
+
 def _block_groups(name: str, block: Any) -> list[LinearGroup]:
-    """The nodes of one transformer block, in the order they run."""
+    """The nodes of one transformer block, in the order they run, less cross attention's keys and values."""
     if block.norm_type != "layer_norm" or block.attn2 is None or block.only_cross_attention:
-        raise UnsupportedError(
-            f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP"
-        )
+        raise UnsupportedError(f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP")
     for leaf in ("attn1", "attn2"):
         _check_plain(f"{name}.{leaf}", getattr(block, leaf))
     if type(block.ff.net[0]).__name__ != "GEGLU":
         raise UnsupportedError(f"'{name}.ff'", type(block.ff.net[0]).__name__, "GEGLU")
     a1, a2, ff = f"{name}.attn1", f"{name}.attn2", f"{name}.ff.net"
-    qkv, kv = ("to_q", "to_k", "to_v"), ("to_k", "to_v")
     return [
-        LinearGroup(f"{a1}.to_qkv", tuple(f"{a1}.{m}" for m in qkv), source=f"{name}.norm1"),
+        LinearGroup(f"{a1}.to_qkv", tuple(f"{a1}.{m}" for m in ("to_q", "to_k", "to_v")), source=f"{name}.norm1"),
         LinearGroup(f"{a1}.to_out.0", (f"{a1}.to_out.0",)),
         LinearGroup(f"{a2}.to_q", (f"{a2}.to_q",), source=f"{name}.norm2"),
-        LinearGroup(f"{a2}.to_kv", tuple(f"{a2}.{m}" for m in kv), weight_only=True),
         LinearGroup(f"{a2}.to_out.0", (f"{a2}.to_out.0",)),
         LinearGroup(f"{ff}.0", (f"{ff}.0.proj",), Activation.GEGLU, source=f"{name}.norm3"),
         LinearGroup(f"{ff}.2", (f"{ff}.2",)),

@@ -109,7 +109,8 @@ def _one(
         return done
     quantized = quantize_group(
         weights, biases,
-        calibration.x[group.node], W4A16 if group.weight_only else fmt, rank, act_dtype=spec.torch_dtype,
+        calibration.x[group.node], W4A16 if group.weight_only else fmt, group.rank(rank),
+        act_dtype=spec.torch_dtype,
         name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node], preset=preset,
     )  # fmt: skip
     node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))

@@ -8,7 +8,7 @@ from torch import nn
 from svdq_trt.errors import ShapeError, UnsupportedError, UsageError
 from svdq_trt.models import MODELS, get_model, member_tensors, stack_group
 from svdq_trt.models.recipe import weight_layers
-from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, Activation
+from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 
@@ -30,7 +30,8 @@ def test_sdxl_counts_of_quantized_and_kept_layers(sdxl):
     recipe = get_model("sdxl").recipe(sdxl)
     assert len(members(recipe.groups, False)) == 560
     assert len(members(recipe.groups, True)) == 140
-    assert len(recipe.groups) == 70 * 7
+    keys_and_values = 6 * 2 + 5  # ten blocks in a row share two nodes, two blocks one
+    assert len(recipe.groups) == 70 * 6 + keys_and_values
     assert len(recipe.kept) == 94
     numel = {name: layer.weight.numel() for name, layer in weight_layers(sdxl).items()}
     assert round(sum(numel[m] for m in members(recipe.groups, False)) / 1e9, 2) == 1.84
@@ -78,8 +79,10 @@ def test_nodes_of_one_block(sdxl):
         )
     ]  # fmt: skip
     assert got[f"{BLOCK}.attn1.to_qkv"].members == tuple(f"{BLOCK}.attn1.to_{x}" for x in "qkv")
-    assert got[f"{BLOCK}.attn2.to_kv"].members == tuple(f"{BLOCK}.attn2.to_{x}" for x in "kv")
-    assert got[f"{BLOCK}.attn2.to_kv"].weight_only
+    kv = got[f"{BLOCK}.attn2.to_kv"]
+    blocks = [BLOCK[:-1] + str(i) for i in range(5)]
+    assert kv.members == tuple(f"{block}.attn2.to_{x}" for block in blocks for x in "kv")
+    assert kv.weight_only and kv.rank(32) == 160 and kv.rank(512) == R_MAX
     geglu = got[f"{BLOCK}.ff.net.0"]
     assert (geglu.members, geglu.activation) == ((f"{BLOCK}.ff.net.0.proj",), Activation.GEGLU)
     for group in got.values():
