@@ -20,7 +20,7 @@
 //            are in L2 by then.
 #pragma once
 
-#include "../common/numerics.cuh"
+#include "../common/octet.cuh"
 #include "../common/ptx.cuh"
 #include "../linear.h"
 
@@ -41,35 +41,6 @@ struct QuantArgs {
     float inv_qmax;  // fp32(1 / qmax)
     bool act_unsigned;
 };
-
-// A lane's 8 consecutive elements, as 4 pairs.
-struct Octet {
-    uint32_t pair[4];
-};
-
-__device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
-    Octet o = {{0, 0, 0, 0}};
-    if (valid) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
-        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
-    }
-    return o;
-}
-
-template <class T>
-__device__ __forceinline__ void smooth(Octet& x, const Octet& mul, float shift) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x.pair[i] = smooth_pair<T>(x.pair[i], mul.pair[i], shift);
-}
-
-// Largest |bits| so far, separately for low and high halves.
-__device__ __forceinline__ uint32_t max_bits(uint32_t so_far, const Octet& o) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) so_far = __vmaxu2(so_far, o.pair[i] & 0x7fff7fffu);
-    return so_far;
-}
-
-__device__ __forceinline__ uint32_t max_halves(uint32_t v) { return max(v & 0xffffu, v >> 16); }
 
 // Maximum over the 2 (kLanes = 2) or 4 lanes of a quad that share a group.
 template <int kLanes>
@@ -135,14 +106,12 @@ __device__ __forceinline__ void store_w4a8(const QuantArgs& p, const Octet& x, c
     }
 }
 
-// w4a16: elements (j, j + 4) become neighbours: a16_position().
+// w4a16: a16_position().
 __device__ __forceinline__ void store_w4a16(const QuantArgs& p, const Octet& x, int64_t row, int k0, int c) {
     uint32_t* out = reinterpret_cast<uint32_t*>(p.codes + (row * p.k + k0) * 2);
+    const Octet v = pair_up(x);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        const uint32_t a = x.pair[j / 2], b = x.pair[j / 2 + 2];
-        out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = __byte_perm(a, b, j % 2 ? 0x7632 : 0x5410);
-    }
+    for (int j = 0; j < 4; ++j) out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = v.pair[j];
 }
 
 // kRankTile: columns of t per CTA; 64 reads x half as often when R is large.
