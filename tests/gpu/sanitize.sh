@@ -20,7 +20,7 @@ options() {
         racecheck) echo --racecheck-report all ;;
     esac
 }
-for tool in memcheck racecheck synccheck initcheck; do  # side by side: each leaves the GPU idle most of the time
+for tool in ${TOOLS:-memcheck racecheck synccheck initcheck}; do  # side by side: each leaves the GPU idle most of the time
     (
         start=$(date +%s)
         # shellcheck disable=SC2046
@@ -30,7 +30,7 @@ for tool in memcheck racecheck synccheck initcheck; do  # side by side: each lea
     ) &
 done
 wait
-for tool in memcheck racecheck synccheck initcheck; do
+for tool in ${TOOLS:-memcheck racecheck synccheck initcheck}; do
     read -r status seconds <"$logs/$tool.status"
     echo "$tool: exit $status, $seconds s: $(grep -E 'SUMMARY' "$logs/$tool.log" | tail -1 | sed 's/^=* *//')"
     if [ "$status" != 0 ]; then
