@@ -20,7 +20,7 @@ namespace svdq {
 //           w4a16   [M_pad]           f32: 1, or NaN for a row of x with NaN or Inf
 //           (w4a16 with M <= 16 has t alone: gemv/)
 //   t       [M, R]  act dtype         x . lora_down^T
-// Entries of `scales` with m >= M are never written; what is computed from them is never stored.
+// Of `scales` per group, entries are written up to M rounded up to 16, with anything.
 struct Workspace {
     size_t codes = 0, scales = 0, t = 0;  // byte offsets, multiples of 256
     size_t bytes = 0;

@@ -103,10 +103,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 
                 else ptx::cp_async_16(to, from, s_valid);
             }
             if constexpr (F::kAScaleBytes > 0) {
-                const int at = threadIdx.x * 16;  // m_pad is a multiple of kBm: always inside
+                // Kernel (a) has written the scales of whole m16 tiles, so of all rows of a chunk or of none.
+                const int at = threadIdx.x * 16;
                 if (at < Tile::kBm * F::kAScaleBytes)
                     ptx::cp_async_16(stage + S::kAScale + at,
-                                     p.scales + (step * p.m_pad + m0) * F::kAScaleBytes + at, true);
+                                     p.scales + (step * p.m_pad + m0) * F::kAScaleBytes + at,
+                                     m0 + at / F::kAScaleBytes < p.m);
             }
         } else if (step < steps) {
             const int r_step = step - k_steps;

@@ -61,14 +61,16 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
                                            bool valid) {
     const uint32_t absmax = max_lanes<4>(max_halves(max_bits(max_bits(0, x[0]), x[1])));
     const GroupScale s = group_scale<T>(absmax, p.inv_qmax, 3.4e38f);
-    if (!valid) return;
+    if (valid) {
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-        const auto value = [&](int i) { return element<T>(x[b], i); };
-        const uint32_t word = p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
-        *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        for (int b = 0; b < 2; ++b) {
+            const auto value = [&](int i) { return element<T>(x[b], i); };
+            const uint32_t word =
+                p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
+            *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        }
     }
-    if (c == 0) {
+    if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
         const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
         reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + row] = static_cast<uint16_t>(stored);
     }
@@ -92,7 +94,7 @@ __device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)
         const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
         bytes |= (own | next << 8) << (16 * b);
     }
-    if (valid && c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;
+    if (c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;  // padding rows too
 }
 
 // w4a8: even elements of the octet, then odd ones: a8_position().
