@@ -41,6 +41,27 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Hint: the 128-byte line of `p` is wanted in L2 soon.
+__device__ __forceinline__ void prefetch_l2(const void* p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+// ---- programmatic dependent launch, sm_90 (nothing below) -------------------------------------------------
+
+// Lets the next kernel of the stream start, if it was launched so.
+__device__ __forceinline__ void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernel before this one is done and what it wrote can be read.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- fragments, sm_75 -------------------------------------------------------------------------------------
 
 // Four 8-row x 16-byte matrices; lanes 8i..8i+7 give the row addresses of matrix i, register i receives it.

@@ -20,7 +20,7 @@
 //            are in L2 by then.
 #pragma once
 
-#include "../common/numerics.cuh"
+#include "../common/octet.cuh"
 #include "../common/ptx.cuh"
 #include "../linear.h"
 
@@ -42,35 +42,6 @@ struct QuantArgs {
     bool act_unsigned;
 };
 
-// A lane's 8 consecutive elements, as 4 pairs.
-struct Octet {
-    uint32_t pair[4];
-};
-
-__device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
-    Octet o = {{0, 0, 0, 0}};
-    if (valid) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
-        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
-    }
-    return o;
-}
-
-template <class T>
-__device__ __forceinline__ void smooth(Octet& x, const Octet& mul, float shift) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x.pair[i] = smooth_pair<T>(x.pair[i], mul.pair[i], shift);
-}
-
-// Largest |bits| so far, separately for low and high halves.
-__device__ __forceinline__ uint32_t max_bits(uint32_t so_far, const Octet& o) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) so_far = __vmaxu2(so_far, o.pair[i] & 0x7fff7fffu);
-    return so_far;
-}
-
-__device__ __forceinline__ uint32_t max_halves(uint32_t v) { return max(v & 0xffffu, v >> 16); }
-
 // Maximum over the 2 (kLanes = 2) or 4 lanes of a quad that share a group.
 template <int kLanes>
 __device__ __forceinline__ uint32_t max_lanes(uint32_t v) {
@@ -90,14 +61,16 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
                                            bool valid) {
     const uint32_t absmax = max_lanes<4>(max_halves(max_bits(max_bits(0, x[0]), x[1])));
     const GroupScale s = group_scale<T>(absmax, p.inv_qmax, 3.4e38f);
-    if (!valid) return;
+    if (valid) {
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-        const auto value = [&](int i) { return element<T>(x[b], i); };
-        const uint32_t word = p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
-        *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        for (int b = 0; b < 2; ++b) {
+            const auto value = [&](int i) { return element<T>(x[b], i); };
+            const uint32_t word =
+                p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
+            *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        }
     }
-    if (c == 0) {
+    if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
         const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
         reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + row] = static_cast<uint16_t>(stored);
     }
@@ -121,7 +94,7 @@ __device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)
         const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
         bytes |= (own | next << 8) << (16 * b);
     }
-    if (valid && c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;
+    if (c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;  // padding rows too
 }
 
 // w4a8: even elements of the octet, then odd ones: a8_position().
@@ -135,14 +108,12 @@ __device__ __forceinline__ void store_w4a8(const QuantArgs& p, const Octet& x, c
     }
 }
 
-// w4a16: elements (j, j + 4) become neighbours: a16_position().
+// w4a16: a16_position().
 __device__ __forceinline__ void store_w4a16(const QuantArgs& p, const Octet& x, int64_t row, int k0, int c) {
     uint32_t* out = reinterpret_cast<uint32_t*>(p.codes + (row * p.k + k0) * 2);
+    const Octet v = pair_up(x);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        const uint32_t a = x.pair[j / 2], b = x.pair[j / 2 + 2];
-        out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = __byte_perm(a, b, j % 2 ? 0x7632 : 0x5410);
-    }
+    for (int j = 0; j < 4; ++j) out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = v.pair[j];
 }
 
 // kRankTile: columns of t per CTA; 64 reads x half as often when R is large.
