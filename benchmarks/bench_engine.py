@@ -53,10 +53,12 @@ def main() -> int:
     if args.stage in ("make", "graphs"):
         return 0 if all([_wait(work, f"{args.stage.rstrip('s')}-{fmt}") for fmt in formats]) else 1
     running = common | {"host_code": args.host_code, "graph": args.graph, "reopen": args.reopen}
-    jobs = {"torch": _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})}
+    jobs = {}
+    if not args.engines_only:
+        jobs["torch"] = _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})
     for fmt in formats:
         jobs[f"run-{fmt}"] = _start(work, f"run-{fmt}", "engine", running | {"folder": str(work / fmt)})
-        if fmt != "fp16":
+        if fmt != "fp16" and not args.engines_only:
             own = {"folder": str(work / fmt), "artifact": str(work / fmt / "svdq.safetensors")}
             jobs[f"torch-{fmt}"] = _start(work, f"torch-{fmt}", "torch", common | own)
     made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # then the machine belongs to one job at a time
@@ -96,6 +98,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, help="folder for engines and logs; default: a new temporary one")
     p.add_argument("--stage", default="all", choices=("all", "graphs", "make", "measure"), help="a part of the work: "
                    "graphs writes what --graphs reads and needs no GPU; make and measure share --work")  # fmt: skip
+    p.add_argument("--engines-only", action="store_true", help="leave out the runs in torch")
     p.add_argument("--profile", action="store_true", help="leave layers.json (what TensorRT compiled) and profile.json "
                    "(layer and kernel times) in WORK/<format>")  # fmt: skip
     p.add_argument("--out", type=Path, metavar="JSON")
@@ -199,7 +202,7 @@ def _compare(ref: np.ndarray, got: np.ndarray) -> dict[str, float]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    t = report["torch"]["torch"]
+    t = report["torch"].get("torch", {})
     print(f"\n{report['model']} {report['sizes']} on {t.get('gpu')}, torch {t.get('torch')}")
     print(f"{'':18} {'median':>8} {'p10':>8} {'p90':>8} ms  GPU GB  plan GB  open s  first s  build s")
     for name, one in report["torch"].items():

@@ -78,9 +78,11 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _profile(session: Any, feed: dict[str, torch.Tensor]) -> dict[str, list[tuple[str, float]]]:
+def _profile(
+    session: Any, feed: dict[str, torch.Tensor]
+) -> dict[str, list[tuple[str, float, float]] | list[tuple[str, float]]]:
     """Kernels of one run, then the layers' times; neither through a CUDA graph."""
-    session.cuda_graph, session._graph = False, None
+    session.cuda_graph, session._replay = False, None
 
     def run() -> None:
         session.run(feed)

@@ -29,8 +29,8 @@ def layer_times(trt: Any, context: Any, run: Callable[[], Any], repeat: int) -> 
     return [(name, round(ms / repeat, 5)) for name, ms in profiler.ms.items()]
 
 
-def kernel_times(run: Callable[[], Any]) -> list[tuple[str, float]]:
-    """(kernel or copy, us) of one run, in the order of their starts."""
+def kernel_times(run: Callable[[], Any]) -> list[tuple[str, float, float]]:
+    """(kernel or copy, us, start in us) of one run, in the order of their starts; they may overlap."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as traced:
         run()
@@ -39,4 +39,5 @@ def kernel_times(run: Callable[[], Any]) -> list[tuple[str, float]]:
         traced.export_chrome_trace(file.name)
         events = json.loads(Path(file.name).read_text())["traceEvents"]
     device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    return [(e["name"], round(e["dur"], 3)) for e in sorted(device, key=lambda e: e["ts"])]
+    device.sort(key=lambda e: e["ts"])
+    return [(e["name"], round(e["dur"], 3), round(e["ts"] - device[0]["ts"], 3)) for e in device]
