@@ -92,7 +92,9 @@ def sets_for(bytes_per_set: float) -> int:
     return max(2, min(MAX_SETS, math.ceil(BYTES_TO_ROTATE / bytes_per_set)))
 
 
-def ours(library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str) -> list[calls.Linear]:
+def ours(
+    library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str
+) -> list[calls.Linear]:
     """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing."""
     m, k, n = shape.m, shape.k, shape.n
     bytes_per_set = m * k * 2 + n * k / 2 + m * n * 2 + m * k
