@@ -60,7 +60,7 @@ svdq_status current_sm(int32_t* sm) {
     return cuda_status(e);
 }
 
-enum Part { kQuantize = 1, kGemm = 2 };
+enum Part { kQuantize = 1, kGemm = 2, kPortable = 4 };
 
 svdq_status run(const svdq_linear_params* p, void* stream, int parts) {
     if (p == nullptr || !settings_are_valid(*p)) return SVDQ_BAD_ARGUMENT;
@@ -75,8 +75,8 @@ svdq_status run(const svdq_linear_params* p, void* stream, int parts) {
     if (!svdq::has_kernel(p->format, p->dtype, sm)) return SVDQ_UNSUPPORTED;
 
     svdq::LinearArgs args{*p, svdq::workspace_layout(p->format, p->m, p->k, p->r)};
-    args.overlap = parts == (kQuantize | kGemm) && sm >= 90;  // programmatic dependent launch exists from there on
-    const svdq::LauncherPair launch = svdq::pick_launchers(args, sm);
+    args.overlap = (parts & kQuantize) && (parts & kGemm) && sm >= 90;  // programmatic dependent launch: from there on
+    const svdq::LauncherPair launch = svdq::pick_launchers(args, parts & kPortable ? 80 : sm);
     const auto s = static_cast<cudaStream_t>(stream);
     if (parts & kQuantize) status = cuda_status(launch.quantize(args, s));
     if (status == SVDQ_OK && (parts & kGemm)) status = cuda_status(launch.gemm(args, s));
@@ -96,6 +96,9 @@ svdq_status svdq_workspace_bytes(int32_t format, int32_t m, int32_t n, int32_t k
 svdq_status svdq_linear(const svdq_linear_params* p, void* stream) { return run(p, stream, kQuantize | kGemm); }
 svdq_status svdq_linear_quantize(const svdq_linear_params* p, void* stream) { return run(p, stream, kQuantize); }
 svdq_status svdq_linear_gemm(const svdq_linear_params* p, void* stream) { return run(p, stream, kGemm); }
+svdq_status svdq_linear_portable(const svdq_linear_params* p, void* stream) {
+    return run(p, stream, kQuantize | kGemm | kPortable);
+}
 
 int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm) { return svdq::has_kernel(format, dtype, sm) ? 1 : 0; }
 

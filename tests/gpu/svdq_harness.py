@@ -40,7 +40,7 @@ class Library:
 
     def __init__(self) -> None:
         self.c = ctypes.CDLL(str(library_path()))
-        for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
+        for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm", "svdq_linear_portable"):
             getattr(self.c, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
         self.c.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
         self.c.svdq_status_string.restype = ctypes.c_char_p

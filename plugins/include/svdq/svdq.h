@@ -77,6 +77,10 @@ SVDQ_API svdq_status svdq_linear(const svdq_linear_params* p, void* stream);
 SVDQ_API svdq_status svdq_linear_quantize(const svdq_linear_params* p, void* stream);
 SVDQ_API svdq_status svdq_linear_gemm(const svdq_linear_params* p, void* stream);
 
+// svdq_linear() with the kernels that run on every supported GPU, also where this one has faster ones of its own:
+// so that they can be tested there.
+SVDQ_API svdq_status svdq_linear_portable(const svdq_linear_params* p, void* stream);
+
 // 1 if a kernel for (format, dtype) is compiled in for compute capability `sm` (89, 90, ...). No CUDA call.
 SVDQ_API int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm);
 

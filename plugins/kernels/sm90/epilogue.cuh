@@ -100,6 +100,14 @@ struct Act16<__half> {
                                       __habs2(*reinterpret_cast<const __half2*>(&b)));
         return *reinterpret_cast<const uint32_t*>(&v);
     }
+    // d[16][8] += a[16][16] * b[8][16]^T, one warp; registers of a: (row, k) = (g, 2t), (g+8, 2t), (g, 2t+8),
+    // (g+8, 2t+8).
+    static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    }
 };
 
 template <>
@@ -126,6 +134,12 @@ struct Act16<__nv_bfloat16> {
         const __nv_bfloat162 v = __hmax2_nan(*reinterpret_cast<const __nv_bfloat162*>(&top),
                                              __habs2(*reinterpret_cast<const __nv_bfloat162*>(&b)));
         return *reinterpret_cast<const uint32_t*>(&v);
+    }
+    static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
     }
 };
 

@@ -15,20 +15,21 @@
 //
 //   warps 0..15   pass 1 of tile i+1: smooth, absmax of the CTA's columns, st.async of the row maxima to all
 //                 CTAs; pass 2 of tile i: the row maxima of all CTAs -> scale, codes.
-//   warps 16..19  partial t^T = lora_down . x^T (wgmma, 64 ranks at a time x kTokens), st.async of each
-//                 token's ranks to the CTA that owns it; one tile later that CTA sums the C parts in order.
+//   warps 16..19  partial t = x . lora_down^T (mma.sync, 32 ranks at a time; each warp has 32 columns of every
+//                 block), summed over the four, st.async of each token's ranks to the CTA that owns it; one
+//                 tile later that CTA sums the C parts in order.
 //   warp 20       loads.
 //   No CTA waits for the exchange of the tile it has just read. The buffers of the exchange are 4 deep and
 //   need no credits: a CTA sends for tile i only after it has received tile i-2 from every peer, which a peer
 //   sends after it has used up tile i-4. (Order in a peer: send i-2 follows use of i-4.)
 //
 // Tasks of warps, numerics of the codes: w4a8_quantize_common.cuh.
-// Tried and dropped: 24 warps with act_mul in shared memory (12 % slower on an H200).
-// t: fp32, K ascending inside a CTA's part, then parts in CTA order; rounded once. Deterministic.
+// Tried and dropped: t by wgmma (m64 is twice R = 32, its chain of 8 per block longer than both passes);
+// x in registers straight from global memory, many small CTAs (20 us at R = 0 where this takes 15); 24 warps with act_mul in shared memory (12 % slower on an H200).
+// t: fp32, a warp's columns, then the four warps of a CTA, then CTAs, always in the same order; rounded once.
 #pragma once
 
 #include "w4a8_quantize_common.cuh"
-#include "wgmma.cuh"
 
 namespace svdq::sm90 {
 
@@ -44,33 +45,37 @@ struct QuantizeArgs {
     int stages;
 };
 
-constexpr int kQuantizeWarps = 16;  // that smooth and quantize
-constexpr int kQuantizeThreads = (kQuantizeWarps + 4 + 1) * 32;
+constexpr int kQuantizeWarps = 12;  // that smooth and quantize
+constexpr int kQuantizeThreads = (kQuantizeWarps + 4 + 4) * 32;
+constexpr int kQuantizeRegs = 120, kPartsRegs = 88, kLoadRegs = 24;  // the CTA starts with 640 * 96
 constexpr int kExchangeDepth = 4;
+constexpr int kRanksPerPass = 32;
+constexpr uint32_t kPartsBarrier = 8, kActMulBarrier = 9;
 constexpr int kMaxTasks = 2;  // blocks of a row group that one warp may own
 template <int kTokens>
-inline constexpr int kMaxBlocksPerCta = kMaxTasks * kQuantizeWarps * 8 / kTokens;
+inline constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kTokens);
 
-// x ring | lora_down [chunk of 64 ranks][B][2 halves] | t parts [depth][C][kTokens/C][R] f32 | maxima
-// [depth][C][kTokens] | maxima of the warps [2][16][8] | barriers. wgmma always reads 64 rows of lora_down;
-// rows beyond R are what follows in shared memory and end in accumulators nobody reads.
+// x ring | lora_down [chunk of 64 ranks][B][2 halves] | t parts [depth][C][share of tokens][R] f32 | maxima
+// [depth][C][kTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][kTokens/16][lane] 4 f32 |
+// act_mul [B][128] | barriers. A pass always reads 32 rows of lora_down; rows beyond R are what follows in shared
+// memory and end in accumulators nobody reads.
 struct QuantizeSmem {
-    int stage, lora_box, lora, t, t_slot, maxima, warp_maxima, barriers, bytes;
+    int stage, lora_box, lora, share, t, t_slot, maxima, warp_maxima, scratch, act_mul, barriers, bytes;
 
     __host__ __device__ QuantizeSmem(int tokens, int ctas, int blocks, int stages, int r) {
         const int chunks = (r + 63) / 64;
         stage = blocks * 2 * tokens * 128;
         lora_box = (r < 64 ? r : 64) * 128;
         lora = stages * stage;
+        share = (tokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTAs may have none
         t = lora + chunks * blocks * 2 * lora_box;
-        t_slot = tokens * r * 4;
+        t_slot = ctas * share * r * 4;
         maxima = t + kExchangeDepth * t_slot;
         warp_maxima = maxima + kExchangeDepth * ctas * tokens * 4;
-        barriers = warp_maxima + 2 * kQuantizeWarps * 8 * 4;
-        int end = barriers + 8 * (2 * stages + 2 * kExchangeDepth + 1);
-        const int reach = t + 64 * 128;
-        if (end < reach) end = reach;
-        bytes = end + 1024;  // alignment
+        scratch = warp_maxima + 2 * kQuantizeWarps * 8 * 4;
+        act_mul = scratch + (r > 0 ? 12 * tokens / 16 * 512 : 0);
+        barriers = act_mul + blocks * 256;
+        bytes = barriers + 8 * (2 * stages + 2 * kExchangeDepth + 1) + 1024;  // alignment
     }
 };
 
@@ -81,6 +86,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     constexpr int kSplit =
         kQuantizeWarps / kRowGroups;     // warps that share a row group, dealing its blocks out
     constexpr int kBox = kTokens * 128;  // 64 columns of x
+    constexpr int kRowTiles = kTokens / 16;
 
     extern __shared__ uint8_t smem_raw[];
     const QuantizeSmem layout(kTokens, p.ctas, p.blocks_per_cta, p.stages, p.r);
@@ -122,8 +128,11 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
         if (++stage == uint32_t(p.stages)) stage = 0, phase ^= 1;
     };
 
-    if (warp == kQuantizeWarps + 4) {  // ---- loads ----
-        if (lane == 0) {
+    if (warp >= kQuantizeWarps + 4) {  // ---- loads ----
+        warpgroup_reg_dealloc<kLoadRegs>();
+        if (warp == kQuantizeWarps + 4 && lane == 0) {
+            wait_prerequisites();
+            launch_dependents();
             if (p.r > 0) {
                 mbar_arrive_expect_tx(lora_bar, uint32_t(chunks * blocks * 2 * layout.lora_box));
                 uint32_t dst = lora_sm;
@@ -134,8 +143,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                     }
                 }
             }
-            wait_prerequisites();
-            launch_dependents();
             for (int tile = first_tile; tile < tiles; tile += tile_step, advance()) {
                 mbar_wait(empty + 8 * stage, phase ^ 1);
                 mbar_arrive_expect_tx(full + 8 * stage, uint32_t(blocks * 2 * kBox));
@@ -147,108 +154,158 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             }
         }
     } else if (warp >= kQuantizeWarps) {  // ---- t ----
-        wait_prerequisites();             // t may still be read by the kernel before
+        warpgroup_reg_dealloc<kPartsRegs>();
+        wait_prerequisites();  // t may still be read by the kernel before
         if (p.r > 0) {
-            const int thread = int(threadIdx.x) - kQuantizeWarps * 32;
-            const int share = kTokens / ctas;  // tokens of a tile that this CTA sums
-            const uint32_t t_sm = x_sm + uint32_t(layout.t);
+            const int w = warp - kQuantizeWarps, g = lane / 4, j = lane % 4;
+            const int thread = w * 32 + lane;
+            const int share = layout.share, mine = max(0, min(share, kTokens - cta * share));  // tokens summed here
+            const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
+            const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
             const auto sum_parts = [&](int i, int tile) {  // tile number i of this CTA
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
                 mbar_wait(t_bar + 8 * d, (uint32_t(i) / kExchangeDepth) & 1);
-                for (int e = thread; e < share * p.r; e += 128) {
-                    const int token = e / p.r, rank = e - token * p.r;
-                    const int row = tile * kTokens + cta * share + token;
-                    float sum = 0.0f;
-                    for (int c = 0; c < ctas; ++c) {
-                        sum +=
-                            lds_f32(t_sm + d * uint32_t(layout.t_slot) + 4 * uint32_t(c * share * p.r + e));
+                const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
+                for (uint32_t e = uint32_t(thread); e < uint32_t(mine) * pairs; e += 128) {
+                    const uint32_t token = e / pairs, rank = 2 * (e - token * pairs);
+                    const int row = tile * kTokens + cta * share + int(token);
+                    uint32_t at = t_sm + d * t_slot + 8 * e;
+                    float2 sum = {0.0f, 0.0f};
+                    for (int c = 0; c < ctas; ++c, at += part_bytes) {
+                        const float2 v = lds_f32x2(at);
+                        sum.x += v.x, sum.y += v.y;
                     }
-                    if (row < p.m)
-                        p.t[size_t(row) * size_t(p.r) + rank] = uint16_t(Act16<T>::pack_wide(sum, sum));
+                    if (row < p.m) {
+                        *reinterpret_cast<uint32_t*>(p.t + size_t(row) * size_t(p.r) + rank) =
+                            Act16<T>::pack_wide(sum.x, sum.y);
+                    }
                 }
             };
+            // Where this thread's sums go: tokens 8h + g, ranks 8w + 2j, +1 of a pass.
+            uint32_t send_to[2 * kRowTiles], send_bar[2 * kRowTiles];
+#pragma unroll
+            for (int h = 0; h < 2 * kRowTiles; ++h) {
+                const int token = 8 * h + g, owner = token / share;
+                const int at = ((cta * share + token - owner * share) * p.r + 8 * w + 2 * j) * 4;
+                send_to[h] = dsmem_addr(t_sm + uint32_t(at), uint32_t(owner));
+                send_bar[h] = dsmem_addr(t_bar, uint32_t(owner));
+            }
+            // ldmatrix: lane l gives row l%8 of matrix l/8. x: 16 tokens x 16 columns; lora_down: 8 ranks x 32.
+            const uint32_t x_row = uint32_t(lane) % 16 * 128, down_row = uint32_t(lane) % 8 * 128;
+            uint32_t x_chunk[2], down_chunk;  // of 8 columns in the row, swizzled
+#pragma unroll
+            for (int s = 0; s < 2; ++s) x_chunk[s] = ((4 * (w % 2) + 2 * s + lane / 16) ^ (lane % 8)) * 16;
+            down_chunk = ((4 * (w % 2) + lane / 8) ^ (lane % 8)) * 16;
             mbar_wait(lora_bar, 0);
             int i = 0;
-            for (int tile = first_tile; tile < tiles; tile += tile_step, ++i) {
+            for (int tile = first_tile; tile < tiles; tile += tile_step, ++i, advance()) {
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
-                if (thread == 0) mbar_arrive_expect_tx(t_bar + 8 * d, uint32_t(layout.t_slot));
+                if (thread == 0) mbar_arrive_expect_tx(t_bar + 8 * d, uint32_t(ctas * mine * p.r * 4));
                 mbar_wait(full + 8 * stage, phase);
-                for (int chunk = 0; chunk < chunks; ++chunk) {
-                    float acc[kTokens / 2];
+                for (int first = 0; first < p.r; first += kRanksPerPass) {
+                    float acc[kRowTiles][4][4];
 #pragma unroll
-                    for (int e = 0; e < kTokens / 2; ++e) acc[e] = 0.0f;
-                    uint32_t down_at = lora_sm + uint32_t(chunk * blocks * 2 * layout.lora_box);
-                    uint32_t x_at = x_sm + stage * uint32_t(layout.stage);
+                    for (int e = 0; e < kRowTiles * 16; ++e) acc[e / 16][e / 4 % 4][e % 4] = 0.0f;
+                    uint32_t x_at = x_sm + stage * uint32_t(layout.stage) + uint32_t(w / 2) * kBox + x_row;
+                    uint32_t down_at = lora_sm + uint32_t(first / 64 * 2 * blocks + w / 2) * uint32_t(layout.lora_box) +
+                                       uint32_t(first % 64) * 128 + down_row + down_chunk;
+#pragma unroll 1
                     for (int b = 0; b < blocks; ++b) {
-                        wgmma_fence();
+                        uint32_t down[4][4];
 #pragma unroll
-                        for (int q = 0; q < 8; ++q) {  // 16 columns each
-                            const uint64_t down = smem_desc(down_at + q / 4 * layout.lora_box) + 2 * (q % 4);
-                            const uint64_t x = smem_desc(x_at + q / 4 * kBox) + 2 * (q % 4);
-                            if constexpr (Act16<T>::kInf == 0x7c00) {
-                                WgmmaSs<kTokens>::f16(acc, down, x);
-                            } else {
-                                WgmmaSs<kTokens>::bf16(acc, down, x);
+                        for (int n = 0; n < 4; ++n) ldmatrix_x4(down[n], down_at + n * 1024);
+#pragma unroll
+                        for (int m = 0; m < kRowTiles; ++m) {
+#pragma unroll
+                            for (int s = 0; s < 2; ++s) {
+                                uint32_t xa[4];
+                                ldmatrix_x4(xa, x_at + m * 2048 + x_chunk[s]);
+#pragma unroll
+                                for (int n = 0; n < 4; ++n) {
+                                    Act16<T>::mma(acc[m][n], xa, down[n][2 * s], down[n][2 * s + 1]);
+                                }
                             }
                         }
-                        wgmma_commit();
-                        wgmma_wait<0>();
                         down_at += 2 * uint32_t(layout.lora_box);
                         x_at += 2 * kBox;
                     }
-                    const int first_rank = 64 * chunk + (warp - kQuantizeWarps) * 16 + lane / 4;
+                    if (first + kRanksPerPass >= p.r) {  // the stage has been read
+                        __syncwarp();
+                        if (lane == 0) mbar_arrive(empty + 8 * stage);
+                    }
+                    // Warp w sums ranks 8w .. 8w+7 of the four warps and sends them to the tokens' owners.
+                    float own[kRowTiles][4];
 #pragma unroll
-                    for (int e = 0; e < kTokens / 2; ++e) {
-                        const int rank = first_rank + 8 * (e / 2 % 2),
-                                  token = 8 * (e / 4) + 2 * (lane % 4) + e % 2;
-                        const int owner = token / share;
-                        if (rank < p.r) {
-                            const uint32_t slot =
-                                (uint32_t(cta * share + token - owner * share) * uint32_t(p.r) + rank) * 4;
-                            st_async_u32(
-                                dsmem_addr(t_sm + d * uint32_t(layout.t_slot) + slot, uint32_t(owner)),
-                                __float_as_uint(acc[e]), dsmem_addr(t_bar + 8 * d, uint32_t(owner)));
+                    for (int n = 0; n < 4; ++n) {
+                        const uint32_t to = scratch + uint32_t((3 * n + ((w - n - 1) & 3)) * kRowTiles * 512);
+#pragma unroll
+                        for (int m = 0; m < kRowTiles; ++m) {
+                            if (n == w) {
+#pragma unroll
+                                for (int e = 0; e < 4; ++e) own[m][e] = acc[m][n][e];
+                            } else {
+                                sts_f32x4(to + m * 512, acc[m][n]);
+                            }
+                        }
+                    }
+                    named_barrier(kPartsBarrier, 128);
+#pragma unroll
+                    for (int other = 0; other < 3; ++other) {
+#pragma unroll
+                        for (int m = 0; m < kRowTiles; ++m) {
+                            const uint4 v = lds128(scratch + uint32_t((3 * w + other) * kRowTiles + m) * 512);
+                            own[m][0] += __uint_as_float(v.x), own[m][1] += __uint_as_float(v.y);
+                            own[m][2] += __uint_as_float(v.z), own[m][3] += __uint_as_float(v.w);
+                        }
+                    }
+                    named_barrier(kPartsBarrier, 128);
+                    if (first + 8 * w < p.r) {
+#pragma unroll
+                        for (int h = 0; h < 2 * kRowTiles; ++h) {
+                            st_async_f32x2(send_to[h] + d * t_slot + uint32_t(first) * 4, own[h / 2][2 * (h % 2)],
+                                           own[h / 2][2 * (h % 2) + 1], send_bar[h] + 8 * d);
                         }
                     }
                 }
-                __syncwarp();
-                if (lane == 0) mbar_arrive(empty + 8 * stage);
                 if (i > 0) sum_parts(i - 1, tile - tile_step);
-                advance();
             }
             if (i > 0) sum_parts(i - 1, first_tile + (i - 1) * tile_step);
         }
-    } else {                   // ---- x_q, x_scale ----
+    } else {  // ---- x_q, x_scale ----
+        warpgroup_reg_alloc<kQuantizeRegs>();
         wait_prerequisites();  // x_q may still be read by the kernel before
         const int row_group = warp % kRowGroups, deal = warp / kRowGroups;
         const int j = lane % 4, row = 8 * row_group + task_row(lane);
         const uint32_t max_sm = x_sm + uint32_t(layout.maxima),
                        warp_max_sm = x_sm + uint32_t(layout.warp_maxima);
-        uint32_t factors[kMaxTasks][16];  // act_mul of the warp's blocks
-#pragma unroll
-        for (int q = 0; q < kMaxTasks; ++q) {
-            const int b = deal + q * kSplit;
-            load_act_mul(factors[q], p.act_mul, (first_block + b) * kBlockK + 8 * j, b < blocks ? p.k : 0);
+        const uint32_t mul_sm = x_sm + uint32_t(layout.act_mul);
+        for (int i = int(threadIdx.x); i < blocks * 16; i += kQuantizeWarps * 32) {
+            const int column = first_block * kBlockK + 8 * i;
+            uint4 v = {0, 0, 0, 0};
+            if (column < p.k) v = __ldg(reinterpret_cast<const uint4*>(p.act_mul + column));
+            sts128(mul_sm + uint32_t(i) * 16, v);
         }
-        const auto read = [&](uint32_t s, int q, uint32_t (&out)[16]) {
-            const uint32_t block_sm =
-                x_sm + s * uint32_t(layout.stage) + uint32_t(deal + q * kSplit) * 2 * kBox;
-            smooth<T>(out, block_sm, kBox, row, j, factors[q]);
-        };
-        uint32_t last_stage = 0;
+        named_barrier(kActMulBarrier, kQuantizeWarps * 32);
+
+        uint32_t last[kMaxTasks][16];  // x^ of the tile before
         int i = 0;
         for (int tile = first_tile;; tile += tile_step, ++i) {
+            uint32_t xh[kMaxTasks][16];
             if (tile < tiles) {  // pass 1 of tile i
                 mbar_wait(full + 8 * stage, phase);
                 uint32_t top = 0;
 #pragma unroll
                 for (int q = 0; q < kMaxTasks; ++q) {
-                    if (deal + q * kSplit < blocks) {
-                        uint32_t xh[16];
-                        read(stage, q, xh);
-                        top = running_max<T>(top, xh);
+                    const int b = deal + q * kSplit;
+                    if (b < blocks) {
+                        smooth<T>(xh[q], x_sm + stage * uint32_t(layout.stage) + uint32_t(b) * 2 * kBox, kBox, row, j,
+                                  mul_sm + uint32_t(b) * 256);
+                        top = running_max<T>(top, xh[q]);
                     }
                 }
+                __syncwarp();
+                if (lane == 0) mbar_arrive(empty + 8 * stage);
+                advance();
                 top = quad_max(max_pattern(top));
                 const uint32_t mine = warp_max_sm + uint32_t((i & 1) * kQuantizeWarps * 8) * 4;
                 if (j == 0) sts_u32(mine + uint32_t(deal * kTokens + row) * 4, top);
@@ -256,14 +313,15 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
                 if (threadIdx.x == 0) mbar_arrive_expect_tx(max_bar + 8 * d, uint32_t(ctas * kTokens * 4));
                 const int peer = deal * 4 + j;  // the warps and quads share the peers out
-                if (peer < ctas) {
+                if (peer < ctas || peer + 4 * kSplit < ctas) {
                     top = 0;
 #pragma unroll
                     for (int w = 0; w < kSplit; ++w)
                         top = max(top, lds_u32(mine + uint32_t(w * kTokens + row) * 4));
                     const uint32_t slot = max_sm + ((d * uint32_t(ctas) + cta) * kTokens + row) * 4;
-                    st_async_u32(dsmem_addr(slot, uint32_t(peer)), top,
-                                 dsmem_addr(max_bar + 8 * d, uint32_t(peer)));
+                    for (int c = peer; c < ctas; c += 4 * kSplit) {
+                        st_async_u32(dsmem_addr(slot, uint32_t(c)), top, dsmem_addr(max_bar + 8 * d, uint32_t(c)));
+                    }
                 }
                 __syncwarp();
             }
@@ -282,18 +340,13 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
 #pragma unroll
                 for (int q = 0; q < kMaxTasks; ++q) {
                     const int b = deal + q * kSplit;
-                    if (b < blocks) {
-                        uint32_t xh[16];
-                        read(last_stage, q, xh);
-                        store_codes<T>(codes + size_t(b) * kBlockK, out_row < p.m, xh, scale);
-                    }
+                    if (b < blocks) store_codes<T>(codes + size_t(b) * kBlockK, out_row < p.m, last[q], scale);
                 }
                 __syncwarp();
-                if (lane == 0) mbar_arrive(empty + 8 * last_stage);
             }
             if (tile >= tiles) break;
-            last_stage = stage;
-            advance();
+#pragma unroll
+            for (int e = 0; e < kMaxTasks * 16; ++e) last[e / 16][e % 16] = xh[e / 16][e % 16];
         }
     }
     __syncwarp();

@@ -45,6 +45,19 @@ __device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, u
     }
 }
 
+// The same with act_mul in shared memory, the block's 128 values from mul_sm.
+template <typename T>
+__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row,
+                                       int j, uint32_t mul_sm) {
+    uint32_t act_mul[16];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        const uint4 v = lds128(mul_sm + uint32_t(64 * q + 16 * j));
+        act_mul[4 * q + 0] = v.x, act_mul[4 * q + 1] = v.y, act_mul[4 * q + 2] = v.z, act_mul[4 * q + 3] = v.w;
+    }
+    smooth<T>(out, block_sm, box_bytes, row, j, act_mul);
+}
+
 // Running maxima of |x^|, two per register; NaN wins over everything.
 template <typename T>
 __device__ __forceinline__ uint32_t running_max(uint32_t top, const uint32_t (&xh)[16]) {
