@@ -26,7 +26,7 @@
 #include "../common/octet.cuh"
 #include "../common/ptx.cuh"
 #include "../common/s4.cuh"
-#include "../sm80/tile.cuh"  // row_offset(), load_a()
+#include "../sm80/tile.cuh"  // row_offset()
 
 namespace svdq::gemv {
 
@@ -46,6 +46,14 @@ struct GemvArgs {
     int chunk;  // elements of K whose x^ is in shared memory at a time: a multiple of 128 kWarps, or all
 };
 
+// Hides from the compiler how a value was made, so that it stays in its register: with registers to spare, it
+// would still make addresses anew in every step of the loop, at the cost of a third of its instructions.
+__device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+template <class P>
+__device__ __forceinline__ void keep(const P*& v) {
+    asm volatile("" : "+l"(v));
+}
+
 // kTiles: m16 tiles of W per CTA. kNt: n8 tiles of tokens. kMinCtas: per SM, for the register allocation.
 template <int kTiles_, int kNt_, int kWarps_, int kStages_, int kMinCtas_>
 struct Shape {
@@ -60,94 +68,101 @@ struct Shape {
     static constexpr int kX = kBias + kRows * 2;
     static constexpr int kXBytes = 32 * 1024;
     static_assert(8 * kNt * kPitch * 4 <= kRingBytes, "a warp's sums take the place of its ring");
+    static_assert((kRows & (kRows - 1)) == 0 && (kThreads & (kThreads - 1)) == 0, "powers of two");
+    static_assert((kStages & (kStages - 1)) == 0, "a power of two: the stage is taken from the step at each step");
     static_assert(kX % 16 == 0 && kStageBytes % 16 == 0, "16-byte copies");
 };
 
-// Row j of a CTA's tile -> row of qweight, wscale, lora_up, bias; >= n past the end. For GEGLU the first half
-// of the tile is "value", the second "gate". Aligned runs of 8 stay runs of 8.
-template <int kRows>
+// Row j of a CTA's tile -> row of qweight, wscale, lora_up, bias. For GEGLU (kPaired) the first half of the tile
+// is "value", the second "gate". Aligned runs of 8 stay runs of 8; runs past the end are the last run again,
+// and are not stored.
+template <int kRows, bool kPaired>
 struct Rows {
-    int n, half, out0;  // half: N/2 for GEGLU, else 0
+    static constexpr int kOutputs = kPaired ? kRows / 2 : kRows;
+    int out0, last, half;  // half: from a value's row to its gate's
 
     __device__ __forceinline__ explicit Rows(const GemvArgs& p)
-        : n(p.n), half(p.activation == SVDQ_ACT_GEGLU ? p.n_out : 0),
-          out0(static_cast<int>(blockIdx.x) * (p.activation == SVDQ_ACT_GEGLU ? kRows / 2 : kRows)) {}
+        : out0(static_cast<int>(blockIdx.x) * kOutputs), last(min(kOutputs, p.n_out - out0) - 8), half(p.n_out) {}
 
-    __device__ __forceinline__ int outputs() const { return half == 0 ? kRows : kRows / 2; }
-    __device__ __forceinline__ int weight_row(int j) const {
-        if (half == 0) return out0 + j;
-        const int column = out0 + j % (kRows / 2);
-        return column >= half ? n : (j < kRows / 2 ? column : half + column);
+    // Row 8 run + r.
+    __device__ __forceinline__ int weight_row(int run, int r) const {
+        const bool gate = 8 * run >= kOutputs;
+        return out0 + min(8 * run - (gate ? kOutputs : 0), last) + r + (gate ? half : 0);
     }
 };
 
 // x^ of elements [k0, k0 + elements) of every token into `to`, as B wants it: 16-byte units
 //   [group][half of the group][token][c],  unit = elements 8c..8c+7 of the half, paired up.
 // Returns a bit per token that had a NaN or Inf here.
-template <class T, int kThreads>
+template <class T, int kThreads, bool kShift>
 __device__ __forceinline__ uint32_t prepare_x(const GemvArgs& p, uint8_t* to, int k0, int elements) {
-    const int octets = elements / 8;
+    static_assert((kThreads & (kThreads - 1)) == 0, "a power of two");
+    const int side = p.m > 1 ? kThreads / 2 : kThreads;  // threads along K
+    const int stride = 64 * p.m;                         // bytes from one half of a group to the next
     uint32_t bad = 0;
+    for (int token = threadIdx.x / side; token < p.m; token += kThreads / side) {
+        const uint16_t* const x = p.x + static_cast<int64_t>(token) * p.k + k0;
+        bool finite = true;
 #pragma unroll 2
-    for (int i = threadIdx.x; i < p.m * octets; i += kThreads) {
-        const int token = i / octets, o = i - token * octets;
-        const int k = k0 + 8 * o;
-        Octet v = load_octet(p.x + static_cast<int64_t>(token) * p.k + k, true);
-        const Octet mul = load_octet(p.act_mul + k, true);
-        if (max_halves(max_bits(0, v)) >= TypeTraits<T>::kInfBits) bad |= 1u << token;
-        smooth<T>(v, mul, p.shift);
-        const Octet pairs = pair_up(v);
-        *reinterpret_cast<uint4*>(to + ((o / 4 * p.m + token) * 4 + o % 4) * 16) =
-            make_uint4(pairs.pair[0], pairs.pair[1], pairs.pair[2], pairs.pair[3]);
+        for (int o = threadIdx.x & (side - 1); o < elements / 8; o += side) {
+            Octet v = load_octet(x + 8 * o, true);
+            const Octet mul = load_octet(p.act_mul + k0 + 8 * o, true);
+            finite = finite && max_halves(max_bits(0, v)) < TypeTraits<T>::kInfBits;
+            smooth<T>(v, mul, kShift ? p.shift : 0.f);
+            const Octet pairs = pair_up(v);
+            *reinterpret_cast<uint4*>(to + o / 4 * stride + token * 64 + o % 4 * 16) =
+                make_uint4(pairs.pair[0], pairs.pair[1], pairs.pair[2], pairs.pair[3]);
+        }
+        bad |= finite ? 0u : 1u << token;
     }
     return bad;
 }
 
-template <class T, class S>
+template <class T, class S, bool kPaired>
 __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const GemvArgs p) {
     extern __shared__ __align__(128) uint8_t smem[];
     __shared__ uint32_t bad_tokens[S::kWarps];
     constexpr int kTiles = S::kTiles, kNt = S::kNt, kRows = S::kRows;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int g = lane / 4, c = lane % 4;
-    const Rows<kRows> rows(p);
-    const int groups = p.k / 64, pairs = (groups + 1) / 2;
-    const int steps = (pairs - warp + S::kWarps - 1) / S::kWarps;  // of this warp
+    const Rows<kRows, kPaired> rows(p);
+    const uint32_t groups = static_cast<uint32_t>(p.k) / 64, pairs = (groups + 1) / 2;
     uint8_t* const ring = smem + warp * S::kRingBytes;
     const uint32_t ring_at = ptx::smem_addr(ring);
 
-    // A lane copies 16-byte chunk lane % 4 of rows lane / 4, + 8, ... of a step: two chunks a group. And, lanes
-    // below kRows / 4, the scales of 8 rows.
-    const uint8_t* const code_from = p.qweight + static_cast<int64_t>(g) * (p.k / 2) + 16 * c;
-    const int scale_group = lane / (kRows / 8);
-    const int scale_row = rows.weight_row(lane % (kRows / 8) * 8);
-    auto load_step = [&](int step) {
-        if (step < steps) {
-            const int pair = warp + step * S::kWarps;
-            const uint32_t to = ring_at + step % S::kStages * S::kStageBytes;
-            const bool in_k = 2 * pair + c / 2 < groups;
+    // A lane copies 16-byte chunk c of rows g, g + 8, ... of a step: two chunks a group. And, lanes below kRows /
+    // 4, the scales of 8 rows.
+    const uint8_t* code_from[kTiles * 2];
 #pragma unroll
-            for (int i = 0; i < kTiles * 2; ++i) {
-                const int row = rows.weight_row(8 * i);  // of lane g = 0; all 8 are valid or none is
-                const bool valid = row < p.n && in_k;
-                const int64_t from = static_cast<int64_t>(row) * (p.k / 2) + pair * 64;
-                ptx::cp_async_16(to + sm80::row_offset<4>(8 * i + g, c), code_from + (valid ? from : 0), valid);
-            }
-            if (lane < kRows / 4) {
-                const int group = 2 * pair + scale_group;
-                const bool valid = group < groups && scale_row < p.n;
-                const uint16_t* from = p.wscale + static_cast<int64_t>(group) * p.n + scale_row;
-                ptx::cp_async_16(to + S::kCodeBytes + lane * 16, valid ? from : p.wscale, valid);
-            }
+    for (int i = 0; i < kTiles * 2; ++i) {
+        code_from[i] = p.qweight + static_cast<int64_t>(rows.weight_row(i, g)) * (p.k / 2) + 16 * c;
+        keep(code_from[i]);
+    }
+    const int scale_group = lane / (kRows / 8);
+    const uint16_t* scale_from =
+        p.wscale + static_cast<int64_t>(scale_group) * p.n + rows.weight_row(lane % (kRows / 8), 0);
+    uint32_t code_to = ring_at + sm80::row_offset<4>(g, c), scale_to = ring_at + S::kCodeBytes + lane * 16;
+    keep(scale_from), keep(code_to), keep(scale_to);
+    auto load_step = [&](uint32_t step) {
+        const uint32_t pair = warp + step * S::kWarps, stage = step % S::kStages * S::kStageBytes;
+        if (pair < pairs) {
+            const bool whole = 2 * pair + 1 < groups;  // else the second group is past K
+#pragma unroll
+            for (int i = 0; i < kTiles * 2; ++i)
+                ptx::cp_async_16(code_to + stage + i * 512, code_from[i] + static_cast<uint64_t>(pair) * 64u,
+                                 whole || c < 2);
+            if (lane < kRows / 4)
+                ptx::cp_async_16(scale_to + stage, scale_from + static_cast<uint64_t>(pair) * (2u * p.n),
+                                 whole || scale_group == 0);
         }
         ptx::cp_async_commit();  // also an empty group: wait counts groups
     };
     if (threadIdx.x < kRows / 8) {
-        const int row = rows.weight_row(8 * threadIdx.x);
-        ptx::cp_async_16(ptx::smem_addr(smem) + S::kBias + threadIdx.x * 16, p.bias + (row < p.n ? row : 0), row < p.n);
+        const uint32_t to = ptx::smem_addr(smem) + S::kBias + threadIdx.x * 16;
+        ptx::cp_async_16(to, p.bias + rows.weight_row(threadIdx.x, 0), true);
     }
 #pragma unroll
-    for (int step = 0; step < S::kStages - 1; ++step) load_step(step);
+    for (uint32_t step = 0; step < S::kStages - 1; ++step) load_step(step);
 
     // Wanted at the end, asked for now: second scales, and the rows of lora_up for this warp's first k16 step.
     // A lane's words are elements 4c..4c+3 of rows g and g + 8; t is read in the same order.
@@ -159,60 +174,63 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
         for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                const int row = rows.weight_row(16 * tile + 8 * h + g);
+                const int64_t row = rows.weight_row(2 * tile + h, g);
                 up[tile][h] = make_uint2(0, 0);
-                if (r_step < r_steps && row < p.n)
-                    up[tile][h] = __ldg(reinterpret_cast<const uint2*>(p.lora_up + static_cast<int64_t>(row) * p.r +
-                                                                       16 * r_step + 4 * c));
+                if (r_step < r_steps)
+                    up[tile][h] =
+                        __ldg(reinterpret_cast<const uint2*>(p.lora_up + row * p.r + 16 * r_step + 4 * c));
             }
     };
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-            const int row = rows.weight_row(16 * tile + 8 * h + g);
-            scale2[tile][h] = row < p.n ? __ldg(p.wscale2 + row) : 0.f;
-        }
+        for (int h = 0; h < 2; ++h) scale2[tile][h] = __ldg(p.wscale2 + rows.weight_row(2 * tile + h, g));
     load_up(warp);
 
     // ---- K ------------------------------------------------------------------------------------------------
     float acc[kTiles][kNt][4] = {};
-    int x_unit[kNt];  // of this lane's token and c, in units of 16 bytes
+    uint32_t x_at[kNt];  // shared address of this lane's token and c, in half a group 0
 #pragma unroll
-    for (int nt = 0; nt < kNt; ++nt) x_unit[nt] = min(8 * nt + g, p.m - 1) * 4 + c;
-    const uint4* const x_units = reinterpret_cast<const uint4*>(smem + S::kX);
-    uint32_t bad = 0;
-    int step = 0;
+    for (int nt = 0; nt < kNt; ++nt) {
+        x_at[nt] = ptx::smem_addr(smem) + S::kX + (min(8 * nt + g, p.m - 1) * 4 + c) * 16;
+        keep(x_at[nt]);
+    }
+    uint32_t w_at[2] = {ring_at + sm80::row_offset<4>(lane % 16, lane / 16),
+                        ring_at + sm80::row_offset<4>(lane % 16, 2 + lane / 16)};
+    uint32_t scale_at = ring_at + S::kCodeBytes + 2 * g;
+    keep(w_at[0]), keep(w_at[1]), keep(scale_at);
+    const uint32_t x_stride = 64 * p.m;  // bytes from half a group to the next
+    uint32_t bad = 0, step = 0;
 #pragma unroll 1
     for (int k0 = 0; k0 < p.k; k0 += p.chunk) {
         if (k0 > 0) __syncthreads();  // all warps are done with the last chunk
         const int elements = min(p.chunk, p.k - k0);
-        bad |= prepare_x<T, S::kThreads>(p, smem + S::kX, k0, elements);
+        bad |= p.shift == 0.f ? prepare_x<T, S::kThreads, false>(p, smem + S::kX, k0, elements)
+                              : prepare_x<T, S::kThreads, true>(p, smem + S::kX, k0, elements);
         __syncthreads();
-        const int group0 = k0 / 64, group_end = group0 + elements / 64;
+        const uint32_t group0 = k0 / 64, pair_end = (group0 + elements / 64 + 1) / 2;
 #pragma unroll 1
-        for (; 2 * (warp + step * S::kWarps) < group_end; ++step) {
-            const int group = 2 * (warp + step * S::kWarps);
+        for (uint32_t pair = warp + step * S::kWarps; pair < pair_end; pair += S::kWarps, ++step) {
             ptx::cp_async_wait<S::kStages - 2>();
             __syncwarp();  // the copies of the other lanes; and all have read the stage that is refilled
             load_step(step + S::kStages - 1);
-            const int stage = step % S::kStages * S::kStageBytes;
-            const uint16_t* const scales = reinterpret_cast<const uint16_t*>(ring + stage + S::kCodeBytes);
+            const uint32_t stage = step % S::kStages * S::kStageBytes;
+            const uint32_t x_pair = (2 * pair - group0) * 2 * x_stride;
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-                if (i == 1 && group + 1 == groups) break;  // K is an odd number of groups
+                if (i == 1 && 2 * pair + 1 == groups) break;  // K is an odd number of groups
                 uint32_t b[kNt][8];
 #pragma unroll
                 for (int nt = 0; nt < kNt; ++nt)
 #pragma unroll
                     for (int h = 0; h < 2; ++h) {
-                        const uint4 v = x_units[(2 * (group + i - group0) + h) * 4 * p.m + x_unit[nt]];
+                        const uint4 v = ptx::load_shared_16(x_at[nt] + x_pair + (2 * i + h) * x_stride);
                         b[nt][4 * h] = v.x, b[nt][4 * h + 1] = v.y, b[nt][4 * h + 2] = v.z, b[nt][4 * h + 3] = v.w;
                     }
 #pragma unroll
                 for (int tile = 0; tile < kTiles; ++tile) {
                     uint32_t w[4];
-                    sm80::load_a<4>(w, ring_at + stage + tile * 16 * 64, 2 * i, lane);
+                    ptx::ldmatrix_x4(w, w_at[i] + stage + tile * 16 * 64);
                     float d[kNt][4] = {};
 #pragma unroll
                     for (int s = 0; s < 4; ++s) {
@@ -223,8 +241,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
                         for (int nt = 0; nt < kNt; ++nt)
                             ptx::mma_16bit(T(), d[nt], a, b[nt][4 * h + j], b[nt][4 * h + j + 1]);
                     }
-                    const float lo = TypeTraits<T>::to_float(scales[i * kRows + 16 * tile + g]);
-                    const float hi = TypeTraits<T>::to_float(scales[i * kRows + 16 * tile + 8 + g]);
+                    const uint32_t at = scale_at + stage + (i * kRows + 16 * tile) * 2;
+                    const float lo = TypeTraits<T>::to_float(ptx::load_shared_2(at));
+                    const float hi = TypeTraits<T>::to_float(ptx::load_shared_2(at + 16));
 #pragma unroll
                     for (int nt = 0; nt < kNt; ++nt)
 #pragma unroll
@@ -276,7 +295,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
 #pragma unroll
     for (int w = 0; w < S::kWarps; ++w) bad |= bad_tokens[w];
     const uint16_t* const bias = reinterpret_cast<const uint16_t*>(smem + S::kBias);
-    const int outputs = rows.outputs();
     auto total = [&](int token, int row) {
         float v = 0.f;
 #pragma unroll
@@ -284,16 +302,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
             v += reinterpret_cast<const float*>(smem + w * S::kRingBytes)[token * S::kPitch + row];
         return v + TypeTraits<T>::to_float(bias[row]);
     };
-    for (int i = threadIdx.x; i < p.m * outputs; i += S::kThreads) {
-        const int token = i / outputs, j = i % outputs;
+    for (int i = threadIdx.x; i < p.m * rows.kOutputs; i += S::kThreads) {
+        const int token = i / rows.kOutputs, j = i % rows.kOutputs;
         if (rows.out0 + j >= p.n_out) continue;
         float v = total(token, j);
-        switch (p.activation) {
-            case SVDQ_ACT_GELU: v = gelu(v); break;
-            case SVDQ_ACT_GELU_TANH: v = gelu_tanh(v); break;
-            case SVDQ_ACT_SILU: v = silu(v); break;
-            case SVDQ_ACT_GEGLU: v *= gelu(total(token, j + kRows / 2)); break;
-            default: break;
+        if constexpr (kPaired) {
+            v *= gelu(total(token, j + kRows / 2));
+        } else {
+            switch (p.activation) {
+                case SVDQ_ACT_GELU: v = gelu(v); break;
+                case SVDQ_ACT_GELU_TANH: v = gelu_tanh(v); break;
+                case SVDQ_ACT_SILU: v = silu(v); break;
+                default: break;
+            }
         }
         v = bad >> token & 1u ? __int_as_float(0x7fffffff) : v;
         p.y[static_cast<int64_t>(token) * p.n_out + rows.out0 + j] =

@@ -8,14 +8,14 @@
 namespace svdq::gemv {
 namespace {
 
-template <class T, class S>
-cudaError_t launch(GemvArgs g, bool overlap, cudaStream_t stream) {
-    const int outputs = g.activation == SVDQ_ACT_GEGLU ? S::kRows / 2 : S::kRows;
+template <class T, class S, bool kPaired>
+cudaError_t launch_paired(GemvArgs g, bool overlap, cudaStream_t stream) {
+    constexpr int kOutputs = Rows<S::kRows, kPaired>::kOutputs;
     constexpr int kUnit = 128 * S::kWarps;  // one step of every warp
     const int fitting = std::max(1, S::kXBytes / (2 * g.m * kUnit)) * kUnit;
     g.chunk = std::min(g.k, fitting);
     const int shared = S::kX + g.m * g.chunk * 2;
-    const auto kernel = gemv_kernel<T, S>;
+    const auto kernel = gemv_kernel<T, S, kPaired>;
     if (shared > 48 * 1024) {
         const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
         if (e != cudaSuccess) return e;
@@ -24,7 +24,7 @@ cudaError_t launch(GemvArgs g, bool overlap, cudaStream_t stream) {
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((g.n_out + outputs - 1) / outputs);
+    config.gridDim = dim3((g.n_out + kOutputs - 1) / kOutputs);
     config.blockDim = dim3(S::kThreads);
     config.dynamicSmemBytes = shared;
     config.stream = stream;
@@ -33,13 +33,19 @@ cudaError_t launch(GemvArgs g, bool overlap, cudaStream_t stream) {
     return cudaLaunchKernelEx(&config, kernel, g);
 }
 
+template <class T, class S>
+cudaError_t launch(const GemvArgs& g, bool overlap, cudaStream_t stream) {
+    return g.activation == SVDQ_ACT_GEGLU ? launch_paired<T, S, true>(g, overlap, stream)
+                                          : launch_paired<T, S, false>(g, overlap, stream);
+}
+
 template <class T>
 cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
     // Few rows: more, smaller CTAs that split K further. Many tokens: larger ones, as each reads all of x.
     constexpr int kFewRows = 6144;
     if (g.n <= kFewRows)
-        return g.m <= 8 ? launch<T, Shape<1, 1, 8, 3, 3>>(g, overlap, stream)
-                        : launch<T, Shape<1, 2, 8, 3, 3>>(g, overlap, stream);
+        return g.m <= 8 ? launch<T, Shape<1, 1, 8, 4, 3>>(g, overlap, stream)
+                        : launch<T, Shape<1, 2, 8, 4, 3>>(g, overlap, stream);
     return g.m <= 8 ? launch<T, Shape<2, 1, 4, 4, 5>>(g, overlap, stream)
                     : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
 }
