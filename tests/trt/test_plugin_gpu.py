@@ -1,7 +1,7 @@
 """The plugin's life in TensorRT on a GPU: deserialization, contexts, profiles, shapes, streams, NaN.
 
 Every engine is one or two nodes between element-wise layers, built for sm_89: TensorRT-RTX compiles it for the GPU
-present. What the numbers are is proven elsewhere (tests/gpu); here the same numbers must come out whatever TensorRT does.
+present. What the numbers are is proven elsewhere (tests/gpu); here the same ones must come out whatever TensorRT does.
 """
 
 from __future__ import annotations
