@@ -140,6 +140,8 @@ class Session:
             context = self._engine.create_execution_context()
         if context is None:
             raise SvdqError("engine", str(self._logger.errors) or "no execution context", "enough GPU memory")
+        if cache is not None:  # most is compiled by now; a new shape adds to it
+            cache.save()
         return context, cache
 
     def _allocate(self) -> dict[str, Any]:

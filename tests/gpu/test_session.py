@@ -199,6 +199,20 @@ def test_attached_to_a_pipeline(session):
     assert torch.equal(got, session.run(exact)["out_sample"])
 
 
+def test_diff_runs_the_plan_in_tensorrt(folder, session, tmp_path, capsys):
+    """Against itself: no noise at all."""
+    from svdq_trt.cli import main
+
+    options = ["--allow-arch-mismatch", *(["--allow-host-code"] if OPTIONS["allow_host_code"] else [])]
+    files = ["--json", str(tmp_path / "d.json"), "--plot", str(tmp_path / "d.png")]
+    sides = [str(folder), "--against", str(folder / "model.plan")]
+    assert main(["diff", *sides, "--min-sqnr", "90", *options, *files]) == 0
+    assert f"{folder / 'model.plan'} in TensorRT" in capsys.readouterr().out
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["candidate"]["runtime"] == found["reference"]["runtime"] == "TensorRT"
+    assert found["outputs"][0]["max_abs"] == 0 and found["outputs"][0]["sqnr_db"] is None
+
+
 def test_damaged_plan_is_refused(folder, tmp_path):
     from svdq_trt.runtime import Session
 

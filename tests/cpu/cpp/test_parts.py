@@ -49,8 +49,8 @@ def test_json_is_pythons(driver, tmp_path):
         assert driver("json", tmp_path / "file").stdout == want
 
 
-BROKEN_JSON = ["", "{", "[1,]", '{"a"}', '{"a":1', '"x', "tru", "1 2", "[" * 100_000, '{"a":1.5}', "1e999", "\\", '"\\q"',
-               '"\\u12'] + [json.dumps({"a": {"b": [1, "x"]}})[:n] for n in range(1, 20)]  # fmt: skip
+BROKEN_JSON = ["", "{", "[1,]", '{"a"}', '{"a":1', '"x', "tru", "1 2", "[" * 100_000, '{"a":1.5}', "1e999", "\\",
+               '"\\q"', '"\\u12'] + [json.dumps({"a": {"b": [1, "x"]}})[:n] for n in range(1, 20)]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", BROKEN_JSON, ids=range(len(BROKEN_JSON)))

@@ -1,4 +1,5 @@
-"""examples/cpp built against TensorRT's official headers: the same bits as Python's Session, and the same refusals.
+"""examples/cpp built against TensorRT's official headers (TENSORRT_INCLUDE_DIR): what it refuses without a GPU, and on
+one the same bits as Python's Session, and the same refusals.
 
 SVDQ_TEST_STATIC_ENGINE names an engine folder of sdxl-tiny whose profile is one shape. With dynamic shapes TensorRT-RTX
 starts on general kernels unless it is asked to specialize eagerly; Session asks, the official headers cannot.
@@ -24,15 +25,9 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST_CODE = os.environ.get("SVDQ_TEST_HOST_CODE") == "1"
 
 
-def missing() -> str:
-    if not os.environ.get("TENSORRT_INCLUDE_DIR"):
-        return "TENSORRT_INCLUDE_DIR is not set"
-    if not os.environ.get("SVDQ_TEST_STATIC_ENGINE"):
-        return "SVDQ_TEST_STATIC_ENGINE names no engine folder"
-    return "" if shutil.which("cmake") else "no cmake"
-
-
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+needs_headers = pytest.mark.skipif(not os.environ.get("TENSORRT_INCLUDE_DIR"), reason="TENSORRT_INCLUDE_DIR is not set")
+needs_cmake = pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake")
+pytestmark = [needs_headers, needs_cmake]
 
 
 def library_dir() -> str:
@@ -56,7 +51,12 @@ def program(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder():
-    return Path(os.environ["SVDQ_TEST_STATIC_ENGINE"])
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    path = os.environ.get("SVDQ_TEST_STATIC_ENGINE")
+    if not path:
+        pytest.skip("SVDQ_TEST_STATIC_ENGINE names no engine folder")
+    return Path(path)
 
 
 def run(program, folder, inputs, outputs, *options):
@@ -76,6 +76,42 @@ def inputs(folder, tmp_path_factory):
     path = tmp_path_factory.mktemp("inputs") / "inputs.safetensors"
     save_file({io.name: t.contiguous() for io, t in zip(spec.inputs, tensors, strict=True)}, path)
     return path
+
+
+def told(program, *words):
+    done = subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
+
+
+BAD_ARGUMENTS = {
+    "0 files, want 3": [], "4 files, want 3": list("abcd"), "unknown option --no": ["a", "b", "c", "--no"],
+    "--device x, want a number": ["a", "b", "c", "--device", "x"], "without a value": ["a", "b", "c", "--repeat"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD_ARGUMENTS)
+def test_bad_arguments_are_exit_code_2(program, text):
+    code, said = told(program, *BAD_ARGUMENTS[text])
+    assert code == 2 and text in said and "Usage: svdq_run ENGINE_DIR" in said
+
+
+def test_broken_folders_are_refused_before_cuda_is_touched(program, tmp_path):
+    out = tmp_path / "out"
+    assert told(program, tmp_path / "none", "x", out) == (
+        1, f"svdq_run: {tmp_path}/none/manifest.json: cannot be read, want an engine manifest.\n")  # fmt: skip
+    for text, want in (("{", "JSON"), ("[]", "an object"), ('{"version": 2}', "another version"),
+                       ('{"version": 1, "plan": {}, "plugin": {}}', "no plan yet")):  # fmt: skip
+        (tmp_path / "manifest.json").write_text(text)
+        code, said = told(program, tmp_path, "x", out)
+        assert code == 1 and want in said and said.startswith(f"svdq_run: {tmp_path}"), said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_is_told(program, tmp_path):
+    manifest = {"version": 1, "plan": {"file": "p"}, "plugin": {}, "arch": "sm_89"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    code, said = told(program, tmp_path, "x", tmp_path / "out")
+    assert code == 1 and said.startswith("svdq_run: CUDA device 0: ") and "want an NVIDIA GPU" in said
 
 
 def test_same_bits_as_python(program, folder, inputs, tmp_path):
@@ -125,7 +161,6 @@ def test_refuses_what_python_refuses(program, folder, inputs, tmp_path):
 def test_refuses_inputs_that_do_not_fit(program, folder, inputs, tmp_path):
     tensors = load_file(inputs)
     wrong = {
-        "missing": {k: v for k, v in tensors.items() if k != "timestep"},
         "F32, want F16": tensors | {"sample": tensors["sample"].float()},
         "a shape inside the engine's profile": tensors | {"sample": torch.cat([tensors["sample"]] * 3)},
     }
