@@ -131,6 +131,7 @@ class ModelSpec:
         calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
+        class_aliases: other class names that a published config.json may have for the same model.
     """
 
     name: str
@@ -147,6 +148,7 @@ class ModelSpec:
     inputs: tuple[TensorIO, ...]
     outputs: tuple[TensorIO, ...]
     family: Family
+    class_aliases: tuple[str, ...] = ()
 
     @property
     def torch_dtype(self) -> torch.dtype:
