@@ -25,12 +25,23 @@ SYMBOLS = ("batch", "height", "width", "tokens")
 class Axis:
     """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`.
 
-    For a latent with 8 pixels a side and images in steps of 64 pixels: Axis("height", 8, 8).
+    For a latent with 8 pixels a side and images in steps of 64 pixels: Axis("height", 8, 8). With `by` the size is
+    symbol * by / divisor: image tokens of 16 x 16 pixels are Axis("height", 256, by="width").
     """
 
     symbol: str
     divisor: int = 1
     multiple: int = 1
+    by: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in the graph: the symbol, or both."""
+        return f"{self.symbol}_{self.by}" if self.by else self.symbol
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """The size for symbol values."""
+        return sizes[self.symbol] * (sizes[self.by] if self.by else 1) // self.divisor
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class TensorIO:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Sizes of the dims for symbol values such as {"batch": 2, "height": 1024, ...}."""
-        return tuple(d if isinstance(d, int) else sizes[d.symbol] // d.divisor for d in self.dims)
+        return tuple(d if isinstance(d, int) else d.size(sizes) for d in self.dims)
 
     def torch_dtype(self, act: torch.dtype) -> torch.dtype:
         """The dtype for a given act dtype."""
@@ -120,6 +131,7 @@ class ModelSpec:
         calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
+        class_aliases: other class names that a published config.json may have for the same model.
     """
 
     name: str
@@ -136,6 +148,7 @@ class ModelSpec:
     inputs: tuple[TensorIO, ...]
     outputs: tuple[TensorIO, ...]
     family: Family
+    class_aliases: tuple[str, ...] = ()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -178,8 +191,8 @@ class ModelSpec:
         return self.family.wrap(module)
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Raise ShapeError unless every symbol is positive and pixels fit `pixel_multiple`."""
-        for symbol in SYMBOLS:
+        """Raise ShapeError unless every symbol given is positive and pixels fit `pixel_multiple`."""
+        for symbol in (s for s in SYMBOLS if s in sizes):
             step = self.pixel_multiple if symbol in ("height", "width") else 1
             if sizes[symbol] < 1 or sizes[symbol] % step:
                 raise ShapeError(symbol, str(sizes[symbol]), f"a positive multiple of {step} for {self.name}")
