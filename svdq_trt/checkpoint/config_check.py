@@ -27,7 +27,7 @@ def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str) -> Non
     """The same for a config that is already read; `where` names it in the error."""
     cls = spec.model_class()
     name = found.get("_class_name", cls.__name__)
-    if name != cls.__name__:
+    if name not in (cls.__name__, *spec.class_aliases):
         raise ArtifactError(where, f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
         if key == "self" or key in _FREE:

@@ -1,25 +1,35 @@
-"""Attention whose q, k, v come from one fused linear.
+"""Attention whose q, k, v may come from one fused linear.
 
-A plain nn.Linear in the fused place works as well. No branch depends on data or sizes, so both export with
-dynamic batch and tokens. Shapes: B batch, T tokens, H heads, D head size, C = H·D channels.
+Plain nn.Linear in the fused places work as well, and so do diffusers' own to_q, to_k and to_v. No branch depends on
+data or sizes, so all export with dynamic batch and tokens. Shapes: B batch, L image tokens, T text tokens, H heads,
+D head size, C = H·D channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 
+def _project(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
+    """Outputs of the linears `names`, [B, H, L, D] each, from the fused one where it is installed."""
+    one = getattr(attn, fused, None)
+    if one is not None:
+        return _parts(one(x), attn.heads, len(names)).unbind()
+    return [_heads(getattr(attn, name)(x), attn.heads) for name in names]
+
+
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """[B, T, H·D] -> [B, H, T, D]."""
+    """[B, L, H·D] -> [B, H, L, D]."""
     b, t, _ = x.shape
     return x.reshape(b, t, heads, -1).transpose(1, 2)
 
 
 def _parts(x: torch.Tensor, heads: int, parts: int) -> torch.Tensor:
-    """[B, T, parts·H·D] -> [parts, B, H, T, D].
+    """[B, L, parts·H·D] -> [parts, B, H, L, D].
 
     One transpose for all parts: TensorRT copies every operand of attention that comes from a plugin, and writes
     these in one kernel where `parts` slices take one each.
@@ -28,14 +38,16 @@ def _parts(x: torch.Tensor, heads: int, parts: int) -> torch.Tensor:
     return x.reshape(b, t, parts, heads, -1).permute(2, 0, 3, 1, 4)
 
 
-def _attend(attn: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    y = nn.functional.scaled_dot_product_attention(q, k, v)
+def _attend(
+    attn: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     out: torch.Tensor = attn.to_out[0](y.transpose(1, 2).flatten(2))
     return out
 
 
 class FusedSelfAttention:
-    """Processor of an Attention that has `to_qkv` in the place of to_q, to_k and to_v."""
+    """Processor of an Attention that may have `to_qkv` in the place of to_q, to_k and to_v."""
 
     def __call__(
         self,
@@ -44,10 +56,10 @@ class FusedSelfAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[B, T, C] -> [B, T, C]. Self attention without a mask."""
+        """[B, L, C] -> [B, L, C]. Self attention without a mask."""
         assert encoder_hidden_states is None and attention_mask is None
-        qkv = _parts(attn.to_qkv(hidden_states), attn.heads, 3)
-        return _attend(attn, qkv[0], qkv[1], qkv[2])
+        q, k, v = _project(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        return _attend(attn, q, k, v)
 
 
 class SharedProjection:
@@ -57,18 +69,32 @@ class SharedProjection:
 
     Attributes:
         count: how many attentions read it, in the order they run.
-        value: [B, tokens, count·2C] between the first of them and the last.
+        value: [B, T, count·2C] between the first of them and the last.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int = 1) -> None:
         self.count = count
         self.value: torch.Tensor | None = None
 
+    def part(self, attn: Any, text: torch.Tensor, index: int) -> Sequence[torch.Tensor]:
+        """Keys and values [B, H, T, D] of the `index`-th reader, `attn`; the first one projects, the last one frees."""
+        if index == 0:
+            self.value = attn.to_kv(text)
+        both = self.value
+        assert both is not None
+        if index == self.count - 1:
+            self.value = None
+        width = both.shape[-1] // self.count
+        return _parts(both[..., index * width : (index + 1) * width], attn.heads, 2).unbind()
+
 
 class FusedCrossAttention:
-    """Processor of an Attention whose keys and values are the `index`-th part of a shared projection."""
+    """Processor of an Attention whose keys and values may be the `index`-th part of a shared projection.
 
-    def __init__(self, shared: SharedProjection, index: int) -> None:
+    Without `shared` it takes its own `to_kv` or, where that is not installed, diffusers' to_k and to_v.
+    """
+
+    def __init__(self, shared: SharedProjection | None = None, index: int = 0) -> None:
         self.shared, self.index = shared, index
 
     def __call__(
@@ -78,14 +104,33 @@ class FusedCrossAttention:
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Image tokens [B, T, C] and text [B, tokens, K] -> [B, T, C]. No mask."""
-        assert encoder_hidden_states is not None and attention_mask is None
-        if self.index == 0:
-            self.shared.value = attn.to_kv(encoder_hidden_states)
-        both = self.shared.value
-        assert both is not None
-        if self.index == self.shared.count - 1:
-            self.shared.value = None
-        width = both.shape[-1] // self.shared.count
-        kv = _parts(both[..., self.index * width : (self.index + 1) * width], attn.heads, 2)
-        return _attend(attn, _heads(attn.to_q(hidden_states), attn.heads), kv[0], kv[1])
+        """Image tokens [B, L, C] and text [B, T, K] -> [B, L, C]; the mask is a bias [B, 1, T] on the logits."""
+        assert encoder_hidden_states is not None
+        if self.shared is not None:
+            k, v = self.shared.part(attn, encoder_hidden_states, self.index)
+        else:
+            k, v = _project(attn, encoder_hidden_states, "to_kv", ("to_k", "to_v"))
+        bias = None
+        if attention_mask is not None:  # written out to [B, 1, L, T]: not every runtime broadcasts a mask
+            bias = attention_mask[:, None].expand(-1, -1, hidden_states.shape[1], -1).to(hidden_states.dtype)
+        return _attend(attn, _heads(attn.to_q(hidden_states), attn.heads), k, v, bias)
+
+
+class FusedLinearAttention:
+    """Processor of SANA's linear attention, with `to_qkv` or without: relu(q), relu(k), and no softmax."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[B, L, C] -> [B, L, C]: y = q (kᵀ v) / (q · sum of k), in f32 as diffusers does."""
+        assert encoder_hidden_states is None and attention_mask is None
+        q, k, v = _project(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        q, k, v = q.relu().float(), k.relu().float(), v.float()
+        y = q @ (k.transpose(2, 3) @ v)
+        y = y / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-15)
+        out: torch.Tensor = attn.to_out[0](y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
+        return out
