@@ -40,6 +40,9 @@ class UNetFamily:
 
     WRAPPED = "unet"
 
+    def prepare(self, module: nn.Module) -> None:
+        """Nothing to change."""
+
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
         """One pass over the transformers; every layer outside their blocks gets its reason from the table above."""
         from diffusers.models.transformers.transformer_2d import Transformer2DModel
