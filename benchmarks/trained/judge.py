@@ -98,9 +98,9 @@ def traced(predict: Any, trace: list[tuple[Tensor, Tensor, Tensor]]) -> Any:
 
 
 def along(predict: Any, trace: list[tuple[Tensor, Tensor, Tensor]], labels: Tensor) -> float:
-    """SQNR of the predictions at the points the 16-bit model went through, dB over all of them together."""
+    """SQNR of the predictions at every third point the 16-bit model went through, dB over all of them together."""
     noise = energy = 0.0
-    for x, t, want in trace:
+    for x, t, want in trace[::3]:
         noise += float((predict(x, t, labels) - want).square().sum())
         energy += float(want.square().sum())
     return float(10 * torch.log10(torch.tensor(energy / max(noise, 1e-30))))

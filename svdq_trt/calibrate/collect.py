@@ -64,10 +64,10 @@ def collect(
     inputs: Iterable[Inputs]
     if data is not None:
         inputs = file = InputFile(spec, data)
-        samples, sizes = file.samples, (file.sizes["height"], file.sizes["width"])
+        samples, sizes = file.samples, {name: file.sizes[name] for name in file.sizes if name != "batch"}
     else:
-        sizes = (height or spec.calibration_pixels, width or spec.calibration_pixels)
-        inputs = synthetic(spec, samples, *sizes, seed)
+        sizes = {"height": height or spec.calibration_pixels, "width": width or spec.calibration_pixels}
+        inputs = synthetic(spec, samples, sizes["height"], sizes["width"], seed)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
     with torch.no_grad(), float32_layers(module, watcher.see):
@@ -76,7 +76,7 @@ def collect(
             watcher.end_of_sample()
     meta = {
         "model": spec.name, "source": "synthetic" if data is None else Path(data).name, "samples": samples,
-        "height": sizes[0], "width": sizes[1], "seed": seed, "tokens_per_group": tokens_per_group,
+        **sizes, "seed": seed, "tokens_per_group": tokens_per_group,
     }  # fmt: skip
     return watcher.result(meta)
 

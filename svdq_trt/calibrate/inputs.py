@@ -10,6 +10,7 @@ import torch
 from svdq_trt.checkpoint.tensors import TensorFile, check_finite
 from svdq_trt.errors import ShapeError
 from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.models.spec import SYMBOLS
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -24,7 +25,12 @@ def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int)
 
 
 class InputFile:
-    """A file with one tensor per model input, samples stacked in the first dimension.
+    """A file with one tensor per model input, samples stacked in the first dimension where that is the batch.
+
+    Inputs without a batch (FLUX's positions) are the same for all samples.
+
+    Attributes:
+        sizes: axis name -> symbol value, or the product of two where the axis has two.
 
     Raises:
         ArtifactError: unreadable, not floats, NaN or Inf.
@@ -44,18 +50,18 @@ class InputFile:
         for io in spec.inputs:
             self._match(f"{path}: '{io.name}'", io.dims, self.file.shape(io.name))
         self.samples = self.sizes["batch"]
-        spec.check_sizes(self.sizes)
+        spec.check_sizes({**spec.profile.sizes(0), **{s: v for s, v in self.sizes.items() if s in SYMBOLS}})
 
     def _match(self, where: str, dims: tuple[int | Axis, ...], shape: tuple[int, ...]) -> None:
         """Learn each symbol from the first input that has it and hold the others to it."""
-        text = ", ".join(str(d) if isinstance(d, int) else f"{d.symbol}/{d.divisor}" for d in dims)
+        text = ", ".join(str(d) if isinstance(d, int) else f"{d.name}/{d.divisor}" for d in dims)
         if len(shape) != len(dims):
             raise ShapeError(where, f"shape {list(shape)}", f"[{text.replace('/1', '')}]")
         for dim, size in zip(dims, shape, strict=True):
             if isinstance(dim, int):
                 fits = size == dim
             else:
-                fits = self.sizes.setdefault(dim.symbol, size * dim.divisor) == size * dim.divisor
+                fits = self.sizes.setdefault(dim.name, size * dim.divisor) == size * dim.divisor
             if not fits:
                 raise ShapeError(
                     where, f"shape {list(shape)}", f"[{text.replace('/1', '')}], equal in all inputs"
@@ -63,8 +69,9 @@ class InputFile:
 
     def __iter__(self) -> Iterator[Inputs]:
         stacked = []
+        batched = [isinstance(io.dims[0], Axis) and io.dims[0].symbol == "batch" for io in self.spec.inputs]
         for io in self.spec.inputs:
             stacked.append(self.file.read(io.name, torch.float32))
             check_finite(f"{self.file.path}: '{io.name}'", stacked[-1])
         for i in range(self.samples):
-            yield tuple(t[i : i + 1] for t in stacked)
+            yield tuple(t[i : i + 1] if one else t for t, one in zip(stacked, batched, strict=True))
