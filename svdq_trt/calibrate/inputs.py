@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from svdq_trt.checkpoint.tensors import TensorFile, check_finite
 from svdq_trt.errors import ShapeError
-from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.models import Axis, ModelSpec, TensorIO
 from svdq_trt.models.spec import SYMBOLS
 
 Inputs = tuple[torch.Tensor, ...]
@@ -24,13 +25,24 @@ def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int)
         )
 
 
+def batches(spec: ModelSpec, inputs: Iterable[Inputs], size: int) -> Iterator[tuple[int, Inputs]]:
+    """Join up to `size` inputs at a time along their batch axis; yields (how many, inputs).
+
+    An input without a batch axis (positions) is the same for all and taken from the first.
+    """
+    source = iter(inputs)
+    while part := list(itertools.islice(source, size)):
+        columns = zip(spec.inputs, zip(*part, strict=True), strict=True)
+        yield len(part), tuple(torch.cat(values) if has_batch(io) else values[0] for io, values in columns)
+
+
+def has_batch(io: TensorIO) -> bool:
+    """Whether an input has one entry per sample."""
+    return isinstance(io.dims[0], Axis) and io.dims[0].symbol == "batch"
+
+
 class InputFile:
-    """A file with one tensor per model input, samples stacked in the first dimension where that is the batch.
-
-    Inputs without a batch (FLUX's positions) are the same for all samples.
-
-    Attributes:
-        sizes: axis name -> symbol value, or the product of two where the axis has two.
+    """A file with one tensor per model input, samples stacked in the first dimension (positions: not stacked).
 
     Raises:
         ArtifactError: unreadable, not floats, NaN or Inf.
@@ -50,7 +62,7 @@ class InputFile:
         for io in spec.inputs:
             self._match(f"{path}: '{io.name}'", io.dims, self.file.shape(io.name))
         self.samples = self.sizes["batch"]
-        spec.check_sizes({**spec.profile.sizes(0), **{s: v for s, v in self.sizes.items() if s in SYMBOLS}})
+        spec.check_sizes({k: v for k, v in self.sizes.items() if k in SYMBOLS})
 
     def _match(self, where: str, dims: tuple[int | Axis, ...], shape: tuple[int, ...]) -> None:
         """Learn each symbol from the first input that has it and hold the others to it."""
@@ -69,9 +81,8 @@ class InputFile:
 
     def __iter__(self) -> Iterator[Inputs]:
         stacked = []
-        batched = [isinstance(io.dims[0], Axis) and io.dims[0].symbol == "batch" for io in self.spec.inputs]
         for io in self.spec.inputs:
             stacked.append(self.file.read(io.name, torch.float32))
             check_finite(f"{self.file.path}: '{io.name}'", stacked[-1])
         for i in range(self.samples):
-            yield tuple(t[i : i + 1] if one else t for t, one in zip(stacked, batched, strict=True))
+            yield tuple(t[i : i + 1] if has_batch(io) else t for io, t in zip(self.spec.inputs, stacked, strict=True))

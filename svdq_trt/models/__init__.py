@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from svdq_trt.errors import UsageError
 from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
-from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, stack_group
+from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, read_members, stack_group
 from svdq_trt.models.sdxl import SDXL, SDXL_TINY
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 
@@ -22,6 +22,7 @@ __all__ = [
     "TensorIO",
     "get_model",
     "member_tensors",
+    "read_members",
     "stack_group",
 ]
 

@@ -189,8 +189,8 @@ class ModelSpec:
         return self.family.wrap(module)
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Raise ShapeError unless every symbol is positive and pixels fit `pixel_multiple`."""
-        for symbol in SYMBOLS:
+        """Raise ShapeError unless every symbol given is positive and pixels fit `pixel_multiple`."""
+        for symbol in (s for s in SYMBOLS if s in sizes):
             step = self.pixel_multiple if symbol in ("height", "width") else 1
             if sizes[symbol] < 1 or sizes[symbol] % step:
                 raise ShapeError(symbol, str(sizes[symbol]), f"a positive multiple of {step} for {self.name}")
