@@ -31,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     with Progress(transient=True) as bar:
         task = bar.add_task("report")
-        path = write_report(args.engine, args.layers,
-                            lambda done, total, label: bar.update(task, completed=done, total=total, description=label))  # fmt: skip
+
+        def show(done: int, total: int, label: str) -> None:
+            bar.update(task, completed=done, total=total, description=label)
+
+        path = write_report(args.engine, args.layers, show)
     print(f"{path}: written, pictures in {path.parent / 'report'}")
     return EXIT_OK

@@ -30,7 +30,7 @@ def layers(nodes: Sequence[Node]) -> bytes:
 
 def sizes(parts: Mapping[str, int], fp16: int) -> bytes:
     """Stacked bytes of the quantized model beside the 16-bit one."""
-    figure, axis = plt.subplots(figsize=(11, 1.9), layout="constrained")
+    figure, axis = plt.subplots(figsize=(11, 2.2), layout="constrained")
     left = 0.0
     for i, (name, count) in enumerate(parts.items()):
         axis.barh(0, count / 1e6, left=left, color=plt.get_cmap("tab10")(i % 10), label=name)
@@ -38,7 +38,7 @@ def sizes(parts: Mapping[str, int], fp16: int) -> bytes:
     axis.barh(1, fp16 / 1e6, color="0.7")
     axis.set_yticks([0, 1], ["quantized", "16 bit"])
     axis.set_xlabel("weights [MB]")
-    axis.legend(fontsize=8, ncols=4, loc="upper right")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=5)
     return _png(figure)
 
 

@@ -40,7 +40,10 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     loaded = artifact.load(engine / "svdq.safetensors")
     chosen = representative(loaded.nodes, layers)
     reports = _closer(engine, data, loaded, chosen, progress) if chosen else []
-    pictures = {"layers": figures.layers(loaded.nodes), "bytes": figures.sizes(_parts(loaded), data["fp16_weight_bytes"])}
+    pictures = {
+        "layers": figures.layers(loaded.nodes),
+        "bytes": figures.sizes(_parts(loaded), data["fp16_weight_bytes"]),
+    }
     closer = [(report, figures.one_layer(report)) for report in reports]
     folder = engine / PICTURES
     folder.mkdir(exist_ok=True)
@@ -60,7 +63,7 @@ def _closer(
     progress: Callable[[int, int, str], None],
 ) -> list[LayerReport]:  # fmt: skip
     spec, config = get_model(data["model"]), data["config"]
-    calib = (engine / "svdq.safetensors").resolve().parent.parent / "calib.safetensors"
+    calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
     if not calib.is_file():
         raise ArtifactError(str(calib), "missing", "the calibration that the build left beside its engines",
                             "Run the build again, or use --layers 0.")  # fmt: skip
@@ -70,8 +73,8 @@ def _closer(
     reports = []
     for index, node in enumerate(chosen):
         progress(index, len(chosen), node.name)
-        columns = slice(*groups[node.name].columns) if groups[node.name].columns else slice(None)
-        w = torch.cat([weights.read(f"{member}.weight")[:, columns] for member in node.members])
+        start, stop = groups[node.name].columns or (0, node.k)
+        w = torch.cat([weights.read(f"{member}.weight")[:, start:stop] for member in node.members])
         reports.append(analyse(node, loaded.tensors, w, calibration.x[node.name], calibration.amax[node.name]))
     progress(len(chosen), len(chosen), "writing")
     return reports
