@@ -241,3 +241,13 @@ print("bytes", info.bytes)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0 and "bytes" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_report_is_one_page_with_a_closer_look(built):
+    folder = built / "sdxl-tiny-sm_89"
+    done = svdq("report", str(folder), "--layers", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3 and "http" not in page
+    assert all(q["node"] in page for q in manifest(built, "sm_89")["quantized"])
+    assert len(list((folder / "report").glob("*.png"))) == 3

@@ -1,0 +1,108 @@
+"""A closer look at one node: spectra, where its error comes from, what smoothing and rank would do.
+
+Letters: N output features, K input features, R rank, T calibration tokens. W_s = W / act_mul.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdq_trt import numerics
+from svdq_trt.nn.linear import TENSORS
+from svdq_trt.quantize.artifact import Node
+from svdq_trt.quantize.ladder import decibels
+from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.preset import Preset
+from svdq_trt.spec.formats import FORMATS
+
+RANKS = (0, 16, 32, 64, 128)
+_CURVE = Preset("report", grids=10, tokens=256, rows=512, search_power_iterations=1, power_iterations=1)
+_SWEEP = Preset("report", grids=3, tokens=256, rows=512, search_power_iterations=1, power_iterations=2)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One node's figures.
+
+    Attributes:
+        spectra: "W", "smoothed W", "residual" -> singular values, descending.
+        split: part -> SQNR in dB with only that part quantized: "activations", "weights", "both".
+        curve: (alpha, beta, SQNR in dB) of the smoothing search, on sampled rows.
+        sweep: (rank, SQNR in dB, bytes of the node) with a plain SVD.
+    """
+
+    node: Node
+    spectra: dict[str, list[float]]
+    split: dict[str, float]
+    curve: list[tuple[float, float, float]]
+    sweep: list[tuple[int, float, int]]
+
+
+def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absmax: Tensor) -> LayerReport:
+    """Figures of a node.
+
+    Args:
+        tensors: the artifact's, by their names in it. w: [N, K] original weight, members stacked.
+        x: [T, K] calibration tokens in the act dtype. x_absmax: [K].
+    """
+    own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
+    fmt, w = FORMATS[node.format], w.float()
+    residual = numerics.dequantize_weight(
+        numerics.QuantWeight(own["qweight"], own["wscale"], own["wscale2"]), fmt
+    )  # [N, K], in smoothed space
+    mul, down, up = own["act_mul"].float(), own["lora_down"].float(), own["lora_up"].float()
+    smoothed = w / mul
+    rest = smoothed - up @ (down / mul)  # what the codes had to carry
+
+    hat = numerics.smooth(x, mul)
+    quantized, low_rank = numerics.fake_quantize_act(hat, fmt), x.float() @ down.T @ up.T
+    want = x.float() @ w.T
+    energy = float(want.square().sum()) or 1.0
+
+    def sqnr(activations: Tensor, weight: Tensor) -> float:
+        return decibels(float((activations @ weight.T + low_rank - want).square().sum()) / energy)
+
+    search = quantize_group([w], [None], x, fmt, node.rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_CURVE)
+    sweep = []
+    for rank in RANKS:
+        q = quantize_group([w], [None], x, fmt, rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_SWEEP)
+        sweep.append((rank, q.sqnr_db, sum(t.numel() * t.element_size() for t in q.tensors.values())))
+    return LayerReport(
+        node,
+        {"W": _singular(w), "smoothed W": _singular(smoothed), "residual": _singular(rest)},
+        {"activations": sqnr(quantized, rest), "weights": sqnr(hat.float(), residual),
+         "both": sqnr(quantized, residual)},
+        [(alpha, beta, decibels(error)) for alpha, beta, error in search.trials],
+        sweep,
+    )  # fmt: skip
+
+
+def _singular(w: Tensor) -> list[float]:
+    """All singular values, from the eigenvalues of the smaller Gram matrix in fp64."""
+    w = w.double() if w.shape[0] >= w.shape[1] else w.T.double()
+    values = torch.linalg.eigvalsh(w.T @ w).flip(0).clamp_min(0).sqrt()
+    return [float(v) for v in values]
+
+
+def representative(nodes: tuple[Node, ...], count: int) -> list[Node]:
+    """One node of every kind, as far as `count` goes, the worst ones first; then the worst of the rest.
+
+    A kind is what stands after the last number of the name (``attn1.to_qkv``), format included.
+    """
+    ordered = sorted(nodes, key=lambda n: n.sqnr_db)
+    first: dict[str, Node] = {}
+    for node in ordered:
+        first.setdefault(kind(node), node)
+    chosen = list(first.values())
+    chosen += [n for n in ordered if n not in chosen]
+    return chosen[:count]
+
+
+def kind(node: Node) -> str:
+    """What a node is in its block, not where: ``attn1.to_qkv``, ``ff.net.2``."""
+    parts = node.name.removesuffix(".0").split(".")
+    tail = parts[-3:] if parts[-1].isdigit() else parts[-2:]
+    return ".".join(p for i, p in enumerate(tail) if not (p.isdigit() and i == 0))

@@ -1,0 +1,121 @@
+"""From an engine folder to report.html and its pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdq_trt.calibrate import Calibration
+from svdq_trt.checkpoint.load import open_weights
+from svdq_trt.engine import manifest
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import atomic_write
+from svdq_trt.models import get_model
+from svdq_trt.quantize import artifact
+from svdq_trt.report import figures
+from svdq_trt.report.analyse import LayerReport, analyse, representative
+from svdq_trt.report.page import render
+
+PAGE = "report.html"
+PICTURES = "report"
+
+
+def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], None]) -> Path:
+    """Write `engine`/report.html, self-contained, and its pictures as PNG in `engine`/report/.
+
+    Args:
+        engine: folder that a build wrote. Its calibration is read from the shared folder beside it, and the original
+            weights of the layers looked at from where the build took them.
+        layers: how many nodes get a closer look; 0 for none.
+
+    Raises:
+        ArtifactError: no manifest, no quantized model, or no calibration any more.
+    """
+    data = manifest.read(engine)
+    loaded = artifact.load(engine / "svdq.safetensors")
+    chosen = representative(loaded.nodes, layers)
+    reports = _closer(engine, data, loaded, chosen, progress) if chosen else []
+    pictures = {
+        "layers": figures.layers(loaded.nodes),
+        "bytes": figures.sizes(_parts(loaded), data["fp16_weight_bytes"]),
+    }
+    closer = [(report, figures.one_layer(report)) for report in reports]
+    folder = engine / PICTURES
+    folder.mkdir(exist_ok=True)
+    named = pictures | {re.sub(r"[^\w.-]", "_", r.node.name): png for r, png in closer}
+    for name, png in named.items():
+        with atomic_write(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+    title = f"{data['model']} for {data['arch']}: {data['format']}, rank {data['rank']}"
+    page = render(title, _facts(data), pictures, closer, loaded.nodes, data["kept_16bit"])
+    with atomic_write(engine / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return engine / PAGE
+
+
+def _closer(
+    engine: Path, data: Mapping[str, Any], loaded: artifact.Artifact, chosen: list[artifact.Node],
+    progress: Callable[[int, int, str], None],
+) -> list[LayerReport]:  # fmt: skip
+    spec, config = get_model(data["model"]), data["config"]
+    calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
+    if not calib.is_file():
+        raise ArtifactError(str(calib), "missing", "the calibration that the build left beside its engines",
+                            "Run the build again, or use --layers 0.")  # fmt: skip
+    calibration = Calibration.load(calib)
+    weights = open_weights(spec, config["checkpoint"], config["random_weights"])
+    groups = {g.node: g for g in spec.groups(spec.build(), tuple(config["skip"]))}
+    reports = []
+    for index, node in enumerate(chosen):
+        progress(index, len(chosen), node.name)
+        start, stop = groups[node.name].columns or (0, node.k)
+        w = torch.cat([weights.read(f"{member}.weight")[:, start:stop] for member in node.members])
+        reports.append(analyse(node, loaded.tensors, w, calibration.x[node.name], calibration.amax[node.name]))
+    progress(len(chosen), len(chosen), "writing")
+    return reports
+
+
+def _parts(loaded: artifact.Artifact) -> dict[str, int]:
+    """Bytes of the quantized model by what they are."""
+    own = {f"{node.name}.": node for node in loaded.nodes}
+    parts = dict.fromkeys(("4-bit codes", "scales", "low-rank branch", "rest of the nodes", "kept in 16 bit"), 0)
+    for name, tensor in loaded.tensors.items():
+        parts[_part(name, own)] += _bytes(tensor)
+    return parts
+
+
+def _part(name: str, own: Mapping[str, artifact.Node]) -> str:
+    stem, _, leaf = name.rpartition(".")
+    if f"{stem}." not in own:
+        return "kept in 16 bit"
+    table = {"qweight": "4-bit codes", "wscale": "scales", "wscale2": "scales", "lora_down": "low-rank branch",
+             "lora_up": "low-rank branch"}  # fmt: skip
+    return table.get(leaf, "rest of the nodes")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The overview's lines."""
+    fp16, ours = data["fp16_weight_bytes"], data["quantized_weight_bytes"]
+    accuracy, config = data["accuracy"], data["config"]
+    source = config["checkpoint"] or f"random weights, seed {config['random_weights']}"
+    facts = [
+        ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit ({100 * ours / fp16:.0f} %)"),
+        ("from", source),
+        ("preset", config["preset"]),
+        ("calibration", config["calibration"] or "synthetic inputs"),
+        ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
+    ]
+    if accuracy:
+        facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))
+        for out in accuracy["outputs"]:
+            facts.append((f"output {out['name']}", f"{out['sqnr_db']:.1f} dB against {accuracy['against']}"))
+    return facts

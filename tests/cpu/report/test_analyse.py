@@ -1,0 +1,79 @@
+"""The closer look at a node, and the page it ends in."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from svdq_trt.quantize.artifact import Node
+from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.preset import PRESETS
+from svdq_trt.report.analyse import RANKS, analyse, kind, representative
+from svdq_trt.report.figures import one_layer
+from svdq_trt.report.page import render
+from svdq_trt.spec.formats import FORMATS
+
+N, K, R = 96, 128, 16
+
+
+def node(name: str, sqnr: float = 20.0) -> Node:
+    return Node(name, (name,), (N,), "int4", "", N, K, R, sqnr, 0.5, 0.0, False, 0.0)
+
+
+@pytest.fixture(scope="module")
+def report():
+    g = torch.Generator().manual_seed(0)
+    x, w = torch.randn(256, K, generator=g), torch.randn(N, K, generator=g)
+    x[:, :2] *= 30
+    w += 4 * torch.randn(N, 3, generator=g) @ torch.randn(3, K, generator=g)
+    x = x.half()
+    q = quantize_group([w], [None], x, FORMATS["int4"], R, name="layer", preset=PRESETS["fast"])
+    described = Node.from_quantized(q, ("layer",), (N,))
+    return analyse(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x, x.abs().amax(0).float()), q, w
+
+
+def test_spectra_are_the_singular_values(report):
+    got, _, w = report
+    torch.testing.assert_close(
+        torch.tensor(got.spectra["W"]), torch.linalg.svdvals(w.double()).float(), rtol=1e-4, atol=1e-4
+    )
+    smoothed, rest = got.spectra["smoothed W"], got.spectra["residual"]
+    assert rest[0] == pytest.approx(smoothed[R], rel=0.1)  # what is left after the R largest directions
+
+
+def test_both_parts_together_are_worse_than_each(report):
+    got, q, _ = report
+    assert got.split["both"] < min(got.split["activations"], got.split["weights"])
+    assert got.split["both"] == pytest.approx(q.sqnr_db, abs=0.05)  # the figure the quantizer gave
+
+
+def test_more_rank_is_better_and_larger(report):
+    sweep = report[0].sweep
+    assert [r for r, _, _ in sweep] == list(RANKS)
+    for (_, worse, small), (_, better, large) in itertools.pairwise(sweep):
+        assert better > worse - 0.1 and large > small
+    assert sweep[1][1] > sweep[0][1] + 3  # three outlier directions
+
+
+def test_curve_holds_every_candidate(report):
+    curve = report[0].curve
+    assert len(curve) == 19 and curve[0][:2] == (0.0, 0.0)
+    assert max(db for _, _, db in curve) > curve[0][2]  # smoothing helps against outlier channels
+
+
+def test_representative_takes_the_worst_of_each_kind_first():
+    nodes = (node("a.0.attn1.to_q", 30), node("a.1.attn1.to_q", 10), node("a.0.ff.net.2", 20), node("a.1.ff.net.2", 25))
+    names = [n.name for n in representative(nodes, 3)]
+    assert names == ["a.1.attn1.to_q", "a.0.ff.net.2", "a.1.ff.net.2"]
+    assert representative(nodes, 0) == []
+    assert kind(nodes[0]) == "attn1.to_q"
+
+
+def test_page_escapes_what_files_say(report):
+    evil = "<script>alert(1)</script>"
+    png = one_layer(report[0])
+    page = render(evil, [("from", evil)], {"layers": png, "bytes": png}, [(report[0], png)], [node(evil)],
+                  [{"name": evil, "reason": evil}])  # fmt: skip
+    assert "<script" not in page and page.count("data:image/png;base64,") == 3
