@@ -100,20 +100,34 @@ def _session(engine: Path) -> Contents:
 
 def _onnx_session(engine: Path) -> Contents:
     data = manifests.verify(engine, parts=("onnx",))
-    return Contents("model.py", _engine_files(engine, data, "onnx"), {"model.py": MODEL_PY},
-                    {"svdq_trt_runtime": "onnxruntime"})  # fmt: skip
+    files = _engine_files(engine, data, "onnx")
+    if _has_bfloat16(data):  # OnnxSession would write it, but a repository may be read-only
+        twin = _float32_twin(engine, data)
+        files[twin.name] = twin
+    return Contents("model.py", files, {"model.py": MODEL_PY}, {"svdq_trt_runtime": "onnxruntime"})
 
 
 def _onnxruntime(engine: Path) -> Contents:
     data = manifests.verify(engine, parts=("onnx",))
     files = _engine_files(engine, data, "onnx")
-    tensors = (*data["inputs"], *data["outputs"])
-    if not any(t["dtype"] == "bfloat16" for t in tensors):
-        return Contents("model.onnx", files)
-    from svdq_export import write_float32_twin  # ONNX Runtime has next to no bfloat16 arithmetic
-
-    twin = write_float32_twin(files.pop("model.onnx"))
+    name = Path(data["onnx"]["file"]).name
+    if not _has_bfloat16(data):
+        return Contents(name, files)
+    del files[name]
+    twin = _float32_twin(engine, data)
     return Contents(twin.name, files | {twin.name: twin}, dtypes={"bfloat16": "float32"})
+
+
+def _has_bfloat16(data: dict[str, Any]) -> bool:
+    return any(t["dtype"] == "bfloat16" for t in (*data["inputs"], *data["outputs"]))
+
+
+def _float32_twin(engine: Path, data: dict[str, Any]) -> Path:
+    """ONNX Runtime has next to no bfloat16 arithmetic; the twin shares the weights' file."""
+    from svdq_export import write_float32_twin
+
+    twin: Path = write_float32_twin(engine / Path(data["onnx"]["file"]).name)
+    return twin
 
 
 def _engine_files(engine: Path, data: dict[str, Any], *parts: str) -> dict[str, Path]:
