@@ -47,10 +47,10 @@ def manifest(folder: Path, dtype: str, backend: str, batch: tuple) -> dict[str, 
         shape = {bound: [size[i] for size in sizes] for i, bound in enumerate(("min", "opt", "max"))}
         return {"name": name, "dtype": kind, "shape": shape}
 
-    plain = {key: {} for key in ("accuracy", "device_memory_bytes", "timings_s", "peak_rss_bytes", "versions", "config")}
+    empty = ("accuracy", "device_memory_bytes", "timings_s", "peak_rss_bytes", "versions", "config")
     width = (8, 16, 32)
     return {
-        **plain, "model": "toy", "arch": "sm_89", "format": "int4", "rank": 32, "quantized": [], "kept_16bit": [],
+        **{key: {} for key in empty}, "model": "toy", "arch": "sm_89", "format": "int4", "rank": 32, "quantized": [], "kept_16bit": [],
         "backend": {"name": backend, "version": "1.2.3"}, "fp16_weight_bytes": 0, "quantized_weight_bytes": 0,
         "plan": part("model.plan"), "plugin": {**part("libsvdq_trt_plugin.so"), "version": "1.0.0", "embedded": True},
         "onnx": {"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from svdq_trt.errors import EXIT_OK, UsageError
 
@@ -50,16 +51,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{when or 'start'}:\n  {command}")
     if serving.variant == "python":
         mib = written.largest_bytes / 2**20
-        print(f"\nThe Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest request "
-              f"takes {mib:.1f} MiB there, per instance.")  # fmt: skip
+        print("\nThe Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest "
+              f"request takes {mib:.1f} MiB there, per instance.")  # fmt: skip
     return EXIT_OK
 
 
-def _about(config: object) -> str:
-    """``Triton's python backend (runtime session), 1 instance per GPU, max_batch_size 0: ...``."""
-    parameters = {key: value.string_value for key, value in config.parameters.items()}  # type: ignore[attr-defined]
-    runtime = parameters.get("svdq_trt_runtime")
-    batch: int = config.max_batch_size  # type: ignore[attr-defined]
+def _about(config: Any) -> str:
+    """``Triton's python backend (runtime session), max_batch_size 0: ...``."""
+    runtime = {key: value.string_value for key, value in config.parameters.items()}.get("svdq_trt_runtime")
+    batch = config.max_batch_size
     shapes = f"requests merged up to batch {batch}" if batch else "shapes are the engine's, batch axis included"
-    return (f"Triton's {config.backend} backend{f' (runtime {runtime})' if runtime else ''}, "  # type: ignore[attr-defined]
-            f"max_batch_size {batch}: {shapes}")  # fmt: skip
+    inside = f" (runtime {runtime})" if runtime else ""
+    return f"Triton's {config.backend} backend{inside}, max_batch_size {batch}: {shapes}"

@@ -17,7 +17,7 @@ def batch_of(inputs: Arrays) -> int:
     Raises:
         ShapeError: they differ; ONNX Runtime would broadcast some of them, and answer nonsense.
     """
-    sizes = {name: value.shape[0] for name, value in inputs.items()}
+    sizes: dict[str, int] = {name: value.shape[0] for name, value in inputs.items()}
     if len(set(sizes.values())) != 1:
         told = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
         raise ShapeError("batch", told, "the same first axis in every input")

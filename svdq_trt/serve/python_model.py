@@ -25,7 +25,7 @@ from svdq_trt.serve.batching import batch_of, divided, grouped, merged
 from svdq_trt.serve.config import batch_range
 
 if TYPE_CHECKING:
-    from svdq_trt.runtime import Runner
+    from svdq_trt.runtime import OnnxSession, Session
 
 
 class TritonPythonModel:
@@ -88,7 +88,7 @@ class TritonPythonModel:
             return [_refused(error) for _ in group]
 
 
-def _open(runtime: str, folder: Path, device: int, copies: int) -> Runner:
+def _open(runtime: str, folder: Path, device: int, copies: int) -> Session | OnnxSession:
     from svdq_trt.runtime import OnnxSession, Session
 
     if runtime == "session":
@@ -112,21 +112,21 @@ def _refused(error: Exception) -> Any:
     return pb.InferenceResponse(error=told)
 
 
-# Tensors pass by DLPack in both directions: Triton's own conversion to and from numpy was compiled for numpy 1, and with
-# numpy 2 it silently makes tensors of zero bytes.
+# Tensors pass by DLPack in both directions: some releases of Triton convert to and from numpy by code that was
+# compiled for numpy 1 and, with numpy 2, silently makes tensors of zero bytes.
 
 
 def _bfloat16(tensor: Any) -> np.ndarray:
-    """numpy has neither the type nor DLPack's code for it; torch has."""
-    import torch
+    """By way of torch: numpy has neither the type nor DLPack's code for it."""
+    from torch.utils.dlpack import from_dlpack
 
-    return as_array(torch.from_dlpack(tensor.to_dlpack()))
+    return as_array(from_dlpack(tensor.to_dlpack()))
 
 
 def _from_numpy(name: str, value: np.ndarray) -> Any:
     if value.dtype.name == "bfloat16":
-        import torch
+        from torch.utils.dlpack import to_dlpack
 
-        return pb.Tensor.from_dlpack(name, torch.to_dlpack(as_tensor(value)))
+        return pb.Tensor.from_dlpack(name, to_dlpack(as_tensor(value)))
     value = np.require(value, requirements=("C", "W"))  # DLPack has no word for read-only
     return pb.Tensor.from_dlpack(name, value)

@@ -79,7 +79,8 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
     name, version = data["backend"].get("name"), data["backend"].get("version")
     if name != "tensorrt":
         raise UnsupportedError(
-            str(engine), f"a plan of {name} {version}", "one of full TensorRT, which is what Triton's tensorrt backend is",
+            str(engine), f"a plan of {name} {version}",
+            "one of full TensorRT, which is what Triton's tensorrt backend is",
             f"Serve it with --variant python or --variant onnxruntime, or, on a machine with an {data['arch']} GPU and "
             f"Triton's release of TensorRT, build that plan: {_finish(engine)}")  # fmt: skip
     manifests.verify(engine, parts=("plan", "plugin"))
@@ -144,8 +145,8 @@ def _engine_files(engine: Path, data: dict[str, Any], *parts: str) -> dict[str, 
 
 def _need_plan(engine: Path, data: dict[str, Any], backend: str) -> None:
     if not data["plan"]:
-        raise ArtifactError(str(engine), "no plan yet", "model.plan",
-                            f"On a machine with an {data['arch']} GPU and TensorRT: {_finish(engine, backend)}")  # fmt: skip
+        fix = f"On a machine with an {data['arch']} GPU and TensorRT: {_finish(engine, backend)}"
+        raise ArtifactError(str(engine), "no plan yet", "model.plan", fix)
 
 
 def _finish(engine: Path, backend: str = "tensorrt") -> str:

@@ -26,7 +26,7 @@ def ask(server, protocol, model, inputs):
             tensor.set_data_from_numpy(value)
             tensors.append(tensor)
         names = [o["name"] for o in client.get_model_metadata(model, **_json(protocol))["outputs"]]
-        answer = client.infer(model, tensors, client_timeout=120) if protocol == "grpc" else client.infer(model, tensors)
+        answer = client.infer(model, tensors)
         return {name: answer.as_numpy(name) for name in names}
 
 
@@ -78,7 +78,7 @@ BAD = {
     "fixed axis": ({**GOOD, "text_embeds": np.zeros((1, 63), np.float32)}, "unexpected shape for input 'text_embeds'"),
     "missing input": ({k: v for k, v in GOOD.items() if k != "timestep"}, "missing required input.*timestep"),
     "unknown input": ({**GOOD, "guidance": GOOD["timestep"]}, "expected 5 inputs but got 6"),
-    "misspelt input": ({k.replace("sample", "smaple"): v for k, v in GOOD.items()}, "unexpected inference input 'smaple'"),
+    "misspelt input": ({k.replace("sample", "smaple"): v for k, v in GOOD.items()}, "unexpected .* input 'smaple'"),
 }  # fmt: skip
 
 
@@ -156,4 +156,5 @@ def test_metadata_is_the_engines(server):
         "sample": ("FP16", [-1, 4, -1, -1]), "timestep": ("FP32", [-1]), "text_embeds": ("FP32", [-1, 64]),
         "encoder_hidden_states": ("FP16", [-1, 77, 128]), "time_ids": ("FP32", [-1, 6]),
     }  # fmt: skip
-    assert [(o["name"], o["datatype"], o["shape"]) for o in meta["outputs"]] == [("out_sample", "FP16", [-1, 4, -1, -1])]
+    (output,) = meta["outputs"]
+    assert (output["name"], output["datatype"], output["shape"]) == ("out_sample", "FP16", [-1, 4, -1, -1])

@@ -74,11 +74,18 @@ def test_without_the_plugin_it_says_so(beside):
 def test_official_header_has_the_slot(compiler, tmp_path):
     """10 in TensorRT 10, 6 in TensorRT 11: 1 + 8 * slot is the first word of a pointer to a virtual member."""
     program, nvcc = tmp_path / "slot", shutil.which("nvcc")
-    source = (
-        "#include <NvInferVersion.h>\n#include <NvInferRuntime.h>\n#include <cstdio>\n#include <cstring>\nint main() {\n"
-        "auto member = &nvinfer1::IPluginRegistry::loadLibrary; long words[2]; std::memcpy(words, &member, sizeof words);\n"
-        'std::printf("%d %ld", NV_TENSORRT_MAJOR, words[0] / 8); }\n'
-    )
+    source = """\
+#include <NvInferVersion.h>
+#include <NvInferRuntime.h>
+#include <cstdio>
+#include <cstring>
+int main() {
+    auto member = &nvinfer1::IPluginRegistry::loadLibrary;
+    long words[2];
+    std::memcpy(words, &member, sizeof words);
+    std::printf("%d %ld", NV_TENSORRT_MAJOR, words[0] / 8);
+}
+"""
     (tmp_path / "slot.cpp").write_text(source)
     homes = [os.environ.get("CUDA_HOME"), str(Path(nvcc).parent.parent) if nvcc else None, "/usr/local/cuda"]
     cuda = [f"-isystem{home}/include" for home in homes if home]

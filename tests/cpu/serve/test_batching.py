@@ -15,7 +15,7 @@ def request(batch: int, width: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def test_batches_that_differ_are_refused():
-    with pytest.raises(ShapeError, match="^batch: 'x' 2, 't' 3, want the same first axis"):
+    with pytest.raises(ShapeError, match=r"^batch: 'x' 2, 't' 3, want the same first axis"):
         batch_of({"x": np.zeros((2, 4)), "t": np.zeros(3)})
 
 
