@@ -50,7 +50,8 @@ def manifest(folder: Path, dtype: str, backend: str, batch: tuple) -> dict[str, 
     empty = ("accuracy", "device_memory_bytes", "timings_s", "peak_rss_bytes", "versions", "config")
     width = (8, 16, 32)
     return {
-        **{key: {} for key in empty}, "model": "toy", "arch": "sm_89", "format": "int4", "rank": 32, "quantized": [], "kept_16bit": [],
+        **{key: {} for key in empty},
+        "model": "toy", "arch": "sm_89", "format": "int4", "rank": 32, "quantized": [], "kept_16bit": [],
         "backend": {"name": backend, "version": "1.2.3"}, "fp16_weight_bytes": 0, "quantized_weight_bytes": 0,
         "plan": part("model.plan"), "plugin": {**part("libsvdq_trt_plugin.so"), "version": "1.0.0", "embedded": True},
         "onnx": {"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size},

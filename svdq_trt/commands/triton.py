@@ -32,7 +32,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--instances", type=int, default=1, metavar="N", help="copies of the model per device, each with "
                    "its own memory (default 1); each runs one request at a time")  # fmt: skip
     p.add_argument("--dynamic-batching", type=int, metavar="MICROSECONDS", help="merge waiting requests along the "
-                   "batch axis, waiting this long; clients then send inputs of shape [batch] as [batch, 1]")  # fmt: skip
+                   "batch axis, for so long; clients then send inputs of shape [batch] as [batch, 1]")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -125,8 +125,6 @@ def _bfloat16(tensor: Any) -> np.ndarray:
 
 def _from_numpy(name: str, value: np.ndarray) -> Any:
     if value.dtype.name == "bfloat16":
-        from torch.utils.dlpack import to_dlpack
-
-        return pb.Tensor.from_dlpack(name, to_dlpack(as_tensor(value)))
+        return pb.Tensor.from_dlpack(name, as_tensor(value))
     value = np.require(value, requirements=("C", "W"))  # DLPack has no word for read-only
     return pb.Tensor.from_dlpack(name, value)

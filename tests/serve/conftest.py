@@ -45,7 +45,10 @@ def repository(engine, tmp_path_factory):
     write_model(write_toy(toys / "bf16", "bfloat16"), folder, Serving("bf16", "python", "cpu"))
     write_model(engine, folder, Serving("tiny-onnx", "onnxruntime", "cpu"))
     write_model(write_toy(toys / "full", backend="tensorrt"), folder, Serving("full", "tensorrt", "gpu"))
-    write_model(write_toy(toys / "gpu"), folder, Serving("session", "python", "gpu"))
+    gpu = write_model(write_toy(toys / "gpu"), folder, Serving("session", "python", "gpu"))
+    # Triton itself refuses a GPU model where no GPU is. What our model does there, it shows as a CPU model.
+    config = gpu.folder / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
     return folder
 
 

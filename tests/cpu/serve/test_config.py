@@ -61,7 +61,7 @@ def test_tritons_parser_refuses_a_field_it_does_not_know():
 
 def test_merging_needs_a_range_of_batches(tmp_path):
     data = manifests.read(write_toy(tmp_path / "toy", batch=(2, 2, 2)))
-    with pytest.raises(UsageError, match="--dynamic-batching: an engine with batch 2 alone, want .*--batch"):
+    with pytest.raises(UsageError, match=r"--dynamic-batching: an engine with batch 2 alone, want .*--batch"):
         model_config(data, Serving("toy", "python", "cpu", queue_delay_us=0), "model.py", {})
     assert dims(data["inputs"][0]) == [2, -1]
 
