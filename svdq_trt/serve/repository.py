@@ -4,7 +4,8 @@
     REPOSITORY/NAME/1/...         what the backend opens, and what that needs beside it
 
 Large files are hard links where the file system allows: they cost no space, and stay as they are when the engine
-folder is built again, because a build replaces files and never writes into them.
+folder is built again, because a build replaces files and never writes into them. A server that polls sees the folder
+aside (".NAME-...") for a moment and logs that it is no model: it must be on the repository's file system to be renamed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -173,3 +175,14 @@ def test_without_a_plan_the_command_that_builds_it_is_named(full, tmp_path, caps
     assert triton(full, tmp_path / "models", *options) == 1
     assert f"svdq-trt finish {full}" in capsys.readouterr().err
     assert triton(full, tmp_path / "models", "--variant", "onnxruntime") == 0  # needs none
+
+
+def test_commands_of_the_documentation_parse():
+    from svdq_trt.cli import parse
+
+    text = (Path(__file__).resolve().parents[3] / "docs" / "triton.md").read_text()
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    words = [shlex.split(line) for line in blocks.splitlines() if line.startswith("svdq-trt ")]
+    assert len(words) >= 4
+    for line in words:
+        parse(line[1:])
