@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 # A CPU build of torch is enough to build engines; any 2.11 to 2.13 works.
 TORCH  ?= torch==2.13.0
+# Holds a tritonserver with the Python backend, for tests/serve. Its own requirements (numpy 1) are those of Python code that
+# is not used, so it lies beside the environment, not in it.
+TRITON ?= nvidia-pytriton==0.7.0
 SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f -not -name '*.pyc')
 
 .PHONY: demo test lint clean
@@ -26,6 +29,8 @@ $(READY): $(SOURCES)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tritonserver "$(TRITON)" \
+		|| echo "no $(TRITON) for this machine: tests/serve will be skipped"
 	touch $@
 
 clean:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 PLUGIN = "libsvdq_trt_plugin.so"  # the TensorRT plugin, kernels and C API inside
 KERNELS = "libsvdq.so"  # kernels and C API alone
+AUTOLOAD = "libsvdq_trt_autoload.so"  # opened by a process that runs TensorRT, it registers the plugin beside it
 PLUGIN_ENV = "SVDQ_PLUGIN_LIBRARY"  # path of a plugin library to use instead of the installed one
 KERNELS_ENV = "SVDQ_LIBRARY"  # the same for the kernels
+AUTOLOAD_ENV = "SVDQ_AUTOLOAD_LIBRARY"  # the same for the autoloader
 BUILD_HINT = "Run pip install . in the source folder"
 
 #: an editable install or PYTHONPATH uses the source folder's Python files and site-packages' libraries

@@ -1,0 +1,108 @@
+"""A model in a Triton model repository: written aside, then put in place whole.
+
+    REPOSITORY/NAME/config.pbtxt
+    REPOSITORY/NAME/1/...         what the backend opens, and what that needs beside it
+
+Large files are hard links where the file system allows: they cost no space, and stay as they are when the engine
+folder is built again, because a build replaces files and never writes into them. A server that polls sees the folder
+aside (".NAME-...") for a moment and logs that it is no model: it must be on the repository's file system to be renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.engine import manifest as manifests
+from svdq_trt.errors import ArtifactError, UsageError
+from svdq_trt.serve import config as configs
+from svdq_trt.serve.config import Serving
+from svdq_trt.serve.variants import Contents, contents, server_lines
+
+CONFIG = "config.pbtxt"
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model that Triton can load.
+
+    Attributes:
+        folder: REPOSITORY/NAME. commands: (when, command) that start a server with it.
+        config: the message in its config.pbtxt. largest_bytes: inputs and outputs of the largest request.
+    """
+
+    folder: Path
+    commands: list[tuple[str, str]]
+    config: Any
+    largest_bytes: int
+
+
+def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
+    """Write the model `serving.name` of an engine folder into `repository`, in the place of an earlier one of ours.
+
+    Raises:
+        UsageError: a name that Triton would not take, or options that do not go together.
+        ArtifactError: the engine folder is incomplete or damaged; or the repository has a model of that name that
+            svdq-trt did not write. UnsupportedError: see `variants.contents`; or tritonclient is missing.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", serving.name):
+        raise UsageError("--name", f"'{serving.name}'", "letters, digits, '_', '-' and '.'")
+    what = contents(engine, serving)
+    manifest = _as_served(manifests.read(engine), what.dtypes)
+    message = configs.model_config(manifest, serving, what.main, what.parameters)
+    folder = repository.resolve() / serving.name
+    _check_ours(folder)
+    repository.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{serving.name}-", dir=repository))
+    try:
+        aside.chmod(0o755)
+        _fill(aside / VERSION, what)
+        (aside / CONFIG).write_text(configs.to_text(message))
+        _put_in_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    commands = server_lines(serving, folder / VERSION, folder.parent)
+    return Written(folder, commands, message, configs.largest_bytes(manifest))
+
+
+def _as_served(manifest: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
+    tensors = {key: [{**t, "dtype": dtypes.get(t["dtype"], t["dtype"])} for t in manifest[key]]
+               for key in ("inputs", "outputs")}  # fmt: skip
+    return {**manifest, **tensors}
+
+
+def _check_ours(folder: Path) -> None:
+    if not folder.exists():
+        return
+    config = folder / CONFIG
+    others = sorted(p.name for p in folder.iterdir() if p.name not in (CONFIG, VERSION)) if folder.is_dir() else []
+    if others or not config.is_file() or configs.MARK not in config.read_text(errors="replace"):
+        got = f"holds {', '.join(others)}" if others else "a model that svdq-trt did not write"
+        raise ArtifactError(str(folder), got, "a free name", "Choose another --name, or remove it.")
+
+
+def _fill(folder: Path, what: Contents) -> None:
+    folder.mkdir()
+    for name, source in what.files.items():
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source.resolve(), folder / name)
+            continue
+        shutil.copy2(source, folder / name)
+    for name, text in what.texts.items():
+        (folder / name).write_text(text)
+
+
+def _put_in_place(aside: Path, folder: Path) -> None:
+    """Two renames: a server that looks in between finds no model, never half of one."""
+    old = aside.with_name(f"{aside.name}-old")
+    if folder.exists():
+        folder.rename(old)
+    aside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

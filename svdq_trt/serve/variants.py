@@ -1,0 +1,153 @@
+"""What each variant of a model puts into its version folder, refuses beforehand, and asks of the server."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.engine import manifest as manifests
+from svdq_trt.errors import ArtifactError, UnsupportedError, UsageError
+from svdq_trt.libraries import AUTOLOAD, AUTOLOAD_ENV, BUILD_HINT, locate
+from svdq_trt.serve.config import Serving
+
+VARIANTS = ("tensorrt", "python", "onnxruntime")
+DEVICES = ("gpu", "cpu")
+
+MODEL_PY = '''\
+"""The engine beside this file, for Triton's Python backend. Its Python needs svdq-trt."""
+
+from svdq_trt.serve.python_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A version folder to be.
+
+    Attributes:
+        main: what the backend opens. files: of the engine folder, or libraries, by their names in the version folder.
+        texts: files to write. parameters: of config.pbtxt. dtypes: the manifest's -> the served file's, where they
+            differ.
+    """
+
+    main: str
+    files: dict[str, Path]
+    texts: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+
+
+def contents(engine: Path, serving: Serving) -> Contents:
+    """Check that `engine` can be served this way and collect what that takes.
+
+    Raises:
+        UsageError: no such variant or device, or not together. UnsupportedError: the plan is not of the TensorRT that
+            Triton has. ArtifactError: the engine folder is incomplete or damaged.
+    """
+    if serving.variant not in VARIANTS:
+        raise UsageError("--variant", f"'{serving.variant}'", f"one of {', '.join(VARIANTS)}")
+    if serving.device not in DEVICES:
+        raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
+    if serving.variant == "tensorrt":
+        return _tensorrt(engine, serving)
+    if serving.variant == "onnxruntime":
+        return _onnxruntime(engine)
+    return _session(engine) if serving.device == "gpu" else _onnx_session(engine)
+
+
+def server_lines(serving: Serving, version_folder: Path, repository: Path) -> list[tuple[str, str]]:
+    """What to start, as (when, shell command); paths are those of this machine."""
+    start = f"tritonserver --model-repository {shlex.quote(str(repository))} --disable-auto-complete-config"
+    if serving.variant != "tensorrt":
+        return [("", start)]
+    library = shlex.quote(str(version_folder / AUTOLOAD))
+    return [
+        ("plugin from inside the plan", f"{start} --backend-config=tensorrt,version-compatible=true"),
+        ("plugin from its file", f"{start} --backend-config=tensorrt,plugins={library}"),
+    ]
+
+
+def _tensorrt(engine: Path, serving: Serving) -> Contents:
+    if serving.device != "gpu":
+        raise UsageError("--device", serving.device, "gpu for --variant tensorrt", "Or use --variant python.")
+    data = manifests.read(engine)
+    _need_plan(engine, data, "tensorrt")
+    name, version = data["backend"].get("name"), data["backend"].get("version")
+    if name != "tensorrt":
+        raise UnsupportedError(
+            str(engine), f"a plan of {name} {version}",
+            "one of full TensorRT, which is what Triton's tensorrt backend is",
+            f"Serve it with --variant python or --variant onnxruntime, or, on a machine with an {data['arch']} GPU and "
+            f"Triton's release of TensorRT, build that plan: {_finish(engine)}")  # fmt: skip
+    manifests.verify(engine, parts=("plan", "plugin"))
+    autoload = locate(AUTOLOAD, AUTOLOAD_ENV)
+    if not autoload.is_file():
+        raise ArtifactError(AUTOLOAD, f"no file {autoload}", "the library that registers the plugin when it is opened",
+                            f"{BUILD_HINT}.")  # fmt: skip
+    return Contents("model.plan", _engine_files(engine, data, "plan", "plugin") | {AUTOLOAD: autoload})
+
+
+def _session(engine: Path) -> Contents:
+    data = manifests.read(engine)
+    _need_plan(engine, data, "auto")
+    manifests.verify(engine, parts=("plan", "plugin"))
+    return Contents("model.py", _engine_files(engine, data, "plan", "plugin"), {"model.py": MODEL_PY},
+                    {"svdq_trt_runtime": "session"})  # fmt: skip
+
+
+def _onnx_session(engine: Path) -> Contents:
+    data = manifests.verify(engine, parts=("onnx",))
+    files = _engine_files(engine, data, "onnx")
+    if _has_bfloat16(data):  # OnnxSession would write it, but a repository may be read-only
+        twin = _float32_twin(engine, data)
+        files[twin.name] = twin
+    return Contents("model.py", files, {"model.py": MODEL_PY}, {"svdq_trt_runtime": "onnxruntime"})
+
+
+def _onnxruntime(engine: Path) -> Contents:
+    data = manifests.verify(engine, parts=("onnx",))
+    files = _engine_files(engine, data, "onnx")
+    name = Path(data["onnx"]["file"]).name
+    if not _has_bfloat16(data):
+        return Contents(name, files)
+    del files[name]
+    twin = _float32_twin(engine, data)
+    return Contents(twin.name, files | {twin.name: twin}, dtypes={"bfloat16": "float32"})
+
+
+def _has_bfloat16(data: dict[str, Any]) -> bool:
+    return any(t["dtype"] == "bfloat16" for t in (*data["inputs"], *data["outputs"]))
+
+
+def _float32_twin(engine: Path, data: dict[str, Any]) -> Path:
+    """ONNX Runtime has next to no bfloat16 arithmetic; the twin shares the weights' file."""
+    from svdq_export import write_float32_twin
+
+    twin: Path = write_float32_twin(engine / Path(data["onnx"]["file"]).name)
+    return twin
+
+
+def _engine_files(engine: Path, data: dict[str, Any], *parts: str) -> dict[str, Path]:
+    """The manifest and the files of `parts`, under the names that the manifest's readers expect."""
+    paths = {"manifest.json": engine / manifests.NAME}
+    for part in parts:
+        path = engine / Path(data[part]["file"]).name
+        paths[path.name] = path
+        weights = path.with_name(f"{path.name}.data")
+        if part == "onnx" and weights.is_file():
+            paths[weights.name] = weights
+    return paths
+
+
+def _need_plan(engine: Path, data: dict[str, Any], backend: str) -> None:
+    if not data["plan"]:
+        fix = f"On a machine with an {data['arch']} GPU and TensorRT: {_finish(engine, backend)}"
+        raise ArtifactError(str(engine), "no plan yet", "model.plan", fix)
+
+
+def _finish(engine: Path, backend: str = "tensorrt") -> str:
+    return f"svdq-trt finish {shlex.quote(str(engine))}" + ("" if backend == "auto" else f" --backend {backend}")

@@ -1,0 +1,51 @@
+"""Merging requests and taking the results apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from svdq_trt.errors import ShapeError
+from svdq_trt.serve.batching import batch_of, divided, grouped, merged
+
+
+def request(batch: int, width: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((batch, width)), "t": rng.standard_normal(batch)}
+
+
+def test_batches_that_differ_are_refused():
+    with pytest.raises(ShapeError, match=r"^batch: 'x' 2, 't' 3, want the same first axis"):
+        batch_of({"x": np.zeros((2, 4)), "t": np.zeros(3)})
+
+
+@pytest.mark.parametrize(("batches", "groups"), [
+    ([1, 1, 1, 1], [[0, 1, 2, 3]]),
+    ([1, 1, 1, 1, 1], [[0, 1, 2, 3], [4]]),
+    ([3, 2, 1], [[0, 2], [1]]),
+    ([4, 4], [[0], [1]]),
+    ([], []),
+])  # fmt: skip
+def test_groups_hold_at_most_the_limit(batches, groups):
+    assert grouped([request(b) for b in batches], 4) == groups
+
+
+def test_other_shapes_are_not_merged():
+    assert grouped([request(1, 8), request(1, 16), request(1, 8)], 4) == [[0, 2], [1]]
+
+
+def test_a_request_above_the_limit_stays_alone():
+    assert grouped([request(9), request(1)], 4) == [[0], [1]]
+
+
+def test_order_of_names_does_not_matter():
+    turned = dict(reversed(request(1).items()))
+    assert grouped([request(1), turned], 4) == [[0, 1]]
+    assert np.array_equal(merged([request(1), turned])["t"], np.repeat(request(1)["t"], 2))
+
+
+def test_division_undoes_the_merge():
+    requests = [request(b, seed=b) for b in (1, 3, 2)]
+    parts = divided(merged(requests), [1, 3, 2])
+    for part, one in zip(parts, requests, strict=True):
+        assert all(np.array_equal(part[name], one[name]) for name in one)

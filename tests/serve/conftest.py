@@ -1,0 +1,58 @@
+"""One engine and one server for all tests of this folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from serve_toy import write_toy
+from triton_server import TritonServer
+
+from svdq_trt.serve.config import Serving
+from svdq_trt.serve.repository import write_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory):
+    """sdxl-tiny without a plan: sm_90 has none without its GPU, and its ONNX file is what is served.
+
+    SVDQ_TEST_ENGINE names a sdxl-tiny engine folder to use instead.
+    """
+    if given := os.environ.get("SVDQ_TEST_ENGINE"):
+        return Path(given)
+    out = tmp_path_factory.mktemp("engines")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "build_engines.py"), "--model", "sdxl-tiny", "--random-weights", "0", "--arch",
+         "sm_90", "--no-check", "--out", str(out)],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    folder = out / "sdxl-tiny-sm_90"
+    assert (folder / "manifest.json").is_file(), done.stdout + done.stderr  # exit code 4, or 0 beside an sm_90 GPU
+    return folder
+
+
+@pytest.fixture(scope="session")
+def repository(engine, tmp_path_factory):
+    """One model per way of serving on a CPU, and those whose backends this server lacks."""
+    folder, toys = tmp_path_factory.mktemp("repository"), tmp_path_factory.mktemp("toys")
+    write_model(engine, folder, Serving("tiny", "python", "cpu", instances=2))
+    write_model(write_toy(toys / "toy"), folder, Serving("merged", "python", "cpu", queue_delay_us=200_000))
+    write_model(write_toy(toys / "bf16", "bfloat16"), folder, Serving("bf16", "python", "cpu"))
+    write_model(engine, folder, Serving("tiny-onnx", "onnxruntime", "cpu"))
+    write_model(write_toy(toys / "full", backend="tensorrt"), folder, Serving("full", "tensorrt", "gpu"))
+    gpu = write_model(write_toy(toys / "gpu"), folder, Serving("session", "python", "gpu"))
+    # Triton itself refuses a GPU model where no GPU is. What our model does there, it shows as a CPU model.
+    config = gpu.folder / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_GPU", "KIND_CPU"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(repository, tmp_path_factory):
+    with TritonServer(repository, tmp_path_factory.mktemp("server"), ["tiny", "merged", "bf16"]) as running:
+        yield running

@@ -1,0 +1,140 @@
+"""A real tritonserver on this machine: the one in the nvidia-pytriton wheel, with its Python backend.
+
+``pip install --no-deps nvidia-pytriton`` anywhere on the path, or with ``--target`` into <prefix>/tritonserver. The
+package's own Python code is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_PR_SET_PDEATHSIG = 1
+
+
+def _root() -> Path | None:
+    spec = importlib.util.find_spec("pytriton")
+    places = [Path(sys.prefix) / "tritonserver" / "pytriton"]
+    places += [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    return next((p / "tritonserver" for p in places if (p / "tritonserver" / "bin" / "tritonserver").is_file()), None)
+
+
+def _libraries(root: Path) -> str:
+    return f"{root.parents[1] / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+
+
+def missing() -> str:
+    """Why no server can run here; empty when one can."""
+    if importlib.util.find_spec("tritonclient") is None:
+        return "needs tritonclient"
+    root = _root()
+    if root is None:
+        return "needs a tritonserver: pip install --no-deps nvidia-pytriton"
+    stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    if not stub.is_file():
+        return f"this tritonserver has no Python backend for Python {PYTHON}"
+    tried = subprocess.run(["ldd", str(stub)], env={**os.environ, "LD_LIBRARY_PATH": _libraries(root)},
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    lost = [line.split()[0] for line in tried.stdout.splitlines() if "not found" in line]
+    return f"the Python backend needs {', '.join(lost)}" if lost else ""
+
+
+class TritonServer:
+    """Started on entry and ready; stopped on exit, and killed with everything it started if it does not stop."""
+
+    def __init__(self, repository: Path, scratch: Path, models: list[str]) -> None:
+        """Serve `models` of `repository`; `scratch` is an empty folder."""
+        self.root = _root()
+        self.repository, self.scratch, self.models = repository, scratch, models
+        self.http, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(2))
+        self.log = scratch / "tritonserver.log"
+        self._shm = f"svdq-test-{uuid.uuid4().hex[:12]}"
+
+    def __enter__(self) -> TritonServer:
+        self._process = subprocess.Popen(
+            self._command(), env=self._environment(), stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
+            start_new_session=True, preexec_fn=_die_with_parent,
+        )  # fmt: skip
+        try:
+            self._wait(180)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def _command(self) -> list[str]:
+        backends = self.scratch / "backends"
+        shutil.copytree(self.root / "backends", backends)
+        stub = self.root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+        (backends / "python" / stub.name).write_bytes(stub.read_bytes())
+        (backends / "python" / stub.name).chmod(0o755)
+        (host, http), (_, grpc) = self.http.split(":"), self.grpc.split(":")
+        return [
+            str(self.root / "bin" / "tritonserver"), "--model-repository", str(self.repository),
+            "--backend-directory", str(backends), "--disable-auto-complete-config",
+            "--model-control-mode=explicit", *(f"--load-model={name}" for name in self.models),
+            "--http-address", host, "--http-port", http, "--grpc-address", host, "--grpc-port", grpc,
+            "--allow-metrics=false", f"--backend-config=python,shm-region-prefix-name={self._shm}",
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        """The stub takes its packages from the first python3 on the PATH, which must be this one."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": _libraries(self.root)}
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5).close()
+                return
+            if not self.alive():
+                raise RuntimeError(f"tritonserver ended:\n{self._tail()}")
+            time.sleep(0.2)
+        raise TimeoutError(f"tritonserver is not ready after {seconds} s:\n{self._tail()}")
+
+    def _tail(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if line[:1] not in "|+")[-4000:]
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(10)
+        for left in Path("/dev/shm").glob(f"{self._shm}*"):
+            left.unlink(missing_ok=True)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]

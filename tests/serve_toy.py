@@ -1,0 +1,70 @@
+"""An engine folder small enough to know every bit of what it answers: y = 2 x t, with a batch axis."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 (numpy's "bfloat16")
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from svdq_trt.engine import manifest as manifests
+
+
+def write_toy(folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx", batch: tuple = (1, 2, 4)) -> Path:
+    """x [batch, 8..32] of `dtype`, t [batch] f32 -> y as x. The plan and the plugin are bytes that nothing runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Cast", ["t"], ["t16"], to=kind),
+        helper.make_node("Unsqueeze", ["t16", "axis"], ["t2"]),
+        helper.make_node("Mul", ["x", "t2"], ["xt"]),
+        helper.make_node("Mul", ["xt", "two"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "toy",
+        [value("x", kind, ["b", "n"]), value("t", onnx.TensorProto.FLOAT, ["b"])], [value("y", kind, ["b", "n"])],
+        [numpy_helper.from_array(np.array([2], dtype), "two"), numpy_helper.from_array(np.array([1]), "axis")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10),
+              folder / "model.onnx")  # fmt: skip
+    for name, content in (("model.plan", b"plan"), ("libsvdq_trt_plugin.so", b"plugin")):
+        (folder / name).write_bytes(content)
+    manifests.write(folder, manifest(folder, dtype, backend, batch))
+    return folder
+
+
+def manifest(folder: Path, dtype: str, backend: str, batch: tuple) -> dict[str, Any]:
+    def part(name: str) -> dict[str, Any]:
+        content = (folder / name).read_bytes()
+        return {"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def tensor(name: str, kind: str, *sizes: tuple) -> dict[str, Any]:
+        shape = {bound: [size[i] for size in sizes] for i, bound in enumerate(("min", "opt", "max"))}
+        return {"name": name, "dtype": kind, "shape": shape}
+
+    empty = ("accuracy", "device_memory_bytes", "timings_s", "peak_rss_bytes", "versions", "config")
+    width = (8, 16, 32)
+    return {
+        **{key: {} for key in empty},
+        "model": "toy", "arch": "sm_89", "format": "int4", "rank": 32, "quantized": [], "kept_16bit": [],
+        "backend": {"name": backend, "version": "1.2.3"}, "fp16_weight_bytes": 0, "quantized_weight_bytes": 0,
+        "plan": part("model.plan"), "plugin": {**part("libsvdq_trt_plugin.so"), "version": "1.0.0", "embedded": True},
+        "onnx": {"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size},
+        "inputs": [tensor("x", dtype, batch, width), tensor("t", "float32", batch)],
+        "outputs": [tensor("y", dtype, batch, width)],
+    }  # fmt: skip
+
+
+def toy_feed(batch: int = 1, width: int = 8, seed: int = 0, dtype: str = "float16") -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x, t = rng.integers(-8, 9, (batch, width)), rng.integers(1, 9, batch)  # products are exact in every dtype
+    return {"x": x.astype(dtype), "t": t.astype(np.float32)}
+
+
+def toy_answer(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    return 2 * inputs["x"].astype(np.float32) * inputs["t"].reshape(-1, 1)
