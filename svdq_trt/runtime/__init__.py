@@ -1,7 +1,21 @@
-"""Run engine folders from Python."""
+"""Run engine folders from Python: ``Session`` in TensorRT on a GPU, ``OnnxSession`` in ONNX Runtime anywhere."""
 
 from __future__ import annotations
 
-from svdq_trt.runtime.session import Session
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Session"]
+if TYPE_CHECKING:
+    from svdq_trt.runtime.onnx_session import OnnxSession
+    from svdq_trt.runtime.protocol import Runner
+    from svdq_trt.runtime.session import Session
+
+__all__ = ["OnnxSession", "Runner", "Session"]
+_MODULES = {"OnnxSession": "onnx_session", "Runner": "protocol", "Session": "session"}
+
+
+def __getattr__(name: str) -> Any:  # each brings its own libraries
+    if name not in _MODULES:
+        raise AttributeError(f"module 'svdq_trt.runtime' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(f"svdq_trt.runtime.{_MODULES[name]}"), name)

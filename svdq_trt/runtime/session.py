@@ -23,7 +23,7 @@ from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
 from svdq_trt.runtime.opening import open_engine
-from svdq_trt.runtime.shapes import as_array, check_inputs, input_profiles, output_names, torch_dtype
+from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, input_profiles, output_names, trt_dtype_name
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -92,7 +92,7 @@ class Session:
             ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
             SvdqError: TensorRT or the plugin failed; carries its message.
         """
-        tensors = check_inputs(self.inputs, inputs)
+        tensors = {name: as_tensor(value) for name, value in check_inputs(self.inputs, inputs).items()}
         caller = torch.cuda.current_stream(self.device)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             self._stream.wait_stream(caller)
@@ -148,7 +148,7 @@ class Session:
         self._apply(largest)
         for name in (*largest, *self.output_names):
             shape = largest.get(name) or tuple(self._context.get_tensor_shape(name))
-            dtype = torch_dtype(self._engine.get_tensor_dtype(name))
+            dtype = getattr(torch, trt_dtype_name(self._engine.get_tensor_dtype(name)))
             buffers[name] = torch.zeros(max(1, math.prod(shape)), dtype=dtype, device=self.device)
             self._context.set_tensor_address(name, buffers[name].data_ptr())
         self._stream.wait_stream(torch.cuda.current_stream())

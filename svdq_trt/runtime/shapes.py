@@ -1,31 +1,40 @@
-"""What an engine takes, read from the engine itself, and whether given tensors fit."""
+"""What a model takes, and whether given tensors fit. Torch tensors and numpy arrays alike, without importing torch."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import ml_dtypes
 import numpy as np
-import torch
 
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import ShapeError
 
-#: TensorRT's DataType by name -> torch
-_DTYPES = {"FLOAT": torch.float32, "HALF": torch.float16, "BF16": torch.bfloat16, "INT32": torch.int32,
-           "INT64": torch.int64, "INT8": torch.int8, "UINT8": torch.uint8, "BOOL": torch.bool}  # fmt: skip
+if TYPE_CHECKING:
+    import torch
+
+#: TensorRT's DataType by name -> numpy's name, which is torch's too
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64",
+           "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"}  # fmt: skip
 
 
-def torch_dtype(trt_dtype: Any) -> torch.dtype:
-    """TensorRT's DataType as torch's."""
+def trt_dtype_name(trt_dtype: Any) -> str:
+    """``float16`` for TensorRT's DataType.HALF."""
     return _DTYPES[trt_dtype.name]
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """``bfloat16`` is ml_dtypes' type."""
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def input_profiles(trt: Any, engine: Any) -> list[TensorProfile]:
     """The engine's inputs with their ranges in optimization profile 0."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     return [
-        TensorProfile(n, dtype_name(torch_dtype(engine.get_tensor_dtype(n))),
+        TensorProfile(n, trt_dtype_name(engine.get_tensor_dtype(n)),
                       *(tuple(shape) for shape in engine.get_tensor_profile_shape(n, 0)))
         for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT
     ]  # fmt: skip
@@ -37,13 +46,29 @@ def output_names(trt: Any, engine: Any) -> list[str]:
     return [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float16`` for torch.float16."""
-    return str(dtype).removeprefix("torch.")
+def manifest_profiles(manifest: Mapping[str, Any]) -> list[TensorProfile]:
+    """The inputs that a manifest names, with their ranges."""
+    return [
+        TensorProfile(t["name"], t["dtype"], *(tuple(t["shape"][bound]) for bound in ("min", "opt", "max")))
+        for t in manifest["inputs"]
+    ]
+
+
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """A torch tensor; False for everything else in a process that has not imported torch."""
+    module = sys.modules.get("torch")
+    return module is not None and isinstance(value, module.Tensor)
+
+
+def dtype_name(value: torch.Tensor | np.ndarray) -> str:
+    """``float16`` for a tensor or an array of that dtype."""
+    return str(value.dtype).removeprefix("torch.")
 
 
 def as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor:
     """A tensor over the array's memory; ml_dtypes' bfloat16, which torch does not know, by its bits."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         return value
     value = np.asarray(value, order="C")  # ascontiguousarray would make a scalar a vector
@@ -54,20 +79,20 @@ def as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor:
     return torch.from_numpy(value)
 
 
-def as_array(value: torch.Tensor) -> np.ndarray:
-    """A copy on the host; bfloat16 as ml_dtypes' type."""
-    host = value.cpu()
-    if host.dtype == torch.bfloat16:
-        import ml_dtypes
+def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
+    """On the host; bfloat16 as ml_dtypes' type. A CPU tensor's or an array's own memory, else a copy."""
+    if not is_tensor(value):
+        return np.asarray(value)
+    import torch
 
-        return host.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    host = value.detach().cpu()
+    if host.dtype == torch.bfloat16:
+        return host.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return host.numpy()
 
 
-def check_inputs(
-    profiles: Sequence[TensorProfile], given: Mapping[str, torch.Tensor | np.ndarray]
-) -> dict[str, torch.Tensor]:
-    """Tensors by name, in the engine's order.
+def check_inputs(profiles: Sequence[TensorProfile], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given values by name, in the engine's order; what is neither tensor nor array becomes an array.
 
     Raises:
         ShapeError: an input missing or unknown, of another dtype, or outside the profile.
@@ -78,21 +103,25 @@ def check_inputs(
         raise ShapeError(f"input '{name}'", got, ", ".join(names))
     checked = {}
     for profile in profiles:
-        tensor, where = as_tensor(given[profile.name]), f"input '{profile.name}'"
-        if dtype_name(tensor.dtype) != profile.dtype:
-            raise ShapeError(where, dtype_name(tensor.dtype), profile.dtype, "Convert it before the call.")
-        shape = tuple(tensor.shape)
+        value, where = given[profile.name], f"input '{profile.name}'"
+        value = value if is_tensor(value) else np.asarray(value)
+        if dtype_name(value) != profile.dtype:
+            raise ShapeError(where, dtype_name(value), profile.dtype, "Convert it before the call.")
+        shape = tuple(value.shape)
         fits = len(shape) == len(profile.min) and all(
             low <= size <= high for low, size, high in zip(profile.min, shape, profile.max, strict=True)
         )
         if not fits:
             raise ShapeError(where, f"shape {list(shape)}", describe(profile),
                              "Build the engine with a wider --batch, --height or --width.")  # fmt: skip
-        checked[profile.name] = tensor
+        checked[profile.name] = value
     return checked
 
 
 def describe(profile: TensorProfile) -> str:
-    """``[1..4, 4, 64..192, 64..192]``."""
-    dims = (str(low) if low == high else f"{low}..{high}" for low, high in zip(profile.min, profile.max, strict=True))
+    """``[1..4, 4, 64..192, 64..192]``; a bound beyond an int32 is none."""
+    dims = (
+        str(low) if low == high else f"{low}.." + (str(high) if high < 2**31 - 1 else "")
+        for low, high in zip(profile.min, profile.max, strict=True)
+    )
     return f"[{', '.join(dims)}]"

@@ -1,0 +1,144 @@
+"""``OnnxSession``: the ONNX file of an engine folder in ONNX Runtime, behind the interface of ``Session``.
+
+    session = OnnxSession("engines/sdxl-sm_89")
+    noise = session.run({"sample": latent, "timestep": t, ...})["out_sample"]
+
+For machines without a GPU, and to compare with. It is slow: the svdq nodes run as the function bodies that travel in
+the file, which dequantize and multiply in standard operators. No machine code of ours runs, no plan is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from svdq_trt.engine import manifest as manifests
+from svdq_trt.engine.profile import TensorProfile
+from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.runtime.onnx_graph import read_graph
+from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, manifest_profiles, numpy_dtype
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+class OnnxSession:
+    """One ONNX file in ONNX Runtime. Several threads may call `run` at once.
+
+    A bfloat16 model runs as its float32 twin, which is written beside the file: ONNX Runtime's CPU has no bfloat16
+    arithmetic. Inputs and outputs keep the model's dtype.
+
+    Attributes:
+        manifest: the engine's manifest; {} for an ONNX file by itself.
+        inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
+        provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
+        path: the file that runs.
+
+    Args:
+        source: an engine folder (the plan may be missing), or an .onnx file.
+        device: "cpu", "cuda" (needs onnxruntime-gpu), or "auto": cuda where this ONNX Runtime has it.
+        threads: inside one operator; None leaves it to ONNX Runtime.
+
+    Raises:
+        ArtifactError: no manifest, another size than the manifest's, not an ONNX file.
+        UnsupportedError: this ONNX Runtime has no such device. SvdqError: ONNX Runtime refuses the file.
+    """
+
+    def __init__(self, source: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
+        import onnxruntime as ort
+
+        source = Path(source)
+        self.manifest: dict[str, Any] = {}
+        file = source
+        if source.suffix != ".onnx":
+            self.manifest = manifests.verify(source, parts=("onnx",))
+            file = source / Path(self.manifest["onnx"]["file"]).name
+        self.provider = _provider(ort, device)
+        graph = read_graph(file)
+        self.inputs: list[TensorProfile] = manifest_profiles(self.manifest) if self.manifest else graph.inputs
+        self.output_names = list(graph.outputs)
+        self._output_dtypes = graph.outputs
+        self.path = _float32_twin(file) if graph.has_bfloat16 else file
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(str(self.path), options, providers=[self.provider])
+        except Exception as error:
+            raise _told(error, self.path) from error
+        self._dtypes = {i.name: i.type for i in self._session.get_inputs()}
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run once. All numpy in gives numpy out; otherwise torch tensors on the CPU.
+
+        Raises:
+            ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
+            SvdqError: ONNX Runtime failed; carries its message.
+        """
+        if self._session is None:
+            raise SvdqError(str(self.path), "a closed session", "an open one")
+        checked = check_inputs(self.inputs, inputs)
+        feed = {name: self._fed(name, as_array(value)) for name, value in checked.items()}
+        try:
+            values = self._session.run(self.output_names, feed)
+        except Exception as error:
+            raise _told(error, self.path) from error
+        outputs = {
+            name: np.asarray(value).astype(numpy_dtype(dtype), copy=False)
+            for (name, dtype), value in zip(self._output_dtypes.items(), values, strict=True)
+        }
+        if any(is_tensor(value) for value in inputs.values()):
+            return {name: as_tensor(value) for name, value in outputs.items()}
+        return outputs
+
+    __call__ = run
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._session = None
+
+    def __enter__(self) -> OnnxSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _fed(self, name: str, value: np.ndarray) -> np.ndarray:
+        return value.astype(np.float32) if self._dtypes[name] == "tensor(float)" else value
+
+
+def _provider(ort: Any, device: str) -> str:
+    have = ort.get_available_providers()
+    if device == "auto":
+        device = "cuda" if _PROVIDERS["cuda"] in have else "cpu"
+    if device not in _PROVIDERS:
+        raise UnsupportedError("device", f"'{device}'", f"auto, {', '.join(_PROVIDERS)}")
+    if _PROVIDERS[device] not in have:
+        raise UnsupportedError("onnxruntime", f"no {_PROVIDERS[device]}", "a build that has it",
+                               "pip uninstall onnxruntime && pip install onnxruntime-gpu")  # fmt: skip
+    return _PROVIDERS[device]
+
+
+def _float32_twin(file: Path) -> Path:
+    """The twin beside `file`; written again only when `file` is newer."""
+    twin = file.with_suffix(".f32.onnx")
+    if not twin.is_file() or twin.stat().st_mtime_ns < file.stat().st_mtime_ns:
+        from svdq_export import write_float32_twin
+
+        try:
+            write_float32_twin(file)
+        except OSError as error:
+            raise ArtifactError(str(twin), f"cannot be written ({error.strerror})", "a writable folder",
+                                "Copy the engine folder.") from error  # fmt: skip
+    return twin
+
+
+def _told(error: Exception, path: Path) -> Exception:
+    """ONNX Runtime's own exceptions have no common base; everything else is passed on."""
+    if type(error).__module__.startswith("onnxruntime"):
+        return SvdqError(str(path), " ".join(str(error).split()), "a graph and inputs that ONNX Runtime runs")
+    return error

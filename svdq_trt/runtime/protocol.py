@@ -1,0 +1,31 @@
+"""What everything that runs a model has in common: a TensorRT engine, an ONNX file in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from svdq_trt.engine.profile import TensorProfile
+
+
+class Runner(Protocol):
+    """Named tensors in, named tensors out.
+
+    Attributes:
+        manifest: the engine folder's manifest. inputs: what `run` takes, with the range of every dimension.
+        output_names: what it returns.
+    """
+
+    manifest: dict[str, Any]
+    output_names: Sequence[str]
+
+    @property
+    def inputs(self) -> Sequence[TensorProfile]:
+        """Name, dtype and range of every input, in order."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Torch tensors or numpy arrays by name -> outputs by name; all numpy in gives numpy out."""
+
+    def close(self) -> None:
+        """Free what it holds; a second call does nothing."""
