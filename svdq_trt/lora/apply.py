@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from svdq_trt.compile.events import Progress
@@ -57,10 +56,15 @@ def open_loras(
     return loaded
 
 
-def rows_of(node: Node) -> Rows:
-    """Where the members of a quantized node are."""
-    starts = [sum(node.member_rows[:i]) for i in range(len(node.members))]
-    return Rows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k)
+def node_rows(loaded: artifact.Artifact, spec: ModelSpec) -> dict[str, Rows]:
+    """Where the members of every quantized node are."""
+    groups = {g.node: g for g in spec.groups(spec.build(device="meta"), tuple(loaded.meta.get("skip", ())))}
+    rows = {}
+    for node in loaded.nodes:
+        starts = [sum(node.member_rows[:i]) for i in range(len(node.members))]
+        columns = getattr(groups.get(node.name), "columns", None)
+        rows[node.name] = Rows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k, columns)
+    return rows
 
 
 def apply_loras(
@@ -76,13 +80,14 @@ def apply_loras(
     # At strength 0 a LoRA is not there: the result has the base's ranks, and its bits.
     active = [lora for lora in loras if lora.strength]
     loaded = artifact.load(source)
+    rows = node_rows(loaded, spec)
     tensors: dict[str, Tensor] = dict(loaded.tensors)
     nodes: list[Node] = []
     members: set[str] = set()
     for index, node in enumerate(loaded.nodes):
         members |= set(node.members)
         down, up = (tensors[f"{node.name}.{name}"] for name in ("lora_down", "lora_up"))
-        down, up = extend(down, up, active, rows_of(node))
+        down, up = extend(down, up, active, rows[node.name])
         tensors[f"{node.name}.lora_down"], tensors[f"{node.name}.lora_up"] = down.contiguous(), up.contiguous()
         nodes.append(replace(node, rank=len(down)))
         progress(index + 1, len(loaded.nodes), node.name)
@@ -119,8 +124,3 @@ def merge_into(module: nn.Module, loras: Sequence[Loaded]) -> int:
         layer: Any = layers[name]
         layer.weight = nn.Parameter(merge_dense(layer.weight.detach(), name, loras), requires_grad=False)
     return len(hit)
-
-
-def act_dtype(spec: ModelSpec) -> torch.dtype:
-    """Of the low-rank branch."""
-    return spec.torch_dtype

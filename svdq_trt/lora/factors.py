@@ -43,12 +43,14 @@ class Rows:
 
     Attributes:
         name: of the node. n, k: N, K.
+        columns: the node has input features [start, stop) of its one linear only; None: all.
     """
 
     name: str
     first: Mapping[str, int]
     n: int
     k: int
+    columns: tuple[int, int] | None = None
 
 
 def unit_factors(by_layer: ByLayer, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -64,6 +66,8 @@ def unit_factors(by_layer: ByLayer, rows: Rows, dtype: torch.dtype) -> tuple[Ten
     for layer, first in rows.first.items():
         for entry, target in by_layer.get(layer, ()):
             down, up = entry.down(), entry.up()
+            if rows.columns:
+                down = down[:, slice(*rows.columns)]
             column = next((i for i, d in enumerate(downs) if torch.equal(d, down)), None)
             if column is None:
                 column = len(downs)

@@ -5,7 +5,7 @@ kohya's underscores need not be turned back into dots.
 
 | file | spelling of a layer |
 |---|---|
-| diffusers, PEFT | ``unet.`` or ``transformer.`` or ``base_model.model.`` + diffusers' name; older: ``attn1.processor.to_q`` |
+| diffusers, PEFT | ``unet.``, ``transformer.``, ``base_model.model.`` + diffusers' name; older ``processor.to_q`` |
 | kohya | ``lora_unet_`` + the original or diffusers' name, dots as underscores; ``lora_transformer_`` + diffusers' |
 | ComfyUI | ``diffusion_model.`` + the original (or diffusers') name |
 """

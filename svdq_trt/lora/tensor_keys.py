@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 #: part -> endings; "." or "_" before diffusers' older ones, an adapter name inside PEFT's
 _ENDINGS = (
-    ("down", r"\.lora_A(\.[^.]+)?\.weight|[._]lora\.down\.weight|\.lora_down\.weight|\.lora_linear_layer\.down\.weight"),
-    ("up", r"\.lora_B(\.[^.]+)?\.weight|[._]lora\.up\.weight|\.lora_up\.weight|\.lora_linear_layer\.up\.weight"),
+    ("down", r"\.lora_A(\.[^.]+)?\.weight|[._]lora\.down\.weight|\.(lora_|lora_linear_layer\.)down\.weight"),
+    ("up", r"\.lora_B(\.[^.]+)?\.weight|[._]lora\.up\.weight|\.(lora_|lora_linear_layer\.)up\.weight"),
     ("mid", r"\.lora_mid\.weight"),
     ("alpha", r"\.alpha"),
 )

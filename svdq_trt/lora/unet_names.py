@@ -30,9 +30,9 @@ def unet_original_name(layer: str, layers: Collection[str], layers_per_block: in
     if layer in _TOP:
         return _TOP[layer]
     if layer.startswith("mid_block."):
-        kind, index, rest = layer.removeprefix("mid_block.").split(".", 2)
-        number = _MID.get(f"{kind}.{index}")
-        return "" if number is None else f"middle_block.{number}.{_inner(kind, rest)}"
+        kind, place, rest = layer.removeprefix("mid_block.").split(".", 2)
+        middle = _MID.get(f"{kind}.{place}")
+        return "" if middle is None else f"middle_block.{middle}.{_inner(kind, rest)}"
     match = _BLOCK.fullmatch(layer)
     if not match:
         return ""

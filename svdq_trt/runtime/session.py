@@ -22,6 +22,7 @@ import torch
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
+from svdq_trt.runtime.lora import Loras, LoraSet, check_inputs_match, open_slots, require_slots
 from svdq_trt.runtime.opening import open_engine
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, input_profiles, output_names, trt_dtype_name
 
@@ -32,7 +33,7 @@ class Session:
     """One engine, one execution context, one stream. Not thread-safe: one thread at a time.
 
     Attributes:
-        manifest: the engine's manifest.
+        manifest: the engine's manifest. lora: its LoRA slots; None without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         compiled: False when the runtime cache spared the compilation at start.
 
@@ -72,7 +73,11 @@ class Session:
                                  device=device)  # fmt: skip
             self.manifest = opened.manifest
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
-            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine)
+            inputs = input_profiles(self._trt, self._engine)
+            self.lora = open_slots(folder, self.manifest, self.device)
+            check_inputs_match(self.lora, [p.name for p in inputs])
+            filled = self.lora.views if self.lora else {}
+            self.inputs: list[TensorProfile] = [p for p in inputs if p.name not in filled]
             self.output_names = output_names(self._trt, self._engine)
             self._stream = torch.cuda.Stream()
             path = cache_path(folder, torch.cuda.get_device_name(), opened.backend.version)
@@ -110,10 +115,33 @@ class Session:
 
     __call__ = run
 
+    def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
+        """Read LoRA files and lay them out on the GPU, for `set_lora`; see LoraSlots.prepare."""
+        with torch.cuda.device(self.device):
+            return require_slots(self.lora).prepare(loras, allow_partial)
+
+    def set_lora(self, loras: Loras | LoraSet, strength: float = 1.0, *, allow_partial: bool = False) -> None:
+        """Swap LoRAs in an engine built with --lora-slots: the next run has them; None takes them out.
+
+        Takes no rebuild and no capture; CUDA graphs stay valid. Between two steps of a pipeline give it what
+        `prepare_lora` returned: then the host does not wait and nothing is read.
+
+        Args:
+            loras: a file, (file, strength) pairs, or a prepared set. strength: multiplies each file's own.
+
+        Raises:
+            UnsupportedError: an engine without slots. ArtifactError, ShapeError, RangeError: the LoRA does not fit;
+                what was in stays in.
+        """
+        slots = require_slots(self.lora)
+        prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            slots.fill(prepared, strength)
+
     def close(self) -> None:
         """Free the engine and its memory; also done by ``with`` and by garbage collection."""
         self._stream.synchronize()
-        self._graph = self._context = self._engine = None
+        self._graph = self._context = self._engine = self.lora = None
         self._buffers = {}
 
     def __enter__(self) -> Session:
@@ -151,6 +179,8 @@ class Session:
             dtype = getattr(torch, trt_dtype_name(self._engine.get_tensor_dtype(name)))
             buffers[name] = torch.zeros(max(1, math.prod(shape)), dtype=dtype, device=self.device)
             self._context.set_tensor_address(name, buffers[name].data_ptr())
+        for name, view in (self.lora.views if self.lora else {}).items():
+            self._context.set_tensor_address(name, view.data_ptr())
         self._stream.wait_stream(torch.cuda.current_stream())
         return buffers
 

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 
 
 def export_model(
-    module: nn.Module, spec: ModelSpec, profile: Mapping[str, Sequence[int]], out: Path, progress: Progress
+    module: nn.Module,
+    spec: ModelSpec,
+    profile: Mapping[str, Sequence[int]],
+    out: Path,
+    progress: Progress,
+    runtime_inputs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Export `module` to `out`; sizes that the profile fixes (min = max) become static.
 
     Args:
         profile: symbol (batch, height, width, tokens) -> [min, opt, max].
+        runtime_inputs: parameters that become inputs, see svdq_export.export_onnx.
     """
     from svdq_export import export_onnx
 
@@ -30,7 +36,8 @@ def export_model(
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     info = export_onnx(
         spec.wrap(module), named, dynamic_shapes(spec, profile), [io.name for io in spec.outputs], out,
-        wrapped=spec.family.WRAPPED, progress=lambda stage, done, total: progress(done, total, stage),
+        wrapped=spec.family.WRAPPED, runtime_inputs=runtime_inputs,
+        progress=lambda stage, done, total: progress(done, total, stage),
     )  # fmt: skip
     return {"nodes": list(info.svdq_nodes), "op_types": list(info.op_types), "node_count": info.node_count,
             "data_bytes": info.data_bytes}  # fmt: skip
