@@ -33,7 +33,7 @@ _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "lora": (("svdq_trt/lora", "svdq_trt/spec", "svdq_trt/models"), ("torch", "diffusers")),
     "export": ((*_GRAPH, "svdq_trt/lora/slots"), _GRAPH_LIBRARIES),
     "reference_export": ((*_GRAPH, "svdq_trt/checkpoint", "svdq_trt/lora"), _GRAPH_LIBRARIES),
-    "run_onnx": (("svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
+    "run_onnx": (("svdq_export", "svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
     "compare": (("svdq_trt/check",), ("polygraphy", "matplotlib")),
     "plan": (("svdq_trt/engine",), ()),  # the backend's version is a parameter
 }

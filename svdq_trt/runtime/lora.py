@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +27,6 @@ from svdq_trt.lora.read import LoraFile, read_lora, refuse_partial
 from svdq_trt.lora.slots import Slot, load_table
 from svdq_trt.models import get_model
 from svdq_trt.spec.formats import R_MULTIPLE
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _ALIGN = 128  # elements between starts of tensors: 256 bytes
 _DOWN, _UP = 64, 16  # elements of a piece
@@ -89,12 +86,6 @@ class LoraSlots:
         starts = [(slot, places[slot.down_name][0], places[slot.up_name][0]) for slot in self.table.slots]
         self._down_index = torch.cat([_down_pieces(slot, down) for slot, down, _ in starts]).to(self.device)
         self._up_index = torch.cat([_up_pieces(slot, up) for slot, _, up in starts]).to(self.device)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The inputs for a runtime that takes numpy arrays; of a CPU device: the buffer's own memory."""
-        from svdq_trt.runtime.shapes import as_array
-
-        return {name: as_array(view) for name, view in self.views.items()}
 
     def prepare(self, loras: Loras, allow_partial: bool = False) -> LoraSet:
         """Read LoRA files and lay them out: takes seconds, so do it ahead for those that are swapped often.
