@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from svdq_trt.lora.apply import layer_shapes
+from svdq_trt.lora.flux_names import flux_original_names
 from svdq_trt.lora.unet_names import unet_original_name
 from svdq_trt.models import ModelSpec
 
@@ -81,3 +82,24 @@ def write_kohya(path: Path, factors: Mapping[str, Factors], spec: ModelSpec, **m
 def write_comfy(path: Path, factors: Mapping[str, Factors], spec: ModelSpec) -> Path:
     """As ComfyUI saves one: dotted original names."""
     return write_named(path, factors, lambda name: "diffusion_model." + unet_original(spec, name))
+
+
+def write_flux_original(folder: Path, spec: ModelSpec, rank: int = 8) -> tuple[Path, Path]:
+    """One LoRA of every layer of a FLUX model: kohya's original, fused names; and diffusers' split ones."""
+    shapes, rng = layer_shapes(spec), torch.Generator().manual_seed(4)
+    original, split = {}, {}
+    for name, parts in flux_original_names({layer: shape[0] for layer, shape in shapes.items()}):
+        k = shapes[parts[0][0]][1]
+        down = torch.randn(rank, k, generator=rng) * k**-0.5
+        up = torch.randn(sum(p[3] for p in parts), rank, generator=rng) * 0.015
+        key = f"lora_unet_{name.replace('.', '_')}"
+        original |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up}
+        original[f"{key}.alpha"] = torch.tensor(rank * 2.0)
+        for layer in dict.fromkeys(p[0] for p in parts):
+            rows = torch.zeros(shapes[layer][0], rank)
+            for _, start, source, n in (p for p in parts if p[0] == layer):
+                rows[start : start + n] = 2 * up[source : source + n]
+            split |= {f"transformer.{layer}.lora_A.weight": down.clone(), f"transformer.{layer}.lora_B.weight": rows}
+    save_file(original, folder / "original.safetensors")
+    save_file(split, folder / "diffusers.safetensors")
+    return folder / "original.safetensors", folder / "diffusers.safetensors"
