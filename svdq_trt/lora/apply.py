@@ -56,13 +56,13 @@ def open_loras(
     return loaded
 
 
-def node_rows(loaded: artifact.Artifact, spec: ModelSpec) -> dict[str, Rows]:
-    """Where the members of every quantized node are."""
-    groups = {g.node: g for g in spec.groups(spec.build(device="meta"), tuple(loaded.meta.get("skip", ())))}
+def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) -> dict[str, Rows]:
+    """Where the members of every quantized node are; `skip` as the nodes were made with."""
+    groups = {g.node: g for g in spec.groups(spec.build(device="meta"), tuple(skip))}
     rows = {}
-    for node in loaded.nodes:
+    for node in nodes:
         starts = [sum(node.member_rows[:i]) for i in range(len(node.members))]
-        columns = getattr(groups.get(node.name), "columns", None)
+        columns = groups[node.name].columns
         rows[node.name] = Rows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k, columns)
     return rows
 
@@ -80,7 +80,7 @@ def apply_loras(
     # At strength 0 a LoRA is not there: the result has the base's ranks, and its bits.
     active = [lora for lora in loras if lora.strength]
     loaded = artifact.load(source)
-    rows = node_rows(loaded, spec)
+    rows = node_rows(loaded.nodes, spec, loaded.meta.get("skip", ()))
     tensors: dict[str, Tensor] = dict(loaded.tensors)
     nodes: list[Node] = []
     members: set[str] = set()

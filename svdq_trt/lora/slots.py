@@ -12,7 +12,7 @@ header the list of slots. svdq_trt/runtime/lora.py feeds them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,15 +137,20 @@ def install_slots(
     return SlotTable(model, str(dtype).removeprefix("torch."), rank, tuple(slots), dict(shapes))
 
 
-def save_table(path: Path, module: nn.Module, table: SlotTable) -> None:
-    """Write lora_slots.safetensors: the table, and the base's ranks of a module with slots installed."""
+def base_factors(module: nn.Module, table: SlotTable) -> dict[str, Tensor]:
+    """The base's ranks of a module with slots installed, by input name."""
     tensors = {}
     for slot in table.slots:
         if slot.base:
             node: Any = module.get_submodule(slot.rows.name)
             tensors[slot.down_name] = node.lora_down[: slot.base].contiguous()
             tensors[slot.up_name] = node.lora_up[:, : slot.base].contiguous()
-    save_tensors(path, tensors, {_KEY: json.dumps({"version": VERSION, **asdict(table)})})
+    return tensors
+
+
+def save_table(path: Path, table: SlotTable, base: Mapping[str, Tensor]) -> None:
+    """Write lora_slots.safetensors: the table, and the base's ranks."""
+    save_tensors(path, base, {_KEY: json.dumps({"version": VERSION, **asdict(table)})})
 
 
 def load_table(path: Path) -> tuple[SlotTable, dict[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""LoRAs in a quantized model: no 4-bit code changes, and the result is the model with them merged before quantization."""
+"""LoRAs in a quantized model: no 4-bit code changes, and the result is the model that had them merged before."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ def test_every_spelling_gives_the_same_change(tmp_path, spec, names, shapes, fac
         "comfy": write_comfy(tmp_path / "comfy.safetensors", factors, spec),
         "comfy-A-B": write_named(tmp_path / "ab.safetensors", factors,
                                  lambda n: f"diffusion_model.{unet_original(spec, n)}"),
-        "kohya-diffusers": write_named(tmp_path / "kd.safetensors", factors, lambda n: f"lora_unet_{n}".replace(".", "_")),
+        "kohya-diffusers": write_named(tmp_path / "kd.safetensors", factors,
+                                       lambda n: f"lora_unet_{n}".replace(".", "_")),
         "bare": write_named(tmp_path / "bare.safetensors", factors, lambda n: n),
     }  # fmt: skip
     renamed = {k.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B."): v
@@ -62,7 +63,8 @@ def test_peft_reads_the_adapter_configuration_beside_it(tmp_path, spec, names, s
     path = tmp_path / "adapter_model.safetensors"
     tensors = {}
     for name, f in factors.items():
-        tensors[f"base_model.model.{name}.lora_A.weight"], tensors[f"base_model.model.{name}.lora_B.weight"] = f.down, f.up
+        layer = f"base_model.model.{name}"
+        tensors[f"{layer}.lora_A.weight"], tensors[f"{layer}.lora_B.weight"] = f.down, f.up
     save_file(tensors, path)
     assert {e.scale for e in read_lora(path, names, shapes).entries} == {1.0}  # without it: alpha = r
     config = {"lora_alpha": 6, "r": 4, "alpha_pattern": {"attn1.to_q": 10}}
@@ -170,7 +172,7 @@ def test_pickles_and_wreckage_are_refused(tmp_path, names, shapes):
         save_file({"unet.time_embedding.linear_1.lora_A.weight": f.down,
                    "unet.time_embedding.linear_1.lora_B.weight": f.up}, tmp_path / "m.safetensors",
                   metadata={"lora_adapter_metadata": metadata})  # fmt: skip
-        with pytest.raises(ArtifactError, match="metadata|alpha"):
+        with pytest.raises(ArtifactError, match=r"metadata|alpha"):
             read_lora(tmp_path / "m.safetensors", names, shapes)
 
 

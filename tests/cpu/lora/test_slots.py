@@ -19,7 +19,7 @@ from svdq_trt.errors import ArtifactError, RangeError, ShapeError, UnsupportedEr
 from svdq_trt.lora.factors import Loaded, Rows, extend
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import read_lora
-from svdq_trt.lora.slots import FILE, install_slots, load_table, save_table
+from svdq_trt.lora.slots import FILE, base_factors, install_slots, load_table, save_table
 from svdq_trt.models import get_model
 from svdq_trt.runtime.lora import LoraSlots, check_inputs_match, require_slots
 from svdq_trt.spec.formats import Activation
@@ -82,7 +82,7 @@ def slotted(tmp_path_factory):
     module = Net()
     table = install_slots(module, ROWS, "sdxl-tiny", torch.float16, S, SHAPES)
     path, x = export(module, folder, table.input_names())
-    save_table(folder / FILE, module, table)
+    save_table(folder / FILE, table, base_factors(module, table))
     return path, x, folder / FILE
 
 
@@ -176,7 +176,7 @@ def test_what_does_not_fit_leaves_all_as_it_was(slotted, slots, tmp_path):
         slots.prepare(conv)
     assert slots.prepare(conv, allow_partial=True).files
     save_file({"nowhere.lora_A.weight": torch.ones(4, 8)}, tmp_path / "no.safetensors")
-    with pytest.raises(ArtifactError, match="nowhere: no layer of this model.*allow_partial=True"):
+    with pytest.raises(ArtifactError, match=r"nowhere: no layer of this model.*allow_partial=True"):
         slots.prepare(tmp_path / "no.safetensors")
     for strength in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="strength: "):
@@ -198,7 +198,7 @@ def test_bfloat16_by_its_twin(tmp_path):
     module = Net(torch.bfloat16)
     table = install_slots(module, ROWS, "sdxl-tiny", torch.bfloat16, S, SHAPES)
     path, x = export(module, tmp_path / "b", table.input_names(), torch.bfloat16)
-    save_table(tmp_path / FILE, module, table)
+    save_table(tmp_path / FILE, table, base_factors(module, table))
     slots = LoraSlots(tmp_path / FILE)
     assert slots.views["ff.lora_up"].dtype == torch.bfloat16
     slots.fill(slots.prepare(write_lora(tmp_path / "a.safetensors", NODES_ONLY, rank=8)), 0.7)
@@ -227,8 +227,9 @@ def test_limits_and_refusals(slotted, tmp_path):
 def test_damaged_tables_are_refused(slotted, tmp_path):
     good = Path(slotted[2]).read_bytes()
     bad = tmp_path / FILE
-    for damage in (b"", good[:100], good[: len(good) // 2], good.replace(b'"version', b'"varsion'),
-                   good.replace(b'version\\": 1', b'version\\": 9'), good.replace(b'"ff.lora_up"', b'"fg.lora_up"')):  # fmt: skip
+    changes = ((b"svdq_lora_slots", b"svdq_lora_slotz"), (b'version\\": 1', b'version\\": 9'),
+               (b'reserved\\": 48', b'reserved\\": xx'), (b'"ff.lora_up"', b'"fg.lora_up"'))  # fmt: skip
+    for damage in (b"", good[:100], good[: len(good) // 2], *(good.replace(*change) for change in changes)):
         assert damage != good
         bad.write_bytes(damage)
         with pytest.raises(ArtifactError, match=FILE):
