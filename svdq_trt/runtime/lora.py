@@ -24,7 +24,7 @@ from svdq_trt.errors import ArtifactError, RangeError, ShapeError, UnsupportedEr
 from svdq_trt.lora.factors import unit_factors
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import LoraFile, read_lora, refuse_partial
-from svdq_trt.lora.slots import Slot, load_table
+from svdq_trt.lora.slots import Slot, SlotTable, load_table
 from svdq_trt.models import get_model
 from svdq_trt.spec.formats import R_MULTIPLE
 
@@ -48,6 +48,7 @@ class LoraSet:
     downs: Tensor
     ups: tuple[Tensor, ...]  # per file, at strength 1
     largest: tuple[float, ...]  # |up| per file
+    table: SlotTable  # of the engine it is laid out for
 
 
 class LoraSlots:
@@ -125,7 +126,7 @@ class LoraSlots:
                              f"Build the engine with --lora-slots {slots}.")  # fmt: skip
         largest = tuple(float(up.abs().max()) for up in ups)
         return LoraSet(tuple(files), tuple(float(s) for _, s in pairs), downs.to(self.device),
-                       tuple(up.to(self.device) for up in ups), largest)  # fmt: skip
+                       tuple(up.to(self.device) for up in ups), largest, self.table)  # fmt: skip
 
     def fill(self, loras: LoraSet, strength: float = 1.0) -> None:
         """Swap a prepared set in, on the current stream; the host does not wait.
@@ -134,8 +135,10 @@ class LoraSlots:
             strength: multiplies every file's own; 0 and below are fine.
 
         Raises:
-            UsageError: a strength that is no finite number. RangeError: one at which a factor overflows.
+            UsageError: a strength that is no finite number, a set made for another engine. RangeError: one at which a factor overflows.
         """
+        if loras.table is not self.table:
+            raise UsageError("set_lora", "a set prepared for another engine", "one that this session prepared")
         strengths = [own * strength for own in loras.strengths]
         for file, value, largest in zip(loras.files, strengths, loras.largest, strict=True):
             if not math.isfinite(value):

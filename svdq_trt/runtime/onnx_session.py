@@ -102,12 +102,18 @@ class OnnxSession:
 
     __call__ = run
 
+    def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
+        """Read LoRA files and lay them out, for `set_lora`."""
+        from svdq_trt.runtime.lora import require_slots
+
+        return require_slots(self.lora).prepare(loras, allow_partial)
+
     def set_lora(self, loras: Loras | LoraSet, strength: float = 1.0, *, allow_partial: bool = False) -> None:
         """Swap LoRAs in, as Session.set_lora does; not while another thread runs."""
         from svdq_trt.runtime.lora import LoraSet, require_slots
 
-        slots = require_slots(self.lora)
-        slots.fill(loras if isinstance(loras, LoraSet) else slots.prepare(loras, allow_partial), strength)
+        prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
+        require_slots(self.lora).fill(prepared, strength)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -181,6 +181,8 @@ def test_what_does_not_fit_leaves_all_as_it_was(slotted, slots, tmp_path):
     for strength in (float("nan"), float("inf")):
         with pytest.raises(UsageError, match="strength: "):
             slots.fill(slots.prepare(big.with_name("good.safetensors")), strength)
+    with pytest.raises(UsageError, match="a set prepared for another engine"):
+        slots.fill(LoraSlots(slotted[2]).prepare(good))
     with pytest.raises(RangeError, match="overflows"):
         slots.fill(slots.prepare(good), 1e6)
     assert np.array_equal(run(path, x, slots), before)
