@@ -135,7 +135,8 @@ class LoraSlots:
             strength: multiplies every file's own; 0 and below are fine.
 
         Raises:
-            UsageError: a strength that is no finite number, a set made for another engine. RangeError: one at which a factor overflows.
+            UsageError: a strength that is no finite number, a set made for another engine.
+            RangeError: a strength at which a factor overflows.
         """
         if loras.table is not self.table:
             raise UsageError("set_lora", "a set prepared for another engine", "one that this session prepared")
