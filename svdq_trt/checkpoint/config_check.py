@@ -22,7 +22,7 @@ def check_config(spec: ModelSpec, path: Path) -> None:
     found = read_json_object(path, "a diffusers config")
     cls = spec.model_class()
     name = found.get("_class_name", cls.__name__)
-    if name != cls.__name__:
+    if name not in (cls.__name__, *spec.class_aliases):
         raise ArtifactError(str(path), f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
         if key == "self" or key in _FREE:
