@@ -7,6 +7,7 @@ gate is ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,27 @@ def compare(reference: Path, quantized: Path) -> list[OutputAccuracy]:
     Raises:
         ArtifactError: different outputs or shapes, or NaN in either.
     """
+    return compare_outputs(load_outputs(reference), load_outputs(quantized), (str(reference), str(quantized)))
+
+
+def compare_outputs(
+    ref: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], names: tuple[str, str]
+) -> list[OutputAccuracy]:
+    """Per-output figures of f64 outputs; `names` are those of the reference and of what is compared with it.
+
+    Raises:
+        ArtifactError: different outputs or shapes, or NaN in either.
+    """
     from polygraphy.comparator import CosineSimilarityCompareFunc, SimpleCompareFunc, SnrCompareFunc
     from polygraphy.comparator.struct import IterationResult
     from polygraphy.logger import G_LOGGER
 
-    ref, got = load_outputs(reference), load_outputs(quantized)
     if {n: v.shape for n, v in ref.items()} != {n: v.shape for n, v in got.items()}:
-        raise ArtifactError(str(quantized), "other outputs or shapes than the reference", f"those of {reference}")
-    for path, outputs in ((reference, ref), (quantized, got)):
+        raise ArtifactError(names[1], "other outputs or shapes than the reference", f"those of {names[0]}")
+    for where, outputs in zip(names, (ref, got), strict=True):
         for name, value in outputs.items():
             if not np.isfinite(value).all():
-                raise ArtifactError(f"{path}: output {name}", "NaN or Inf", "finite values", "Check the checkpoint.")
+                raise ArtifactError(f"{where}: output {name}", "NaN or Inf", "finite values", "Check the checkpoint.")
     first, second = IterationResult(ref, runner_name="fp16"), IterationResult(got, runner_name="quantized")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         snr = SnrCompareFunc(snr_threshold=0.0)(first, second)  # reference first

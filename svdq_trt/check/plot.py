@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -38,16 +39,36 @@ def plot_accuracy(
     left.grid(alpha=0.3)
 
     first = accuracy[0]
-    ref, got = load_outputs(reference)[first.name].ravel(), load_outputs(quantized)[first.name].ravel()
-    step = max(1, ref.size // _MAX_POINTS)
-    right.plot(ref[::step], got[::step], ".", markersize=1.5, alpha=0.4)
-    limit = float(np.abs(ref).max())
-    right.plot([-limit, limit], [-limit, limit], "k-", linewidth=0.8)
-    right.set(xlabel="FP16", ylabel="quantized", title=f"{first.name}: {first.sqnr_db:.1f} dB, cos {first.cosine:.4f}")
-    right.grid(alpha=0.3)
+    outputs = load_outputs(reference)[first.name], load_outputs(quantized)[first.name]
+    _scatter(right, first, *outputs, "FP16", "quantized")
     with atomic_write(out) as tmp:
         fig.savefig(tmp, format="png", dpi=110)
     plt.close(fig)
+
+
+def plot_outputs(
+    accuracy: Sequence[OutputAccuracy],
+    ref: Mapping[str, np.ndarray],
+    got: Mapping[str, np.ndarray],
+    names: tuple[str, str],
+    out: Path,
+) -> None:
+    """Write a PNG with one scatter per output; `names` label the reference's axis and the other's."""
+    fig, axes = plt.subplots(1, len(accuracy), figsize=(5.5 * len(accuracy), 5), layout="constrained", squeeze=False)
+    for axis, one in zip(axes[0], accuracy, strict=True):
+        _scatter(axis, one, ref[one.name], got[one.name], *names)
+    with atomic_write(out) as tmp:
+        fig.savefig(tmp, format="png", dpi=110)
+    plt.close(fig)
+
+
+def _scatter(axis: Any, one: OutputAccuracy, ref: np.ndarray, got: np.ndarray, x_name: str, y_name: str) -> None:
+    step = max(1, ref.size // _MAX_POINTS)
+    axis.plot(ref.ravel()[::step], got.ravel()[::step], ".", markersize=1.5, alpha=0.4)
+    limit = float(np.abs(ref).max())
+    axis.plot([-limit, limit], [-limit, limit], "k-", linewidth=0.8)
+    axis.set(xlabel=x_name, ylabel=y_name, title=f"{one.name}: {one.sqnr_db:.1f} dB, cos {one.cosine:.4f}")
+    axis.grid(alpha=0.3)
 
 
 def _kind(node: Node) -> str:

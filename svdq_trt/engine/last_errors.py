@@ -15,6 +15,10 @@ class LastErrors:
         """Remember an error message."""
         self._messages.append(message)
 
+    def clear(self) -> None:
+        """Forget them: what comes next is about the next call."""
+        self._messages.clear()
+
     def __str__(self) -> str:
         """Our plugin's own message if there is one, else the last; on one line; empty when there was none."""
         ours = [m for m in self._messages if "svdq" in m.lower()]

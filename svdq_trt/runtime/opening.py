@@ -7,6 +7,7 @@ digests are compared first, cheapest first, and each mismatch says what mends it
 from __future__ import annotations
 
 import mmap
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ class Opened:
 
     Attributes:
         engine: ICudaEngine. logger: what TensorRT and the plugin said; `errors` as text is "" or one line.
+        seconds: spent on "check" (manifest, digests) and on "load" (plugin, plan).
     """
 
     folder: Path
@@ -32,6 +34,7 @@ class Opened:
     backend: Backend
     engine: Any
     logger: Any
+    seconds: dict[str, float]
 
 
 def open_engine(
@@ -47,6 +50,7 @@ def open_engine(
         UnsupportedError: no such GPU, or not the TensorRT release that wrote the plan.
         SvdqError: TensorRT refuses the plan; carries its last error.
     """
+    started = time.perf_counter()
     data = manifest.read(folder)
     arch = local_arch(device)
     if arch is None:
@@ -58,6 +62,7 @@ def open_engine(
     manifest.verify(folder, wanted, None if library is None else library.version, parts=())
     backend = find_backend(folder, data)
     manifest.verify(folder, parts=("plan", "plugin") if allow_host_code and not embedded else ("plan",))
+    checked = time.perf_counter()
 
     trt = backend.module
     logger = logger_of(trt)
@@ -70,7 +75,8 @@ def open_engine(
         fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
         raise SvdqError(str(folder), str(logger.errors) or "not deserialized", "a plan that TensorRT loads",
                         "" if allow_host_code else fix)  # fmt: skip
-    return Opened(folder, data, backend, engine, logger)
+    seconds = {"check": checked - started, "load": time.perf_counter() - checked}
+    return Opened(folder, data, backend, engine, logger, seconds)
 
 
 def _library(folder: Path, data: dict[str, Any], from_folder: bool) -> plugin_lib.PluginLibrary:

@@ -13,12 +13,14 @@ class Runner(Protocol):
     """Named tensors in, named tensors out.
 
     Attributes:
-        manifest: the engine folder's manifest. inputs: what `run` takes, with the range of every dimension.
-        output_names: what it returns.
+        manifest: the engine folder's manifest.
     """
 
     manifest: dict[str, Any]
-    output_names: Sequence[str]
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        """In the model's order."""
 
     @property
     def inputs(self) -> Sequence[TensorProfile]:

@@ -3,7 +3,7 @@
     session = Session("engines/sdxl-sm_89")
     noise = session.run({"sample": latent, "timestep": t, ...})["out_sample"]
 
-Streams: a session works on its own stream, after what the caller's current stream holds at the call; the
+Streams: a session works on its own stream, after what the caller's current torch stream holds at the call; the
 caller's stream then waits for it. So torch code before and after needs no synchronization, and the host never waits
 unless numpy arrays are asked for.
 """
@@ -11,20 +11,28 @@ unless numpy arrays are asked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
-import torch
+from typing import TYPE_CHECKING, Any
 
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
-from svdq_trt.runtime.lora import Loras, LoraSet, check_inputs_match, open_slots, require_slots
+from svdq_trt.runtime.device import DeviceMemory, open_device
 from svdq_trt.runtime.opening import open_engine
-from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, input_profiles, output_names, trt_dtype_name
+from svdq_trt.runtime.shapes import (
+    check_inputs,
+    input_names,
+    input_profiles,
+    is_tensor,
+    output_names,
+    trt_dtype_name,
+)
+
+if TYPE_CHECKING:
+    from svdq_trt.runtime.lora import Loras, LoraSet, LoraSlots
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -35,7 +43,9 @@ class Session:
     Attributes:
         manifest: the engine's manifest. lora: its LoRA slots; None without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
+        device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
         compiled: False when the runtime cache spared the compilation at start.
+        seconds: of the opening, by part: check (digests), load (plan and plugin), context (TensorRT-RTX compiles).
 
     Args:
         engine_dir: folder with manifest.json and model.plan.
@@ -45,6 +55,8 @@ class Session:
         device: CUDA device index.
         cuda_graph: capture a shape's second run and replay it from then on; worth it for small models.
         runtime_cache: keep what TensorRT-RTX compiles beside the plan, so that the next start is faster.
+        memory: "torch", "pycuda" (numpy arrays only; pip install 'svdq-trt[runtime]'), or "auto": pycuda where it
+            is installed and the process has not imported torch.
 
     Raises:
         ArtifactError, UnsupportedError, SvdqError: see opening.open_engine; nothing was deserialized for the
@@ -60,35 +72,31 @@ class Session:
         device: int = 0,
         cuda_graph: bool = False,
         runtime_cache: bool = True,
+        memory: str = "auto",
     ) -> None:
         folder = Path(engine_dir)
-        if not torch.cuda.is_available():
-            raise UnsupportedError("torch", "sees no CUDA GPU", "a CUDA build of torch and a GPU",
-                                   "Install torch with CUDA.")  # fmt: skip
-        self.device = torch.device("cuda", device)
-        self.cuda_graph = cuda_graph
-        with torch.cuda.device(self.device):
-            torch.cuda.current_stream().synchronize()  # makes the CUDA context that TensorRT will use
-            opened = open_engine(folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch,
-                                 device=device)  # fmt: skip
-            self.manifest = opened.manifest
-            self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
-            inputs = input_profiles(self._trt, self._engine)
-            self.lora = open_slots(folder, self.manifest, self.device)
-            check_inputs_match(self.lora, [p.name for p in inputs])
-            filled = self.lora.views if self.lora else {}
-            self.inputs: list[TensorProfile] = [p for p in inputs if p.name not in filled]
-            self.output_names = output_names(self._trt, self._engine)
-            self._stream = torch.cuda.Stream()
-            path = cache_path(folder, torch.cuda.get_device_name(), opened.backend.version)
-            self._context, self._cache = self._make_context(path if runtime_cache else None)
-            self.compiled = self._cache is None or not self._cache.hit
-            self._buffers = self._allocate()
+        self._memory: DeviceMemory = open_device(memory, device)
+        self.device, self.memory, self.cuda_graph = f"cuda:{device}", self._memory.kind, cuda_graph
         self._shapes: Shapes = {}
         self._warm = False
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], None] | None = None
+        with self._memory.running():
+            opened = open_engine(folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch,
+                                 device=device)  # fmt: skip
+            self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
+            self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
+            self.lora = self._open_slots(folder)
+            filled = self.lora.views if self.lora else {}
+            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine, filled)
+            self.output_names = output_names(self._trt, self._engine)
+            path = cache_path(folder, self._memory.name, opened.backend.version)
+            started = time.perf_counter()
+            self._context, self._cache = self._make_context(path if runtime_cache else None)
+            self.seconds["context"] = time.perf_counter() - started
+            self.compiled = self._cache is None or not self._cache.hit
+            self._buffers = self._allocate()
 
-    def run(self, inputs: Mapping[str, torch.Tensor | np.ndarray]) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run once. All numpy in gives numpy out; otherwise CUDA tensors.
 
         CUDA tensors returned are the session's own memory: the next run overwrites them, so clone what must stay.
@@ -97,28 +105,26 @@ class Session:
             ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
             SvdqError: TensorRT or the plugin failed; carries its message.
         """
-        tensors = {name: as_tensor(value) for name, value in check_inputs(self.inputs, inputs).items()}
-        caller = torch.cuda.current_stream(self.device)
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            self._stream.wait_stream(caller)
-            self._set_shapes({name: tuple(t.shape) for name, t in tensors.items()})
-            for name, tensor in tensors.items():
-                self._view(name).copy_(tensor, non_blocking=True)
-                if tensor.is_cuda:
-                    tensor.record_stream(self._stream)  # its memory must not be reused before the copy
+        if self._context is None:
+            raise SvdqError("Session.run", "a closed session", "an open one")
+        values = check_inputs(self.inputs, inputs)
+        self._logger.errors.clear()
+        with self._memory.running():
+            self._set_shapes({name: tuple(value.shape) for name, value in values.items()})
+            for name, value in values.items():
+                self._memory.write(self._buffers[name], value)
             self._enqueue()
-        caller.wait_stream(self._stream)
-        outputs = {name: self._view(name) for name in self.output_names}
-        if any(isinstance(value, torch.Tensor) for value in inputs.values()):
-            return outputs
-        return {name: as_array(value) for name, value in outputs.items()}
+        tensors = any(is_tensor(value) for value in inputs.values())
+        give = self._memory.tensor if tensors else self._memory.array
+        return {name: give(self._buffers[name], self._shape(name)) for name in self.output_names}
 
     __call__ = run
 
     def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
         """Read LoRA files and lay them out on the GPU, for `set_lora`; see LoraSlots.prepare."""
-        with torch.cuda.device(self.device):
-            return require_slots(self.lora).prepare(loras, allow_partial)
+        from svdq_trt.runtime.lora import require_slots
+
+        return require_slots(self.lora).prepare(loras, allow_partial)
 
     def set_lora(self, loras: Loras | LoraSet, strength: float = 1.0, *, allow_partial: bool = False) -> None:
         """Swap LoRAs in an engine built with --lora-slots: the next run has them; None takes them out.
@@ -133,16 +139,20 @@ class Session:
             UnsupportedError: an engine without slots. ArtifactError, ShapeError, RangeError: the LoRA does not fit;
                 what was in stays in.
         """
-        slots = require_slots(self.lora)
+        from svdq_trt.runtime.lora import LoraSet, require_slots
+
         prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
-        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
-            slots.fill(prepared, strength)
+        with self._memory.running():
+            require_slots(self.lora).fill(prepared, strength)
 
     def close(self) -> None:
         """Free the engine and its memory; also done by ``with`` and by garbage collection."""
-        self._stream.synchronize()
-        self._graph = self._context = self._engine = self.lora = None
-        self._buffers = {}
+        if self._context is None:
+            return
+        self._memory.synchronize()
+        with self._memory.running():
+            self._replay = self._context = self._cache = self._engine = self.lora = None
+            self._buffers = {}
 
     def __enter__(self) -> Session:
         return self
@@ -151,6 +161,18 @@ class Session:
         self.close()
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _open_slots(self, folder: Path) -> LoraSlots | None:
+        if not self.manifest.get("lora_slots"):
+            return None
+        if self.memory != "torch":
+            raise UnsupportedError("LoRA slots", f"memory='{self.memory}'", "memory='torch'",
+                                   "Import torch first, or pass memory='torch'.")  # fmt: skip
+        from svdq_trt.runtime.lora import check_inputs_match, open_slots
+
+        slots = open_slots(folder, self.manifest, self.device)
+        check_inputs_match(slots, input_names(self._trt, self._engine))
+        return slots
 
     def _make_context(self, path: Path | None) -> tuple[Any, RuntimeCache | None]:
         cache = None
@@ -167,31 +189,30 @@ class Session:
             context = self._engine.create_execution_context()
         if context is None:
             raise SvdqError("engine", str(self._logger.errors) or "no execution context", "enough GPU memory")
+        if cache is not None:  # most is compiled by now; a new shape adds to it
+            cache.save()
         return context, cache
 
-    def _allocate(self) -> dict[str, torch.Tensor]:
+    def _allocate(self) -> dict[str, Any]:
         """One flat buffer per input and output, large enough for the whole profile; addresses never change."""
         buffers = {}
         largest = {p.name: p.max for p in self.inputs}
         self._apply(largest)
         for name in (*largest, *self.output_names):
-            shape = largest.get(name) or tuple(self._context.get_tensor_shape(name))
-            dtype = getattr(torch, trt_dtype_name(self._engine.get_tensor_dtype(name)))
-            buffers[name] = torch.zeros(max(1, math.prod(shape)), dtype=dtype, device=self.device)
-            self._context.set_tensor_address(name, buffers[name].data_ptr())
+            count = math.prod(largest.get(name) or self._shape(name))
+            buffers[name] = self._memory.allocate(trt_dtype_name(self._engine.get_tensor_dtype(name)), max(1, count))
+            self._context.set_tensor_address(name, self._memory.address(buffers[name]))
         for name, view in (self.lora.views if self.lora else {}).items():
             self._context.set_tensor_address(name, view.data_ptr())
-        self._stream.wait_stream(torch.cuda.current_stream())
         return buffers
 
-    def _view(self, name: str) -> torch.Tensor:
-        shape = self._shapes.get(name) or tuple(self._context.get_tensor_shape(name))
-        return self._buffers[name][: math.prod(shape)].view(shape)
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._context.get_tensor_shape(name))
 
     def _set_shapes(self, shapes: Shapes) -> None:
         if shapes == self._shapes:
             return
-        self._graph, self._warm, self._shapes = None, False, {}
+        self._replay, self._warm, self._shapes = None, False, {}
         self._apply(shapes)
         self._shapes = shapes
 
@@ -207,23 +228,18 @@ class Session:
             self._fail("inputs", "shapes " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
 
     def _enqueue(self) -> None:
-        if self._graph is not None:
-            self._graph.replay()
-        elif self.cuda_graph and self._warm:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._execute()
-            self._graph = graph
-            graph.replay()
-        else:
-            self._execute()
-            if not self._warm and self._cache is not None:
-                self._cache.save()
-            self._warm = True
+        if self._replay is None and self.cuda_graph and self._warm:
+            self._replay = self._memory.capture(self._execute)
+        if self._replay is not None:
+            self._replay()
+            return
+        self._execute()
+        if not self._warm and self._cache is not None:
+            self._cache.save()
+        self._warm = True
 
     def _execute(self) -> None:
-        self._logger.errors.clear()
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
+        if not self._context.execute_async_v3(self._memory.stream):
             self._fail("engine", "the run failed")
 
     def _fail(self, where: str, got: str) -> None:

@@ -6,9 +6,12 @@ SVDQ_TEST_HOST_CODE=1 takes the plugin from the plan.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +120,97 @@ def test_refuses_what_is_outside_the_profile_and_goes_on(session):
     with pytest.raises(SvdqError, match="inputs: shapes"):
         session.run(feed() | {"timestep": torch.zeros(1, device="cuda")})  # batch 2 everywhere else
     assert torch.equal(session.run(feed())["out_sample"], want)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nan_and_inf_stay_in_their_row_of_the_batch(session, value):
+    want = session.run(feed())["out_sample"].clone()
+    inputs = feed()
+    inputs["sample"][1, 0, 3, 5] = value
+    got = session.run(inputs)["out_sample"]
+    assert torch.equal(got[0], want[0])
+    assert not torch.isfinite(got[1]).all()
+    assert torch.equal(session.run(feed())["out_sample"], want)  # and not in the next run
+
+
+@pytest.mark.parametrize("cuda_graph", [False, True])
+def test_pycuda_gives_the_same_bits_without_torch(folder, session, tmp_path, cuda_graph):
+    """In a process that never imports torch: two shapes, three runs of each."""
+    if importlib.util.find_spec("pycuda") is None:
+        pytest.skip("pycuda is not installed")
+    wants = [{k: v.cpu().numpy() for k, v in feed(seed=seed, **sizes).items()}
+             for sizes in SIZES[:2] for seed in (3, 4, 5)]  # fmt: skip
+    for i, inputs in enumerate(wants):
+        np.savez(tmp_path / f"{i}.npz", **inputs)
+    code = f"""
+import sys
+import numpy as np
+from svdq_trt.runtime import Session
+with Session({str(folder)!r}, cuda_graph={cuda_graph}, **{OPTIONS}) as session:
+    assert session.memory == "pycuda"
+    for i in range({len(wants)}):
+        inputs = dict(np.load({str(tmp_path)!r} + f"/{{i}}.npz"))
+        np.save({str(tmp_path)!r} + f"/{{i}}.npy", session.run(inputs)["out_sample"])
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    for i, inputs in enumerate(wants):
+        assert np.array_equal(np.load(tmp_path / f"{i}.npy"), session.run(inputs)["out_sample"]), i
+
+
+def test_pycuda_session_beside_torch_refuses_tensors(folder, session):
+    from svdq_trt.errors import UnsupportedError
+    from svdq_trt.runtime import Session
+
+    if importlib.util.find_spec("pycuda") is None:
+        pytest.skip("pycuda is not installed")
+    inputs = {k: v.cpu().numpy() for k, v in feed().items()}
+    with Session(folder, memory="pycuda", **OPTIONS) as other:
+        assert np.array_equal(other.run(inputs)["out_sample"], session.run(inputs)["out_sample"])
+        with pytest.raises(UnsupportedError, match="a torch tensor to a session on pycuda"):
+            other.run(feed())
+        assert np.array_equal(other.run(inputs)["out_sample"], session.run(inputs)["out_sample"])
+
+
+def test_closed_session_says_so(folder):
+    from svdq_trt.runtime import Session
+
+    opened = Session(folder, **OPTIONS)
+    assert set(opened.seconds) == {"check", "load", "context"} and min(opened.seconds.values()) > 0
+    opened.close()
+    opened.close()
+    with pytest.raises(SvdqError, match="a closed session"):
+        opened.run(feed())
+
+
+def test_attached_to_a_pipeline(session):
+    """As StableDiffusionXLPipeline calls its UNet, on CUDA tensors."""
+    from types import SimpleNamespace
+
+    from svdq_trt.pipeline import attach
+
+    unet = attach(SimpleNamespace(components={"unet": None}, unet=None), session).unet
+    inputs = feed()
+    added = {name: inputs[name].half() for name in ("text_embeds", "time_ids")}
+    step = torch.tensor(float(inputs["timestep"][0]), device="cuda")
+    (got,) = unet(inputs["sample"], step, inputs["encoder_hidden_states"], added_cond_kwargs=added, return_dict=False)
+    exact = inputs | {name: value.float() for name, value in added.items()}
+    assert unet.device == torch.device("cuda", 0) and got.is_cuda
+    assert torch.equal(got, session.run(exact)["out_sample"])
+
+
+def test_diff_runs_the_plan_in_tensorrt(folder, session, tmp_path, capsys):
+    """Against itself: no noise at all."""
+    from svdq_trt.cli import main
+
+    options = ["--allow-arch-mismatch", *(["--allow-host-code"] if OPTIONS["allow_host_code"] else [])]
+    files = ["--json", str(tmp_path / "d.json"), "--plot", str(tmp_path / "d.png")]
+    sides = [str(folder), "--against", str(folder / "model.plan")]
+    assert main(["diff", *sides, "--min-sqnr", "90", *options, *files]) == 0
+    assert f"{folder / 'model.plan'} in TensorRT" in capsys.readouterr().out
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["candidate"]["runtime"] == found["reference"]["runtime"] == "TensorRT"
+    assert found["outputs"][0]["max_abs"] == 0 and found["outputs"][0]["sqnr_db"] is None
 
 
 def test_damaged_plan_is_refused(folder, tmp_path):

@@ -132,9 +132,13 @@ class TensorRT:
         self.builder = trt.Builder(self.logger)
 
     def build(
-        self, model: onnx.ModelProto, sm: int = 89, shapes: dict[str, Any] | None = None, embed: bool = False
+        self,
+        model: onnx.ModelProto,
+        sm: int = 89,
+        shapes: dict[str, Any] | list[dict[str, Any]] | None = None,
+        embed: bool = False,
     ):
-        """Parse and build for sm_<sm>; `shapes` = min, opt, max of the input "in"."""
+        """Parse and build for sm_<sm>; `shapes` = min, opt, max of the input "in", or a list: one profile each."""
         trt = self.module
         self.messages.clear()
         network = self.builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -148,9 +152,9 @@ class TensorRT:
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), 0)
             if embed:
                 config.plugins_to_serialize = [str(self.library.path)]
-            if shapes:
+            for ranges in [shapes] if isinstance(shapes, dict) else shapes or []:
                 profile = self.builder.create_optimization_profile()
-                profile.set_shape("in", shapes["min"], shapes["opt"], shapes["max"])
+                profile.set_shape("in", ranges["min"], ranges["opt"], ranges["max"])
                 config.add_optimization_profile(profile)
             built = self.builder.build_serialized_network(network, config)
             plan = None if built is None else bytes(built)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-F16 = np.float16
+F16, BF16 = np.float16, np.dtype(ml_dtypes.bfloat16)
 STATIC = {"lead": (2, 9)}
 
 #: id -> (node arguments, graph arguments, what the message must say)
@@ -44,6 +45,13 @@ MISTAKES = {
         {"weights": {"bias": np.zeros(128, np.float32)}}, {}, "input bias: float32, want float16"),
     "wscale2 in float16": (
         {"weights": {"wscale2": np.ones(128, F16)}}, {}, "input wscale2: float16, want float32"),
+    "bias of rank 2": ({"weights": {"bias": np.zeros((1, 128), F16)}}, {}, "input bias: [1, 128], want [128]"),
+    "wscale2 of rank 0": (
+        {"weights": {"wscale2": np.float32(1).reshape(())}}, {}, "input wscale2: [], want [128]"),
+    "qweight in float16": (
+        {"weights": {"qweight": np.zeros((128, 64), F16)}}, {}, "input qweight: float16, want int8"),
+    "lora_down in bfloat16": (
+        {"weights": {"lora_down": np.zeros((16, 128), BF16)}}, {}, "input lora_down: bfloat16, want float16"),
     "group_size 32": ({"attributes": {"group_size": 32}}, {}, "group_size 32, want 64"),
     "act_unsigned 2": ({"attributes": {"act_unsigned": 2}}, {}, "act_unsigned 2, want 0 or 1"),
     "act_unsigned for w4a8": (

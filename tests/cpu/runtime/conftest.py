@@ -51,7 +51,7 @@ class FakeTensorRT(types.ModuleType):
 def trt(monkeypatch, tmp_path):
     """An sm_89 GPU, TensorRT-RTX 9.8.7 and plugin library 1.0.0 installed."""
     fake = FakeTensorRT()
-    fake.loaded = []
+    fake.loaded, fake.real_find = [], plugin_lib.find
     installed = tmp_path / "installed.so"
     installed.write_bytes(b"installed library")
 

@@ -90,6 +90,16 @@ def test_other_plugin_version(trt, folder):
     refused(trt, folder, ArtifactError, "a plan of plugin version 0.9.0, want version 1.0.0")
 
 
+def test_missing_plugin_is_our_message_not_tensorrts(trt, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(opening.plugin_lib, "find", trt.real_find)
+    monkeypatch.setenv("SVDQ_PLUGIN_LIBRARY", str(tmp_path / "none.so"))
+    refused(
+        trt, folder, ArtifactError, "none.so, want the built plugin library. Run pip install . in the source folder"
+    )
+    (tmp_path / "none.so").write_text("no library")
+    refused(trt, folder, ArtifactError, "want a plugin library of svdq-trt")
+
+
 def test_damaged_plan(trt, folder):
     plan = folder / "model.plan"
     good = plan.read_bytes()

@@ -1,0 +1,167 @@
+#include "session.h"
+
+#include <fstream>
+#include <vector>
+
+#include "error.h"
+
+namespace svdq {
+namespace {
+
+using nvinfer1::DataType;
+using nvinfer1::Dims;
+using nvinfer1::TensorIOMode;
+
+void check(cudaError_t code, char const* what) {
+    if (code != cudaSuccess) throw Error(what, cudaGetErrorString(code), "success");
+}
+
+std::string dtype_name(DataType type) {
+    switch (type) {
+        case DataType::kFLOAT: return "F32";
+        case DataType::kHALF: return "F16";
+        case DataType::kBF16: return "BF16";
+        case DataType::kINT32: return "I32";
+        case DataType::kINT64: return "I64";
+        case DataType::kINT8: return "I8";
+        case DataType::kUINT8: return "U8";
+        case DataType::kBOOL: return "BOOL";
+        default: throw Error("engine", "a tensor of an unknown type", "16, 32 or 64 bit");
+    }
+}
+
+Dims dims_of(std::vector<int64_t> const& shape, std::string const& name) {
+    if (shape.size() > static_cast<size_t>(Dims::MAX_DIMS)) throw Error("input " + name, "too many dimensions", "8");
+    Dims dims{};
+    dims.nbDims = static_cast<int32_t>(shape.size());
+    for (size_t i = 0; i < shape.size(); ++i) dims.d[i] = shape[i];
+    return dims;
+}
+
+std::string text_of(std::vector<int64_t> const& shape) {
+    std::string text = "[";
+    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    return text + "]";
+}
+
+std::vector<char> read_bytes(std::string const& path) {
+    std::ifstream file(path, std::ios::binary | std::ios::ate);
+    std::vector<char> bytes(file ? static_cast<size_t>(file.tellg()) : 0);
+    file.seekg(0);
+    file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    if (!file) throw Error(path, "cannot be read", "a plan");
+    return bytes;
+}
+
+}  // namespace
+
+void Logger::log(Severity severity, char const* message) noexcept {
+    if (severity > Severity::kERROR) return;
+    try {
+        last_error = message;
+    } catch (...) {  // no memory for the text: the error itself is still told by the call that failed
+    }
+}
+
+std::string Session::said() const { return logger_.last_error.empty() ? "no reason given" : logger_.last_error; }
+
+Session::Session(EngineFolder const& folder, Options const& options) {
+    check(cudaSetDevice(options.device), "cudaSetDevice");
+    runtime_.reset(nvinfer1::createInferRuntime(logger_));
+    if (!runtime_) throw Error("TensorRT", said(), "a runtime");
+    if (!folder.plugin.empty() && !runtime_->getPluginRegistry().loadLibrary(folder.plugin.c_str())) {
+        throw Error(folder.plugin, said(), "a TensorRT plugin library");
+    }
+    runtime_->setEngineHostCodeAllowed(folder.host_code);
+    {
+        std::vector<char> const plan = read_bytes(folder.plan);
+        engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    }
+    if (!engine_) throw Error(folder.plan, said(), "a plan that TensorRT loads");
+    context_.reset(engine_->createExecutionContext());
+    if (!context_) throw Error(folder.plan, said(), "an execution context");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+}
+
+Session::~Session() {
+    if (stream_) cudaStreamSynchronize(stream_);
+    for (auto const& entry : buffers_) cudaFree(entry.second.memory);
+    if (stream_) cudaStreamDestroy(stream_);
+}
+
+void* Session::reserve(std::string const& name, size_t bytes) {
+    Buffer& buffer = buffers_[name];
+    if (buffer.bytes < bytes || !buffer.memory) {
+        check(cudaFree(buffer.memory), "cudaFree");
+        buffer = {};
+        check(cudaMalloc(&buffer.memory, bytes ? bytes : 1), "device memory");
+        buffer.bytes = bytes;
+    }
+    return buffer.memory;
+}
+
+void Session::set_inputs(Tensors const& inputs) {
+    size_t used = 0;
+    for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
+        std::string const name = engine_->getIOTensorName(i);
+        if (engine_->getTensorIOMode(name.c_str()) != TensorIOMode::kINPUT) continue;
+        auto const found = inputs.find(name);
+        if (found == inputs.end()) throw Error("input " + name, "missing", "a tensor");
+        Tensor const& tensor = found->second;
+        std::string const want = dtype_name(engine_->getTensorDataType(name.c_str()));
+        if (tensor.dtype != want) throw Error("input " + name, tensor.dtype, want);
+        if (!context_->setInputShape(name.c_str(), dims_of(tensor.shape, name))) {
+            throw Error("input " + name, text_of(tensor.shape) + ": " + said(), "a shape inside the engine's profile");
+        }
+        void* memory = reserve(name, tensor.data.size());
+        check(cudaMemcpyAsync(memory, tensor.data.data(), tensor.data.size(), cudaMemcpyHostToDevice, stream_), "copy");
+        context_->setTensorAddress(name.c_str(), memory);
+        ++used;
+    }
+    if (used != inputs.size()) throw Error("inputs", std::to_string(inputs.size()), std::to_string(used));
+    if (context_->inferShapes(0, nullptr) != 0) throw Error("inputs", "shapes that contradict each other", "one batch");
+}
+
+void Session::enqueue() {
+    if (!context_->enqueueV3(stream_)) throw Error("engine", "the run failed: " + said(), "a run");
+}
+
+Tensors Session::run(Tensors const& inputs) {
+    logger_.last_error.clear();
+    set_inputs(inputs);
+    Tensors outputs;
+    for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
+        char const* name = engine_->getIOTensorName(i);
+        if (engine_->getTensorIOMode(name) != TensorIOMode::kOUTPUT) continue;
+        Dims const dims = context_->getTensorShape(name);
+        Tensor& tensor = outputs[name];
+        tensor.dtype = dtype_name(engine_->getTensorDataType(name));
+        tensor.shape.assign(dims.d, dims.d + dims.nbDims);
+        tensor.data.resize(element_count(tensor.shape) * element_size(tensor.dtype));
+        context_->setTensorAddress(name, reserve(name, tensor.data.size()));
+    }
+    enqueue();
+    for (auto& [name, tensor] : outputs) {
+        check(cudaMemcpyAsync(tensor.data.data(), buffers_[name].memory, tensor.data.size(), cudaMemcpyDeviceToHost,
+                              stream_), "copy");
+    }
+    check(cudaStreamSynchronize(stream_), "run");
+    return outputs;
+}
+
+float Session::milliseconds(int repeat) {
+    cudaEvent_t start = nullptr, end = nullptr;
+    check(cudaEventCreate(&start), "event");
+    check(cudaEventCreate(&end), "event");
+    check(cudaEventRecord(start, stream_), "event");
+    for (int i = 0; i < repeat; ++i) enqueue();
+    check(cudaEventRecord(end, stream_), "event");
+    check(cudaEventSynchronize(end), "run");
+    float total = 0;
+    check(cudaEventElapsedTime(&total, start, end), "event");
+    cudaEventDestroy(start);
+    cudaEventDestroy(end);
+    return total / static_cast<float>(repeat);
+}
+
+}  // namespace svdq

@@ -1,0 +1,67 @@
+"""A Session or an OnnxSession as a Polygraphy runner, so that what is compared is what an application runs.
+
+Polygraphy's own TensorRT runner makes its own context with its own settings, after no check of the plan; this one has
+the session's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from polygraphy.backend.base import BaseRunner
+from polygraphy.common import TensorMetadata
+from polygraphy.datatype import DataType
+from polygraphy.logger import G_LOGGER
+
+from svdq_trt.runtime.protocol import Runner
+from svdq_trt.runtime.shapes import numpy_dtype
+
+
+class SessionRunner(BaseRunner):
+    """Opened when it is its turn and closed before the next one: two big models never hold memory at once."""
+
+    def __init__(self, open_session: Callable[[], Runner], name: str) -> None:
+        super().__init__(name=name)
+        self._open = open_session
+
+    def activate_impl(self) -> None:
+        """Open the session."""
+        self.session = self._open()
+
+    def get_input_metadata_impl(self) -> Any:
+        """Names and dtypes; open dimensions are None."""
+        meta = TensorMetadata()
+        for p in self.session.inputs:
+            shape = [low if low == high else None for low, high in zip(p.min, p.max, strict=True)]
+            meta.add(p.name, dtype=getattr(DataType, p.dtype.upper()), shape=shape)
+        return meta
+
+    def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One run, host to host. Values are cast to the session's dtypes: models of two dtypes get the same inputs."""
+        dtypes = {p.name: numpy_dtype(p.dtype) for p in self.session.inputs}
+        feed = {n: v.astype(dtypes.get(n, v.dtype)) for n, v in feed_dict.items()}
+        start = time.perf_counter()
+        outputs = self.session.run(feed)
+        self.inference_time = time.perf_counter() - start
+        return outputs
+
+    def deactivate_impl(self) -> None:
+        """Close the session."""
+        self.session.close()
+        del self.session
+
+
+def outputs_of(
+    open_session: Callable[[], Runner], name: str, feed: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], float]:
+    """Outputs as f64, and the seconds of the run.
+
+    Raises:
+        SvdqError: what opening and running the session raise.
+    """
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), SessionRunner(open_session, name) as runner:
+        outputs = runner.infer(dict(feed), check_inputs=False)  # the session checks, and says it in our words
+        return {n: v.astype(np.float64) for n, v in outputs.items()}, float(runner.last_inference_time())

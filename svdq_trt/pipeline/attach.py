@@ -1,0 +1,91 @@
+"""``attach`` and ``detach``: put an engine where a diffusers pipeline has its UNet or transformer, and back."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from svdq_trt.checkpoint.config_check import compare_config
+from svdq_trt.errors import UnsupportedError
+from svdq_trt.models import ModelSpec, get_model
+from svdq_trt.pipeline.denoiser import Denoiser
+from svdq_trt.runtime.protocol import Runner
+
+Pipe = TypeVar("Pipe")
+
+_COMPONENTS = ("unet", "transformer")
+
+
+def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
+    """Run `pipe` on `session`: its UNet or transformer is replaced, everything else stays as it is.
+
+        pipe = StableDiffusionXLPipeline.from_pretrained(path, unet=None, torch_dtype=torch.float16).to("cuda")
+        attach(pipe, Session("engines/sdxl-sm_89"))
+        image = pipe("a photo of a fox").images[0]
+
+    Works with every pipeline class that calls the module as diffusers' own do: text to image, image to image,
+    inpainting.
+
+    Args:
+        pipe: a diffusers pipeline. Its component may be None (``unet=None``), which saves loading those weights.
+        session: a Session or an OnnxSession, opened from an engine folder; close it yourself, after `detach`.
+        keep_original: keep the torch module for `detach`, with the memory that it holds.
+
+    Returns:
+        `pipe`.
+
+    Raises:
+        UnsupportedError: `pipe` has no such component, or a session without a manifest.
+        ArtifactError: the engine was built from a model of another structure.
+    """
+    name = component_of(pipe)
+    model = session.manifest.get("model")
+    if not isinstance(model, str):
+        raise UnsupportedError("session", "no manifest", "one opened from an engine folder")
+    spec = get_model(model)
+    current = getattr(pipe, name)
+    original = current.original if isinstance(current, Denoiser) else current
+    if original is not None:
+        _check_structure(original, spec, name)
+    config = None if original is None else original.config
+    denoiser = Denoiser(session, spec, name, config, original if keep_original else None)
+    setattr(pipe, name, denoiser.eval())
+    return pipe
+
+
+def detach(pipe: Pipe) -> Pipe:
+    """Put the torch module back; returns `pipe`.
+
+    Raises:
+        UnsupportedError: no engine is attached, or the torch module was not kept.
+    """
+    name = component_of(pipe)
+    current = getattr(pipe, name)
+    if not isinstance(current, Denoiser):
+        raise UnsupportedError(f"pipe.{name}", f"a {type(current).__name__}", "an attached engine")
+    if current.original is None:
+        raise UnsupportedError(f"pipe.{name}", "the torch module was not kept", "one to put back",
+                               f"Set pipe.{name} to a module yourself.")  # fmt: skip
+    setattr(pipe, name, current.original)
+    return pipe
+
+
+def component_of(pipe: Any) -> str:
+    """Whichever of "unet" and "transformer" the pipeline has.
+
+    Raises:
+        UnsupportedError: neither, or two of them.
+    """
+    components = getattr(pipe, "components", None)
+    names = [name for name in _COMPONENTS if name in components] if isinstance(components, dict) else []
+    if len(names) != 1:
+        raise UnsupportedError(type(pipe).__name__, f"{' and '.join(names) or 'no denoiser'} among its components",
+                               f"a diffusers pipeline with one of {', '.join(_COMPONENTS)}")  # fmt: skip
+    return names[0]
+
+
+def _check_structure(module: nn.Module, spec: ModelSpec, name: str) -> None:
+    """The pipeline's own module must be what the engine was built from, but for its weights."""
+    config: Any = module.config
+    compare_config(spec, {"_class_name": type(module).__name__, **config}, f"pipe.{name}")

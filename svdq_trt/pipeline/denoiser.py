@@ -1,0 +1,158 @@
+"""``Denoiser``: an engine with the face of the diffusers module that it was built from.
+
+One class for all models: a call is bound to the forward signature of the diffusers class, dictionaries such as
+added_cond_kwargs are opened, and each argument either is an input of the engine, or is empty, or is refused. So nothing
+that a pipeline asks for is dropped without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from svdq_trt.errors import ArtifactError, UnsupportedError
+
+if TYPE_CHECKING:
+    from svdq_trt.models import ModelSpec
+    from svdq_trt.runtime.protocol import Runner
+
+#: arguments whose entries are arguments themselves
+_DICTIONARIES = ("added_cond_kwargs",)
+_FIXED_WEIGHTS = "An engine has one fixed set of weights: put the LoRA into the checkpoint before the build."
+_FIX = {"cross_attention_kwargs": _FIXED_WEIGHTS, "joint_attention_kwargs": _FIXED_WEIGHTS}
+
+
+class EngineAttributeError(UnsupportedError, AttributeError):
+    """An attribute of the torch module that an engine does not have. ``hasattr`` sees it as missing."""
+
+
+class Denoiser(nn.Module):
+    """Called like the diffusers module of `spec`; runs `runner`. Has no parameters: moving or casting it does nothing.
+
+    Attributes:
+        runner: what runs, such as a Session. spec: the model it was built from. config: as the torch module's.
+        original: the torch module it stands in for, or None.
+    """
+
+    def __init__(
+        self, runner: Runner, spec: ModelSpec, name: str, config: Any = None, original: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        cls = spec.model_class()
+        self.runner, self.spec, self.config = runner, spec, config or default_config(spec)
+        self.__dict__["original"] = original  # no submodule: pipe.to() must not move it
+        self._name = name
+        self._signature = inspect.signature(cls.forward)
+        self._output_class = _output_class(cls)
+        self._dtypes = {p.name: getattr(torch, p.dtype) for p in runner.inputs}
+        self._rank = {p.name: len(p.min) for p in runner.inputs}
+        wanted, got = {io.name for io in spec.inputs}, set(self._dtypes)
+        if wanted != got:
+            raise ArtifactError(f"an engine for {spec.name}", f"inputs {', '.join(sorted(got))}",
+                                ", ".join(sorted(wanted)), "Build the engine again.")  # fmt: skip
+        width = getattr(self.config, "projection_class_embeddings_input_dim", None)
+        if width:  # SDXL's pipelines compare it with what the text encoders give
+            self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the engine's activations; pipelines cast embeddings to it."""
+        return self.spec.torch_dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the runner works."""
+        return torch.device(getattr(self.runner, "device", "cpu"))
+
+    def cache_context(self, name: str, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
+        """Pipelines announce the conditional and the unconditional call; an engine caches nothing between calls."""
+        return contextlib.nullcontext()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Same arguments and return type as the diffusers module.
+
+        Tensors are cast to the engine's dtypes; the result has the dtype and the device of the first argument.
+
+        Raises:
+            UnsupportedError: an argument that the engine has no input for.
+            ShapeError: sizes outside the engine's profile.
+        """
+        given = self._bind(args, kwargs)
+        return_dict = given.pop("return_dict", True)
+        first = next(iter(given.values()))
+        feed = self._feed(given, batch=len(first))
+        (out,) = self.runner.run(feed).values()
+        # A session's output is overwritten by its next run; schedulers keep earlier steps.
+        out = torch.as_tensor(out).to(device=first.device, dtype=first.dtype, copy=True)
+        return self._output_class(sample=out) if return_dict else (out,)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            where, fix = f"pipe.{self._name}.{name}", "Call svdq_trt.pipeline.detach(pipe) first."
+            raise EngineAttributeError(where, "not part of an engine", "the torch module", fix) from None
+
+    # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments by name, dictionaries opened, defaults left out.
+
+        Raises:
+            TypeError: as the diffusers module: an unknown or a missing argument.
+        """
+        bound = self._signature.bind(self, *args, **kwargs).arguments
+        given = {name: value for name, value in list(bound.items())[1:] if name not in _DICTIONARIES}
+        for name in _DICTIONARIES:
+            given |= {f"{name}.{key}": value for key, value in (bound.get(name) or {}).items()}
+        return given
+
+    def _feed(self, given: Mapping[str, Any], batch: int) -> dict[str, torch.Tensor]:
+        feed = {}
+        for full_name, value in given.items():
+            name = full_name.rpartition(".")[2]
+            if name in self._dtypes and value is not None:
+                tensor = torch.as_tensor(value).to(self._dtypes[name])
+                if tensor.ndim == 0 and self._rank[name] == 1:  # pipelines pass one timestep for all
+                    tensor = tensor.expand(batch)
+                feed[name] = tensor.contiguous()
+            elif not _is_empty(value):
+                fix = _FIX.get(full_name, "")
+                raise UnsupportedError(f"pipe.{self._name}: {full_name}", f"{type(value).__name__} given",
+                                       f"nothing: the engine's inputs are {', '.join(self._dtypes)}", fix)  # fmt: skip
+        for name in self._dtypes:
+            if name not in feed:
+                raise UnsupportedError(
+                    f"pipe.{self._name}: {name}", "not given", f"a tensor: {self.spec.name} needs it"
+                )
+        return feed
+
+
+def default_config(spec: ModelSpec) -> Any:
+    """The config of the spec's class without building it: its constructor's defaults and the spec's values."""
+    from diffusers.configuration_utils import FrozenDict
+
+    parameters = inspect.signature(spec.model_class().__init__).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return FrozenDict(defaults | dict(spec.config))
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(v is None for v in value.values()))
+
+
+def _output_class(cls: type[nn.Module]) -> Any:
+    """What the class's forward returns for return_dict=True."""
+    module = inspect.getmodule(cls)
+    for name in ("UNet2DConditionOutput", "Transformer2DModelOutput"):
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise UnsupportedError(f"class {cls.__name__}", "no known output type", "a diffusers UNet or transformer")

@@ -1,0 +1,78 @@
+"""Device memory, one stream and CUDA graphs: by torch, or by pycuda for users without torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import numpy as np
+
+from svdq_trt.errors import UnsupportedError, UsageError
+
+MEMORIES = ("auto", "torch", "pycuda")
+
+
+class DeviceMemory(Protocol):
+    """What a session needs of one GPU. A buffer is whatever `allocate` returns.
+
+    Attributes:
+        kind: "torch" or "pycuda". name: the GPU's. stream: a cudaStream_t as int; all work is on it.
+    """
+
+    kind: str
+    name: str
+    stream: int
+
+    def running(self) -> AbstractContextManager[None]:
+        """Make the GPU and `stream` current; `stream` waits for the caller's work, which then waits for `stream`."""
+
+    def allocate(self, dtype: str, count: int) -> Any:
+        """A zeroed buffer of `count` numbers; `dtype` in numpy's names and bfloat16."""
+
+    def address(self, buffer: Any) -> int:
+        """Its device address."""
+
+    def write(self, buffer: Any, value: Any) -> None:
+        """Copy a tensor or an array to the front of the buffer, in stream order."""
+
+    def tensor(self, buffer: Any, shape: tuple[int, ...]) -> Any:
+        """The front of the buffer as a torch tensor: no copy."""
+
+    def array(self, buffer: Any, shape: tuple[int, ...]) -> np.ndarray:
+        """A copy of the front of the buffer on the host; waits for `stream`."""
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What `work` puts on `stream`, as a CUDA graph; the result launches it."""
+
+    def synchronize(self) -> None:
+        """Wait for `stream`."""
+
+
+def open_device(memory: str, index: int) -> DeviceMemory:
+    """Device `index` by torch or by pycuda.
+
+    Args:
+        memory: "torch", "pycuda", or "auto": pycuda where it is installed and the process has not imported torch.
+
+    Raises:
+        UnsupportedError: the library is missing, or sees no such GPU.
+    """
+    if memory not in MEMORIES:
+        raise UsageError("memory", f"'{memory}'", f"one of {', '.join(MEMORIES)}")
+    has_pycuda = importlib.util.find_spec("pycuda") is not None
+    if memory == "pycuda" or (memory == "auto" and has_pycuda and "torch" not in sys.modules):
+        if not has_pycuda:
+            raise UnsupportedError("memory='pycuda'", "pycuda is not installed", "pycuda",
+                                   "pip install 'svdq-trt[runtime]'")  # fmt: skip
+        from svdq_trt.runtime.device_pycuda import PycudaMemory
+
+        return PycudaMemory(index)
+    if importlib.util.find_spec("torch") is None:
+        raise UnsupportedError("Session", "neither torch nor pycuda is installed", "one of them",
+                               "pip install 'svdq-trt[runtime]'")  # fmt: skip
+    from svdq_trt.runtime.device_torch import TorchMemory
+
+    return TorchMemory(index)

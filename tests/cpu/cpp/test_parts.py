@@ -1,0 +1,95 @@
+"""JSON, SHA-256 and .safetensors of examples/cpp against Python's, on good files and on broken ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "cpp"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    program = tmp_path_factory.mktemp("cpp") / "parts_driver"
+    sources = [EXAMPLE / f"{name}.cpp" for name in ("json", "safetensors", "sha256")]
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
+    own = Path(__file__).with_name("parts_driver.cpp")
+    subprocess.run([compiler, *flags, f"-I{EXAMPLE}", str(own), *map(str, sources), "-o", str(program)], check=True)
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(program), *map(str, args)], capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+@pytest.mark.parametrize("size", [0, 1, 55, 56, 63, 64, 65, 119, 120, (1 << 20) - 1, 1 << 20, (1 << 20) + 57])
+def test_sha256_is_hashlibs(driver, tmp_path, size):
+    data = bytes(i * 37 % 251 for i in range(size))
+    (tmp_path / "file").write_bytes(data)
+    assert driver("sha", tmp_path / "file").stdout == hashlib.sha256(data).hexdigest()
+
+
+def test_json_is_pythons(driver, tmp_path):
+    value = {"a": [1, -2, {"b": None}], "c": True, "d": False, "e": "x/y.z", "f": [], "g": {}, "n": 2**53, "z": 1e3}
+    want = json.dumps(value | {"z": 1000}, sort_keys=True, separators=(",", ":"))
+    for text in (json.dumps(value), json.dumps(value, indent=2)):
+        (tmp_path / "file").write_text(text)
+        assert driver("json", tmp_path / "file").stdout == want
+
+
+BROKEN_JSON = ["", "{", "[1,]", '{"a"}', '{"a":1', '"x', "tru", "1 2", "[" * 100_000, '{"a":1.5}', "1e999", "\\",
+               '"\\q"', '"\\u12'] + [json.dumps({"a": {"b": [1, "x"]}})[:n] for n in range(1, 20)]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BROKEN_JSON, ids=range(len(BROKEN_JSON)))
+def test_broken_json_is_refused(driver, tmp_path, text):
+    (tmp_path / "file").write_text(text)
+    done = driver("json", tmp_path / "file")
+    assert done.returncode == 1 and ", want " in done.stderr and "Sanitizer" not in done.stderr, done.stderr
+
+
+def test_safetensors_round_trip(driver, tmp_path):
+    tensors = {
+        "x": torch.arange(24).reshape(2, 3, 4).half(), "y": torch.randn(5).bfloat16(), "empty": torch.zeros(0, 7),
+        "scalar": torch.tensor(3.5), "ids": torch.tensor([2**40]), "codes": torch.tensor([[-3, 4]], dtype=torch.int8),
+    }  # fmt: skip
+    save_file(tensors, tmp_path / "in", metadata={"a": "b"})
+    assert driver("copy", tmp_path / "in", tmp_path / "out").returncode == 0
+    got = load_file(tmp_path / "out")
+    assert set(got) == set(tensors)
+    for name, value in tensors.items():
+        assert got[name].dtype == value.dtype and got[name].shape == value.shape and torch.equal(got[name], value), name
+
+
+def header(entry: dict) -> bytes:
+    text = json.dumps({"x": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]} | entry}).encode()
+    return struct.pack("<Q", len(text)) + text + b"1234"
+
+
+BROKEN = {
+    "empty": b"", "short": b"\x01\x00", "no header": struct.pack("<Q", 100) + b"{}", "huge": b"\xff" * 8 + b"{}",
+    "offsets beyond": header({"data_offsets": [0, 400]}), "offsets reversed": header({"data_offsets": [4, 0]}),
+    "negative": header({"data_offsets": [-4, 0]}), "shape": header({"shape": [3]}), "minus": header({"shape": [-2]}),
+    "overflow": header({"shape": [2**40, 2**40, 2**40]}), "dtype": header({"dtype": "F17"}),
+    "three": header({"data_offsets": [0, 4, 8]}), "type": header({"shape": "2"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_safetensors_is_refused(driver, tmp_path, case):
+    (tmp_path / "in").write_bytes(BROKEN[case])
+    done = driver("copy", tmp_path / "in", tmp_path / "out")
+    assert done.returncode == 1 and ", want " in done.stderr and "Sanitizer" not in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()

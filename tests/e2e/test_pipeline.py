@@ -1,0 +1,160 @@
+"""StableDiffusionXLPipeline, small and with random weights, on an engine folder's ONNX and on the same torch module.
+
+Text encoders, VAE, scheduler and guidance are diffusers' and transformers' own; only the UNet is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
+ROOT = Path(__file__).resolve().parents[2]
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An engine folder for sm_90 (w4a8); its plan is not needed."""
+    out = tmp_path_factory.mktemp("engines")
+    command = [sys.executable, str(ROOT / "build_engines.py"), "--model", "sdxl-tiny", "--random-weights", "0",
+               "--arch", "sm_90", "--backend", "tensorrt", "--no-check", "--out", str(out)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode in (0, 4), done.stderr  # 4: no TensorRT here builds for sm_90
+    return out / "sdxl-tiny-sm_90"
+
+
+@pytest.fixture(scope="module")
+def session(folder):
+    from svdq_trt.runtime import OnnxSession
+
+    with OnnxSession(folder, device="cpu", threads=1) as opened:
+        yield opened
+
+
+def tokenizer(folder: Path):
+    """CLIP's tokenizer over single letters."""
+    from transformers import CLIPTokenizer
+
+    words = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
+
+
+def parts(folder: Path) -> dict:
+    """A pipeline's components around sdxl-tiny's UNet: 64 + 64 text channels, 64 pooled, 4 latent channels."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    words, size = tokenizer(folder)
+    config = CLIPTextConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=size,
+        max_position_embeddings=77, projection_dim=64, bos_token_id=size - 2, eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=8, sample_size=128,
+    )  # fmt: skip
+    found = {"text_encoder": CLIPTextModel(config), "text_encoder_2": CLIPTextModelWithProjection(config), "vae": vae}
+    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    return {k: m.half().eval() for k, m in found.items()} | {
+        "tokenizer": words, "tokenizer_2": words, "scheduler": scheduler}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pipe(folder, tmp_path_factory):
+    from diffusers import StableDiffusionXLPipeline
+
+    from svdq_trt.models import get_model
+    from svdq_trt.quantize import artifact
+    from svdq_trt.quantize.run import restore_model
+
+    unet = restore_model(artifact.load(folder / "svdq.safetensors"), get_model("sdxl-tiny"))
+    made = StableDiffusionXLPipeline(unet=unet, **parts(tmp_path_factory.mktemp("words")), add_watermarker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def images(pipe, seed=0, nudge=0.0, **options):
+    """Two guided steps (UNet batch 2) at 128 x 64 pixels, as the last latent unless `options` say otherwise."""
+    start = torch.randn((1, 4, 16, 8), generator=torch.Generator().manual_seed(seed)) * (1 + nudge)
+    asked = {"num_inference_steps": 2, "height": 128, "width": 64, "output_type": "latent", "guidance_scale": 5.0}
+    return pipe("a fox", **(asked | {"latents": start.half()} | options)).images
+
+
+def sqnr(want, got):
+    want, got = want.double(), got.double()
+    return float(10 * torch.log10(want.square().sum() / (want - got).square().sum()))
+
+
+def test_pipeline_gives_the_torch_modules_result(pipe, session):
+    """As closely as the torch module gives its own when its first latent changes in the last bits of f16."""
+    from svdq_trt.pipeline import attach, detach
+
+    module = pipe.unet
+    want, again = images(pipe), images(pipe, nudge=2.0**-11)
+    attach(pipe, session)
+    try:
+        assert pipe.dtype == torch.float16 and pipe.device == torch.device("cpu")
+        got, other = images(pipe), images(pipe, seed=1)
+        size = images(pipe, output_type="pil")[0].size
+    finally:
+        detach(pipe)
+    assert pipe.unet is module and torch.equal(images(pipe), want)
+    figures = {"engine": sqnr(want, got), "torch, nudged": sqnr(want, again), "another seed": sqnr(want, other)}
+    print(figures)
+    assert figures["engine"] > 30 and figures["engine"] > figures["torch, nudged"] - 3, figures
+    assert figures["another seed"] < 10, figures
+    assert size == (64, 128)
+
+
+def test_pipeline_that_never_had_the_torch_module(pipe, session, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    from svdq_trt.pipeline import attach
+
+    bare = StableDiffusionXLPipeline(unet=None, **parts(tmp_path), add_watermarker=False)
+    bare.set_progress_bar_config(disable=True)
+    attach(bare, session)
+    assert sqnr(images(pipe), images(bare)) > 30
+    assert sqnr(images(pipe, guidance_scale=1.0), images(bare, guidance_scale=1.0)) > 30  # batch 1: no guidance
+
+
+def test_image_to_image_shares_the_engine(pipe, session):
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    from svdq_trt.pipeline import attach, detach
+
+    attach(pipe, session)
+    try:
+        second = StableDiffusionXLImg2ImgPipeline(**pipe.components, add_watermarker=False)
+        second.set_progress_bar_config(disable=True)
+        picture = torch.rand((1, 3, 128, 64), generator=torch.Generator().manual_seed(0))
+        out = second("a fox", image=picture, num_inference_steps=4, strength=0.5, output_type="np").images
+    finally:
+        detach(pipe)
+    assert out.shape == (1, 128, 64, 3)
+
+
+def test_what_the_engine_cannot_do_is_one_sentence(pipe, session):
+    from svdq_trt.errors import ShapeError, SvdqError
+    from svdq_trt.pipeline import attach, detach
+
+    attach(pipe, session)
+    try:
+        with pytest.raises(SvdqError, match=r"pipe\.unet: cross_attention_kwargs: dict given"):
+            images(pipe, cross_attention_kwargs={"scale": 0.5})
+        with pytest.raises(ShapeError, match=r"input 'sample': shape \[8, 4, 16, 8\], want \[1\.\.4, 4"):
+            images(pipe, latents=None, num_images_per_prompt=4)
+        with pytest.raises(SvdqError, match=r"pipe\.unet\.load_lora_adapter: not part of an engine"):
+            pipe.load_lora_weights({"unet.conv_in.lora_A.weight": torch.zeros(1, 1)})
+    finally:
+        detach(pipe)
