@@ -32,9 +32,13 @@ class LoraRequest:
 
 
 def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Weight shape of every linear and convolution of the unquantized model, by name; costs no memory."""
-    layers = weight_layers(spec.build(device="meta"))
-    return {name: tuple(m.weight.shape) for name, m in layers.items() if isinstance(m.weight, Tensor)}
+    """Weight shape of every layer of the unquantized model that a LoRA can act on, by name; costs no memory.
+
+    Those are the linears and convolutions, but for convolutions in groups: trainers don't agree on their factors.
+    """
+    layers = weight_layers(spec.build(device="meta")).items()
+    return {name: tuple(m.weight.shape) for name, m in layers
+            if isinstance(m.weight, Tensor) and getattr(m, "groups", 1) == 1}  # fmt: skip
 
 
 def open_loras(

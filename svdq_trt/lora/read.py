@@ -161,7 +161,7 @@ def _misfit(
 ) -> str:
     """Why these tensors cannot act on that layer; empty when they can."""
     if targets is None:
-        return "no layer of this model"
+        return "no layer of this model that a LoRA can act on"
     for part in ("down", "up"):
         if part not in parts:
             return f"has no {part} factor"
