@@ -17,6 +17,7 @@ from torch.export.dynamic_shapes import _DimHint as DimHint
 from svdq_export.bodies import OPSET
 from svdq_export.passes.dtypes import unify_input_types
 from svdq_export.passes.functions import add_bodies
+from svdq_export.passes.inputs import parameters_to_inputs
 from svdq_export.passes.metadata import strip_metadata
 from svdq_export.passes.names import drop_prefix, name_svdq_nodes
 from svdq_export.passes.simplify import simplify
@@ -61,6 +62,7 @@ def export_onnx(
     path: Path,
     *,
     wrapped: str = "",
+    runtime_inputs: Sequence[str] = (),
     progress: Progress | None = None,
     weights: bool = True,
 ) -> OnnxInfo:
@@ -73,6 +75,7 @@ def export_onnx(
         output_names: names of the graph outputs, in order.
         path: where the .onnx goes.
         wrapped: attribute of `module` that holds the real model; names in the graph are paths inside that.
+        runtime_inputs: parameters, by their names in the graph, that become inputs behind the others.
         progress: called with (stage, done, total); stages are "trace", "simplify", "write".
         weights: False writes the graph alone, with places for the weights; see write.write_graph.
 
@@ -99,6 +102,7 @@ def export_onnx(
     if wrapped:
         drop_prefix(model, wrapped)
         parameters = {name.removeprefix(f"{wrapped}.") for name in parameters}
+    parameters_to_inputs(model, runtime_inputs)
     nodes = [node.name or "" for node in model.graph.all_nodes() if node.domain == DOMAIN]
     op_types = add_bodies(model)
     strip_metadata(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -49,6 +50,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if tmp is not None:
             with contextlib.suppress(OSError):
                 tmp.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file.
+
+    Raises:
+        ArtifactError: missing or not readable.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(str(path), f"cannot be read ({error.strerror})", "a readable file") from error
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:

@@ -33,6 +33,10 @@ class TensorFile:
         self._read = 0
         self.names: tuple[str, ...] = tuple(self._guard(lambda: self._open().keys()))
 
+    def metadata(self) -> dict[str, str]:
+        """What the header says beside the tensors: text that whoever wrote the file chose."""
+        return self._guard(lambda: self._open().metadata()) or {}
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return tuple(self._guard(lambda: self._open().get_slice(name).get_shape()))

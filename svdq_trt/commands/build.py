@@ -22,6 +22,7 @@ examples:
   svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base     a diffusers folder
   svdq-trt build --model sdxl --arch sm_89 --checkpoint my.safetensors  a single file
   svdq-trt build --model sdxl --arch sm_86 --arch sm_120 --min-sqnr 15  two engines, gated
+  svdq-trt build --model sdxl --arch sm_89 --lora style.safetensors:0.8 with a LoRA inside
 """
 
 
@@ -40,6 +41,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
+    lo = p.add_argument_group("LoRA (docs/lora.md)")
+    lo.add_argument("--lora", action="append", default=[], metavar="PATH[:STRENGTH]",
+                    help=".safetensors, repeatable; joins the 16-bit branch: nothing is quantized again")  # fmt: skip
+    lo.add_argument("--lora-slots", type=int, default=0, metavar="R",
+                    help="rank per linear to fill at run time: Session.set_lora; 0 none (default)")  # fmt: skip
+    lo.add_argument("--allow-partial", action="store_true", help="leave out LoRA tensors that do not fit")
     e = p.add_argument_group("engine")
     for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels")):
         e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
@@ -54,7 +61,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
-    from svdq_trt.compile.config import BuildConfig, Range
+    from svdq_trt.compile.config import BuildConfig, LoraOption, Range
 
     ranges = {
         name: None if text is None else Range.parse(f"--{name}", text)
@@ -64,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         model=args.model, archs=archs, out=args.out, checkpoint=args.checkpoint, random_weights=args.random_weights,
         format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
         backend=args.backend, check=args.check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
+        loras=tuple(LoraOption.parse(text) for text in args.lora), lora_slots=args.lora_slots,
+        allow_partial=args.allow_partial,
     )  # fmt: skip
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -38,6 +39,31 @@ class Range:
 
 
 @dataclass(frozen=True)
+class LoraOption:
+    """``--lora PATH[:STRENGTH]``."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> LoraOption:
+        """A colon and a number at the end are the strength; everything else is the path."""
+        path, colon, number = text.rpartition(":")
+        with contextlib.suppress(ValueError):
+            if colon:
+                return cls(Path(path), float(number))
+        return cls(Path(text))
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if self.path.suffix != ".safetensors" or not self.path.is_file():
+            got = f"'{self.path}'" + ("" if self.path.is_file() else ": no such file")
+            raise UsageError("--lora", got, "PATH.safetensors or PATH.safetensors:STRENGTH")
+        if not math.isfinite(self.strength):
+            raise UsageError("--lora", f"strength {self.strength}", "a finite number")
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """All options of a build, resolved; `archs` share every stage they can.
 
@@ -49,6 +75,8 @@ class BuildConfig:
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         check, min_sqnr: compare with the FP16 model; gate in dB.
+        loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
+        allow_partial: leave out what of a LoRA file does not fit, instead of refusing it.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -69,8 +97,15 @@ class BuildConfig:
     min_sqnr: float | None = None
     force: bool = False
     skip: tuple[str, ...] = ()
+    loras: tuple[LoraOption, ...] = ()
+    lora_slots: int = 0
+    allow_partial: bool = False
 
     def __post_init__(self) -> None:
+        for lora in self.loras:
+            lora.check()
+        if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:
+            raise UsageError("--lora-slots", str(self.lora_slots), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
             raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         get_preset(self.preset)
@@ -97,4 +132,5 @@ class BuildConfig:
         data = asdict(self)
         for key in ("out", "calibration"):
             data[key] = None if data[key] is None else str(data[key])
+        data["loras"] = [{"path": str(lora.path), "strength": lora.strength} for lora in self.loras]
         return data

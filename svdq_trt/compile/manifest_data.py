@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from svdq_trt import __version__, errors
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work
+from svdq_trt.files import sha256
 from svdq_trt.quantize import artifact
 
 if TYPE_CHECKING:
@@ -45,10 +46,12 @@ def manifest_of(
         "inputs": [_ranged(t) for t in work.profiles()],
         "outputs": [_ranged(t) for t in work.outputs()],
         "quantized": _quantized(engine.folder / "svdq.safetensors"),
+        "loras": results.get("lora", {}).get("loras", []),
+        "lora_slots": _slots(engine.folder, results["export"].get("lora_slots")),
         "plugin_layers": plan.get("plugin_layers", []),
         "kept_16bit": results["quantize"]["kept_16bit"],
         "fp16_weight_bytes": results["quantize"]["fp16_weight_bytes"],
-        "quantized_weight_bytes": results["quantize"]["quantized_weight_bytes"],
+        "quantized_weight_bytes": results.get("lora", results["quantize"])["quantized_weight_bytes"],
         "accuracy": _accuracy(work, results),
         "device_memory_bytes": {kind: plan.get("memory", {}).get(kind) for kind in ("weights", "activations")},
         "timings_s": ledger.seconds,
@@ -56,6 +59,14 @@ def manifest_of(
         "versions": _versions(),
         "config": work.config.to_json(),
     }  # fmt: skip
+
+
+def _slots(folder: Path, info: dict[str, Any] | None) -> dict[str, Any]:
+    """The file that fills the graph's LoRA inputs; {} for an engine without slots."""
+    if info is None:
+        return {}
+    path = folder / "lora_slots.safetensors"
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path), **info}
 
 
 def _ranged(tensor: dict[str, Any]) -> dict[str, Any]:

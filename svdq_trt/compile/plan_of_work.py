@@ -3,6 +3,7 @@
 <out>/<model>-shared/                     what several engines use
 calib.safetensors  model-fp16.onnx(.data)  reference.npz
 <format>-r<rank>/  svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
+<format>-r<rank>-lora/  the same with --lora or --lora-slots, made from the one above
 <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
 """
 
@@ -18,6 +19,7 @@ import psutil
 from svdq_trt.compile.config import BuildConfig, Range
 from svdq_trt.compile.freshness import stage_key
 from svdq_trt.errors import UsageError
+from svdq_trt.files import sha256
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.spec.archs import resolve_format
 from svdq_trt.spec.formats import Format
@@ -32,8 +34,9 @@ _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
 _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
-    "export": (_GRAPH, _GRAPH_LIBRARIES),
-    "reference_export": ((*_GRAPH, "svdq_trt/checkpoint"), _GRAPH_LIBRARIES),
+    "lora": (("svdq_trt/lora", "svdq_trt/spec", "svdq_trt/models"), ("torch", "diffusers")),
+    "export": ((*_GRAPH, "svdq_trt/lora/slots"), _GRAPH_LIBRARIES),
+    "reference_export": ((*_GRAPH, "svdq_trt/checkpoint", "svdq_trt/lora"), _GRAPH_LIBRARIES),
     "run_onnx": (("svdq_export", "svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
     "compare": (("svdq_trt/check",), ("polygraphy", "matplotlib")),
     "plan": (("svdq_trt/engine",), ()),  # the backend's version is a parameter
@@ -53,7 +56,7 @@ class Engine:
     arch: int
     format: Format
     folder: Path
-    shared: Path  # <out>/<model>-shared/<format>-r<rank>
+    shared: Path  # <out>/<model>-shared/<format>-r<rank>[-lora]: where graph and check are
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,28 @@ class Work:
     shared: Path
     engines: tuple[Engine, ...]
     weights_id: str
+    loras_id: tuple[tuple[str, float], ...] = ()  # digest and strength of each
     logs: Path = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logs", self.shared / "logs")
 
     def formats(self) -> dict[Format, Path]:
-        """Each format once, with its shared folder."""
+        """Each format once, with the shared folder of its graph."""
         return {engine.format: engine.shared for engine in self.engines}
+
+    def quantized_folder(self, fmt: str) -> Path:
+        """The shared folder of a format's quantized model, without any LoRA."""
+        return self.shared / f"{fmt}-r{self.config.rank}"
+
+    def lora_args(self) -> dict[str, Any]:
+        """The LoRA files as a stage's arguments."""
+        loras = [[str(lora.path.resolve()), lora.strength] for lora in self.config.loras]
+        return {"loras": loras, "allow_partial": self.config.allow_partial}
+
+    def lora_key(self) -> dict[str, Any]:
+        """The LoRA files as parameters of a key; nothing without any."""
+        return {"loras": self.loras_id, "allow_partial": self.config.allow_partial} if self.loras_id else {}
 
     def profiles(self) -> list[dict[str, Any]]:
         """TensorRT profile of every input, as TensorProfile fields."""
@@ -127,13 +144,15 @@ def plan_work(config: BuildConfig) -> Work:
     for index in range(3):
         spec.check_sizes({symbol: values[index] for symbol, values in profile.items()})
     shared = config.out / f"{spec.name}-shared"
+    suffix = "-lora" if config.loras or config.lora_slots else ""
     engines = tuple(
-        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-r{config.rank}")
+        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-r{config.rank}{suffix}")
         for arch in config.archs
         for fmt in [resolve_format(config.format, arch)]
     )
     weights_id = weights_digest(spec, config.checkpoint, config.random_weights)
-    return Work(config, spec, profile, shared, engines, weights_id)
+    loras_id = tuple((sha256(lora.path), lora.strength) for lora in config.loras)
+    return Work(config, spec, profile, shared, engines, weights_id, loras_id)
 
 
 def _range(given: Range | None, default: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -25,6 +25,7 @@ from svdq_trt.engine import manifest
 from svdq_trt.files import atomic_write, remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 
+SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
 
@@ -167,30 +168,49 @@ class Build:
 
     def _format_stages(self, fmt: str, folder: Path) -> Ledger:
         ledger, c, work = self.ledger.extended(), self.config, self.work
+        quantized, slots_file = work.quantized_folder(fmt), [SLOTS_FILE] if c.lora_slots else []
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
         calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
         args = self._weights() | {
             "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
             "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
-            "rank": c.rank, "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+            "rank": c.rank, "preset": c.preset, "out": str(quantized / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
         self.screen.say(f"search: {get_preset(c.preset).describe()}")
         label = f"quantize  {fmt} rank {c.rank}"
-        self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
+        self._stage(ledger, "quantize", label, "quantize", quantized, quantize_key, ["svdq.safetensors"], args)
+        artifact_key = self._lora(ledger, fmt, quantized, folder, quantize_key)
 
-        export_key = key("export", quantize=quantize_key, profile=self._profile_key())
+        slots = {"lora_slots": c.lora_slots}
+        export_key = key("export", quantize=artifact_key, profile=self._profile_key(), **(slots if slots_file else {}))
         args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
-                "out": str(folder / "model.onnx")}  # fmt: skip
-        files = ["model.onnx", "model.onnx.data"]
+                "out": str(folder / "model.onnx"), **slots}  # fmt: skip
+        files = ["model.onnx", "model.onnx.data", *slots_file]
         self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
         ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
         return ledger
 
+    def _lora(self, ledger: Ledger, fmt: str, quantized: Path, folder: Path, quantize_key: str) -> str:
+        """The quantized model with the LoRA files in it, in the graph's folder; its key."""
+        if not self.work.loras_id:
+            if folder != quantized:  # slots alone: the artifact as it is
+                folder.mkdir(parents=True, exist_ok=True)
+                _place(quantized / "svdq.safetensors", folder / "svdq.safetensors", link=True)
+            return quantize_key
+        lora_key = key("lora", quantize=quantize_key, **self.work.lora_key())
+        args = {"model": self.config.model, "artifact": str(quantized / "svdq.safetensors"),
+                "out": str(folder / "svdq.safetensors"), **self.work.lora_args()}  # fmt: skip
+        count = len(self.work.loras_id)
+        label = f"lora      {fmt} {count} file{'s' if count > 1 else ''}"
+        self._stage(ledger, "lora", label, "lora", folder, lora_key, ["svdq.safetensors"], args)
+        return lora_key
+
     def _reference_export(self) -> str:
         work, folder = self.work, self.work.shared
-        export_key = key("reference_export", weights=work.weights_id, profile=self._profile_key())
-        args = self._weights() | {"profile": work.profile, "out": str(folder / "model-fp16.onnx")}
+        export_key = key("reference_export", weights=work.weights_id, profile=self._profile_key(), **work.lora_key())
+        out = {"profile": work.profile, "out": str(folder / "model-fp16.onnx")}
+        args = self._weights() | out | work.lora_args()
         files = ["model-fp16.onnx", "model-fp16.onnx.data"]
         self._stage(self.ledger, "reference_export", "check     FP16 ONNX", "reference_export", folder, export_key,
                     files, args)  # fmt: skip
@@ -203,6 +223,8 @@ class Build:
         run_key = key("run_onnx", source=source_key, sizes=sizes, seed=CHECK_SEED)
         args = {"model": self.config.model, "onnx": str(folder / onnx), "sizes": sizes, "seed": CHECK_SEED,
                 "out": str(folder / out)}  # fmt: skip
+        if self.config.lora_slots and name == "check_run":
+            args["lora_slots"] = str(folder / SLOTS_FILE)
         self._stage(ledger, name, label, "run_onnx", folder, run_key, [out], args)
         return run_key
 
@@ -210,7 +232,7 @@ class Build:
         keys = ledger.results["keys"]
         run_key = self._run_onnx(ledger, "check_run", f"check     {fmt} run", folder, "model.onnx", "quantized.npz",
                                  keys["export"])  # fmt: skip
-        compare_key = key("compare", run=run_key, reference=self.work.weights_id)
+        compare_key = key("compare", run=run_key, reference=self.work.weights_id, **self.work.lora_key())
         args = {
             "reference": str(self.work.shared / "reference.npz"), "quantized": str(folder / "quantized.npz"),
             "artifact": str(folder / "svdq.safetensors"), "title": f"{self.config.model} {fmt} rank {self.config.rank}",
@@ -233,6 +255,9 @@ class Build:
         for name, link in linked.items():
             if name != "accuracy.png" or self.config.check:
                 _place(engine.shared / name, engine.folder / name, link)
+        (engine.folder / SLOTS_FILE).unlink(missing_ok=True)
+        if self.config.lora_slots:
+            _place(engine.shared / SLOTS_FILE, engine.folder / SLOTS_FILE, link=True)
         library = plugin_lib.find()
         plugin = copy_plugin(library.path, engine.folder)
         incomplete = self._plan(engine, ledger, library)

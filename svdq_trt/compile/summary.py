@@ -45,6 +45,17 @@ def print_summary(built: Sequence[Built]) -> None:
                       f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
                       f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
                       soft_wrap=True)  # fmt: skip
+        for lora in m.get("loras", []):
+            notes = [f"{len(lora['quantized_layers'])} quantized and {len(lora['dense_layers'])} 16-bit layers"]
+            if lora["text_encoder_tensors"]:
+                notes.append(f"{lora['text_encoder_tensors']} text encoder tensors are the pipeline's business")
+            if lora["left_out"]:
+                notes.append(f"{len(lora['left_out'])} layers left out (--allow-partial)")
+            console.print(f"    LoRA {lora['file']} at {lora['strength']:g}: {'; '.join(notes)}", style="dim",
+                          soft_wrap=True)  # fmt: skip
+        if m.get("lora_slots"):
+            console.print(f"    LoRA slots: rank {m['lora_slots']['rank']} a linear, filled by Session.set_lora",
+                          style="dim", soft_wrap=True)  # fmt: skip
         for reason in reasons:
             count = sum(k["reason"] == reason for k in m["kept_16bit"])
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)

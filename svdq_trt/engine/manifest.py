@@ -29,7 +29,9 @@ _PART_KEYS: dict[str, dict[str, type]] = {
     "plan": {"file": str, "bytes": int, "sha256": str},
     "onnx": {"file": str, "bytes": int},
     "plugin": {"file": str, "version": str, "sha256": str},
+    "lora_slots": {"file": str, "bytes": int, "sha256": str},
 }
+_OPTIONAL = ("plan", "lora_slots")  # absent of an incomplete build; of an engine without slots
 
 
 def write(folder: Path, data: dict[str, Any]) -> Path:
@@ -67,8 +69,10 @@ def _check_parts(path: Path, data: dict[str, Any]) -> None:
     if not re.fullmatch(r"sm_\d{2,3}", data["arch"]):
         raise refuse("arch", data["arch"], "sm_NN")
     for part, keys in _PART_KEYS.items():
-        if part == "plan" and not data[part]:
-            continue  # an incomplete build
+        if part in _OPTIONAL and not data.get(part):
+            continue
+        if not isinstance(data[part], dict):
+            raise refuse(part, data[part], "an object")
         for key, kind in keys.items():
             if not isinstance(data[part].get(key), kind):
                 raise refuse(f"{part}.{key}", data[part].get(key), f"a {kind.__name__}")
@@ -104,6 +108,8 @@ def verify(
     if plugin_version is not None and data["plugin"].get("version") != plugin_version:
         raise ArtifactError(str(folder), f"a plan of plugin version {data['plugin'].get('version')}",
                             f"version {plugin_version}", again)  # fmt: skip
+    if data.get("lora_slots") and "plan" in parts:  # what the plan reads beside the caller's inputs
+        parts = (*parts, "lora_slots")
     for part in parts:
         if part == "plan" and not data[part]:
             raise ArtifactError(str(folder), "no plan yet (the build was incomplete)", "model.plan", again)

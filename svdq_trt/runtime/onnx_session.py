@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.runtime.onnx_graph import read_graph
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, manifest_profiles, numpy_dtype
+
+if TYPE_CHECKING:
+    from svdq_trt.runtime.lora import Loras, LoraSet, LoraSlots
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -35,7 +38,7 @@ class OnnxSession:
         manifest: the engine's manifest; {} for an ONNX file by itself.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
-        path: the file that runs.
+        path: the file that runs. lora: the graph's LoRA slots; None without.
 
     Args:
         source: an engine folder (the plan may be missing), or an .onnx file.
@@ -70,6 +73,7 @@ class OnnxSession:
             self._session = ort.InferenceSession(str(self.path), options, providers=[self.provider])
         except Exception as error:
             raise _told(error, self.path) from error
+        self.lora = self._open_slots(source, [p.name for p in graph.inputs])
         self._dtypes = {i.name: i.type for i in self._session.get_inputs()}
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +86,8 @@ class OnnxSession:
         if self._session is None:
             raise SvdqError(str(self.path), "a closed session", "an open one")
         checked = check_inputs(self.inputs, inputs)
-        feed = {name: self._fed(name, as_array(value)) for name, value in checked.items()}
+        given = checked if self.lora is None else {**checked, **self.lora.views}
+        feed = {name: self._fed(name, as_array(value)) for name, value in given.items()}
         try:
             values = self._session.run(self.output_names, feed)
         except Exception as error:
@@ -97,6 +102,19 @@ class OnnxSession:
 
     __call__ = run
 
+    def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
+        """Read LoRA files and lay them out, for `set_lora`."""
+        from svdq_trt.runtime.lora import require_slots
+
+        return require_slots(self.lora).prepare(loras, allow_partial)
+
+    def set_lora(self, loras: Loras | LoraSet, strength: float = 1.0, *, allow_partial: bool = False) -> None:
+        """Swap LoRAs in, as Session.set_lora does; not while another thread runs."""
+        from svdq_trt.runtime.lora import LoraSet, require_slots
+
+        prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
+        require_slots(self.lora).fill(prepared, strength)
+
     def close(self) -> None:
         """Free the model's memory."""
         self._session = None
@@ -106,6 +124,16 @@ class OnnxSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+    def _open_slots(self, folder: Path, inputs: list[str]) -> LoraSlots | None:
+        if not self.manifest.get("lora_slots"):
+            return None
+        from svdq_trt.runtime.lora import check_inputs_match, open_slots  # brings torch
+
+        manifests.verify(folder, parts=("lora_slots",))
+        slots = open_slots(folder, self.manifest)
+        check_inputs_match(slots, inputs)
+        return slots
 
     def _fed(self, name: str, value: np.ndarray) -> np.ndarray:
         return value.astype(np.float32) if self._dtypes[name] == "tensor(float)" else value

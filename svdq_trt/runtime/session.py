@@ -15,14 +15,24 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import SvdqError
+from svdq_trt.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
 from svdq_trt.runtime.device import DeviceMemory, open_device
 from svdq_trt.runtime.opening import open_engine
-from svdq_trt.runtime.shapes import check_inputs, input_profiles, is_tensor, output_names, trt_dtype_name
+from svdq_trt.runtime.shapes import (
+    check_inputs,
+    input_names,
+    input_profiles,
+    is_tensor,
+    output_names,
+    trt_dtype_name,
+)
+
+if TYPE_CHECKING:
+    from svdq_trt.runtime.lora import Loras, LoraSet, LoraSlots
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -31,7 +41,7 @@ class Session:
     """One engine, one execution context, one stream. Not thread-safe: one thread at a time.
 
     Attributes:
-        manifest: the engine's manifest.
+        manifest: the engine's manifest. lora: its LoRA slots; None without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
         compiled: False when the runtime cache spared the compilation at start.
@@ -75,7 +85,9 @@ class Session:
                                  device=device)  # fmt: skip
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
-            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine)
+            self.lora = self._open_slots(folder)
+            filled = self.lora.views if self.lora else {}
+            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine, filled)
             self.output_names = output_names(self._trt, self._engine)
             path = cache_path(folder, self._memory.name, opened.backend.version)
             started = time.perf_counter()
@@ -108,13 +120,38 @@ class Session:
 
     __call__ = run
 
+    def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
+        """Read LoRA files and lay them out on the GPU, for `set_lora`; see LoraSlots.prepare."""
+        from svdq_trt.runtime.lora import require_slots
+
+        return require_slots(self.lora).prepare(loras, allow_partial)
+
+    def set_lora(self, loras: Loras | LoraSet, strength: float = 1.0, *, allow_partial: bool = False) -> None:
+        """Swap LoRAs in an engine built with --lora-slots: the next run has them; None takes them out.
+
+        Takes no rebuild and no capture; CUDA graphs stay valid. Between two steps of a pipeline give it what
+        `prepare_lora` returned: then the host does not wait and nothing is read.
+
+        Args:
+            loras: a file, (file, strength) pairs, or a prepared set. strength: multiplies each file's own.
+
+        Raises:
+            UnsupportedError: an engine without slots. ArtifactError, ShapeError, RangeError: the LoRA does not fit;
+                what was in stays in.
+        """
+        from svdq_trt.runtime.lora import LoraSet, require_slots
+
+        prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
+        with self._memory.running():
+            require_slots(self.lora).fill(prepared, strength)
+
     def close(self) -> None:
         """Free the engine and its memory; also done by ``with`` and by garbage collection."""
         if self._context is None:
             return
         self._memory.synchronize()
         with self._memory.running():
-            self._replay = self._context = self._cache = self._engine = None
+            self._replay = self._context = self._cache = self._engine = self.lora = None
             self._buffers = {}
 
     def __enter__(self) -> Session:
@@ -124,6 +161,18 @@ class Session:
         self.close()
 
     # ---- inside ------------------------------------------------------------------------------------------------
+
+    def _open_slots(self, folder: Path) -> LoraSlots | None:
+        if not self.manifest.get("lora_slots"):
+            return None
+        if self.memory != "torch":
+            raise UnsupportedError("LoRA slots", f"memory='{self.memory}'", "memory='torch'",
+                                   "Import torch first, or pass memory='torch'.")  # fmt: skip
+        from svdq_trt.runtime.lora import check_inputs_match, open_slots
+
+        slots = open_slots(folder, self.manifest, self.device)
+        check_inputs_match(slots, input_names(self._trt, self._engine))
+        return slots
 
     def _make_context(self, path: Path | None) -> tuple[Any, RuntimeCache | None]:
         cache = None
@@ -153,6 +202,8 @@ class Session:
             count = math.prod(largest.get(name) or self._shape(name))
             buffers[name] = self._memory.allocate(trt_dtype_name(self._engine.get_tensor_dtype(name)), max(1, count))
             self._context.set_tensor_address(name, self._memory.address(buffers[name]))
+        for name, view in (self.lora.views if self.lora else {}).items():
+            self._context.set_tensor_address(name, view.data_ptr())
         return buffers
 
     def _shape(self, name: str) -> tuple[int, ...]:

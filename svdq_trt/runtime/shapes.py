@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import ml_dtypes
@@ -30,13 +30,18 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
-def input_profiles(trt: Any, engine: Any) -> list[TensorProfile]:
-    """The engine's inputs with their ranges in optimization profile 0."""
+def input_names(trt: Any, engine: Any) -> list[str]:
+    """The engine's inputs, in its order."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    return [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+
+
+def input_profiles(trt: Any, engine: Any, filled: Container[str] = ()) -> list[TensorProfile]:
+    """The engine's inputs with their ranges in optimization profile 0, without those that the session fills."""
     return [
         TensorProfile(n, trt_dtype_name(engine.get_tensor_dtype(n)),
                       *(tuple(shape) for shape in engine.get_tensor_profile_shape(n, 0)))
-        for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT
+        for n in input_names(trt, engine) if n not in filled
     ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from a
 ALLOWED = {
     ("quantize", "nn"): "quantizing installs the module it made",
     ("quantize", "compile"): "the Progress protocol",
+    ("lora", "compile"): "the Progress protocol",
     ("engine", "compile"): "the Progress protocol",
 }
 

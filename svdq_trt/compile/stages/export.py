@@ -9,7 +9,10 @@ from svdq_trt.compile.events import Progress
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, artifact, profile, out."""
+    """args: model, artifact, profile, out, lora_slots (0: none).
+
+    With slots, lora_slots.safetensors is written beside `out`.
+    """
     from svdq_trt.compile.stages.graph import export_model
     from svdq_trt.models import get_model
     from svdq_trt.quantize import artifact
@@ -18,5 +21,17 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     spec = get_model(args["model"])
     progress(0, 1, "opening svdq.safetensors")
     loaded = artifact.load(Path(args["artifact"]))
-    module = restore_model(loaded, spec)
-    return export_model(module, spec, args["profile"], Path(args["out"]), progress)
+    module, out = restore_model(loaded, spec), Path(args["out"])
+    table = None
+    if args["lora_slots"]:
+        from svdq_trt.lora import slots
+        from svdq_trt.lora.apply import layer_shapes, node_rows
+
+        rows = list(node_rows(loaded.nodes, spec, loaded.meta.get("skip", ())).values())
+        shapes = layer_shapes(spec)
+        table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, args["lora_slots"], shapes)
+    info = export_model(module, spec, args["profile"], out, progress, table.input_names() if table else ())
+    if table is not None:
+        slots.save_table(out.with_name(slots.FILE), table, slots.base_factors(module, table))
+        info["lora_slots"] = {"rank": table.rank, "inputs": len(table.input_names())}
+    return info

@@ -9,7 +9,7 @@ from svdq_trt.compile.events import Progress
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, onnx, sizes, seed, out."""
+    """args: model, onnx, sizes, seed, out; lora_slots: file of a graph that has slots, which stay empty."""
     import torch
 
     from svdq_export import write_float32_twin
@@ -17,11 +17,16 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     from svdq_trt.models import get_model
 
     spec, onnx = get_model(args["model"]), Path(args["onnx"])
-    inputs = spec.example_inputs(**args["sizes"], seed=args["seed"])
+    example = spec.example_inputs(**args["sizes"], seed=args["seed"])
+    inputs = {io.name: tensor for io, tensor in zip(spec.inputs, example, strict=True)}
     progress(0, 1, f"{onnx.name} in ONNX Runtime")
+    if args.get("lora_slots"):
+        from svdq_trt.runtime.lora import LoraSlots
+
+        inputs |= LoraSlots(Path(args["lora_slots"])).views
     if spec.torch_dtype == torch.bfloat16:  # ONNX Runtime's CPU has no bf16 arithmetic: same graph and data, in f32
-        onnx, inputs = write_float32_twin(onnx), tuple(t.float() for t in inputs)
-    feed = {io.name: tensor.numpy() for io, tensor in zip(spec.inputs, inputs, strict=True)}
+        onnx, inputs = write_float32_twin(onnx), {name: t.float() for name, t in inputs.items()}
+    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
     try:
         return {"seconds": run_onnx(onnx, feed, Path(args["out"]))}
     finally:

@@ -1,0 +1,130 @@
+"""svdq.safetensors + LoRA files -> svdq.safetensors: no 4-bit code, scale or smoothing factor changes.
+
+A quantized node's low-rank branch grows by the LoRA's rank; a layer kept in 16 bit gets the sum of its weight and
+the LoRA. The quantized artifact stays as it is, so another LoRA or strength needs no new quantization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from svdq_trt.compile.events import Progress
+from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense
+from svdq_trt.lora.names import name_table
+from svdq_trt.lora.read import Shapes, read_lora
+from svdq_trt.models import ModelSpec
+from svdq_trt.models.recipe import weight_layers
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.artifact import Node
+
+
+@dataclass(frozen=True)
+class LoraRequest:
+    """``--lora PATH[:STRENGTH]``."""
+
+    path: Path
+    strength: float = 1.0
+
+
+def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Weight shape of every layer of the unquantized model that a LoRA can act on, by name; costs no memory.
+
+    Those are the linears and convolutions, but for convolutions in groups: trainers don't agree on their factors.
+    """
+    layers = weight_layers(spec.build(device="meta")).items()
+    return {name: tuple(m.weight.shape) for name, m in layers
+            if isinstance(m.weight, Tensor) and getattr(m, "groups", 1) == 1}  # fmt: skip
+
+
+def open_loras(
+    requests: Sequence[LoraRequest], spec: ModelSpec, shapes: Shapes, allow_partial: bool
+) -> list[Loaded]:
+    """Read the LoRA files of a build.
+
+    Raises:
+        ArtifactError: a file that is malformed, fits nothing, or (unless `allow_partial`) does not fit wholly.
+    """
+    names = name_table(spec, shapes)
+    loaded = []
+    for request in requests:
+        file = read_lora(request.path, names, shapes)
+        if not allow_partial:
+            file.require_whole(spec.name)
+        file.require_any(spec.name)
+        loaded.append(Loaded(file, request.strength, file.by_layer()))
+    return loaded
+
+
+def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) -> dict[str, Rows]:
+    """Where the members of every quantized node are; `skip` as the nodes were made with."""
+    groups = {g.node: g for g in spec.groups(spec.build(device="meta"), tuple(skip))}
+    rows = {}
+    for node in nodes:
+        starts = [sum(node.member_rows[:i]) for i in range(len(node.members))]
+        columns = groups[node.name].columns
+        rows[node.name] = Rows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k, columns)
+    return rows
+
+
+def apply_loras(
+    source: Path, requests: Sequence[LoraRequest], spec: ModelSpec, allow_partial: bool, out: Path, progress: Progress
+) -> list[dict[str, Any]]:
+    """Write `out`: the artifact `source` with the LoRAs in it. Returns what the manifest says of each file.
+
+    Raises:
+        SvdqError: see open_loras; or a node whose rank or range cannot take them, named.
+    """
+    progress(0, 1, "reading the LoRA files")
+    loras = open_loras(requests, spec, layer_shapes(spec), allow_partial)
+    # At strength 0 a LoRA is not there: the result has the base's ranks, and its bits.
+    active = [lora for lora in loras if lora.strength]
+    loaded = artifact.load(source)
+    rows = node_rows(loaded.nodes, spec, loaded.meta.get("skip", ()))
+    tensors: dict[str, Tensor] = dict(loaded.tensors)
+    nodes: list[Node] = []
+    members: set[str] = set()
+    for index, node in enumerate(loaded.nodes):
+        members |= set(node.members)
+        down, up = (tensors[f"{node.name}.{name}"] for name in ("lora_down", "lora_up"))
+        down, up = extend(down, up, active, rows[node.name])
+        tensors[f"{node.name}.lora_down"], tensors[f"{node.name}.lora_up"] = down.contiguous(), up.contiguous()
+        nodes.append(replace(node, rank=len(down)))
+        progress(index + 1, len(loaded.nodes), node.name)
+    dense = sorted({layer for lora in active for layer in lora.by_layer} - members)
+    for layer in dense:
+        tensors[f"{layer}.weight"] = merge_dense(tensors[f"{layer}.weight"], layer, active)
+    summary = [describe(lora, members) for lora in loras]
+    progress(len(nodes), len(nodes), f"writing {out.name}")
+    meta = {key: value for key, value in loaded.meta.items() if key not in ("version", "nodes")}
+    artifact.save(out, tensors, meta | {"loras": summary}, nodes)
+    return summary
+
+
+def describe(lora: Loaded, quantized: set[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """One LoRA for the manifest: identity, strength, what it hit and what was left out."""
+    layers = sorted(lora.by_layer)
+    return {
+        "file": lora.file.path.name, "sha256": lora.file.sha256, "strength": lora.strength,
+        "quantized_layers": [name for name in layers if name in quantized],
+        "dense_layers": [name for name in layers if name not in quantized],
+        "text_encoder_tensors": lora.file.text_encoder,
+        "left_out": [{"name": name, "reason": reason} for name, reason in lora.file.problems],
+    }  # fmt: skip
+
+
+def merge_into(module: nn.Module, loras: Sequence[Loaded]) -> int:
+    """Add LoRAs to the unquantized model's own weights, in place; returns the number of layers changed.
+
+    What a build with LoRAs is compared with.
+    """
+    layers = weight_layers(module)
+    hit = sorted({layer for lora in loras for layer in lora.by_layer if lora.strength})
+    for name in hit:
+        layer: Any = layers[name]
+        layer.weight = nn.Parameter(merge_dense(layer.weight.detach(), name, loras), requires_grad=False)
+    return len(hit)

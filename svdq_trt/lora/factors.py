@@ -1,0 +1,136 @@
+"""Entries of LoRA files as the two factors of one node, and as the dense change of one 16-bit weight.
+
+A node stacks linears on N, and all of them read the same x. A LoRA's down factors are stacked on the rank, its up
+factors stand block-diagonally: each in the rows of its linear, in the columns of its down factor. Where linears
+share a down factor (a LoRA of a fused q/k/v, split up) they share its ranks.
+
+    down [r, K]      A_q          up [N, r]      B_q  0   0      rows of q
+                     A_k                          0  B_k  0      rows of k
+                     A_v                          0   0  B_v     rows of v
+
+Letters: N output features, K input features, r the rank that a LoRA takes in this node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.lora.names import Target
+from svdq_trt.lora.read import Entry, LoraFile
+from svdq_trt.quantize.lowrank import balance
+from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
+
+ByLayer = Mapping[str, Sequence[tuple[Entry, Target]]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A LoRA file ready for use: its entries by layer, and the strength that was asked for."""
+
+    file: LoraFile
+    strength: float
+    by_layer: ByLayer
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the linears of a node are: layer -> its first row. A 16-bit linear is a node of itself.
+
+    Attributes:
+        name: of the node. n, k: N, K.
+        columns: the node has input features [start, stop) of its one linear only; None: all.
+    """
+
+    name: str
+    first: Mapping[str, int]
+    n: int
+    k: int
+    columns: tuple[int, int] | None = None
+
+
+def unit_factors(by_layer: ByLayer, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """One LoRA's factors in a node at strength 1: down [r, K], up [N, r] in the act dtype; r = 0 where it has none.
+
+    Factors are balanced before they are rounded, so that neither leaves f16's range unless their product does.
+
+    Raises:
+        RangeError: a value that overflows the act dtype, or NaN or Inf in the file.
+    """
+    downs: list[Tensor] = []
+    ups: list[Tensor] = []
+    for layer, first in rows.first.items():
+        for entry, target in by_layer.get(layer, ()):
+            down, up = entry.down(), entry.up()
+            if rows.columns:
+                down = down[:, slice(*rows.columns)]
+            column = next((i for i, d in enumerate(downs) if torch.equal(d, down)), None)
+            if column is None:
+                column = len(downs)
+                downs.append(down)
+                ups.append(torch.zeros(rows.n, len(down)))
+            at = first + target.start
+            ups[column][at : at + target.rows] += up[target.source : target.source + target.rows]
+    if not downs:
+        return torch.zeros(0, rows.k, dtype=dtype), torch.zeros(rows.n, 0, dtype=dtype)
+    up, down = balance(torch.cat(ups, 1), torch.cat(downs))
+    up, down = up.to(dtype), down.to(dtype)
+    if not (up.isfinite().all() and down.isfinite().all()):
+        raise RangeError(rows.name, f"a LoRA that overflows {dtype}", "finite values", "Check the file.")
+    return down, up
+
+
+def at_strength(up: Tensor, strength: float, name: str) -> Tensor:
+    """Up · strength in up's dtype, rounded once. Raises RangeError where it overflows."""
+    scaled: Tensor = up * strength
+    if not scaled.isfinite().all():
+        raise RangeError(name, f"a LoRA at strength {strength:g} overflows {up.dtype}", "finite values")
+    return scaled
+
+
+def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> tuple[Tensor, Tensor]:
+    """A node's low-rank branch down [R, K], up [N, R] with the LoRAs behind it, the rank padded with zeros.
+
+    Raises:
+        ShapeError: more rank than the kernels take. RangeError: see unit_factors.
+    """
+    downs, ups = [down], [up]
+    for lora in loras:
+        own_down, own_up = unit_factors(lora.by_layer, rows, down.dtype)
+        downs.append(own_down)
+        ups.append(at_strength(own_up, lora.strength, rows.name))
+    rank = sum(len(d) for d in downs)
+    if rank == len(down):
+        return down, up
+    padding = -rank % R_MULTIPLE
+    if rank + padding > R_MAX:
+        raise ShapeError(rows.name, f"rank {rank} with the LoRAs", f"at most {R_MAX}",
+                         "Use fewer LoRAs, or of lower rank.")  # fmt: skip
+    downs.append(down.new_zeros(padding, rows.k))
+    ups.append(up.new_zeros(rows.n, padding))
+    return torch.cat(downs), torch.cat(ups, 1)
+
+
+def merge_dense(weight: Tensor, layer: str, loras: Sequence[Loaded]) -> Tensor:
+    """A 16-bit weight [N, K] or [N, C, kh, kw] with the LoRAs added: f32 inside, rounded once.
+
+    Raises:
+        RangeError: the sum overflows the weight's dtype.
+    """
+    total = weight.float().flatten(1).clone()
+    touched = False
+    for lora in loras:
+        for entry, target in lora.by_layer.get(layer, ()) if lora.strength else ():
+            up = entry.up()[target.source : target.source + target.rows]
+            total[target.start : target.start + target.rows].addmm_(up, entry.down(), alpha=lora.strength)
+            touched = True
+    if not touched:
+        return weight
+    merged = total.view(weight.shape).to(weight.dtype)
+    if not merged.isfinite().all():
+        raise RangeError(layer, f"its weight with the LoRAs overflows {weight.dtype}", "finite values")
+    return merged

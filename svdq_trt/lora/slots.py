@@ -1,0 +1,186 @@
+"""Rank that is reserved when the graph is made and filled when the engine runs.
+
+In a graph with slots, ``lora_down`` [R + S, K] and ``lora_up`` [N, R + S] of every node are *inputs* of the graph, not
+constants: the base's R ranks, then S reserved ones that are zero until a LoRA is put there. A linear kept in 16 bit
+gets such a branch of its own with R = 0. The op contract does not change, and no address changes when a LoRA does, so
+CUDA graphs stay valid.
+
+What the inputs hold without a LoRA lies beside the graph: ``lora_slots.safetensors``, the base's factors and in its
+header the list of slots. svdq_trt/runtime/lora.py feeds them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from svdq_trt.errors import ArtifactError, ShapeError
+from svdq_trt.files import save_tensors
+from svdq_trt.lora.factors import Rows
+from svdq_trt.lora.read import Shapes
+from svdq_trt.models.recipe import weight_layers
+from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.spec.formats import R_MAX
+
+FILE = "lora_slots.safetensors"
+VERSION = 1
+_KEY = "svdq_lora_slots"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The branch of one node (or 16-bit linear) that can be filled.
+
+    Attributes:
+        rows: what stands where in it. base: R, 0 for a 16-bit linear. reserved: S of this node: the rank asked for,
+            once per linear in it, as each has a down factor of its own.
+    """
+
+    rows: Rows
+    base: int
+    reserved: int
+
+    @property
+    def rank(self) -> int:
+        """Of the inputs."""
+        return self.base + self.reserved
+
+    @property
+    def down_name(self) -> str:
+        """Input [rank, K]."""
+        return f"{self.rows.name}.lora_down"
+
+    @property
+    def up_name(self) -> str:
+        """Input [N, rank]."""
+        return f"{self.rows.name}.lora_up"
+
+
+@dataclass(frozen=True)
+class SlotTable:
+    """All slots of a graph.
+
+    Attributes:
+        model: registry name. dtype: of the inputs, "float16" or "bfloat16". rank: reserved per linear.
+        shapes: weight shape of every linear and convolution of the model; convolutions have no slot.
+    """
+
+    model: str
+    dtype: str
+    rank: int
+    slots: tuple[Slot, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    def input_names(self) -> list[str]:
+        """The graph's further inputs, in order."""
+        return [name for slot in self.slots for name in (slot.down_name, slot.up_name)]
+
+
+class SlottedLinear(nn.Linear):
+    """A 16-bit linear with a low-rank branch beside it: y = x·Wᵀ + bias + (x·lora_downᵀ)·lora_upᵀ."""
+
+    lora_down: Tensor
+    lora_up: Tensor
+
+    @classmethod
+    def of(cls, linear: nn.Linear, rank: int) -> SlottedLinear:
+        """Over the same weight and bias."""
+        new = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        new.weight, new.bias = linear.weight, linear.bias
+        new.register_buffer("lora_down", linear.weight.new_zeros(rank, linear.in_features))
+        new.register_buffer("lora_up", linear.weight.new_zeros(linear.out_features, rank))
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        return super().forward(x) + F.linear(F.linear(x, self.lora_down), self.lora_up)
+
+
+def install_slots(
+    module: nn.Module, rows: Sequence[Rows], model: str, dtype: torch.dtype, rank: int, shapes: Shapes
+) -> SlotTable:
+    """Give every node and every 16-bit linear of a quantized module `rank` more ranks per linear, of zeros.
+
+    Args:
+        module: restored from an artifact; changed in place. rows: of its nodes.
+        model: registry name. dtype: act dtype. rank: S, a multiple of 16.
+        shapes: see SlotTable.
+
+    Raises:
+        ShapeError: a node whose rank would exceed what the kernels take.
+    """
+    slots: list[Slot] = []
+    for one in rows:
+        node: Any = module.get_submodule(one.name)
+        assert isinstance(node, SVDQLinear)
+        slot = Slot(one, node.rank, rank * len(one.first))
+        if slot.rank > R_MAX:
+            raise ShapeError(one.name, f"rank {node.rank} + {slot.reserved} slots ({rank} for each of "
+                             f"{len(one.first)} linears)", f"at most {R_MAX}", "Lower --lora-slots.")  # fmt: skip
+        node.lora_down = F.pad(node.lora_down, (0, 0, 0, slot.reserved))
+        node.lora_up = F.pad(node.lora_up, (0, slot.reserved))
+        slots.append(slot)
+    for name, layer in weight_layers(module).items():
+        if not isinstance(layer, nn.Linear):
+            continue
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, SlottedLinear.of(layer, rank))
+        slots.append(Slot(Rows(name, {name: 0}, layer.out_features, layer.in_features), 0, rank))
+    return SlotTable(model, str(dtype).removeprefix("torch."), rank, tuple(slots), dict(shapes))
+
+
+def base_factors(module: nn.Module, table: SlotTable) -> dict[str, Tensor]:
+    """The base's ranks of a module with slots installed, by input name."""
+    tensors = {}
+    for slot in table.slots:
+        if slot.base:
+            node: Any = module.get_submodule(slot.rows.name)
+            tensors[slot.down_name] = node.lora_down[: slot.base].contiguous()
+            tensors[slot.up_name] = node.lora_up[:, : slot.base].contiguous()
+    return tensors
+
+
+def save_table(path: Path, table: SlotTable, base: Mapping[str, Tensor]) -> None:
+    """Write lora_slots.safetensors: the table, and the base's ranks."""
+    save_tensors(path, base, {_KEY: json.dumps({"version": VERSION, **asdict(table)})})
+
+
+def load_table(path: Path) -> tuple[SlotTable, dict[str, Tensor]]:
+    """Read lora_slots.safetensors: the table and the base's factors, memory-mapped.
+
+    Raises:
+        ArtifactError: missing, malformed, or tensors that do not fit the table.
+    """
+    again = "Build the engine again."
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        data = json.loads(header or "null")
+        if data["version"] != VERSION:
+            raise ArtifactError(str(path), f"version {data['version']}", str(VERSION), again)
+        slots = tuple(
+            Slot(Rows(**{**s["rows"], "columns": s["rows"]["columns"] and tuple(s["rows"]["columns"])}),
+                 s["base"], s["reserved"])
+            for s in data["slots"]
+        )  # fmt: skip
+        shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
+        table = SlotTable(data["model"], data["dtype"], data["rank"], slots, shapes)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(str(path), str(error), "the file of an engine with --lora-slots", again) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(str(path), f"no usable header ({error})", "svdq-trt's own file", again) from None
+    for slot in table.slots:
+        want = {slot.down_name: (slot.base, slot.rows.k), slot.up_name: (slot.rows.n, slot.base)} if slot.base else {}
+        for name, shape in want.items():
+            if name not in tensors or tuple(tensors[name].shape) != shape:
+                raise ArtifactError(f"{path}: {name}", "missing or of another shape", str(shape), again)
+    return table, tensors

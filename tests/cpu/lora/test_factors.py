@@ -1,0 +1,136 @@
+"""One node's factors: block-diagonal, shared, split by columns, balanced, at strength."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense, unit_factors
+from svdq_trt.lora.names import Target
+
+K = 128
+QKV = Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, K)
+
+
+def entry(layer, n, r, seed=0, start=0, source=0, rows=None, down=None, size=1.0):
+    """A stand-in for a file's entry, with its target."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(r, K, generator=g) if down is None else down
+    b = torch.randn(n, r, generator=g) * size
+    return SimpleNamespace(name=layer, down=lambda: a, up=lambda: b), Target(layer, start, source, rows or n)
+
+
+def by_layer(*entries):
+    found = {}
+    for e, t in entries:
+        found.setdefault(t.layer, []).append((e, t))
+    return found
+
+
+def loaded(strength, *entries):
+    return Loaded(SimpleNamespace(path="x"), strength, by_layer(*entries))
+
+
+def dense(rows, *entries):
+    w = torch.zeros(rows.n, rows.k)
+    for e, t in entries:
+        at = rows.first[t.layer] + t.start
+        w[at : at + t.rows] += e.up()[t.source : t.source + t.rows] @ e.down()
+    return w
+
+
+def product(down, up):
+    return up.float() @ down.float()
+
+
+def close(got, want, tolerance=2e-3):
+    assert (got - want).norm() <= tolerance * want.norm()
+
+
+def test_linears_of_a_node_stand_block_diagonally():
+    entries = [entry("to_q", 64, 4, 1), entry("to_v", 64, 8, 2)]
+    down, up = unit_factors(by_layer(*entries), QKV, torch.float16)
+    assert down.shape == (12, K) and up.shape == (192, 12)
+    assert not up[:64, 4:].any() and not up[64:128].any() and not up[128:, :4].any()
+    close(product(down, up), dense(QKV, *entries))
+
+
+def test_a_shared_down_factor_takes_its_rank_once():
+    """What kohya trains for a fused q/k/v: one down, an up of all rows; and the same split into three linears."""
+    a = torch.randn(4, K, generator=torch.Generator().manual_seed(5))
+    whole, _ = entry("qkv", 192, 4, 3, down=a)
+    fused = [(whole, Target(layer, 0, 64 * i, 64)) for i, layer in enumerate(("to_q", "to_k", "to_v"))]
+    split = [entry(layer, 64, 4, i, down=a.clone()) for i, layer in enumerate(("to_q", "to_k", "to_v"))]
+    for entries in (fused, split):
+        down, up = unit_factors(by_layer(*entries), QKV, torch.float16)
+        assert down.shape == (4, K)
+        close(product(down, up), dense(QKV, *entries))
+
+
+def test_swapped_halves():
+    """The original FLUX's last modulation: its first half acts on our second."""
+    rows = Rows("norm_out.linear", {"norm_out.linear": 0}, 64, K)
+    whole, _ = entry("x", 64, 4)
+    entries = [(whole, Target("norm_out.linear", 32, 0, 32)), (whole, Target("norm_out.linear", 0, 32, 32))]
+    down, up = unit_factors(by_layer(*entries), rows, torch.float16)
+    delta = whole.up() @ whole.down()
+    assert down.shape[0] == 4
+    close(product(down, up), torch.cat([delta[32:], delta[:32]]))
+
+
+def test_columns_of_a_split_linear():
+    e = entry("proj_out", 64, 4)
+    parts = []
+    for start, stop in ((0, 64), (64, K)):
+        rows = Rows("half", {"proj_out": 0}, 64, stop - start, (start, stop))
+        parts.append(product(*unit_factors(by_layer(e), rows, torch.float16)))
+    close(torch.cat(parts, 1), e[0].up() @ e[0].down())
+
+
+def test_factors_far_from_one_do_not_leave_f16():
+    """down of 1e-7 and up of 1e3: rounded as they are, down would be 0 or subnormal."""
+    g = torch.Generator().manual_seed(0)
+    e = entry("to_q", 64, 4, down=torch.randn(4, K, generator=g) * 1e-7, size=1e3)
+    close(product(*unit_factors(by_layer(e), QKV, torch.float16)), dense(QKV, e))
+
+
+def test_product_beyond_f16_is_refused():
+    e = entry("to_q", 64, 4, down=torch.full((4, K), 3e9), size=1e9)
+    with pytest.raises(RangeError, match="to_qkv: a LoRA that overflows"):
+        unit_factors(by_layer(e), QKV, torch.float16)
+
+
+@pytest.mark.parametrize("strengths", [(0.75,), (-0.5,), (1.0, 0.25), (0.5, -2.0)])
+def test_extended_branch_is_base_plus_loras(strengths):
+    g = torch.Generator().manual_seed(9)
+    base_down, base_up = torch.randn(16, K, generator=g).half(), torch.randn(192, 16, generator=g).half()
+    loras = [loaded(s, entry("to_q", 64, 4, i), entry("to_k", 64, 3, 10 + i)) for i, s in enumerate(strengths)]
+    down, up = extend(base_down, base_up, loras, QKV)
+    assert down.shape[0] % 16 == 0 and down.shape[0] - 16 - 7 * len(strengths) < 16
+    assert torch.equal(down[:16], base_down) and torch.equal(up[:, :16], base_up)
+    want = sum(s * dense(QKV, *(e for es in lora.by_layer.values() for e in es))
+               for s, lora in zip(strengths, loras, strict=True))  # fmt: skip
+    close(product(down[16:], up[:, 16:]), want)
+
+
+def test_rank_limit_and_strength_limit():
+    base = torch.zeros(1008, K).half(), torch.zeros(192, 1008).half()
+    extend(*base, [loaded(1.0, entry("to_q", 64, 16))], QKV)
+    with pytest.raises(ShapeError, match=r"to_qkv: rank 1025 with the LoRAs, want at most 1024"):
+        extend(*base, [loaded(1.0, entry("to_q", 64, 17))], QKV)
+    with pytest.raises(RangeError, match=r"at strength 1e\+06 overflows"):
+        extend(*base, [loaded(1e6, entry("to_q", 64, 16))], QKV)
+
+
+def test_dense_merge_rounds_once():
+    e, linear = entry("proj", 64, 4), torch.randn(64, K, generator=torch.Generator().manual_seed(4)).half()
+    want = (linear.double() - 0.5 * (e[0].up().double() @ e[0].down().double())).half()
+    got = merge_dense(linear, "proj", [loaded(-0.5, e), loaded(0.0, e)])
+    assert (got != want).float().mean() < 0.01  # a tie in f32 here and there
+    assert merge_dense(linear, "proj", [loaded(0.0, e)]) is linear
+    assert merge_dense(linear, "other", [loaded(1.0, e)]) is linear
+    with pytest.raises(RangeError, match="proj: its weight with the LoRAs overflows"):
+        merge_dense(linear, "proj", [loaded(1e6, e)])
