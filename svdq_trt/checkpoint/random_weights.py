@@ -65,7 +65,7 @@ class RandomWeights:
         return tuple(self._meta)
 
     def read(self, name: str, device: str = "cpu") -> torch.Tensor:
-        """The parameter's value, in its dtype. Devices but the CPU draw other numbers of the same distribution, faster."""
+        """The parameter's value, in its dtype; other devices draw other numbers of the same distribution, faster."""
         owner, _, leaf = name.rpartition(".")
         meta = self._meta[name]
         rng = torch.Generator(device).manual_seed(_hash(self.seed, name))

@@ -30,7 +30,8 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         rows = list(node_rows(loaded.nodes, spec, loaded.meta.get("skip", ())).values())
         shapes = layer_shapes(spec)
         table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, args["lora_slots"], shapes)
-    info = export_model(module, spec, args["profile"], out, progress, table.input_names() if table else ())
+    inputs = table.input_names() if table else ()
+    info = export_model(module, spec, args["profile"], out, progress, runtime_inputs=inputs)
     if table is not None:
         slots.save_table(out.with_name(slots.FILE), table, slots.base_factors(module, table))
         info["lora_slots"] = {"rank": table.rank, "inputs": len(table.input_names())}

@@ -11,7 +11,10 @@ import subprocess
 import sys
 
 #: part of a kernel's name -> why the C API never picks it
-NEVER_PICKED = {"quantize_any_w4a8_kernelI6__halfLi64": "tuning", "quantize_any_w4a8_kernelI13__nv_bfloat16Li64": "tuning"}
+NEVER_PICKED = {
+    "quantize_any_w4a8_kernelI6__halfLi64": "tuning",
+    "quantize_any_w4a8_kernelI13__nv_bfloat16Li64": "tuning",
+}
 
 
 def output(*command: str) -> str:
