@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
 from svdq_trt.models.joint_attention import RotaryTable, SplitProjection
@@ -77,3 +78,16 @@ def test_wrapped_model_equals_diffusers_own_forward(guidance):
     want = module(**dict(zip((io.name for io in inputs), values, strict=True)), return_dict=False)[0]
     got = spec.wrap(module)(*values)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_calibration_gives_each_half_its_own_columns():
+    module = load(TINY, random_seed=3)
+    calibration = collect(module, TINY, samples=1, height=64, width=64)
+    wide, seen = load(TINY, random_seed=3).float(), {}
+    block = "single_transformer_blocks.1"
+    wide.get_submodule(f"{block}.proj_out").register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
+    TINY.wrap(wide)(*TINY.example_inputs(1, 64, 64, seed=0, dtype=torch.float32, noise=0.5))
+    amax = seen["x"].abs().flatten(0, -2).amax(0)
+    torch.testing.assert_close(calibration.amax[f"{block}.proj_out.attn"], amax[:128], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(calibration.amax[f"{block}.proj_out.mlp"], amax[128:], rtol=1e-4, atol=1e-5)
