@@ -77,7 +77,7 @@ def write_graph(model: ir.Model, path: Path, parameters: Set[str]) -> None:
             continue
         value.const_value = ir.ExternalTensor(
             data_path(path).name, offset, tensor.nbytes, tensor.dtype,
-            shape=ir.Shape(tensor.shape), name=name, base_dir=path.parent,
+            shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=path.parent,
         )  # fmt: skip
         offset += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
     path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
