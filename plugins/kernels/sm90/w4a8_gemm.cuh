@@ -42,7 +42,8 @@ namespace svdq::sm90 {
 
 struct GemmArgs {
     CUtensorMap x_q, qweight, t;
-    const uint8_t* z;      // [K/64, N]
+    const uint8_t* weights;  // [N, K/2], for prefetching
+    const uint8_t* z;        // [K/64, N]
     const float* wscale2;  // [N]
     const float* x_scale;  // [M, padded to kTokenPad]
     const void* lora_up;   // [N, R] act dtype
@@ -203,8 +204,11 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
             if (int(blockIdx.x / cluster) < units) {
                 const Tile tile = tile_at(p, int(blockIdx.x / cluster), rank, kOutRows, BN);
                 const int second = min((kGeglu ? p.n / 2 : kRows / 2) + tile.row, p.n - 1);
-                if (lane < 2 * min(k_blocks, kStages)) {
-                    tma_prefetch_2d(&p.qweight, lane / 2 * (kBlockK / 2), lane % 2 ? second : tile.row);
+                const size_t row_bytes = size_t(p.k) / 2;
+                for (int row = lane; row < kRows; row += 32) {
+                    const int at = min(row < kRows / 2 ? tile.row + row : second + row - kRows / 2, p.n - 1);
+                    prefetch_l2_bulk(p.weights + size_t(at) * row_bytes,
+                                     uint32_t(min(kStages * kBlockK / 2, p.k / 2)));
                 }
                 const size_t z_row = size_t(min(lane, p.k / 64 - 1)) * size_t(p.n);
                 prefetch_l2(p.z + z_row + min(tile.row, p.n - 1));

@@ -18,6 +18,7 @@ int split(int blocks, int ctas) { return ceil_div(blocks, ctas); }
 // Ring stages that fit beside the rest; 0 where fewer than two do.
 int stages_that_fit(int tokens, int ctas, int blocks, int r) {
     if (blocks > (tokens == 32 ? kMaxBlocksPerCta<32> : kMaxBlocksPerCta<16>)) return 0;
+    if (!tokens_for_all(tokens, ctas)) return 0;
     for (int s = kMaxStages; s >= 2; --s) {
         if (QuantizeSmem(tokens, ctas, blocks, s, r).bytes <= kSmem) return s;
     }

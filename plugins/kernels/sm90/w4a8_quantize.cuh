@@ -13,15 +13,15 @@
 //             +--------------+--------------+--     --+--------------+
 //             |              |              |         |              |   tile i+2 .. being loaded
 //
-//   warps 0..15   pass 1 of tile i+1: smooth, absmax of the CTA's columns, st.async of the row maxima to all
-//                 CTAs; pass 2 of tile i: the row maxima of all CTAs -> scale, codes.
-//   warps 16..19  partial t = x . lora_down^T (mma.sync, 32 ranks at a time; each warp has 32 columns of every
-//                 block), summed over the four, st.async of each token's ranks to the CTA that owns it; one
-//                 tile later that CTA sums the C parts in order.
-//   warp 20       loads.
+//   warps 0..11   pass 1 of tile i+1: smooth, absmax of the CTA's columns, st.async of the row maxima to all
+//                 CTAs; x^ stays in registers; pass 2 of tile i: the row maxima of all CTAs -> scale, codes.
+//   warps 12..15  partial t = x . lora_down^T (mma.sync, 32 ranks at a time; each warp has 32 columns of every
+//                 block), summed over the four, st.async of each token's ranks to the CTA that owns it
+//   warp 16       loads
+//   warps 17..19  sum the C parts of the CTA's tokens, in order
 //   No CTA waits for the exchange of the tile it has just read. The buffers of the exchange are 4 deep and
-//   need no credits: a CTA sends for tile i only after it has received tile i-2 from every peer, which a peer
-//   sends after it has used up tile i-4. (Order in a peer: send i-2 follows use of i-4.)
+//   need no credits: a CTA sends for tile i only after it has received and used tile i-2 from every peer, which a
+//   peer sends after it has used up tile i-4.
 //
 // Tasks of warps, numerics of the codes: w4a8_quantize_common.cuh.
 // Tried and dropped: t by wgmma (m64 is twice R = 32, its chain of 8 per block longer than both passes);
@@ -47,7 +47,8 @@ struct QuantizeArgs {
 
 constexpr int kQuantizeWarps = 12;  // that smooth and quantize
 constexpr int kQuantizeThreads = (kQuantizeWarps + 4 + 4) * 32;
-constexpr int kQuantizeRegs = 120, kPartsRegs = 88, kLoadRegs = 24;  // the CTA starts with 640 * 96
+constexpr int kQuantizeRegs = 112, kPartsRegs = 88, kLoadRegs = 56;  // the CTA starts with 640 * 96
+constexpr int kSumWarps = 3;
 constexpr int kExchangeDepth = 4;
 constexpr int kRanksPerPass = 32;
 constexpr uint32_t kPartsBarrier = 8, kActMulBarrier = 9;
@@ -59,6 +60,9 @@ inline constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kToken
 // [depth][C][kTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][kTokens/16][lane] 4 f32 |
 // act_mul [B][128] | barriers. A pass always reads 32 rows of lora_down; rows beyond R are what follows in shared
 // memory and end in accumulators nobody reads.
+// Every CTA sums some tokens' t: what it receives paces what it sends.
+inline bool tokens_for_all(int tokens, int ctas) { return (ctas - 1) * ((tokens + ctas - 1) / ctas) < tokens; }
+
 struct QuantizeSmem {
     int stage, lora_box, lora, share, t, t_slot, maxima, warp_maxima, scratch, act_mul, barriers, bytes;
 
@@ -67,7 +71,7 @@ struct QuantizeSmem {
         stage = blocks * 2 * tokens * 128;
         lora_box = (r < 64 ? r : 64) * 128;
         lora = stages * stage;
-        share = (tokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTAs may have none
+        share = (tokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTA may have fewer
         t = lora + chunks * blocks * 2 * lora_box;
         t_slot = ctas * share * r * 4;
         maxima = t + kExchangeDepth * t_slot;
@@ -75,7 +79,7 @@ struct QuantizeSmem {
         scratch = warp_maxima + 2 * kQuantizeWarps * 8 * 4;
         act_mul = scratch + (r > 0 ? 12 * tokens / 16 * 512 : 0);
         barriers = act_mul + blocks * 256;
-        bytes = barriers + 8 * (2 * stages + 2 * kExchangeDepth + 1) + 1024;  // alignment
+        bytes = barriers + 8 * (2 * stages + 3 * kExchangeDepth + 1) + 1024;  // alignment
     }
 };
 
@@ -96,7 +100,8 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     const uint32_t empty = full + 8 * uint32_t(p.stages);
     const uint32_t max_bar = empty + 8 * uint32_t(p.stages);
     const uint32_t t_bar = max_bar + 8 * kExchangeDepth;
-    const uint32_t lora_bar = t_bar + 8 * kExchangeDepth;
+    const uint32_t summed_bar = t_bar + 8 * kExchangeDepth;
+    const uint32_t lora_bar = summed_bar + 8 * kExchangeDepth;
 
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     const int ctas = p.ctas, cta = int(blockIdx.x) % ctas;
@@ -115,6 +120,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
         for (int d = 0; d < kExchangeDepth; ++d) {
             mbar_init(max_bar + 8 * d, 1);
             mbar_init(t_bar + 8 * d, 1);
+            mbar_init(summed_bar + 8 * d, kSumWarps);
         }
         mbar_init(lora_bar, 1);
         fence_mbar_init();
@@ -152,24 +158,21 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                                 full + 8 * stage);
                 }
             }
-        }
-    } else if (warp >= kQuantizeWarps) {  // ---- t ----
-        warpgroup_reg_dealloc<kPartsRegs>();
-        wait_prerequisites();  // t may still be read by the kernel before
-        if (p.r > 0) {
-            const int w = warp - kQuantizeWarps, g = lane / 4, j = lane % 4;
-            const int thread = w * 32 + lane;
+        } else if (warp > kQuantizeWarps + 4 && p.r > 0) {  // ---- sums of t ----
+            wait_prerequisites();                           // t may still be read by the kernel before
+            const int thread = int(threadIdx.x) - (kQuantizeWarps + 5) * 32;
             const int share = layout.share, mine = max(0, min(share, kTokens - cta * share));  // tokens summed here
-            const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
-            const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
-            const auto sum_parts = [&](int i, int tile) {  // tile number i of this CTA
+            const uint32_t t_sm = x_sm + uint32_t(layout.t);
+            const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
+            int i = 0;
+            for (int tile = first_tile; tile < tiles; tile += tile_step, ++i) {
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
+                if (thread == 0) mbar_arrive_expect_tx(t_bar + 8 * d, uint32_t(ctas * mine * p.r * 4));
                 mbar_wait(t_bar + 8 * d, (uint32_t(i) / kExchangeDepth) & 1);
-                const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
-                for (uint32_t e = uint32_t(thread); e < uint32_t(mine) * pairs; e += 128) {
+                for (uint32_t e = uint32_t(thread); e < uint32_t(mine) * pairs; e += 32 * kSumWarps) {
                     const uint32_t token = e / pairs, rank = 2 * (e - token * pairs);
                     const int row = tile * kTokens + cta * share + int(token);
-                    uint32_t at = t_sm + d * t_slot + 8 * e;
+                    uint32_t at = t_sm + d * uint32_t(layout.t_slot) + 8 * e;
                     float2 sum = {0.0f, 0.0f};
                     for (int c = 0; c < ctas; ++c, at += part_bytes) {
                         const float2 v = lds_f32x2(at);
@@ -180,7 +183,17 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                             Act16<T>::pack_wide(sum.x, sum.y);
                     }
                 }
-            };
+                __syncwarp();
+                if (lane == 0) mbar_arrive(summed_bar + 8 * d);
+            }
+        }
+    } else if (warp >= kQuantizeWarps) {  // ---- t ----
+        warpgroup_reg_dealloc<kPartsRegs>();
+        if (p.r > 0) {
+            const int w = warp - kQuantizeWarps, g = lane / 4, j = lane % 4;
+            const int share = layout.share;
+            const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
+            const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
             // Where this thread's sums go: tokens 8h + g, ranks 8w + 2j, +1 of a pass.
             uint32_t send_to[2 * kRowTiles], send_bar[2 * kRowTiles];
 #pragma unroll
@@ -200,7 +213,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             int i = 0;
             for (int tile = first_tile; tile < tiles; tile += tile_step, ++i, advance()) {
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
-                if (thread == 0) mbar_arrive_expect_tx(t_bar + 8 * d, uint32_t(ctas * mine * p.r * 4));
                 mbar_wait(full + 8 * stage, phase);
                 for (int first = 0; first < p.r; first += kRanksPerPass) {
                     float acc[kRowTiles][4][4];
@@ -259,6 +271,10 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                         }
                     }
                     named_barrier(kPartsBarrier, 128);
+                    if (first == 0 && i > 1) {
+                        mbar_wait(summed_bar + 8 * (uint32_t(i - 2) % kExchangeDepth),
+                                  (uint32_t(i - 2) / kExchangeDepth) & 1);
+                    }
                     if (first + 8 * w < p.r) {
 #pragma unroll
                         for (int h = 0; h < 2 * kRowTiles; ++h) {
@@ -267,9 +283,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                         }
                     }
                 }
-                if (i > 0) sum_parts(i - 1, tile - tile_step);
             }
-            if (i > 0) sum_parts(i - 1, first_tile + (i - 1) * tile_step);
         }
     } else {  // ---- x_q, x_scale ----
         warpgroup_reg_alloc<kQuantizeRegs>();
