@@ -425,11 +425,10 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 const size_t slab_step = size_t(16) * size_t(out_n);
 #pragma unroll
                 for (int first = 0; first < BN / 16; first += kPerRound) {
-                    if constexpr (kAct == ActClass::kUnary)
-                        activate<8 * kPerRound>(v + 8 * first, p.activation);
 #pragma unroll
                     for (int q = 0; q < kPerRound; ++q) {
-                        const float* e = v + 8 * (first + q);
+                        float* e = v + 8 * (first + q);
+                        if constexpr (kAct == ActClass::kUnary) activate<8>(e, p.activation);
                         stmatrix_x4_trans(wr + q * kSlabBytes, Act16<T>::pack(e[0], e[1]),
                                           Act16<T>::pack(e[2], e[3]), Act16<T>::pack(e[4], e[5]),
                                           Act16<T>::pack(e[6], e[7]));
