@@ -7,6 +7,7 @@ Shapes: B batch, T text tokens, S image tokens, L = T + S, H heads, D head size,
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -27,13 +28,24 @@ class RotaryTable(nn.Module):
     def forward(self, ids: torch.Tensor) -> Rotary:
         """Angles are position times frequency, axis by axis."""
         angles = torch.cat(
-            [
-                ids[:, i : i + 1].float() * torch.tensor(f, dtype=torch.float32, device=ids.device)
-                for i, f in enumerate(self.frequencies)
-            ],
+            [ids[:, i : i + 1].float() * _table(tuple(f), ids.device) for i, f in enumerate(self.frequencies)],
             dim=-1,
         )
         return angles.cos(), angles.sin()
+
+
+def _table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """The values as f32; on a GPU copied there once, as a CUDA graph's capture allows no copy from the host."""
+    return (
+        _gpu_table(values, device)
+        if device.type == "cuda"
+        else torch.tensor(values, dtype=torch.float32, device=device)
+    )
+
+
+@functools.cache
+def _gpu_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

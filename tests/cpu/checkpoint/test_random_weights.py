@@ -1,5 +1,7 @@
 """Random weights: the same for the same seed, with the promised outliers, sane through the whole depth."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -39,16 +41,24 @@ def test_tensors_are_distinct(module):
 
 def test_every_group_has_outlier_input_channels(module):
     for group in SPEC.groups(module):
-        weight = stack_group(module, group)[0].float()
-        size = weight.square().mean(0).sqrt()
-        ratio = size / size.median()
-        large = ratio[ratio > 10]
-        assert 4 <= len(large) <= 8, group.node
-        assert large.min() > 18 and large.max() < 110, group.node
-        if len(group.members) > 1:  # smoothing is shared, so the members' outliers must be the same channels
-            parts = weight.chunk(len(group.members))
-            tops = [set(p.square().mean(0).topk(len(large)).indices.tolist()) for p in parts]
-            assert all(t == tops[0] for t in tops), group.node
+        parents = {}  # a node may span several blocks: each has channels of its own
+        for member in group.members:
+            parents.setdefault(member.rpartition(".")[0], []).append(member)
+        blocks = [frozenset(check_outliers(module, group, tuple(members))) for members in parents.values()]
+        assert len(set(blocks)) == len(blocks), group.node
+
+
+def check_outliers(module, group, members):
+    """The large input channels of linears of one block; the same for each of them."""
+    weight = stack_group(module, dataclasses.replace(group, members=members))[0].float()
+    size = weight.square().mean(0).sqrt()
+    ratio = size / size.median()
+    large = ratio[ratio > 10]
+    assert 4 <= len(large) <= 8, group.node
+    assert large.min() > 18 and large.max() < 110, group.node
+    tops = [set(p.square().mean(0).topk(len(large)).indices.tolist()) for p in weight.chunk(len(members))]
+    assert all(t == tops[0] for t in tops), group.node
+    return tops[0]
 
 
 def test_norms_in_front_of_linears_have_outlier_channels(module):
