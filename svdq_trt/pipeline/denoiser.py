@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: arguments whose entries are arguments themselves
 _DICTIONARIES = ("added_cond_kwargs",)
-_FIXED_WEIGHTS = "An engine has one fixed set of weights: put the LoRA into the checkpoint before the build."
+_FIXED_WEIGHTS = "LoRA goes into an engine when it is built: svdq-trt build --lora, or --lora-slots."
 _FIX = {"cross_attention_kwargs": _FIXED_WEIGHTS, "joint_attention_kwargs": _FIXED_WEIGHTS}
 
 

@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
-from svdq_trt.models import get_model
+from svdq_trt.models import MODELS, get_model
 from svdq_trt.pipeline import Denoiser, attach, detach
 
 SPEC = get_model("sdxl-tiny")
@@ -21,20 +21,24 @@ SIZES = {"batch": 2, "height": 128, "width": 64, "tokens": 77}
 class Recorder:
     """A runner that keeps what it was given and returns sample + 1 in memory that it uses again."""
 
-    def __init__(self, model="sdxl-tiny"):
+    def __init__(self, model="sdxl-tiny", sizes=SIZES):
+        spec = get_model(model)
         self.manifest = {"model": model}
         self.inputs = [
-            TensorProfile(io.name, str(io.torch_dtype(SPEC.torch_dtype)).removeprefix("torch."), *[io.shape(SIZES)] * 3)
-            for io in SPEC.inputs
+            TensorProfile(io.name, str(io.torch_dtype(spec.torch_dtype)).removeprefix("torch."), *[io.shape(sizes)] * 3)
+            for io in spec.inputs
         ]
-        self.output_names = ["out_sample"]
+        self.output_names = [io.name for io in spec.outputs]
         self.calls = []
         self.memory = torch.zeros(SIZES["batch"], 4, 16, 8, dtype=torch.float16)
 
     def run(self, inputs):
         self.calls.append({name: t.clone() for name, t in inputs.items()})
-        self.memory.copy_(inputs["sample"] + 1)
-        return {"out_sample": self.memory}
+        first = next(iter(inputs.values()))
+        if first.shape != self.memory.shape:
+            return {self.output_names[0]: first + 1}
+        self.memory.copy_(first + 1)
+        return {self.output_names[0]: self.memory}
 
     def close(self):
         pass
@@ -158,6 +162,25 @@ def test_what_an_engine_has_not_is_missing_and_says_so(unet):
     assert not hasattr(unet, "set_attn_processor")
     with pytest.raises(SvdqError, match=r"pipe\.unet\.load_lora_adapter: not part of an engine"):
         unet.load_lora_adapter({})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_is_called_as_its_diffusers_class(model):
+    """Each input of the spec is an argument of the class's forward, by its name; timestep may be a number."""
+    spec = get_model(model)
+    sizes = spec.profile.sizes(0)
+    name = "unet" if "UNet" in spec.class_path else "transformer"
+    recorder = Recorder(model, sizes)
+    denoiser = getattr(attach(Pipe(name=name), recorder), name)
+    inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**sizes, seed=1), strict=True)}
+    added = {n: inputs.pop(n) for n in ("text_embeds", "time_ids") if n in inputs}
+    inputs |= {"added_cond_kwargs": added} if added else {}
+    first = next(iter(inputs.values()))
+    (out,) = denoiser(**inputs, return_dict=False)
+    assert torch.equal(out, first + 1) and set(recorder.calls[0]) == {io.name for io in spec.inputs}
+    assert torch.equal(denoiser(**inputs).sample, first + 1)
+    for key, value in spec.config.items():
+        assert denoiser.config[key] == value
 
 
 def test_detach_gives_the_module_back(runner):

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Builds sdxl-tiny engines on this machine and runs what needs engines on a GPU: Session, diff, the plugin's life in
+# TensorRT, examples/cpp. Needs a TensorRT that runs here; SVDQ_PLUGIN_LIBRARY, TENSORRT_INCLUDE_DIR as the tests do.
+# Usage, from the root of the tree:  tests/gpu/run_engines.sh [options of bench_engine.py, such as --graphs DIR]
+set -u
+work=$(mktemp -d)
+export SVDQ_REQUIRE="${SVDQ_REQUIRE-gpu,trt}" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+make_engine() {
+    name=$1
+    shift
+    python3 benchmarks/bench_engine.py --stage make --model sdxl-tiny --formats w4a8 --work "$work/$name" "$@"
+}
+make_engine dynamic "$@" &
+make_engine static --batch 2 --height 128 --width 128 "$@" && wait || exit 1
+export SVDQ_TEST_ENGINE="$work/dynamic/w4a8" SVDQ_TEST_STATIC_ENGINE="$work/static/w4a8"
+python3 -m pytest -q --tb=short -rfEs -p no:cacheprovider --durations=5 \
+    tests/gpu/test_session.py tests/trt/test_plugin_gpu.py tests/trt/test_cpp_example.py tests/trt/test_abi.py
+code=$?
+rm -rf "$work"
+exit $code
