@@ -139,7 +139,7 @@ def cut(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The best factors of rank `rank` for up @ down, in their dtype, and the relative error of that."""
     q_up, r_up = torch.linalg.qr(up.float())
     q_down, r_down = torch.linalg.qr(down.float().T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T)  # of the small matrix alone
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)  # of the small matrix alone
     total = float(s.double().square().sum())
     error = (float(s[rank:].double().square().sum()) / total) ** 0.5 if total else 0.0
     root = s[:rank].sqrt()
