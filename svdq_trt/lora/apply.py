@@ -88,17 +88,20 @@ def apply_loras(
     tensors: dict[str, Tensor] = dict(loaded.tensors)
     nodes: list[Node] = []
     members: set[str] = set()
+    cut: list[dict[str, Any]] = []
     for index, node in enumerate(loaded.nodes):
         members |= set(node.members)
         down, up = (tensors[f"{node.name}.{name}"] for name in ("lora_down", "lora_up"))
-        down, up = extend(down, up, active, rows[node.name])
-        tensors[f"{node.name}.lora_down"], tensors[f"{node.name}.lora_up"] = down.contiguous(), up.contiguous()
-        nodes.append(replace(node, rank=len(down)))
+        new = extend(down, up, active, rows[node.name])
+        tensors[f"{node.name}.lora_down"], tensors[f"{node.name}.lora_up"] = new.down.contiguous(), new.up.contiguous()
+        nodes.append(replace(node, rank=len(new.down)))
+        if new.error:
+            cut.append({"node": node.name, "rank": len(new.down), "error": round(new.error, 5)})
         progress(index + 1, len(loaded.nodes), node.name)
     dense = sorted({layer for lora in active for layer in lora.by_layer} - members)
     for layer in dense:
         tensors[f"{layer}.weight"] = merge_dense(tensors[f"{layer}.weight"], layer, active)
-    summary = [describe(lora, members) for lora in loras]
+    summary = [describe(lora, members) | {"cut": cut} for lora in loras]
     progress(len(nodes), len(nodes), f"writing {out.name}")
     meta = {key: value for key, value in loaded.meta.items() if key not in ("version", "nodes")}
     artifact.save(out, tensors, meta | {"loras": summary}, nodes)

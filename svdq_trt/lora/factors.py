@@ -25,6 +25,8 @@ from svdq_trt.lora.read import Entry, LoraFile
 from svdq_trt.quantize.lowrank import balance
 from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
+ERROR_MAX = 0.02  # of a LoRA's change that may be cut off, below what 4-bit weights cost (5 % and more)
+
 ByLayer = Mapping[str, Sequence[tuple[Entry, Target]]]
 
 
@@ -92,27 +94,57 @@ def at_strength(up: Tensor, strength: float, name: str) -> Tensor:
     return scaled
 
 
-def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Extended:
+    """A node's branch with LoRAs in it: down [R, K], up [N, R].
+
+    Attributes:
+        error: what a branch of limited rank leaves out of the LoRAs' change, relative to it (Frobenius); 0: nothing.
+    """
+
+    down: Tensor
+    up: Tensor
+    error: float = 0.0
+
+
+def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> Extended:
     """A node's low-rank branch down [R, K], up [N, R] with the LoRAs behind it, the rank padded with zeros.
 
+    More rank than the kernels take, as where many linears share a node, is cut to the largest singular values.
+
     Raises:
-        ShapeError: more rank than the kernels take. RangeError: see unit_factors.
+        ShapeError: cutting would leave out more than ERROR_MAX. RangeError: see unit_factors.
     """
-    downs, ups = [down], [up]
+    downs, ups, error = [down], [up], 0.0
     for lora in loras:
         own_down, own_up = unit_factors(lora.by_layer, rows, down.dtype)
         downs.append(own_down)
         ups.append(at_strength(own_up, lora.strength, rows.name))
-    rank = sum(len(d) for d in downs)
+    rank, room = sum(len(d) for d in downs), (R_MAX - len(down)) // R_MULTIPLE * R_MULTIPLE
     if rank == len(down):
-        return down, up
+        return Extended(down, up)
+    if rank > len(down) + room:
+        cut_down, cut_up, error = cut(torch.cat(downs[1:]), torch.cat(ups[1:], 1), room)
+        if error > ERROR_MAX:
+            raise ShapeError(rows.name, f"rank {rank} with the LoRAs, and {100 * error:.0f} % of them lost without",
+                             f"at most {R_MAX}", "Use fewer LoRAs, or of lower rank.")  # fmt: skip
+        downs, ups, rank = [down, cut_down], [up, cut_up], len(down) + len(cut_down)
     padding = -rank % R_MULTIPLE
-    if rank + padding > R_MAX:
-        raise ShapeError(rows.name, f"rank {rank} with the LoRAs", f"at most {R_MAX}",
-                         "Use fewer LoRAs, or of lower rank.")  # fmt: skip
     downs.append(down.new_zeros(padding, rows.k))
     ups.append(up.new_zeros(rows.n, padding))
-    return torch.cat(downs), torch.cat(ups, 1)
+    return Extended(torch.cat(downs), torch.cat(ups, 1), error)
+
+
+def cut(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best factors of rank `rank` for up @ down, in their dtype, and the relative error of that."""
+    q_up, r_up = torch.linalg.qr(up.float())
+    q_down, r_down = torch.linalg.qr(down.float().T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)  # of the small matrix alone
+    total = float(s.double().square().sum())
+    error = (float(s[rank:].double().square().sum()) / total) ** 0.5 if total else 0.0
+    root = s[:rank].sqrt()
+    new_up, new_down = balance(q_up @ (u[:, :rank] * root), (root[:, None] * vh[:rank]) @ q_down.T)
+    return new_down.to(down.dtype), new_up.to(up.dtype), error
 
 
 def merge_dense(weight: Tensor, layer: str, loras: Sequence[Loaded]) -> Tensor:

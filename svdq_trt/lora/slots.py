@@ -28,7 +28,7 @@ from svdq_trt.lora.factors import Rows
 from svdq_trt.lora.read import Shapes
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.spec.formats import R_MAX
+from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
 FILE = "lora_slots.safetensors"
 VERSION = 1
@@ -41,7 +41,8 @@ class Slot:
 
     Attributes:
         rows: what stands where in it. base: R, 0 for a 16-bit linear. reserved: S of this node: the rank asked for,
-            once per linear in it, as each has a down factor of its own.
+            once per linear in it, as each has a down factor of its own;
+            less where the kernels do not take that much.
     """
 
     rows: Rows
@@ -121,10 +122,10 @@ def install_slots(
     for one in rows:
         node: Any = module.get_submodule(one.name)
         assert isinstance(node, SVDQLinear)
-        slot = Slot(one, node.rank, rank * len(one.first))
-        if slot.rank > R_MAX:
-            raise ShapeError(one.name, f"rank {node.rank} + {slot.reserved} slots ({rank} for each of "
-                             f"{len(one.first)} linears)", f"at most {R_MAX}", "Lower --lora-slots.")  # fmt: skip
+        room = (R_MAX - node.rank) // R_MULTIPLE * R_MULTIPLE
+        if rank > room:
+            raise ShapeError(one.name, f"rank {node.rank} + {rank} slots", f"at most {R_MAX}", "Lower --lora-slots.")
+        slot = Slot(one, node.rank, min(rank * len(one.first), room))
         node.lora_down = F.pad(node.lora_down, (0, 0, 0, slot.reserved))
         node.lora_up = F.pad(node.lora_up, (0, slot.reserved))
         slots.append(slot)

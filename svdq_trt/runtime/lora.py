@@ -116,14 +116,13 @@ class LoraSlots:
                     down_part[used:end] = own_down
                     up[at_up : at_up + slot.rows.n * slot.reserved].view(slot.rows.n, -1)[:, used:end] = own_up
                 used = end
-            linears = len(slot.rows.first)
-            if used > need * linears:
-                need, tightest = -(-used // linears), slot
+            if used > max(slot.reserved, need):
+                need, tightest = used, slot
             at_down, at_up = at_down + down_size, at_up + slot.rows.n * slot.reserved
-        if need > self.table.rank:
-            slots = -(-need // R_MULTIPLE) * R_MULTIPLE
-            raise ShapeError(tightest.rows.name, f"LoRAs of rank {need} a linear", f"at most {self.table.rank}",
-                             f"Build the engine with --lora-slots {slots}.")  # fmt: skip
+        if need:
+            slots = -(-need // (len(tightest.rows.first) * R_MULTIPLE)) * R_MULTIPLE
+            raise ShapeError(tightest.rows.name, f"LoRAs that take rank {need}", f"at most {tightest.reserved}",
+                             f"Build the engine with --lora-slots {slots}, or the LoRAs in with --lora.")  # fmt: skip
         largest = tuple(float(up.abs().max()) for up in ups)
         return LoraSet(tuple(files), tuple(float(s) for _, s in pairs), downs.to(self.device),
                        tuple(up.to(self.device) for up in ups), largest, self.table)  # fmt: skip

@@ -108,7 +108,9 @@ def test_extended_branch_is_base_plus_loras(strengths):
     g = torch.Generator().manual_seed(9)
     base_down, base_up = torch.randn(16, K, generator=g).half(), torch.randn(192, 16, generator=g).half()
     loras = [loaded(s, entry("to_q", 64, 4, i), entry("to_k", 64, 3, 10 + i)) for i, s in enumerate(strengths)]
-    down, up = extend(base_down, base_up, loras, QKV)
+    extended = extend(base_down, base_up, loras, QKV)
+    down, up = extended.down, extended.up
+    assert extended.error == 0
     assert down.shape[0] % 16 == 0 and down.shape[0] - 16 - 7 * len(strengths) < 16
     assert torch.equal(down[:16], base_down) and torch.equal(up[:, :16], base_up)
     want = sum(s * dense(QKV, *(e for es in lora.by_layer.values() for e in es))
@@ -118,9 +120,17 @@ def test_extended_branch_is_base_plus_loras(strengths):
 
 def test_rank_limit_and_strength_limit():
     base = torch.zeros(1008, K).half(), torch.zeros(192, 1008).half()
-    extend(*base, [loaded(1.0, entry("to_q", 64, 16))], QKV)
-    with pytest.raises(ShapeError, match=r"to_qkv: rank 1025 with the LoRAs, want at most 1024"):
+    assert extend(*base, [loaded(1.0, entry("to_q", 64, 16))], QKV).error == 0
+    with pytest.raises(ShapeError, match=r"rank 1025 with the LoRAs, and \d+ % of them lost without, want at"):
         extend(*base, [loaded(1.0, entry("to_q", 64, 17))], QKV)
+    # 24 ranks of which the last eight hardly matter: cut to the 16 that there are
+    e, t = entry("to_q", 64, 24)
+    e.up()[:, 16:] *= 1e-3
+    new = extend(*base, [loaded(1.0, (e, t))], QKV)
+    want = dense(QKV, (e, t))
+    left_out = (product(new.down, new.up) - want).norm() / want.norm()
+    assert new.down.shape[0] == 1024 and 0 < new.error < 2e-3
+    assert abs(left_out - new.error) < 5e-4  # and the rounding of the factors
     with pytest.raises(RangeError, match=r"at strength 1e\+06 overflows"):
         extend(*base, [loaded(1e6, entry("to_q", 64, 16))], QKV)
 

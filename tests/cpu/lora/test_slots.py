@@ -104,7 +104,8 @@ def built_in(folder, *loras, rank):
     loaded = [Loaded(file, strength, file.by_layer()) for file, strength in files]
     for rows in ROWS:
         node = module.get_submodule(rows.name)
-        down, up = extend(node.lora_down, node.lora_up, loaded, rows)
+        extended = extend(node.lora_down, node.lora_up, loaded, rows)
+        down, up = extended.down, extended.up
         missing = node.lora_down.shape[0] + rank * len(rows.first) - down.shape[0]
         node.lora_down = nn.functional.pad(down, (0, 0, 0, missing))
         node.lora_up = nn.functional.pad(up, (0, missing))
@@ -167,9 +168,9 @@ def test_what_does_not_fit_leaves_all_as_it_was(slotted, slots, tmp_path):
     slots.fill(slots.prepare(good))
     before = run(path, x, slots)
     big = write_lora(tmp_path / "big.safetensors", NODES_ONLY, rank=17)
-    with pytest.raises(ShapeError, match=r"LoRAs of rank 17 a linear, want at most 16\. .*--lora-slots 32"):
+    with pytest.raises(ShapeError, match=r"to_qkv: LoRAs that take rank 51, want at most 48\. .*--lora-slots 32"):
         slots.prepare(big)
-    with pytest.raises(ShapeError, match="rank 24 a linear"):
+    with pytest.raises(ShapeError, match=r"rank 72, want at most 48\..*--lora-slots 32"):
         slots.prepare([(good, 1.0)] * 3)
     conv = write_lora(tmp_path / "conv.safetensors", ["proj", "conv"])
     with pytest.raises(ArtifactError, match=r"conv: a convolution, which has no slot.*--lora"):
@@ -216,8 +217,10 @@ def test_bfloat16_by_its_twin(tmp_path):
 
 
 def test_limits_and_refusals(slotted, tmp_path):
-    with pytest.raises(ShapeError, match=r"to_qkv: rank 32 \+ 1008 slots \(336 for each of 3 linears\), want at most"):
-        install_slots(Net(), ROWS, "sdxl-tiny", torch.float16, 336, SHAPES)
+    with pytest.raises(ShapeError, match=r"to_qkv: rank 32 \+ 1008 slots, want at most 1024"):
+        install_slots(Net(), ROWS, "sdxl-tiny", torch.float16, 1008, SHAPES)
+    table = install_slots(Net(), ROWS, "sdxl-tiny", torch.float16, 336, SHAPES)  # 3 x 336 is more than there is
+    assert [slot.rank for slot in table.slots] == [1024, 352, 336, 336]
     with pytest.raises(UnsupportedError, match="an engine without LoRA slots"):
         require_slots(None)
     slots = LoraSlots(slotted[2])

@@ -1,0 +1,146 @@
+"""Session's side of LoRA slots, on an engine that only records what it is given."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from svdq_trt.errors import ArtifactError, UnsupportedError
+from svdq_trt.lora.factors import Rows
+from svdq_trt.lora.slots import FILE, Slot, SlotTable, save_table
+from svdq_trt.runtime import session as sessions
+
+ROWS = Rows("to_kv", {"to_k": 0, "to_v": 64}, 128, 64)
+TABLE = SlotTable("sdxl-tiny", "float16", 16, (Slot(ROWS, 16, 32),), {"to_k": (64, 64), "to_v": (64, 64)})
+INPUTS = tuple(TABLE.input_names())
+
+
+class Memory:
+    """Device memory that is the host's, and a stream that is none."""
+
+    name, stream = "fake", 0
+
+    def __init__(self, kind="torch"):
+        self.kind = kind
+
+    @contextmanager
+    def running(self):
+        yield
+
+    def allocate(self, dtype, count):
+        return torch.zeros(count, dtype=getattr(torch, dtype))
+
+    def address(self, buffer):
+        return buffer.data_ptr()
+
+    def synchronize(self):
+        pass
+
+
+class Engine:
+    """x [1..4, 64] -> y, and the slots' inputs, of which only names are asked for."""
+
+    def __init__(self, extra):
+        self.names, self.addresses = ["x", *extra, "y"], {}
+        self.num_io_tensors = len(self.names)
+
+    def get_tensor_name(self, i):
+        return self.names[i]
+
+    def get_tensor_mode(self, name):
+        return "output" if name == "y" else "input"
+
+    def get_tensor_dtype(self, name):
+        return SimpleNamespace(name="HALF")
+
+    def get_tensor_profile_shape(self, name, index):
+        assert name == "x"  # static inputs have no range
+        return [(1, 64), (2, 64), (4, 64)]
+
+    def create_execution_context(self):
+        return self
+
+    def set_input_shape(self, name, shape):
+        return name == "x"
+
+    def infer_shapes(self):
+        return []
+
+    def get_tensor_shape(self, name):
+        return (4, 128)
+
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+
+
+@pytest.fixture
+def folder(tmp_path):
+    base = {"to_kv.lora_down": torch.ones(16, 64).half(), "to_kv.lora_up": torch.ones(128, 16).half()}
+    save_table(tmp_path / FILE, TABLE, base)
+    return tmp_path
+
+
+@pytest.fixture
+def opened(monkeypatch, folder):
+    """Session(folder) with these inputs, this memory."""
+
+    def open_session(extra=INPUTS, kind="torch", slots=True):
+        engine = Engine(extra)
+        trt = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"))
+        manifest = {"lora_slots": {"file": FILE}} if slots else {}
+        result = SimpleNamespace(manifest=manifest, seconds={}, backend=SimpleNamespace(module=trt, version="1"),
+                                 engine=engine, logger=SimpleNamespace(errors=""))  # fmt: skip
+        monkeypatch.setattr(sessions, "open_device", lambda memory, index: Memory(kind))
+        monkeypatch.setattr(sessions, "open_engine", lambda *args, **more: result)
+        monkeypatch.setattr(sessions.Session, "_open_slots", on_the_host(sessions.Session._open_slots))
+        return sessions.Session(folder, runtime_cache=False), engine
+
+    return open_session
+
+
+def on_the_host(method):
+    """_open_slots as it is, but for the device."""
+
+    def call(self, folder):
+        self.device = "cpu"
+        return method(self, folder)
+
+    return call
+
+
+def test_the_buffers_inputs_are_the_sessions_not_the_callers(opened, folder, tmp_path):
+    session, engine = opened()
+    assert [p.name for p in session.inputs] == ["x"] and session.output_names == ["y"]
+    views = session.lora.views
+    assert {n: a for n, a in engine.addresses.items() if n in views} == {n: v.data_ptr() for n, v in views.items()}
+    assert set(engine.addresses) == {"x", "y", *views}
+    before = {name: view.clone() for name, view in views.items()}
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(4, 64, generator=g), torch.randn(64, 4, generator=g)
+    save_file({"to_v.lora_A.weight": a, "to_v.lora_B.weight": b}, tmp_path / "l.safetensors")
+    prepared = session.prepare_lora(tmp_path / "l.safetensors")
+    session.set_lora(prepared, -0.5)
+    down, up = views["to_kv.lora_down"].float(), views["to_kv.lora_up"].float()
+    delta = up[:, 16:] @ down[16:]
+    assert (delta[64:] + 0.5 * b @ a).norm() < 2e-3 * delta.norm() and not delta[:64].any()
+    assert torch.equal(views["to_kv.lora_down"][:16], before["to_kv.lora_down"][:16])
+    session.set_lora(None)
+    assert all(torch.equal(view, before[name]) for name, view in views.items())
+    session.close()
+    assert session.lora is None
+
+
+def test_engines_without_slots_and_memory_without_torch(opened, tmp_path):
+    session, engine = opened(extra=(), slots=False)
+    assert session.lora is None and set(engine.addresses) == {"x", "y"}
+    for call in (session.prepare_lora, session.set_lora):
+        with pytest.raises(UnsupportedError, match="an engine without LoRA slots, want one built with --lora-slots"):
+            call("a.safetensors")
+    with pytest.raises(UnsupportedError, match=r"LoRA slots: memory='pycuda', want memory='torch'"):
+        opened(kind="pycuda")
+    with pytest.raises(ArtifactError, match=r"input 'to_kv\.lora_down', which the engine lacks"):
+        opened(extra=())
