@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ def check_config(spec: ModelSpec, path: Path) -> None:
 
     A key that either side lacks counts with the class's default; keys the class doesn't know are ignored.
     """
-    found = read_json_object(path, "a diffusers config")
+    compare_config(spec, read_json_object(path, "a diffusers config"), str(path))
+
+
+def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_names: Sequence[str] = ()) -> None:
+    """As check_config, for a config that was read already; `class_names` are accepted beside the model's own."""
     cls = spec.model_class()
     name = found.get("_class_name", cls.__name__)
-    if name != cls.__name__:
-        raise ArtifactError(str(path), f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
+    if name != cls.__name__ and name not in class_names:
+        raise ArtifactError(where, f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
         if key == "self" or key in _FREE:
             continue
         want = spec.config.get(key, parameter.default)
         got = found.get(key, parameter.default)
         if _normal(got) != _normal(want):
-            raise ArtifactError(str(path), f"{key} is {_short(got)}", f"{_short(want)} for {spec.name}")
+            raise ArtifactError(where, f"{key} is {_short(got)}", f"{_short(want)} for {spec.name}")
 
 
 def _normal(value: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Quantized checkpoints of other tools: into our artifact and back."""
