@@ -31,6 +31,8 @@ class LinearGroup:
         activation: what the node applies after the bias; GEGLU's node replaces the activation module as well.
         weight_only: few tokens and much weight: format w4a16, activations stay 16 bit.
         source: name of the norm whose output is x; None where x is something else.
+        columns: the node takes input features [start, stop) of its one member only; other nodes take the others,
+            and the outputs are added. None: all of them.
     """
 
     node: str
@@ -38,6 +40,7 @@ class LinearGroup:
     activation: Activation = Activation.NONE
     weight_only: bool = False
     source: str | None = None
+    columns: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Tensors are named as in the module (``<node>.qweight``, ... and the kept 16-bit 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Node:
 
     Attributes:
         name: module path, and the ONNX and TensorRT node name. members: original linears, stacked on N.
-        n, k, rank: N, K, R. sqnr_db: output SQNR on calibration tokens.
+        n, k, rank: N, K, R. sqnr_db: output SQNR on calibration tokens; NaN where unknown, as for an imported node.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Artifact:
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any], nodes: list[Node]) -> None:
     """Write the artifact; under its final name only when complete. Raises ArtifactError: disk full, not writable."""
-    header = {**meta, "version": VERSION, "nodes": [asdict(node) for node in nodes]}
+    header = {**meta, "version": VERSION, "nodes": [_to_json(node) for node in nodes]}
     save_tensors(path, tensors, {"svdq": json.dumps(header)})
 
 
@@ -100,13 +101,19 @@ def read_nodes(path: Path) -> tuple[Node, ...]:
     return _parse(path, header)[1]
 
 
+def _to_json(node: Node) -> dict[str, Any]:
+    return asdict(node) | {"sqnr_db": None if math.isnan(node.sqnr_db) else node.sqnr_db}  # JSON has no NaN
+
+
 def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, ...]]:
     try:
         meta = json.loads(header or "null")
         if meta["version"] != VERSION:
             raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), "Build again with --force.")
         nodes = tuple(
-            Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"])}) for n in meta["nodes"]
+            Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"]),
+                    "sqnr_db": math.nan if n["sqnr_db"] is None else n["sqnr_db"]})
+            for n in meta["nodes"]
         )
         for node in nodes:
             Activation(node.activation), FORMATS[node.format]
