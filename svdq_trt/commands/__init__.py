@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from svdq_trt.commands import build, finish, models, verify
+from svdq_trt.commands import build, export, finish, import_, models, verify
 
 
 class Command(Protocol):
@@ -32,4 +32,4 @@ class Command(Protocol):
 
 
 #: in the order of `svdq-trt --help`
-ALL: tuple[Command, ...] = (build, finish, verify, models)
+ALL: tuple[Command, ...] = (build, finish, verify, import_, export, models)

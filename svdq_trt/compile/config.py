@@ -49,6 +49,7 @@ class BuildConfig:
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         check, min_sqnr: compare with the FP16 model; gate in dB.
+        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) that takes the quantizer's place.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -69,6 +70,7 @@ class BuildConfig:
     min_sqnr: float | None = None
     force: bool = False
     skip: tuple[str, ...] = ()
+    quantized: Path | None = None
 
     def __post_init__(self) -> None:
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
@@ -77,6 +79,11 @@ class BuildConfig:
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
+        if self.quantized is not None and (self.calibration is not None or self.skip):
+            raise UsageError("--quantized", "given with --calibration or --skip", "it alone: nothing is quantized then")
+        if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
+            raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
+                             "Add it, or --no-check.")  # fmt: skip
         if self.min_sqnr is not None and not self.check:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
@@ -95,6 +102,6 @@ class BuildConfig:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dict, for the manifest."""
         data = asdict(self)
-        for key in ("out", "calibration"):
+        for key in ("out", "calibration", "quantized"):
             data[key] = None if data[key] is None else str(data[key])
         return data

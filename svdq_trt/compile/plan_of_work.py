@@ -2,7 +2,8 @@
 
 <out>/<model>-shared/                     what several engines use
 calib.safetensors  model-fp16.onnx(.data)  reference.npz
-<format>-r<rank>/  svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
+<format>-r<rank>/, or <format>-imported/
+                   svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
 <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
 """
 
@@ -15,9 +16,10 @@ from typing import Any
 
 from svdq_trt.compile.config import BuildConfig, Range
 from svdq_trt.compile.freshness import stage_key
+from svdq_trt.errors import UsageError
 from svdq_trt.models import ModelSpec, TensorIO, get_model
-from svdq_trt.spec.archs import resolve_format
-from svdq_trt.spec.formats import Format
+from svdq_trt.spec.archs import KERNELS, resolve_format
+from svdq_trt.spec.formats import FORMATS, Format
 
 CHECK_SEED = 20_241_107  # differs from every calibration seed
 
@@ -28,6 +30,9 @@ _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
 _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
+    "import": (
+        ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)
+    ),
     "export": (_GRAPH, _GRAPH_LIBRARIES),
     "reference_export": ((*_GRAPH, "svdq_trt/checkpoint"), _GRAPH_LIBRARIES),
     "run_onnx": (("svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
@@ -49,7 +54,7 @@ class Engine:
     arch: int
     format: Format
     folder: Path
-    shared: Path  # <out>/<model>-shared/<format>-r<rank>
+    shared: Path  # <out>/<model>-shared/<format>-r<rank>, or <format>-imported
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class Work:
     shared: Path
     engines: tuple[Engine, ...]
     weights_id: str
+    quantized_id: str = ""  # digest of --quantized
     logs: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +104,7 @@ def plan_work(config: BuildConfig) -> Work:
         SvdqError: an unknown model, a profile that the model cannot take, weights that cannot be had.
     """
     from svdq_trt.checkpoint import weights_digest
+    from svdq_trt.interop import digest
 
     spec = get_model(config.model)
     profile = {
@@ -107,13 +114,32 @@ def plan_work(config: BuildConfig) -> Work:
     for index in range(3):
         spec.check_sizes({symbol: values[index] for symbol, values in profile.items()})
     shared = config.out / f"{spec.name}-shared"
+    given = None if config.quantized is None else _quantized_format(config, spec)
+    ending = f"r{config.rank}" if given is None else "imported"
     engines = tuple(
-        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-r{config.rank}")
+        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-{ending}")
         for arch in config.archs
-        for fmt in [resolve_format(config.format, arch)]
+        for fmt in [resolve_format(config.format, arch) if given is None else given]
     )
-    weights_id = weights_digest(spec, config.checkpoint, config.random_weights)
-    return Work(config, spec, profile, shared, engines, weights_id)
+    needs_weights = config.quantized is None or config.check
+    weights_id = weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else ""
+    quantized_id = "" if config.quantized is None else digest(config.quantized, spec)
+    return Work(config, spec, profile, shared, engines, weights_id, quantized_id)
+
+
+def _quantized_format(config: BuildConfig, spec: ModelSpec) -> Format:
+    """The number format of --quantized, once every arch has kernels for it."""
+    from svdq_trt.interop import describe
+
+    assert config.quantized is not None
+    found = FORMATS[describe(config.quantized, spec).format]
+    if config.format not in ("auto", found.name):
+        raise UsageError("--format", config.format, f"auto or {found.name}, which {config.quantized} has")
+    for arch in config.archs:
+        if found.name not in KERNELS[arch]:
+            archs = ", ".join(f"sm_{a}" for a, formats in KERNELS.items() if found.name in formats)
+            raise UsageError("--arch", f"sm_{arch} for {config.quantized}, which is {found.name}", f"one of {archs}")
+    return found
 
 
 def _range(given: Range | None, default: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -167,6 +167,27 @@ class Build:
 
     def _format_stages(self, fmt: str, folder: Path) -> Ledger:
         ledger, c, work = self.ledger.extended(), self.config, self.work
+        quantize = self._quantize if c.quantized is None else self._import
+        quantize_key = quantize(ledger, fmt, folder)
+        export_key = key("export", quantize=quantize_key, profile=self._profile_key())
+        args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
+                "out": str(folder / "model.onnx")}  # fmt: skip
+        files = ["model.onnx", "model.onnx.data"]
+        self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
+        ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
+        return ledger
+
+    def _import(self, ledger: Ledger, fmt: str, folder: Path) -> str:
+        """--quantized in the quantizer's place: the same artifact. Returns its key."""
+        import_key = key("import", file=self.work.quantized_id)
+        out = folder / "svdq.safetensors"
+        args = {"model": self.config.model, "path": str(self.config.quantized), "out": str(out)}
+        self._stage(ledger, "quantize", f"import    {fmt}", "take_quantized", folder, import_key, [out.name], args)
+        return import_key
+
+    def _quantize(self, ledger: Ledger, fmt: str, folder: Path) -> str:
+        """Calibrate and quantize. Returns the artifact's key."""
+        c, work = self.config, self.work
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
         calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
@@ -178,14 +199,7 @@ class Build:
         self.screen.say(f"search: {get_preset(c.preset).describe()}")
         label = f"quantize  {fmt} rank {c.rank}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
-
-        export_key = key("export", quantize=quantize_key, profile=self._profile_key())
-        args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
-                "out": str(folder / "model.onnx")}  # fmt: skip
-        files = ["model.onnx", "model.onnx.data"]
-        self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
-        ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
-        return ledger
+        return quantize_key
 
     def _reference_export(self) -> str:
         work, folder = self.work, self.work.shared

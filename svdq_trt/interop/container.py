@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.checkpoint.digest import file_digest
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import read_json_object
@@ -17,29 +19,44 @@ _FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")  
 _JSON_MAX = 64 << 20
 
 
-def open_reader(spec: ModelSpec, path: Path) -> Reader:
-    """A .safetensors file, nunchaku's older folder, or a diffusers folder.
+def files_of(spec: ModelSpec, path: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """The .safetensors files of a checkpoint, and JSON files beside them by their metadata key.
 
-    Raises:
-        ArtifactError: nothing readable there.
+    A .safetensors file, nunchaku's older folder, or a diffusers folder. Raises ArtifactError: none of these.
     """
-    files = [path / name for name in _FOLDER]
+    files = tuple(path / name for name in _FOLDER)
     if path.is_dir() and any(file.is_file() for file in files):
         for file in files:
             if not file.is_file():
                 raise ArtifactError(str(file), "missing", "both files of nunchaku's folder")
-        reader = Reader(path, files)
-        for name in ("config", "comfy_config"):
-            if (path / f"{name}.json").is_file():
-                reader.metadata[name] = json.dumps(read_json_object(path / f"{name}.json", "a model config"))
-        return reader
+        beside = {name: path / f"{name}.json" for name in ("config", "comfy_config")}
+        return files, {name: file for name, file in beside.items() if file.is_file()}
     if not path.exists():
         raise ArtifactError(str(path), "does not exist", "a quantized checkpoint: a .safetensors file or a folder")
     source = locate(spec, str(path))
-    reader = Reader(path, source.files)
-    if source.config is not None:
-        reader.metadata["config"] = json.dumps(read_json_object(source.config, "a model config"))
+    return source.files, {} if source.config is None else {"config": source.config}
+
+
+def open_reader(spec: ModelSpec, path: Path) -> Reader:
+    """All tensors of a checkpoint; config files lie in `metadata` as if they had been in the header.
+
+    Raises:
+        ArtifactError: nothing readable there.
+    """
+    files, beside = files_of(spec, path)
+    reader = Reader(path, files)
+    for key, file in beside.items():
+        reader.metadata[key] = json.dumps(read_json_object(file, "a model config"))
     return reader
+
+
+def digest(path: Path, spec: ModelSpec) -> str:
+    """``sha256:<hex>`` of a quantized checkpoint and the model it is for. Raises ArtifactError: unreadable."""
+    files, beside = files_of(spec, path)
+    h = hashlib.sha256(spec.name.encode())
+    for file in (*files, *beside.values()):
+        h.update(file_digest(file))
+    return f"sha256:{h.hexdigest()}"
 
 
 def kind_of(reader: Reader) -> str:
