@@ -240,12 +240,10 @@ def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns
 
 def _write_second_scales(wscale2: Tensor, rows: Rows, half: torch.dtype, exact: Exact) -> dict[str, Tensor]:
     """wtscale alone where one number serves all rows, else wcscales too, rounded to 16 bits if they must be."""
-    if "wtscale" in exact or "wcscales" in exact:
-        out = _as_it_was(wscale2, rows, exact)
-        if out is not None:
-            return out
+    if ("wtscale" in exact or "wcscales" in exact) and (out := _as_it_was(wscale2, rows, exact)) is not None:
+        return out
     if bool((wscale2 == wscale2[0]).all()):
-        return {"wtscale": wscale2[:1].clone()}
+        return {} if wscale2[0] == 1 else {"wtscale": wscale2[:1].clone()}
     columns = wscale2.to(half)
     if torch.equal(columns.float(), wscale2):
         return {"wcscales": _pack_columns(columns, rows)}
