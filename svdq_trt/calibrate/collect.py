@@ -90,7 +90,9 @@ class _Watcher:
     ) -> None:  # fmt: skip
         self.dtype = spec.torch_dtype
         self.limit = torch.finfo(self.dtype).max
-        self.by_layer = {g.members[0]: g for g in groups}  # all members see the same x: watch the first
+        self.by_layer: dict[str, list[LinearGroup]] = {}
+        for g in groups:  # all members see the same x: watch the first
+            self.by_layer.setdefault(g.members[0], []).append(g)
         self.samples, self.rows, self.seed, self.progress = samples, rows, seed, progress
         self.sample = self.done = 0
         self.amax: dict[str, torch.Tensor] = {}
@@ -98,10 +100,12 @@ class _Watcher:
 
     def see(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         self._check(name, y)
-        group = self.by_layer.get(name)
-        if group is None:
-            return
-        x = x.flatten(0, -2)  # [M, K]
+        for group in self.by_layer.get(name, ()):
+            start, stop = group.columns or (0, x.shape[-1])
+            self._record(name, group, x[..., start:stop].flatten(0, -2))
+
+    def _record(self, name: str, group: LinearGroup, x: torch.Tensor) -> None:
+        """Take in x [M, K], what the group's node will read."""
         self._check(f"{name}' (its input) of '{group.node}", x)
         # Two reductions and no |x|: the temporary would be as large as the largest activation.
         amax = torch.maximum(x.amax(0), -x.amin(0)).float()
@@ -114,7 +118,7 @@ class _Watcher:
         self.kept[group.node].append(x[chosen].to(self.dtype))
         self.done += 1
         if self.progress:
-            self.progress(self.done, self.samples * len(self.by_layer), group.node)
+            self.progress(self.done, self.samples * len(self.kept), group.node)
 
     def _check(self, name: str, t: torch.Tensor) -> None:
         low, high = (float(v) for v in torch.aminmax(t))

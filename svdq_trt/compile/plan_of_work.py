@@ -35,7 +35,7 @@ _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "export": (_GRAPH, _GRAPH_LIBRARIES),
     "reference_export": ((*_GRAPH, "svdq_trt/checkpoint"), _GRAPH_LIBRARIES),
-    "run_onnx": (("svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
+    "run_onnx": (("svdq_export", "svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
     "compare": (("svdq_trt/check",), ("polygraphy", "matplotlib")),
     "plan": (("svdq_trt/engine",), ()),  # the backend's version is a parameter
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from svdq_trt.errors import UsageError
-from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, stack_group
+from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
+from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, stack_group
 from svdq_trt.models.sdxl import SDXL, SDXL_TINY
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 
-MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (SDXL, SDXL_TINY)}
+_ALL = (SDXL, SDXL_TINY, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY, FLUX_BLOCKS)
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 
 __all__ = [
     "MODELS",
@@ -19,6 +21,7 @@ __all__ = [
     "Recipe",
     "TensorIO",
     "get_model",
+    "member_tensors",
     "stack_group",
 ]
 

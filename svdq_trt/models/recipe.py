@@ -79,7 +79,6 @@ def complete(
         UsageError: a skip pattern that matches no candidate.
     """
     layers = weight_layers(module)
-    groups: list[LinearGroup] = []
     why = dict(reasons)
     unused = set(skip)
     for group in candidates:
@@ -88,13 +87,13 @@ def complete(
         reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
         if reason:
             why.update(dict.fromkeys(group.members, reason))
-        else:
-            groups.append(group)
+    # Nodes that share a member by columns stand or fall together: a layer is quantized whole or not at all.
+    groups = [g for g in candidates if not any(m in why for m in g.members)]
     if unused:
         raise UsageError(
             "--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does"
         )
-    grouped = [m for g in groups for m in g.members]
+    grouped = [m for g in groups for m in g.members if g.columns is None or g.columns[0] == 0]
     kept = tuple(Kept(name, why[name]) for name in layers if name in why)
     # A layer without a rule, or with two, is a bug of the family's rules and must not pass silently.
     assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), (
@@ -109,6 +108,7 @@ def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
         linear = layers[name]
         assert isinstance(linear, nn.Linear)
         n, k = linear.weight.shape
+        k = group.columns[1] - group.columns[0] if group.columns else k
         if k % K_MULTIPLE:
             return f"K = {k} is not a multiple of {K_MULTIPLE}"
         if n % N_MULTIPLE:
@@ -119,13 +119,27 @@ def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
 def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights [N, K] and bias [N] of a group's members, stacked in order; no bias at all gives None.
 
-    A single member's tensors are returned as they are, not copied.
+    A single member's tensors are returned as they are, not copied. Of several nodes that share a member by columns,
+    the first has its bias.
     """
-    linears = [module.get_submodule(name) for name in group.members]
-    weights = [m.weight.detach() for m in linears if isinstance(m, nn.Linear)]
-    biases = [m.bias for m in linears if isinstance(m, nn.Linear)]
+    weights, biases = member_tensors(module, group)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     if all(b is None for b in biases):
         return weight, None
-    parts = [w.new_zeros(len(w)) if b is None else b.detach() for w, b in zip(weights, biases, strict=True)]
+    parts = [w.new_zeros(len(w)) if b is None else b for w, b in zip(weights, biases, strict=True)]
     return weight, parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def member_tensors(
+    module: nn.Module, group: LinearGroup
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """Weight [N, K] and bias [N] or None of each member, in order; views of the module's."""
+    weights: list[torch.Tensor] = []
+    biases: list[torch.Tensor | None] = []
+    for name in group.members:
+        linear = module.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        start, stop = group.columns or (0, linear.in_features)
+        weights.append(linear.weight.detach()[:, start:stop])
+        biases.append(None if linear.bias is None or start else linear.bias.detach())
+    return weights, biases

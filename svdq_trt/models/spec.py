@@ -25,12 +25,23 @@ SYMBOLS = ("batch", "height", "width", "tokens")
 class Axis:
     """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`.
 
-    For a latent with 8 pixels a side and images in steps of 64 pixels: Axis("height", 8, 8).
+    For a latent with 8 pixels a side and images in steps of 64 pixels: Axis("height", 8, 8). With `by` the size is
+    symbol * by / divisor: image tokens of 16 x 16 pixels are Axis("height", 256, by="width").
     """
 
     symbol: str
     divisor: int = 1
     multiple: int = 1
+    by: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in the graph: the symbol, or both."""
+        return f"{self.symbol}_{self.by}" if self.by else self.symbol
+
+    def size(self, sizes: Mapping[str, int]) -> int:
+        """The size for symbol values."""
+        return sizes[self.symbol] * (sizes[self.by] if self.by else 1) // self.divisor
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class TensorIO:
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Sizes of the dims for symbol values such as {"batch": 2, "height": 1024, ...}."""
-        return tuple(d if isinstance(d, int) else sizes[d.symbol] // d.divisor for d in self.dims)
+        return tuple(d if isinstance(d, int) else d.size(sizes) for d in self.dims)
 
     def torch_dtype(self, act: torch.dtype) -> torch.dtype:
         """The dtype for a given act dtype."""

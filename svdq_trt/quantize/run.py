@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
+from svdq_trt.models import member_tensors
 from svdq_trt.nn.linear import TENSORS, SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
@@ -57,7 +58,9 @@ def quantize_model(
     """
     partial = out.with_name(f"{out.name}.partial") / key[:16]
     partial.mkdir(parents=True, exist_ok=True)
-    work = partial_function(_one, module, spec, calibration, fmt, rank, preset, partial)
+    # Taken now: installing a node changes the module under the layers that are still being worked on.
+    sources = {group.node: member_tensors(module, group) for group in groups}
+    work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial)
     nodes: list[Node] = []
     with _layer_pool() as pool:
         # Installed in order, so that weights are freed in order; finished layers ahead of it are small.
@@ -88,7 +91,7 @@ def _layer_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def _one(
-    module: nn.Module,
+    sources: dict[str, tuple[list[Tensor], list[Tensor | None]]],
     spec: ModelSpec,
     calibration: Calibration,
     fmt: Format,
@@ -99,18 +102,17 @@ def _one(
 ) -> tuple[Node, SVDQLinear]:
     """One group: taken over from an interrupted run, or quantized and saved."""
     index, group = indexed
+    weights, biases = sources.pop(group.node)
     shard = partial / f"{index:04d}.safetensors"
     done = _resume(shard, group)
     if done is not None:
         return done
-    linears = [m for m in map(module.get_submodule, group.members) if isinstance(m, nn.Linear)]
-    assert len(linears) == len(group.members)  # the recipe says so
     quantized = quantize_group(
-        [linear.weight for linear in linears], [linear.bias for linear in linears],
+        weights, biases,
         calibration.x[group.node], W4A16 if group.weight_only else fmt, rank, act_dtype=spec.torch_dtype,
         name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node], preset=preset,
     )  # fmt: skip
-    node = Node.from_quantized(quantized, group.members, tuple(linear.weight.shape[0] for linear in linears))
+    node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))
     artifact.save(shard, {f"{group.node}.{k}": t for k, t in quantized.tensors.items()}, {}, [node])
     return node, SVDQLinear.from_quantized(quantized)
 

@@ -48,10 +48,12 @@ def dynamic_shapes(spec: ModelSpec, profile: Mapping[str, Sequence[int]]) -> dic
     for io in spec.inputs:
         own = shapes.setdefault(io.name, {})
         for index, axis in enumerate(io.dims):
-            if isinstance(axis, int) or profile[axis.symbol][0] == profile[axis.symbol][2]:
+            if isinstance(axis, int):
+                continue
+            low, _, high = (axis.size({s: v[i] for s, v in profile.items()}) for i in range(3))
+            if low == high:
                 continue
             if axis not in dims:  # with its range: without one, torch traces twice to find it
-                low, _, high = (size // (axis.divisor * axis.multiple) for size in profile[axis.symbol])
-                dims[axis] = Dim(axis.symbol, min=low, max=high)
+                dims[axis] = Dim(axis.name, min=low // axis.multiple, max=high // axis.multiple)
             own[index] = dims[axis] if axis.multiple == 1 else axis.multiple * dims[axis]
     return shapes

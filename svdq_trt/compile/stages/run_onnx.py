@@ -10,11 +10,20 @@ from svdq_trt.compile.events import Progress
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """args: model, onnx, sizes, seed, out."""
+    import torch
+
+    from svdq_export import write_float32_twin
     from svdq_trt.check.onnx_run import run_onnx
     from svdq_trt.models import get_model
 
-    spec = get_model(args["model"])
+    spec, onnx = get_model(args["model"]), Path(args["onnx"])
     inputs = spec.example_inputs(**args["sizes"], seed=args["seed"])
+    progress(0, 1, f"{onnx.name} in ONNX Runtime")
+    if spec.torch_dtype == torch.bfloat16:  # ONNX Runtime's CPU has no bf16 arithmetic: same graph and data, in f32
+        onnx, inputs = write_float32_twin(onnx), tuple(t.float() for t in inputs)
     feed = {io.name: tensor.numpy() for io, tensor in zip(spec.inputs, inputs, strict=True)}
-    progress(0, 1, f"{Path(args['onnx']).name} in ONNX Runtime")
-    return {"seconds": run_onnx(Path(args["onnx"]), feed, Path(args["out"]))}
+    try:
+        return {"seconds": run_onnx(onnx, feed, Path(args["out"]))}
+    finally:
+        if onnx != Path(args["onnx"]):
+            onnx.unlink()
