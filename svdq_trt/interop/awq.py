@@ -63,6 +63,8 @@ def read(
     point = _zero_point(codes, scale, zero)
     stored = to_half(f"{where}.wscales'", scale, dtype, scale=True)
     down, up = _low_rank(reader, name, n, k, at, dtype)
+    if len(down):
+        exact["low_rank"] = True
     if point is None:
         point, offset = 8, zero.float() + 8 * scale.float()
         down = torch.cat((down, torch.eye(groups, dtype=dtype).repeat_interleave(STEP, 1)))
@@ -124,15 +126,14 @@ def _low_rank(reader: Reader, name: str, n: int, k: int, at: Tensor, dtype: torc
     return to_half(down_name, down, dtype), to_half(up_name, up, dtype)
 
 
-def write(name: str, linear: Linear4, chunks: int, bias: bool, low_rank: bool) -> tuple[Written, bool]:
+def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written, bool]:
     """The tensors of the linear `name`, and whether its weight is the same.
 
-    A node with smoothing, or with a low-rank branch where the reader has none, is dequantized and rounded again.
-
-    Args:
-        low_rank: the reader takes a low-rank branch here (the C++ engine does).
+    A node with smoothing, or with a low-rank branch, is dequantized and rounded again: nunchaku has neither here. Only
+    its C++ engine takes such a branch, so one is written only where it came from such a file.
     """
     t, exact = linear.tensors, linear.exact
+    low_rank = exact.get("low_rank") is True
     lossless = bool((t["act_mul"] == 1).all()) and (low_rank or not bool(t["lora_up"].any()))
     if not lossless:
         t, exact = _round_again(linear), {}

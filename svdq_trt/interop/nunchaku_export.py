@@ -92,7 +92,7 @@ class _Export:
         exact = self.exact.get(name, {})
         linear = linear._replace(exact=exact if isinstance(exact, dict) else {})
         if layer.row.chunks:
-            written, same = awq.write(name, linear, layer.row.chunks, layer.biased, self.old_keys)
+            written, same = awq.write(name, linear, layer.row.chunks, layer.biased)
             if not same:
                 self.out.notes.append(f"{name}: rounded again, as nunchaku has neither smoothing nor a low-rank "
                                       "branch there.")  # fmt: skip

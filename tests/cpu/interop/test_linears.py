@@ -109,7 +109,7 @@ def test_awq_by_value_and_back(tmp_path, n, chunks, dtype):
     assert linear.format.name == "w4a16" and linear.tensors["lora_down"].shape == (0, 256)
     assert torch.allclose(w4a4_layer.dequantize(linear).double(), truth.weight, rtol=1e-6, atol=1e-7)
     assert torch.equal(linear.tensors["bias"], truth.bias)
-    written, same = awq_layer.write("x", linear, chunks, bias=True, low_rank=True)
+    written, same = awq_layer.write("x", linear, chunks, bias=True)
     assert same and not written.exact
     assert_same(written.tensors, truth.tensors)
 
@@ -128,7 +128,7 @@ def test_awq_bias_that_plus_one_cannot_hold(tmp_path):
     linear = awq_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", 96, 128, 3, BF16, {})
     bias = torch.linspace(-1, 1, 96).mul(0.01).to(BF16)
     linear = linear._replace(tensors=linear.tensors | {"bias": bias}, exact={})
-    written, _ = awq_layer.write("x", linear, 3, bias=True, low_rank=True)
+    written, _ = awq_layer.write("x", linear, 3, bias=True)
     plain = awq_layer.read(make.reader_of(tmp_path / "y", written.tensors), "x", 96, 128, 3, BF16, {})
     assert not torch.equal(plain.tensors["bias"], bias)
     assert (plain.tensors["bias"].float() - bias.float()).abs().max() <= torch.finfo(BF16).eps / 2
@@ -136,11 +136,23 @@ def test_awq_bias_that_plus_one_cannot_hold(tmp_path):
     assert torch.equal(exact.tensors["bias"], bias)
 
 
+def test_awq_low_rank_branch_of_the_cpp_engine(tmp_path):
+    truth = make.awq("x", 96, 128, 3)
+    g = torch.Generator().manual_seed(4)
+    down, up = torch.randn(16, 128, generator=g).to(BF16), torch.randn(96, 16, generator=g).to(BF16)
+    reordered = up.unflatten(0, (3, 32)).transpose(0, 1).flatten(0, 1).contiguous()
+    tensors = truth.tensors | {"x.lora_down": down, "x.lora_up": reordered}
+    linear = awq_layer.read(make.reader_of(tmp_path / "x", tensors), "x", 96, 128, 3, BF16, {})
+    want = truth.weight + up.double() @ down.double()
+    assert torch.allclose(w4a4_layer.dequantize(linear).double(), want, rtol=1e-5, atol=1e-5)
+    assert_same(awq_layer.write("x", linear, 3, bias=True)[0].tensors, tensors)
+
+
 def test_awq_with_smoothing_is_rounded_again(tmp_path):
     truth = make.awq("x", 96, 128, 3)
     linear = awq_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", 96, 128, 3, BF16, {})
     linear = linear._replace(tensors=linear.tensors | {"act_mul": torch.full((128,), 1.5, dtype=BF16)})
-    written, same = awq_layer.write("x", linear, 3, bias=True, low_rank=True)
+    written, same = awq_layer.write("x", linear, 3, bias=True)
     back = awq_layer.read(make.reader_of(tmp_path / "y", written.tensors), "x", 96, 128, 3, BF16, {})
     assert not same
     want, got = 1.5 * truth.weight, w4a4_layer.dequantize(back).double()
