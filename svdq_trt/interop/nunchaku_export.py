@@ -17,7 +17,7 @@ from svdq_trt.interop.exact import difference, same_bits
 from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.nunchaku_import import HINTS
-from svdq_trt.interop.result import GELU_SHIFT, member_rows, select_rows
+from svdq_trt.interop.result import GELU_SHIFT, member_rows, select_rows, stack
 from svdq_trt.interop.w4a4 import Exact, Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.nn.linear import TENSORS
@@ -113,7 +113,12 @@ class _Export:
         if sorted(covered) != sorted(layer.members):
             return self._from_dense(layer)
         linears = [self._take(node) for node in nodes]
-        linear = linears[0] if len(linears) == 1 else _stack(layer, linears)
+        if any(x.format is not linears[0].format or not same_bits(x.tensors["act_mul"], linears[0].tensors["act_mul"])
+               for x in linears):  # fmt: skip
+            raise UnsupportedError(f"'{layer.members[0]}' and its siblings", "smoothed each in its own way",
+                                   "one smoothing: nunchaku stacks them",
+                                   "Quantize the model with svdq-trt build.")  # fmt: skip
+        linear = linears[0] if len(linears) == 1 else stack(linears)
         rows = tuple(r for node in nodes for r in node.member_rows)
         return select_rows(linear, member_rows(tuple(covered), rows, layer.members))
 
@@ -211,17 +216,3 @@ def _weight(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight
-
-
-def _stack(layer: Layer, linears: list[Linear4]) -> Linear4:
-    first = linears[0]
-    for other in linears[1:]:
-        if other.format is not first.format or not same_bits(other.tensors["act_mul"], first.tensors["act_mul"]):
-            raise UnsupportedError(f"'{layer.members[0]}' and its siblings", "smoothed each in its own way",
-                                   "one smoothing: nunchaku stacks them",
-                                   "Quantize the model with svdq-trt build.")  # fmt: skip
-    parts = [x.tensors for x in linears]
-    tensors = {key: torch.cat([p[key] for p in parts]) for key in ("qweight", "bias", "wscale2", "lora_down")}
-    tensors |= {"act_mul": first.tensors["act_mul"], "wscale": torch.cat([p["wscale"] for p in parts], dim=1),
-                "lora_up": torch.block_diag(*(p["lora_up"] for p in parts))}  # fmt: skip
-    return Linear4(first.format, tensors, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,8 +64,9 @@ class Imported:
 
 
 def select_rows(linear: Linear4, at: Tensor) -> Linear4:
-    """Some rows of a linear, in the order of `at`; what its members share stays shared."""
-    t = dict(linear.tensors)
+    """Some rows of a linear, in the order of `at`; what all rows share is copied, as a file's tensors share no memory."""
+    t = {key: tensor.clone() for key, tensor in linear.tensors.items() if key in ("act_mul", "lora_down")}
+    t |= {key: tensor for key, tensor in linear.tensors.items() if key not in t}
     for key in ("qweight", "lora_up", "bias", "wscale2"):
         t[key] = t[key][at].contiguous()
     t["wscale"] = t["wscale"][:, at].contiguous()
@@ -81,3 +83,12 @@ def member_rows(members: tuple[str, ...], n: tuple[int, ...], wanted: tuple[str,
 def fits(linear: Linear4, k: int) -> bool:
     """Can the op contract take it: K unpadded and N a multiple of 8."""
     return linear.tensors["act_mul"].numel() == k and linear.tensors["qweight"].shape[0] % N_MULTIPLE == 0
+
+
+def stack(linears: Sequence[Linear4]) -> Linear4:
+    """Linears with the same act_mul as one, rows in this order; the low-rank branches stand side by side."""
+    parts = [linear.tensors for linear in linears]
+    tensors = {key: torch.cat([p[key] for p in parts]) for key in ("qweight", "bias", "wscale2", "lora_down")}
+    tensors |= {"act_mul": parts[0]["act_mul"], "wscale": torch.cat([p["wscale"] for p in parts], dim=1),
+                "lora_up": torch.block_diag(*(p["lora_up"] for p in parts))}  # fmt: skip
+    return Linear4(linears[0].format, tensors, {})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
-from svdq_trt.models import member_tensors
+from svdq_trt.models import LinearGroup, member_tensors
 from svdq_trt.nn.linear import TENSORS, SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
@@ -28,7 +28,7 @@ from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
     from svdq_trt.calibrate import Calibration
-    from svdq_trt.models import LinearGroup, ModelSpec
+    from svdq_trt.models import ModelSpec
 
 
 def quantize_model(
@@ -137,7 +137,10 @@ def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:
 def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
     """The quantized module of an artifact: structure on meta, tensors memory-mapped."""
     module = spec.build(device="meta")
-    by_node = {group.node: group for group in spec.groups(module, tuple(loaded.meta.get("skip", ())))}
+    groups = spec.groups(module, tuple(loaded.meta.get("skip", ())))
+    # Imported linears that share no smoothing are nodes of their own, though the recipe would fuse them.
+    by_node = {m: LinearGroup(m, (m,)) for g in groups if len(g.members) > 1 for m in g.members}
+    by_node |= {group.node: group for group in groups}
     for node in loaded.nodes:
         if node.name not in by_node or by_node[node.name].members != node.members:
             raise ArtifactError("svdq.safetensors", f"node {node.name}", f"the nodes of model {spec.name}",
