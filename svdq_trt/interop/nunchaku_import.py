@@ -189,6 +189,8 @@ class _Import:
         }  # fmt: skip
         if fp4 and any(n.format == "int4" for n in four_bit):
             raise ArtifactError(str(self.reader.where), "int4 and fp4 layers", "one of them")
+        got["rank"] = self.quantization.get("rank")
+        want["rank"] = max((n.rank for n in four_bit), default=None)
         for key, value in got.items():
             if value is not None and value != want[key] and four_bit:
                 raise ArtifactError(where, f"{key} is {value!r:.60}", f"{want[key]!r}, as the tensors are")

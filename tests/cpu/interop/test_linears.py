@@ -48,8 +48,6 @@ def assert_same(a, b):
 @pytest.mark.parametrize("kind", KINDS)
 def test_w4a4_by_value_and_back(tmp_path, kind, keys):
     args = KINDS[kind]
-    if args.get("rank") == 0 and keys is NEW:
-        pytest.skip("the Python modules have the parameters at rank 0, too: see the next test")
     truth = make.w4a4("x", keys=keys, **args)
     dtype, k = args.get("dtype", BF16), args["k"]
     rows = Rows.of(args.get("members") or (args["n"],), args.get("layout", "stacked"))
@@ -63,7 +61,8 @@ def test_w4a4_by_value_and_back(tmp_path, kind, keys):
     assert bool(((got - truth.weight).abs() <= eps * codes_max + 2e-6 * scale).all())
     assert torch.equal(linear.tensors["bias"], truth.bias)
     written = w4a4_layer.write("x", linear, rows, keys, bias=args.get("bias", True))
-    assert_same(written.tensors, truth.tensors)
+    filled = {name: t for name, t in written.tensors.items() if t.numel()}  # rank 0, new keys: see the next test
+    assert_same(filled, truth.tensors)
 
 
 def test_rank_0_in_the_python_modules_files_is_an_empty_parameter(tmp_path):
