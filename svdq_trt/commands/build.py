@@ -34,8 +34,9 @@ def add_options(p: argparse.ArgumentParser) -> None:
     source = p.add_argument_group("weights (default: the model's hub id, from the local cache first)")
     source.add_argument("--checkpoint", metavar="PATH", help="diffusers folder, one .safetensors, or a hub id")
     source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
-    source.add_argument("--quantized", type=Path, metavar="PATH", help="a quantized checkpoint instead: nunchaku's, "
-                        "ModelOpt's or our svdq.safetensors; --checkpoint is then what the check compares with")  # fmt: skip
+    source.add_argument("--quantized", type=Path, metavar="PATH",
+                        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
+                             "--checkpoint is then what the check compares with")  # fmt: skip
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
     q.add_argument("--rank", type=int, default=32, metavar="R", help="rank of the 16-bit branch (default 32)")

@@ -71,7 +71,8 @@ def _layer(modules: dict[str, nn.Module], block: str, row: Row, groups: tuple[Li
     present = [modules[name] for name in members if name in modules]
     if len(present) < len(members):  # a text stream's norm, say, that this model has not
         return None
-    shapes = [tuple(m.weight.shape) for m in present if getattr(m, "weight", None) is not None]
+    weights = [getattr(m, "weight", None) for m in present]
+    shapes = [tuple(w.shape) for w in weights if w is not None]
     if len(shapes) < len(present):
         return None
     k = shapes[0][1] if len(shapes[0]) > 1 else 1

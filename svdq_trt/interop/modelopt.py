@@ -31,7 +31,7 @@ from svdq_trt.interop.result import Imported, stack
 from svdq_trt.interop.w4a4 import Linear4, dequantize
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.quantize.lowrank import balance
-from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, K_MULTIPLE, N_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE, Activation
+from svdq_trt.spec.formats import FP8_MAX, K_MULTIPLE, N_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE, Activation
 
 _TOP = FP8_MAX / 4  # the largest calibrated group scale goes here: headroom above, 15 binades below
 _F16_MUL_MAX = 2.0**15
@@ -180,8 +180,8 @@ class _Import:
         up = self.reader.take_finite(b, FLOAT, (n, rank)).float()
         missing = -rank % R_MULTIPLE
         up, down = balance(pad(up, (0, missing)), pad(down, (0, 0, 0, missing)))
-        where = f"{self.reader.where}: '{name}"
-        return to_half(f"{where}.svdquant_lora_a'", down, self.dtype), to_half(f"{where}.svdquant_lora_b'", up, self.dtype)
+        where = f"{self.reader.where}: '{name}'"
+        return to_half(f"{where}, lora_a", down, self.dtype), to_half(f"{where}, lora_b", up, self.dtype)
 
 
 def _fits(linear: Linear4, group: LinearGroup) -> bool:

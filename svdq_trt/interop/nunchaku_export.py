@@ -149,7 +149,7 @@ class _Export:
         return self.loaded.tensors[name]
 
     def _with_sign(self, layer: Layer, name: str, linear: Linear4, nodes: list[Node]) -> tuple[Linear4, Exact]:
-        """nunchaku quantizes a GELU's output shifted, to u4: the bias then takes back what the shift adds."""
+        """Nunchaku quantizes a GELU's output shifted, to u4: the bias then takes back what the shift adds."""
         shifts = {node.act_shift if node.act_unsigned else 0.0 for node in nodes}
         want = GELU_SHIFT if layer.row.unsigned and linear.format is INT4 else 0.0
         if shifts == {want}:

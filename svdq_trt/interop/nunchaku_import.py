@@ -181,16 +181,18 @@ class _Import:
             "method": self.quantization.get("method"),
             "weight.dtype": weight.get("dtype") if isinstance(weight, dict) else None,
             "weight.group_size": weight.get("group_size") if isinstance(weight, dict) else None,
+            "rank": self.quantization.get("rank"),
         }
         four_bit = [n for n in self.out.nodes if n.format != "w4a16"]
         fp4 = any(n.format == "nvfp4" for n in four_bit)
         want: dict[str, Any] = {
-            "method": "svdquant", "weight.dtype": "fp4_e2m1_all" if fp4 else "int4", "weight.group_size": 16 if fp4 else 64,
-        }  # fmt: skip
+            "method": "svdquant",
+            "weight.dtype": "fp4_e2m1_all" if fp4 else "int4",
+            "weight.group_size": 16 if fp4 else 64,
+            "rank": max((n.rank for n in four_bit), default=None),
+        }
         if fp4 and any(n.format == "int4" for n in four_bit):
             raise ArtifactError(str(self.reader.where), "int4 and fp4 layers", "one of them")
-        got["rank"] = self.quantization.get("rank")
-        want["rank"] = max((n.rank for n in four_bit), default=None)
         for key, value in got.items():
             if value is not None and value != want[key] and four_bit:
                 raise ArtifactError(where, f"{key} is {value!r:.60}", f"{want[key]!r}, as the tensors are")

@@ -63,7 +63,8 @@ class Reader:
         if (kind := file.kind(name)) not in kinds:
             raise ArtifactError(f"{self.where}: '{name}'", f"dtype {kind}", " or ".join(kinds))
         if (shape := file.shape(name)) not in shapes:
-            raise ShapeError(f"{self.where}: '{name}'", f"shape {list(shape)}", " or ".join(str(list(s)) for s in shapes))
+            want = " or ".join(str(list(s)) for s in shapes)
+            raise ShapeError(f"{self.where}: '{name}'", f"shape {list(shape)}", want)
         self._taken.add(name)
         return file.read_stored(name)
 
@@ -78,7 +79,7 @@ class Reader:
         self._taken.add(name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """torch's name for a float's dtype on disk. Raises ArtifactError unless it is a 16- or 32-bit float."""
+        """Torch's name for a float's dtype on disk. Raises ArtifactError unless it is a 16- or 32-bit float."""
         if (kind := self.kind(name)) not in _DTYPES:
             raise ArtifactError(f"{self.where}: '{name}'", f"dtype {kind}", "16- or 32-bit floats")
         return _DTYPES[kind]

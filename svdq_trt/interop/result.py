@@ -64,7 +64,7 @@ class Imported:
 
 
 def select_rows(linear: Linear4, at: Tensor) -> Linear4:
-    """Some rows of a linear, in the order of `at`; what all rows share is copied, as a file's tensors share no memory."""
+    """Some rows of a linear, in the order of `at`; what all rows share is copied: a file's tensors share nothing."""
     t = {key: tensor.clone() for key, tensor in linear.tensors.items() if key in ("act_mul", "lora_down")}
     t |= {key: tensor for key, tensor in linear.tensors.items() if key not in t}
     for key in ("qweight", "lora_up", "bias", "wscale2"):

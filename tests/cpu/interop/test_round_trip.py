@@ -62,7 +62,9 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
     export_nunchaku(tmp_path / "back.safetensors", tmp_path / "again.safetensors", old_keys)
     (first, meta), (second, meta_again) = stored(tmp_path / "n.safetensors"), stored(tmp_path / "again.safetensors")
     assert_same(first, second)
-    assert {k: v for k, v in meta.items() if k != "svdq_trt"} == {k: v for k, v in meta_again.items() if k != "svdq_trt"}
+    for strings in (meta, meta_again):  # what adaLN lost was lost the first time
+        strings.pop("svdq_trt", None)
+    assert meta == meta_again
     import_checkpoint(tmp_path / "again.safetensors", spec, tmp_path / "third.safetensors")
     assert_same(after.tensors, artifact.load(tmp_path / "third.safetensors").tensors)
 

@@ -67,8 +67,9 @@ class _Family:
 
 
 SPEC = ModelSpec(
-    name="toy-flux", title="", hub_id="", subfolder="transformer", variant="", class_path="toy_flux:FluxTransformer2DModel",
-    config=MappingProxyType({"channels": 8}), act_dtype="bfloat16", pixel_multiple=16,
+    name="toy-flux", title="", hub_id="", subfolder="transformer", variant="",
+    class_path="toy_flux:FluxTransformer2DModel", config=MappingProxyType({"channels": 8}), act_dtype="bfloat16",
+    pixel_multiple=16,
     profile=Profile((1, 1, 1), (16, 16, 16), (16, 16, 16), (1, 1, 1)), calibration_pixels=16, inputs=(), outputs=(),
     family=_Family(),
 )  # fmt: skip
