@@ -6,11 +6,12 @@ import contextlib
 import errno
 import glob
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,52 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
         except SafetensorError as error:  # the library wraps the system's error in its own type, as text
             number = re.search(r"os error (\d+)", str(error))
             raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+
+
+def stream_tensors(
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a .safetensors file tensor by tensor, whole or not at all: one tensor is in memory at a time.
+
+    Args:
+        path: of the file.
+        shapes: name -> (dtype as safetensors writes it, shape).
+        read: name -> that tensor, contiguous, on the CPU; called once each.
+        metadata: of the header.
+
+    Raises:
+        ArtifactError: as `atomic_write`.
+    """
+    import torch
+
+    # The widest first, so that every tensor begins at a multiple of its item's size, as the format wants.
+    order = sorted(shapes, key=lambda name: -_ITEM_BYTES[shapes[name][0]])
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        dtype, shape = shapes[name]
+        start, end = end, end + _ITEM_BYTES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = read(name)
+            assert SAFETENSORS_DTYPES[str(tensor.dtype)] == shapes[name][0] and tensor.shape == shapes[name][1], name
+            if tensor.numel():
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+#: torch's name of a dtype -> safetensors'
+SAFETENSORS_DTYPES = {
+    "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.int64": "I64",
+    "torch.int8": "I8", "torch.uint8": "U8",
+}  # fmt: skip
+_ITEM_BYTES = {"I64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
 
 
 def _publish(tmp: Path, path: Path) -> None:

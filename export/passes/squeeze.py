@@ -1,4 +1,8 @@
-"""Write Squeeze as Reshape: one of the TensorRT-RTX cores that engines are run with takes no Squeeze."""
+"""Write Squeeze as Reshape: one of the TensorRT-RTX cores that engines are run with takes no Squeeze.
+
+torch's squeeze of a dimension that is not 1 does nothing; the exporter writes it as a Squeeze all the same, which is
+an error in ONNX. Such a one is dropped.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,21 @@ def squeeze_to_reshape(model: ir.Model) -> int:
     count = 0
     for graph in (model.graph, *model.graph.subgraphs()):
         for node in list(graph):
-            if node.domain == "" and node.op_type == "Squeeze" and (target := _target(node)) is not None:
+            if node.domain != "" or node.op_type != "Squeeze":
+                continue
+            if _does_nothing(node):
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=True)
+                graph.remove(node, safe=True)
+            elif (target := _target(node)) is not None:
                 _replace(graph, node, target)
                 count += 1
     return count
+
+
+def _does_nothing(node: ir.Node) -> bool:
+    """Whether the traced result has the rank of what goes in."""
+    data, out = node.inputs[0], node.outputs[0]
+    return data is not None and data.shape is not None and out.shape is not None and len(data.shape) == len(out.shape)
 
 
 def _target(node: ir.Node) -> list[int] | None:

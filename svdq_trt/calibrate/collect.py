@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from svdq_trt.calibrate.artifact import Calibration
-from svdq_trt.calibrate.inputs import InputFile, Inputs, synthetic
-from svdq_trt.calibrate.upcast import float32_layers
+from svdq_trt.calibrate.inputs import InputFile, Inputs, batches, synthetic
+from svdq_trt.calibrate.upcast import Read, float32_layers
 from svdq_trt.errors import RangeError, UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
 
 Progress = Callable[[int, int, str], None]
+_STREAM_BATCH = 4
 
 
 def collect(
@@ -33,6 +34,7 @@ def collect(
     width: int | None = None,
     seed: int = 0,
     data: str | Path | None = None,
+    read: Read | None = None,
     progress: Progress | None = None,
 ) -> Calibration:
     """Per group: amax of every input channel over all tokens, and a uniform sample of rows.
@@ -49,6 +51,8 @@ def collect(
         width: likewise.
         seed: of the synthetic inputs and the choice of rows; equal seeds give equal results.
         data: .safetensors file with real inputs instead (inputs.py).
+        read: name -> parameter, for a module on meta: each is read when its layer runs. Up to _STREAM_BATCH samples
+            then go through the model together, so that each is read once for all of them.
         progress: called with (layers done, all layers, label).
 
     Raises:
@@ -62,18 +66,21 @@ def collect(
         raise UsageError("calibration tokens per group", str(tokens_per_group), "at least 1")
     groups = spec.groups(module) if groups is None else groups
     inputs: Iterable[Inputs]
+    sizes: tuple[int | None, int | None]
     if data is not None:
         inputs = file = InputFile(spec, data)
-        samples, sizes = file.samples, (file.sizes["height"], file.sizes["width"])
+        samples, sizes = file.samples, (file.sizes.get("height"), file.sizes.get("width"))
     else:
         sizes = (height or spec.calibration_pixels, width or spec.calibration_pixels)
-        inputs = synthetic(spec, samples, *sizes, seed)
+        inputs = synthetic(spec, samples, height or spec.calibration_pixels, width or spec.calibration_pixels, seed)
+    batch = 1 if read is None else min(samples, _STREAM_BATCH)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
-    with torch.no_grad(), float32_layers(module, watcher.see):
-        for values in inputs:
+    with torch.no_grad(), float32_layers(module, watcher.see, read):
+        for count, values in batches(spec, inputs, batch):
+            watcher.batch = count
             flat(*values)
-            watcher.end_of_sample()
+            watcher.sample += count
     meta = {
         "model": spec.name, "source": "synthetic" if data is None else Path(data).name, "samples": samples,
         "height": sizes[0], "width": sizes[1], "seed": seed, "tokens_per_group": tokens_per_group,
@@ -95,6 +102,7 @@ class _Watcher:
             self.by_layer.setdefault(g.members[0], []).append(g)
         self.samples, self.rows, self.seed, self.progress = samples, rows, seed, progress
         self.sample = self.done = 0
+        self.batch = 1  # samples in the call that runs
         self.amax: dict[str, torch.Tensor] = {}
         self.kept: dict[str, list[torch.Tensor]] = {g.node: [] for g in groups}
 
@@ -112,11 +120,12 @@ class _Watcher:
         before = self.amax.get(group.node)
         self.amax[group.node] = amax if before is None else torch.maximum(before, amax)
         # Each sample has the same number of tokens, so equal shares of a uniform choice are a uniform choice.
-        share = self.rows * (self.sample + 1) // self.samples - self.rows * self.sample // self.samples
+        seen, after = self.sample, self.sample + self.batch
+        share = self.rows * after // self.samples - self.rows * seen // self.samples
         rng = torch.Generator().manual_seed(_hash(f"{self.seed}:{self.sample}:{group.node}"))
         chosen = torch.randperm(len(x), generator=rng)[:share].sort().values
         self.kept[group.node].append(x[chosen].to(self.dtype))
-        self.done += 1
+        self.done += self.batch
         if self.progress:
             self.progress(self.done, self.samples * len(self.kept), group.node)
 
@@ -131,9 +140,6 @@ class _Watcher:
             raise RangeError(
                 f"layer '{name}'", got, f"at most {self.limit:.0f} ({self.dtype})", "Check the weights."
             )
-
-    def end_of_sample(self) -> None:
-        self.sample += 1
 
     def result(self, meta: dict[str, object]) -> Calibration:
         rows = {}

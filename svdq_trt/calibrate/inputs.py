@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from svdq_trt.checkpoint.tensors import TensorFile, check_finite
 from svdq_trt.errors import ShapeError
-from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.models import Axis, ModelSpec, TensorIO
+from svdq_trt.models.spec import SYMBOLS
 
 Inputs = tuple[torch.Tensor, ...]
 
@@ -23,8 +25,24 @@ def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int)
         )
 
 
+def batches(spec: ModelSpec, inputs: Iterable[Inputs], size: int) -> Iterator[tuple[int, Inputs]]:
+    """Join up to `size` inputs at a time along their batch axis; yields (how many, inputs).
+
+    An input without a batch axis (positions) is the same for all and taken from the first.
+    """
+    source = iter(inputs)
+    while part := list(itertools.islice(source, size)):
+        columns = zip(spec.inputs, zip(*part, strict=True), strict=True)
+        yield len(part), tuple(torch.cat(values) if has_batch(io) else values[0] for io, values in columns)
+
+
+def has_batch(io: TensorIO) -> bool:
+    """Whether an input has one entry per sample."""
+    return isinstance(io.dims[0], Axis) and io.dims[0].symbol == "batch"
+
+
 class InputFile:
-    """A file with one tensor per model input, samples stacked in the first dimension.
+    """A file with one tensor per model input, samples stacked in the first dimension (positions: not stacked).
 
     Raises:
         ArtifactError: unreadable, not floats, NaN or Inf.
@@ -44,18 +62,18 @@ class InputFile:
         for io in spec.inputs:
             self._match(f"{path}: '{io.name}'", io.dims, self.file.shape(io.name))
         self.samples = self.sizes["batch"]
-        spec.check_sizes(self.sizes)
+        spec.check_sizes({k: v for k, v in self.sizes.items() if k in SYMBOLS})
 
     def _match(self, where: str, dims: tuple[int | Axis, ...], shape: tuple[int, ...]) -> None:
         """Learn each symbol from the first input that has it and hold the others to it."""
-        text = ", ".join(str(d) if isinstance(d, int) else f"{d.symbol}/{d.divisor}" for d in dims)
+        text = ", ".join(str(d) if isinstance(d, int) else f"{d.name}/{d.divisor}" for d in dims)
         if len(shape) != len(dims):
             raise ShapeError(where, f"shape {list(shape)}", f"[{text.replace('/1', '')}]")
         for dim, size in zip(dims, shape, strict=True):
             if isinstance(dim, int):
                 fits = size == dim
             else:
-                fits = self.sizes.setdefault(dim.symbol, size * dim.divisor) == size * dim.divisor
+                fits = self.sizes.setdefault(dim.name, size * dim.divisor) == size * dim.divisor
             if not fits:
                 raise ShapeError(
                     where, f"shape {list(shape)}", f"[{text.replace('/1', '')}], equal in all inputs"
@@ -67,4 +85,4 @@ class InputFile:
             stacked.append(self.file.read(io.name, torch.float32))
             check_finite(f"{self.file.path}: '{io.name}'", stacked[-1])
         for i in range(self.samples):
-            yield tuple(t[i : i + 1] for t in stacked)
+            yield tuple(t[i : i + 1] if has_batch(io) else t for io, t in zip(self.spec.inputs, stacked, strict=True))

@@ -33,9 +33,15 @@ class _Scratch:
         return out.copy_(value)
 
 
+Read = Callable[[str], torch.Tensor]
+
+
 @contextlib.contextmanager
-def float32_layers(module: nn.Module, watch: Watch) -> Iterator[None]:
-    """Within the block every layer that owns parameters computes in f32; `watch` sees each call.
+def float32_layers(module: nn.Module, watch: Watch, read: Read | None = None) -> Iterator[None]:
+    """Within the block every module that owns parameters computes in f32; `watch` sees each call of a layer.
+
+    A parameter on meta is had from `read`, by its name, for the duration of its own module's call: a model of any
+    size runs in the memory of its activations and its largest layer.
 
     The module is as before afterwards, also after an exception: parameters are put back at the end of each
     call, forwards at the end of the block.
@@ -45,7 +51,7 @@ def float32_layers(module: nn.Module, watch: Watch) -> Iterator[None]:
     try:
         for name, layer in module.named_modules():
             if any(p is not None for p in layer._parameters.values()):
-                layer.forward = _wrapped(name, layer, scratch, watch)
+                layer.forward = _wrapped(name, layer, scratch, watch, read)
                 patched.append(layer)
         yield
     finally:
@@ -53,19 +59,29 @@ def float32_layers(module: nn.Module, watch: Watch) -> Iterator[None]:
             del layer.forward  # the instance attribute; the class's method shows again
 
 
-def _wrapped(name: str, layer: nn.Module, scratch: _Scratch, watch: Watch) -> Callable[..., torch.Tensor]:
+def _wrapped(
+    name: str, layer: nn.Module, scratch: _Scratch, watch: Watch, read: Read | None
+) -> Callable[..., torch.Tensor]:
     forward = layer.forward
+    leaf = not list(layer.children())  # others own tables and run while their children use the scratch buffers
 
-    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def value_of(key: str, value: torch.Tensor) -> torch.Tensor:
+        if value.is_meta:
+            assert read is not None
+            value = read(f"{name}.{key}" if name else key)
+        return scratch.cast(key, value) if leaf else value.float()
+
+    def call(*args: Any, **kwargs: Any) -> torch.Tensor:
         own = dict(layer._parameters)
         try:
             for key, value in own.items():
                 if value is not None:
-                    layer._parameters[key] = scratch.cast(key, value)  # type: ignore[assignment]
-            y: torch.Tensor = forward(x, *args, **kwargs)
+                    layer._parameters[key] = value_of(key, value)  # type: ignore[assignment]
+            y: torch.Tensor = forward(*args, **kwargs)
         finally:
             layer._parameters.update(own)
-        watch(name, x, y)
+        if leaf:
+            watch(name, args[0], y)
         return y
 
     return call

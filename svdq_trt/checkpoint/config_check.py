@@ -27,7 +27,7 @@ def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_
     """As check_config, for a config that was read already; `class_names` are accepted beside the model's own."""
     cls = spec.model_class()
     name = found.get("_class_name", cls.__name__)
-    if name != cls.__name__ and name not in class_names:
+    if name not in (cls.__name__, *spec.class_aliases, *class_names):
         raise ArtifactError(where, f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
         if key == "self" or key in _FREE:

@@ -1,8 +1,9 @@
-"""Checkpoint or seed -> module in the act dtype on the CPU, in the memory of the model and one tensor."""
+"""Checkpoint or seed -> parameters one at a time, or a whole module in the memory of the model and one tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -10,12 +11,23 @@ from torch import nn
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.ldm_keys import LDM_PREFIX, diffusers_names
 from svdq_trt.checkpoint.locate import Source, locate
-from svdq_trt.checkpoint.random_weights import fill_random
+from svdq_trt.checkpoint.random_weights import RandomWeights
 from svdq_trt.checkpoint.tensors import TensorFile, check_finite, iter_sources
 from svdq_trt.errors import ArtifactError, ShapeError, UsageError
 from svdq_trt.models import ModelSpec
 
 Progress = Callable[[int, int, str], None]
+
+
+class Weights(Protocol):
+    """Where a model's parameters come from, one at a time: a checkpoint or a seed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parameters, in the order in which reading them is cheapest."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """One parameter in the model's act dtype, contiguous, on the CPU. Safe to call from several threads."""
 
 
 def load(
@@ -38,41 +50,56 @@ def load(
         ArtifactError: files missing, malformed, truncated, not safetensors, or with NaN or Inf in them.
         ShapeError: tensors missing, left over, or of another shape than the model's.
     """
-    if checkpoint is not None and random_seed is not None:
-        raise UsageError("--checkpoint", "given together with --random-weights", "one of them")
-    if random_seed is not None:
-        module = spec.build()
-        fill_random(spec, module, random_seed, progress)
-        return module
-    source = locate(spec, checkpoint)
-    if source.config is not None:
-        check_config(spec, source.config)
     module = spec.build()
-    _assign(spec, module, source, progress)
+    weights = open_weights(spec, checkpoint, random_seed)
+    for done, name in enumerate(weights.names, 1):
+        set_parameter(module, name, weights.read(name))
+        if progress:
+            progress(done, len(weights.names), name)
     return module
 
 
-def _assign(spec: ModelSpec, module: nn.Module, source: Source, progress: Progress | None) -> None:
-    found = {name: file for file, name in iter_sources(source.files)}
-    where = str(source.files[0] if len(source.files) == 1 else source.files[0].parent)
-    _check_index(source, found, where)
-    names = diffusers_names(spec, found, where)
-    original = any(n.startswith(LDM_PREFIX) for n in found)
-    params = dict(module.named_parameters())
-    _require_equal(where, params, names, "that file's names" if original else "")
-    for name, old in names.items():
-        got, want = found[old].shape(old), tuple(params[name].shape)
-        if got != want:
-            raise ShapeError(f"{where}: '{old}'", f"shape {list(got)}", f"{list(want)}")
-    # File by file, in the files' own order: each is mapped once, and read from front to back.
-    for done, (name, old) in enumerate(
-        sorted(names.items(), key=lambda kv: (str(found[kv[1]].path), kv[1])), 1
-    ):
-        tensor = found[old].read(old, spec.torch_dtype)
-        check_finite(f"{found[old].path}: '{old}'", tensor)
-        set_parameter(module, name, tensor)
-        if progress:
-            progress(done, len(names), name)
+def open_weights(spec: ModelSpec, checkpoint: str | None = None, random_seed: int | None = None) -> Weights:
+    """The model's parameters, checked by name and shape, not read yet. Arguments and errors as `load`."""
+    if checkpoint is not None and random_seed is not None:
+        raise UsageError("--checkpoint", "given together with --random-weights", "one of them")
+    if random_seed is not None:
+        return RandomWeights(spec, spec.build(), random_seed)
+    source = locate(spec, checkpoint)
+    if source.config is not None:
+        check_config(spec, source.config)
+    return CheckpointWeights(spec, source)
+
+
+class CheckpointWeights:
+    """Parameters in safetensors files. A parameter that has the act dtype on disk is a view of the mapped file."""
+
+    def __init__(self, spec: ModelSpec, source: Source) -> None:
+        self._dtype = spec.torch_dtype
+        self._found = {name: file for file, name in iter_sources(source.files)}
+        where = str(source.files[0] if len(source.files) == 1 else source.files[0].parent)
+        _check_index(source, self._found, where)
+        self._old = diffusers_names(spec, self._found, where)
+        original = any(n.startswith(LDM_PREFIX) for n in self._found)
+        params = dict(spec.build().named_parameters())
+        _require_equal(where, params, self._old, "that file's names" if original else "")
+        for name, old in self._old.items():
+            got, want = self._found[old].shape(old), tuple(params[name].shape)
+            if got != want:
+                raise ShapeError(f"{where}: '{old}'", f"shape {list(got)}", f"{list(want)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File by file, in the files' own order: each is mapped once, and read from front to back."""
+        order = sorted(self._old.items(), key=lambda kv: (str(self._found[kv[1]].path), kv[1]))
+        return tuple(name for name, _ in order)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One parameter; raises ArtifactError for NaN, Inf, or a file that became unreadable."""
+        old = self._old[name]
+        tensor = self._found[old].read(old, self._dtype)
+        check_finite(f"{self._found[old].path}: '{old}'", tensor)
+        return tensor
 
 
 def _require_equal(where: str, want: Iterable[str], got: Iterable[str], note: str) -> None:

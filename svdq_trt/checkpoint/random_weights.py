@@ -38,6 +38,47 @@ _GAINS = (
 )
 
 
+class RandomWeights:
+    """Every parameter of a model by name, made when asked for; the same name always gives the same values.
+
+    Args:
+        spec: the model.
+        module: its structure, on meta or not; only names, shapes and dtypes are used, and only now.
+
+    Raises:
+        UsageError: a negative seed.
+    """
+
+    def __init__(self, spec: ModelSpec, module: nn.Module, seed: int) -> None:
+        if seed < 0:
+            raise UsageError("--random-weights", str(seed), "a seed of 0 or more")
+        self.seed = seed
+        groups = spec.groups(module)
+        self._by_member = {m: g for g in groups for m in g.members}
+        self._by_norm = {g.source: g for g in groups if g.source}
+        self._meta = {n: torch.empty_like(p, device="meta") for n, p in module.named_parameters()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parameters, in the module's order."""
+        return tuple(self._meta)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The parameter's value, in its dtype, on the CPU."""
+        owner, _, leaf = name.rpartition(".")
+        meta = self._meta[name]
+        rng = torch.Generator().manual_seed(_hash(self.seed, name))
+        if leaf != "weight":
+            value = 0.02 * torch.randn(meta.shape, generator=rng)
+        elif owner in self._by_norm:
+            value = _outliers(self._by_norm[owner], meta.numel(), self.seed)[1]
+        elif meta.dim() == 1:
+            value = 1 + 0.1 * torch.randn(meta.shape, generator=rng)
+        else:
+            value = _matrix(owner, meta, self._by_member.get(owner), self.seed, rng)
+        return value.to(meta.dtype)
+
+
 def fill_random(
     spec: ModelSpec, module: nn.Module, seed: int, progress: Callable[[int, int, str], None] | None = None
 ) -> None:
@@ -46,28 +87,12 @@ def fill_random(
     Raises:
         UsageError: a negative seed.
     """
-    if seed < 0:
-        raise UsageError("--random-weights", str(seed), "a seed of 0 or more")
-    groups = spec.groups(module)
-    by_member = {m: g for g in groups for m in g.members}
-    by_norm = {g.source: g for g in groups if g.source}
-    names = [name for name, _ in module.named_parameters()]
-    for done, name in enumerate(names, 1):
+    weights = RandomWeights(spec, module, seed)
+    for done, name in enumerate(weights.names, 1):
         owner, _, leaf = name.rpartition(".")
-        layer = module.get_submodule(owner)
-        meta = getattr(layer, leaf)
-        rng = torch.Generator().manual_seed(_hash(seed, name))
-        if leaf != "weight":
-            value = 0.02 * torch.randn(meta.shape, generator=rng)
-        elif owner in by_norm:
-            value = _outliers(by_norm[owner], meta.numel(), seed)[1]
-        elif meta.dim() == 1:
-            value = 1 + 0.1 * torch.randn(meta.shape, generator=rng)
-        else:
-            value = _matrix(owner, meta, by_member.get(owner), seed, rng)
-        setattr(layer, leaf, nn.Parameter(value.to(meta.dtype), requires_grad=False))
+        setattr(module.get_submodule(owner), leaf, nn.Parameter(weights.read(name), requires_grad=False))
         if progress:
-            progress(done, len(names), name)
+            progress(done, len(weights.names), name)
 
 
 def _matrix(

@@ -13,7 +13,7 @@ from svdq_trt.errors import ArtifactError
 
 #: dtypes weights may have on disk; others (integers, fp8) mean the file was quantized by somebody already.
 _FLOATS = {"F16", "BF16", "F32", "F64"}
-#: A mapping is dropped after this much was converted from it, so that its pages don't stay in memory.
+#: A mapping is dropped after this much was read from it, so that its pages don't stay in memory.
 _REMAP_BYTES = 256 << 20
 
 
@@ -30,7 +30,7 @@ class TensorFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: Any = None
-        self._converted = 0
+        self._read = 0
         self.names: tuple[str, ...] = tuple(self._guard(lambda: self._open().keys()))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -61,20 +61,20 @@ class TensorFile:
                 "Use an unquantized checkpoint.",
             )
         tensor: torch.Tensor = self._guard(lambda: self._open().get_tensor(name))
-        if tensor.dtype == dtype:
-            return tensor
-        self._converted += tensor.numel() * tensor.element_size()
         out = tensor.to(dtype)
-        if self._converted >= _REMAP_BYTES:
-            self._handle, self._converted = None, 0
+        # A view keeps its own mapping alive; without views the pages go with the handle.
+        self._read += tensor.numel() * tensor.element_size()
+        if self._read >= _REMAP_BYTES:
+            self._handle, self._read = None, 0
         return out
 
     def _open(self) -> Any:
-        if self._handle is None:
+        handle = self._handle  # another thread may drop it meanwhile
+        if handle is None:
             from safetensors import safe_open
 
-            self._handle = safe_open(str(self.path), framework="pt")
-        return self._handle
+            handle = self._handle = safe_open(str(self.path), framework="pt")
+        return handle
 
     def _guard(self, read: Callable[[], Any]) -> Any:
         from safetensors import SafetensorError

@@ -54,7 +54,7 @@ class Rows(NamedTuple):
             return cls(sum(padded(r) for r in rows), at)
         n = sum(rows)
         if layout == "pairs":
-            return cls(2 * padded(n // 2), torch.cat((torch.arange(0, n, 2), torch.arange(1, n, 2))))
+            return cls(padded(2 * padded(n // 2, STEP)), torch.cat((torch.arange(0, n, 2), torch.arange(1, n, 2))))
         return cls(padded(n), torch.arange(n))
 
 

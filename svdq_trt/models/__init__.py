@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from svdq_trt.errors import UsageError
 from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
-from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, stack_group
-from svdq_trt.models.sdxl import SDXL, SDXL_TINY
+from svdq_trt.models.pixart import PIXART_SIGMA, PIXART_TINY
+from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, read_members, stack_group
+from svdq_trt.models.sana import SANA, SANA_TINY
+from svdq_trt.models.sdxl import SDXL, SDXL_TINY, SDXL_TURBO
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 
-_ALL = (SDXL, SDXL_TINY, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY, FLUX_BLOCKS)
+_ALL = (
+    SDXL, SDXL_TURBO, SDXL_TINY,
+    FLUX_DEV, FLUX_SCHNELL, FLUX_TINY, FLUX_BLOCKS,
+    PIXART_SIGMA, PIXART_TINY,
+    SANA, SANA_TINY,
+)  # fmt: skip
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "TensorIO",
     "get_model",
     "member_tensors",
+    "read_members",
     "stack_group",
 ]
 

@@ -6,7 +6,7 @@ Letters: N output features, K input features.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +133,7 @@ def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, to
 def member_tensors(
     module: nn.Module, group: LinearGroup
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """Weight [N, K] and bias [N] or None of each member, in order; views of the module's."""
+    """Weight [N, K] and bias [N] or None of each member, in order; views of the module's (on meta: shapes alone)."""
     weights: list[torch.Tensor] = []
     biases: list[torch.Tensor | None] = []
     for name in group.members:
@@ -142,4 +142,14 @@ def member_tensors(
         start, stop = group.columns or (0, linear.in_features)
         weights.append(linear.weight.detach()[:, start:stop])
         biases.append(None if linear.bias is None or start else linear.bias.detach())
+    return weights, biases
+
+
+def read_members(
+    group: LinearGroup, has_bias: Sequence[bool], read: Callable[[str], torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+    """As `member_tensors`, from parameters read by name; `has_bias` says which members give the node a bias."""
+    start, stop = group.columns or (0, None)
+    weights = [read(f"{name}.weight")[:, start:stop] for name in group.members]
+    biases = [read(f"{m}.bias") if has else None for m, has in zip(group.members, has_bias, strict=True)]
     return weights, biases

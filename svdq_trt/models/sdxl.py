@@ -112,6 +112,16 @@ SDXL = _spec(
     512,
 )
 
+#: The same UNet, distilled for one to four steps at 512 pixels.
+SDXL_TURBO = _spec(
+    "sdxl-turbo",
+    "SDXL-Turbo, 512 pixels",
+    "stabilityai/sdxl-turbo",
+    SDXL_CONFIG | {"sample_size": 64},
+    Profile(batch=(1, 1, 4), height=(512, 512, 1024), width=(512, 512, 1024), tokens=(77, 77, 77)),
+    512,
+)
+
 SDXL_TINY = _spec(
     "sdxl-tiny",
     "SDXL's structure at 64 to 256 channels, for trials and tests",

@@ -131,6 +131,7 @@ class ModelSpec:
         calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
+        class_aliases: other class names that a published config.json may have for the same model.
     """
 
     name: str
@@ -147,6 +148,7 @@ class ModelSpec:
     inputs: tuple[TensorIO, ...]
     outputs: tuple[TensorIO, ...]
     family: Family
+    class_aliases: tuple[str, ...] = ()
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -189,8 +191,8 @@ class ModelSpec:
         return self.family.wrap(module)
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Raise ShapeError unless every symbol is positive and pixels fit `pixel_multiple`."""
-        for symbol in SYMBOLS:
+        """Raise ShapeError unless every symbol given is positive and pixels fit `pixel_multiple`."""
+        for symbol in (s for s in SYMBOLS if s in sizes):
             step = self.pixel_multiple if symbol in ("height", "width") else 1
             if sizes[symbol] < 1 or sizes[symbol] % step:
                 raise ShapeError(symbol, str(sizes[symbol]), f"a positive multiple of {step} for {self.name}")

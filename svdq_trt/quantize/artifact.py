@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from svdq_trt.errors import ArtifactError
-from svdq_trt.files import save_tensors
+from svdq_trt.files import SAFETENSORS_DTYPES, save_tensors, stream_tensors
 from svdq_trt.quantize.layer import QuantizedLinear
 from svdq_trt.spec.formats import FORMATS, Activation
 
@@ -71,6 +71,19 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any], nodes:
     """Write the artifact; under its final name only when complete. Raises ArtifactError: disk full, not writable."""
     header = {**meta, "version": VERSION, "nodes": [_to_json(node) for node in nodes]}
     save_tensors(path, tensors, {"svdq": json.dumps(header)})
+
+
+def save_streamed(
+    path: Path, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor], meta: dict[str, Any], nodes: list[Node]
+) -> None:
+    """As `save`, one tensor at a time; a tensor on meta is read with `read` when its turn comes."""
+    header = {**meta, "version": VERSION, "nodes": [_to_json(node) for node in nodes]}
+    shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in tensors.items()}
+
+    def fetch(name: str) -> Tensor:
+        return read(name) if tensors[name].is_meta else tensors[name].detach().cpu().contiguous()
+
+    stream_tensors(path, shapes, fetch, {"svdq": json.dumps(header)})
 
 
 def load(path: Path) -> Artifact:

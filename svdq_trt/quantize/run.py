@@ -6,7 +6,7 @@ Every finished group is a file of its own in ``<artifact>.partial/``, so a kille
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial as partial_function
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
-from svdq_trt.models import LinearGroup, member_tensors
+from svdq_trt.models import LinearGroup, member_tensors, read_members
 from svdq_trt.nn.linear import TENSORS, SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
@@ -43,15 +43,18 @@ def quantize_model(
     key: str,
     progress: Progress,
     skip: Sequence[str] = (),
+    read: Callable[[str], Tensor] | None = None,
 ) -> list[Node]:
     """Quantize every group of `module` and write the artifact `out`.
 
     Args:
-        module: the 16-bit model; its quantized linears are replaced.
+        module: the 16-bit model; its quantized linears are replaced. On meta, it is never whole in memory: every
+            parameter is had from `read` when its layer is quantized or written.
         groups: the nodes to make, as spec.recipe gave them for `skip`.
         calibration: tokens and absmax of every group's input.
         fmt: format of groups with quantized activations; weight-only groups take w4a16.
         key: identifies the inputs; groups finished under the same key are taken over.
+        read: name -> parameter, for a module on meta; called from several threads.
 
     Raises:
         SvdqError: from a layer that cannot be quantized, named.
@@ -59,7 +62,7 @@ def quantize_model(
     partial = out.with_name(f"{out.name}.partial") / key[:16]
     partial.mkdir(parents=True, exist_ok=True)
     # Taken now: installing a node changes the module under the layers that are still being worked on.
-    sources = {group.node: member_tensors(module, group) for group in groups}
+    sources = {group.node: _source(module, group, read) for group in groups}
     work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial)
     nodes: list[Node] = []
     with _layer_pool() as pool:
@@ -71,8 +74,7 @@ def quantize_model(
     progress(len(groups), len(groups), f"writing {out.name}")
     meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": rank, "preset": preset.name,
                             "skip": list(skip)}  # fmt: skip
-    tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
-    artifact.save(out, tensors, meta, nodes)
+    artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
 
@@ -90,8 +92,23 @@ def _layer_pool() -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
+Members = tuple[list[Tensor], list[Tensor | None]]
+
+
+def _source(module: nn.Module, group: LinearGroup, read: Callable[[str], Tensor] | None) -> Callable[[], Members]:
+    """What gives a group's weights and biases when its turn comes."""
+    weights, biases = member_tensors(module, group)
+    if read is None:
+        return lambda: (weights, biases)
+    return partial_function(read_members, group, [b is not None for b in biases], read)
+
+
+def _nothing_on_meta(name: str) -> Tensor:
+    raise AssertionError(f"{name} has no values")
+
+
 def _one(
-    sources: dict[str, tuple[list[Tensor], list[Tensor | None]]],
+    sources: dict[str, Callable[[], Members]],
     spec: ModelSpec,
     calibration: Calibration,
     fmt: Format,
@@ -102,11 +119,12 @@ def _one(
 ) -> tuple[Node, SVDQLinear]:
     """One group: taken over from an interrupted run, or quantized and saved."""
     index, group = indexed
-    weights, biases = sources.pop(group.node)
+    source = sources.pop(group.node)
     shard = partial / f"{index:04d}.safetensors"
     done = _resume(shard, group)
     if done is not None:
         return done
+    weights, biases = source()
     quantized = quantize_group(
         weights, biases,
         calibration.x[group.node], W4A16 if group.weight_only else fmt, rank, act_dtype=spec.torch_dtype,
@@ -114,7 +132,7 @@ def _one(
     )  # fmt: skip
     node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))
     artifact.save(shard, {f"{group.node}.{k}": t for k, t in quantized.tensors.items()}, {}, [node])
-    return node, SVDQLinear.from_quantized(quantized)
+    return node, layer_of(node, artifact.load(shard).tensors)  # mapped: a finished layer takes no memory
 
 
 def _resume(shard: Path, group: LinearGroup) -> tuple[Node, SVDQLinear] | None:

@@ -14,7 +14,7 @@ from svdq_trt.nn.linear import TENSORS
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of, restore_model
 
-MODELS = ["sdxl-tiny", "flux1-tiny"]
+MODELS = ["sdxl-tiny", "flux1-tiny", "pixart-tiny"]
 W4A4 = ("int4", "nvfp4")
 
 

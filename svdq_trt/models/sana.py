@@ -1,0 +1,100 @@
+"""SANA 1.6B at 1024 pixels, as data and its few rules; a small model of the same structure."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from svdq_trt.models.dit_family import DiTFamily
+from svdq_trt.models.fused_attention import FusedLinearAttention
+from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+
+#: config.json of the published transformer, without diffusers' bookkeeping keys.
+SANA_CONFIG: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_head_dim": 32,
+    "caption_channels": 2304,
+    "cross_attention_dim": 2240,
+    "cross_attention_head_dim": 112,
+    "dropout": 0.0,
+    "in_channels": 32,
+    "interpolation_scale": None,
+    "mlp_ratio": 2.5,
+    "norm_elementwise_affine": False,
+    "norm_eps": 1e-06,
+    "num_attention_heads": 70,
+    "num_cross_attention_heads": 20,
+    "num_layers": 20,
+    "out_channels": 32,
+    "patch_size": 1,
+    "sample_size": 32,
+}
+
+#: Two blocks; every quantized K is a multiple of 128.
+TINY_CONFIG: dict[str, Any] = SANA_CONFIG | {
+    "caption_channels": 96,
+    "cross_attention_dim": 128,
+    "cross_attention_head_dim": 64,
+    "in_channels": 8,
+    "num_attention_heads": 4,
+    "num_cross_attention_heads": 2,
+    "num_layers": 2,
+    "out_channels": 8,
+    "sample_size": 8,
+}
+
+
+class SanaFamily(DiTFamily):
+    """SanaTransformer2DModel: linear attention, softmax cross attention, a convolutional feed-forward."""
+
+    self_attention = FusedLinearAttention
+    flow = True
+    reasons = (
+        (r".*\.ff\.conv_depth", "depthwise convolution: 9 weights per channel, nothing to gain"),
+        (r".*\.ff\.conv_(inverted|point)", "feed-forward's convolution: channels first, no 4-bit convolution kernel"),
+    )
+
+
+def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int) -> ModelSpec:
+    batch, text = Axis("batch"), Axis("tokens")
+    height, width = Axis("height", divisor=32), Axis("width", divisor=32)
+    return ModelSpec(
+        name=name,
+        title=title,
+        hub_id=hub_id,
+        subfolder="transformer",
+        variant="bf16",
+        class_path="diffusers.models.transformers.sana_transformer:SanaTransformer2DModel",
+        config=MappingProxyType(config),
+        act_dtype="bfloat16",
+        pixel_multiple=32,
+        profile=profile,
+        calibration_pixels=pixels,
+        inputs=(
+            TensorIO("hidden_states", "act", (batch, config["in_channels"], height, width)),
+            TensorIO("encoder_hidden_states", "act", (batch, text, config["caption_channels"])),
+            TensorIO("timestep", "float32", (batch,)),
+            TensorIO("encoder_attention_mask", "act", (batch, text)),
+        ),
+        outputs=(TensorIO("out_hidden_states", "act", (batch, config["out_channels"], height, width)),),
+        family=SanaFamily(),
+    )
+
+
+SANA = _spec(
+    "sana-1.6b",
+    "SANA 1.6B, 1024 pixels",
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    SANA_CONFIG,
+    Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
+    1024,
+)
+
+SANA_TINY = _spec(
+    "sana-tiny",
+    "SANA's structure at 128 channels, for trials and tests",
+    "",
+    TINY_CONFIG,
+    Profile(batch=(1, 2, 4), height=(64, 256, 512), width=(64, 256, 512), tokens=(24, 24, 24)),
+    512,
+)
