@@ -22,8 +22,9 @@ def squeeze_to_reshape(model: ir.Model) -> int:
         for node in list(graph):
             if node.domain != "" or node.op_type != "Squeeze":
                 continue
-            if _does_nothing(node):
-                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0], replace_graph_outputs=True)
+            data = node.inputs[0]
+            if data is not None and _does_nothing(node):
+                ir.convenience.replace_all_uses_with(node.outputs[0], data, replace_graph_outputs=True)
                 graph.remove(node, safe=True)
             elif (target := _target(node)) is not None:
                 _replace(graph, node, target)

@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from svdq_trt.compile.config import BuildConfig, Range
 from svdq_trt.compile.freshness import stage_key
 from svdq_trt.errors import UsageError
@@ -22,6 +24,7 @@ from svdq_trt.spec.archs import KERNELS, resolve_format
 from svdq_trt.spec.formats import FORMATS, Format
 
 CHECK_SEED = 20_241_107  # differs from every calibration seed
+_CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
 
 _GRAPH = ("svdq_export", "svdq_trt/nn", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/compile/stages/graph")
 _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
@@ -97,16 +100,32 @@ class Work:
         return {symbol: low for symbol, (low, _, _) in self.profile.items()}
 
 
+def require_memory_for_check(spec: ModelSpec, memory_bytes: int) -> None:
+    """Raise UsageError where the 16-bit model can't be run here, before hours are spent on the way to it."""
+    needed = _CHECK_BYTES_PER_PARAMETER * spec.parameters
+    gb = [f"{size / 1e9:.0f} GB" for size in (needed, memory_bytes)]
+    if needed > memory_bytes:
+        raise UsageError(
+            "--check",
+            f"{spec.name} in 16 bit takes some {gb[0]} to run, this machine has {gb[1]}",
+            "that much memory, or --no-check",
+            f"Its small twin is compared instead by: svdq-trt build --model {spec.twin} --random-weights 0.",
+        )
+
+
 def plan_work(config: BuildConfig) -> Work:
     """Resolve a config: model, profile, formats, folders, identity of the weights.
 
     Raises:
-        SvdqError: an unknown model, a profile that the model cannot take, weights that cannot be had.
+        SvdqError: an unknown model, a profile that the model cannot take, weights that cannot be had, a check that
+            doesn't fit this machine's memory.
     """
     from svdq_trt.checkpoint import weights_digest
     from svdq_trt.interop import digest
 
     spec = get_model(config.model)
+    if config.check:
+        require_memory_for_check(spec, psutil.virtual_memory().total)
     profile = {
         symbol: _range(getattr(config, symbol, None), getattr(spec.profile, symbol))
         for symbol in ("batch", "height", "width", "tokens")

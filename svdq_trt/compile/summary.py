@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from svdq_trt.compile.run import Built
+    from svdq_trt.models import ModelSpec
 
 _GB = 1e9
 
@@ -57,20 +58,44 @@ def _console() -> Console:
 
 def print_models() -> None:
     """Support table, from the data the builder uses."""
-    from svdq_trt.models import MODELS
+    from svdq_trt.models import MODELS, TWIN_ARCHS
     from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS
 
+    console = _console()
     table = Table(box=box.SIMPLE)
-    for column in ("model", "what", "weights"):
-        table.add_column(column)
+    for column in ("model", "what", "parameters", "in", *(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())):
+        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=column != "what")
     for spec in MODELS.values():
-        table.add_row(spec.name, spec.title, spec.hub_id or "--random-weights or --checkpoint")
-    archs = Table(box=box.SIMPLE)
+        size = f"{spec.parameters / 1e9:.2f} G" if spec.parameters > 1e8 else f"{spec.parameters / 1e6:.1f} M"
+        states = [support(spec, arch) for arch in AUTO_FORMAT]
+        table.add_row(spec.name, spec.title, size, spec.act_dtype.replace("float", "f"), *states)
+    console.print(table)
+    archs = ", ".join(f"sm_{a}" for a in TWIN_ARCHS)
+    console.print(
+        "built: at full size, plan and all. CI: this model is built and compared with its 16-bit outputs in every test "
+        f"run, for {archs}. twin: so is a small model of its structure. -: the same code, never run for it. "
+        "No column says that the engine has run on that GPU: see the README, Limits.",
+        style="dim", soft_wrap=True,
+    )  # fmt: skip
+    for spec in MODELS.values():
+        weights = spec.hub_id or "--random-weights or --checkpoint"
+        twin = f"; its twin is {spec.twin}" if spec.twin else ""
+        console.print(f"{spec.name}: {weights}{twin}", style="dim", soft_wrap=True)
+    archs_table = Table(box=box.SIMPLE)
     for column in ("arch", "formats with kernels", "auto", "why"):
-        archs.add_column(column)
+        archs_table.add_column(column)
     for arch, formats in KERNELS.items():
         fmt, why = AUTO_FORMAT[arch]
-        archs.add_row(f"sm_{arch}", ", ".join(formats), fmt.name, why)
-    console = _console()
-    console.print(table)
-    console.print(archs)
+        archs_table.add_row(f"sm_{arch}", ", ".join(formats), fmt.name, why)
+    console.print(archs_table)
+
+
+def support(spec: ModelSpec, arch: int) -> str:
+    """One cell of the support table: what has been done with this model for this arch, in its auto format."""
+    from svdq_trt.models import TWIN_ARCHS
+
+    if arch in spec.built:
+        return "built"
+    if arch in TWIN_ARCHS:
+        return "twin" if spec.twin else "CI"
+    return "-"

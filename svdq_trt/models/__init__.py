@@ -18,8 +18,14 @@ _ALL = (
 )  # fmt: skip
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 
+#: archs for which CI builds every twin and compares it with its 16-bit model (tests/e2e/test_twins.py)
+TWIN_ARCHS = (89, 120)
+TWINS = tuple(spec.name for spec in MODELS.values() if not spec.twin)
+
 __all__ = [
     "MODELS",
+    "TWINS",
+    "TWIN_ARCHS",
     "Axis",
     "Kept",
     "LinearGroup",

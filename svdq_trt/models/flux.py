@@ -72,18 +72,22 @@ def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: P
 
 FLUX_DEV = _spec(
     "flux1-dev",
-    "FLUX.1 [dev]",
+    "FLUX.1 dev",
     "black-forest-labs/FLUX.1-dev",
     FLUX_DEV_CONFIG,
     Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(512, 512, 512)),
+    parameters=11_901_408_320,
+    twin="flux1-tiny",
 )
 
 FLUX_SCHNELL = _spec(
     "flux1-schnell",
-    "FLUX.1 [schnell]",
+    "FLUX.1 schnell",
     "black-forest-labs/FLUX.1-schnell",
     FLUX_SCHNELL_CONFIG,
     Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(256, 256, 256)),
+    parameters=11_891_178_560,
+    twin="flux1-tiny",
 )
 
 #: For measuring: whole blocks at full width, in a thirtieth of the memory.
@@ -93,6 +97,8 @@ FLUX_BLOCKS = _spec(
     "",
     FLUX_DEV_CONFIG | {"num_layers": 2, "num_single_layers": 6},
     FLUX_DEV.profile,
+    parameters=1_593_338_432,
+    twin="flux1-tiny",
 )
 
 FLUX_TINY = _spec(
@@ -101,4 +107,5 @@ FLUX_TINY = _spec(
     "",
     TINY_CONFIG,
     Profile(batch=(1, 1, 2), height=(64, 128, 256), width=(64, 128, 256), tokens=(16, 16, 16)),
+    parameters=1_853_712,
 )

@@ -55,7 +55,9 @@ class PixArtFamily(DiTFamily):
         return [*super().block_groups(name), *gelu_tanh_mlp(name)]
 
 
-def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int) -> ModelSpec:
+def _spec(
+    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int, **more: Any
+) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=8, multiple=2), Axis("width", divisor=8, multiple=2)
     return ModelSpec(
@@ -79,6 +81,7 @@ def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: P
         ),
         outputs=(TensorIO("out_hidden_states", "act", (batch, config["out_channels"], height, width)),),
         family=PixArtFamily(),
+        **more,
     )
 
 
@@ -89,6 +92,8 @@ PIXART_SIGMA = _spec(
     SIGMA_CONFIG,
     Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
     512,
+    parameters=610_856_096,
+    twin="pixart-tiny",
 )
 
 PIXART_TINY = _spec(
@@ -98,4 +103,5 @@ PIXART_TINY = _spec(
     TINY_CONFIG,
     Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(24, 24, 24)),
     256,
+    parameters=713_120,
 )

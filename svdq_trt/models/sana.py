@@ -55,7 +55,9 @@ class SanaFamily(DiTFamily):
     )
 
 
-def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int) -> ModelSpec:
+def _spec(
+    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int, **more: Any
+) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=32), Axis("width", divisor=32)
     return ModelSpec(
@@ -78,6 +80,7 @@ def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: P
         ),
         outputs=(TensorIO("out_hidden_states", "act", (batch, config["out_channels"], height, width)),),
         family=SanaFamily(),
+        **more,
     )
 
 
@@ -88,6 +91,8 @@ SANA = _spec(
     SANA_CONFIG,
     Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
     1024,
+    parameters=1_604_462_752,
+    twin="sana-tiny",
 )
 
 SANA_TINY = _spec(
@@ -97,4 +102,5 @@ SANA_TINY = _spec(
     TINY_CONFIG,
     Profile(batch=(1, 2, 4), height=(64, 256, 512), width=(64, 256, 512), tokens=(24, 24, 24)),
     512,
+    parameters=704_776,
 )

@@ -71,7 +71,7 @@ TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
 
 
 def _spec(
-    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int
+    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int, **more: Any
 ) -> ModelSpec:
     batch = Axis("batch")
     # The UNet halves twice, so 4 would do; steps of 64 pixels give 8: token counts are multiples of 4.
@@ -100,6 +100,7 @@ def _spec(
         ),
         outputs=(TensorIO("out_sample", "act", latent_out),),
         family=UNetFamily(),
+        **more,
     )
 
 
@@ -110,6 +111,9 @@ SDXL = _spec(
     SDXL_CONFIG,
     Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(77, 77, 77)),
     512,
+    parameters=2_567_463_684,
+    twin="sdxl-tiny",
+    built=(80, 89, 120),
 )
 
 #: The same UNet, distilled for one to four steps at 512 pixels.
@@ -120,6 +124,8 @@ SDXL_TURBO = _spec(
     SDXL_CONFIG | {"sample_size": 64},
     Profile(batch=(1, 1, 4), height=(512, 512, 1024), width=(512, 512, 1024), tokens=(77, 77, 77)),
     512,
+    parameters=2_567_463_684,
+    twin="sdxl-tiny",
 )
 
 SDXL_TINY = _spec(
@@ -129,4 +135,5 @@ SDXL_TINY = _spec(
     TINY_CONFIG,
     Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(77, 77, 77)),
     256,
+    parameters=17_601_348,
 )

@@ -131,6 +131,9 @@ class ModelSpec:
         calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
+        parameters: how many it has; 0: not said.
+        twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
+        built: archs for which an engine was built at full size; what the support table says, so what was done.
         class_aliases: other class names that a published config.json may have for the same model.
     """
 
@@ -148,6 +151,9 @@ class ModelSpec:
     inputs: tuple[TensorIO, ...]
     outputs: tuple[TensorIO, ...]
     family: Family
+    parameters: int = 0
+    twin: str = ""
+    built: tuple[int, ...] = ()
     class_aliases: tuple[str, ...] = ()
 
     @property

@@ -12,32 +12,28 @@ from pathlib import Path
 
 import pytest
 
-from svdq_trt.models import MODELS, get_model
+from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
+from svdq_trt.spec.archs import AUTO_FORMAT
 
 ROOT = Path(__file__).resolve().parents[2]
-FORMATS = {"sm_89": "int4", "sm_120": "nvfp4"}
-TWINS = [name for name in MODELS if name.endswith("-tiny")]
 
 
-@pytest.fixture(scope="module", params=TWINS)
-def engines(request, tmp_path_factory):
-    """(model name, folder with both its engines)."""
-    out = tmp_path_factory.mktemp(request.param)
-    words = [sys.executable, str(ROOT / "build_engines.py"), "--model", request.param, "--random-weights", "0"]
-    words += ["--out", str(out), *(w for arch in FORMATS for w in ("--arch", arch))]
+@pytest.mark.parametrize("name", TWINS)
+def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
+    words = [sys.executable, str(ROOT / "build_engines.py"), "--model", name, "--random-weights", "0"]
+    words += ["--out", str(tmp_path), *(w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}"))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    return request.param, out
+    for arch in TWIN_ARCHS:
+        check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)
+    run_at_other_sizes(name, tmp_path / f"{name}-sm_{TWIN_ARCHS[0]}")
 
 
-@pytest.mark.parametrize("arch", FORMATS)
-def test_engine_is_built_and_agrees_with_the_16_bit_model(engines, arch):
-    name, out = engines
-    folder = out / f"{name}-{arch}"
+def check(name: str, folder: Path, fmt: str) -> None:
     m = json.loads((folder / "manifest.json").read_text())
     assert (folder / "model.plan").stat().st_size == m["plan"]["bytes"]
-    assert {q["format"] for q in m["quantized"]} == {FORMATS[arch], "w4a16"}
+    assert {q["format"] for q in m["quantized"]} == {fmt, "w4a16"}
     # TensorRT compiled exactly the manifest's nodes into plugin layers, and no layer is unaccounted for.
     assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]})
     assert all(k["reason"] for k in m["kept_16bit"])
@@ -45,4 +41,28 @@ def test_engine_is_built_and_agrees_with_the_16_bit_model(engines, arch):
     assert names == set(weight_layers(get_model(name).build()))
     (output,) = m["accuracy"]["outputs"]
     # Measured 21 dB and more; a wrong scale, a swapped stream or a lost branch gives less than 10.
-    assert output["sqnr_db"] > 18 and output["cosine"] > 0.99, output
+    assert output["sqnr_db"] > 18 and output["cosine"] > 0.98, output
+
+
+def run_at_other_sizes(name: str, folder: Path) -> None:
+    """One file for every batch and resolution of the profile: as the torch module, at sizes it was not traced at."""
+    import numpy as np
+    import torch
+
+    from svdq_export import write_float32_twin
+    from svdq_trt.check.onnx_run import run_onnx
+    from svdq_trt.quantize import artifact
+    from svdq_trt.quantize.run import restore_model
+
+    spec = get_model(name)
+    module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec)).float()
+    onnx, out = write_float32_twin(folder / "model.onnx"), folder / "other.npz"
+    low, _, high = spec.profile.height
+    for batch, height, width in ((spec.profile.batch[2], low, 2 * low), (1, high, low)):
+        inputs = spec.example_inputs(batch, height, width, seed=9, dtype=torch.float32)
+        run_onnx(onnx, {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
+        with torch.inference_mode():
+            want = module(*inputs).double().numpy()
+        got = np.load(out)[spec.outputs[0].name].astype(np.float64)
+        sqnr = 10 * np.log10((want**2).sum() / ((want - got) ** 2).sum())
+        assert sqnr > 28, (batch, height, width, sqnr)  # a rounding may flip a 4-bit code; see test_tiny.py

@@ -1,6 +1,7 @@
 """What is quantized, what is kept, and that nothing is in neither."""
 
 import dataclasses
+import re
 
 import pytest
 from torch import nn
@@ -22,8 +23,26 @@ def members(groups, weight_only):
     return [m for g in groups if g.weight_only is weight_only for m in g.members]
 
 
-def test_sdxl_has_the_published_parameter_count(sdxl):
-    assert sum(p.numel() for p in sdxl.parameters()) == 2_567_463_684
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_counts_are_as_published(name):
+    spec = get_model(name)
+    assert sum(p.numel() for p in spec.build().parameters()) == spec.parameters
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_has_a_twin_of_its_own_class(name):
+    """So that what the support table says of the twin says something of the model."""
+    spec = get_model(name)
+    twin = get_model(spec.twin or name)
+    assert not twin.twin and twin.parameters < 2e7
+    assert (twin.class_path, twin.act_dtype) == (spec.class_path, spec.act_dtype)
+    assert type(twin.family) is type(spec.family)
+
+    def kinds(s):
+        """Nodes by name, less the numbers; a twin has every kind."""
+        return {re.sub(r"\d+", "", g.node) + g.activation.value for g in s.groups(s.build())}
+
+    assert kinds(spec) == kinds(twin)
 
 
 def test_sdxl_counts_of_quantized_and_kept_layers(sdxl):
@@ -145,7 +164,7 @@ def test_stack_group_orders_members_and_fills_missing_bias():
 
 
 def test_unknown_model_lists_the_known_ones():
-    with pytest.raises(UsageError, match="'sd15', want one of sdxl, sdxl-tiny"):
+    with pytest.raises(UsageError, match="'sd15', want one of sdxl, sdxl-turbo"):
         get_model("sd15")
 
 

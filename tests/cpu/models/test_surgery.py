@@ -6,15 +6,13 @@ from torch import nn
 
 from svdq_trt.checkpoint import load
 from svdq_trt.compile.stages.graph import dynamic_shapes
-from svdq_trt.models import MODELS, get_model, stack_group
+from svdq_trt.models import TWINS, get_model, stack_group
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
 from svdq_trt.spec.formats import Activation
 
-TINY = [name for name in MODELS if name.endswith("-tiny")]
 
-
-@pytest.fixture(scope="module", params=TINY)
+@pytest.fixture(scope="module", params=TWINS)
 def spec(request):
     return get_model(request.param)
 
