@@ -15,6 +15,7 @@ from svdq_trt.interop.reader import Reader
 from svdq_trt.models import ModelSpec
 
 NUNCHAKU, MODELOPT, OWN = "nunchaku", "modelopt", "svdq-trt"
+OWN_NAME = "svdq.safetensors"
 _FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")  # nunchaku's older container
 _JSON_MAX = 64 << 20
 
@@ -22,8 +23,13 @@ _JSON_MAX = 64 << 20
 def files_of(spec: ModelSpec, path: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
     """The .safetensors files of a checkpoint, and JSON files beside them by their metadata key.
 
-    A .safetensors file, nunchaku's older folder, or a diffusers folder. Raises ArtifactError: none of these.
+    A .safetensors file, an engine's folder, nunchaku's older folder, or a diffusers folder.
+
+    Raises:
+        ArtifactError: none of these.
     """
+    if (path / OWN_NAME).is_file():
+        return (path / OWN_NAME,), {}
     files = tuple(path / name for name in _FOLDER)
     if path.is_dir() and any(file.is_file() for file in files):
         for file in files:

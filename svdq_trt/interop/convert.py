@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from svdq_trt.errors import ArtifactError, UsageError
-from svdq_trt.files import save_tensors
-from svdq_trt.interop.container import MODELOPT, OWN, kind_of, open_reader
+from svdq_trt.files import SAFETENSORS_DTYPES, stream_tensors
+from svdq_trt.interop.container import MODELOPT, OWN, OWN_NAME, files_of, kind_of, open_reader
 from svdq_trt.interop.nunchaku_export import write_nunchaku
 from svdq_trt.interop.nunchaku_import import read_nunchaku
 from svdq_trt.models import ModelSpec, get_model
@@ -47,6 +47,7 @@ def describe(path: Path, spec: ModelSpec) -> Description:
     reader = open_reader(spec, path)
     kind = kind_of(reader)
     if kind == OWN:
+        (path,) = files_of(spec, path)[0]
         nodes = [n for n in artifact.read_nodes(path) if n.format != "w4a16"]
         if not nodes:
             raise ArtifactError(str(path), "no node with quantized activations", "a quantized model")
@@ -73,7 +74,7 @@ def import_checkpoint(path: Path, spec: ModelSpec, out: Path) -> Report:
     else:
         done = read_nunchaku(reader, spec)
     done.meta["imported_from"] = kind
-    artifact.save(out, done.tensors, done.meta, done.nodes)
+    artifact.save_streamed(out, done.tensors, done.tensors.__getitem__, done.meta, done.nodes)
     return Report(kind, done.meta["format"], done.meta["rank"], len(done.nodes), done.kept, tuple(done.notes))
 
 
@@ -83,11 +84,12 @@ def export_nunchaku(path: Path, out: Path, old_keys: bool | None = None) -> Repo
     Raises:
         ArtifactError: no artifact there. UnsupportedError: something that nunchaku cannot run.
     """
-    loaded = artifact.load(path / "svdq.safetensors" if path.is_dir() else path)
+    loaded = artifact.load(path / OWN_NAME if path.is_dir() else path)
     try:
         spec = get_model(str(loaded.meta.get("model")))
     except UsageError as error:
         raise ArtifactError(str(path), f"model {error.got}", error.want) from None
     done = write_nunchaku(loaded, spec, old_keys)
-    save_tensors(out, {name: t.contiguous() for name, t in done.tensors.items()}, done.metadata)
+    shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in done.tensors.items()}
+    stream_tensors(out, shapes, lambda name: done.tensors[name].contiguous(), done.metadata)
     return Report("nunchaku", loaded.meta["format"], loaded.meta["rank"], len(loaded.nodes), {}, tuple(done.notes))

@@ -23,7 +23,7 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     kept: dict[str, str] = {}
     if describe(path, spec).kind == "svdq-trt":
         with atomic_write(out) as tmp:
-            shutil.copyfile(path, tmp)
+            shutil.copyfile(path / "svdq.safetensors" if path.is_dir() else path, tmp)
     else:
         kept = import_checkpoint(path, spec, out).kept
     progress(1, 2, "checking the artifact")
