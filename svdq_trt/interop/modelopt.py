@@ -45,6 +45,10 @@ def read_modelopt(reader: Reader, spec: ModelSpec) -> Imported:
     Raises:
         ArtifactError, ShapeError, RangeError: naming what does not fit. UnsupportedError: another algorithm.
     """
+    for key in ("quantization_config", "_quantization_metadata"):
+        if key in reader.metadata:  # written when scales may have been padded or swizzled, which cannot be told apart
+            raise UnsupportedError(f"{reader.where}: metadata '{key}'", "an export prepared for another runtime",
+                                   "the plain diffusers export", "Export again without those options.")  # fmt: skip
     config = header_object(reader, "config")
     quantization = config.pop("quantization_config", None)
     if config:

@@ -55,9 +55,9 @@ def test_graph_is_that_of_the_model_it_was_packed_from(packed, tmp_path):
     ours, theirs = packed
     args = {"model": "pixart-tiny", "path": str(theirs), "out": str(tmp_path / "svdq.safetensors")}
     result = take_quantized.run(args, silent)
-    assert result["rank"] == 16 and result["nodes"] == 60 and result["mean_sqnr_db"] is None
+    assert result["rank"] == 16 and result["nodes"] == 12 and result["mean_sqnr_db"] is None
     reasons = {k["name"]: k["reason"] for k in result["kept_16bit"]}
-    assert sum("16 bit in the given checkpoint" in r for r in reasons.values()) == 20
+    assert sum("16 bit in the given checkpoint" in r for r in reasons.values()) == 4
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     assert graph(ours, tmp_path / "a") == graph(tmp_path / "svdq.safetensors", tmp_path / "b")
@@ -76,7 +76,7 @@ def test_own_artifact_and_engine_folder_are_taken_as_they_are(packed, tmp_path):
 def test_import_command(packed, tmp_path, capsys):
     out = tmp_path / "a.safetensors"
     assert main(["import", str(packed[1]), "--model", "pixart-tiny", "--out", str(out)]) == 0
-    assert "pixart-tiny from nunchaku, int4 rank 16, 60 nodes" in capsys.readouterr().out
+    assert "pixart-tiny from nunchaku, int4 rank 16, 12 nodes" in capsys.readouterr().out
     assert load_file(out)
     assert main(["import", str(packed[1]), "--model", "flux1-tiny", "--out", str(out)]) == 1
     assert "_class_name" in capsys.readouterr().err

@@ -84,6 +84,17 @@ def test_fused_smoothing_keeps_the_informative_original(tmp_path):
     assert_same(w4a4_layer.write("x", linear, rows, OLD, bias=True).tensors, truth.tensors)
 
 
+@pytest.mark.parametrize("fp4", [False, True])
+@pytest.mark.parametrize("theirs,ours", [(BF16, F16), (F16, BF16)])
+def test_a_file_in_the_other_16_bit_dtype(tmp_path, theirs, ours, fp4):
+    truth = make.w4a4("x", 128, 128, dtype=theirs, fp4=fp4)
+    linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", Rows.of((128,)), 128, ours, {})
+    halves = {"act_mul", "lora_down", "lora_up", "bias"} | (set() if fp4 else {"wscale"})
+    assert {linear.tensors[name].dtype for name in halves} == {ours}
+    got = w4a4_layer.dequantize(linear).double()
+    assert (got - truth.weight).norm() < 0.01 * truth.weight.norm()
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_every_16_bit_multiplier_survives(tmp_path, dtype):
     """act_mul -> smooth -> act_mul for all positive values whose reciprocal fits, with the difference carried."""

@@ -158,6 +158,15 @@ def test_broken_exports_are_refused(export, tmp_path, kind, text, edit):
     assert isinstance(caught.value, SvdqError) and not (tmp_path / "a.safetensors").exists()
 
 
+def test_exports_prepared_for_another_runtime_are_refused(export, tmp_path):
+    """Their scales may be swizzled: right shapes, other order."""
+    folder = changed(export("sdxl-tiny", True)[0], tmp_path / "changed", lambda t: None)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file, metadata={"quantization_config": json.dumps(QUANTIZATION)})
+    with pytest.raises(UnsupportedError, match="another runtime"):
+        import_checkpoint(folder, get_model("sdxl-tiny"), tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("kind,text,quantization", [
     (UnsupportedError, "NVFP4_AWQ", {"quant_algo": "NVFP4_AWQ"}),
     (ArtifactError, "JSON list", []),
