@@ -46,8 +46,8 @@ def graph(artifact_path, folder):
     """model.onnx and its data, as bytes."""
     spec = get_model("pixart-tiny")
     profile = {s: list(getattr(spec.profile, s)) for s in ("batch", "height", "width", "tokens")}
-    args = {"model": "pixart-tiny", "artifact": str(artifact_path), "profile": profile, "out": str(folder / "model.onnx")}
-    export_stage.run(args, silent)
+    args = {"artifact": str(artifact_path), "profile": profile, "out": str(folder / "model.onnx")}
+    export_stage.run(args | {"model": "pixart-tiny"}, silent)
     return (folder / "model.onnx").read_bytes(), (folder / "model.onnx.data").read_bytes()
 
 
@@ -86,7 +86,8 @@ def test_plan_of_work(packed, tmp_path):
     ours, theirs = packed
 
     def plan(path, *archs, **more):
-        return plan_work(BuildConfig(model="pixart-tiny", archs=archs, out=tmp_path, quantized=path, check=False, **more))
+        config = {"model": "pixart-tiny", "archs": archs, "out": tmp_path, "quantized": path, "check": False}
+        return plan_work(BuildConfig(**config, **more))
 
     work = plan(theirs, 89, 120)
     assert {e.format for e in work.engines} == {INT4} and work.engines[0].shared.name == "int4-imported"
