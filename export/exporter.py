@@ -16,6 +16,7 @@ from torch.export.dynamic_shapes import _DimHint as DimHint
 
 from svdq_export.bodies import OPSET
 from svdq_export.passes.dtypes import unify_input_types
+from svdq_export.passes.einsum import einsum_to_transpose
 from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.metadata import strip_metadata
 from svdq_export.passes.names import drop_prefix, name_svdq_nodes
@@ -92,6 +93,7 @@ def export_onnx(
     simplify(model, {name for name, _ in (*module.named_parameters(), *module.named_buffers())})
     unify_input_types(model)
     squeeze_to_reshape(model)
+    einsum_to_transpose(model)
     name_svdq_nodes(model)
     if wrapped:
         drop_prefix(model, wrapped)

@@ -79,7 +79,8 @@ class CheckpointWeights:
         self._found = {name: file for file, name in iter_sources(source.files)}
         where = str(source.files[0] if len(source.files) == 1 else source.files[0].parent)
         _check_index(source, self._found, where)
-        self._old = diffusers_names(spec, self._found, where)
+        names = diffusers_names(spec, self._found, where)
+        self._old = {new: old for new, old in names.items() if new not in spec.derived}
         original = any(n.startswith(LDM_PREFIX) for n in self._found)
         params = dict(spec.build().named_parameters())
         _require_equal(where, params, self._old, "that file's names" if original else "")

@@ -103,7 +103,7 @@ class _Import:
         for name, shape in sorted(self.left.items()):
             tensor = self.reader.take_finite(name, FLOAT, shape)
             self.out.tensors[name] = to_half(f"{self.reader.where}: '{name}'", tensor, self.dtype)
-        self.reader.refuse_leftovers(self.spec.name)
+        self.reader.refuse_leftovers(self.spec.name, self.spec.derived)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
         self.out.finish(self.spec, self.module, self.groups)

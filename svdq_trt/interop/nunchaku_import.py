@@ -63,7 +63,7 @@ class _Import:
             self._layer(layer)
         for name, shape in sorted(self.left.items()):
             self.out.tensors[name] = self._float(name, shape)
-        self.reader.refuse_leftovers(self.spec.name)
+        self.reader.refuse_leftovers(self.spec.name, self.spec.derived)
         self._check_quantization()
         keep = {key: self.reader.metadata[key] for key in ("config", "comfy_config", "model_class",
                 "quantization_config") if key in self.reader.metadata}  # fmt: skip

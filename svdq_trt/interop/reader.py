@@ -74,19 +74,18 @@ class Reader:
         check_finite(f"{self.where}: '{name}'", tensor)
         return tensor
 
-    def drop(self, name: str) -> None:
-        """Count a tensor as used that nothing needs."""
-        self._taken.add(name)
-
     def dtype(self, name: str) -> torch.dtype:
         """Torch's name for a float's dtype on disk. Raises ArtifactError unless it is a 16- or 32-bit float."""
         if (kind := self.kind(name)) not in _DTYPES:
             raise ArtifactError(f"{self.where}: '{name}'", f"dtype {kind}", "16- or 32-bit floats")
         return _DTYPES[kind]
 
-    def refuse_leftovers(self, model: str) -> None:
-        """Raise ShapeError naming tensors that nothing took: the file is of another model, or something is missed."""
-        if left := sorted(set(self._files) - self._taken):
+    def refuse_leftovers(self, model: str, derived: Sequence[str] = ()) -> None:
+        """Raise ShapeError naming tensors that nothing took: the file is of another model, or something is missed.
+
+        `derived` are tensors that follow from the config; they may be there and are not read.
+        """
+        if left := sorted(set(self._files) - self._taken - set(derived)):
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
             raise ShapeError(str(self.where), f"{len(left)} tensors that {model} has no place for ({listed})",
                              f"a checkpoint of {model}")  # fmt: skip

@@ -7,6 +7,7 @@ from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
 from svdq_trt.models.pixart import PIXART_SIGMA, PIXART_TINY
 from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, read_members, stack_group
 from svdq_trt.models.sana import SANA, SANA_TINY
+from svdq_trt.models.sd3 import SD3_TINY, SD35_LARGE, SD35_MEDIUM
 from svdq_trt.models.sdxl import SDXL, SDXL_TINY, SDXL_TURBO
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 
@@ -15,6 +16,7 @@ _ALL = (
     FLUX_DEV, FLUX_SCHNELL, FLUX_TINY, FLUX_BLOCKS,
     PIXART_SIGMA, PIXART_TINY,
     SANA, SANA_TINY,
+    SD35_MEDIUM, SD35_LARGE, SD3_TINY,
 )  # fmt: skip
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 

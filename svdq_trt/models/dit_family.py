@@ -12,7 +12,7 @@ from torch import nn
 
 from svdq_trt.errors import UnsupportedError
 from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttention
-from svdq_trt.models.patches import Patches
+from svdq_trt.models.patches import compute_positions
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
 from svdq_trt.spec.formats import Activation
@@ -41,6 +41,11 @@ class DiTFamily:
     self_attention: ClassVar[type] = FusedSelfAttention
     patches: ClassVar[str] = ""
     flow: ClassVar[bool] = False
+
+    def prepare(self, module: nn.Module) -> None:
+        """Positions are computed in the graph."""
+        if self.patches:
+            compute_positions(module, self.patches)
 
     def block_groups(self, name: str) -> list[LinearGroup]:
         """The nodes of one transformer block, in the order they run."""
@@ -85,9 +90,6 @@ class DiTFamily:
         for block in net.transformer_blocks:
             block.attn1.set_processor(self.self_attention())
             block.attn2.set_processor(FusedCrossAttention())
-        if self.patches and not isinstance(getattr(net, self.patches), Patches):
-            channels: int = net.config.num_attention_heads * net.config.attention_head_dim
-            setattr(net, self.patches, Patches(getattr(net, self.patches), channels))
         return FlatDiT(module)
 
     def fill_input(

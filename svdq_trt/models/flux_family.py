@@ -30,12 +30,15 @@ class FluxFamily:
 
     WRAPPED = "transformer"
 
+    def prepare(self, module: nn.Module) -> None:
+        """Nothing to change."""
+
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
         """Blocks in the order they run; every other layer gets its reason from the table above."""
         net: Any = module
         candidates: list[LinearGroup] = []
         for i in range(len(net.transformer_blocks)):
-            candidates += _double_block(f"transformer_blocks.{i}")
+            candidates += double_block(f"transformer_blocks.{i}")
         for i, block in enumerate(net.single_transformer_blocks):
             candidates += _single_block(f"single_transformer_blocks.{i}", block)
         candidates.append(LinearGroup("norm_out.linear", ("norm_out.linear",), weight_only=True))
@@ -142,8 +145,8 @@ def _reason(name: str) -> str:
     raise UnsupportedError(f"layer '{name}'", "no rule for it", "a layer of the FLUX.1 family")
 
 
-def _double_block(name: str) -> list[LinearGroup]:
-    """Image stream and text stream: modulation, q/k/v, attention's output, MLP."""
+def double_block(name: str) -> list[LinearGroup]:
+    """The nodes of a two-stream block: modulation, q/k/v, attention's output, MLP, image stream before text."""
     groups = []
     for norm in ("norm1.linear", "norm1_context.linear"):
         groups.append(LinearGroup(f"{name}.{norm}", (f"{name}.{norm}",), weight_only=True))

@@ -44,7 +44,10 @@ def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
 
 
 class JointAttention:
-    """Processor of FluxAttention, fused (`to_qkv`, `to_added_qkv`) or not; with a text stream or without."""
+    """Processor of FLUX's and Stable Diffusion 3's attention, fused (`to_qkv`, `to_added_qkv`) or not.
+
+    With a text stream or without, with rotary positions or without, with norms of q and k or without.
+    """
 
     def __call__(
         self,
@@ -54,23 +57,33 @@ class JointAttention:
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> Any:
-        """[B, S, C] (and [B, T, C]) -> the same; one stream alone leaves `to_out` to its block."""
-        assert attention_mask is None and image_rotary_emb is not None
+        """[B, S, C] (and [B, T, C]) -> the same. An output without a projection of its own is left to its block."""
+        assert attention_mask is None
         q, k, v = _project(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
-        q, k = attn.norm_q(q), attn.norm_k(k)
+        q, k = _normed(attn, "norm_q", q), _normed(attn, "norm_k", k)
         tokens = 0
         if encoder_hidden_states is not None:
             tokens = encoder_hidden_states.shape[1]
             names = ("add_q_proj", "add_k_proj", "add_v_proj")
             tq, tk, tv = _project(attn, encoder_hidden_states, "to_added_qkv", names)
-            tq, tk = attn.norm_added_q(tq), attn.norm_added_k(tk)
+            tq, tk = _normed(attn, "norm_added_q", tq), _normed(attn, "norm_added_k", tk)
             q, k, v = (torch.cat(pair, dim=1) for pair in ((tq, q), (tk, k), (tv, v)))
-        q, k = rotate(q, image_rotary_emb), rotate(k, image_rotary_emb)
+        if image_rotary_emb is not None:
+            q, k = rotate(q, image_rotary_emb), rotate(k, image_rotary_emb)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        to_out, to_add_out = getattr(attn, "to_out", None), getattr(attn, "to_add_out", None)
         if encoder_hidden_states is None:
-            return y
-        return attn.to_out[0](y[:, tokens:]), attn.to_add_out(y[:, :tokens])
+            return y if to_out is None else to_out[0](y)
+        text = y[:, :tokens]
+        assert to_out is not None
+        return to_out[0](y[:, tokens:]), text if to_add_out is None else to_add_out(text)
+
+
+def _normed(attn: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    """`x` through the norm of that name, where there is one."""
+    norm = getattr(attn, name, None)
+    return x if norm is None else norm(x)
 
 
 def _project(attn: Any, x: torch.Tensor, fused: str, names: tuple[str, str, str]) -> tuple[torch.Tensor, ...]:

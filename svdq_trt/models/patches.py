@@ -50,3 +50,9 @@ class Patches(nn.Module):
         frequencies = torch.tensor([10000.0 ** (-i / quarter) for i in range(quarter)], device=device)
         angles = at[:, None] * frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def compute_positions(module: Any, name: str = "pos_embed") -> None:
+    """Replace the PatchEmbed called `name` of a diffusers transformer by Patches."""
+    channels: int = module.config.num_attention_heads * module.config.attention_head_dim
+    setattr(module, name, Patches(getattr(module, name), channels))

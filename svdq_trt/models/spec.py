@@ -95,6 +95,9 @@ class Family(Protocol):
 
     WRAPPED: str
 
+    def prepare(self, module: nn.Module) -> None:
+        """Change what must be other than diffusers has it from the start, such as tables that are no weights."""
+
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
         """Which linears are fused into which nodes, and why the others stay."""
 
@@ -134,6 +137,7 @@ class ModelSpec:
         parameters: how many it has; 0: not said.
         twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
         built: archs for which an engine was built at full size; what the support table says, so what was done.
+        derived: tensors of a published checkpoint that are no weights, as they follow from the config; not read.
         class_aliases: other class names that a published config.json may have for the same model.
     """
 
@@ -154,6 +158,7 @@ class ModelSpec:
     parameters: int = 0
     twin: str = ""
     built: tuple[int, ...] = ()
+    derived: tuple[str, ...] = ()
     class_aliases: tuple[str, ...] = ()
 
     @property
@@ -176,6 +181,7 @@ class ModelSpec:
         """
         with torch.device(device):
             module = self.model_class()(**self.config)
+        self.family.prepare(module)
         # nn.Module's own `to`: diffusers' override logs a warning about f32 modules this class doesn't have.
         nn.Module.to(module, dtype or self.torch_dtype)
         return module.eval().requires_grad_(False)

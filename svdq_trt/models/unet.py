@@ -36,6 +36,9 @@ class UNetFamily:
 
     WRAPPED = "unet"
 
+    def prepare(self, module: nn.Module) -> None:
+        """Nothing to change."""
+
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
         """One pass over the transformer blocks; every other layer gets its reason from the table above."""
         from diffusers.models.attention import BasicTransformerBlock

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
     words = [sys.executable, str(ROOT / "build_engines.py"), "--model", name, "--random-weights", "0"]
     words += ["--out", str(tmp_path), *(w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}"))]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in TWIN_ARCHS:
         check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)

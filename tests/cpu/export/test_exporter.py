@@ -188,6 +188,34 @@ def test_squeeze_becomes_reshape_and_gather(tmp_path):
     torch.testing.assert_close(run_file(info.path, {"x": x}), Squeezing()(x))
 
 
+def test_squeeze_of_a_dimension_that_is_not_one_does_nothing(tmp_path):
+    class Squeezing(nn.Module):
+        def forward(self, x):
+            return (x * 2).squeeze(1).flatten(1)
+
+    x = torch.randn(3, 4, 5)
+    info = export_onnx(Squeezing(), {"x": x}, {"x": {0: "b", 1: "n"}}, ["y"], tmp_path / "s.onnx")
+    assert "Squeeze" not in {n.op_type for n in onnx.load(info.path).graph.node}
+    x = torch.randn(2, 6, 5)
+    torch.testing.assert_close(run_file(info.path, {"x": x}), Squeezing()(x))
+
+
+def test_einsum_that_only_reorders_is_a_transpose(tmp_path):
+    class Reordering(nn.Module):
+        def forward(self, x):
+            return torch.einsum("nhwpqc->nchpwq", x), torch.einsum("nhwpqc->nhw", x)
+
+    x = torch.randn(2, 3, 4, 2, 2, 5)
+    info = export_onnx(Reordering(), {"x": x}, {"x": {0: "b"}}, ["y", "z"], tmp_path / "e.onnx")
+    model = onnx.load(info.path)
+    onnx.checker.check_model(model, full_check=True)
+    einsums = [n for n in model.graph.node if n.op_type == "Einsum"]
+    assert all(n.attribute[0].s != b"nhwpqc->nchpwq" for n in einsums)
+    x = torch.randn(3, 3, 4, 2, 2, 5)
+    got = run_file(info.path, {"x": x})
+    torch.testing.assert_close(got, Reordering()(x)[0])
+
+
 def test_a_failed_write_leaves_the_old_file(exported, tmp_path, monkeypatch):
     import onnx_ir as ir
 

@@ -101,6 +101,9 @@ class _Together:
     def __init__(self, groups: tuple[LinearGroup, ...]) -> None:
         self.groups = groups
 
+    def prepare(self, module: nn.Module) -> None:
+        pass
+
     def recipe(self, module: nn.Module, skip) -> Recipe:
         return Recipe(self.groups, ())
 

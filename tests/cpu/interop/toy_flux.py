@@ -46,6 +46,9 @@ class FluxTransformer2DModel(nn.Module):
 class _Family:
     WRAPPED = "transformer"
 
+    def prepare(self, module: nn.Module) -> None:
+        pass
+
     def recipe(self, module: nn.Module, skip) -> Recipe:
         a = f"{BLOCK}.attn"
         groups = [
