@@ -133,9 +133,9 @@ def stream_tensors(
 #: torch's name of a dtype -> safetensors'
 SAFETENSORS_DTYPES = {
     "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.int64": "I64",
-    "torch.int8": "I8", "torch.uint8": "U8",
+    "torch.int32": "I32", "torch.int8": "I8", "torch.uint8": "U8", "torch.float8_e4m3fn": "F8_E4M3",
 }  # fmt: skip
-_ITEM_BYTES = {"I64": 8, "F32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1}
+_ITEM_BYTES = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
 def _publish(tmp: Path, path: Path) -> None:

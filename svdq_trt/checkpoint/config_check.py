@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ def check_config(spec: ModelSpec, path: Path) -> None:
     compare_config(spec, read_json_object(path, "a diffusers config"), str(path))
 
 
-def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str) -> None:
-    """The same for a config that is already read; `where` names it in the error."""
+def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_names: Sequence[str] = ()) -> None:
+    """As check_config, for a config that was read already; `class_names` are accepted beside the model's own."""
     cls = spec.model_class()
     name = found.get("_class_name", cls.__name__)
-    if name not in (cls.__name__, *spec.class_aliases):
+    if name not in (cls.__name__, *spec.class_aliases, *class_names):
         raise ArtifactError(where, f"_class_name is {_short(name)}", f"{cls.__name__} for {spec.name}")
     for key, parameter in inspect.signature(cls.__init__).parameters.items():
         if key == "self" or key in _FREE:

@@ -28,11 +28,12 @@ def weights_digest(spec: ModelSpec, checkpoint: str | None = None, random_seed: 
         h.update(f"random:{GENERATOR_VERSION}:{random_seed}".encode())
         return f"sha256:{h.hexdigest()}"
     for path in locate(spec, checkpoint).files:
-        h.update(_file_digest(path))
+        h.update(file_digest(path))
     return f"sha256:{h.hexdigest()}"
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's contents. Raises ArtifactError: unreadable."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

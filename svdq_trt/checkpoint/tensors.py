@@ -35,15 +35,24 @@ class TensorFile:
 
     def metadata(self) -> dict[str, str]:
         """What the header says beside the tensors: text that whoever wrote the file chose."""
-        return self._guard(lambda: self._open().metadata()) or {}
+        return dict(self._guard(lambda: self._open().metadata()) or {})
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
         return tuple(self._guard(lambda: self._open().get_slice(name).get_shape()))
 
+    def kind(self, name: str) -> str:
+        """The dtype on disk as safetensors names it ("BF16", "I8", ...), without reading the tensor."""
+        return str(self._guard(lambda: self._open().get_slice(name).get_dtype()))
+
+    def read_stored(self, name: str) -> torch.Tensor:
+        """The tensor in the dtype it has on disk: a view of the mapped file. Check shape and kind first."""
+        tensor: torch.Tensor = self._guard(lambda: self._open().get_tensor(name))
+        return tensor
+
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor as `dtype`, contiguous. Raises ArtifactError unless it is a float on disk."""
-        kind = self._guard(lambda: self._open().get_slice(name).get_dtype())
+        kind = self.kind(name)
         if kind not in _FLOATS:
             raise ArtifactError(
                 f"{self.path}: '{name}'",

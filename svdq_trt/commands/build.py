@@ -21,6 +21,7 @@ examples:
   svdq-trt build --model sdxl-tiny --arch sm_89 --random-weights 0      first contact: a minute, no download
   svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base     a diffusers folder
   svdq-trt build --model sdxl --arch sm_89 --checkpoint my.safetensors  a single file
+  svdq-trt build --model flux1-dev --arch sm_89 --quantized svdq-int4_r32-flux.1-dev.safetensors   nunchaku's file
   svdq-trt build --model sdxl --arch sm_86 --arch sm_120 --min-sqnr 15  two engines, gated
   svdq-trt build --model sdxl --arch sm_89 --lora style.safetensors:0.8 with a LoRA inside
 """
@@ -34,6 +35,9 @@ def add_options(p: argparse.ArgumentParser) -> None:
     source = p.add_argument_group("weights (default: the model's hub id, from the local cache first)")
     source.add_argument("--checkpoint", metavar="PATH", help="diffusers folder, one .safetensors, or a hub id")
     source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
+    source.add_argument("--quantized", type=Path, metavar="PATH",
+                        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
+                             "--checkpoint is then what the check compares with")  # fmt: skip
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
     q.add_argument("--rank", type=int, default=32, metavar="R", help="rank of the 16-bit branch (default 32)")
@@ -67,12 +71,15 @@ def run(args: argparse.Namespace) -> int:
         name: None if text is None else Range.parse(f"--{name}", text)
         for name, text in (("batch", args.batch), ("height", args.height), ("width", args.width))
     }
+    check = args.check
+    if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:
+        check = False  # the file holds no 16-bit weights to compare with
     config = BuildConfig(
         model=args.model, archs=archs, out=args.out, checkpoint=args.checkpoint, random_weights=args.random_weights,
         format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
-        backend=args.backend, check=args.check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
-        loras=tuple(LoraOption.parse(text) for text in args.lora), lora_slots=args.lora_slots,
-        allow_partial=args.allow_partial,
+        backend=args.backend, check=check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
+        quantized=args.quantized, loras=tuple(LoraOption.parse(text) for text in args.lora),
+        lora_slots=args.lora_slots, allow_partial=args.allow_partial,
     )  # fmt: skip
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary

@@ -77,6 +77,7 @@ class BuildConfig:
         check, min_sqnr: compare with the FP16 model; gate in dB.
         loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
         allow_partial: leave out what of a LoRA file does not fit, instead of refusing it.
+        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) that takes the quantizer's place.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -100,6 +101,7 @@ class BuildConfig:
     loras: tuple[LoraOption, ...] = ()
     lora_slots: int = 0
     allow_partial: bool = False
+    quantized: Path | None = None
 
     def __post_init__(self) -> None:
         for lora in self.loras:
@@ -112,6 +114,11 @@ class BuildConfig:
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
+        if self.quantized is not None and (self.calibration is not None or self.skip):
+            raise UsageError("--quantized", "given with --calibration or --skip", "it alone: nothing is quantized then")
+        if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
+            raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
+                             "Add it, or --no-check.")  # fmt: skip
         if self.min_sqnr is not None and not self.check:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
@@ -130,7 +137,7 @@ class BuildConfig:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dict, for the manifest."""
         data = asdict(self)
-        for key in ("out", "calibration"):
+        for key in ("out", "calibration", "quantized"):
             data[key] = None if data[key] is None else str(data[key])
         data["loras"] = [{"path": str(lora.path), "strength": lora.strength} for lora in self.loras]
         return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,7 @@ def manifest_of(
         "model": work.spec.name,
         "arch": f"sm_{engine.arch}",
         "format": engine.format.name,
-        "rank": work.config.rank,
+        "rank": results["quantize"].get("rank", work.config.rank),
         "backend": plan.get("backend", {}),
         "plugin": {"file": plugin.name, "version": library.version, "sha256": library.sha256,
                    "embedded": incomplete is None},
@@ -78,7 +79,8 @@ def _quantized(path: Path) -> list[dict[str, Any]]:
     """One entry per original linear; linears of one node share its figures."""
     return [
         {"name": member, "node": node.name, "format": node.format, "rank": node.rank, "K": node.k, "N": rows,
-         "activation": node.activation, "alpha": node.alpha, "beta": node.beta, "sqnr_db": round(node.sqnr_db, 2)}
+         "activation": node.activation, "alpha": node.alpha, "beta": node.beta,
+         "sqnr_db": None if math.isnan(node.sqnr_db) else round(node.sqnr_db, 2)}
         for node in artifact.read_nodes(path)
         for member, rows in zip(node.members, node.member_rows, strict=True)
     ]  # fmt: skip

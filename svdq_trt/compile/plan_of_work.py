@@ -2,8 +2,9 @@
 
 <out>/<model>-shared/                     what several engines use
 calib.safetensors  model-fp16.onnx(.data)  reference.npz
-<format>-r<rank>/  svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
-<format>-r<rank>-lora/  the same with --lora or --lora-slots, made from the one above
+<format>-r<rank>/, or <format>-imported/
+                   svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
+<format>-...-lora/  the same with --lora or --lora-slots, made from the one above
 <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
 """
 
@@ -21,8 +22,8 @@ from svdq_trt.compile.freshness import stage_key
 from svdq_trt.errors import UsageError
 from svdq_trt.files import sha256
 from svdq_trt.models import ModelSpec, TensorIO, get_model
-from svdq_trt.spec.archs import resolve_format
-from svdq_trt.spec.formats import Format
+from svdq_trt.spec.archs import KERNELS, resolve_format
+from svdq_trt.spec.formats import FORMATS, Format
 
 CHECK_SEED = 20_241_107  # differs from every calibration seed
 _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
@@ -34,6 +35,9 @@ _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
 _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
+    "import": (
+        ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)
+    ),
     "lora": (("svdq_trt/lora", "svdq_trt/spec", "svdq_trt/models"), ("torch", "diffusers")),
     "export": ((*_GRAPH, "svdq_trt/lora/slots"), _GRAPH_LIBRARIES),
     "reference_export": ((*_GRAPH, "svdq_trt/checkpoint", "svdq_trt/lora"), _GRAPH_LIBRARIES),
@@ -56,7 +60,7 @@ class Engine:
     arch: int
     format: Format
     folder: Path
-    shared: Path  # <out>/<model>-shared/<format>-r<rank>[-lora]: where graph and check are
+    shared: Path  # <out>/<model>-shared/<format>-(r<rank>|imported)[-lora]: where graph and check are
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Work:
     engines: tuple[Engine, ...]
     weights_id: str
     loras_id: tuple[tuple[str, float], ...] = ()  # digest and strength of each
+    quantized_id: str = ""  # digest of --quantized
     logs: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +86,7 @@ class Work:
 
     def quantized_folder(self, fmt: str) -> Path:
         """The shared folder of a format's quantized model, without any LoRA."""
-        return self.shared / f"{fmt}-r{self.config.rank}"
+        return self.shared / f"{fmt}-{_ending(self.config)}"
 
     def lora_args(self) -> dict[str, Any]:
         """The LoRA files as a stage's arguments."""
@@ -133,6 +138,7 @@ def plan_work(config: BuildConfig) -> Work:
             doesn't fit this machine's memory.
     """
     from svdq_trt.checkpoint import weights_digest
+    from svdq_trt.interop import digest
 
     spec = get_model(config.model)
     if config.check:
@@ -144,15 +150,38 @@ def plan_work(config: BuildConfig) -> Work:
     for index in range(3):
         spec.check_sizes({symbol: values[index] for symbol, values in profile.items()})
     shared = config.out / f"{spec.name}-shared"
-    suffix = "-lora" if config.loras or config.lora_slots else ""
+    given = None if config.quantized is None else _quantized_format(config, spec)
+    ending = _ending(config) + ("-lora" if config.loras or config.lora_slots else "")
     engines = tuple(
-        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-r{config.rank}{suffix}")
+        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-{ending}")
         for arch in config.archs
-        for fmt in [resolve_format(config.format, arch)]
+        for fmt in [resolve_format(config.format, arch) if given is None else given]
     )
-    weights_id = weights_digest(spec, config.checkpoint, config.random_weights)
+    needs_weights = config.quantized is None or config.check
+    weights_id = weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else ""
     loras_id = tuple((sha256(lora.path), lora.strength) for lora in config.loras)
-    return Work(config, spec, profile, shared, engines, weights_id, loras_id)
+    quantized_id = "" if config.quantized is None else digest(config.quantized, spec)
+    return Work(config, spec, profile, shared, engines, weights_id, loras_id, quantized_id)
+
+
+def _ending(config: BuildConfig) -> str:
+    """Of the folder that holds the quantized model without LoRA."""
+    return f"r{config.rank}" if config.quantized is None else "imported"
+
+
+def _quantized_format(config: BuildConfig, spec: ModelSpec) -> Format:
+    """The number format of --quantized, once every arch has kernels for it."""
+    from svdq_trt.interop import describe
+
+    assert config.quantized is not None
+    found = FORMATS[describe(config.quantized, spec).format]
+    if config.format not in ("auto", found.name):
+        raise UsageError("--format", config.format, f"auto or {found.name}, which {config.quantized} has")
+    for arch in config.archs:
+        if found.name not in KERNELS[arch]:
+            archs = ", ".join(f"sm_{a}" for a, formats in KERNELS.items() if found.name in formats)
+            raise UsageError("--arch", f"sm_{arch} for {config.quantized}, which is {found.name}", f"one of {archs}")
+    return found
 
 
 def _range(given: Range | None, default: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -169,19 +169,9 @@ class Build:
     def _format_stages(self, fmt: str, folder: Path) -> Ledger:
         ledger, c, work = self.ledger.extended(), self.config, self.work
         quantized, slots_file = work.quantized_folder(fmt), [SLOTS_FILE] if c.lora_slots else []
-        skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
-        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
-        quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
-        args = self._weights() | {
-            "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
-            "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
-            "rank": c.rank, "preset": c.preset, "out": str(quantized / "svdq.safetensors"), "key": quantize_key,
-        }  # fmt: skip
-        self.screen.say(f"search: {get_preset(c.preset).describe()}")
-        label = f"quantize  {fmt} rank {c.rank}"
-        self._stage(ledger, "quantize", label, "quantize", quantized, quantize_key, ["svdq.safetensors"], args)
+        quantize = self._quantize if c.quantized is None else self._import
+        quantize_key = quantize(ledger, fmt, quantized)
         artifact_key = self._lora(ledger, fmt, quantized, folder, quantize_key)
-
         slots = {"lora_slots": c.lora_slots}
         export_key = key("export", quantize=artifact_key, profile=self._profile_key(), **(slots if slots_file else {}))
         args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
@@ -190,6 +180,30 @@ class Build:
         self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
         ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
         return ledger
+
+    def _import(self, ledger: Ledger, fmt: str, folder: Path) -> str:
+        """--quantized in the quantizer's place: the same artifact. Returns its key."""
+        import_key = key("import", file=self.work.quantized_id)
+        out = folder / "svdq.safetensors"
+        args = {"model": self.config.model, "path": str(self.config.quantized), "out": str(out)}
+        self._stage(ledger, "quantize", f"import    {fmt}", "take_quantized", folder, import_key, [out.name], args)
+        return import_key
+
+    def _quantize(self, ledger: Ledger, fmt: str, folder: Path) -> str:
+        """Calibrate and quantize. Returns the artifact's key."""
+        c, work = self.config, self.work
+        skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
+        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
+        quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
+        args = self._weights() | {
+            "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
+            "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
+            "rank": c.rank, "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+        }  # fmt: skip
+        self.screen.say(f"search: {get_preset(c.preset).describe()}")
+        label = f"quantize  {fmt} rank {c.rank}"
+        self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
+        return quantize_key
 
     def _lora(self, ledger: Ledger, fmt: str, quantized: Path, folder: Path, quantize_key: str) -> str:
         """The quantized model with the LoRA files in it, in the graph's folder; its key."""

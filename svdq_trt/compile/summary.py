@@ -26,8 +26,8 @@ def print_summary(built: Sequence[Built]) -> None:
         plan = f"{m['plan']['bytes'] / _GB:.3f} GB" if m["plan"] else "missing"
         outputs = m["accuracy"].get("outputs", [])
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
-        nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"]}
-        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "none"
+        nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"] if q["sqnr_db"] is not None}
+        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m["quantized"] else "none"
         table.add_row(
             one.engine.folder.name, m["format"], str(m["rank"]), plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
             f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",

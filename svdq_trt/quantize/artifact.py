@@ -7,6 +7,7 @@ Tensors are named as in the module (``<node>.qweight``, ... and the kept 16-bit 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Node:
 
     Attributes:
         name: module path, and the ONNX and TensorRT node name. members: original linears, stacked on N.
-        n, k, rank: N, K, R. sqnr_db: output SQNR on calibration tokens.
+        n, k, rank: N, K, R. sqnr_db: output SQNR on calibration tokens; NaN where unknown, as for an imported node.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Artifact:
 
 def save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any], nodes: list[Node]) -> None:
     """Write the artifact; under its final name only when complete. Raises ArtifactError: disk full, not writable."""
-    header = {**meta, "version": VERSION, "nodes": [asdict(node) for node in nodes]}
+    header = {**meta, "version": VERSION, "nodes": [_to_json(node) for node in nodes]}
     save_tensors(path, tensors, {"svdq": json.dumps(header)})
 
 
@@ -76,7 +77,7 @@ def save_streamed(
     path: Path, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor], meta: dict[str, Any], nodes: list[Node]
 ) -> None:
     """As `save`, one tensor at a time; a tensor on meta is read with `read` when its turn comes."""
-    header = {**meta, "version": VERSION, "nodes": [asdict(node) for node in nodes]}
+    header = {**meta, "version": VERSION, "nodes": [_to_json(node) for node in nodes]}
     shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in tensors.items()}
 
     def fetch(name: str) -> Tensor:
@@ -113,28 +114,56 @@ def read_nodes(path: Path) -> tuple[Node, ...]:
     return _parse(path, header)[1]
 
 
+def _to_json(node: Node) -> dict[str, Any]:
+    return asdict(node) | {"sqnr_db": None if math.isnan(node.sqnr_db) else node.sqnr_db}  # JSON has no NaN
+
+
 def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, ...]]:
     try:
         meta = json.loads(header or "null")
         if meta["version"] != VERSION:
             raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), "Build again with --force.")
         nodes = tuple(
-            Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"])}) for n in meta["nodes"]
+            Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"]),
+                    "sqnr_db": math.nan if n["sqnr_db"] is None else n["sqnr_db"]})
+            for n in meta["nodes"]
         )
         for node in nodes:
             Activation(node.activation), FORMATS[node.format]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(str(path), f"no usable header ({error})", "svdq-trt's own file") from None
+            _check_fields(node)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200].replace("\n", " ")
+        raise ArtifactError(str(path), f"no usable header ({reason})", "svdq-trt's own file") from None
     return meta, nodes
+
+
+def _check_fields(node: Node) -> None:
+    """Raise ValueError for values of the wrong type: the header may be anybody's."""
+    sizes = (node.n, node.k, node.rank, *node.member_rows)
+    texts = (node.name, node.format, node.activation, *node.members)
+    numbers = (node.sqnr_db, node.alpha, node.beta, node.act_shift)
+    good = (
+        all(type(v) is int and v >= 0 for v in sizes) and all(type(v) is str for v in texts)
+        and all(type(v) in (int, float) for v in numbers) and type(node.act_unsigned) is bool
+        and math.isfinite(node.act_shift) and len(node.members) == len(node.member_rows) > 0
+    )  # fmt: skip
+    if not good or sum(node.member_rows) != node.n:
+        raise ValueError(f"node {str(node.name)[:80]!r} is not described as one")
 
 
 def _check_node(path: Path, node: Node, tensors: Mapping[str, Tensor]) -> None:
     from svdq_trt.spec.ops import input_shapes
 
+    half = tensors[f"{node.name}.act_mul"].dtype if f"{node.name}.act_mul" in tensors else torch.float16
+    dtypes = {"qweight": torch.int8, "wscale2": torch.float32}
+    if not FORMATS[node.format].wscale_is_act_dtype:
+        dtypes["wscale"] = torch.int8
     for name, shape in input_shapes(FORMATS[node.format], node.n, node.k, node.rank).items():
         tensor = tensors.get(f"{node.name}.{name}")
         got = "missing" if tensor is None else str(tuple(tensor.shape))
         if tensor is None or tuple(tensor.shape) != shape:
             raise ArtifactError(f"{path}: {node.name}.{name}", got, str(shape), "Build again with --force.")
-        if name in ("qweight",) and tensor.dtype != torch.int8:
-            raise ArtifactError(f"{path}: {node.name}.{name}", str(tensor.dtype), "int8", "Build again with --force.")
+        dtype = dtypes.get(name, half)
+        if tensor.dtype != dtype or dtype not in (torch.int8, torch.float32, torch.float16, torch.bfloat16):
+            where = f"{path}: {node.name}.{name}"
+            raise ArtifactError(where, str(tensor.dtype), str(dtype), "Build again with --force.")

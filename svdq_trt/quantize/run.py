@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
-from svdq_trt.models import member_tensors, read_members
+from svdq_trt.models import LinearGroup, member_tensors, read_members
 from svdq_trt.nn.linear import TENSORS, SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
@@ -28,7 +28,7 @@ from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
     from svdq_trt.calibrate import Calibration
-    from svdq_trt.models import LinearGroup, ModelSpec
+    from svdq_trt.models import ModelSpec
 
 
 def quantize_model(
@@ -156,15 +156,42 @@ def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:
 def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
     """The quantized module of an artifact: structure on meta, tensors memory-mapped."""
     module = spec.build(device="meta")
-    by_node = {group.node: group for group in spec.groups(module, tuple(loaded.meta.get("skip", ())))}
+    groups = spec.groups(module, tuple(loaded.meta.get("skip", ())))
+    # Imported linears that share no smoothing are nodes of their own, though the recipe would fuse them.
+    by_node = {m: LinearGroup(m, (m,)) for g in groups if len(g.members) > 1 for m in g.members}
+    by_node |= {group.node: group for group in groups}
+    sizes = {name: tuple(m.weight.shape) for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    installed: set[str] = set()
     for node in loaded.nodes:
-        if node.name not in by_node or by_node[node.name].members != node.members:
+        group = by_node.get(node.name)
+        if group is None or not _is_of(node, group, sizes) or installed & {node.name, *_whole(group)}:
             raise ArtifactError("svdq.safetensors", f"node {node.name}", f"the nodes of model {spec.name}",
                                 "Build again with --force.")  # fmt: skip
-        spec.install(module, by_node[node.name], layer_of(node, loaded.tensors))
+        installed |= {node.name, *_whole(group)}
+        spec.install(module, group, layer_of(node, loaded.tensors))
+    for name, want in module.state_dict().items():
+        got = loaded.tensors.get(name)
+        if got is not None and (got.shape != want.shape or got.dtype != want.dtype):
+            raise ArtifactError("svdq.safetensors", f"{name} is {got.dtype} {list(got.shape)}",
+                                f"{want.dtype} {list(want.shape)}",
+                                "Build again with --force.")  # fmt: skip
     result = module.load_state_dict(loaded.tensors, strict=False, assign=True)
     if result.missing_keys or result.unexpected_keys:
         name = (result.missing_keys or result.unexpected_keys)[0]
         raise ArtifactError("svdq.safetensors", f"{name} missing or unknown", f"the tensors of {spec.name}",
                             "Build again with --force.")  # fmt: skip
     return module.eval()
+
+
+def _is_of(node: Node, group: LinearGroup, sizes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Is the node the group's, in its sizes and in what it computes."""
+    start, stop = group.columns or (0, sizes[group.members[0]][1])
+    return (
+        node.members == group.members and node.activation == group.activation.value and node.k == stop - start
+        and node.member_rows == tuple(sizes[m][0] for m in group.members)
+    )  # fmt: skip
+
+
+def _whole(group: LinearGroup) -> tuple[str, ...]:
+    """Members that no other node may have; those split by columns belong to several."""
+    return group.members if group.columns is None else ()

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "svdq_trt"
 #: a stage may import itself and what stands before it; `commands` run everything
-ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "interop", "calibrate", "quantize", "nn", "lora"]
+ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "calibrate", "quantize", "nn", "interop", "lora"]
 ORDER += ["engine", "runtime", "check", "pipeline", "serve", "compile", "report", "commands"]
 FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from anywhere
 #: module -> module: edges against the order, each with its reason

@@ -1,0 +1,8 @@
+"""Quantized checkpoints of other tools: into our artifact and back."""
+
+from __future__ import annotations
+
+from svdq_trt.interop.container import digest
+from svdq_trt.interop.convert import describe, export_nunchaku, import_checkpoint
+
+__all__ = ["describe", "digest", "export_nunchaku", "import_checkpoint"]

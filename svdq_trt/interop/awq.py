@@ -1,0 +1,167 @@
+"""One nunchaku W4A16 ("AWQ") linear as a `w4a16` node, and back: adaLN's modulation.
+
+    theirs  w = s · q + z,  q in 0..15, s and z per group of 64;  z = -7·s for the symmetric weights of SVDQuant
+    ours    w = s · c,      c = q - 7 in -7..7 (or q - 8 in -8..7)
+
+Their rows go [C, chunks] where the model has [chunks, C], and the bias of the chunks that scale (the second, and the
+last but one) holds b + 1. Zero points that are not 7 or 8 steps are constant over a group: d = z + 8·s times the sum
+of the group's inputs, which is a low-rank term of rank K/64 and goes there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from svdq_trt import numerics
+from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.interop import fragments
+from svdq_trt.interop.exact import difference, restore, same_bits
+from svdq_trt.interop.fragments import AWQ_ROWS, STEP, padded
+from svdq_trt.interop.reader import HALF, Reader, to_half
+from svdq_trt.interop.w4a4 import OLD, Exact, Linear4, Written, dequantize
+from svdq_trt.spec.formats import R_MAX, R_MULTIPLE, W4A16
+
+GROUPS_PADDED = 16  # some writers round the number of groups up to this
+
+
+def row_order(n: int, chunks: int) -> Tensor:
+    """[N] row of the file of each row of the model."""
+    return torch.arange(n).view(n // chunks, chunks).T.reshape(-1)
+
+
+def scaling_rows(n: int, chunks: int) -> Tensor:
+    """[N] bool, rows of the model whose bias holds b + 1."""
+    which = torch.zeros(n, dtype=torch.bool)
+    if chunks > 1:
+        which.view(chunks, -1)[[1, chunks - 2]] = True
+    return which
+
+
+def read(
+    reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dtype, hints: Exact
+) -> Linear4:
+    """The linear `name` [N, K] as a w4a16 node with rows in the model's order.
+
+    Args:
+        hints: `Written.exact`, of a file that this tool wrote.
+
+    Raises:
+        ArtifactError, ShapeError, RangeError: naming the tensor that does not fit.
+    """
+    where = f"{reader.where}: '{name}"
+    if k % STEP or n % (AWQ_ROWS * chunks):
+        raise ShapeError(where + "'", f"N = {n}, K = {k}", f"K a multiple of {STEP}, N of {AWQ_ROWS * chunks}")
+    at = row_order(n, chunks)
+    codes = fragments.unpack_awq(reader.take(f"{name}.qweight", ("I32",), (n // AWQ_ROWS, k // 2)))[at]
+    groups, half = k // STEP, reader.dtype(f"{name}.wscales")
+    shapes = ((groups, n), (padded(groups, GROUPS_PADDED), n))
+    scale = reader.take_finite(f"{name}.wscales", HALF, *shapes)[:groups, at]
+    zero = reader.take_finite(f"{name}.wzeros", HALF, *shapes)[:groups, at]
+    exact: Exact = {}
+    point = _zero_point(codes, scale, zero)
+    stored = to_half(f"{where}.wscales'", scale, dtype, scale=True)
+    down, up = _low_rank(reader, name, n, k, at, dtype)
+    if len(down):
+        exact["low_rank"] = True
+    if point is None:
+        point, offset = 8, zero.float() + 8 * scale.float()
+        down = torch.cat((down, torch.eye(groups, dtype=dtype).repeat_interleave(STEP, 1)))
+        up = torch.cat((up, to_half(f"{where}.wzeros'", offset.T.to(torch.float32), dtype)), 1)
+    elif half == dtype:
+        exact["wzeros"] = difference(_zeros(stored, point), zero.contiguous())
+    bias = torch.zeros(n, dtype=dtype)
+    if reader.has(f"{name}.bias"):
+        raw = reader.take_finite(f"{name}.bias", HALF, (n,))[at]
+        bias = to_half(f"{where}.bias'", _minus_one(raw, chunks), dtype)
+        known = restore(bias, hints.get("bias"))
+        if same_bits(_plus_one(known, chunks), raw):
+            bias = known
+        if raw.dtype == dtype:
+            exact["bias"] = difference(_plus_one(bias, chunks), raw)
+    missing = padded(len(down), R_MULTIPLE) - len(down)
+    if len(down) + missing > R_MAX:
+        raise RangeError(where + "'", f"rank {len(down)} with its zero points", f"at most {R_MAX}")
+    tensors = {
+        "qweight": numerics.pack_nibbles(codes.to(torch.int16) - point), "wscale": stored,
+        "act_mul": torch.ones(k, dtype=dtype), "lora_down": pad(down, (0, 0, 0, missing)),
+        "lora_up": pad(up, (0, missing)), "bias": bias, "wscale2": torch.ones(n),
+    }  # fmt: skip
+    return Linear4(W4A16, {key: t.contiguous() for key, t in tensors.items()}, {k: v for k, v in exact.items() if v})
+
+
+def _zeros(scale: Tensor, point: int) -> Tensor:
+    return (-point * scale.float()).to(scale.dtype)
+
+
+def _plus_one(bias: Tensor, chunks: int) -> Tensor:
+    return torch.where(scaling_rows(len(bias), chunks), bias.float() + 1, bias.float()).to(bias.dtype)
+
+
+def _minus_one(bias: Tensor, chunks: int) -> Tensor:
+    return torch.where(scaling_rows(len(bias), chunks), bias.float() - 1, bias.float()).to(bias.dtype)
+
+
+def _zero_point(codes: Tensor, scale: Tensor, zero: Tensor) -> int | None:
+    """7 or 8 where `zero` is minus that many steps up to its 16-bit rounding and codes then fit; else None."""
+    ulp = torch.finfo(scale.dtype).eps
+    for point in (7, 8):
+        fits = point == 8 or int(codes.max()) < 15
+        if fits and bool(((zero.float() + point * scale.float()).abs() <= ulp * point * scale.float().abs()).all()):
+            return point
+    return None
+
+
+def _low_rank(reader: Reader, name: str, n: int, k: int, at: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A low-rank branch, which the C++ engine's files may have here: down [R, K] and up [N, R], in plain order."""
+    down_name, up_name = f"{name}.{OLD.down}", f"{name}.{OLD.up}"
+    if not reader.has(down_name) and not reader.has(up_name):
+        return torch.zeros(0, k, dtype=dtype), torch.zeros(n, 0, dtype=dtype)
+    shape = reader.shape(down_name)
+    if len(shape) != 2 or shape[0] > R_MAX:
+        raise ShapeError(f"{reader.where}: '{down_name}'", f"shape {list(shape)}", f"[R, {k}], R up to {R_MAX}")
+    down = reader.take_finite(down_name, HALF, (shape[0], k))
+    up = reader.take_finite(up_name, HALF, (n, shape[0]))[at]
+    return to_half(down_name, down, dtype), to_half(up_name, up, dtype)
+
+
+def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written, bool]:
+    """The tensors of the linear `name`, and whether its weight is the same.
+
+    A node with smoothing, or with a low-rank branch, is dequantized and rounded again: nunchaku has neither here. Only
+    its C++ engine takes such a branch, so one is written only where it came from such a file.
+    """
+    t, exact = linear.tensors, linear.exact
+    low_rank = exact.get("low_rank") is True
+    lossless = bool((t["act_mul"] == 1).all()) and (low_rank or not bool(t["lora_up"].any()))
+    if not lossless:
+        t, exact = _round_again(linear), {}
+    n, k = t["qweight"].shape[0], 2 * t["qweight"].shape[1]
+    codes = (numerics.unpack_nibbles(t["qweight"]) ^ 8).to(torch.int16) - 8
+    point = 8 if int(codes.min()) == -8 else 7
+    back = torch.empty_like(at := row_order(n, chunks))
+    back[at] = torch.arange(n)
+    zeros = restore(_zeros(t["wscale"], point), exact.get("wzeros"))
+    raw = _plus_one(t["bias"], chunks)
+    known = restore(raw, exact.get("bias"))
+    if same_bits(_minus_one(known, chunks), t["bias"]):
+        raw = known
+    lost = difference(_minus_one(raw, chunks), t["bias"])
+    out = {
+        "qweight": fragments.pack_awq((codes + point).to(torch.uint8)[back]), "wscales": t["wscale"][:, back],
+        "wzeros": zeros[:, back],
+    }  # fmt: skip
+    if bias or bool(t["bias"].any()):
+        out["bias"] = raw[back]
+    if low_rank and bool(t["lora_up"].any()):
+        out |= {OLD.down: t["lora_down"], OLD.up: t["lora_up"][back]}
+    assert k % STEP == 0
+    tensors = {f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}
+    return Written(tensors, {"bias": lost} if lost else {}), lossless
+
+
+def _round_again(linear: Linear4) -> dict[str, Tensor]:
+    t = linear.tensors
+    new = numerics.quantize_weight(dequantize(linear), W4A16, t["act_mul"].dtype)
+    return {"qweight": new.qweight, "wscale": new.wscale, "bias": t["bias"], "lora_up": t["lora_up"][:, :0]}

@@ -1,0 +1,95 @@
+"""Opening a foreign checkpoint: which files, which tool wrote them, and the JSON in their headers, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.checkpoint.digest import file_digest
+from svdq_trt.checkpoint.locate import locate
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import read_json_object
+from svdq_trt.interop.reader import Reader
+from svdq_trt.models import ModelSpec
+
+NUNCHAKU, MODELOPT, OWN = "nunchaku", "modelopt", "svdq-trt"
+OWN_NAME = "svdq.safetensors"
+_FOLDER = ("transformer_blocks.safetensors", "unquantized_layers.safetensors")  # nunchaku's older container
+_JSON_MAX = 64 << 20
+
+
+def files_of(spec: ModelSpec, path: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
+    """The .safetensors files of a checkpoint, and JSON files beside them by their metadata key.
+
+    A .safetensors file, an engine's folder, nunchaku's older folder, or a diffusers folder.
+
+    Raises:
+        ArtifactError: none of these.
+    """
+    if (path / OWN_NAME).is_file():
+        return (path / OWN_NAME,), {}
+    files = tuple(path / name for name in _FOLDER)
+    if path.is_dir() and any(file.is_file() for file in files):
+        for file in files:
+            if not file.is_file():
+                raise ArtifactError(str(file), "missing", "both files of nunchaku's folder")
+        beside = {name: path / f"{name}.json" for name in ("config", "comfy_config")}
+        return files, {name: file for name, file in beside.items() if file.is_file()}
+    if not path.exists():
+        raise ArtifactError(str(path), "does not exist", "a quantized checkpoint: a .safetensors file or a folder")
+    source = locate(spec, str(path))
+    return source.files, {} if source.config is None else {"config": source.config}
+
+
+def open_reader(spec: ModelSpec, path: Path) -> Reader:
+    """All tensors of a checkpoint; config files lie in `metadata` as if they had been in the header.
+
+    Raises:
+        ArtifactError: nothing readable there.
+    """
+    files, beside = files_of(spec, path)
+    reader = Reader(path, files)
+    for key, file in beside.items():
+        reader.metadata[key] = json.dumps(read_json_object(file, "a model config"))
+    return reader
+
+
+def digest(path: Path, spec: ModelSpec) -> str:
+    """``sha256:<hex>`` of a quantized checkpoint and the model it is for. Raises ArtifactError: unreadable."""
+    files, beside = files_of(spec, path)
+    h = hashlib.sha256(spec.name.encode())
+    for file in (*files, *beside.values()):
+        h.update(file_digest(file))
+    return f"sha256:{h.hexdigest()}"
+
+
+def kind_of(reader: Reader) -> str:
+    """Which tool wrote it. Raises ArtifactError for none of those known."""
+    if "svdq" in reader.metadata:
+        return OWN
+    if any(name.endswith((".wscales", ".wzeros")) for name in reader.names):
+        return NUNCHAKU
+    if any(name.endswith(".weight_scale") for name in reader.names):
+        return MODELOPT
+    raise ArtifactError(str(reader.where), "no tensor of a known quantized format",
+                        "a checkpoint of nunchaku, ModelOpt (NVFP4_SVD) or svdq-trt",
+                        "Give an unquantized one with --checkpoint.")  # fmt: skip
+
+
+def header_object(reader: Reader, key: str) -> dict[str, Any]:
+    """The JSON object under a metadata key; {} where there is none. Raises ArtifactError: not JSON, no object."""
+    text = reader.metadata.get(key, "")
+    where = f"{reader.where}: metadata '{key}'"
+    if not text:
+        return {}
+    if len(text) > _JSON_MAX:
+        raise ArtifactError(where, f"{len(text)} bytes", f"at most {_JSON_MAX}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ArtifactError(where, "not valid JSON", "a JSON object") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(where, f"a JSON {type(value).__name__}", "a JSON object")
+    return value

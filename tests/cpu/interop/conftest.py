@@ -1,0 +1,41 @@
+"""Small quantized models and synthetic nunchaku files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from svdq_trt import calibrate
+from svdq_trt.checkpoint import load
+from svdq_trt.models import get_model
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.preset import get_preset
+from svdq_trt.quantize.run import quantize_model
+from svdq_trt.spec.formats import FORMATS
+
+
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory):
+    """(model, format, rank) -> the artifact's path; each made once."""
+    made = {}
+
+    def make(model: str, fmt: str, rank: int = 16):
+        key = (model, fmt, rank)
+        if key not in made:
+            torch.set_num_threads(1)
+            spec = get_model(model)
+            module = load(spec, random_seed=5)
+            groups = spec.groups(module)
+            data = calibrate.collect(module, spec, groups, data=None, progress=lambda *_: None)
+            out = tmp_path_factory.mktemp("artifacts") / f"{model}-{fmt}-{rank}.safetensors"
+            quantize_model(module, spec, groups, data, FORMATS[fmt], rank, get_preset("fast"), out, "k" * 20,
+                           lambda *_: None)  # fmt: skip
+            made[key] = out
+        return made[key]
+
+    return make
+
+
+@pytest.fixture
+def load_artifact():
+    return artifact.load

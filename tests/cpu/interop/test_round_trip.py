@@ -1,0 +1,89 @@
+"""Our artifact -> nunchaku -> artifact, and nunchaku -> artifact -> nunchaku."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from svdq_trt.interop import export_nunchaku, import_checkpoint
+from svdq_trt.models import get_model
+from svdq_trt.nn.linear import TENSORS
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.run import layer_of, restore_model
+
+MODELS = ["sdxl-tiny", "flux1-tiny", "pixart-tiny"]
+W4A4 = ("int4", "nvfp4")
+
+
+def stored(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def assert_same(a: dict, b: dict):
+    assert sorted(a) == sorted(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype and a[name].shape == b[name].shape, name
+        assert torch.equal(a[name].contiguous().view(torch.uint8), b[name].contiguous().view(torch.uint8)), name
+
+
+def assert_same_node(before, after, old, node):
+    """Equal bit for bit, description and tensors."""
+    assert replace(node, sqnr_db=0, alpha=0, beta=0) == replace(old, sqnr_db=0, alpha=0, beta=0)
+    names = [f"{node.name}.{t}" for t in TENSORS]
+    assert_same({n: before.tensors[n] for n in names}, {n: after.tensors[n] for n in names})
+
+
+@pytest.mark.parametrize("old_keys", [True, False])
+@pytest.mark.parametrize("fmt", W4A4)
+@pytest.mark.parametrize("model", MODELS)
+def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys):
+    """Every node that nunchaku quantizes the same way comes back bit for bit, and the file once more from that."""
+    source, spec = quantized(model, fmt), get_model(model)
+    export_nunchaku(source, tmp_path / "n.safetensors", old_keys)
+    report = import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
+    before, after = artifact.load(source), artifact.load(tmp_path / "back.safetensors")
+    assert report.format == fmt and len(after.nodes) == report.nodes
+    nodes = {n.name: n for n in after.nodes}
+    for old in before.nodes:
+        if old.format != "w4a16":
+            assert_same_node(before, after, old, nodes[old.name])
+        elif old.name in nodes:  # adaLN, rounded again: without smoothing and low-rank branch
+            want, got = (layer_of(n, a.tensors).dequantize() for n, a in ((old, before), (nodes[old.name], after)))
+            assert (got - want).norm() < 0.2 * want.norm()
+        else:  # 16 bit at nunchaku
+            want = layer_of(old, before.tensors).dequantize().to(spec.torch_dtype)
+            got = torch.cat([after.tensors[f"{m}.weight"] for m in old.members])
+            assert torch.equal(got, want)
+    restore_model(after, spec)
+    export_nunchaku(tmp_path / "back.safetensors", tmp_path / "again.safetensors", old_keys)
+    (first, meta), (second, meta_again) = stored(tmp_path / "n.safetensors"), stored(tmp_path / "again.safetensors")
+    assert_same(first, second)
+    for strings in (meta, meta_again):  # what adaLN lost was lost the first time
+        strings.pop("svdq_trt", None)
+    assert meta == meta_again
+    import_checkpoint(tmp_path / "again.safetensors", spec, tmp_path / "third.safetensors")
+    assert_same(after.tensors, artifact.load(tmp_path / "third.safetensors").tensors)
+
+
+@pytest.mark.parametrize("model,as_nunchakus", [*((m, False) for m in MODELS), ("flux1-tiny", True)])
+def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, as_nunchakus):
+    """As closely as adaLN rounded again and 16-bit K/V allow; without our metadata, with u4 codes behind GELU."""
+    source, spec, path = quantized(model, "int4"), get_model(model), tmp_path / "n.safetensors"
+    export_nunchaku(source, path)
+    if as_nunchakus:
+        tensors, strings = stored(path)
+        del strings["svdq_trt"]
+        save_file(tensors, path, metadata=strings)
+    import_checkpoint(path, spec, tmp_path / "back.safetensors")
+    loaded = artifact.load(tmp_path / "back.safetensors")
+    assert any(n.act_unsigned for n in loaded.nodes) == as_nunchakus
+    inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
+    with torch.inference_mode():
+        want, got = (spec.wrap(restore_model(a, spec))(*inputs).double() for a in (artifact.load(source), loaded))
+    assert want.isfinite().all()
+    assert 10 * torch.log10(want.square().sum() / (got - want).square().sum()) > 15
