@@ -123,7 +123,9 @@ def _of_model(model: str, folder: Path) -> Iterator[Layer]:
     groups = [g for g in spec.groups(module) if not g.weight_only]
     calibration = Calibration.load(folder / model / "calib.safetensors")
     for group in groups:
-        yield Layer(group.node, [weights[f"{m}.weight"] for m in group.members], calibration.x[group.node])
+        x = calibration.x[group.node]
+        start, stop = group.columns or (0, x.shape[1])
+        yield Layer(group.node, [weights[f"{m}.weight"][:, start:stop] for m in group.members], x)
 
 
 def _arguments() -> argparse.Namespace:
