@@ -51,7 +51,8 @@ def main() -> int:
         engine(args, work, run=False)
         return 0
     report["gpu"] = torch.cuda.get_device_name()
-    report["buffers"] = [buffers(args, work / f"slots-{reserved}", reserved) for reserved in args.slots]
+    with tempfile.TemporaryDirectory() as folder:
+        report["buffers"] = buffers(args, Path(folder))
     if args.engine:
         report["engine"] = engine(args, work, run=True)
     _print(report)
@@ -78,15 +79,19 @@ def times(call: Callable[[], Any], repeat: int) -> Times:
     return {"host_ms": statistics.median(host), "gpu_ms": statistics.median(gpu)}
 
 
-def buffers(args: argparse.Namespace, folder: Path, reserved: int) -> dict[str, Any]:
-    """Swap times of a model's slots; every way is checked to leave the same bytes."""
+def buffers(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Swap times of a model's slots, per number of reserved ranks."""
     from engine_bench.lora import write_loras, write_slots
 
+    files = write_loras(folder, args.model, 16, 2)
+    return [swaps(args, files, write_slots(folder, args.model, args.rank, reserved), reserved)
+            for reserved in args.slots]  # fmt: skip
+
+
+def swaps(args: argparse.Namespace, files: list[Path], path: Path, reserved: int) -> dict[str, Any]:
+    """One size; every way of swapping is checked to leave the same bytes."""
     from svdq_trt.runtime.lora import LoraSlots
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = write_loras(folder, args.model, 16, 2)
-    path = write_slots(folder, args.model, args.rank, reserved)
     clock = time.perf_counter()
     slots = LoraSlots(path, "cuda")
     torch.cuda.synchronize()
@@ -125,8 +130,6 @@ def buffers(args: argparse.Namespace, folder: Path, reserved: int) -> dict[str, 
     assert torch.equal(slots._flat, want)
     staged = [t.cpu().pin_memory() for t in (first.downs, first.ups[0])]
     result["set from host"] = times(lambda: [t.to("cuda", non_blocking=True) for t in staged], max(args.repeat // 5, 3))
-    for file in (*files, path):
-        file.unlink()
     return result
 
 
