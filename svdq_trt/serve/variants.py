@@ -52,6 +52,9 @@ def contents(engine: Path, serving: Serving) -> Contents:
         raise UsageError("--variant", f"'{serving.variant}'", f"one of {', '.join(VARIANTS)}")
     if serving.device not in DEVICES:
         raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
+    if manifests.read(engine).get("lora_slots"):
+        got = "an engine with LoRA slots, which only svdq-trt's own sessions fill"
+        raise UnsupportedError(str(engine), got, "one without", "Build with --lora FILE in the place of --lora-slots.")
     if serving.variant == "tensorrt":
         return _tensorrt(engine, serving)
     if serving.variant == "onnxruntime":

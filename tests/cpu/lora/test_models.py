@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import quantize
 from lora_files import make_factors, write_peft
+from lora_model import quantize
 
 from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, node_rows
 from svdq_trt.lora.slots import FILE, base_factors, install_slots, save_table

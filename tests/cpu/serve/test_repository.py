@@ -186,3 +186,13 @@ def test_commands_of_the_documentation_parse():
     assert len(words) >= 4
     for line in words:
         parse(line[1:])
+
+
+@pytest.mark.parametrize("variant", ("tensorrt", "python", "onnxruntime"))
+def test_lora_slots_are_refused(full, tmp_path, capsys, variant):
+    manifest = json.loads((full / "manifest.json").read_text())
+    manifest["lora_slots"] = {"file": "lora_slots.safetensors", "bytes": 1, "sha256": "0" * 64}
+    (full / "manifest.json").write_text(json.dumps(manifest))
+    assert triton(full, tmp_path / "models", "--variant", variant) == 1
+    assert "LoRA slots" in capsys.readouterr().err
+    assert not (tmp_path / "models" / "toy-sm_89").exists()
