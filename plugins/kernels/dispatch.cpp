@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "gemv/gemv.h"
 #include "sm80/launch.h"
 #if SVDQ_WITH_SM90
 #include "sm90/w4a8.h"
@@ -45,7 +46,9 @@ LauncherPair pick_launchers(const LinearArgs& args, int32_t sm) {
     switch (args.p.format) {
         case SVDQ_FORMAT_INT4: return {sm80::quantize_int4, sm80::gemm_int4};
         case SVDQ_FORMAT_NVFP4: return {sm80::quantize_nvfp4, sm80::gemm_nvfp4};
-        case SVDQ_FORMAT_W4A16: return {sm80::quantize_w4a16, sm80::gemm_w4a16};
+        case SVDQ_FORMAT_W4A16:
+            if (args.p.m <= gemv::kMaxTokens) return {gemv::lora_down, gemv::gemv_w4a16};
+            return {sm80::quantize_w4a16, sm80::gemm_w4a16};
         default: break;
     }
 #if SVDQ_WITH_SM90

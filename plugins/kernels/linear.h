@@ -18,8 +18,9 @@ namespace svdq {
 //           w4a8    [M_pad]           f32
 //           nvfp4   [K/64, M_pad, 4]  e4m3 bytes
 //           w4a16   [M_pad]           f32: 1, or NaN for a row of x with NaN or Inf
+//           (w4a16 with M <= 16 has t alone: gemv/)
 //   t       [M, R]  act dtype         x . lora_down^T
-// Entries of `scales` with m >= M are never written; what is computed from them is never stored.
+// Of `scales` per group, entries are written up to M rounded up to 16, with anything.
 struct Workspace {
     size_t codes = 0, scales = 0, t = 0;  // byte offsets, multiples of 256
     size_t bytes = 0;
@@ -56,6 +57,7 @@ inline Workspace workspace_layout(int32_t format, int64_t m, int64_t k, int64_t 
 struct LinearArgs {
     svdq_linear_params p;
     Workspace ws;
+    bool overlap = false;  // kernel (b) follows (a) in the same call and may be launched to start beside it
 
     uint8_t* codes() const { return static_cast<uint8_t*>(p.workspace) + ws.codes; }
     uint8_t* scales() const { return static_cast<uint8_t*>(p.workspace) + ws.scales; }

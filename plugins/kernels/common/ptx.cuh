@@ -9,6 +9,12 @@
 // it is exactly what ldmatrix delivers from row-major rows.
 #pragma once
 
+#ifdef SVDQ_EMULATION
+#include "ptx.h"  // tests/cpu/emulation: the same functions on a CPU
+#define SVDQ_DYNAMIC_SHARED(name) uint8_t* const name = emulation::shared_memory
+#else
+#define SVDQ_DYNAMIC_SHARED(name) extern __shared__ __align__(128) uint8_t name[]
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -41,6 +47,40 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// ---- hints for the compiler -------------------------------------------------------------------------------
+
+// Hides from the compiler how a value was made, so that it stays in its register: with registers to spare, it
+// would still make addresses anew in every step of a loop.
+__device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+template <class P>
+__device__ __forceinline__ void keep(const P*& v) {
+    asm volatile("" : "+l"(v));
+}
+
+// (v & mask) ^ flip in one instruction, of which the compiler makes two where both are constants: the logic unit
+// has half the rate of the others.
+__device__ __forceinline__ uint32_t and_xor(uint32_t v, uint32_t mask, uint32_t flip) {
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(v), "r"(mask), "r"(flip));
+    return r;
+}
+
+// ---- programmatic dependent launch, sm_90 (nothing below) -------------------------------------------------
+
+// Lets the next kernel of the stream start, if it was launched so.
+__device__ __forceinline__ void launch_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the kernel before this one is done and what it wrote can be read.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- fragments, sm_75 -------------------------------------------------------------------------------------
 
 // Four 8-row x 16-byte matrices; lanes 8i..8i+7 give the row addresses of matrix i, register i receives it.
@@ -49,6 +89,22 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(addr)
                  : "memory");
+}
+
+// Plain loads by shared address; volatile, as the memory is filled by cp.async.
+__device__ __forceinline__ uint4 load_shared_16(uint32_t addr) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "r"(addr)
+                 : "memory");
+    return v;
+}
+
+__device__ __forceinline__ uint32_t load_shared_2(uint32_t addr) {
+    uint16_t v;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(addr) : "memory");
+    return v;
 }
 
 // ---- matrix multiply, sm_80 -------------------------------------------------------------------------------
@@ -97,3 +153,5 @@ __device__ __forceinline__ void mma_nvfp4(float (&d)[4], const uint32_t (&a)[4],
 #endif
 
 }  // namespace svdq::ptx
+
+#endif  // SVDQ_EMULATION

@@ -5,19 +5,11 @@
 // per 8 outputs.
 #pragma once
 
+#include "../common/activation.cuh"
 #include "../common/types.cuh"
 #include "tile.cuh"
 
 namespace svdq::sm80 {
-
-__device__ __forceinline__ float gelu(float v) { return 0.5f * v * (1.f + erff(v * 0.70710678118654752f)); }
-
-__device__ __forceinline__ float gelu_tanh(float v) {
-    const float inner = 0.79788456080286536f * (v + 0.044715f * v * v * v);
-    return 0.5f * v * (1.f + tanhf(inner));
-}
-
-__device__ __forceinline__ float silu(float v) { return __fdiv_rn(v, 1.f + expf(-v)); }
 
 template <class Tile>
 struct Slab {

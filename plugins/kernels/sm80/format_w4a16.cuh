@@ -3,30 +3,14 @@
 // The weights enter the MMA as the exact integers -8..7 in the act dtype; a group is four m16n8k16 into a
 // fresh fp32 accumulator, which is then multiplied by the group's scale: no rounding of q . scale to 16 bit.
 //
-// A nibble u = q + 8 is placed under a power of two (f16: 1024 + u = 0x6400 | u; bf16: 128 + u = 0x4300 | u),
-// and one packed subtraction gives q. Shift j and one mask yield codes j and j + 4 of a word as a pair;
-// kernel (a) has put the activations in that order (a16_position).
+// Codes j and j + 4 of a word become a pair (common/s4.cuh); kernel (a) has put the activations in that order
+// (a16_position).
 #pragma once
 
 #include "tile.cuh"
-#include "../common/types.cuh"
+#include "../common/s4.cuh"
 
 namespace svdq::sm80 {
-
-template <class T>
-__device__ __forceinline__ uint32_t s4_pair(uint32_t word, int j);
-
-template <>
-__device__ __forceinline__ uint32_t s4_pair<__half>(uint32_t word, int j) {
-    const uint32_t v = ((word >> (4 * j) & 0x000f000fu) ^ 0x00080008u) | 0x64006400u;
-    return bit_cast<uint32_t>(__hsub2(bit_cast<__half2>(v), __float2half2_rn(1032.f)));
-}
-
-template <>
-__device__ __forceinline__ uint32_t s4_pair<__nv_bfloat16>(uint32_t word, int j) {
-    const uint32_t v = ((word >> (4 * j) & 0x000f000fu) ^ 0x00080008u) | 0x43004300u;
-    return bit_cast<uint32_t>(__hsub2(bit_cast<__nv_bfloat162>(v), __float2bfloat162_rn(136.f)));
-}
 
 template <class T>
 struct W4A16 {

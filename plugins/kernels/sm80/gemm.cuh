@@ -5,8 +5,8 @@
 //
 //            N ->  kBn = 128
 //          +----+----+----+----+     LargeTile: 8 warps = 2 (M) x 4 (N), warp tile 64 x 32
-//   M 128  | w0 | w1 | w2 | w3 |     SmallTile: 16 x 64, 4 warps, warp tile 16 x 16
-//          | w4 | w5 | w6 | w7 |
+//   M 128  | w0 | w1 | w2 | w3 |     MediumTile: 64 x 64, 4 warps = 2 x 2, warp tile 32 x 32
+//          | w4 | w5 | w6 | w7 |     SmallTile: 16 x 64, 4 warps, warp tile 16 x 16
 //          +----+----+----+----+
 //
 // Operands (per stage):                        int4     w4a8     nvfp4    w4a16
@@ -23,6 +23,7 @@
 // one stage.
 #pragma once
 
+#include "../common/launch.h"
 #include "epilogue.cuh"
 
 namespace svdq::sm80 {
@@ -57,7 +58,7 @@ __device__ __forceinline__ void load_rows(uint32_t dst, const uint8_t* src, int6
 
 template <class F, class T, class Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 1) gemm_kernel(const GemmArgs p) {
-    extern __shared__ __align__(128) uint8_t smem[];
+    SVDQ_DYNAMIC_SHARED(smem);
     using S = Stage<F, Tile>;
     constexpr int kMt = Tile::kMt, kNt = Tile::kNt;
 
@@ -103,10 +104,12 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 
                 else ptx::cp_async_16(to, from, s_valid);
             }
             if constexpr (F::kAScaleBytes > 0) {
-                const int at = threadIdx.x * 16;  // m_pad is a multiple of kBm: always inside
+                // Kernel (a) has written the scales of whole m16 tiles, so of all rows of a chunk or of none.
+                const int at = threadIdx.x * 16;
                 if (at < Tile::kBm * F::kAScaleBytes)
                     ptx::cp_async_16(stage + S::kAScale + at,
-                                     p.scales + (step * p.m_pad + m0) * F::kAScaleBytes + at, true);
+                                     p.scales + (step * p.m_pad + m0) * F::kAScaleBytes + at,
+                                     m0 + at / F::kAScaleBytes < p.m);
             }
         } else if (step < steps) {
             const int r_step = step - k_steps;
@@ -186,13 +189,24 @@ cudaError_t launch_gemm_tile(const GemmArgs& g, cudaStream_t stream) {
     const int64_t tiles_n = (g.n_out + out_per_tile - 1) / out_per_tile;
     if (tiles_m * tiles_n > 0x7fffffff) return cudaErrorInvalidConfiguration;
     constexpr int kShared = Stage<F, Tile>::kSharedBytes;
-    const auto kernel = gemm_kernel<F, T, Tile>;
-    if (kShared > 48 * 1024) {
-        const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-        if (e != cudaSuccess) return e;
-    }
-    kernel<<<static_cast<unsigned>(tiles_m * tiles_n), Tile::kThreads, kShared, stream>>>(g);
-    return cudaGetLastError();
+    const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n));
+    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g);
+}
+
+inline cudaError_t multiprocessors(int* count) {
+    int device = 0;
+    const cudaError_t e = cudaGetDevice(&device);
+    return e != cudaSuccess ? e : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
+}
+
+// Outputs that the busiest multiprocessor computes; an output of a medium tile takes longer, as less of what
+// is loaded is used twice.
+constexpr double kMediumTileCost = 1.35;
+
+template <class Tile>
+double tile_cost(const GemmArgs& g, int sms) {
+    const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm, tiles_n = (g.n + Tile::kBn - 1) / Tile::kBn;
+    return static_cast<double>((tiles_m * tiles_n + sms - 1) / sms) * Tile::kBm * Tile::kBn;
 }
 
 // F is the format with the act dtype T it was made for.
@@ -213,8 +227,13 @@ cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
     g.activation = p.activation;
     constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight through L2 faster than a large one
-    return p.m <= kFewTokens ? launch_gemm_tile<F, T, SmallTile>(g, stream)
-                             : launch_gemm_tile<F, T, LargeTile>(g, stream);
+    if (p.m <= kFewTokens) return launch_gemm_tile<F, T, SmallTile>(g, stream);
+    int sms = 0;
+    const cudaError_t e = multiprocessors(&sms);
+    if (e != cudaSuccess) return e;
+    return tile_cost<LargeTile>(g, sms) <= tile_cost<MediumTile>(g, sms) * kMediumTileCost
+               ? launch_gemm_tile<F, T, LargeTile>(g, stream)
+               : launch_gemm_tile<F, T, MediumTile>(g, stream);
 }
 
 }  // namespace svdq::sm80

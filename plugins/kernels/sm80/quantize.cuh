@@ -1,7 +1,7 @@
 // Kernel (a), any sm_80+: x^ = round((x + shift) . act_mul), its codes and scales, and t = x . lora_down^T.
 //
-// Grid: (M / 16 or 32, R tiles of 32 or 64, at least 1). A CTA owns 16 or 32 rows of x over all of K; its 8
-// warps take the 64-element blocks of K in turn (warp w: blocks w, w+8, ...), so nothing synchronizes before
+// Grid: (M / 16 or 32, R tiles of 32 or 64, at least 1). A CTA owns 16 or 32 rows of x over all of K; its 8 or 16
+// warps take the 64-element blocks of K in turn (warp w: blocks w, w + warps, ...), so nothing synchronizes before
 // the end:
 //
 //             K ->   64     64           64     64
@@ -15,18 +15,30 @@
 // lanes, a group of 16 a pair. Only the CTAs of R tile 0 quantize.
 //
 // Operands:  x [M, K], act_mul [K], lora_down [R, K] act dtype -> codes, scales, t: see struct Workspace
-// Numerics:  common/numerics.cuh. t: fp32 over a warp's blocks in ascending order, then the 8 partial sums in
-//            a fixed tree, one rounding. w4a8 needs the whole row's absmax first: a second pass over rows that
+// Numerics:  common/numerics.cuh. t: fp32 over a warp's blocks in ascending order, then the warps' partial sums
+//            in a fixed tree, one rounding. w4a8 needs the whole row's absmax first: a second pass over rows that
 //            are in L2 by then.
 #pragma once
 
-#include "../common/numerics.cuh"
+#include "../common/launch.h"
+#include "../common/octet.cuh"
 #include "../common/ptx.cuh"
 #include "../linear.h"
 
 namespace svdq::sm80 {
 
-constexpr int kQuantWarps = 8;
+// kRankTile: columns of t per CTA; 64 reads x half as often when R is large.
+// kMt: m16 tiles of rows per CTA; 2 reads lora_down half as often, 1 spreads few rows over more SMs.
+// kAhead: n8 tiles of lora_down whose loads are in flight together. kPrefetch: x is loaded a block ahead.
+template <int kRankTile_, int kMt_, int kWarps_, int kAhead_, bool kPrefetch_, int kMinCtas_>
+struct QuantTile {
+    static constexpr int kRankTile = kRankTile_, kMt = kMt_, kWarps = kWarps_, kAhead = kAhead_;
+    static constexpr int kMinCtas = kMinCtas_, kRows = 16 * kMt;
+    static constexpr bool kPrefetch = kPrefetch_;
+};
+using FewRows = QuantTile<32, 1, 16, 4, true, 1>;    // one CTA per SM: all of its warps on one m16 tile
+using ManyRows = QuantTile<32, 1, 8, 2, false, 3>;   // three CTAs hide each other's latencies
+using LargeRank = QuantTile<64, 2, 8, 4, false, 1>;
 
 struct QuantArgs {
     const uint16_t* x;          // [M, K] act dtype
@@ -41,35 +53,6 @@ struct QuantArgs {
     float inv_qmax;  // fp32(1 / qmax)
     bool act_unsigned;
 };
-
-// A lane's 8 consecutive elements, as 4 pairs.
-struct Octet {
-    uint32_t pair[4];
-};
-
-__device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
-    Octet o = {{0, 0, 0, 0}};
-    if (valid) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
-        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
-    }
-    return o;
-}
-
-template <class T>
-__device__ __forceinline__ void smooth(Octet& x, const Octet& mul, float shift) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) x.pair[i] = smooth_pair<T>(x.pair[i], mul.pair[i], shift);
-}
-
-// Largest |bits| so far, separately for low and high halves.
-__device__ __forceinline__ uint32_t max_bits(uint32_t so_far, const Octet& o) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) so_far = __vmaxu2(so_far, o.pair[i] & 0x7fff7fffu);
-    return so_far;
-}
-
-__device__ __forceinline__ uint32_t max_halves(uint32_t v) { return max(v & 0xffffu, v >> 16); }
 
 // Maximum over the 2 (kLanes = 2) or 4 lanes of a quad that share a group.
 template <int kLanes>
@@ -90,14 +73,16 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
                                            bool valid) {
     const uint32_t absmax = max_lanes<4>(max_halves(max_bits(max_bits(0, x[0]), x[1])));
     const GroupScale s = group_scale<T>(absmax, p.inv_qmax, 3.4e38f);
-    if (!valid) return;
+    if (valid) {
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-        const auto value = [&](int i) { return element<T>(x[b], i); };
-        const uint32_t word = p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
-        *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        for (int b = 0; b < 2; ++b) {
+            const auto value = [&](int i) { return element<T>(x[b], i); };
+            const uint32_t word =
+                p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
+            *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
+        }
     }
-    if (c == 0) {
+    if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
         const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
         reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + row] = static_cast<uint16_t>(stored);
     }
@@ -121,7 +106,7 @@ __device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)
         const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
         bytes |= (own | next << 8) << (16 * b);
     }
-    if (valid && c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;
+    if (c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;  // padding rows too
 }
 
 // w4a8: even elements of the octet, then odd ones: a8_position().
@@ -135,24 +120,20 @@ __device__ __forceinline__ void store_w4a8(const QuantArgs& p, const Octet& x, c
     }
 }
 
-// w4a16: elements (j, j + 4) become neighbours: a16_position().
+// w4a16: a16_position().
 __device__ __forceinline__ void store_w4a16(const QuantArgs& p, const Octet& x, int64_t row, int k0, int c) {
     uint32_t* out = reinterpret_cast<uint32_t*>(p.codes + (row * p.k + k0) * 2);
+    const Octet v = pair_up(x);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        const uint32_t a = x.pair[j / 2], b = x.pair[j / 2 + 2];
-        out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = __byte_perm(a, b, j % 2 ? 0x7632 : 0x5410);
-    }
+    for (int j = 0; j < 4; ++j) out[(16 * (j / 2) + 8 * (j % 2) + 2 * c) / 2] = v.pair[j];
 }
 
-// kRankTile: columns of t per CTA; 64 reads x half as often when R is large.
-// kMt: m16 tiles of rows per CTA; 2 reads lora_down half as often, 1 spreads few rows over more SMs.
-template <int kFormat, class T, int kRankTile, int kMt>
-__global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2) quantize_kernel(const QuantArgs p) {
-    constexpr int kQuantRows = 16 * kMt;
-    constexpr int kRegisters = kMt * kRankTile / 2;  // of t's fragments
-    __shared__ float partial[kQuantWarps / 2][kRegisters][32];  // [warp][register][lane]
-    __shared__ uint32_t row_max[kQuantWarps][kQuantRows];
+template <int kFormat, class T, class Tile>
+__global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_kernel(const QuantArgs p) {
+    constexpr int kRankTile = Tile::kRankTile, kMt = Tile::kMt, kWarps = Tile::kWarps, kQuantRows = Tile::kRows;
+    constexpr int kRegisters = kMt * kRankTile / 2;             // of t's fragments
+    __shared__ float partial[kWarps / 2][kRegisters][32];  // [warp][register][lane]
+    __shared__ uint32_t row_max[kWarps][kQuantRows];
     constexpr bool kWholeRow = kFormat == SVDQ_FORMAT_W4A8 || kFormat == SVDQ_FORMAT_W4A16;
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -166,9 +147,8 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
     float acc[kMt][kRankTile / 8][4] = {};
     uint32_t seen[kMt][2] = {};  // per row: largest |bits|, where the whole row matters
 
-    for (int block = warp; block < blocks; block += kQuantWarps) {
-        Octet x[kMt][2][2];  // [m16 tile][row g or g + 8][half of the block]
-        const int k0 = block * 64 + 8 * c;
+    Octet next[kMt][2][2];  // [m16 tile][row g or g + 8][half of the block]
+    const auto load_x = [&](int block) {
 #pragma unroll
         for (int mt = 0; mt < kMt; ++mt)
 #pragma unroll
@@ -176,11 +156,21 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
 #pragma unroll
                 for (int b = 0; b < 2; ++b) {
                     const int64_t row = row0 + 16 * mt + 8 * h + g;
-                    x[mt][h][b] = load_octet(p.x + row * p.k + k0 + 32 * b, row < p.m);
+                    next[mt][h][b] = load_octet(p.x + row * p.k + block * 64 + 8 * c + 32 * b,
+                                                row < p.m && block < blocks);
                 }
+    };
+    if constexpr (Tile::kPrefetch) load_x(warp);
+    for (int block = warp; block < blocks; block += kWarps) {
+        if constexpr (!Tile::kPrefetch) load_x(block);
+        Octet x[kMt][2][2];
+#pragma unroll
+        for (int i = 0; i < kMt * 4; ++i) (&x[0][0][0])[i] = (&next[0][0][0])[i];
+        if constexpr (Tile::kPrefetch) load_x(block + kWarps);
+        const int k0 = block * 64 + 8 * c;
 
         if (ranks > 0) {
-            constexpr int kAhead = 4;  // n8 tiles whose loads are in flight together
+            constexpr int kAhead = Tile::kAhead;
 #pragma unroll
             for (int j0 = 0; j0 < kRankTile / 8; j0 += kAhead) {
                 if (8 * j0 >= ranks) break;
@@ -234,7 +224,7 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
     if (ranks > 0) {
         float* flat = &acc[0][0][0];
 #pragma unroll
-        for (int half = kQuantWarps / 2; half > 0; half /= 2) {
+        for (int half = kWarps / 2; half > 0; half /= 2) {
             if (warp >= half && warp < 2 * half)
 #pragma unroll
                 for (int i = 0; i < kRegisters; ++i) partial[warp - half][i][lane] = flat[i];
@@ -277,7 +267,7 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
             for (int h = 0; h < 2; ++h) {
                 uint32_t v = 0;
 #pragma unroll
-                for (int w = 0; w < kQuantWarps; ++w) v = max(v, row_max[w][16 * mt + 8 * h + g]);
+                for (int w = 0; w < kWarps; ++w) v = max(v, row_max[w][16 * mt + 8 * h + g]);
                 scale[mt][h] = group_scale<T>(v, p.inv_qmax, 3.4e38f);
                 if (kFormat == SVDQ_FORMAT_W4A16) scale[mt][h].scale = 1.f;
                 const int64_t row = row0 + 16 * mt + 8 * h + g;
@@ -286,7 +276,7 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
                         scale[mt][h].finite ? scale[mt][h].scale : __int_as_float(0x7fffffff);
             }
         if constexpr (kFormat == SVDQ_FORMAT_W4A8) {
-            for (int block = warp; block < blocks; block += kQuantWarps)
+            for (int block = warp; block < blocks; block += kWarps)
 #pragma unroll
                 for (int b = 0; b < 2; ++b) {
                     const int k0 = block * 64 + 32 * b;
@@ -305,21 +295,19 @@ __global__ void __launch_bounds__(kQuantWarps * 32, kRankTile * kMt > 64 ? 1 : 2
     }
 }
 
-template <int kFormat, class T, int kRankTile, int kMt>
+template <int kFormat, class T, class Tile>
 cudaError_t launch_quantize_tile(const QuantArgs& q, cudaStream_t stream) {
-    constexpr int kQuantRows = 16 * kMt;
-    const int rank_tiles = q.r > 0 ? (q.r + kRankTile - 1) / kRankTile : 1;
-    const dim3 grid((q.m + kQuantRows - 1) / kQuantRows, rank_tiles);
-    quantize_kernel<kFormat, T, kRankTile, kMt><<<grid, kQuantWarps * 32, 0, stream>>>(q);
-    return cudaGetLastError();
+    const int rank_tiles = q.r > 0 ? (q.r + Tile::kRankTile - 1) / Tile::kRankTile : 1;
+    const dim3 grid((q.m + Tile::kRows - 1) / Tile::kRows, rank_tiles);
+    return launch_kernel(quantize_kernel<kFormat, T, Tile>, grid, Tile::kWarps * 32, 0, stream, q);
 }
 
 template <int kFormat, class T>
 cudaError_t launch_quantize_as(const QuantArgs& q, cudaStream_t stream) {
-    constexpr int kManyRows = 4096;  // 128 CTAs of 32 rows: enough for every GPU this code is for
-    if (q.r > 32) return launch_quantize_tile<kFormat, T, 64, 2>(q, stream);
-    return q.m < kManyRows ? launch_quantize_tile<kFormat, T, 32, 1>(q, stream)
-                           : launch_quantize_tile<kFormat, T, 32, 2>(q, stream);
+    constexpr int kFewRows = 4096;  // 256 CTAs: below, one or two per SM on every GPU this code is for
+    if (q.r > 32) return launch_quantize_tile<kFormat, T, LargeRank>(q, stream);
+    return q.m < kFewRows ? launch_quantize_tile<kFormat, T, FewRows>(q, stream)
+                          : launch_quantize_tile<kFormat, T, ManyRows>(q, stream);
 }
 
 template <int kFormat>

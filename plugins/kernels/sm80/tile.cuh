@@ -33,6 +33,7 @@ struct Tile {
     static_assert(2 * kBn == kThreads, "one 16-byte chunk of a 32-byte weight row per thread");
 };
 using LargeTile = Tile<128, 128, 2, 4>;
+using MediumTile = Tile<64, 64, 2, 2>;  // where large ones would leave multiprocessors idle
 using SmallTile = Tile<16, 64, 1, 4>;  // few tokens: more CTAs, no wasted rows
 
 // A tile row of kChunks x 16 bytes (2, 4 or 8). Eight consecutive rows of one ldmatrix matrix, 16 bytes each,

@@ -1,0 +1,45 @@
+// Eight consecutive 16-bit elements: what a lane loads at once.
+#pragma once
+
+#include "numerics.cuh"
+
+namespace svdq {
+
+// A lane's 8 consecutive elements, as 4 pairs.
+struct Octet {
+    uint32_t pair[4];
+};
+
+__device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
+    Octet o = {{0, 0, 0, 0}};
+    if (valid) {
+        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
+        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
+    }
+    return o;
+}
+
+template <class T>
+__device__ __forceinline__ void smooth(Octet& x, const Octet& mul, float shift) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.pair[i] = smooth_pair<T>(x.pair[i], mul.pair[i], shift);
+}
+
+// Largest |bits| so far, separately for low and high halves.
+__device__ __forceinline__ uint32_t max_bits(uint32_t so_far, const Octet& o) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) so_far = __vmaxu2(so_far, o.pair[i] & 0x7fff7fffu);
+    return so_far;
+}
+
+__device__ __forceinline__ uint32_t max_halves(uint32_t v) { return max(v & 0xffffu, v >> 16); }
+
+// w4a16: elements (j, j + 4) become pair j, the partner of the weight's nibbles j and j + 4.
+__device__ __forceinline__ Octet pair_up(const Octet& x) {
+    Octet o;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) o.pair[j] = __byte_perm(x.pair[j / 2], x.pair[j / 2 + 2], j % 2 ? 0x7632 : 0x5410);
+    return o;
+}
+
+}  // namespace svdq

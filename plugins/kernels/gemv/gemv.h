@@ -1,0 +1,16 @@
+// w4a16 for few tokens: a memory-bound matrix times a handful of vectors. Any sm_80+.
+#pragma once
+
+#include "../linear.h"
+
+namespace svdq::gemv {
+
+constexpr int kMaxTokens = 16;  // two n8 tiles of mma.sync
+
+// Kernel (a): t = x . lora_down^T into the workspace; launches nothing where R = 0.
+cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream);
+
+// Kernel (b): everything else. It reads x itself, so with args.overlap it starts beside (a).
+cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream);
+
+}  // namespace svdq::gemv

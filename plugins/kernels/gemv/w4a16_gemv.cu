@@ -1,0 +1,73 @@
+// Launchers of the w4a16 kernels for few tokens, and the choice of the tile.
+#include <algorithm>
+
+#include "../common/launch.h"
+#include "gemv.cuh"
+#include "gemv.h"
+#include "lora_down.cuh"
+
+namespace svdq::gemv {
+namespace {
+
+template <class T, class S, bool kPaired>
+cudaError_t launch_paired(GemvArgs g, bool overlap, cudaStream_t stream) {
+    constexpr int kOutputs = Rows<S::kRows, kPaired>::kOutputs;
+    constexpr int kUnit = 128 * S::kWarps;  // one step of every warp
+    const int fitting = std::max(1, S::kXBytes / (2 * g.m * kUnit)) * kUnit;
+    g.chunk = std::min(g.k, fitting);
+    const int shared = S::kX + g.m * g.chunk * 2;
+    const dim3 grid((g.n_out + kOutputs - 1) / kOutputs);
+    return launch_kernel(gemv_kernel<T, S, kPaired>, grid, S::kThreads, shared, stream, g, overlap);
+}
+
+template <class T, class S>
+cudaError_t launch(const GemvArgs& g, bool overlap, cudaStream_t stream) {
+    return g.activation == SVDQ_ACT_GEGLU ? launch_paired<T, S, true>(g, overlap, stream)
+                                          : launch_paired<T, S, false>(g, overlap, stream);
+}
+
+template <class T>
+cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
+    // Few rows: more, smaller CTAs that split K further. Many tokens: larger ones, as each reads all of x.
+    constexpr int kFewRows = 6144;
+    if (g.n <= kFewRows)
+        return g.m <= 8 ? launch<T, Shape<1, 1, 8, 4, 2>>(g, overlap, stream)
+                        : launch<T, Shape<1, 2, 8, 4, 2>>(g, overlap, stream);
+    return g.m <= 8 ? launch<T, Shape<2, 1, 4, 4, 5>>(g, overlap, stream)
+                    : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
+}
+
+}  // namespace
+
+cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream) {
+    const svdq_linear_params& p = args.p;
+    if (p.r == 0) return cudaSuccess;
+    DownArgs d = {};
+    d.x = static_cast<const uint16_t*>(p.x);
+    d.lora_down = static_cast<const uint16_t*>(p.lora_down);
+    d.t = reinterpret_cast<uint16_t*>(args.t());
+    d.m = p.m, d.k = p.k, d.r = p.r;
+    const auto kernel = p.dtype == SVDQ_F16 ? lora_down_kernel<__half> : lora_down_kernel<__nv_bfloat16>;
+    return launch_kernel(kernel, dim3(p.r / 8), 32 * kDownWarps, 0, stream, d);
+}
+
+cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {
+    const svdq_linear_params& p = args.p;
+    GemvArgs g = {};
+    g.x = static_cast<const uint16_t*>(p.x);
+    g.act_mul = static_cast<const uint16_t*>(p.act_mul);
+    g.qweight = static_cast<const uint8_t*>(p.qweight);
+    g.wscale = static_cast<const uint16_t*>(p.wscale);
+    g.t = reinterpret_cast<const uint16_t*>(args.t());
+    g.lora_up = static_cast<const uint16_t*>(p.lora_up);
+    g.bias = static_cast<const uint16_t*>(p.bias);
+    g.wscale2 = static_cast<const float*>(p.wscale2);
+    g.y = static_cast<uint16_t*>(p.y);
+    g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
+    g.activation = p.activation;
+    g.shift = p.act_shift;
+    const bool overlap = args.overlap && p.r > 0;  // without a rank nothing of ours ran before
+    return p.dtype == SVDQ_F16 ? launch_as<__half>(g, overlap, stream) : launch_as<__nv_bfloat16>(g, overlap, stream);
+}
+
+}  // namespace svdq::gemv
