@@ -1,0 +1,207 @@
+// Runs a named list of small linears through the C API, for compute-sanitizer, which slows a program 10 to 100
+// times: no torch, no Python, nothing but the kernels. The list reaches every kernel that the C API can pick
+// on the GPU at hand; sanitize.sh checks that.
+//
+//   driver [part of a case's name ...]    all cases without arguments
+//
+// Each case runs twice on fresh, uninitialized y and workspace (initcheck sees what is read unwritten, also
+// by the copy of y back), the second time on another stream; both results must be finite and equal.
+#include <cuda_runtime_api.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "svdq/svdq.h"
+
+namespace {
+
+struct Case {
+    const char* name;
+    int32_t format, activation, act_unsigned;
+    int32_t m, n, k, r;
+};
+
+constexpr int32_t kInt4 = SVDQ_FORMAT_INT4, kW4A8 = SVDQ_FORMAT_W4A8, kNvfp4 = SVDQ_FORMAT_NVFP4,
+                  kW4A16 = SVDQ_FORMAT_W4A16;
+
+// Every case runs in f16 and in bf16. Large tiles need about 130 of them before they are chosen.
+constexpr Case kCases[] = {
+    {"int4-few", kInt4, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
+    {"int4-medium", kInt4, SVDQ_ACT_GEGLU, 0, 70, 144, 128, 16},
+    {"int4-large", kInt4, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
+    {"int4-rows32", kInt4, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
+    {"int4-rank", kInt4, SVDQ_ACT_SILU, 0, 33, 72, 128, 96},
+    {"int4u-few", kInt4, SVDQ_ACT_NONE, 1, 17, 72, 192, 0},
+    {"int4u-medium", kInt4, SVDQ_ACT_GELU, 1, 70, 144, 128, 16},
+    {"int4u-large", kInt4, SVDQ_ACT_NONE, 1, 1001, 1080, 64, 0},
+    {"nvfp4-few", kNvfp4, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
+    {"nvfp4-medium", kNvfp4, SVDQ_ACT_GEGLU, 0, 70, 144, 128, 16},
+    {"nvfp4-large", kNvfp4, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
+    {"nvfp4-rows32", kNvfp4, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
+    {"nvfp4-rank", kNvfp4, SVDQ_ACT_GELU_TANH, 0, 33, 72, 128, 96},
+    {"w4a16-few", kW4A16, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
+    {"w4a16-medium", kW4A16, SVDQ_ACT_GEGLU, 0, 77, 144, 128, 16},
+    {"w4a16-large", kW4A16, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
+    {"w4a16-rows32", kW4A16, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
+    {"w4a16-rank", kW4A16, SVDQ_ACT_SILU, 0, 33, 72, 128, 96},
+    {"gemv-1", kW4A16, SVDQ_ACT_SILU, 0, 1, 72, 320, 32},
+    {"gemv-8-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 8, 144, 192, 0},
+    {"gemv-16", kW4A16, SVDQ_ACT_NONE, 0, 16, 72, 1088, 16},
+    {"gemv-9-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 9, 144, 1088, 32},
+    {"gemv-1-rows", kW4A16, SVDQ_ACT_NONE, 0, 1, 6168, 192, 32},
+    {"gemv-3-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 3, 6160, 128, 16},
+    {"gemv-16-rows", kW4A16, SVDQ_ACT_GELU, 0, 13, 6168, 1088, 112},
+    {"gemv-16-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 16, 6160, 192, 16},
+    // svdq_linear_portable(): also where wgmma exists.
+    {"portable-w4a8-few", kW4A8, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
+    {"portable-w4a8-medium", kW4A8, SVDQ_ACT_GEGLU, 0, 70, 144, 128, 16},
+    {"portable-w4a8-large", kW4A8, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
+    {"portable-w4a8-rows32", kW4A8, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
+    {"portable-w4a8-rank", kW4A8, SVDQ_ACT_SILU, 0, 33, 72, 128, 96},
+    // Below: wgmma on sm_90, portable elsewhere. The streaming quantizer and the general one, every tile.
+    {"w4a8-tiny", kW4A8, SVDQ_ACT_NONE, 0, 1, 72, 64, 0},
+    {"w4a8-64", kW4A8, SVDQ_ACT_GELU, 0, 50, 72, 192, 32},
+    {"w4a8-64-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 130, 272, 320, 16},
+    {"w4a8-128", kW4A8, SVDQ_ACT_NONE, 0, 1300, 776, 128, 32},
+    {"w4a8-128-unary", kW4A8, SVDQ_ACT_SILU, 0, 1300, 776, 128, 32},
+    {"w4a8-128-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 784, 128, 32},
+    {"w4a8-160", kW4A8, SVDQ_ACT_NONE, 0, 1300, 1544, 128, 32},
+    {"w4a8-160-unary", kW4A8, SVDQ_ACT_GELU_TANH, 0, 1300, 1544, 128, 32},
+    {"w4a8-160-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 1552, 128, 32},
+    {"w4a8-256", kW4A8, SVDQ_ACT_NONE, 0, 1300, 2056, 128, 32},
+    {"w4a8-256-unary", kW4A8, SVDQ_ACT_GELU, 0, 1300, 2056, 128, 32},
+    {"w4a8-256-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 2064, 128, 32},
+    {"w4a8-192", kW4A8, SVDQ_ACT_NONE, 0, 1300, 3080, 128, 32},
+    {"w4a8-192-unary", kW4A8, SVDQ_ACT_GELU, 0, 1300, 3080, 128, 32},
+    {"w4a8-192-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 3088, 128, 32},
+    {"w4a8-sdxl", kW4A8, SVDQ_ACT_NONE, 0, 260, 136, 1280, 32},
+    {"w4a8-flux", kW4A8, SVDQ_ACT_NONE, 0, 260, 136, 3072, 32},
+    {"w4a8-long", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 12288, 32},
+    {"w4a8-longest", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 15360, 32},
+    {"w4a8-rank64", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 3072, 64},
+    {"w4a8-rank128", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 3072, 128},
+    {"w4a8-rank144", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 1024, 144},
+};
+
+#define CUDA_OK(call) \
+    do { \
+        const cudaError_t e_ = (call); \
+        if (e_ != cudaSuccess) { \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_)); \
+            std::exit(2); \
+        } \
+    } while (0)
+
+uint32_t random_state = 1;
+uint32_t random_word() {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    return random_state ^= random_state << 5;
+}
+
+// 16-bit floats of magnitude 2^exponent .. 2^(exponent + 1), of both signs unless `positive`.
+uint16_t random_float(bool bf16, int exponent, bool positive) {
+    const uint32_t r = random_word() >> 8;
+    const uint32_t sign = positive ? 0 : r & 0x8000u;
+    return static_cast<uint16_t>(bf16 ? sign | static_cast<uint32_t>(127 + exponent) << 7 | (r & 0x7fu)
+                                      : sign | static_cast<uint32_t>(15 + exponent) << 10 | (r & 0x3ffu));
+}
+
+// Device memory of exactly the operand's size, so that memcheck sees the first byte past it.
+struct Buffer {
+    void* p = nullptr;
+    explicit Buffer(size_t bytes) { CUDA_OK(cudaMalloc(&p, bytes ? bytes : 16)); }
+    ~Buffer() { cudaFree(p); }
+    Buffer(const Buffer&) = delete;
+};
+
+template <class T, class Make>
+Buffer* upload(size_t count, Make make) {
+    constexpr size_t kPeriod = 65521;  // a prime: repeats at another place of every row
+    std::vector<T> host(count);
+    for (size_t i = 0; i < count; ++i) host[i] = i < kPeriod ? make() : host[i - kPeriod];
+    Buffer* b = new Buffer(count * sizeof(T));
+    if (count) CUDA_OK(cudaMemcpy(b->p, host.data(), count * sizeof(T), cudaMemcpyHostToDevice));
+    return b;
+}
+
+bool is_finite(uint16_t v, bool bf16) { return bf16 ? (v & 0x7f80) != 0x7f80 : (v & 0x7c00) != 0x7c00; }
+
+// "" or what is wrong.
+std::string run_case(const Case& c, bool bf16) {
+    const size_t m = c.m, n = c.n, k = c.k, r = c.r;
+    const auto floats = [&](size_t count, int exponent, bool positive = false) {
+        return upload<uint16_t>(count, [&] { return random_float(bf16, exponent, positive); });
+    };
+    std::vector<Buffer*> held;
+    const auto hold = [&](Buffer* b) { return held.push_back(b), b->p; };
+    svdq_linear_params p = {};
+    p.format = c.format, p.activation = c.activation, p.dtype = bf16 ? SVDQ_BF16 : SVDQ_F16;
+    p.act_unsigned = c.act_unsigned, p.act_shift = c.act_unsigned ? 0.17f : 0.f;
+    p.m = c.m, p.n = c.n, p.k = c.k, p.r = c.r;
+    p.x = hold(floats(m * k, 0));
+    p.qweight = hold(upload<uint8_t>(n * k / 2, [] {  // codes -7..7; e2m1 has no code to avoid
+        const auto code = [] { return (random_word() % 15u - 7u) & 15u; };
+        return static_cast<uint8_t>(code() | code() << 4);
+    }));
+    const size_t scales = k / 64 * n;
+    if (c.format == kW4A8) p.wscale = hold(upload<uint8_t>(scales, [] { return uint8_t(1 + random_word() % 18); }));
+    else if (c.format == kNvfp4)
+        p.wscale = hold(upload<uint8_t>(4 * scales, [] { return uint8_t(0x28 + random_word() % 16); }));
+    else p.wscale = hold(floats(scales, -6, true));
+    p.act_mul = hold(floats(k, 0, true));
+    p.lora_down = hold(floats(r * k, -6));
+    p.lora_up = hold(floats(n * r, -3));
+    p.bias = hold(floats(n, 0));
+    p.wscale2 = hold(upload<float>(n, [] { return 1e-3f; }));
+    size_t workspace_bytes = 0;
+    if (svdq_workspace_bytes(p.format, p.m, p.n, p.k, p.r, &workspace_bytes) != SVDQ_OK) return "workspace refused";
+    p.workspace_bytes = workspace_bytes;
+
+    const size_t outputs = m * (c.activation == SVDQ_ACT_GEGLU ? n / 2 : n);
+    std::vector<uint16_t> results[2];
+    std::string problem;
+    for (int i = 0; i < 2 && problem.empty(); ++i) {
+        Buffer workspace(workspace_bytes), y(outputs * 2);
+        cudaStream_t stream = nullptr;
+        if (i == 1) CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+        p.workspace = workspace.p, p.y = y.p;
+        const bool portable = std::strncmp(c.name, "portable", 8) == 0;
+        const svdq_status status = portable ? svdq_linear_portable(&p, stream) : svdq_linear(&p, stream);
+        CUDA_OK(cudaDeviceSynchronize());
+        if (status != SVDQ_OK) problem = svdq_status_string(status);
+        results[i].resize(outputs);
+        CUDA_OK(cudaMemcpy(results[i].data(), y.p, outputs * 2, cudaMemcpyDeviceToHost));
+        if (stream != nullptr) CUDA_OK(cudaStreamDestroy(stream));
+    }
+    for (Buffer* b : held) delete b;
+    if (!problem.empty()) return problem;
+    for (const uint16_t v : results[0])
+        if (!is_finite(v, bf16)) return "y is not finite";
+    return results[0] == results[1] ? "" : "the second run differs";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    int run = 0, failed = 0;
+    for (const Case& c : kCases) {
+        bool wanted = argc == 1;
+        for (int i = 1; i < argc; ++i) wanted = wanted || std::strstr(c.name, argv[i]) != nullptr;
+        if (!wanted) continue;
+        for (const bool bf16 : {false, true}) {
+            const std::string problem = run_case(c, bf16);
+            ++run;
+            if (problem.empty()) continue;
+            ++failed;
+            std::printf("%s %s: %s\n", c.name, bf16 ? "bf16" : "f16", problem.c_str());
+        }
+    }
+    std::printf("%d cases, %d failed\n", run, failed);
+    return failed == 0 && run > 0 ? 0 : 1;
+}

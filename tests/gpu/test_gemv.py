@@ -1,0 +1,111 @@
+"""w4a16 for few tokens (plugins/kernels/gemv): every M, every activation, both dtypes, chunks of K, ragged N."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from svdq_harness import OK, Call, Library, Linear, random_linear, sqnr_db, worst
+
+from svdq_trt.spec.formats import Activation
+from svdq_trt.spec.tolerances import KERNEL_ERROR
+
+DTYPES = ("f16", "bf16")
+FEW, MANY = 104, 6168  # either side of the launcher's choice between tiles; neither a multiple of 16
+
+
+def check(lib: Library, linear: Linear) -> None:
+    want, got = linear.reference(), Call(lib, linear).run()
+    db, limit = sqnr_db(want, got), KERNEL_ERROR[linear.dtype]
+    assert db >= limit.db, f"{db:.1f} dB, want {limit.db} ({limit.reason}); {worst(want, got)}"
+
+
+@pytest.mark.parametrize("r", (0, 16, 32, 112))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", range(1, 17))
+def test_gemv_every_number_of_tokens(svdq: Library, m: int, dtype: str, r: int) -> None:
+    check(svdq, random_linear("w4a16", dtype, m, FEW, 320, r))
+    if r in (0, 32):
+        check(svdq, random_linear("w4a16", dtype, m, MANY, 192, r))
+
+
+@pytest.mark.parametrize("activation", list(Activation), ids=lambda a: a.value or "none")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", (1, 3, 8, 9, 16))
+def test_gemv_every_activation(svdq: Library, m: int, dtype: str, activation: Activation) -> None:
+    n = 16 if activation is Activation.GEGLU else 8
+    check(svdq, random_linear("w4a16", dtype, m, FEW // 16 * 16 + n, 192, 32, activation))
+    check(svdq, random_linear("w4a16", dtype, m, MANY // 16 * 16 + n, 64, 16, activation))
+
+
+@pytest.mark.parametrize("k", (64, 128, 192, 1024, 1088, 4160))
+@pytest.mark.parametrize("m", (1, 7, 16))
+def test_gemv_every_length_of_k(svdq: Library, m: int, k: int) -> None:
+    """Fewer groups than warps, an odd number of groups, several chunks of x with a short last one."""
+    check(svdq, random_linear("w4a16", "f16", m, 72, k, 32))
+
+
+@pytest.mark.parametrize("m", (1, 16))
+def test_gemv_many_rows_and_chunks(svdq: Library, m: int) -> None:
+    check(svdq, random_linear("w4a16", "bf16", m, MANY, 1600, 128))
+
+
+def test_gemv_largest_rank(svdq: Library) -> None:
+    check(svdq, random_linear("w4a16", "f16", 11, 72, 64, 1024))
+
+
+@pytest.mark.parametrize("n", (FEW, MANY))
+def test_gemv_repeats_in_one_graph_are_bit_identical(svdq: Library, n: int) -> None:
+    """(b) starts before (a) has ended: a hundred linears back to back, on four operands in turn."""
+    import torch
+
+    linears = [random_linear("w4a16", "bf16", m, n, 256, 64, seed=m) for m in (1, 4, 16, 2)]
+    want = [Call(svdq, linear).run().view(np.int16) for linear in linears]
+    calls, graph = [Call(svdq, linear) for linear in linears], torch.cuda.CUDAGraph()
+    for call in calls:
+        call.params  # noqa: B018 - built outside of the capture
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(25):
+            for call in calls:
+                assert call.launch() == OK
+    for _ in range(4):
+        for call in calls:
+            call.keep["y"].fill_(float("nan"))
+            call.keep["workspace"].fill_(255)
+        graph.replay()
+        for call, expected in zip(calls, want, strict=True):
+            np.testing.assert_array_equal(call.result().view(np.int16), expected)
+
+
+def test_gemv_halves_equal_the_whole(svdq: Library) -> None:
+    linear = random_linear("w4a16", "f16", 5, 200, 256, 32)
+    want, call = Call(svdq, linear).run(), Call(svdq, linear)
+    assert call.launch(entry="svdq_linear_quantize") == OK
+    assert call.launch(entry="svdq_linear_gemm") == OK
+    np.testing.assert_array_equal(call.result(), want)
+
+
+@pytest.mark.parametrize("shift", (0.0, 0.25))
+def test_gemv_equals_the_kernel_for_many_tokens(svdq: Library, shift: float) -> None:
+    """The same row among 40 takes the tiled kernels: both follow one contract."""
+    linear = random_linear("w4a16", "f16", 40, 136, 640, 32)
+    linear.shift = shift
+    many = Call(svdq, linear).run().astype(np.float64)
+    few = Call(svdq, linear.with_x(linear.x[:16])).run().astype(np.float64)
+    assert sqnr_db(many[:16], few) > 70
+
+
+@pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf), ids=str)
+@pytest.mark.parametrize("n", (FEW, MANY))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemv_non_finite_token_is_nan_and_others_are_untouched(svdq: Library, dtype: str, n: int, bad: float) -> None:
+    for m, hit in ((1, [0]), (9, [8]), (16, [0, 5, 15])):
+        linear = random_linear("w4a16", dtype, m, n, 1088, 32)
+        clean = Call(svdq, linear).run()
+        x = linear.x.copy()
+        for i, row in enumerate(hit):
+            x[row, 1000 * (i % 2) + 31] = bad
+        got = Call(svdq, linear.with_x(x)).run()
+        assert np.isnan(got[hit].astype(np.float64)).all()
+        others = np.setdiff1d(np.arange(m), hit)
+        np.testing.assert_array_equal(got[others].view(np.int16), clean[others].view(np.int16))
