@@ -1,0 +1,137 @@
+"""Time w4a16 linears with few tokens against the memory's own speed and against bf16 cuBLAS.
+
+    python benchmarks/bench_gemv.py                       # adaLN linears, M = 1 to 16
+    python benchmarks/bench_gemv.py --only sdxl --out gemv.json
+
+Graphs of calls over more weights than the L2 holds; median, p10, p90 of one call. `copy` is the share of the
+bandwidth of a large copy, measured in the same run, that the bytes of the 4-bit weight (codes and scales) take
+in the time of the whole linear: bias, low-rank branch and launches included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import bench_linear as timing
+import kernel_calls as calls
+import torch
+
+
+@dataclass(frozen=True)
+class Gemv:
+    """A weight [N, K] of a model and the numbers of tokens it meets."""
+
+    name: str
+    n: int
+    k: int
+    tokens: tuple[int, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Codes and 16-bit scales of groups of 64."""
+        return self.n * self.k // 2 + self.n * self.k // 64 * 2
+
+
+BATCHES = (1, 2, 4, 8, 16)
+PROMPTS = (77, 154, 308, 512)  # 77 tokens a prompt, with and without guidance; T5's 512
+GEMVS = (
+    Gemv("flux_adaln", 18432, 3072, BATCHES),
+    Gemv("flux_single_adaln", 9216, 3072, BATCHES),
+    Gemv("flux_time_embed", 3072, 3072, (1, 16)),
+    Gemv("pixart_adaln", 6912, 1152, (1, 2)),
+    Gemv("sdxl_time_embed", 1280, 1280, (2,)),
+    Gemv("sdxl640_cross_kv", 1280, 2048, PROMPTS),
+    Gemv("sdxl1280_cross_kv", 2560, 2048, PROMPTS),
+)
+
+
+def quantized(library: calls.Library, gemv: Gemv, m: int, rank: int) -> list[calls.Linear]:
+    """Random linears: any codes, scales that keep y near 1."""
+    n, k = gemv.n, gemv.k
+    linears = []
+    for _ in range(timing.sets_for(gemv.weight_bytes)):
+        make = {"device": "cuda", "dtype": torch.bfloat16}
+        linears.append(
+            calls.make_linear(
+                library,
+                "w4a16",
+                x=torch.randn(m, k, **make),
+                qweight=torch.randint(-128, 128, (n, k // 2), device="cuda", dtype=torch.int8),
+                wscale=torch.full((k // 64, n), k**-0.5 / 4, **make),
+                act_mul=torch.rand(k, **make) + 0.5,
+                lora_down=torch.randn(rank, k, **make) * k**-0.5,
+                lora_up=torch.randn(n, rank, **make),
+                bias=torch.randn(n, **make),
+                wscale2=torch.ones(n, device="cuda"),
+            )
+        )
+    return linears
+
+
+def cublas(gemv: Gemv, m: int) -> list[Callable[[], None]]:
+    """bf16 x · Wᵀ + bias through torch."""
+    found = []
+    for _ in range(timing.sets_for(2 * gemv.n * gemv.k)):
+        make = {"device": "cuda", "dtype": torch.bfloat16}
+        x, w = torch.randn(m, gemv.k, **make), torch.randn(gemv.n, gemv.k, **make)
+        y, bias = torch.empty(m, gemv.n, **make), torch.randn(gemv.n, **make)
+        found.append(lambda x=x, w=w, y=y, bias=bias: torch.addmm(bias, x, w.t(), out=y))
+    return found
+
+
+def bench(library: calls.Library, gemv: Gemv, m: int, rank: int, seconds: float) -> dict:
+    """All timings of one weight and M."""
+    full, plain = quantized(library, gemv, m, rank), quantized(library, gemv, m, 0)
+    bodies = {
+        "bf16": timing.Body(cublas(gemv, m)),
+        "total": timing.Body([linear.runner() for linear in full]),
+        "a": timing.Body([linear.runner("svdq_linear_quantize") for linear in full]),
+        "b": timing.Body([linear.runner("svdq_linear_gemm") for linear in full]),
+        "rank0": timing.Body([linear.runner() for linear in plain]),
+    }
+    times = timing.time_together(bodies, seconds)
+    return {"gemv": asdict(gemv), "m": m, "us": {name: asdict(t) for name, t in times.items()}}
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", type=Path, default=calls.find_library())
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--only", default="", help="substring of the names")
+    parser.add_argument("--seconds", type=float, default=0.05, help="per timing")
+    parser.add_argument("--out", type=Path, default=None, help="JSON")
+    args = parser.parse_args()
+    if args.library is None:
+        parser.error("no libsvdq.so found: build it, or pass --library")
+    torch.manual_seed(0)
+    library, copy = calls.Library(args.library), timing.copy_bandwidth()
+    print(f"{torch.cuda.get_device_name()}: copy {copy * 1e-12:.2f} TB/s; us, R = {args.rank}")
+    print(f"{'weight':18}{'M':>4}{'bf16':>8}{'total':>8}{'p10':>7}{'p90':>7}{'a':>7}{'b':>7}{'rank0':>8}", end="")
+    print(f"{'copy':>7}{'rank0':>7}{'x bf16':>8}")
+    rows = []
+    for gemv in (g for g in GEMVS if args.only in g.name):
+        for m in gemv.tokens:
+            row = bench(library, gemv, m, args.rank, args.seconds)
+            us = {name: t["median"] for name, t in row["us"].items()}
+            row["share_of_copy"], row["share_of_copy_rank0"] = (
+                gemv.weight_bytes / (us[body] * 1e-6) / copy for body in ("total", "rank0")
+            )
+            total = row["us"]["total"]
+            print(
+                f"{gemv.name:18}{m:4}{us['bf16']:8.1f}{us['total']:8.2f}{total['p10']:7.2f}{total['p90']:7.2f}"
+                f"{us['a']:7.2f}{us['b']:7.2f}{us['rank0']:8.2f}{row['share_of_copy']:7.0%}"
+                f"{row['share_of_copy_rank0']:7.0%}{us['bf16'] / us['total']:8.2f}",
+                flush=True,
+            )
+            rows.append(row)
+    if args.out:
+        args.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "copy": copy, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
