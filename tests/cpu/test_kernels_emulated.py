@@ -155,7 +155,7 @@ def test_many_rows(library: ctypes.CDLL, name: str) -> None:
 def test_gemv(library: ctypes.CDLL, m: int, dtype: str) -> None:
     check(library, random_linear("w4a16", dtype, m, 72, 320, 32))
     check(library, random_linear("w4a16", dtype, m, 48, 1088, 0, Activation.GEGLU))
-    check(library, random_linear("w4a16", dtype, m, 6168, 64, 16, Activation.GELU))
+    check(library, random_linear("w4a16", dtype, m, 5192, 64, 16, Activation.GELU))
 
 
 @pytest.mark.parametrize("k", (64, 1024, 4160))
@@ -166,6 +166,12 @@ def test_gemv_chunks_of_k(library: ctypes.CDLL, m: int, k: int) -> None:
 
 def test_gemv_many_rows_and_chunks(library: ctypes.CDLL) -> None:
     check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, Activation.GEGLU))
+
+
+@pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
+@pytest.mark.parametrize("m", (1, 6))
+def test_gemv_most_rows(library: ctypes.CDLL, m: int, activation: Activation) -> None:
+    check(library, random_linear("w4a16", "bf16", m, 12304, 192, 32, activation))
 
 
 def test_gemv_shift(library: ctypes.CDLL) -> None:

@@ -177,7 +177,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
         for (int h = 0; h < 2; ++h) scale2[tile][h] = __ldg(p.wscale2 + rows.weight_row(2 * tile + h, g));
-    load_up(warp);
+    constexpr bool kEarlyUp = kTiles < 4;  // else registers are short
+    if constexpr (kEarlyUp) load_up(warp);
 
     // ---- K ------------------------------------------------------------------------------------------------
     float acc[kTiles][kNt][4] = {};
@@ -253,6 +254,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
         for (int nt = 0; nt < kNt; ++nt)
 #pragma unroll
             for (int e = 0; e < 4; ++e) acc[tile][nt][e] *= scale2[tile][e / 2];
+    if constexpr (!kEarlyUp) load_up(warp);
     ptx::wait_for_previous();  // t
     for (int r_step = warp; r_step < r_steps; r_step += S::kWarps) {
         uint2 t[kNt];

@@ -28,13 +28,15 @@ cudaError_t launch(const GemvArgs& g, bool overlap, cudaStream_t stream) {
 
 template <class T>
 cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
-    // Few rows: more, smaller CTAs that split K further. Many tokens: larger ones, as each reads all of x.
-    constexpr int kFewRows = 6144;
-    if (g.n <= kFewRows)
-        return g.m <= 8 ? launch<T, Shape<1, 1, 8, 4, 2>>(g, overlap, stream)
-                        : launch<T, Shape<1, 2, 8, 4, 2>>(g, overlap, stream);
-    return g.m <= 8 ? launch<T, Shape<2, 1, 4, 4, 5>>(g, overlap, stream)
-                    : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
+    // Few rows: small CTAs whose many warps split K. Many: large ones, as each makes all of x^ for itself.
+    constexpr int kFewRows = 2560, kSomeRows = 12288;
+    if (g.m <= 8) {
+        if (g.n <= kFewRows) return launch<T, Shape<1, 1, 8, 4, 2>>(g, overlap, stream);
+        return g.n <= kSomeRows ? launch<T, Shape<2, 1, 8, 2, 3>>(g, overlap, stream)
+                                : launch<T, Shape<4, 1, 4, 2, 3>>(g, overlap, stream);
+    }
+    return g.n <= 2 * kFewRows ? launch<T, Shape<1, 2, 8, 4, 2>>(g, overlap, stream)
+                               : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
 }
 
 }  // namespace
