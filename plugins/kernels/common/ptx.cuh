@@ -47,6 +47,13 @@ __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// CTAs per SM to allocate registers for. sm_120 has shared memory for fewer, and its code takes a few registers more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int min_ctas(int wanted) { return wanted > 1 ? wanted - 1 : 1; }
+#else
+constexpr int min_ctas(int wanted) { return wanted; }
+#endif
+
 // ---- hints for the compiler -------------------------------------------------------------------------------
 
 // Hides from the compiler how a value was made, so that it stays in its register: with registers to spare, it

@@ -111,7 +111,7 @@ __device__ __forceinline__ uint32_t prepare_x(const GemvArgs& p, uint8_t* to, in
 }
 
 template <class T, class S, bool kPaired>
-__global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const GemvArgs p) {
+__global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_kernel(const GemvArgs p) {
     SVDQ_DYNAMIC_SHARED(smem);
     __shared__ uint32_t bad_tokens[S::kWarps];
     constexpr int kTiles = S::kTiles, kNt = S::kNt, kRows = S::kRows;
@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
         for (int h = 0; h < 2; ++h) scale2[tile][h] = __ldg(p.wscale2 + rows.weight_row(2 * tile + h, g));
-    constexpr bool kEarlyUp = kTiles < 4;  // else registers are short
+    constexpr bool kEarlyUp = kTiles == 1 || kTiles * S::kWarps == 8;  // else registers are short
     if constexpr (kEarlyUp) load_up(warp);
 
     // ---- K ------------------------------------------------------------------------------------------------
@@ -254,9 +254,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
         for (int nt = 0; nt < kNt; ++nt)
 #pragma unroll
             for (int e = 0; e < 4; ++e) acc[tile][nt][e] *= scale2[tile][e / 2];
-    if constexpr (!kEarlyUp) load_up(warp);
     ptx::wait_for_previous();  // t
     for (int r_step = warp; r_step < r_steps; r_step += S::kWarps) {
+        if constexpr (!kEarlyUp) load_up(r_step);
         uint2 t[kNt];
 #pragma unroll
         for (int nt = 0; nt < kNt; ++nt)  // not through the read-only cache: (a) may have run beside this kernel
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
 #pragma unroll
             for (int nt = 0; nt < kNt; ++nt) ptx::mma_16bit(T(), acc[tile][nt], a, t[nt].x, t[nt].y);
         }
-        load_up(r_step + S::kWarps);
+        if constexpr (kEarlyUp) load_up(r_step + S::kWarps);
     }
 
     // ---- the warps' sums, then y ----------------------------------------------------------------------------

@@ -57,7 +57,8 @@ __device__ __forceinline__ void load_rows(uint32_t dst, const uint8_t* src, int6
 }
 
 template <class F, class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 1) gemm_kernel(const GemmArgs p) {
+__global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? F::kMinCtas : 1))
+    gemm_kernel(const GemmArgs p) {
     SVDQ_DYNAMIC_SHARED(smem);
     using S = Stage<F, Tile>;
     constexpr int kMt = Tile::kMt, kNt = Tile::kNt;
@@ -226,7 +227,7 @@ cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
     g.m_pad = args.ws.m_pad;
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
     g.activation = p.activation;
-    constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight through L2 faster than a large one
+    constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight faster than a larger one
     if (p.m <= kFewTokens) return launch_gemm_tile<F, T, SmallTile>(g, stream);
     int sms = 0;
     const cudaError_t e = multiprocessors(&sms);
