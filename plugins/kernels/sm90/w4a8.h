@@ -22,7 +22,7 @@ cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream);
 
 // The same with the tile given, for tuning.
 struct QuantizeSplit {
-    int tokens;      // rows per tile; streaming: 16 or 32, else 32 or 64
+    int tokens;      // rows per tile; streaming: 16, else 32 or 64
     int ctas;        // CTAs that share a row, up to 16
     bool streaming;  // persistent clusters, or one tile per cluster (takes every shape)
 };
