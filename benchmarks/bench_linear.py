@@ -1,11 +1,14 @@
 """Time the quantized linear against bf16 cuBLAS and fp8 cuBLASLt, same run, same GPU.
 
     python benchmarks/bench_linear.py --format w4a8 --rank 32 --out linear.json
+    python benchmarks/bench_linear.py --only flux_out --m 1 16 256 1024 16384   # a range of tokens
 
 Each timed body is a CUDA graph of calls that walk through several sets of inputs, weights and
-outputs, together larger than the L2, so nothing is warm that would not be in a model. Reported:
-median, p10 and p90 of a call over the replays. The rivals get their input in their own dtype for
-free and have no bias; ours starts from 16-bit x and includes bias and rank R.
+outputs, together larger than the L2, so nothing is warm that would not be in a model. With
+--cold-l2 every call stands alone instead, behind a kernel that has just written over the L2: that
+adds the latency of a launch to all of them. Reported: median, p10 and p90 of a call. The rivals get
+their input in their own dtype for free and have no bias; ours starts from 16-bit x and includes bias
+and rank R. NF4 (bitsandbytes) is measured where it can be imported.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,6 +38,40 @@ class Timing:
     median: float
     p10: float
     p90: float
+
+    @classmethod
+    def of(cls, times: list[float]) -> Timing:
+        """Summarize."""
+        us = sorted(times)
+        return cls(statistics.median(us), us[len(us) // 10], us[-1 - len(us) // 10])
+
+
+class ColdBody:
+    """Calls one at a time, each behind a kernel that writes over the L2; microseconds of each."""
+
+    def __init__(self, calls: list[Callable[[], None]]) -> None:
+        """Run one call; keep all."""
+        self.calls, self.us = calls, list[float]()
+        self.flood = torch.empty(2**28, device="cuda", dtype=torch.uint8)
+        calls[0]()
+        torch.cuda.synchronize()
+
+    def run(self, seconds: float) -> None:
+        """About `seconds` of the machine's time; the flood hides the host's."""
+        marks = []
+        for i in range(max(8, int(seconds / 300e-6))):
+            self.flood.fill_(i & 1)
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            self.calls[i % len(self.calls)]()
+            end.record()
+            marks.append((begin, end))
+        torch.cuda.synchronize()
+        self.us += [a.elapsed_time(b) * 1e3 for a, b in marks]
+
+    def timing(self) -> Timing:
+        """Over everything run() has recorded."""
+        return Timing.of(self.us)
 
 
 class Body:
@@ -70,11 +107,10 @@ class Body:
 
     def timing(self) -> Timing:
         """Over everything run() has recorded."""
-        us = sorted(self.us)
-        return Timing(statistics.median(us), us[len(us) // 10], us[-1 - len(us) // 10])
+        return Timing.of(self.us)
 
 
-def time_together(bodies: dict[str, Body], seconds: float, rounds: int = 3) -> dict[str, Timing]:
+def time_together(bodies: Mapping[str, Body | ColdBody], seconds: float, rounds: int = 3) -> dict[str, Timing]:
     """Time all bodies in turn, several rounds: clocks drift with the heat; no one comes first."""
     for _ in range(rounds):
         for body in bodies.values():
@@ -82,19 +118,12 @@ def time_together(bodies: dict[str, Body], seconds: float, rounds: int = 3) -> d
     return {name: body.timing() for name, body in bodies.items()}
 
 
-def time_calls(calls: list[Callable[[], None]], seconds: float) -> Timing:
-    """Time one body alone."""
-    return time_together({"": Body(calls)}, seconds, rounds=1)[""]
-
-
 def sets_for(bytes_per_set: float) -> int:
     """How many sets of operands exceed the L2 together."""
     return max(2, min(MAX_SETS, math.ceil(BYTES_TO_ROTATE / bytes_per_set)))
 
 
-def ours(
-    library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str
-) -> list[calls.Linear]:
+def ours(library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str) -> list[calls.Linear]:
     """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing."""
     m, k, n = shape.m, shape.k, shape.n
     bytes_per_set = m * k * 2 + n * k / 2 + m * n * 2 + m * k
@@ -155,15 +184,31 @@ def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
     return calls
 
 
+def bitsandbytes_nf4(shape: shapes.Shape) -> list[Callable[[], None]]:
+    """NF4 weights, bf16 input, through bitsandbytes; empty where it is not installed."""
+    try:
+        import bitsandbytes as bnb
+    except ImportError:
+        return []
+    m, k, n = shape.m, shape.k, shape.n
+    calls = []
+    for _ in range(sets_for(2 * (m * k + m * n) + n * k / 2)):
+        x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
+        w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
+        packed, state = bnb.functional.quantize_4bit(w, quant_type="nf4")
+        calls.append(lambda x=x, packed=packed, state=state: bnb.matmul_4bit(x, packed.t(), quant_state=state))
+    return calls
+
+
 def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a large copy; not in a graph, where it is slower."""
+    """Bytes per second, read and written, of a large copy by a kernel (a graph's memcpy node is slower)."""
     a = torch.ones(2**30, device="cuda", dtype=torch.float32)
     b = torch.empty_like(a)
     seconds = []
     for _ in range(12):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
-        b.copy_(a)
+        torch.neg(a, out=b)
         end.record()
         end.synchronize()
         seconds.append(begin.elapsed_time(end) * 1e-3)
@@ -176,15 +221,17 @@ def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace,
     plain = ours(library, shape, 0, dtype, args.format)
     for linear in linears:
         linear.run()  # so that (b) alone reads real codes
-    bodies = {
-        "bf16": Body(cublas_bf16(shape)),
-        "fp8": Body(cublas_fp8(shape)),
-        "a": Body([linear.runner("svdq_linear_quantize") for linear in linears]),
-        "b": Body([linear.runner("svdq_linear_gemm") for linear in linears]),
-        "total": Body([linear.runner() for linear in linears]),
-        "rank0": Body([linear.runner() for linear in plain]),
+    calls = {
+        "bf16": cublas_bf16(shape),
+        "fp8": cublas_fp8(shape) if shape.m % 16 == 0 else [],
+        "nf4": bitsandbytes_nf4(shape),
+        "a": [linear.runner("svdq_linear_quantize") for linear in linears],
+        "b": [linear.runner("svdq_linear_gemm") for linear in linears],
+        "total": [linear.runner() for linear in linears],
+        "rank0": [linear.runner() for linear in plain],
     }
-    times = time_together(bodies, args.seconds)
+    kind = ColdBody if args.cold_l2 else Body
+    times = time_together({name: kind(c) for name, c in calls.items() if c}, args.seconds)
     return {"shape": asdict(shape), "us": {k: asdict(t) for k, t in times.items()}}
 
 
@@ -195,22 +242,28 @@ def geomean(values: list[float]) -> float:
 
 def report(rows: list[dict], copy: float) -> str:
     """Format the table; sets each row's ratio."""
-    head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'a':>7}{'b':>8}{'total':>8}{'rank0':>8}"
+    head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'nf4':>8}{'a':>7}{'b':>8}{'total':>8}{'rank0':>8}"
     lines = [head + f"{'x bf16':>8}{'b:fp8':>7}{'rank':>7}{'a:copy':>8}{'TOPS':>7}"]
     for row in rows:
         s, us = row["shape"], {k: v["median"] for k, v in row["us"].items()}
         share = 3 * s["m"] * s["k"] / (us["a"] * 1e-6) / copy
         tops = 2e-6 * s["m"] * s["k"] * s["n"] / us["b"]
         row["ratio"] = us["bf16"] / us["total"]
+        fp8, nan = us.get("fp8", math.nan), math.nan
         lines.append(
-            f"{s['name']:16}{us['bf16']:8.1f}{us['fp8']:8.1f}{us['a']:7.1f}{us['b']:8.1f}{us['total']:8.1f}"
-            f"{us['rank0']:8.1f}{row['ratio']:8.2f}{us['fp8'] / us['b']:7.2f}"
+            f"{s['name']:16}{us['bf16']:8.1f}{fp8:8.1f}{us.get('nf4', nan):8.1f}{us['a']:7.1f}{us['b']:8.1f}"
+            f"{us['total']:8.1f}{us['rank0']:8.1f}{row['ratio']:8.2f}{fp8 / us['b']:7.2f}"
             f"{us['total'] / us['rank0'] - 1:7.1%}{share:8.0%}{tops:7.0f}"
         )
-    for label, models in (("FLUX.1", {"FLUX.1"}), ("SDXL + PixArt", {"SDXL", "PixArt"})):
-        ratios = [r["ratio"] for r in rows if r["shape"]["model"] in models]
-        if ratios:
-            lines.append(f"{label}: geomean {geomean(ratios):.3f}x bf16, worst {min(ratios):.2f}x")
+    for label, models in (("FLUX.1", {"FLUX.1"}), ("SDXL + PixArt", {"SDXL", "PixArt"}), ("SANA", {"SANA"})):
+        chosen = [r for r in rows if r["shape"]["model"] in models]
+        if chosen:
+            ratios = [r["ratio"] for r in chosen]
+            line = f"{label}: geomean {geomean(ratios):.3f}x bf16, worst {min(ratios):.2f}x"
+            if all("fp8" in r["us"] for r in chosen):
+                behind = [r["us"]["fp8"]["median"] / r["us"]["b"]["median"] for r in chosen]
+                line += f"; (b) alone {geomean(behind):.2f}x fp8, worst {min(behind):.2f}x"
+            lines.append(line)
     return "\n".join(lines)
 
 
@@ -224,15 +277,15 @@ def plot(rows: list[dict], path: Path) -> None:
     except ImportError:
         print("no matplotlib: no plot", file=sys.stderr)
         return
-    names = [r["shape"]["name"] for r in rows]
+    names = [f"{r['shape']['name']}\nM={r['shape']['m']}" for r in rows]
     fig, ax = plt.subplots(figsize=(10, 4))
     ax.bar(names, [r["ratio"] for r in rows], label="w4a8, all included")
-    fp8 = [r["us"]["bf16"]["median"] / r["us"]["fp8"]["median"] for r in rows]
+    fp8 = [r["us"]["bf16"]["median"] / r["us"].get("fp8", {"median": math.nan})["median"] for r in rows]
     ax.plot(names, fp8, "k_", ms=18, label="fp8 cuBLASLt, input already fp8")
     ax.axhline(1, color="gray", lw=1)
     ax.set_ylabel("speed-up over bf16 cuBLAS")
     ax.tick_params(axis="x", rotation=60)
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     fig.tight_layout()
     fig.savefig(path, dpi=120)
 
@@ -245,6 +298,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
     parser.add_argument("--only", default="", help="substring of the shapes' names")
+    parser.add_argument("--m", type=int, nargs="+", default=[], help="tokens, instead of each shape's own")
+    parser.add_argument("--cold-l2", action="store_true", help="each call alone, its operands not in the L2")
     parser.add_argument("--seconds", type=float, default=0.15, help="per timing")
     parser.add_argument("--out", type=Path, default=None, help="JSON; a PNG is put beside it")
     args = parser.parse_args()
@@ -257,15 +312,17 @@ def main() -> None:
     rows = []
     for shape in shapes.ALL:
         if args.only in shape.name:
-            rows.append(bench(library, shape, args, dtype))
-            torch.cuda.empty_cache()
+            for m in args.m or [shape.m]:
+                rows.append(bench(library, replace(shape, m=m), args, dtype))
+                torch.cuda.empty_cache()
     table = report(rows, copy)
     gpu = torch.cuda.get_device_name()
     print(f"{gpu}, copy {copy / 1e12:.2f} TB/s, R = {args.rank}, {args.dtype}, us per call")
     print(table)
     if args.out:
         machine = {"gpu": gpu, "torch": torch.__version__, "copy_bytes_per_s": copy}
-        args.out.write_text(json.dumps({"machine": machine, "format": args.format, "rows": rows}, indent=1))
+        settings = {"format": args.format, "rank": args.rank, "dtype": args.dtype, "cold_l2": args.cold_l2}
+        args.out.write_text(json.dumps({"machine": machine, **settings, "rows": rows}, indent=1))
         plot(rows, args.out.with_suffix(".png"))
 
 

@@ -32,17 +32,27 @@ FLUX = (
 )
 #: SDXL at 1024², batch 2: 4096 tokens at 640 channels, 1024 at 1280.
 SDXL = (
-    Shape("SDXL", "sdxl640_q", 8192, 640, 640),
+    Shape("SDXL", "sdxl640_qkv", 8192, 640, 1920),
+    Shape("SDXL", "sdxl640_out", 8192, 640, 640),
     Shape("SDXL", "sdxl640_ff1", 8192, 640, 5120),
     Shape("SDXL", "sdxl640_ff2", 8192, 2560, 640),
-    Shape("SDXL", "sdxl1280_q", 2048, 1280, 1280),
+    Shape("SDXL", "sdxl1280_qkv", 2048, 1280, 3840),
+    Shape("SDXL", "sdxl1280_out", 2048, 1280, 1280),
     Shape("SDXL", "sdxl1280_ff1", 2048, 1280, 10240),
     Shape("SDXL", "sdxl1280_ff2", 2048, 5120, 1280),
 )
 #: PixArt-Sigma at 1024², batch 2.
 PIXART = (
     Shape("PixArt", "pixart_qkv", 8192, 1152, 3456),
+    Shape("PixArt", "pixart_out", 8192, 1152, 1152),
     Shape("PixArt", "pixart_ff1", 8192, 1152, 4608),
     Shape("PixArt", "pixart_ff2", 8192, 4608, 1152),
 )
-ALL = FLUX + SDXL + PIXART
+#: SANA 1.6B at 1024², batch 2: 1024 tokens; the gated feed-forward's pointwise convolutions as linears.
+SANA = (
+    Shape("SANA", "sana_qkv", 2048, 2240, 6720),
+    Shape("SANA", "sana_out", 2048, 2240, 2240),
+    Shape("SANA", "sana_ff1", 2048, 2240, 11200),
+    Shape("SANA", "sana_ff2", 2048, 5632, 2240),  # 5600 padded to a multiple of 64
+)
+ALL = FLUX + SDXL + PIXART + SANA

@@ -107,7 +107,7 @@ def main() -> int:
     sources = sorted(f for folder in ("sm80", "gemv") for f in KERNELS.glob(f"{folder}/*.cu") if args.file in f.name)
     jobs = [(source, arch) for source in sources for arch in archs]
     with ThreadPoolExecutor(args.jobs) as pool:
-        batches = list(pool.map(lambda job: compile_one(*job, args.sass), jobs))
+        batches = list(pool.map(lambda job: compile_one(job[0], job[1], args.sass), jobs))
     kernels = [k for batch in batches for k in batch]
     if args.markdown:
         cells = {(k.name, k.arch): f"{k.registers}" + (f", {k.per_mma:.1f}" if k.per_mma else "") for k in kernels}

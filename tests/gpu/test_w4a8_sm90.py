@@ -113,6 +113,9 @@ def assert_close(got: np.ndarray, want: np.ndarray, limit_db: float) -> None:
         (40, 256, 15360, 96),
         (33, 128, 16448, 272),
         (2048, 1280, 1280, 32),
+        (1201, 72, 2560, 32),  # kernel (a): several tiles per cluster, the last one ragged
+        (77, 136, 5632, 16),  # a ring of two stages
+        (45, 72, 4608, 48),
     ],
 )
 def test_linear_matches_reference(library, m, n, k, r, dtype):

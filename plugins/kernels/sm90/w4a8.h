@@ -22,8 +22,8 @@ cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream);
 
 // The same with the tile given, for tuning.
 struct QuantizeSplit {
-    int tokens;      // rows per tile; streaming: 16 or 32, else 32 or 64
-    int ctas;        // CTAs that share a row; streaming: 1, 2, 4, 8 or 16, else up to 16
+    int tokens;      // rows per tile; streaming: 16, else 32 or 64
+    int ctas;        // CTAs that share a row, up to 16
     bool streaming;  // persistent clusters, or one tile per cluster (takes every shape)
 };
 cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s);

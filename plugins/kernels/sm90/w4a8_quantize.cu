@@ -16,23 +16,22 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int split(int blocks, int ctas) { return ceil_div(blocks, ctas); }
 
 // Ring stages that fit beside the rest; 0 where fewer than two do.
-int stages_that_fit(int tokens, int ctas, int blocks, int r) {
-    if (blocks > (tokens == 32 ? kMaxBlocksPerCta<32> : kMaxBlocksPerCta<16>)) return 0;
+int stages_that_fit(int ctas, int blocks, int r) {
+    if (blocks > kMaxBlocksPerCta || !tokens_for_all(ctas)) return 0;
     for (int s = kMaxStages; s >= 2; --s) {
-        if (QuantizeSmem(tokens, ctas, blocks, s, r).bytes <= kSmem) return s;
+        if (QuantizeSmem(ctas, blocks, s, r).bytes <= kSmem) return s;
     }
     return 0;
 }
 
-// The fewest CTAs per cluster that leave three stages; else any that fits; else the kernel for every shape.
+// The fewest CTAs per cluster whose ring has two stages, three where a high rank makes the work on a stage longer;
+// else any that fits; else the kernel for every shape. Measured by benchmarks/micro/w4a8_quantize_splits.cu.
 QuantizeSplit choose(int k, int r) {
     const int all = blocks_of(k);
     if (all <= 16) return {32, ceil_div(all, 9), false};  // short rows: two CTAs per SM beat a pipeline
-    for (const int want : {3, 2}) {
+    for (const int want : {r > kRanksPerPass ? 3 : 2, 2}) {
         for (const int ctas : {1, 2, 4, 8, 16}) {
-            for (const int tokens : {32, 16}) {
-                if (stages_that_fit(tokens, ctas, split(all, ctas), r) >= want) return {tokens, ctas, true};
-            }
+            if (stages_that_fit(ctas, split(all, ctas), r) >= want) return {kStreamTokens, ctas, true};
         }
     }
     return {32, all <= 96 ? ceil_div(all, 12) : ceil_div(all, 16), false};
@@ -76,11 +75,11 @@ cudaError_t encode_operands(CUtensorMap* x, CUtensorMap* lora_down, const svdq_l
     return e;
 }
 
-cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, int tokens, int ctas) {
+cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, int ctas) {
     const W4A8Workspace ws(p.m, p.k, p.r);
     auto* base = static_cast<uint8_t*>(p.workspace);
     QuantizeArgs a = {};
-    if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, tokens)) return e;
+    if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, kStreamTokens)) return e;
     a.act_mul = static_cast<const uint16_t*>(p.act_mul);
     a.x_q = base + ws.x_q;
     a.x_scale = reinterpret_cast<float*>(base + ws.x_scale);
@@ -88,17 +87,13 @@ cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, i
     a.m = p.m, a.k = p.k, a.r = p.r;
     a.ctas = ctas;
     a.blocks_per_cta = split(blocks_of(p.k), ctas);
-    a.stages = stages_that_fit(tokens, ctas, a.blocks_per_cta, p.r);
+    a.stages = stages_that_fit(ctas, a.blocks_per_cta, p.r);
     if (a.stages == 0) return cudaErrorInvalidConfiguration;
-    const auto pick = [&]() -> void (*)(QuantizeArgs) {
-        if (p.dtype == SVDQ_F16)
-            return tokens == 32 ? quantize_w4a8_kernel<__half, 32> : quantize_w4a8_kernel<__half, 16>;
-        return tokens == 32 ? quantize_w4a8_kernel<__nv_bfloat16, 32>
-                            : quantize_w4a8_kernel<__nv_bfloat16, 16>;
-    };
-    const int smem = QuantizeSmem(tokens, ctas, a.blocks_per_cta, a.stages, p.r).bytes;
-    const dim3 tiles(0, unsigned((p.m + tokens - 1) / tokens));
-    return launch(pick(), a, unsigned(ctas), tiles, kQuantizeThreads, smem, stream);
+    const int smem = QuantizeSmem(ctas, a.blocks_per_cta, a.stages, p.r).bytes;
+    const dim3 tiles(0, unsigned(ceil_div(p.m, kStreamTokens)));
+    const auto kernel =
+        p.dtype == SVDQ_F16 ? quantize_w4a8_kernel<__half> : quantize_w4a8_kernel<__nv_bfloat16>;
+    return launch(kernel, a, unsigned(ctas), tiles, kQuantizeThreads, smem, stream);
 }
 
 cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int tokens, int wanted_ctas) {
@@ -136,7 +131,7 @@ bool can_run_w4a8(const svdq_linear_params& p) {
 
 cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s) {
     if (p.m == 0) return cudaSuccess;
-    return s.streaming ? launch_streaming(p, stream, s.tokens, s.ctas)
+    return s.streaming ? launch_streaming(p, stream, s.ctas)
                        : launch_any(p, stream, s.tokens, s.ctas);
 }
 

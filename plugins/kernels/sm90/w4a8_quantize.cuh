@@ -1,31 +1,32 @@
 // quantize_w4a8 (sm_90a): kernel (a), x -> x_q, x_scale (int8 per token) and t = x . lora_down^T; x is read
 // once
 //
-// Persistent clusters of C = 1, 2, 4, 8 or 16 CTAs split K: CTA c owns 128-blocks c*B .. c*B+B-1 of every
-// row, keeps its part of lora_down in shared memory for good, and streams tiles of kTokens rows through a
-// ring.
+// Persistent clusters of C = 1..16 CTAs split K: CTA c owns 128-blocks c*B .. c*B+B-1 of every row, keeps its part of
+// lora_down in shared memory for good, and streams tiles of 16 rows through a ring. A stage is free again after
+// pass 1.
 //
 //               K ->   CTA 0          CTA 1          ...    CTA C-1
 //             +--------------+--------------+--     --+--------------+
-//   kTokens   |   B x 128    |   B x 128    |         |   the rest   |   tile i      pass 2: codes
+//   16 rows   |   B x 128    |   B x 128    |         |   the rest   |   tile i      pass 2: codes
 //             +--------------+--------------+--     --+--------------+
-//   kTokens   |              |              |         |              |   tile i+1    pass 1: absmax, t
+//   16 rows   |              |              |         |              |   tile i+1    pass 1: absmax, t
 //             +--------------+--------------+--     --+--------------+
 //             |              |              |         |              |   tile i+2 .. being loaded
 //
-//   warps 0..15   pass 1 of tile i+1: smooth, absmax of the CTA's columns, st.async of the row maxima to all
-//                 CTAs; pass 2 of tile i: the row maxima of all CTAs -> scale, codes.
-//   warps 16..19  partial t = x . lora_down^T (mma.sync, 32 ranks at a time; each warp has 32 columns of every
-//                 block), summed over the four, st.async of each token's ranks to the CTA that owns it; one
-//                 tile later that CTA sums the C parts in order.
-//   warp 20       loads.
+//   warps 0..11   pass 1 of tile i+1: smooth, absmax of the CTA's columns, st.async of the row maxima to all
+//                 CTAs; x^ stays in registers; pass 2 of tile i: the row maxima of all CTAs -> scale, codes.
+//   warps 12..15  partial t = x . lora_down^T (mma.sync, 32 ranks at a time; each warp has 32 columns of every
+//                 block), summed over the four, st.async of each token's ranks to the CTA that owns it
+//   warp 16       loads
+//   warps 17..19  sum the C parts of the CTA's tokens, in order
 //   No CTA waits for the exchange of the tile it has just read. The buffers of the exchange are 4 deep and
-//   need no credits: a CTA sends for tile i only after it has received tile i-2 from every peer, which a peer
-//   sends after it has used up tile i-4. (Order in a peer: send i-2 follows use of i-4.)
+//   need no credits: a CTA sends for tile i only after it has received and used tile i-2 from every peer, which a
+//   peer sends after it has used up tile i-4.
 //
 // Tasks of warps, numerics of the codes: w4a8_quantize_common.cuh.
-// Tried and dropped: t by wgmma (m64 is twice R = 32, its chain of 8 per block longer than both passes);
-// x in registers straight from global memory, many small CTAs (20 us at R = 0 where this takes 15); 24 warps with act_mul in shared memory (12 % slower on an H200).
+// Tried and dropped (H200): x straight from global memory into registers in many small CTAs (20 us at K = 3072 and
+// R = 0 where this takes 15); TMA prefetches into the L2 ahead of the ring (three times slower); more
+// warps; tiles of 32 rows (half as many blocks per CTA).
 // t: fp32, a warp's columns, then the four warps of a CTA, then CTAs, always in the same order; rounded once.
 #pragma once
 
@@ -47,41 +48,48 @@ struct QuantizeArgs {
 
 constexpr int kQuantizeWarps = 12;  // that smooth and quantize
 constexpr int kQuantizeThreads = (kQuantizeWarps + 4 + 4) * 32;
-constexpr int kQuantizeRegs = 120, kPartsRegs = 88, kLoadRegs = 24;  // the CTA starts with 640 * 96
+constexpr int kQuantizeRegs = 112, kPartsRegs = 88, kLoadRegs = 56;  // the CTA starts with 640 * 96
+constexpr int kSumWarps = 3;
 constexpr int kExchangeDepth = 4;
 constexpr int kRanksPerPass = 32;
 constexpr uint32_t kPartsBarrier = 8, kActMulBarrier = 9;
-constexpr int kMaxTasks = 2;  // blocks of a row group that one warp may own
-template <int kTokens>
-inline constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kTokens);
+constexpr int kStreamTokens = 16;  // rows of a tile
+constexpr int kMaxTasks = 2;       // blocks of a row group that one warp may own
+constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kStreamTokens);
+
+// Tokens of a tile whose t a CTA sums; the last CTA may have fewer.
+__host__ __device__ constexpr int token_share(int ctas) { return (kStreamTokens + ctas - 1) / ctas; }
+
+// Every CTA has to sum some tokens' t: what it receives paces what it sends.
+constexpr bool tokens_for_all(int ctas) { return (ctas - 1) * token_share(ctas) < kStreamTokens; }
 
 // x ring | lora_down [chunk of 64 ranks][B][2 halves] | t parts [depth][C][share of tokens][R] f32 | maxima
-// [depth][C][kTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][kTokens/16][lane] 4 f32 |
+// [depth][C][16] | maxima of the warps [2][12][8] | parts of the t warps [4][3][lane] 4 f32 |
 // act_mul [B][128] | barriers. A pass always reads 32 rows of lora_down; rows beyond R are what follows in shared
 // memory and end in accumulators nobody reads.
 struct QuantizeSmem {
-    int stage, lora_box, lora, share, t, t_slot, maxima, warp_maxima, scratch, act_mul, barriers, bytes;
+    int stage, lora_box, lora, t, t_slot, maxima, warp_maxima, scratch, act_mul, barriers, bytes;
 
-    __host__ __device__ QuantizeSmem(int tokens, int ctas, int blocks, int stages, int r) {
+    __host__ __device__ QuantizeSmem(int ctas, int blocks, int stages, int r) {
         const int chunks = (r + 63) / 64;
-        stage = blocks * 2 * tokens * 128;
+        stage = blocks * 2 * kStreamTokens * 128;
         lora_box = (r < 64 ? r : 64) * 128;
         lora = stages * stage;
-        share = (tokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTAs may have none
         t = lora + chunks * blocks * 2 * lora_box;
-        t_slot = ctas * share * r * 4;
+        t_slot = ctas * token_share(ctas) * r * 4;
         maxima = t + kExchangeDepth * t_slot;
-        warp_maxima = maxima + kExchangeDepth * ctas * tokens * 4;
+        warp_maxima = maxima + kExchangeDepth * ctas * kStreamTokens * 4;
         scratch = warp_maxima + 2 * kQuantizeWarps * 8 * 4;
-        act_mul = scratch + (r > 0 ? 12 * tokens / 16 * 512 : 0);
+        act_mul = scratch + (r > 0 ? 12 * kStreamTokens / 16 * 512 : 0);
         barriers = act_mul + blocks * 256;
-        bytes = barriers + 8 * (2 * stages + 2 * kExchangeDepth + 1) + 1024;  // alignment
+        bytes = barriers + 8 * (2 * stages + 3 * kExchangeDepth + 1) + 1024;  // alignment
     }
 };
 
-template <typename T, int kTokens>
+template <typename T>
 __global__ void __launch_bounds__(kQuantizeThreads, 1)
     quantize_w4a8_kernel(const __grid_constant__ QuantizeArgs p) {
+    constexpr int kTokens = kStreamTokens;
     constexpr int kRowGroups = kTokens / 8;
     constexpr int kSplit =
         kQuantizeWarps / kRowGroups;     // warps that share a row group, dealing its blocks out
@@ -89,14 +97,15 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     constexpr int kRowTiles = kTokens / 16;
 
     extern __shared__ uint8_t smem_raw[];
-    const QuantizeSmem layout(kTokens, p.ctas, p.blocks_per_cta, p.stages, p.r);
+    const QuantizeSmem layout(p.ctas, p.blocks_per_cta, p.stages, p.r);
     const uint32_t x_sm = (smem_u32(smem_raw) + 1023u) & ~1023u;
     const uint32_t lora_sm = x_sm + uint32_t(layout.lora);
     const uint32_t full = x_sm + uint32_t(layout.barriers);
     const uint32_t empty = full + 8 * uint32_t(p.stages);
     const uint32_t max_bar = empty + 8 * uint32_t(p.stages);
     const uint32_t t_bar = max_bar + 8 * kExchangeDepth;
-    const uint32_t lora_bar = t_bar + 8 * kExchangeDepth;
+    const uint32_t summed_bar = t_bar + 8 * kExchangeDepth;
+    const uint32_t lora_bar = summed_bar + 8 * kExchangeDepth;
 
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     const int ctas = p.ctas, cta = int(blockIdx.x) % ctas;
@@ -115,6 +124,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
         for (int d = 0; d < kExchangeDepth; ++d) {
             mbar_init(max_bar + 8 * d, 1);
             mbar_init(t_bar + 8 * d, 1);
+            mbar_init(summed_bar + 8 * d, kSumWarps);
         }
         mbar_init(lora_bar, 1);
         fence_mbar_init();
@@ -131,8 +141,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     if (warp >= kQuantizeWarps + 4) {  // ---- loads ----
         warpgroup_reg_dealloc<kLoadRegs>();
         if (warp == kQuantizeWarps + 4 && lane == 0) {
-            wait_prerequisites();
-            launch_dependents();
             if (p.r > 0) {
                 mbar_arrive_expect_tx(lora_bar, uint32_t(chunks * blocks * 2 * layout.lora_box));
                 uint32_t dst = lora_sm;
@@ -143,6 +151,8 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                     }
                 }
             }
+            wait_prerequisites();
+            launch_dependents();
             for (int tile = first_tile; tile < tiles; tile += tile_step, advance()) {
                 mbar_wait(empty + 8 * stage, phase ^ 1);
                 mbar_arrive_expect_tx(full + 8 * stage, uint32_t(blocks * 2 * kBox));
@@ -152,24 +162,21 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                                 full + 8 * stage);
                 }
             }
-        }
-    } else if (warp >= kQuantizeWarps) {  // ---- t ----
-        warpgroup_reg_dealloc<kPartsRegs>();
-        wait_prerequisites();  // t may still be read by the kernel before
-        if (p.r > 0) {
-            const int w = warp - kQuantizeWarps, g = lane / 4, j = lane % 4;
-            const int thread = w * 32 + lane;
-            const int share = layout.share, mine = max(0, min(share, kTokens - cta * share));  // tokens summed here
-            const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
-            const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
-            const auto sum_parts = [&](int i, int tile) {  // tile number i of this CTA
+        } else if (warp > kQuantizeWarps + 4 && p.r > 0) {  // ---- sums of t ----
+            wait_prerequisites();                           // t may still be read by the kernel before
+            const int thread = int(threadIdx.x) - (kQuantizeWarps + 5) * 32;
+            const int share = token_share(ctas), mine = max(0, min(share, kTokens - cta * share));  // tokens summed here
+            const uint32_t t_sm = x_sm + uint32_t(layout.t);
+            const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
+            int i = 0;
+            for (int tile = first_tile; tile < tiles; tile += tile_step, ++i) {
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
+                if (thread == 0) mbar_arrive_expect_tx(t_bar + 8 * d, uint32_t(ctas * mine * p.r * 4));
                 mbar_wait(t_bar + 8 * d, (uint32_t(i) / kExchangeDepth) & 1);
-                const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
-                for (uint32_t e = uint32_t(thread); e < uint32_t(mine) * pairs; e += 128) {
+                for (uint32_t e = uint32_t(thread); e < uint32_t(mine) * pairs; e += 32 * kSumWarps) {
                     const uint32_t token = e / pairs, rank = 2 * (e - token * pairs);
                     const int row = tile * kTokens + cta * share + int(token);
-                    uint32_t at = t_sm + d * t_slot + 8 * e;
+                    uint32_t at = t_sm + d * uint32_t(layout.t_slot) + 8 * e;
                     float2 sum = {0.0f, 0.0f};
                     for (int c = 0; c < ctas; ++c, at += part_bytes) {
                         const float2 v = lds_f32x2(at);
@@ -180,7 +187,17 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                             Act16<T>::pack_wide(sum.x, sum.y);
                     }
                 }
-            };
+                __syncwarp();
+                if (lane == 0) mbar_arrive(summed_bar + 8 * d);
+            }
+        }
+    } else if (warp >= kQuantizeWarps) {  // ---- t ----
+        warpgroup_reg_dealloc<kPartsRegs>();
+        if (p.r > 0) {
+            const int w = warp - kQuantizeWarps, g = lane / 4, j = lane % 4;
+            const int share = token_share(ctas);
+            const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
+            const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
             // Where this thread's sums go: tokens 8h + g, ranks 8w + 2j, +1 of a pass.
             uint32_t send_to[2 * kRowTiles], send_bar[2 * kRowTiles];
 #pragma unroll
@@ -200,7 +217,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             int i = 0;
             for (int tile = first_tile; tile < tiles; tile += tile_step, ++i, advance()) {
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
-                if (thread == 0) mbar_arrive_expect_tx(t_bar + 8 * d, uint32_t(ctas * mine * p.r * 4));
                 mbar_wait(full + 8 * stage, phase);
                 for (int first = 0; first < p.r; first += kRanksPerPass) {
                     float acc[kRowTiles][4][4];
@@ -259,6 +275,10 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                         }
                     }
                     named_barrier(kPartsBarrier, 128);
+                    if (first == 0 && i > 1) {
+                        mbar_wait(summed_bar + 8 * (uint32_t(i - 2) % kExchangeDepth),
+                                  (uint32_t(i - 2) / kExchangeDepth) & 1);
+                    }
                     if (first + 8 * w < p.r) {
 #pragma unroll
                         for (int h = 0; h < 2 * kRowTiles; ++h) {
@@ -267,9 +287,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                         }
                     }
                 }
-                if (i > 0) sum_parts(i - 1, tile - tile_step);
             }
-            if (i > 0) sum_parts(i - 1, first_tile + (i - 1) * tile_step);
         }
     } else {  // ---- x_q, x_scale ----
         warpgroup_reg_alloc<kQuantizeRegs>();
