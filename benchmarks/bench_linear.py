@@ -285,7 +285,7 @@ def plot(rows: list[dict], path: Path) -> None:
     ax.axhline(1, color="gray", lw=1)
     ax.set_ylabel("speed-up over bf16 cuBLAS")
     ax.tick_params(axis="x", rotation=60)
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     fig.tight_layout()
     fig.savefig(path, dpi=120)
 

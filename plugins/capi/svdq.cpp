@@ -75,8 +75,7 @@ svdq_status run(const svdq_linear_params* p, void* stream, int parts) {
     if (!svdq::has_kernel(p->format, p->dtype, sm)) return SVDQ_UNSUPPORTED;
 
     svdq::LinearArgs args{*p, svdq::workspace_layout(p->format, p->m, p->k, p->r)};
-    constexpr int kBoth = kQuantize | kGemm;
-    args.overlap = (parts & kBoth) == kBoth && sm >= 90;  // programmatic dependent launch exists from there on
+    args.overlap = (parts & kQuantize) && (parts & kGemm) && sm >= 90;  // programmatic dependent launch: from there on
     const svdq::LauncherPair launch = svdq::pick_launchers(args, parts & kPortable ? 80 : sm);
     const auto s = static_cast<cudaStream_t>(stream);
     if (parts & kQuantize) status = cuda_status(launch.quantize(args, s));

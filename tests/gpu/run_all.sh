@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds libsvdq.so for this machine's GPU and runs the GPU suite, a memory check of a part of it, and the timings.
+# Builds libsvdq.so for this machine's GPU and runs the GPU suite, the sanitizers over a small list, and the timings.
 # Usage, from the root of the tree:  tests/gpu/run_all.sh [arch, such as 90a]
 set -u
 arch=${1:-90a}
@@ -9,8 +9,4 @@ timeout 150 python3 -m pytest -q --tb=line -rN -p no:cacheprovider --durations=3
 grep -E "^E  |Error" tests.log | sort | uniq -c | sort -rn | cut -c1-220 | head -40
 tail -6 tests.log
 timeout 60 python3 tests/gpu/time_kernels.py 4608 3072 9216 32 16 3072 18432 0 2048 1280 1280 128
-for tool in memcheck racecheck; do
-    timeout 70 compute-sanitizer --tool $tool --error-exitcode 9 python3 -m pytest -q -x -p no:cacheprovider \
-        tests/gpu/test_linear.py -k "test_linear_matches_reference and 200-448 and (17 or 129) and f16" >$tool.log 2>&1
-    echo "$tool exit $?"; tail -2 $tool.log
-done
+tests/gpu/sanitize.sh build/plugins

@@ -10,7 +10,7 @@ from svdq_trt.spec.formats import Activation
 from svdq_trt.spec.tolerances import KERNEL_ERROR
 
 DTYPES = ("f16", "bf16")
-FEW, MANY = 104, 6168  # either side of the launcher's choice between tiles; neither a multiple of 16
+FEW, SOME, MANY = 104, 6168, 12296  # one for each of the launcher's tiles; none a multiple of 16
 
 
 def check(lib: Library, linear: Linear) -> None:
@@ -25,6 +25,7 @@ def check(lib: Library, linear: Linear) -> None:
 def test_gemv_every_number_of_tokens(svdq: Library, m: int, dtype: str, r: int) -> None:
     check(svdq, random_linear("w4a16", dtype, m, FEW, 320, r))
     if r in (0, 32):
+        check(svdq, random_linear("w4a16", dtype, m, SOME, 192, r))
         check(svdq, random_linear("w4a16", dtype, m, MANY, 192, r))
 
 
@@ -34,6 +35,7 @@ def test_gemv_every_number_of_tokens(svdq: Library, m: int, dtype: str, r: int) 
 def test_gemv_every_activation(svdq: Library, m: int, dtype: str, activation: Activation) -> None:
     n = 16 if activation is Activation.GEGLU else 8
     check(svdq, random_linear("w4a16", dtype, m, FEW // 16 * 16 + n, 192, 32, activation))
+    check(svdq, random_linear("w4a16", dtype, m, SOME // 16 * 16 + n, 64, 16, activation))
     check(svdq, random_linear("w4a16", dtype, m, MANY // 16 * 16 + n, 64, 16, activation))
 
 
@@ -53,7 +55,7 @@ def test_gemv_largest_rank(svdq: Library) -> None:
     check(svdq, random_linear("w4a16", "f16", 11, 72, 64, 1024))
 
 
-@pytest.mark.parametrize("n", (FEW, MANY))
+@pytest.mark.parametrize("n", (FEW, SOME, MANY))
 def test_gemv_repeats_in_one_graph_are_bit_identical(svdq: Library, n: int) -> None:
     """(b) starts before (a) has ended: a hundred linears back to back, on four operands in turn."""
     import torch
@@ -96,11 +98,9 @@ def test_gemv_equals_the_kernel_for_many_tokens(svdq: Library, shift: float) -> 
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf), ids=str)
-@pytest.mark.parametrize("n", (FEW, MANY))
+@pytest.mark.parametrize("n", (FEW, SOME, MANY))
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gemv_non_finite_token_is_nan_and_others_are_untouched(
-    svdq: Library, dtype: str, n: int, bad: float
-) -> None:
+def test_gemv_non_finite_token_is_nan_and_others_are_untouched(svdq: Library, dtype: str, n: int, bad: float) -> None:
     for m, hit in ((1, [0]), (9, [8]), (16, [0, 5, 15])):
         linear = random_linear("w4a16", dtype, m, n, 1088, 32)
         clean = Call(svdq, linear).run()

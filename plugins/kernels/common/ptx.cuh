@@ -9,6 +9,12 @@
 // it is exactly what ldmatrix delivers from row-major rows.
 #pragma once
 
+#ifdef SVDQ_EMULATION
+#include "ptx.h"  // tests/cpu/emulation: the same functions on a CPU
+#define SVDQ_DYNAMIC_SHARED(name) uint8_t* const name = emulation::shared_memory
+#else
+#define SVDQ_DYNAMIC_SHARED(name) extern __shared__ __align__(128) uint8_t name[]
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
@@ -39,6 +45,31 @@ __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commi
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// CTAs per SM to allocate registers for. sm_120 has shared memory for fewer, and its code takes a few registers more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int min_ctas(int wanted) { return wanted > 1 ? wanted - 1 : 1; }
+#else
+constexpr int min_ctas(int wanted) { return wanted; }
+#endif
+
+// ---- hints for the compiler -------------------------------------------------------------------------------
+
+// Hides from the compiler how a value was made, so that it stays in its register: with registers to spare, it
+// would still make addresses anew in every step of a loop.
+__device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
+template <class P>
+__device__ __forceinline__ void keep(const P*& v) {
+    asm volatile("" : "+l"(v));
+}
+
+// (v & mask) ^ flip in one instruction, of which the compiler makes two where both are constants: the logic unit
+// has half the rate of the others.
+__device__ __forceinline__ uint32_t and_xor(uint32_t v, uint32_t mask, uint32_t flip) {
+    uint32_t r;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(v), "r"(mask), "r"(flip));
+    return r;
 }
 
 // ---- programmatic dependent launch, sm_90 (nothing below) -------------------------------------------------
@@ -129,3 +160,5 @@ __device__ __forceinline__ void mma_nvfp4(float (&d)[4], const uint32_t (&a)[4],
 #endif
 
 }  // namespace svdq::ptx
+
+#endif  // SVDQ_EMULATION

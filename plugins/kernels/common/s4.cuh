@@ -6,17 +6,10 @@
 // they are in the byte: 1024 + 16 u, and an FMA by 1/16 takes the place of shift and subtraction.
 #pragma once
 
+#include "ptx.cuh"
 #include "types.cuh"
 
 namespace svdq {
-
-// (v & mask) ^ flip in one instruction, which the compiler makes two of where both are constants: the logic
-// unit has half the rate of the others and is what unpacking waits for.
-__device__ __forceinline__ uint32_t and_xor(uint32_t v, uint32_t mask, uint32_t flip) {
-    uint32_t r;
-    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(v), "r"(mask), "r"(flip));
-    return r;
-}
 
 template <class T>
 __device__ __forceinline__ uint32_t s4_pair(uint32_t word, int j);
@@ -25,17 +18,17 @@ template <>
 __device__ __forceinline__ uint32_t s4_pair<__half>(uint32_t word, int j) {
     const uint32_t w = j < 2 ? word : word >> 8;
     if (j % 2 == 0) {
-        const uint32_t v = and_xor(w, 0x000f000fu, 0x64086408u);
+        const uint32_t v = ptx::and_xor(w, 0x000f000fu, 0x64086408u);
         return bit_cast<uint32_t>(__hsub2(bit_cast<__half2>(v), __float2half2_rn(1032.f)));
     }
-    const uint32_t v = and_xor(w, 0x00f000f0u, 0x64806480u);
+    const uint32_t v = ptx::and_xor(w, 0x00f000f0u, 0x64806480u);
     return bit_cast<uint32_t>(
         __hfma2(bit_cast<__half2>(v), __float2half2_rn(0.0625f), __float2half2_rn(-72.f)));
 }
 
 template <>
 __device__ __forceinline__ uint32_t s4_pair<__nv_bfloat16>(uint32_t word, int j) {
-    const uint32_t v = and_xor(word >> (4 * j), 0x000f000fu, 0x43084308u);
+    const uint32_t v = ptx::and_xor(word >> (4 * j), 0x000f000fu, 0x43084308u);
     return bit_cast<uint32_t>(__hsub2(bit_cast<__nv_bfloat162>(v), __float2bfloat162_rn(136.f)));
 }
 

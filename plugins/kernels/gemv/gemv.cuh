@@ -46,14 +46,6 @@ struct GemvArgs {
     int chunk;  // elements of K whose x^ is in shared memory at a time: a multiple of 128 kWarps, or all
 };
 
-// Hides from the compiler how a value was made, so that it stays in its register: with registers to spare, it
-// would still make addresses anew in every step of the loop, at the cost of a third of its instructions.
-__device__ __forceinline__ void keep(uint32_t& v) { asm volatile("" : "+r"(v)); }
-template <class P>
-__device__ __forceinline__ void keep(const P*& v) {
-    asm volatile("" : "+l"(v));
-}
-
 // kTiles: m16 tiles of W per CTA. kNt: n8 tiles of tokens. kMinCtas: per SM, for the register allocation.
 template <int kTiles_, int kNt_, int kWarps_, int kStages_, int kMinCtas_>
 struct Shape {
@@ -119,8 +111,8 @@ __device__ __forceinline__ uint32_t prepare_x(const GemvArgs& p, uint8_t* to, in
 }
 
 template <class T, class S, bool kPaired>
-__global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const GemvArgs p) {
-    extern __shared__ __align__(128) uint8_t smem[];
+__global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_kernel(const GemvArgs p) {
+    SVDQ_DYNAMIC_SHARED(smem);
     __shared__ uint32_t bad_tokens[S::kWarps];
     constexpr int kTiles = S::kTiles, kNt = S::kNt, kRows = S::kRows;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -136,13 +128,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
 #pragma unroll
     for (int i = 0; i < kTiles * 2; ++i) {
         code_from[i] = p.qweight + static_cast<int64_t>(rows.weight_row(i, g)) * (p.k / 2) + 16 * c;
-        keep(code_from[i]);
+        if constexpr (kTiles < 4) ptx::keep(code_from[i]);  // else registers are short
     }
     const int scale_group = lane / (kRows / 8);
     const uint16_t* scale_from =
         p.wscale + static_cast<int64_t>(scale_group) * p.n + rows.weight_row(lane % (kRows / 8), 0);
     uint32_t code_to = ring_at + sm80::row_offset<4>(g, c), scale_to = ring_at + S::kCodeBytes + lane * 16;
-    keep(scale_from), keep(code_to), keep(scale_to);
+    ptx::keep(scale_from), ptx::keep(code_to), ptx::keep(scale_to);
     auto load_step = [&](uint32_t step) {
         const uint32_t pair = warp + step * S::kWarps, stage = step % S::kStages * S::kStageBytes;
         if (pair < pairs) {
@@ -185,7 +177,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
         for (int h = 0; h < 2; ++h) scale2[tile][h] = __ldg(p.wscale2 + rows.weight_row(2 * tile + h, g));
-    load_up(warp);
+    constexpr bool kEarlyUp = kTiles == 1 || kTiles * S::kWarps == 8;  // else registers are short
+    if constexpr (kEarlyUp) load_up(warp);
 
     // ---- K ------------------------------------------------------------------------------------------------
     float acc[kTiles][kNt][4] = {};
@@ -193,12 +186,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
 #pragma unroll
     for (int nt = 0; nt < kNt; ++nt) {
         x_at[nt] = ptx::smem_addr(smem) + S::kX + (min(8 * nt + g, p.m - 1) * 4 + c) * 16;
-        keep(x_at[nt]);
+        ptx::keep(x_at[nt]);
     }
     uint32_t w_at[2] = {ring_at + sm80::row_offset<4>(lane % 16, lane / 16),
                         ring_at + sm80::row_offset<4>(lane % 16, 2 + lane / 16)};
     uint32_t scale_at = ring_at + S::kCodeBytes + 2 * g;
-    keep(w_at[0]), keep(w_at[1]), keep(scale_at);
+    ptx::keep(w_at[0]), ptx::keep(w_at[1]), ptx::keep(scale_at);
     const uint32_t x_stride = 64 * p.m;  // bytes from half a group to the next
     uint32_t bad = 0, step = 0;
 #pragma unroll 1
@@ -263,6 +256,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
             for (int e = 0; e < 4; ++e) acc[tile][nt][e] *= scale2[tile][e / 2];
     ptx::wait_for_previous();  // t
     for (int r_step = warp; r_step < r_steps; r_step += S::kWarps) {
+        if constexpr (!kEarlyUp) load_up(r_step);
         uint2 t[kNt];
 #pragma unroll
         for (int nt = 0; nt < kNt; ++nt)  // not through the read-only cache: (a) may have run beside this kernel
@@ -274,7 +268,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinCtas) gemv_kernel(const Ge
 #pragma unroll
             for (int nt = 0; nt < kNt; ++nt) ptx::mma_16bit(T(), acc[tile][nt], a, t[nt].x, t[nt].y);
         }
-        load_up(r_step + S::kWarps);
+        if constexpr (kEarlyUp) load_up(r_step + S::kWarps);
     }
 
     // ---- the warps' sums, then y ----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // Launchers of the w4a16 kernels for few tokens, and the choice of the tile.
 #include <algorithm>
 
+#include "../common/launch.h"
 #include "gemv.cuh"
 #include "gemv.h"
 #include "lora_down.cuh"
@@ -15,22 +16,8 @@ cudaError_t launch_paired(GemvArgs g, bool overlap, cudaStream_t stream) {
     const int fitting = std::max(1, S::kXBytes / (2 * g.m * kUnit)) * kUnit;
     g.chunk = std::min(g.k, fitting);
     const int shared = S::kX + g.m * g.chunk * 2;
-    const auto kernel = gemv_kernel<T, S, kPaired>;
-    if (shared > 48 * 1024) {
-        const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-        if (e != cudaSuccess) return e;
-    }
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((g.n_out + kOutputs - 1) / kOutputs);
-    config.blockDim = dim3(S::kThreads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = overlap ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, g);
+    const dim3 grid((g.n_out + kOutputs - 1) / kOutputs);
+    return launch_kernel(gemv_kernel<T, S, kPaired>, grid, S::kThreads, shared, stream, g, overlap);
 }
 
 template <class T, class S>
@@ -41,13 +28,15 @@ cudaError_t launch(const GemvArgs& g, bool overlap, cudaStream_t stream) {
 
 template <class T>
 cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
-    // Few rows: more, smaller CTAs that split K further. Many tokens: larger ones, as each reads all of x.
-    constexpr int kFewRows = 6144;
-    if (g.n <= kFewRows)
-        return g.m <= 8 ? launch<T, Shape<1, 1, 8, 4, 3>>(g, overlap, stream)
-                        : launch<T, Shape<1, 2, 8, 4, 3>>(g, overlap, stream);
-    return g.m <= 8 ? launch<T, Shape<2, 1, 4, 4, 5>>(g, overlap, stream)
-                    : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
+    // Few rows: small CTAs whose many warps split K. Many: large ones, as each makes all of x^ for itself.
+    constexpr int kFewRows = 2560, kSomeRows = 12288;
+    if (g.m <= 8) {
+        if (g.n <= kFewRows) return launch<T, Shape<1, 1, 8, 4, 2>>(g, overlap, stream);
+        return g.n <= kSomeRows ? launch<T, Shape<2, 1, 8, 2, 3>>(g, overlap, stream)
+                                : launch<T, Shape<4, 1, 4, 2, 3>>(g, overlap, stream);
+    }
+    return g.n <= 2 * kFewRows ? launch<T, Shape<1, 2, 8, 4, 2>>(g, overlap, stream)
+                               : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
 }
 
 }  // namespace
@@ -61,8 +50,7 @@ cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream) {
     d.t = reinterpret_cast<uint16_t*>(args.t());
     d.m = p.m, d.k = p.k, d.r = p.r;
     const auto kernel = p.dtype == SVDQ_F16 ? lora_down_kernel<__half> : lora_down_kernel<__nv_bfloat16>;
-    kernel<<<p.r / 8, 32 * kDownWarps, 0, stream>>>(d);
-    return cudaGetLastError();
+    return launch_kernel(kernel, dim3(p.r / 8), 32 * kDownWarps, 0, stream, d);
 }
 
 cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {

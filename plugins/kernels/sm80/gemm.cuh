@@ -23,6 +23,7 @@
 // one stage.
 #pragma once
 
+#include "../common/launch.h"
 #include "epilogue.cuh"
 
 namespace svdq::sm80 {
@@ -56,8 +57,9 @@ __device__ __forceinline__ void load_rows(uint32_t dst, const uint8_t* src, int6
 }
 
 template <class F, class T, class Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kMt > 1 ? F::kMinCtas : 1) gemm_kernel(const GemmArgs p) {
-    extern __shared__ __align__(128) uint8_t smem[];
+__global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? F::kMinCtas : 1))
+    gemm_kernel(const GemmArgs p) {
+    SVDQ_DYNAMIC_SHARED(smem);
     using S = Stage<F, Tile>;
     constexpr int kMt = Tile::kMt, kNt = Tile::kNt;
 
@@ -188,13 +190,8 @@ cudaError_t launch_gemm_tile(const GemmArgs& g, cudaStream_t stream) {
     const int64_t tiles_n = (g.n_out + out_per_tile - 1) / out_per_tile;
     if (tiles_m * tiles_n > 0x7fffffff) return cudaErrorInvalidConfiguration;
     constexpr int kShared = Stage<F, Tile>::kSharedBytes;
-    const auto kernel = gemm_kernel<F, T, Tile>;
-    if (kShared > 48 * 1024) {
-        const cudaError_t e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
-        if (e != cudaSuccess) return e;
-    }
-    kernel<<<static_cast<unsigned>(tiles_m * tiles_n), Tile::kThreads, kShared, stream>>>(g);
-    return cudaGetLastError();
+    const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n));
+    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g);
 }
 
 inline cudaError_t multiprocessors(int* count) {
@@ -230,7 +227,7 @@ cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
     g.m_pad = args.ws.m_pad;
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
     g.activation = p.activation;
-    constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight through L2 faster than a large one
+    constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight faster than a larger one
     if (p.m <= kFewTokens) return launch_gemm_tile<F, T, SmallTile>(g, stream);
     int sms = 0;
     const cudaError_t e = multiprocessors(&sms);

@@ -20,6 +20,7 @@
 //            are in L2 by then.
 #pragma once
 
+#include "../common/launch.h"
 #include "../common/octet.cuh"
 #include "../common/ptx.cuh"
 #include "../linear.h"
@@ -298,8 +299,7 @@ template <int kFormat, class T, class Tile>
 cudaError_t launch_quantize_tile(const QuantArgs& q, cudaStream_t stream) {
     const int rank_tiles = q.r > 0 ? (q.r + Tile::kRankTile - 1) / Tile::kRankTile : 1;
     const dim3 grid((q.m + Tile::kRows - 1) / Tile::kRows, rank_tiles);
-    quantize_kernel<kFormat, T, Tile><<<grid, Tile::kWarps * 32, 0, stream>>>(q);
-    return cudaGetLastError();
+    return launch_kernel(quantize_kernel<kFormat, T, Tile>, grid, Tile::kWarps * 32, 0, stream, q);
 }
 
 template <int kFormat, class T>

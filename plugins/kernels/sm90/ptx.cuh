@@ -68,16 +68,6 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const CUtensorMap* map
         : "memory");
 }
 
-// Brings `bytes` (a multiple of 16, from an address that is one too) to the L2.
-__device__ __forceinline__ void prefetch_l2_bulk(const void* at, uint32_t bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
-}
-
-// Brings the line that holds the address to the L2.
-__device__ __forceinline__ void prefetch_l2(const void* at) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
-}
-
 // Writes the same offset and signals the same barrier in every CTA whose bit is set in `ctas`.
 __device__ __forceinline__ void tma_load_2d_multicast(uint32_t dst, const CUtensorMap* map, int32_t c0,
                                                       int32_t c1, uint32_t bar, uint16_t ctas) {

@@ -42,8 +42,7 @@ namespace svdq::sm90 {
 
 struct GemmArgs {
     CUtensorMap x_q, qweight, t;
-    const uint8_t* weights;  // [N, K/2], for prefetching
-    const uint8_t* z;        // [K/64, N]
+    const uint8_t* z;      // [K/64, N]
     const float* wscale2;  // [N]
     const float* x_scale;  // [M, padded to kTokenPad]
     const void* lora_up;   // [N, R] act dtype
@@ -200,20 +199,6 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 prefetch_tensor_map(&p.qweight);
                 prefetch_tensor_map(&p.t);
             }
-            // The first weights come to the L2 while the kernel before still writes x_q.
-            if (int(blockIdx.x / cluster) < units) {
-                const Tile tile = tile_at(p, int(blockIdx.x / cluster), rank, kOutRows, BN);
-                const int second = min((kGeglu ? p.n / 2 : kRows / 2) + tile.row, p.n - 1);
-                const size_t row_bytes = size_t(p.k) / 2;
-                for (int row = lane; row < kRows; row += 32) {
-                    const int at = min(row < kRows / 2 ? tile.row + row : second + row - kRows / 2, p.n - 1);
-                    prefetch_l2_bulk(p.weights + size_t(at) * row_bytes,
-                                     uint32_t(min(kStages * kBlockK / 2, p.k / 2)));
-                }
-                const size_t z_row = size_t(min(lane, p.k / 64 - 1)) * size_t(p.n);
-                prefetch_l2(p.z + z_row + min(tile.row, p.n - 1));
-                prefetch_l2(p.z + z_row + second);
-            }
             wait_prerequisites();
             const int share = BN / int(cluster);  // tokens this CTA loads
             const uint32_t share_at = rank * uint32_t(share) * kBlockK;
@@ -290,15 +275,6 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
         if (wg > 0 && unit < units) named_barrier(uint32_t(wg), 256);
         for (; unit < units; unit += unit_step) {
             const Tile tile = tile_at(p, unit, rank, kOutRows, BN);
-            const int n0 = min(tile.row + row0, p.n - 1);  // clamped: clipped rows are not stored
-            const int n1 = min(kGeglu ? p.n / 2 + tile.row + row0 : tile.row + row1, p.n - 1);
-            {  // what the tail will load, one line per lane
-                const size_t up = size_t(t == 0 ? n0 : n1) * size_t(p.r) * 2;
-                const void* line = static_cast<const uint8_t*>(p.lora_up) + up;
-                if (t == 2) line = p.wscale2 + n0;
-                if (t == 3) line = static_cast<const T*>(p.bias) + n0;
-                if (t > 1 || p.r > 0) prefetch_l2(line);
-            }
             int32_t acc[kAcc];
 #pragma unroll
             for (int i = 0; i < kAcc; ++i) acc[i] = kMagicBits;
@@ -333,6 +309,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
             }
 
             // Everything the tail needs from global memory is requested before the last wgmma has ended.
+            const int n0 = min(tile.row + row0, p.n - 1);  // clamped: clipped rows are not stored
+            const int n1 = min(kGeglu ? p.n / 2 + tile.row + row0 : tile.row + row1, p.n - 1);
             const float s0 = __ldg(p.wscale2 + n0), s1 = __ldg(p.wscale2 + n1);
             const T* bias = static_cast<const T*>(p.bias);
             const float b0 = Act16<T>::to_float(__ldg(reinterpret_cast<const uint16_t*>(bias) + n0));

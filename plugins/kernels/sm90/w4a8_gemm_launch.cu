@@ -75,7 +75,6 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
     if (!e && p.r > 0)
         e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
     if (e) return e;
-    a.weights = static_cast<const uint8_t*>(p.qweight);
     a.z = static_cast<const uint8_t*>(p.wscale);
     a.wscale2 = static_cast<const float*>(p.wscale2);
     a.x_scale = reinterpret_cast<const float*>(base + ws.x_scale);

@@ -55,6 +55,8 @@ constexpr Case kCases[] = {
     {"gemv-9-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 9, 144, 1088, 32},
     {"gemv-1-rows", kW4A16, SVDQ_ACT_NONE, 0, 1, 6168, 192, 32},
     {"gemv-3-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 3, 6160, 128, 16},
+    {"gemv-8-all-rows", kW4A16, SVDQ_ACT_NONE, 0, 8, 12296, 192, 32},
+    {"gemv-1-all-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 1, 12304, 128, 16},
     {"gemv-16-rows", kW4A16, SVDQ_ACT_GELU, 0, 13, 6168, 1088, 112},
     {"gemv-16-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 16, 6160, 192, 16},
     // svdq_linear_portable(): also where wgmma exists.

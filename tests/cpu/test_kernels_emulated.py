@@ -1,0 +1,198 @@
+"""The portable CUDA kernels, run on the CPU (tests/cpu/emulation), against the fp64 reference.
+
+Small shapes that reach every kernel and tile: what a GPU-less machine can know of addressing, pipelines, layouts
+and numerics. Timing, races and the real instructions are for tests/gpu.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "gpu"))
+
+from svdq_harness import ACTIVATIONS, Linear, random_linear, sqnr_db, worst  # noqa: E402
+
+from svdq_trt.nn.capi import Params  # noqa: E402
+from svdq_trt.ref.quant import Array  # noqa: E402
+from svdq_trt.spec.formats import Activation  # noqa: E402
+from svdq_trt.spec.ops import INPUTS  # noqa: E402
+from svdq_trt.spec.tolerances import KERNEL_ERROR  # noqa: E402
+
+SOURCES = (
+    "tests/cpu/emulation/emulation.cpp",
+    "plugins/capi/svdq.cpp",
+    "plugins/kernels/dispatch.cpp",
+    "plugins/kernels/gemv/w4a16_gemv.cu",
+    *(f"plugins/kernels/sm80/{name}.cu" for name in ("int4", "nvfp4", "w4a8", "w4a16")),
+)
+NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
+DTYPES = ("f16", "bf16")
+
+
+def cuda_headers() -> Path | None:
+    """The folder of cuda_fp16.h, from nvcc's own preprocessor."""
+    try:
+        text = subprocess.run(
+            ["nvcc", "-E", "-x", "cu", "-include", "cuda_fp16.h", "/dev/null"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = (line.split('"')[1] for line in text.splitlines() if line.startswith("#") and "cuda_fp16.h" in line)
+    return next((Path(path).parent for path in found if Path(path).is_absolute()), None)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The C API over emulated kernels; host memory in the place of device memory."""
+    headers = cuda_headers()
+    if headers is None:
+        pytest.skip("nvcc and its headers are needed")
+    out = tmp_path_factory.mktemp("emulated")
+    flags = "-x c++ -std=c++17 -O1 -ffp-contract=off -fPIC -fvisibility=hidden -w -DSVDQ_EMULATION -DSVDQ_WITH_SM90=0"
+    includes = [
+        f"-I{path}" for path in (ROOT / "tests/cpu/emulation", headers, ROOT / "plugins", ROOT / "plugins/include")
+    ]
+    includes += ["-include", "emulation.h", "-DSVDQ_TARGETS={89,0}", '-DSVDQ_VERSION="0"']
+
+    def compile_one(source: str) -> str:
+        target = out / (Path(source).stem + ".o")
+        subprocess.run(["g++", *flags.split(), *includes, "-c", str(ROOT / source), "-o", str(target)], check=True)
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, SOURCES))
+    path = out / "libsvdq_emulated.so"
+    subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
+    lib = ctypes.CDLL(str(path))
+    lib.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
+    for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
+        getattr(lib, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
+    return lib
+
+
+def aligned(a: Array) -> Array:
+    """A copy at an address that is a multiple of 256."""
+    raw = np.empty(a.nbytes + 256, np.uint8)
+    start = -raw.ctypes.data % 256
+    copy = raw[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    copy[...] = a
+    return copy
+
+
+def run(library: ctypes.CDLL, linear: Linear, entries: tuple[str, ...] = ("svdq_linear",)) -> Array:
+    """y [M, N_out]; both it and the workspace start as 0xff bytes with guard bytes behind."""
+    (m, k), n, r = linear.x.shape, linear.bias.shape[0], linear.lora_down.shape[0]
+    size = ctypes.c_size_t()
+    assert library.svdq_workspace_bytes(linear.fmt.index, m, n, k, r, ctypes.byref(size)) == 0
+    n_out = linear.activation.n_out(n)
+    keep = {
+        t.name: aligned(getattr(linear.weight if t.name in linear.weight.__annotations__ else linear, t.name))
+        for t in INPUTS
+    }
+    keep["y"] = aligned(np.full((m + 1) * n_out * 2, 0xFF, np.uint8))
+    keep["workspace"] = aligned(np.full(size.value + 256, 0xFF, np.uint8))
+    p = Params(
+        format=linear.fmt.index, activation=ACTIVATIONS.index(linear.activation), dtype=int(linear.dtype == "bf16"),
+        act_unsigned=int(linear.unsigned), act_shift=linear.shift, m=m, n=n, k=k, r=r, workspace_bytes=size.value,
+        **{name: a.ctypes.data for name, a in keep.items()},
+    )  # fmt: skip
+    for entry in entries:
+        assert getattr(library, entry)(ctypes.byref(p), None) == 0
+    y = keep["y"].view(linear.x.dtype).reshape(m + 1, n_out)
+    assert (keep["y"][m * n_out * 2 :] == 0xFF).all(), "written past y"
+    assert (keep["workspace"][size.value :] == 0xFF).all(), "written past the workspace"
+    return y[:m].copy()
+
+
+def check(library: ctypes.CDLL, linear: Linear) -> None:
+    want, got = linear.reference(), run(library, linear)
+    db, limit = sqnr_db(want, got), KERNEL_ERROR[linear.dtype]
+    assert db >= limit.db, f"{db:.1f} dB, want {limit.db} ({limit.reason}); {worst(want, got)}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("m", "n", "k", "r", "activation"),
+    [
+        (17, 72, 192, 32, Activation.SILU),
+        (33, 80, 128, 48, Activation.GEGLU),
+        (70, 136, 320, 0, Activation.NONE),
+    ],
+)
+def test_tiled_kernels(
+    library: ctypes.CDLL, name: str, dtype: str, m: int, n: int, k: int, r: int, activation: Activation
+) -> None:
+    check(library, random_linear(name, dtype, m, n, k, r, activation))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_large_tile(library: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMULATION_SMS", "1")  # one multiprocessor: large tiles are chosen for any size
+    check(library, random_linear(name, "bf16", 131, 136, 192, 16))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_many_rows(library: ctypes.CDLL, name: str) -> None:
+    """Kernel (a) has another tile from 4096 rows on."""
+    check(library, random_linear(name, "f16", 4099, 8, 64, 16))
+
+
+@pytest.mark.parametrize("m", (1, 2, 5, 8, 9, 16))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemv(library: ctypes.CDLL, m: int, dtype: str) -> None:
+    check(library, random_linear("w4a16", dtype, m, 72, 320, 32))
+    check(library, random_linear("w4a16", dtype, m, 48, 1088, 0, Activation.GEGLU))
+    check(library, random_linear("w4a16", dtype, m, 5192, 64, 16, Activation.GELU))
+
+
+@pytest.mark.parametrize("k", (64, 1024, 4160))
+@pytest.mark.parametrize("m", (1, 16))
+def test_gemv_chunks_of_k(library: ctypes.CDLL, m: int, k: int) -> None:
+    check(library, random_linear("w4a16", "f16", m, 24, k, 112, Activation.GELU_TANH))
+
+
+def test_gemv_many_rows_and_chunks(library: ctypes.CDLL) -> None:
+    check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, Activation.GEGLU))
+
+
+@pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
+@pytest.mark.parametrize("m", (1, 6))
+def test_gemv_most_rows(library: ctypes.CDLL, m: int, activation: Activation) -> None:
+    check(library, random_linear("w4a16", "bf16", m, 12304, 192, 32, activation))
+
+
+def test_gemv_shift(library: ctypes.CDLL) -> None:
+    linear = random_linear("w4a16", "bf16", 3, 40, 192, 16)
+    linear.shift = 0.25
+    check(library, linear)
+
+
+def test_gemv_non_finite_token_is_nan_and_others_are_untouched(library: ctypes.CDLL) -> None:
+    linear = random_linear("w4a16", "f16", 16, 40, 1088, 32)
+    clean, x = run(library, linear), linear.x.copy()
+    x[0, 3], x[9, 1087] = np.inf, np.nan
+    got = run(library, linear.with_x(x))
+    assert np.isnan(got[[0, 9]].astype(np.float64)).all()
+    others = np.setdiff1d(np.arange(16), [0, 9])
+    np.testing.assert_array_equal(got[others].view(np.int16), clean[others].view(np.int16))
+
+
+@pytest.mark.parametrize("m", (5, 40))
+@pytest.mark.parametrize("name", NAMES)
+def test_halves_equal_the_whole(library: ctypes.CDLL, name: str, m: int) -> None:
+    linear = random_linear(name, "f16", m, 72, 128, 16)
+    halves = run(library, linear, ("svdq_linear_quantize", "svdq_linear_gemm"))
+    np.testing.assert_array_equal(halves, run(library, linear))
