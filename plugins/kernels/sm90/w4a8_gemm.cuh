@@ -405,12 +405,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 for (int first = 0; first < BN / 16; first += kPerRound) {
 #pragma unroll
                     for (int q = 0; q < kPerRound; ++q) {
-                        float e[8];
-#pragma unroll
-                        for (int c = 0; c < 8; ++c) {
-                            const float raw = v[8 * (first + q) + c];
-                            e[c] = kAct == ActClass::kUnary ? activate(raw, p.activation) : raw;
-                        }
+                        float* e = v + 8 * (first + q);
+                        if constexpr (kAct == ActClass::kUnary) activate<8>(e, p.activation);
                         stmatrix_x4_trans(wr + q * kSlabBytes, Act16<T>::pack(e[0], e[1]),
                                           Act16<T>::pack(e[2], e[3]), Act16<T>::pack(e[4], e[5]),
                                           Act16<T>::pack(e[6], e[7]));
