@@ -84,8 +84,8 @@ def test_plan_carries_the_plugin(built, arch):
 def test_onnx_runtime_agrees_with_the_torch_module(built):
     """As closely as the torch module agrees with itself when its input changes in the last bit of f32.
 
-    Layers agree to output rounding (tests/cpu/export). Through 70 of them such a rounding flips a 4-bit code here and
-    there, so the whole agrees to some 36 dB, and nothing closer can be asked.
+    Layers agree to output rounding (tests/cpu/export). Through 67 of them such a rounding flips a 4-bit code here and
+    there, so the whole agrees to some 40 dB, more where by chance none flips, and nothing closer can be asked.
     """
     import torch
 
@@ -110,7 +110,7 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     def sqnr(y):
         return 10 * np.log10((want**2).sum() / ((want - y) ** 2).sum())
 
-    assert sqnr(got) > 30 and sqnr(got) > sqnr(again) - 3, (sqnr(got), sqnr(again))
+    assert sqnr(got) > min(sqnr(again), 45) - 6, (sqnr(got), sqnr(again))  # measured 40.3 to 84.6 and 42.2 to 117.7
 
 
 def test_second_run_reuses_every_stage(built):
