@@ -63,6 +63,8 @@ def _closer(
     progress: Callable[[int, int, str], None],
 ) -> list[LayerReport]:  # fmt: skip
     spec, config = get_model(data["model"]), data["config"]
+    if config.get("quantized"):
+        raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
     calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
     if not calib.is_file():
         raise ArtifactError(str(calib), "missing", "the calibration that the build left beside its engines",
@@ -106,7 +108,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The overview's lines."""
     fp16, ours = data["fp16_weight_bytes"], data["quantized_weight_bytes"]
     accuracy, config = data["accuracy"], data["config"]
-    source = config["checkpoint"] or f"random weights, seed {config['random_weights']}"
+    source = config.get("quantized") or config["checkpoint"] or f"random weights, seed {config['random_weights']}"
     facts = [
         ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit ({100 * ours / fp16:.0f} %)"),
         ("from", source),
@@ -115,7 +117,8 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
     ]
     if accuracy:
-        facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))
+        if accuracy["mean_layer_sqnr_db"] is not None:  # of an imported model it is not known
+            facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))
         for out in accuracy["outputs"]:
             facts.append((f"output {out['name']}", f"{out['sqnr_db']:.1f} dB against {accuracy['against']}"))
     return facts

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import re
 
 import pytest
 import torch
@@ -77,3 +79,9 @@ def test_page_escapes_what_files_say(report):
     page = render(evil, [("from", evil)], {"layers": png, "bytes": png}, [(report[0], png)], [node(evil)],
                   [{"name": evil, "reason": evil}])  # fmt: skip
     assert "<script" not in page and page.count("data:image/png;base64,") == 3
+
+
+def test_page_of_an_imported_model_says_what_is_not_known(report):
+    png = one_layer(report[0])
+    page = render("t", [], {"layers": png, "bytes": png}, [], [node("a.0.attn1.to_q", math.nan)], [])
+    assert "not known" in page and "nan" not in re.sub(r"base64,[^\"]*", "", page)
