@@ -45,7 +45,8 @@ alone {{ "%.1f"|format(layer.split.weights) }} dB.</p><p><img alt="{{ layer.node
 {% for n in nodes %}<tr><td>{{ n.name }}</td><td>{{ n.format }}</td><td>{{ n.activation }}</td>
 <td class="n">{{ n.n }}</td><td class="n">{{ n.k }}</td><td class="n">{{ n.rank }}</td>
 <td class="n">{{ "%.2f"|format(n.alpha) }}</td><td class="n">{{ "%.2f"|format(n.beta) }}</td>
-<td class="n">{{ "%.1f"|format(n.sqnr_db) if n.sqnr_db == n.sqnr_db else "not known" }}</td></tr>{% endfor %}</table></details>
+<td class="n">{{ "%.1f"|format(n.sqnr_db) if n.sqnr_db == n.sqnr_db else "not known" }}</td></tr>
+{% endfor %}</table></details>
 <h2>Kept in 16 bit</h2><details><summary>{{ kept|length }} layers</summary><table><tr><th>layer</th><th>why</th></tr>
 {% for k in kept %}<tr><td>{{ k.name }}</td><td>{{ k.reason }}</td></tr>{% endfor %}</table></details>
 </body></html>
