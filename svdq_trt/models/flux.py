@@ -78,6 +78,7 @@ FLUX_DEV = _spec(
     Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(512, 512, 512)),
     parameters=11_901_408_320,
     twin="flux1-tiny",
+    built=(89,),
 )
 
 FLUX_SCHNELL = _spec(
