@@ -155,6 +155,6 @@ def test_what_the_engine_cannot_do_is_one_sentence(pipe, session):
         with pytest.raises(ShapeError, match=r"input 'sample': shape \[8, 4, 16, 8\], want \[1\.\.4, 4"):
             images(pipe, latents=None, num_images_per_prompt=4)
         with pytest.raises(SvdqError, match=r"pipe\.unet\.load_lora_adapter: not part of an engine"):
-            pipe.load_lora_weights({"unet.conv_in.lora_A.weight": torch.zeros(1, 1)})
+            pipe.unet.load_lora_adapter({"conv_in.lora_A.weight": torch.zeros(1, 1)})  # as load_lora_weights does
     finally:
         detach(pipe)
