@@ -151,7 +151,7 @@ def test_what_the_engine_cannot_do_is_one_sentence(pipe, session):
     attach(pipe, session)
     try:
         with pytest.raises(SvdqError, match=r"pipe\.unet: cross_attention_kwargs: dict given"):
-            images(pipe, cross_attention_kwargs={"scale": 0.5})
+            images(pipe, cross_attention_kwargs={"processor_option": 1})
         with pytest.raises(ShapeError, match=r"input 'sample': shape \[8, 4, 16, 8\], want \[1\.\.4, 4"):
             images(pipe, latents=None, num_images_per_prompt=4)
         with pytest.raises(SvdqError, match=r"pipe\.unet\.load_lora_adapter: not part of an engine"):
