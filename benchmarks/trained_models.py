@@ -32,7 +32,8 @@ def main() -> int:
         one = [sys.executable, __file__, *own, "--no-report", "--model"]
         jobs = [subprocess.Popen([*one, name]) for name in args.model]
         failed = sum(job.wait() != 0 for job in jobs)
-        return 1 if failed else _report(args)
+        _report(args)  # of those that came through
+        return 1 if failed else 0
     for name in args.model:
         task, work = TASKS[name], args.out / name
         checkpoint = work / "model.safetensors"
@@ -54,6 +55,9 @@ def _report(args: argparse.Namespace) -> int:
 
     for name in args.model:
         work = args.out / name
+        if not (work / "results.json").exists():
+            print(f"\n{name}: no results, see above")
+            continue
         results = json.loads((work / "results.json").read_text())
         contact_sheet(results, work, work / f"{name}.png")
         print(f"\n{name}, {results['pictures']} pictures against the 16-bit model's\n\n{table(results)}")
