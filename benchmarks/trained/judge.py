@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from svdq_trt import calibrate
+from svdq_trt.calibrate.inputs import has_batch
 from trained import metrics, scenes
 from trained.variants import Variant, amplify, make, variants
 
@@ -121,9 +122,8 @@ def calibration(task: Any, module: nn.Module, trace: list[Any], labels: Tensor, 
 
 
 def _stack(values: list[Tensor], name: str, task: Any) -> Tensor:
-    dims = next(io.dims for io in task.spec.inputs if io.name == name)
-    batched = not isinstance(dims[0], int) and dims[0].symbol == "batch"
-    return (torch.cat(values) if batched else values[0]).contiguous()
+    io = next(io for io in task.spec.inputs if io.name == name)
+    return (torch.cat(values) if has_batch(io) else values[0]).contiguous()
 
 
 def save_pictures(path: Path, pictures: Tensor) -> None:

@@ -15,6 +15,7 @@ from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttent
 from svdq_trt.models.patches import compute_positions
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
+from svdq_trt.models.synthetic import smooth_image
 from svdq_trt.spec.formats import Activation
 
 _SHARED_REASONS = (
@@ -113,9 +114,7 @@ class DiTFamily:
             return mask
         value = torch.randn(shape, generator=rng)
         if io.name == "hidden_states":
-            b, c, h, w = shape
-            coarse = torch.randn((b, c, max(h // 8, 1), max(w // 8, 1)), generator=rng)
-            image = nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
+            image = smooth_image(shape, rng)
             share = (noise, 1 - noise) if self.flow else (math.sqrt(noise), math.sqrt(1 - noise))
             return share[0] * value + share[1] * image
         if io.name == "encoder_hidden_states":

@@ -16,6 +16,7 @@ from svdq_trt.models.joint_attention import JointAttention
 from svdq_trt.models.patches import compute_positions
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.synthetic import smooth_image
 
 #: config.json of the published transformers, without diffusers' bookkeeping keys.
 MEDIUM_CONFIG: dict[str, Any] = {
@@ -114,9 +115,7 @@ class SD3Family:
             return torch.full(shape, 1000.0 * noise)
         value = torch.randn(shape, generator=rng)
         if io.name == "hidden_states":
-            b, c, h, w = shape
-            coarse = torch.randn((b, c, max(h // 8, 1), max(w // 8, 1)), generator=rng)
-            image = nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
+            image = smooth_image(shape, rng)
             return noise * value + (1 - noise) * image
         return value * 0.2 if io.name == "encoder_hidden_states" else value
 

@@ -14,6 +14,7 @@ from svdq_trt.errors import UnsupportedError
 from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttention, SharedProjection
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
+from svdq_trt.models.synthetic import smooth_image
 from svdq_trt.spec.formats import Activation
 
 #: Why a layer that no transformer block owns stays in 16 bit. First match wins; every layer must match one.
@@ -94,9 +95,7 @@ class UNetFamily:
             return torch.tensor(row, dtype=torch.float32).expand(shape).clone()
         value = torch.randn(shape, generator=rng)
         if io.name == "sample":
-            b, c, h, w = shape
-            coarse = torch.randn((b, c, max(h // 8, 1), max(w // 8, 1)), generator=rng)
-            image = nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
+            image = smooth_image(shape, rng)
             return math.sqrt(noise) * value + math.sqrt(1 - noise) * image
         if io.name == "encoder_hidden_states":
             fixed = torch.Generator().manual_seed(0)  # the same channels are large for every prompt
