@@ -23,6 +23,7 @@ examples:
   svdq-trt build --model sdxl --arch sm_89 --checkpoint my.safetensors  a single file
   svdq-trt build --model flux1-dev --arch sm_89 --quantized svdq-int4_r32-flux.1-dev.safetensors   nunchaku's file
   svdq-trt build --model sdxl --arch sm_86 --arch sm_120 --min-sqnr 15  two engines, gated
+  svdq-trt build --model sdxl --arch sm_89 --rank auto --budget-bytes 1.4GB    a rank per layer, as much as fits
   svdq-trt build --model sdxl --arch sm_89 --lora style.safetensors:0.8 with a LoRA inside
 """
 
@@ -40,7 +41,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
                              "--checkpoint is then what the check compares with")  # fmt: skip
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
-    q.add_argument("--rank", type=int, default=32, metavar="R", help="rank of the 16-bit branch (default 32)")
+    q.add_argument("--rank", default="32", metavar="R", help="rank of the 16-bit branch (default 32), or auto: one per "
+                   "node, for what --budget-bytes or --target-sqnr ask (docs/allocation.md)")  # fmt: skip
+    q.add_argument("--budget-bytes", metavar="N", help="--rank auto: most bytes of the quantized nodes, as 2.2GB")
+    q.add_argument("--target-sqnr", type=float, metavar="DB",
+                   help="--rank auto: fewest bytes predicted to give this SQNR; with --sensitivity")  # fmt: skip
+    q.add_argument("--sensitivity", type=Path, metavar="FILE",
+                   help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`")  # fmt: skip
     q.add_argument("--preset", default="fast", help="smoothing search: fast, default or full (default fast)")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
@@ -65,21 +72,22 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
-    from svdq_trt.compile.config import BuildConfig, LoraOption, Range
+    from svdq_trt.compile.config import BuildConfig, LoraOption, Range, RankAuto
 
     ranges = {
         name: None if text is None else Range.parse(f"--{name}", text)
         for name, text in (("batch", args.batch), ("height", args.height), ("width", args.width))
     }
+    rank, rank_auto = RankAuto.parse(args.rank, args.budget_bytes, args.target_sqnr, args.sensitivity)
     check = args.check
     if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:
         check = False  # the file holds no 16-bit weights to compare with
     config = BuildConfig(
         model=args.model, archs=archs, out=args.out, checkpoint=args.checkpoint, random_weights=args.random_weights,
-        format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
+        format=args.format, rank=rank, **ranges, preset=args.preset, calibration=args.calibration,
         backend=args.backend, check=check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
         quantized=args.quantized, loras=tuple(LoraOption.parse(text) for text in args.lora),
-        lora_slots=args.lora_slots, allow_partial=args.allow_partial,
+        lora_slots=args.lora_slots, allow_partial=args.allow_partial, rank_auto=rank_auto,
     )  # fmt: skip
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary

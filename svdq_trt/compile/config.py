@@ -6,12 +6,15 @@ import contextlib
 import math
 import re
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from svdq_trt.errors import UsageError
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
+
+RANK_WANT = f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}"
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,65 @@ class LoraOption:
 
 
 @dataclass(frozen=True)
+class RankAuto:
+    """``--rank auto``: what the ranks are chosen for (docs/allocation.md).
+
+    Attributes:
+        budget_bytes: of the nodes' tensors. target_sqnr: predicted SQNR of the output, in dB. One of them.
+        sensitivity: file of ``svdq-trt sensitivity``.
+    """
+
+    budget_bytes: int | None = None
+    target_sqnr: float | None = None
+    sensitivity: Path | None = None
+
+    @classmethod
+    def parse(
+        cls, rank: str, budget: str | None, target: float | None, sensitivity: Path | None
+    ) -> tuple[int, RankAuto | None]:
+        """The options as given -> (R, None), or (0, what auto means). Raises UsageError."""
+        given = {"--budget-bytes": budget, "--target-sqnr": target, "--sensitivity": sensitivity}
+        if rank != "auto":
+            try:
+                number = int(rank)
+            except ValueError:
+                raise UsageError("--rank", f"'{rank}'", f"{RANK_WANT}, or auto") from None
+            for option in (name for name, value in given.items() if value is not None):
+                raise UsageError(option, f"given with --rank {rank}", "--rank auto")
+            return number, None
+        return 0, cls(None if budget is None else parse_bytes("--budget-bytes", budget), target, sensitivity)
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if (self.budget_bytes is None) == (self.target_sqnr is None):
+            raise UsageError("--rank auto", "none or both of --budget-bytes and --target-sqnr", "one of them")
+        if self.target_sqnr is not None and not math.isfinite(self.target_sqnr):
+            raise UsageError("--target-sqnr", f"{self.target_sqnr}", "a finite number of dB")
+        if self.target_sqnr is not None and self.sensitivity is None:
+            raise UsageError("--target-sqnr", "given without --sensitivity", "a scan, to predict the output by",
+                             "Make one: svdq-trt sensitivity.")  # fmt: skip
+        if self.sensitivity is not None and not self.sensitivity.is_file():
+            raise UsageError("--sensitivity", f"'{self.sensitivity}': no such file", "a file of svdq-trt sensitivity")
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """``2200000000``, ``2.2GB``, ``700 MB``, ``1.5GiB`` -> bytes, rounded down. Raises UsageError."""
+    units = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
+             **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}}  # fmt: skip
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in units:
+        raise UsageError(option, f"'{text}'", "a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB")
+    return int(Fraction(match[1]) * units[match[2]])
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """All options of a build, resolved; `archs` share every stage they can.
 
     Attributes:
         model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
             for the model's hub id).
-        archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R.
+        archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R; rank_auto goes before it.
         batch, height, width: profile ranges; height and width in pixels.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
@@ -102,14 +157,19 @@ class BuildConfig:
     lora_slots: int = 0
     allow_partial: bool = False
     quantized: Path | None = None
+    rank_auto: RankAuto | None = None
 
     def __post_init__(self) -> None:
+        if self.rank_auto is not None:
+            self.rank_auto.check()
+        if self.rank_auto is not None and self.quantized is not None:
+            raise UsageError("--quantized", "given with --rank auto", "it alone: nothing is quantized then")
         for lora in self.loras:
             lora.check()
         if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:
             raise UsageError("--lora-slots", str(self.lora_slots), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
-            raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
+            raise UsageError("--rank", str(self.rank), RANK_WANT)
         get_preset(self.preset)
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
@@ -139,5 +199,9 @@ class BuildConfig:
         data = asdict(self)
         for key in ("out", "calibration", "quantized"):
             data[key] = None if data[key] is None else str(data[key])
+        if self.rank_auto is not None:
+            data["rank"] = "auto"
+            path = self.rank_auto.sensitivity
+            data["rank_auto"]["sensitivity"] = None if path is None else str(path)
         data["loras"] = [{"path": str(lora.path), "strength": lora.strength} for lora in self.loras]
         return data

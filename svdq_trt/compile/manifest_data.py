@@ -46,6 +46,7 @@ def manifest_of(
         "onnx": {"file": "model.onnx", "bytes": onnx_bytes},
         "inputs": [_ranged(t) for t in work.profiles()],
         "outputs": [_ranged(t) for t in work.outputs()],
+        "allocation": results.get("allocate", {}),
         "quantized": _quantized(engine.folder / "svdq.safetensors"),
         "loras": results.get("lora", {}).get("loras", []),
         "lora_slots": _slots(engine.folder, results["export"].get("lora_slots")),

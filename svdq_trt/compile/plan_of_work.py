@@ -2,7 +2,7 @@
 
 <out>/<model>-shared/                     what several engines use
 calib.safetensors  model-fp16.onnx(.data)  reference.npz
-<format>-r<rank>/, or <format>-imported/
+<format>-r<rank>/, <format>-rauto/, or <format>-imported/
                    svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
 <format>-...-lora/  the same with --lora or --lora-slots, made from the one above
 <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
@@ -34,6 +34,9 @@ _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
 #: our code and the libraries that each stage runs; a change in either makes the stage run again
 _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
+    "allocate": (
+        ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/calibrate"), ("torch",)
+    ),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
     "import": (
         ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)
@@ -75,6 +78,7 @@ class Work:
     weights_id: str
     loras_id: tuple[tuple[str, float], ...] = ()  # digest and strength of each
     quantized_id: str = ""  # digest of --quantized
+    scan_id: str = ""  # digest of --sensitivity
     logs: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,12 +165,16 @@ def plan_work(config: BuildConfig) -> Work:
     weights_id = weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else ""
     loras_id = tuple((sha256(lora.path), lora.strength) for lora in config.loras)
     quantized_id = "" if config.quantized is None else digest(config.quantized, spec)
-    return Work(config, spec, profile, shared, engines, weights_id, loras_id, quantized_id)
+    scan = config.rank_auto.sensitivity if config.rank_auto else None
+    scan_id = "" if scan is None else sha256(scan)
+    return Work(config, spec, profile, shared, engines, weights_id, loras_id, quantized_id, scan_id)
 
 
 def _ending(config: BuildConfig) -> str:
     """Of the folder that holds the quantized model without LoRA."""
-    return f"r{config.rank}" if config.quantized is None else "imported"
+    if config.quantized is not None:
+        return "imported"
+    return f"r{config.rank}" if config.rank_auto is None else "rauto"
 
 
 def _quantized_format(config: BuildConfig, spec: ModelSpec) -> Format:

@@ -20,12 +20,14 @@ from svdq_trt.compile.config import BuildConfig
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
 from svdq_trt.compile.process import RssSampler, StageRunner
+from svdq_trt.compile.stages.allocate import CURVES as CURVES_FILE
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest
 from svdq_trt.files import atomic_write, remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 
 SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
+ALLOCATION_FILE = "allocation.json"
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
 
@@ -194,16 +196,43 @@ class Build:
         c, work = self.config, self.work
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
         calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
-        quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
-        args = self._weights() | {
+        prepare = self._weights() | {
             "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
             "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
-            "rank": c.rank, "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+        }  # fmt: skip
+        rank: int | str = c.rank
+        if c.rank_auto is not None:
+            rank = self._allocate(ledger, fmt, folder, calib_key, prepare)
+            prepare["force"] = False  # has been calibrated
+        quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=rank, preset=c.preset)
+        args = prepare | {
+            "rank": c.rank, "allocation": None if c.rank_auto is None else str(folder / ALLOCATION_FILE),
+            "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
         self.screen.say(f"search: {get_preset(c.preset).describe()}")
-        label = f"quantize  {fmt} rank {c.rank}"
+        label = f"quantize  {fmt} rank {self._rank_text()}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
         return quantize_key
+
+    def _rank_text(self) -> str:
+        return str(self.config.rank) if self.config.rank_auto is None else "auto"
+
+    def _allocate(self, ledger: Ledger, fmt: str, folder: Path, calib_key: str, prepare: dict[str, Any]) -> str:
+        """--rank auto: choose the ranks. Returns the choice's key."""
+        auto = self.config.rank_auto
+        assert auto is not None
+        curves_key = key("allocate", calibrate=calib_key, format=fmt)  # another budget reads the same curves
+        goal = {"budget_bytes": auto.budget_bytes, "target_sqnr": auto.target_sqnr}
+        allocate_key = key("allocate", curves=curves_key, scan=self.work.scan_id, **goal)
+        args = prepare | goal | {
+            "sensitivity": None if auto.sensitivity is None else str(auto.sensitivity), "curves_key": curves_key,
+            "out": str(folder / ALLOCATION_FILE),
+        }  # fmt: skip
+        if self.config.force:
+            (folder / CURVES_FILE).unlink(missing_ok=True)
+        label = f"allocate  {fmt} ranks"
+        self._stage(ledger, "allocate", label, "allocate", folder, allocate_key, [ALLOCATION_FILE], args)
+        return allocate_key
 
     def _lora(self, ledger: Ledger, fmt: str, quantized: Path, folder: Path, quantize_key: str) -> str:
         """The quantized model with the LoRA files in it, in the graph's folder; its key."""
@@ -247,10 +276,10 @@ class Build:
         run_key = self._run_onnx(ledger, "check_run", f"check     {fmt} run", folder, "model.onnx", "quantized.npz",
                                  keys["export"])  # fmt: skip
         compare_key = key("compare", run=run_key, reference=self.work.weights_id, **self.work.lora_key())
+        title = f"{self.config.model} {fmt} rank {self._rank_text()}"
         args = {
             "reference": str(self.work.shared / "reference.npz"), "quantized": str(folder / "quantized.npz"),
-            "artifact": str(folder / "svdq.safetensors"), "title": f"{self.config.model} {fmt} rank {self.config.rank}",
-            "plot": str(folder / "accuracy.png"),
+            "artifact": str(folder / "svdq.safetensors"), "title": title, "plot": str(folder / "accuracy.png"),
         }  # fmt: skip
         self._stage(ledger, "compare", f"check     {fmt} compare", "compare", folder, compare_key, ["accuracy.png"],
                     args)  # fmt: skip

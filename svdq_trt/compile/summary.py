@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -28,8 +28,9 @@ def print_summary(built: Sequence[Built]) -> None:
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
         nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"] if q["sqnr_db"] is not None}
         mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m["quantized"] else "none"
+        rank = f"0 to {m['rank']}" if m["allocation"] else str(m["rank"])
         table.add_row(
-            one.engine.folder.name, m["format"], str(m["rank"]), plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
+            one.engine.folder.name, m["format"], rank, plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
             f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",
         )  # fmt: skip
     console = _console()
@@ -45,6 +46,8 @@ def print_summary(built: Sequence[Built]) -> None:
                       f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
                       f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
                       soft_wrap=True)  # fmt: skip
+        if m["allocation"]:
+            console.print(f"    {_allocation(m)}", style="dim", soft_wrap=True)
         for lora in m.get("loras", []):
             notes = [f"{len(lora['quantized_layers'])} quantized and {len(lora['dense_layers'])} 16-bit layers"]
             if lora["text_encoder_tensors"]:
@@ -59,6 +62,14 @@ def print_summary(built: Sequence[Built]) -> None:
         for reason in reasons:
             count = sum(k["reason"] == reason for k in m["kept_16bit"])
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
+
+
+def _allocation(m: Mapping[str, Any]) -> str:
+    a = m["allocation"]
+    asked = f"at most {a['budget_bytes']:,}" if a["target_sqnr"] is None else f"for {a['target_sqnr']:g} dB"
+    what = "output" if a["gains"] else "nodes, on average"
+    kept = f", {len(a['kept'])} of them in 16 bit" if a["kept"] else ""
+    return f"--rank auto: {a['bytes']:,} bytes in nodes{kept}, {asked}; predicted {a['error_db']:.1f} dB ({what})"
 
 
 def _console() -> Console:

@@ -16,8 +16,7 @@ from svdq_trt.spec.formats import FORMATS, Activation
 from svdq_trt.spec.ops import input_shapes
 
 
-@torch.library.custom_op("svdq::linear", mutates_args=(), device_types="cpu")
-def linear(
+def reference(
     x: Tensor,
     qweight: Tensor,
     wscale: Tensor,
@@ -31,7 +30,9 @@ def linear(
     act_unsigned: int = 0,
     act_shift: float = 0.0,
 ) -> Tensor:
-    """Y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/spec/ops.py for the other shapes.
+    """The op's body in torch, on any device; also in f32, as an op of 16-bit weights and no rounding between them.
+
+    Y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/spec/ops.py for the other shapes.
 
     Raises:
         ShapeError: a weight input whose shape does not follow from qweight and lora_down.
@@ -51,6 +52,9 @@ def linear(
     if x.dtype == torch.float16:
         y = y.clamp(-65504.0, 65504.0)
     return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+
+linear = torch.library.custom_op("svdq::linear", reference, mutates_args=(), device_types="cpu")
 
 
 @linear.register_fake

@@ -37,13 +37,14 @@ def quantize_model(
     groups: Sequence[LinearGroup],
     calibration: Calibration,
     fmt: Format,
-    rank: int,
+    rank: int | Mapping[str, int],
     preset: Preset,
     out: Path,
     key: str,
     progress: Progress,
     skip: Sequence[str] = (),
     read: Callable[[str], Tensor] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> list[Node]:
     """Quantize every group of `module` and write the artifact `out`.
 
@@ -53,8 +54,10 @@ def quantize_model(
         groups: the nodes to make, as spec.recipe gave them for `skip`.
         calibration: tokens and absmax of every group's input.
         fmt: format of groups with quantized activations; weight-only groups take w4a16.
+        rank: R that the user asked for, or R of each node by its name (allocate.py).
         key: identifies the inputs; groups finished under the same key are taken over.
         read: name -> parameter, for a module on meta; called from several threads.
+        notes: more to say in the artifact's metadata.
 
     Raises:
         SvdqError: from a layer that cannot be quantized, named.
@@ -65,22 +68,23 @@ def quantize_model(
     sources = {group.node: _source(module, group, read) for group in groups}
     work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial)
     nodes: list[Node] = []
-    with _layer_pool() as pool:
+    with layer_pool() as pool:
         # Installed in order, so that weights are freed in order; finished layers ahead of it are small.
         for index, (group, (node, layer)) in enumerate(zip(groups, pool.map(work, enumerate(groups)), strict=True)):
             spec.install(module, group, layer)
             nodes.append(node)
             progress(index + 1, len(groups), f"{group.node}  {node.sqnr_db:.1f} dB")
     progress(len(groups), len(groups), f"writing {out.name}")
-    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": rank, "preset": preset.name,
-                            "skip": list(skip)}  # fmt: skip
+    top = rank if isinstance(rank, int) else max(rank.values(), default=0)
+    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top, "preset": preset.name,
+                            "skip": list(skip), **(notes or {})}  # fmt: skip
     artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
 
 
 @contextmanager
-def _layer_pool() -> Iterator[ThreadPoolExecutor]:
+def layer_pool() -> Iterator[ThreadPoolExecutor]:
     """Layers side by side, one thread each: faster than threads inside an operation, and the same bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -112,7 +116,7 @@ def _one(
     spec: ModelSpec,
     calibration: Calibration,
     fmt: Format,
-    rank: int,
+    rank: int | Mapping[str, int],
     preset: Preset,
     partial: Path,
     indexed: tuple[int, LinearGroup],
@@ -125,9 +129,10 @@ def _one(
     if done is not None:
         return done
     weights, biases = source()
+    own_rank = group.rank(rank) if isinstance(rank, int) else rank[group.node]
     quantized = quantize_group(
         weights, biases,
-        calibration.x[group.node], W4A16 if group.weight_only else fmt, group.rank(rank),
+        calibration.x[group.node], W4A16 if group.weight_only else fmt, own_rank,
         act_dtype=spec.torch_dtype,
         name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node], preset=preset,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from svdq_trt.models import TWINS, get_model
 def args(name, out, **more):
     return {
         "model": name, "checkpoint": None, "random_weights": 0, "skip": [], "calibration": None, "shared": str(out),
-        "calib_key": "c", "force": False, "format": "int4", "rank": 16, "preset": "fast",
+        "calib_key": "c", "force": False, "format": "int4", "rank": 16, "allocation": None, "preset": "fast",
         "out": str(out / "svdq.safetensors"), "key": "0" * 32,
     } | more  # fmt: skip
 

@@ -1,0 +1,167 @@
+"""What each node's quantization alone does to the model's output.
+
+The model runs in float32 around the nodes, so that 16-bit rounding does not count once per node. Figures are dB of the
+output's power over the power of its change, over all inputs together. Changes of independent causes add up in power:
+the sum over the nodes predicts what quantizing all of them does.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from svdq_trt.calibrate.upcast import Read, float32_layers
+from svdq_trt.errors import ArtifactError
+from svdq_trt.files import atomic_write, read_json_object
+from svdq_trt.models import LinearGroup, ModelSpec
+from svdq_trt.nn import ops
+from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.quantize.ladder import decibels
+from svdq_trt.spec.ops import op_type
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One node quantized alone: SQNR of its own output on calibration tokens, and of the model's, in dB."""
+
+    node: str
+    op: str
+    layer_db: float
+    output_db: float
+
+    @property
+    def gain(self) -> float:
+        """Relative error of the model's output per relative error of the node's."""
+        return float(10 ** ((self.layer_db - self.output_db) / 10))
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A finished scan.
+
+    Attributes:
+        model, format, rank, preset: what was quantized, and how. inputs: what the model ran on, for people.
+        effects: one per node, in graph order.
+        measured_db: SQNR of the output with all nodes quantized.
+    """
+
+    model: str
+    format: str
+    rank: int
+    preset: str
+    inputs: str
+    effects: tuple[Effect, ...]
+    measured_db: float
+
+    @property
+    def predicted_db(self) -> float:
+        """SQNR of the output with all nodes quantized, if their errors are independent."""
+        return decibels(math.fsum(10 ** (-e.output_db / 10) for e in self.effects))
+
+    def save(self, path: Path) -> None:
+        """Write JSON, whole or not at all."""
+        data = {"version": VERSION, **asdict(self), "predicted_db": self.predicted_db}
+        with atomic_write(path) as tmp:
+            tmp.write_text(json.dumps(data, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Sensitivity:
+        """Read a scan. Raises ArtifactError: missing, not JSON, or not such a file."""
+        data = read_json_object(path, "a file of `svdq-trt sensitivity`")
+        try:
+            if data.pop("version") != VERSION:
+                raise ValueError("another version")
+            data.pop("predicted_db")
+            found = cls(**data | {"effects": tuple(Effect(**e) for e in data["effects"])})
+            numbers = [found.measured_db, *(db for e in found.effects for db in (e.layer_db, e.output_db))]
+            texts = [found.model, found.format, found.preset, found.inputs, *(e.node for e in found.effects)]
+            if not all(math.isfinite(v) for v in numbers) or not all(isinstance(t, str) for t in texts):
+                raise ValueError("a figure that is no number, or a name that is no text")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ArtifactError(str(path), f"no usable scan ({error})", "a file of `svdq-trt sensitivity`") from None
+        return found
+
+
+class Probe:
+    """Runs a model with some of its nodes quantized.
+
+    The 16-bit module itself is never changed: nodes are installed in copies that share its parameters.
+    """
+
+    def __init__(
+        self, module: nn.Module, spec: ModelSpec, groups: Sequence[LinearGroup], inputs: Sequence[tuple[Tensor, ...]],
+        read: Read | None = None,
+    ) -> None:  # fmt: skip
+        """Run the 16-bit model once.
+
+        Args:
+            module: in 16 bit on the CPU, or in float32 on any device. On meta with `read`, which gives parameters.
+            groups: its nodes. inputs: model inputs in float32, on its device.
+        """
+        self._module, self._spec, self._read, self._inputs = module, spec, read, inputs
+        self._groups = {group.node: group for group in groups}
+        self._want = self._run(module)
+        self._signal = math.fsum(float(y.square().sum()) for y in self._want) or 1.0
+
+    def output_db(self, layers: Mapping[str, SVDQLinear]) -> float:
+        """SQNR of the output with `layers` in the place of their nodes' linears."""
+        shared = {id(t): t for t in (*self._module.parameters(), *self._module.buffers())}
+        module = copy.deepcopy(self._module, shared)
+        for node, layer in layers.items():
+            self._spec.install(module, self._groups[node], _Float32Node(layer))
+        got = self._run(module)
+        noise = math.fsum(float((y - want).square().sum()) for y, want in zip(got, self._want, strict=True))
+        return decibels(noise / self._signal)
+
+    @torch.no_grad()
+    def _run(self, module: nn.Module) -> list[Tensor]:
+        flat = self._spec.wrap(module)
+        with _in_float32(module, self._read):
+            return [flat(*values).double() for values in self._inputs]
+
+
+def scan(
+    probe: Probe, layers: Mapping[str, SVDQLinear], layer_db: Mapping[str, float], done: Mapping[str, float]
+) -> Iterator[Effect]:
+    """The effect of each of `layers` alone, in order.
+
+    Args:
+        layer_db: SQNR of each node's own output. done: output_db of nodes that need not run again.
+    """
+    for node, layer in layers.items():
+        output_db = done[node] if node in done else probe.output_db({node: layer})
+        yield Effect(node, op_type(layer.format, layer.activation), layer_db[node], output_db)
+
+
+@contextmanager
+def _in_float32(module: nn.Module, read: Read | None) -> Iterator[None]:
+    if all(p.dtype == torch.float32 for p in module.parameters()):
+        yield
+    else:
+        with float32_layers(module, lambda *_: None, read):
+            yield
+
+
+class _Float32Node(SVDQLinear):
+    """A node whose input and output are float32, its weights as they are, on any device."""
+
+    def __init__(self, layer: SVDQLinear) -> None:
+        super().__init__(dict(layer.named_buffers()), layer.format, layer.activation, layer.act_unsigned,
+                         layer.act_shift)  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., out_features], float32."""
+        return ops.reference(
+            x, self.qweight, self.wscale, self.act_mul, self.lora_down, self.lora_up, self.bias, self.wscale2,
+            self.format.name, self.activation.value, int(self.act_unsigned), self.act_shift,
+        )  # fmt: skip
