@@ -12,11 +12,8 @@ over error power.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,50 +21,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from engine_bench.model import inputs_of, quantize, random_module
 
+from svdq_trt.compile.scan import worst
 from svdq_trt.models import get_model
+from svdq_trt.quantize.sensitivity import Probe, Sensitivity, scan
 from svdq_trt.spec.formats import FORMATS
-from svdq_trt.spec.ops import op_type
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise)."""
-    return float(10 * torch.log10(torch.tensor(signal / max(noise, 1e-300), dtype=torch.float64)))
 
 
 @torch.no_grad()
-def measure(name: str, fmt: str, rank: int, device: str, smallest: bool) -> dict[str, Any]:
-    """Powers of the output and of its changes; per node and together."""
+def measure(name: str, fmt: str, rank: int, device: str, smallest: bool) -> Sensitivity:
+    """Every node alone, and all together."""
     spec = get_model(name)
-    if device == "cuda":
-        from svdq_trt.nn import ops
-
-        ops.linear.register_kernel("cuda")(ops.linear._init_fn)  # the reference body: no kernel library needed
-    plain = random_module(spec, 0, device)
-    whole = copy.deepcopy(plain)
-    groups = {g.node: g for g in spec.groups(plain)}
+    plain, whole = random_module(spec, 0, device), random_module(spec, 0, device)
+    groups = spec.groups(plain)
     nodes = quantize(whole, spec, FORMATS[fmt], rank)
-    for module in (plain, whole):  # f32 around the nodes: 16-bit rounding would count once per node
-        torch.nn.Module.to(module, torch.float32)
-    inputs = tuple(t.float() for t in inputs_of(spec, spec.profile.sizes(0 if smallest else 1), device))
-    want = spec.wrap(plain)(*inputs).double()
-
-    def noise(module: torch.nn.Module) -> float:
-        return float((spec.wrap(module)(*inputs).double() - want).square().sum())
-
-    signal, alone = float(want.square().sum()), []
-    for i, node in enumerate(nodes, 1):
-        module = copy.deepcopy(plain)
-        spec.install(module, groups[node.name], whole.get_submodule(node.name))
-        alone.append({"node": node.name, "op": op_type(FORMATS[node.format]), "layer_db": node.sqnr_db,
-                      "output_db": decibels(signal, noise(module))})  # fmt: skip
-        print(f"\r{i}/{len(nodes)}", end="", file=sys.stderr, flush=True)
+    layers = {node.name: whole.get_submodule(node.name) for node in nodes}
+    torch.nn.Module.to(plain, torch.float32)
+    sizes = spec.profile.sizes(0 if smallest else 1)
+    probe = Probe(plain, spec, groups, [tuple(t.float() for t in inputs_of(spec, sizes, device))])
+    effects = []
+    for effect in scan(probe, layers, {node.name: node.sqnr_db for node in nodes}, {}):
+        effects.append(effect)
+        print(f"\r{len(effects)}/{len(nodes)}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    total = sum(10 ** (-row["output_db"] / 10) for row in alone)
-    return {
-        "model": name, "format": fmt, "rank": rank, "nodes": alone,
-        "layers_mean_db": sum(row["layer_db"] for row in alone) / len(alone),
-        "predicted_db": decibels(1.0, total), "measured_db": decibels(signal, noise(whole)),
-    }  # fmt: skip
+    inputs = "the profile's smallest" if smallest else "the profile's optimum"
+    return Sensitivity(name, fmt, rank, "bench", inputs, tuple(effects), probe.output_db(layers))
 
 
 def main() -> None:
@@ -82,12 +59,13 @@ def main() -> None:
     p.add_argument("--out", type=Path, metavar="JSON")
     args = p.parse_args()
     found = measure(args.model, args.format, args.rank, args.device, args.smallest)
-    for row in sorted(found["nodes"], key=lambda row: row["output_db"])[: args.top]:
-        print(f"  {row['output_db']:6.1f} dB at the output, {row['layer_db']:5.1f} dB at the layer   {row['node']}")
-    print(f"{args.model} {args.format} rank {args.rank}: layers {found['layers_mean_db']:.1f} dB (mean), output "
-          f"predicted {found['predicted_db']:.1f} dB, measured {found['measured_db']:.1f} dB")  # fmt: skip
+    for effect in worst(found.effects, args.top):
+        print(f"  {effect.output_db:6.1f} dB at the output, {effect.layer_db:5.1f} dB at the layer   {effect.node}")
+    mean = sum(effect.layer_db for effect in found.effects) / len(found.effects)
+    print(f"{args.model} {args.format} rank {args.rank}: layers {mean:.1f} dB (mean), output predicted "
+          f"{found.predicted_db:.1f} dB, measured {found.measured_db:.1f} dB")  # fmt: skip
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+        found.save(args.out)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "allocate": (
         ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/calibrate"), ("torch",)
     ),
+    "sensitivity": (
+        ("svdq_trt/quantize", "svdq_trt/nn", "svdq_trt/models", "svdq_trt/calibrate"), ("torch", "diffusers")
+    ),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
     "import": (
         ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)

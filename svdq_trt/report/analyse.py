@@ -95,14 +95,14 @@ def representative(nodes: tuple[Node, ...], count: int) -> list[Node]:
     ordered = sorted(nodes, key=lambda n: n.sqnr_db)
     first: dict[str, Node] = {}
     for node in ordered:
-        first.setdefault(kind(node), node)
+        first.setdefault(kind(node.name), node)
     chosen = list(first.values())
     chosen += [n for n in ordered if n not in chosen]
     return chosen[:count]
 
 
-def kind(node: Node) -> str:
+def kind(name: str) -> str:
     """What a node is in its block, not where: ``attn1.to_qkv``, ``ff.net.2``."""
-    parts = node.name.removesuffix(".0").split(".")
+    parts = name.removesuffix(".0").split(".")
     tail = parts[-3:] if parts[-1].isdigit() else parts[-2:]
     return ".".join(p for i, p in enumerate(tail) if not (p.isdigit() and i == 0))

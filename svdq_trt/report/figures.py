@@ -12,16 +12,17 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from svdq_trt.quantize.artifact import Node
+from svdq_trt.quantize.sensitivity import Sensitivity
 from svdq_trt.report.analyse import LayerReport, kind
 
 
 def layers(nodes: Sequence[Node]) -> bytes:
     """SQNR of every node in graph order, one colour a kind."""
     figure, axis = plt.subplots(figsize=(11, 4), layout="constrained")
-    kinds = sorted({kind(n) for n in nodes})
+    kinds = sorted({kind(n.name) for n in nodes})
     for i, name in enumerate(kinds):
-        points = [(j, n.sqnr_db) for j, n in enumerate(nodes) if kind(n) == name]
-        axis.plot(*zip(*points, strict=True), ".", color=plt.get_cmap("tab20")(i % 20), label=name, markersize=5)
+        points = [(j, n.sqnr_db) for j, n in enumerate(nodes) if kind(n.name) == name]
+        axis.plot(*zip(*points, strict=True), ".", color=_colour(i), label=name, markersize=5)
     axis.set(xlabel="node, in graph order", ylabel="SQNR of the output [dB]")
     axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
@@ -67,6 +68,43 @@ def one_layer(report: LayerReport) -> bytes:
     for axis in (a, b, c, d):
         axis.grid(alpha=0.3)
     return _png(figure)
+
+
+def sensitivity(found: Sensitivity) -> bytes:
+    """Two panels: what each node alone does to the output, in graph order, and the worst nodes by name."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(15, 5.5), width_ratios=(1.6, 1), layout="constrained")
+    effects = found.effects
+    powers = [10 ** (-e.output_db / 10) for e in effects]
+    kinds = sorted({kind(e.node) for e in effects})
+    for i, name in enumerate(kinds):
+        points = [(j, p) for j, (e, p) in enumerate(zip(effects, powers, strict=True)) if kind(e.node) == name]
+        left.bar(*zip(*points, strict=True), color=_colour(i), label=name)
+    left.set(xlabel="node, in graph order", ylabel="error power / output power", yscale="log",
+             title=f"{found.model} {found.format}, rank {found.rank}: each node quantized alone")  # fmt: skip
+    left.axhline(10 ** (-found.measured_db / 10), color="k", linewidth=0.8, linestyle="--")
+    left.annotate("all nodes quantized", (0, 10 ** (-found.measured_db / 10)), fontsize=8, xytext=(2, 3),
+                  textcoords="offset points")  # fmt: skip
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
+    worst = sorted(zip(powers, effects, strict=True), key=lambda pair: -pair[0])[:20][::-1]
+    total = sum(powers) or 1.0
+    right.barh([_short(e.node) for _, e in worst], [100 * p / total for p, _ in worst],
+               color=[_colour(kinds.index(kind(e.node))) for _, e in worst])  # fmt: skip
+    right.tick_params(axis="y", labelsize=7)
+    right.set(xlabel="share of the sum [%]", title="the worst nodes")
+    for axis in (left, right):
+        axis.grid(alpha=0.3, axis="y" if axis is left else "x")
+    return _png(figure)
+
+
+def _short(name: str) -> str:
+    """A module path that fits beside a bar."""
+    for long, brief in (("transformer_blocks", "blocks"), ("attentions", "attn"), ("single_blocks", "single")):
+        name = name.replace(long, brief)
+    return name if len(name) <= 44 else f"...{name[-41:]}"
+
+
+def _colour(index: int) -> Any:
+    return plt.get_cmap("tab20")(index % 20)
 
 
 def _png(figure: Any) -> bytes:

@@ -70,7 +70,7 @@ def test_representative_takes_the_worst_of_each_kind_first():
     names = [n.name for n in representative(nodes, 3)]
     assert names == ["a.1.attn1.to_q", "a.0.ff.net.2", "a.1.ff.net.2"]
     assert representative(nodes, 0) == []
-    assert kind(nodes[0]) == "attn1.to_q"
+    assert kind(nodes[0].name) == "attn1.to_q"
 
 
 def test_page_escapes_what_files_say(report):

@@ -1,0 +1,152 @@
+"""``svdq-trt sensitivity``: quantize a model, then run it with each node quantized alone.
+
+<file>.partial/  what a killed scan goes on from: calib.safetensors, svdq.safetensors (every node quantized),
+                 effects.jsonl (a line per node that was run)
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdq_trt.calibrate.inputs import InputFile, synthetic
+from svdq_trt.compile.events import Progress
+from svdq_trt.compile.plan_of_work import CHECK_SEED, key
+from svdq_trt.compile.stages.quantize import Prepared, prepare
+from svdq_trt.compile.stages.quantize import run as quantize_stage
+from svdq_trt.errors import UsageError
+from svdq_trt.files import atomic_write
+from svdq_trt.journal import Journal
+from svdq_trt.models import ModelSpec, get_model
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.run import layer_of
+from svdq_trt.quantize.sensitivity import Effect, Probe, Sensitivity, scan
+from svdq_trt.spec.formats import FORMATS
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """What to scan.
+
+    Attributes:
+        model, checkpoint, random_weights, format, rank, preset, calibration, skip: as of a build.
+        samples: inputs to run on; the first ones of `calibration`, or synthetic ones that calibration does not use.
+        pixels: side of synthetic images; None: as calibration.
+        device: "cpu", or "cuda": the model then lies there in float32.
+    """
+
+    model: str
+    checkpoint: str | None
+    random_weights: int | None
+    format: str
+    rank: int
+    preset: str
+    calibration: Path | None
+    skip: tuple[str, ...]
+    samples: int
+    pixels: int | None
+    device: str
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if self.format not in FORMATS:
+            raise UsageError("--format", f"'{self.format}'", f"one of {', '.join(FORMATS)}")
+        if self.samples < 1:
+            raise UsageError("--samples", f"{self.samples}", "1 or more")
+        if self.pixels is not None and self.calibration is not None:
+            raise UsageError("--pixels", "given with --calibration", "one of them", "The file's tensors have sizes.")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UsageError("--device", "cuda, which torch does not find", "a GPU, or --device cpu")
+
+
+def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
+    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over.
+
+    Raises:
+        SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized.
+    """
+    from svdq_trt.checkpoint import weights_digest
+    from svdq_trt.compile.config import BuildConfig
+
+    config.check()
+    spec = get_model(config.model)
+    given = BuildConfig(config.model, (), Path(), config.checkpoint, config.random_weights, rank=config.rank,
+                        preset=config.preset, calibration=config.calibration, check=False)  # fmt: skip
+    weights = weights_digest(spec, config.checkpoint, config.random_weights)
+    calib_key = key("calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip))
+    quantize_key = key("quantize", calibrate=calib_key, format=config.format, rank=config.rank, preset=config.preset)
+    effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
+    partial = out.with_name(f"{out.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    args = {
+        "model": config.model, "checkpoint": config.checkpoint, "random_weights": config.random_weights,
+        "skip": list(config.skip), "calibration": None if config.calibration is None else str(config.calibration),
+        "shared": str(partial), "calib_key": calib_key, "force": False, "format": config.format, "rank": config.rank,
+        "allocation": None, "preset": config.preset, "out": str(partial / "svdq.safetensors"), "key": quantize_key,
+    }  # fmt: skip
+    loaded = _quantized(args, partial, progress)
+    ready = prepare(args, progress)  # again, as quantizing took the module apart
+    journal = Journal(partial / "effects.jsonl", effects_key)
+    probe = _probe(config, spec, ready)
+    layers = {node.name: layer_of(node, loaded.tensors).to(config.device) for node in loaded.nodes}
+    effects: list[Effect] = []
+    for effect in scan(probe, layers, {node.name: node.sqnr_db for node in loaded.nodes}, journal.values):
+        if effect.node not in journal.values:
+            journal.add(effect.node, effect.output_db)
+        effects.append(effect)
+        progress(len(effects), len(layers), f"{effect.node}  {effect.output_db:.1f} dB")
+    found = Sensitivity(config.model, config.format, config.rank, config.preset, _describe(config), tuple(effects),
+                        probe.output_db(layers))  # fmt: skip
+    found.save(out)
+    shutil.rmtree(partial)
+    return found
+
+
+def _quantized(args: dict[str, Any], partial: Path, progress: Progress) -> artifact.Artifact:
+    """Every node quantized, by the quantizer's own stage unless it is done under this key."""
+    mark = partial / "quantized.json"
+    if not mark.is_file() or json.loads(mark.read_text()) != args["key"]:
+        quantize_stage(args, progress)
+        with atomic_write(mark) as tmp:
+            tmp.write_text(json.dumps(args["key"]))
+    return artifact.load(Path(args["out"]))
+
+
+def _probe(config: ScanConfig, spec: ModelSpec, ready: Prepared) -> Probe:
+    module, read = ready.module, ready.read
+    if config.device != "cpu":
+        if read is not None:
+            from svdq_trt.checkpoint import load
+
+            module, read = load(spec, config.checkpoint, config.random_weights), None
+        nn.Module.to(module, config.device, torch.float32)
+    return Probe(module, spec, ready.recipe.groups, _inputs(config, spec), read)
+
+
+def _inputs(config: ScanConfig, spec: ModelSpec) -> list[tuple[Tensor, ...]]:
+    pixels = config.pixels or spec.calibration_pixels
+    source = (
+        synthetic(spec, config.samples, pixels, pixels, CHECK_SEED)
+        if config.calibration is None
+        else itertools.islice(InputFile(spec, config.calibration), config.samples)
+    )
+    return [tuple(t.to(config.device) for t in values) for values in source]
+
+
+def _describe(config: ScanConfig) -> str:
+    if config.calibration is not None:
+        return f"the first {config.samples} of {config.calibration.name}"
+    return f"{config.samples} synthetic" + (f" of {config.pixels} pixels" if config.pixels else "")
+
+
+def worst(effects: Sequence[Effect], count: int) -> list[Effect]:
+    """The `count` nodes that change the output most, the worst first."""
+    return sorted(effects, key=lambda e: e.output_db)[:count]
