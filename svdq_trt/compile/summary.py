@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -18,6 +18,8 @@ _GB = 1e9
 
 def print_summary(built: Sequence[Built]) -> None:
     """One row per engine, on stdout."""
+    from svdq_trt.quantize.allocate import describe
+
     table = Table(box=box.SIMPLE)
     for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages"):
         table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
@@ -47,7 +49,7 @@ def print_summary(built: Sequence[Built]) -> None:
                       f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
                       soft_wrap=True)  # fmt: skip
         if m["allocation"]:
-            console.print(f"    {_allocation(m)}", style="dim", soft_wrap=True)
+            console.print(f"    --rank auto: {describe(m['allocation'])}", style="dim", soft_wrap=True)
         for lora in m.get("loras", []):
             notes = [f"{len(lora['quantized_layers'])} quantized and {len(lora['dense_layers'])} 16-bit layers"]
             if lora["text_encoder_tensors"]:
@@ -62,14 +64,6 @@ def print_summary(built: Sequence[Built]) -> None:
         for reason in reasons:
             count = sum(k["reason"] == reason for k in m["kept_16bit"])
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
-
-
-def _allocation(m: Mapping[str, Any]) -> str:
-    a = m["allocation"]
-    asked = f"at most {a['budget_bytes']:,}" if a["target_sqnr"] is None else f"for {a['target_sqnr']:g} dB"
-    what = "output" if a["gains"] else "nodes, on average"
-    kept = f", {len(a['kept'])} of them in 16 bit" if a["kept"] else ""
-    return f"--rank auto: {a['bytes']:,} bytes in nodes{kept}, {asked}; predicted {a['error_db']:.1f} dB ({what})"
 
 
 def _console() -> Console:

@@ -46,11 +46,14 @@ class NodeCurve:
     may_keep: bool
     errors: tuple[float, ...]
 
+    def option(self, rank: int, gain: float = 1.0) -> Option:
+        """The node at one of its ranks; `gain` turns its error into the model's."""
+        error = self.errors[ranks_of(self.n, self.k).index(rank)]
+        return Option(rank, node_bytes(FORMATS[self.format], self.n, self.k, rank), gain * error)
+
     def options(self, gain: float) -> list[Option]:
-        """All ways to store it; `gain` turns its error into the model's."""
-        fmt = FORMATS[self.format]
-        ranked = zip(ranks_of(self.n, self.k), self.errors, strict=True)
-        found = [Option(r, node_bytes(fmt, self.n, self.k, r), gain * error) for r, error in ranked]
+        """All ways to store it."""
+        found = [self.option(rank, gain) for rank in ranks_of(self.n, self.k)]
         if self.may_keep:
             found.append(Option(KEEP, 2 * self.n * (self.k + 1), 0.0))  # weight and bias
         return found
@@ -93,6 +96,15 @@ class Allocation:
             return cls(**data | {"kept": tuple(data["kept"])})
         except (KeyError, TypeError) as error:
             raise ArtifactError(str(path), f"damaged ({error})", "an allocation", "Build with --force.") from None
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """One line for people, of Allocation.summary()."""
+    asked = f"{summary['target_sqnr']} dB" if summary["budget_bytes"] is None else f"{summary['budget_bytes']:,} bytes"
+    what = "at the output" if summary["gains"] else "in the nodes, on average"
+    kept = f", {len(summary['kept'])} of them in 16 bit" if summary["kept"] else ""
+    return (f"{summary['bytes']:,} bytes in all nodes{kept}; {summary['error_db']:.1f} dB predicted {what}; "
+            f"asked for {asked}")  # fmt: skip
 
 
 def measure_curves(

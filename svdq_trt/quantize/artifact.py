@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import SAFETENSORS_DTYPES, save_tensors, stream_tensors
+from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import QuantizedLinear
 from svdq_trt.spec.formats import FORMATS, Activation
 
@@ -32,6 +33,7 @@ class Node:
     Attributes:
         name: module path, and the ONNX and TensorRT node name. members: original linears, stacked on N.
         n, k, rank: N, K, R. sqnr_db: output SQNR on calibration tokens; NaN where unknown, as for an imported node.
+        trials: (alpha, beta, SQNR in dB on sampled tokens) of every smoothing tried; none where unknown.
     """
 
     name: str
@@ -47,14 +49,19 @@ class Node:
     beta: float
     act_unsigned: bool
     act_shift: float
+    trials: tuple[tuple[float, float, float], ...] = ()
 
     @classmethod
     def from_quantized(cls, q: QuantizedLinear, members: tuple[str, ...], rows: tuple[int, ...]) -> Node:
         """Describe a quantizer's result."""
         n, half_k = q.tensors["qweight"].shape
+        trials = tuple(
+            (round(alpha, 4), round(beta, 4), round(decibels(error), 2))
+            for alpha, beta, error in q.trials if math.isfinite(error)
+        )  # fmt: skip
         return cls(
             q.name, members, rows, q.format.name, q.activation.value, n, 2 * half_k, q.tensors["lora_down"].shape[0],
-            q.sqnr_db, q.alpha, q.beta, q.act_unsigned, q.act_shift,
+            q.sqnr_db, q.alpha, q.beta, q.act_unsigned, q.act_shift, trials,
         )  # fmt: skip
 
 
@@ -125,7 +132,8 @@ def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, 
             raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), "Build again with --force.")
         nodes = tuple(
             Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"]),
-                    "sqnr_db": math.nan if n["sqnr_db"] is None else n["sqnr_db"]})
+                    "sqnr_db": math.nan if n["sqnr_db"] is None else n["sqnr_db"],
+                    "trials": tuple((alpha, beta, db) for alpha, beta, db in n.get("trials", ()))})
             for n in meta["nodes"]
         )
         for node in nodes:
@@ -141,7 +149,7 @@ def _check_fields(node: Node) -> None:
     """Raise ValueError for values of the wrong type: the header may be anybody's."""
     sizes = (node.n, node.k, node.rank, *node.member_rows)
     texts = (node.name, node.format, node.activation, *node.members)
-    numbers = (node.sqnr_db, node.alpha, node.beta, node.act_shift)
+    numbers = (node.sqnr_db, node.alpha, node.beta, node.act_shift, *(v for trial in node.trials for v in trial))
     good = (
         all(type(v) is int and v >= 0 for v in sizes) and all(type(v) is str for v in texts)
         and all(type(v) in (int, float) for v in numbers) and type(node.act_unsigned) is bool

@@ -1,4 +1,4 @@
-"""A closer look at one node: spectra, where its error comes from, what smoothing and rank would do.
+"""A closer look at one node: where its error comes from, spectra, what rank would do.
 
 Letters: N output features, K input features, R rank, T calibration tokens. W_s = W / act_mul.
 """
@@ -19,7 +19,6 @@ from svdq_trt.quantize.preset import Preset
 from svdq_trt.spec.formats import FORMATS
 
 RANKS = (0, 16, 32, 64, 128)
-_CURVE = Preset("report", grids=10, tokens=256, rows=512, search_power_iterations=1, power_iterations=1)
 _SWEEP = Preset("report", grids=3, tokens=256, rows=512, search_power_iterations=1, power_iterations=2)
 
 
@@ -29,16 +28,48 @@ class LayerReport:
 
     Attributes:
         spectra: "W", "smoothed W", "residual" -> singular values, descending.
-        split: part -> SQNR in dB with only that part quantized: "activations", "weights", "both".
-        curve: (alpha, beta, SQNR in dB) of the smoothing search, on sampled rows.
+        split: as error_split gives it.
         sweep: (rank, SQNR in dB, bytes of the node) with a plain SVD.
     """
 
     node: Node
     spectra: dict[str, list[float]]
     split: dict[str, float]
-    curve: list[tuple[float, float, float]]
     sweep: list[tuple[int, float, int]]
+
+
+def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) -> dict[str, float]:
+    """SQNR in dB with only a part quantized: "activations", "weights", "both". Arguments as `analyse`."""
+    parts = _Parts(node, tensors, w)
+    shift = node.act_shift * parts.mul  # what a shift adds to x̂; the node's bias takes it out again
+    hat = numerics.smooth(x, parts.mul, node.act_shift)
+    quantized = numerics.fake_quantize_act(hat, FORMATS[node.format], node.act_unsigned)
+    low_rank = x.float() @ parts.down.T @ parts.up.T
+    want = x.float() @ w.float().T
+    energy = float(want.square().sum()) or 1.0
+
+    def sqnr(activations: Tensor, weight: Tensor) -> float:
+        return decibels(float(((activations - shift) @ weight.T + low_rank - want).square().sum()) / energy)
+
+    return {"activations": sqnr(quantized, parts.rest), "weights": sqnr(hat.float(), parts.residual),
+            "both": sqnr(quantized, parts.residual)}  # fmt: skip
+
+
+class _Parts:
+    """What a node's weight was taken apart into.
+
+    Attributes:
+        mul: [K] act_mul. down, up: [R, K], [N, R]. residual: [N, K] what the codes mean, in smoothed space.
+        smoothed: [N, K] W_s. rest: [N, K] W_s less the low-rank part: what the codes had to carry.
+    """
+
+    def __init__(self, node: Node, tensors: dict[str, Tensor], w: Tensor) -> None:
+        own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
+        packed = numerics.QuantWeight(own["qweight"], own["wscale"], own["wscale2"])
+        self.residual = numerics.dequantize_weight(packed, FORMATS[node.format])
+        self.mul, self.down, self.up = own["act_mul"].float(), own["lora_down"].float(), own["lora_up"].float()
+        self.smoothed = w.float() / self.mul
+        self.rest = self.smoothed - self.up @ (self.down / self.mul)
 
 
 def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absmax: Tensor) -> LayerReport:
@@ -48,36 +79,13 @@ def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absm
         tensors: the artifact's, by their names in it. w: [N, K] original weight, members stacked.
         x: [T, K] calibration tokens in the act dtype. x_absmax: [K].
     """
-    own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
-    fmt, w = FORMATS[node.format], w.float()
-    residual = numerics.dequantize_weight(
-        numerics.QuantWeight(own["qweight"], own["wscale"], own["wscale2"]), fmt
-    )  # [N, K], in smoothed space
-    mul, down, up = own["act_mul"].float(), own["lora_down"].float(), own["lora_up"].float()
-    smoothed = w / mul
-    rest = smoothed - up @ (down / mul)  # what the codes had to carry
-
-    hat = numerics.smooth(x, mul)
-    quantized, low_rank = numerics.fake_quantize_act(hat, fmt), x.float() @ down.T @ up.T
-    want = x.float() @ w.T
-    energy = float(want.square().sum()) or 1.0
-
-    def sqnr(activations: Tensor, weight: Tensor) -> float:
-        return decibels(float((activations @ weight.T + low_rank - want).square().sum()) / energy)
-
-    search = quantize_group([w], [None], x, fmt, node.rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_CURVE)
+    parts, fmt, w = _Parts(node, tensors, w), FORMATS[node.format], w.float()
     sweep = []
     for rank in RANKS:
         q = quantize_group([w], [None], x, fmt, rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_SWEEP)
         sweep.append((rank, q.sqnr_db, sum(t.numel() * t.element_size() for t in q.tensors.values())))
-    return LayerReport(
-        node,
-        {"W": _singular(w), "smoothed W": _singular(smoothed), "residual": _singular(rest)},
-        {"activations": sqnr(quantized, rest), "weights": sqnr(hat.float(), residual),
-         "both": sqnr(quantized, residual)},
-        [(alpha, beta, decibels(error)) for alpha, beta, error in search.trials],
-        sweep,
-    )  # fmt: skip
+    spectra = {"W": _singular(w), "smoothed W": _singular(parts.smoothed), "residual": _singular(parts.rest)}
+    return LayerReport(node, spectra, error_split(node, tensors, w, x), sweep)
 
 
 def _singular(w: Tensor) -> list[float]:

@@ -17,8 +17,9 @@ from svdq_trt.errors import ArtifactError
 from svdq_trt.files import atomic_write
 from svdq_trt.models import get_model
 from svdq_trt.quantize import artifact
+from svdq_trt.quantize.allocate import describe
 from svdq_trt.report import figures
-from svdq_trt.report.analyse import LayerReport, analyse, representative
+from svdq_trt.report.analyse import LayerReport, analyse, error_split, representative
 from svdq_trt.report.page import render
 
 PAGE = "report.html"
@@ -31,7 +32,7 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     Args:
         engine: folder that a build wrote. Its calibration is read from the shared folder beside it, and the original
             weights of the layers looked at from where the build took them.
-        layers: how many nodes get a closer look; 0 for none.
+        layers: how many nodes get a closer look; 0 for none, and then no weights are read at all.
 
     Raises:
         ArtifactError: no manifest, no quantized model, or no calibration any more.
@@ -39,11 +40,19 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     data = manifest.read(engine)
     loaded = artifact.load(engine / "svdq.safetensors")
     chosen = representative(loaded.nodes, layers)
-    reports = _closer(engine, data, loaded, chosen, progress) if chosen else []
+    reports, splits = _closer(engine, data, loaded, chosen, progress) if chosen else ([], {})
+    allocation = data.get("allocation") or {}
+    kept = len(allocation.get("kept", ()))
     pictures = {
         "layers": figures.layers(loaded.nodes),
         "bytes": figures.sizes(_parts(loaded), data["fp16_weight_bytes"]),
     }
+    if any(node.trials for node in loaded.nodes):
+        pictures["alphas"] = figures.alphas(loaded.nodes)
+    if kept or len({node.rank for node in loaded.nodes}) > 1:
+        pictures["ranks"] = figures.ranks(loaded.nodes, kept)
+    if reports:
+        pictures |= {"split": figures.split(loaded.nodes, splits), "rank_sweep": figures.rank_sweep(reports)}
     closer = [(report, figures.one_layer(report)) for report in reports]
     folder = engine / PICTURES
     folder.mkdir(exist_ok=True)
@@ -52,7 +61,8 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
         with atomic_write(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png)
     title = f"{data['model']} for {data['arch']}: {data['format']}, rank {data['rank']}"
-    page = render(title, _facts(data), pictures, closer, loaded.nodes, data["kept_16bit"])
+    chosen_ranks = describe(allocation) if allocation else ""
+    page = render(title, _facts(data), pictures, closer, loaded.nodes, data["kept_16bit"], splits, chosen_ranks)
     with atomic_write(engine / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return engine / PAGE
@@ -61,7 +71,8 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
 def _closer(
     engine: Path, data: Mapping[str, Any], loaded: artifact.Artifact, chosen: list[artifact.Node],
     progress: Callable[[int, int, str], None],
-) -> list[LayerReport]:  # fmt: skip
+) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:  # fmt: skip
+    """Reports of the chosen nodes, and the error split of every node."""
     spec, config = get_model(data["model"]), data["config"]
     if config.get("quantized"):
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
@@ -72,14 +83,19 @@ def _closer(
     calibration = Calibration.load(calib)
     weights = open_weights(spec, config["checkpoint"], config["random_weights"])
     groups = {g.node: g for g in spec.groups(spec.build(), tuple(config["skip"]))}
-    reports = []
-    for index, node in enumerate(chosen):
-        progress(index, len(chosen), node.name)
+    reports, splits = {}, {}
+    for index, node in enumerate(loaded.nodes):
+        progress(index, len(loaded.nodes), node.name)
         start, stop = groups[node.name].columns or (0, node.k)
         w = torch.cat([weights.read(f"{member}.weight")[:, start:stop] for member in node.members])
-        reports.append(analyse(node, loaded.tensors, w, calibration.x[node.name], calibration.amax[node.name]))
-    progress(len(chosen), len(chosen), "writing")
-    return reports
+        x = calibration.x[node.name]
+        if node in chosen:
+            reports[node.name] = analyse(node, loaded.tensors, w, x, calibration.amax[node.name])
+            splits[node.name] = reports[node.name].split
+        else:
+            splits[node.name] = error_split(node, loaded.tensors, w, x)
+    progress(len(loaded.nodes), len(loaded.nodes), "writing")
+    return [reports[node.name] for node in chosen], splits
 
 
 def _parts(loaded: artifact.Artifact) -> dict[str, int]:
