@@ -3,8 +3,8 @@
 
     python benchmarks/rank_auto.py [--model sdxl-tiny flux1-tiny] [--format int4 ...] [--rank 32] [--pixels 256]
 
-Random weights with outliers. Predicted: the nodes' errors, weighed by a scan or alike, added up. Measured: the quantized
-model in torch, float32 around the nodes, on inputs that neither calibration nor the scan saw.
+Random weights with outliers. Predicted: the errors of the nodes, weighed by a scan, added up. Measured: the model in
+torch, float32 around its nodes, on inputs that neither calibration nor the scan saw.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from svdq_trt import calibrate
@@ -26,9 +26,11 @@ from svdq_trt.models import get_model
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.allocate import Allocation, allocate, measure_curves
+from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.quantize.run import layer_of, quantize_model
 from svdq_trt.quantize.sensitivity import Probe, Sensitivity, scan
+from svdq_trt.quantize.spend import total_bytes, total_error
 from svdq_trt.spec.formats import FORMATS
 
 SCAN_SEED, FRESH_SEED = 1, 2  # calibration's is 0
@@ -61,26 +63,34 @@ class Case:
         return {n.name: layer_of(n, loaded.tensors) for n in loaded.nodes}, {n.name: n.sqnr_db for n in loaded.nodes}
 
 
-def compare(case: Case, rank: int, row: Callable[[str, str, int, float, float], None]) -> None:
-    """Uniform rank; auto at its bytes, without and with a scan; auto at its quality."""
+class Row(NamedTuple):
+    """One line of the table; predicted_db is None where it is not of the output."""
+
+    label: str
+    spread: str
+    bytes: int
+    predicted_db: float | None
+    measured_db: float
+
+
+def compare(case: Case, rank: int) -> Iterator[Row]:
+    """Uniform rank; auto at its bytes, without and with a scan; auto at its predicted quality."""
     ranks = {g.node: g.rank(rank) for g in case.groups}
     layers, layer_db = case.quantize(ranks)
     effects = tuple(scan(case.scan_probe, layers, layer_db, {}))
     found = Sensitivity(case.spec.name, case.format.name, rank, case.preset.name, "", effects, 0.0)
-    at = {node: curve.option(ranks[node]) for node, curve in case.curves.items()}
-    size = sum(option.bytes for option in at.values())
-    gains = {e.node: e.gain for e in effects}
-    error = torch.tensor([gains[n] * option.error for n, option in at.items()]).sum()
-    uniform = float(-10 * error.log10())
-    row(f"rank {rank} everywhere", f"{rank}", size, uniform, case.probe.output_db(layers))
+    at = {effect.node: case.curves[effect.node].option(ranks[effect.node], effect.gain) for effect in effects}
+    size, uniform = total_bytes(at), decibels(total_error(at))
+    yield Row(f"rank {rank} everywhere", f"{rank}", size, uniform, case.probe.output_db(layers))
 
-    def auto(label: str, chosen: Allocation) -> None:
-        spread = f"{min(chosen.ranks.values())} to {max(chosen.ranks.values())}, {len(chosen.kept)} in 16 bit"
-        row(label, spread, chosen.bytes, chosen.error_db, case.probe.output_db(case.quantize(chosen.ranks)[0]))
+    def auto(label: str, chosen: Allocation) -> Row:
+        spread = f"{min(chosen.ranks.values())} to {max(chosen.ranks.values())}; {len(chosen.kept)} nodes in 16 bit"
+        predicted = chosen.error_db if chosen.gains else None
+        return Row(label, spread, chosen.bytes, predicted, case.probe.output_db(case.quantize(chosen.ranks)[0]))
 
-    auto("auto, equal bytes, no scan", allocate(case.curves, size, None))
-    auto("auto, equal bytes, scan", allocate(case.curves, size, None, found))
-    auto("auto, equal predicted dB, scan", allocate(case.curves, None, uniform, found))
+    yield auto("auto, equal bytes, no scan", allocate(case.curves, size, None))
+    yield auto("auto, equal bytes", allocate(case.curves, size, None, found, "scan"))
+    yield auto("auto, equal prediction", allocate(case.curves, None, uniform, found, "scan"))
 
 
 def main() -> None:
@@ -95,13 +105,10 @@ def main() -> None:
     for name in args.model:
         for fmt in args.format:
             with tempfile.TemporaryDirectory() as work:
-
-                def row(label: str, spread: str, size: int, predicted: float, measured: float, of: str = fmt) -> None:
-                    shown = "(nodes)" if "no scan" in label else f"{predicted:.1f}"
-                    print(f"| {name} | {of} | {label} | {spread} | {size / 1e6:.2f} | {shown} | {measured:.1f} |",
-                          flush=True)  # fmt: skip
-
-                compare(Case(name, fmt, args.preset, args.pixels, Path(work)), args.rank, row)
+                for row in compare(Case(name, fmt, args.preset, args.pixels, Path(work)), args.rank):
+                    predicted = "-" if row.predicted_db is None else f"{row.predicted_db:.1f}"
+                    print(f"| {name} | {fmt} | {row.label} | {row.spread} | {row.bytes / 1e6:.2f} | {predicted} | "
+                          f"{row.measured_db:.1f} |", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

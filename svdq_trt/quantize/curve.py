@@ -21,6 +21,7 @@ from svdq_trt.spec.formats import R_MULTIPLE, Format
 from svdq_trt.spec.ops import input_shapes
 
 MAX_RANK = 128
+_SEARCH_RANKS = (0, 16, 32, 64, 128)  # the exponents depend on R, mostly where it is small
 _GRIDS = 4  # the smoothing candidates of the preset `fast`
 _SEARCH_ROWS, _ROWS, _TOKENS = 256, 512, 256
 _POWER_ITERATIONS = 2
@@ -42,21 +43,27 @@ def error_curve(
 ) -> list[float]:
     """Squared error of the node's output over the energy of the wanted one, for each of `ranks`.
 
-    Smoothing is searched at three ranks on a few rows, as quantize_group does at one; every rank takes the exponents
-    found at the nearest of the three. A layer whose output is 0 has no error.
+    Smoothing is searched at some of the ranks and on a few rows, as quantize_group does at one; the other ranks take
+    the exponents found at the nearest of them. A layer whose output is 0 has no error.
 
     Args:
         w: [N, K] weight, members stacked. x: [T, K] tokens. x_absmax: [K]. ranks: ascending.
     """
     w, x, x_absmax = w.float(), _spread(x, _TOKENS).float(), x_absmax.float()
     w_absmax = w.abs().amax(0)
-    exponents = _search(w, x, x_absmax, w_absmax, fmt, act_dtype, sorted({ranks[0], ranks[len(ranks) // 4], ranks[-1]}))
+    searched = [r for r in ranks if r in _SEARCH_RANKS or r == ranks[-1]]
+    exponents = _search(w, x, x_absmax, w_absmax, fmt, act_dtype, searched)
     curve: dict[int, float] = {}
     for pair in dict.fromkeys(exponents.values()):
-        mine = [r for r in ranks if exponents[min(exponents, key=lambda at: (abs(at - r), at))] == pair]
+        mine = [r for r in ranks if exponents[_nearest(searched, r)] == pair]
         mul = act_multiplier(x_absmax, w_absmax, *pair, fmt, act_dtype)
         curve |= _errors(w, _ROWS, x, mul, fmt, act_dtype, mine)
     return [curve[r] for r in ranks]
+
+
+def _nearest(searched: Sequence[int], rank: int) -> int:
+    """Of two equally near the larger: without any low-rank part the best exponents are others."""
+    return min(searched, key=lambda at: (abs(at - rank), -at))
 
 
 def _search(

@@ -1,0 +1,65 @@
+"""The cheap curve against what the quantizer makes of the same layer, and bytes against its tensors."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from svdq_trt.quantize.curve import error_curve, node_bytes, ranks_of
+from svdq_trt.quantize.ladder import decibels
+from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.preset import PRESETS
+from svdq_trt.spec.formats import FORMATS
+
+N, K = 192, 256
+
+
+def layer(directions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight with that many strong directions, and tokens with outlier channels."""
+    g = torch.Generator().manual_seed(directions)
+    w = torch.randn(N, K, generator=g)
+    w += 6 * torch.randn(N, directions, generator=g) @ torch.randn(directions, K, generator=g) / directions**0.5
+    x = torch.randn(300, K, generator=g)
+    x[:, :4] *= 20
+    return w, x.half()
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_curve_is_what_the_quantizer_reaches(fmt):
+    w, x = layer(16)
+    ranks = [0, 16, 48]
+    got = error_curve(w, x, x.abs().amax(0), FORMATS[fmt], torch.float16, ranks)
+    for rank, error in zip(ranks, got, strict=True):
+        q = quantize_group([w], [None], x, FORMATS[fmt], rank, preset=PRESETS["fast"])
+        assert decibels(error) == pytest.approx(q.sqnr_db, abs=1.0)
+
+
+def test_curve_falls_where_the_strong_directions_end():
+    for directions in (16, 48):
+        w, x = layer(directions)
+        ranks = ranks_of(N, K, 96)
+        db = [decibels(e) for e in error_curve(w, x, x.abs().amax(0), FORMATS["w4a16"], torch.float16, ranks)]
+        at = ranks.index(directions)
+        slopes = [b - a for a, b in itertools.pairwise(db)]
+        assert max(slopes) == slopes[at - 1] > 2 * max(slopes[at:])  # the last of them, and then the noise
+
+
+def test_curve_repeats_and_a_silent_layer_has_no_error():
+    w, x = layer(16)
+    a, b = (error_curve(w, x, x.abs().amax(0), FORMATS["int4"], torch.float16, [0, 32]) for _ in range(2))
+    assert a == b
+    assert error_curve(torch.zeros(N, K), x, x.abs().amax(0), FORMATS["int4"], torch.float16, [0, 32]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("rank", [0, 48])
+def test_bytes_are_those_of_the_tensors(fmt, rank):
+    w, x = layer(16)
+    q = quantize_group([w], [None], x, FORMATS[fmt], rank, preset=PRESETS["fast"])
+    assert node_bytes(FORMATS[fmt], N, K, rank) == sum(t.numel() * t.element_size() for t in q.tensors.values())
+
+
+def test_ranks_end_at_the_smaller_side():
+    assert ranks_of(40, 256) == [0, 16, 32] and ranks_of(512, 512)[-1] == 128
