@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from svdq_trt import cli
-from svdq_trt.compile.config import BuildConfig, Range
+from svdq_trt.compile.config import BuildConfig, Range, RankAuto, parse_bytes
 from svdq_trt.errors import UsageError
 from svdq_trt.spec.archs import parse_arch, resolve_format
 
@@ -22,6 +23,25 @@ def test_range_parses_one_number_and_three():
 def test_bad_range_is_refused(text):
     with pytest.raises(UsageError, match="--height"):
         Range.parse("--height", text, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [("1000", 1000), ("2.2GB", 2_200_000_000), ("700 MB", 700_000_000), ("1.5gib", 1_610_612_736), ("0.3kB", 300),
+     ("1.0000000001 GB", 1_000_000_000), ("12 b", 12)],
+)  # fmt: skip
+def test_bytes_are_read_exactly(text, want):
+    assert parse_bytes("--budget-bytes", text) == want
+
+
+def test_rank_auto_stands_in_the_manifests_config(tmp_path):
+    scan = tmp_path / "scan.json"
+    scan.write_text("{}")
+    rank, auto = RankAuto.parse("auto", "1MB", None, scan)
+    data = BuildConfig("sdxl-tiny", (89,), tmp_path, random_weights=0, rank=rank, rank_auto=auto).to_json()
+    assert data["rank"] == "auto"
+    assert data["rank_auto"] == {"budget_bytes": 1_000_000, "target_sqnr": None, "sensitivity": str(scan)}
+    json.dumps(data)
 
 
 def test_auto_format_follows_the_arch():
@@ -53,6 +73,30 @@ def test_format_without_kernels_on_an_arch_is_refused():
     ],
 )
 def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path, capsys):
+    refused(argv, code, text, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--rank", "x"], "--rank: 'x', want a multiple of 16 from 0 to 1024, or auto"),
+        (["--rank", "auto"], "--rank auto: none or both of --budget-bytes and --target-sqnr, want one of them"),
+        (["--rank", "auto", "--budget-bytes", "1GB", "--target-sqnr", "20"], "--rank auto: none or both"),
+        (["--rank", "auto", "--budget-bytes", "2.2 XB"], "--budget-bytes: '2.2 XB', want a number of bytes"),
+        (["--rank", "auto", "--budget-bytes", "-5"], "--budget-bytes: '-5', want a number of bytes"),
+        (["--budget-bytes", "1GB"], "--budget-bytes: given with --rank 32, want --rank auto"),
+        (["--rank", "auto", "--target-sqnr", "20"], "--target-sqnr: given without --sensitivity"),
+        (["--rank", "auto", "--target-sqnr", "nan"], "--target-sqnr: nan, want a finite"),
+        (["--rank", "auto", "--budget-bytes", "1GB", "--sensitivity", "/no/f"], "--sensitivity: '/no/f': no such file"),
+        (["--rank", "auto", "--budget-bytes", "1GB", "--quantized", "x"], "--quantized: given with --rank auto"),
+    ],
+)
+def test_bad_rank_options_are_refused(argv, text, tmp_path, capsys):
+    refused(["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", *argv], 2, text, tmp_path, capsys)
+
+
+def refused(argv, code, text, tmp_path, capsys):
+    """`build` ends with the code and one line that has the text."""
     try:
         got = cli.main(["build", *argv, "--out", str(tmp_path / "out")])
     except SystemExit as exit_:

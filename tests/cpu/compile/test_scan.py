@@ -1,0 +1,68 @@
+"""svdq-trt sensitivity: its files, its going on after a kill, its refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from svdq_trt import cli
+from svdq_trt.quantize.sensitivity import Sensitivity
+
+ARGS = ["sensitivity", "--model", "flux1-tiny", "--random-weights", "0", "--format", "w4a8", "--rank", "16", "--pixels",
+        "64", "--samples", "1"]  # fmt: skip
+
+
+def lines(path) -> int:
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
+    out = tmp_path / "scan.json"
+    done = tmp_path / "scan.json.partial" / "effects.jsonl"
+    child = subprocess.Popen([sys.executable, "-m", "svdq_trt.cli", *ARGS, "--out", str(out)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while lines(done) < 4 and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert lines(done) >= 4 and not out.exists()
+    marked = done.read_bytes().splitlines(keepends=True)[:3]
+    marked[1] = json.dumps({**json.loads(marked[1]), "value": 77.25}).encode() + b"\n"  # to be seen again
+    done.write_bytes(b"".join(marked))
+    quantized = (tmp_path / "scan.json.partial" / "svdq.safetensors").stat().st_mtime_ns
+    assert quantized and cli.main([*ARGS, "--out", str(out), "--top", "3"]) == 0
+    found = Sensitivity.load(out)
+    assert found.effects[0].output_db == 77.25 and len(found.effects) == 31
+    assert (found.model, found.format, found.rank) == ("flux1-tiny", "w4a8", 16)
+    assert found.inputs == "1 synthetic of 64 pixels"
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG") and not done.parent.exists()
+    printed = capsys.readouterr().out
+    worst = sorted(found.effects, key=lambda e: e.output_db)
+    assert all(e.node in printed for e in worst[:3]) and worst[4].node not in printed
+    assert f"{found.predicted_db:.1f} dB predicted" in printed and f"{found.measured_db:.1f} dB measured" in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "text"),
+    [
+        (["--format", "int3"], 2, "--format: 'int3'"),
+        (["--rank", "20"], 2, "--rank: 20, want a multiple of 16"),
+        (["--samples", "0"], 2, "--samples: 0, want 1 or more"),
+        (["--model", "nope"], 2, "--model: 'nope'"),
+        (["--top", "-1"], 2, "--top: -1"),
+        (["--out", "x.png"], 2, "--out: 'x.png'"),
+        (["--pixels", "100"], 1, "height: 100, want a positive multiple"),
+        (["--calibration", "/no/f"], 2, "--pixels: given with --calibration"),
+        (["--skip", "nope*"], 2, "--skip: 'nope*' matches no quantized layer"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_an_exit_code(more, code, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*ARGS, *more]) == code
+    assert text in capsys.readouterr().err
