@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A rank for every node against one rank for all, at equal bytes, and the bytes that equal quality takes.
 
-    python benchmarks/rank_auto.py [--model sdxl-tiny flux1-tiny] [--format int4 ...] [--rank 32] [--pixels 256]
+    python benchmarks/rank_auto.py [--model sdxl-tiny flux1-tiny] [--format int4 ...] [--rank 32] [--pixels 128]
 
 Random weights with outliers. Predicted: the errors of the nodes, weighed by a scan, added up. Measured: the model in
 torch, float32 around its nodes, on inputs that neither calibration nor the scan saw.
@@ -99,7 +99,7 @@ def main() -> None:
     p.add_argument("--format", nargs="+", default=["int4", "w4a8", "nvfp4"], choices=list(FORMATS))
     p.add_argument("--rank", type=int, default=32)
     p.add_argument("--preset", default="fast")
-    p.add_argument("--pixels", type=int, default=256, help="side of all synthetic images (default 256)")
+    p.add_argument("--pixels", type=int, default=128, help="side of all synthetic images (default 128)")
     args = p.parse_args()
     print("| model | format | ranks | R | nodes, MB | predicted, dB | measured, dB |\n|---|---|---|---|---|---|---|")
     for name in args.model:

@@ -25,7 +25,8 @@ def lines(path) -> int:
 def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
     out = tmp_path / "scan.json"
     done = tmp_path / "scan.json.partial" / "effects.jsonl"
-    child = subprocess.Popen([sys.executable, "-m", "svdq_trt.cli", *ARGS, "--out", str(out)], stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "svdq_trt.cli", *ARGS, "--out", str(out)]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while lines(done) < 4 and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
