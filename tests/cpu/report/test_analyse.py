@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ import torch
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.report.analyse import RANKS, analyse, kind, representative
+from svdq_trt.quantize.sensitivity import Effect, Sensitivity
+from svdq_trt.report import figures
+from svdq_trt.report.analyse import RANKS, analyse, error_split, kind, representative
 from svdq_trt.report.figures import one_layer
 from svdq_trt.report.page import render
 from svdq_trt.spec.formats import FORMATS
@@ -59,10 +62,32 @@ def test_more_rank_is_better_and_larger(report):
     assert sweep[1][1] > sweep[0][1] + 3  # three outlier directions
 
 
-def test_curve_holds_every_candidate(report):
-    curve = report[0].curve
-    assert len(curve) == 19 and curve[0][:2] == (0.0, 0.0)
-    assert max(db for _, _, db in curve) > curve[0][2]  # smoothing helps against outlier channels
+def test_node_holds_every_smoothing_tried(report):
+    got, q, _ = report
+    trials = got.node.trials
+    assert [t[:2] for t in trials] == [t[:2] for t in q.trials] and trials[0][:2] == (0.0, 0.0)
+    best = max(trials, key=lambda t: t[2])
+    assert best[:2] == (q.alpha, q.beta) and best[2] > trials[0][2] + 3  # smoothing helps against outlier channels
+
+
+def test_exact_activations_leave_the_weights_error_alone():
+    g = torch.Generator().manual_seed(1)
+    x, w = torch.randn(64, K, generator=g).half(), torch.randn(N, K, generator=g)
+    q = quantize_group([w], [None], x, FORMATS["w4a16"], R, name="layer", preset=PRESETS["fast"])
+    described = Node.from_quantized(q, ("layer",), (N,))
+    got = error_split(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x)
+    assert got["activations"] > 55 and got["weights"] == got["both"] == pytest.approx(q.sqnr_db, abs=0.1)
+
+
+def test_shift_of_the_activations_is_taken_out_again(report):
+    """x̂ = (x + shift) · act_mul: the bias undoes the shift, so it is no error."""
+    got, q, w = report
+    x = torch.randn(64, K, generator=torch.Generator().manual_seed(2)).abs().half()
+    tensors = {f"layer.{k}": t for k, t in q.tensors.items()}
+    plain = error_split(got.node, tensors, w, x)
+    shifted = error_split(replace(got.node, act_shift=0.25, act_unsigned=True), tensors, w, x)
+    assert shifted["weights"] == pytest.approx(plain["weights"], abs=0.5)
+    assert shifted["activations"] > plain["activations"] + 3  # 15 steps for what is positive instead of 7
 
 
 def test_representative_takes_the_worst_of_each_kind_first():
@@ -76,9 +101,30 @@ def test_representative_takes_the_worst_of_each_kind_first():
 def test_page_escapes_what_files_say(report):
     evil = "<script>alert(1)</script>"
     png = one_layer(report[0])
-    page = render(evil, [("from", evil)], {"layers": png, "bytes": png}, [(report[0], png)], [node(evil)],
-                  [{"name": evil, "reason": evil}])  # fmt: skip
-    assert "<script" not in page and page.count("data:image/png;base64,") == 3
+    page = render(evil, [("from", evil)], {"layers": png, "bytes": png, "ranks": png}, [(report[0], png)],
+                  [node(evil)], [{"name": evil, "reason": evil}], {evil: report[0].split}, evil)  # fmt: skip
+    assert "<script" not in page and page.count("data:image/png;base64,") == 4
+
+
+def test_page_counts_reasons_and_names_exact_parts():
+    kept = [{"name": f"l{i}", "reason": "few features"} for i in range(3)] + [{"name": "m", "reason": "first layer"}]
+    splits = {"a.0.attn1.to_q": {"activations": 290.0, "weights": 21.26, "both": 21.26}}
+    page = render("t", [], {}, [], [node("a.0.attn1.to_q")], kept, splits)
+    assert re.search(r"3</td>\s*<td>few features.*1</td>\s*<td>first layer", page, re.S)
+    assert re.search(r">exact</td>\s*<td class=\"n\">21\.3</td>", page)
+    absent = ("Where errors", "Smoothing", "Ranks", "Rank sweep", "A closer")
+    assert all(f"<h2>{heading}" not in page for heading in absent)
+
+
+def test_overview_figures_are_drawn_for_any_nodes(report):
+    nodes = [replace(node(f"a.{i}.attn1.to_q"), rank=16 * i, trials=((0.0, 0.0, 20.0), (0.5, 0.5, 21.0 + i)))
+             for i in range(3)]  # fmt: skip
+    splits = {n.name: report[0].split for n in nodes}
+    scan = Sensitivity("m", "int4", 32, "fast", "", tuple(Effect(n.name, "op", 20, 30 + n.rank) for n in nodes), 28.0)
+    drawn = [figures.layers(nodes), figures.split(nodes, splits), figures.alphas(nodes), figures.ranks(nodes, 2),
+             figures.rank_sweep([report[0]]), figures.sensitivity(scan)]  # fmt: skip
+    assert all(png.startswith(b"\x89PNG") for png in drawn) and len(set(drawn)) == len(drawn)
+    assert figures.ranks(nodes, 0) != drawn[3]  # a bar for those in 16 bit
 
 
 def test_page_of_an_imported_model_says_what_is_not_known(report):
