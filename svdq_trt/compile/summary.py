@@ -30,7 +30,7 @@ def print_summary(built: Sequence[Built]) -> None:
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
         nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"] if q["sqnr_db"] is not None}
         mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m["quantized"] else "none"
-        rank = f"0 to {m['rank']}" if m["allocation"] else str(m["rank"])
+        rank = f"0 to {m['rank']}" if m.get("allocation") else str(m["rank"])
         table.add_row(
             one.engine.folder.name, m["format"], rank, plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
             f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",
@@ -48,7 +48,7 @@ def print_summary(built: Sequence[Built]) -> None:
                       f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
                       f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
                       soft_wrap=True)  # fmt: skip
-        if m["allocation"]:
+        if m.get("allocation"):
             console.print(f"    --rank auto: {describe(m['allocation'])}", style="dim", soft_wrap=True)
         for lora in m.get("loras", []):
             notes = [f"{len(lora['quantized_layers'])} quantized and {len(lora['dense_layers'])} 16-bit layers"]

@@ -30,8 +30,10 @@ _PART_KEYS: dict[str, dict[str, type]] = {
     "onnx": {"file": str, "bytes": int},
     "plugin": {"file": str, "version": str, "sha256": str},
     "lora_slots": {"file": str, "bytes": int, "sha256": str},
+    "allocation": {"bytes": int, "error_db": float, "gains": str, "kept": list},
 }
-_OPTIONAL = ("plan", "lora_slots")  # absent of an incomplete build; of an engine without slots
+#: absent of an incomplete build; of an engine without slots; of one rank for all
+_OPTIONAL = ("plan", "lora_slots", "allocation")
 
 
 def write(folder: Path, data: dict[str, Any]) -> Path:

@@ -57,10 +57,14 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     folder = engine / PICTURES
     folder.mkdir(exist_ok=True)
     named = pictures | {re.sub(r"[^\w.-]", "_", r.node.name): png for r, png in closer}
+    for old in folder.glob("*.png"):
+        if old.stem not in named:  # of an earlier report, whose closer look was at other nodes
+            old.unlink()
     for name, png in named.items():
         with atomic_write(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    title = f"{data['model']} for {data['arch']}: {data['format']}, rank {data['rank']}"
+    ranks = f"rank{'s up to' if allocation else ''} {data['rank']}"
+    title = f"{data['model']} for {data['arch']}: {data['format']}, {ranks}"
     chosen_ranks = describe(allocation) if allocation else ""
     page = render(title, _facts(data), pictures, closer, loaded.nodes, data["kept_16bit"], splits, chosen_ranks)
     with atomic_write(engine / PAGE) as temporary:

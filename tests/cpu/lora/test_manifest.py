@@ -1,4 +1,4 @@
-"""The file that fills the slots is checked with the plan: it is read by every run."""
+"""What a manifest says of LoRA slots and of ranks is checked: the slots' file is read by every run."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ def test_engines_without_slots_need_none(folder):
     for absent in ({}, None):
         (folder / manifest.NAME).write_text(json.dumps(data | {"lora_slots": absent}))
         manifest.verify(folder, parts=("plan",))
+
+
+@pytest.mark.parametrize("entry", [{"bytes": 1}, {"bytes": 1, "error_db": 2.5, "gains": "", "kept": "x"}, "x", [1]])
+def test_a_malformed_allocation_is_refused(folder, entry):
+    data = json.loads((folder / manifest.NAME).read_text())
+    (folder / manifest.NAME).write_text(json.dumps(data | {"allocation": entry}))
+    with pytest.raises(ArtifactError, match="allocation"):
+        manifest.read(folder)
