@@ -122,7 +122,7 @@ def _modelopt(layers: list[Layer], fmt: str, rank: int, device: str) -> list[flo
         seen = layer.seen.float().to(device)
         for w in layer.weights:
             linear = nn.Linear(w.shape[1], w.shape[0], bias=False, device=device)
-            linear.weight.data = w.detach().float().to(device)
+            linear.weight.data = w.detach().to(device, torch.float32, copy=True)  # changed in place
             linears.append(linear)
             tokens.append(seen)
 

@@ -18,8 +18,10 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,13 +42,14 @@ def main() -> int:
     if args.own_process:
         _one(args, args.model[0])
         return 0
+    end = time.monotonic() + args.limit
     jobs = {name: _start(args, name) for name in args.model}  # side by side: one's GPU work fills the other's pauses
     failed = []
     for name, job in jobs.items():
-        code = job.wait()
-        if code and not (args.work / name / "model.safetensors").exists():
+        code = _ended(job, end)
+        if code and not (args.work / name / "model.safetensors").exists() and time.monotonic() < end:
             print(f"{name}: training failed, see above; once more in f32 and without a CUDA graph", flush=True)
-            code = _start(args, name, "--safe").wait()
+            code = _ended(_start(args, name, "--safe"), end)
         failed += [name] if code else []
     for name in args.model:
         _report(args.out, args.work / name, name)
@@ -59,7 +62,18 @@ def _start(args: argparse.Namespace, name: str, *more: str) -> subprocess.Popen[
     """A process for one model: an error on the GPU can spoil a whole process."""
     options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", args.seconds,
                "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--model", name]  # fmt: skip
-    return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options), *more])
+    environment = os.environ | ({"DISABLE_ADDMM_CUDA_LT": "1"} if "--safe" in more else {})  # cuBLASLt is left out, too
+    return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options), *more], env=environment,
+                            start_new_session=True)  # fmt: skip
+
+
+def _ended(job: subprocess.Popen[bytes], end: float) -> int:
+    """The exit code of a process; at `end` it is killed with those it started."""
+    try:
+        return job.wait(max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        return job.wait()
 
 
 def _one(args: argparse.Namespace, name: str) -> None:
@@ -74,8 +88,9 @@ def _one(args: argparse.Namespace, name: str) -> None:
 
             rate, batch = SETTINGS[name]
             (work / "model.safetensors").unlink(missing_ok=True)
-            train(task, work / "model.safetensors", seconds=args.seconds, steps=args.steps, batch=batch, lr=rate,
-                  device=args.device, safe=args.safe)  # fmt: skip
+            record = train(task, work / "model.safetensors", seconds=args.seconds, steps=args.steps, batch=batch,
+                           lr=rate, device=args.device, safe=args.safe)  # fmt: skip
+            (work / "training.json").write_text(json.dumps({**record, "batch": batch, "lr": rate}) + "\n")
         if args.stage != "train":
             from trained.judge import judge
             from trained.variants import variants
@@ -113,6 +128,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--stage", default="all", choices=("all", "train", "judge"))
     p.add_argument("--seconds", type=float, default=100, help="of training, at most (default 100)")
     p.add_argument("--steps", type=int, default=8000, help="of training, at most (default 8000)")
+    p.add_argument("--limit", type=float, default=86400, metavar="S", help="end after S seconds with what there is")
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) // 2 - 1, 1), metavar="N",
                    help="processes that quantize, per model (default: half of the cores, less one)")  # fmt: skip

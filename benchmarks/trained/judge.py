@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
 from pathlib import Path
@@ -28,7 +29,7 @@ from trained.variants import Variant, calibrated, loaded, make
 SAMPLER_STEPS = 25
 PER_CLASS = 5
 CALIBRATION_SAMPLES = 32
-SHOWN = 12  # pictures kept of every variant, for the sheet
+SHOWN = 10  # pictures kept of every variant, for the sheet
 
 Trace = list[tuple[Tensor, Tensor, Tensor]]  # x_t, t, prediction along the 16-bit model's way
 
@@ -51,7 +52,8 @@ def judge(task: Task, work: Path, device: str, pool: Executor, rows: list[Varian
     real = scenes.draw(labels, torch.Generator(device=device).manual_seed(11))
     kernels = has_kernels(device)
     results: dict[str, Any] = {
-        "model": task.name, "parameters": sum(p.numel() for p in reference.parameters()), "pictures": len(labels),
+        "model": task.name, "parameters": sum(p.numel() for p in reference.parameters()),
+        "training": json.loads((work / "training.json").read_text()), "pictures": len(labels),
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "linears": "the project's kernels" if kernels else "torch", "sampler_steps": SAMPLER_STEPS,
         "classifier_accuracy": accuracy, "shown": chosen(labels).tolist(),
@@ -66,18 +68,23 @@ def judge(task: Task, work: Path, device: str, pool: Executor, rows: list[Varian
     waiting = {pool.submit(make, task.name, work, variant): variant for variant in order}
     done: dict[str, dict[str, Any]] = {}
     for future in as_completed(waiting):
-        variant, made, start = waiting[future], future.result(), time.perf_counter()
-        module = restore_model(artifact.load(made.path), task.spec)
-        if not kernels:
-            unpack(module)
-        predict = runner(task, module.to(device))
-        got = sample(predict, noise, labels, SAMPLER_STEPS)
-        done[variant.key] = {
-            "key": variant.key, "label": variant.label, "section": variant.section, "format": variant.format,
-            "rank": variant.rank, "outliers": variant.outliers, "layers_db": made.layers_db,
-            "output_db": along(predict, trace, labels), "quantize_s": made.seconds,
-            **metrics.compare(net, got, want, labels),
-        }  # fmt: skip
+        variant, start = waiting[future], time.perf_counter()
+        try:
+            made = future.result()
+            module = restore_model(artifact.load(made.path), task.spec)
+            if not kernels:
+                unpack(module)
+            predict = runner(task, module.to(device))
+            got = sample(predict, noise, labels, SAMPLER_STEPS)
+            done[variant.key] = {
+                "key": variant.key, "label": variant.label, "section": variant.section, "format": variant.format,
+                "rank": variant.rank, "outliers": variant.outliers, "layers_db": made.layers_db,
+                "output_db": along(predict, trace, labels), "quantize_s": made.seconds,
+                **metrics.compare(net, got, want, labels),
+            }  # fmt: skip
+        except Exception:  # the other variants count all the same
+            print(f"{task.name} {variant.key} failed:\n{traceback.format_exc()}", flush=True)
+            continue
         shown[variant.key] = bytes_of(got)
         made.path.unlink()
         results["variants"] = [done[v.key] for v in rows if v.key in done]

@@ -1,4 +1,4 @@
-"""The pictures the small models learn: one shaded shape before a two-colour background, 32 x 32, four channels.
+"""The pictures the small models learn: one shaded shape before a dim background, 32 x 32, four channels.
 
 Channels are red, green, blue and coverage, all in [-1, 1]; a class is a shape and a hue. Everything is drawn by
 signed distances, in one batch, from a seed, and without a copy from the host, so that a CUDA graph can hold it.
@@ -41,7 +41,7 @@ def draw(labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
     hue = ((labels % len(HUES)) / len(HUES))[:, None] + rand(-0.02, 0.02, 1)
     object_ = _rgb(hue, 0.95)[:, :, None, None] * light[:, None]
     mix = ((axis[:, None] + 1) / 2).expand(SIZE, SIZE)
-    ground = rand(0.05, 0.6, 3, 1, 1) * mix + rand(0.05, 0.6, 3, 1, 1) * (1 - mix)
+    ground = rand(0.05, 0.45, 1, 1, 1) * mix + rand(0.05, 0.45, 1, 1, 1) * (1 - mix) + rand(0, 0.12, 3, 1, 1)
     rgb = inside * object_ + (1 - inside) * ground
     return torch.cat([rgb, inside], 1) * 2 - 1
 

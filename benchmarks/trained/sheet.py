@@ -11,13 +11,13 @@ from torch import Tensor
 
 from trained import scenes
 
-SIDE = 48  # of a picture on the sheet
+SIDE = 64  # of a picture on the sheet: twice its pixels, which a PNG holds in few bytes
 GAP = 2
 LABEL, NUMBERS = 190, 150  # widths of the text at the left and at the right
 DIFFERENCES, GAIN = 4, 8  # pictures of |quantized - 16 bit|, and how much it is enlarged
 HEAD, SECTION = 64, 24  # heights of the sheet's and of a section's title
 BLACK, GREY, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
-COLOURS = 200  # of the PNG: the sheet is in the repository
+COLOURS = 256  # of the PNG: the sheet is in the repository
 
 
 def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Path) -> None:
@@ -65,7 +65,7 @@ def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
 def _strip(sheet: Image.Image, pictures: Tensor, x: int, y: int) -> None:
     for i, picture in enumerate(pictures):
         image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (x + i * (SIDE + GAP), y))
+        sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x + i * (SIDE + GAP), y))
 
 
 def _font(size: int) -> Any:

@@ -21,8 +21,8 @@ PACE = 10  # steps between looks at the clock: the GPU runs behind the host
 
 def train(
     task: Task, out: Path, *, seconds: float, steps: int, batch: int, lr: float, device: str, safe: bool = False
-) -> float:
-    """Write `out`, a diffusers-style .safetensors in the act dtype; returns the mean loss of the last tenth.
+) -> dict[str, float]:
+    """Write `out`, a diffusers-style .safetensors in the act dtype; returns steps, seconds and loss of the last tenth.
 
     Stops after `steps`, or when `seconds` are over; the learning rate falls to zero with whichever ends first. On a
     GPU a step, drawing included, is one CUDA graph in bf16; with `safe` it is launched kernel by kernel in f32.
@@ -30,6 +30,8 @@ def train(
     torch.manual_seed(0)
     begin = time.perf_counter()
     spec, on_gpu = task.spec, device == "cuda"
+    if on_gpu:  # a stream of its own from the start: the default one cannot be captured
+        torch.cuda.set_stream(torch.cuda.Stream())
     module = spec.build(torch.float32, device).train().requires_grad_(True)
     step, rate, loss = _step(task, module, batch, lr, device, torch.bfloat16 if on_gpu and not safe else torch.float32)
     losses: list[float] = []
@@ -47,11 +49,12 @@ def train(
             print(f"{task.name}: step {count}, loss {losses[-1]:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
     tail = losses[-max(len(losses) // 10, 1) :]
     mean = sum(tail) / len(tail) if tail else math.nan
-    print(f"{task.name}: {count} steps in {time.perf_counter() - begin:.0f} s, loss {mean:.4f}", flush=True)
+    took = time.perf_counter() - begin
+    print(f"{task.name}: {count} steps in {took:.0f} s, loss {mean:.4f}", flush=True)
     weights = {name: p.detach().to(spec.torch_dtype).cpu().contiguous() for name, p in module.state_dict().items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, out)
-    return mean
+    return {"steps": count, "seconds": took, "loss": mean}
 
 
 def _step(
@@ -79,13 +82,8 @@ def _step(
 
 
 def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    """The step as a CUDA graph, run once more on the way."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # a capture wants its work warm on a stream that is not the default
-        step()
-    torch.cuda.current_stream().wait_stream(side)
+    """The step as a CUDA graph; it is recorded, not run."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         step()
     return graph.replay
