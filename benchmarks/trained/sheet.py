@@ -17,7 +17,7 @@ LABEL, NUMBERS = 190, 150  # widths of the text at the left and at the right
 DIFFERENCES, GAIN = 4, 8  # pictures of |quantized - 16 bit|, and how much it is enlarged
 HEAD, SECTION = 64, 24  # heights of the sheet's and of a section's title
 BLACK, GREY, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
-COLOURS = 256  # of the PNG: the sheet is in the repository
+CUBE = (0, 128, 255)  # levels of red, green and blue for what the 16-bit pictures do not have
 
 
 def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Path) -> None:
@@ -59,7 +59,18 @@ def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
             numbers += f"{100 * row['right_class']:.0f} %"
             draw.multiline_text((right, y + SIDE // 2), numbers, BLACK, _font(13), anchor="lm")
             y += SIDE + GAP
-    sheet.quantize(COLOURS, dither=Image.Dither.NONE).save(out, optimize=True)
+    sheet.quantize(palette=_palette(pictures["fp16"]), dither=Image.Dither.NONE).save(out, optimize=True)
+
+
+def _palette(pictures: Tensor) -> Image.Image:
+    """256 colours, as the sheet is in the repository: most of them where pictures are that came out right."""
+    cube = [level for colour in itertools.product(CUBE, repeat=3) for level in colour]
+    count = 256 - len(cube) // 3
+    strip = Image.fromarray(pictures.permute(0, 2, 3, 1).flatten(0, 1).numpy())
+    strip = strip.quantize(count, Image.Quantize.MAXCOVERAGE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(strip.getpalette() or [])[: 3 * count], *cube])
+    return palette
 
 
 def _strip(sheet: Image.Image, pictures: Tensor, x: int, y: int) -> None:
