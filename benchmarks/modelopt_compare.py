@@ -4,12 +4,12 @@
     pip install nvidia-modelopt
     python benchmarks/modelopt_compare.py                              # int4, layers of random models with outliers
     python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there, too
-    python benchmarks/modelopt_compare.py --format int4 nvfp4 --device cuda      # ModelOpt's nvfp4 needs a GPU
+    python benchmarks/modelopt_compare.py --format int4 nvfp4          # ModelOpt's nvfp4 needs a GPU
 
 Both see every other token and are judged on the rest. ModelOpt quantizes each linear by itself, as its own recipes do;
 ours takes the node, whose linears share smoothing and lora_down. `int4` in ModelOpt is its svdquant algorithm on the
 groups of 64 of our format, activations dynamic; `nvfp4` its shipped NVFP4_SVDQUANT_DEFAULT_CFG. Ours runs in processes
-on the CPU, ModelOpt's on --device.
+on the CPU, and so does ModelOpt's int4, for which it would compile an extension on a GPU; its nvfp4 runs on the GPU.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Layer:
 
 def main() -> int:
     args = _arguments()
-    torch.set_num_threads(1)
+    torch.set_num_threads(4)  # the processes are the others
     results, failed = [], False
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         for source, layers in _sources(args):
@@ -95,7 +95,7 @@ def main() -> int:
 def _compare(source: str, layers: list[Layer], fmt: str, args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
     """Print and return every layer's dB, ours and ModelOpt's."""
     ours = {name: [pool.submit(_ours, layer, fmt, args.rank, name) for layer in layers] for name in OURS}
-    got = {"modelopt": _modelopt(layers, fmt, args.rank, args.device)}  # meanwhile
+    got = {"modelopt": _modelopt(layers, fmt, args.rank, "cuda" if fmt == "nvfp4" else "cpu")}  # meanwhile
     got |= {name: [future.result() for future in futures] for name, futures in ours.items()}
     rows = [{"layer": layer.name, **{n: round(got[n][i], 2) for n in NAMES}} for i, layer in enumerate(layers)]
     mean = {name: round(sum(got[name]) / len(layers), 2) for name in NAMES}
@@ -157,16 +157,6 @@ def _config(fmt: str, rank: int, mtq: Any) -> dict[str, object]:
 
 def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[Layer]]]:
     """Name and layers of everything that is compared."""
-    if args.synthetic:
-        pairs = ((name, make(512, 1024, 1024)) for name, make in LAYERS.items())
-        yield "synthetic layers", [Layer(name, [w], x.half()) for name, (w, x) in pairs]
-    for name in args.model:
-        spec = get_model(name)
-        module = spec.build()
-        random = RandomWeights(spec, module, 0)
-        module = spec.build(device="cpu")
-        module.load_state_dict({key: random.read(key) for key in random.names}, strict=False)
-        yield f"random {name}", _layers(spec, module, calibrate.collect(module, spec, tokens_per_group=args.tokens))
     for name in args.model if args.trained else ():
         work = args.trained / name
         if not calibration_file(work, 1).exists():
@@ -174,6 +164,16 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[Layer]]]:
             continue
         module = loaded(TASKS[name].spec, work / "model.safetensors")
         yield f"trained {name}", _layers(TASKS[name].spec, module, Calibration.load(calibration_file(work, 1)))
+    for name in args.model:
+        spec = get_model(name)
+        module = spec.build()
+        random = RandomWeights(spec, module, 0)
+        module = spec.build(device="cpu")
+        module.load_state_dict({key: random.read(key) for key in random.names}, strict=False)
+        yield f"random {name}", _layers(spec, module, calibrate.collect(module, spec, tokens_per_group=args.tokens))
+    if args.synthetic:
+        pairs = ((name, make(512, 1024, 1024)) for name, make in LAYERS.items())
+        yield "synthetic layers", [Layer(name, [w], x.half()) for name, (w, x) in pairs]
 
 
 def _layers(spec: ModelSpec, module: nn.Module, calibration: Calibration) -> list[Layer]:
@@ -194,7 +194,6 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--trained", type=Path, metavar="DIR", help="the --work folder of trained_models.py")
     p.add_argument("--synthetic", action="store_true", help="also three synthetic layers of 512 x 1024")
     p.add_argument("--tokens", type=int, default=512, help="of random models, per node, half held out (default 512)")
-    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 2, 1), metavar="N")
     p.add_argument("--out", type=Path, metavar="JSON")
     return p.parse_args()
