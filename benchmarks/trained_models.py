@@ -22,11 +22,13 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from trained.tasks import TASKS
+from trained.train import MODES, train
 
 #: learning rate, batch
 SETTINGS = {"sdxl-tiny": (8e-4, 128), "flux1-tiny": (1e-3, 128)}
@@ -43,14 +45,9 @@ def main() -> int:
         _one(args, args.model[0])
         return 0
     end = time.monotonic() + args.limit
-    jobs = {name: _start(args, name) for name in args.model}  # side by side: one's GPU work fills the other's pauses
-    failed = []
-    for name, job in jobs.items():
-        code = _ended(job, end)
-        if code and not (args.work / name / "model.safetensors").exists() and time.monotonic() < end:
-            print(f"{name}: training failed, see above; once more in f32 and without a CUDA graph", flush=True)
-            code = _ended(_start(args, name, "--safe"), end)
-        failed += [name] if code else []
+    with ThreadPoolExecutor(len(args.model)) as threads:  # side by side: one's GPU work fills the other's pauses
+        codes = list(threads.map(partial(_tried, args, end), args.model))
+    failed = [name for name, code in zip(args.model, codes, strict=True) if code]
     for name in args.model:
         _report(args.out, args.work / name, name)
     if failed:
@@ -58,12 +55,24 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _start(args: argparse.Namespace, name: str, *more: str) -> subprocess.Popen[bytes]:
+def _tried(args: argparse.Namespace, end: float, name: str) -> int:
+    """The exit code for one model; where training fails, it is tried again in the next, slower mode."""
+    code = 1
+    for mode in MODES[MODES.index(args.mode) :]:
+        code = _ended(_start(args, name, mode), end)
+        if not code or (args.work / name / "model.safetensors").exists() or time.monotonic() > end:
+            break
+        print(f"{name}: training failed in mode {mode}, see above", flush=True)
+    return code
+
+
+def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
     """A process for one model: an error on the GPU can spoil a whole process."""
     options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", args.seconds,
-               "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--model", name]  # fmt: skip
-    environment = os.environ | ({"DISABLE_ADDMM_CUDA_LT": "1"} if "--safe" in more else {})  # cuBLASLt is left out, too
-    return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options), *more], env=environment,
+               "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--mode", mode,
+               "--model", name]  # fmt: skip
+    environment = os.environ | ({"DISABLE_ADDMM_CUDA_LT": "1"} if mode == "f32" else {})  # leaves cuBLASLt out, too
+    return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options)], env=environment,
                             start_new_session=True)  # fmt: skip
 
 
@@ -84,12 +93,10 @@ def _one(args: argparse.Namespace, name: str) -> None:
         for _ in range(args.workers if args.stage != "train" else 0):
             pool.submit(_import)  # so that the processes start while the GPU trains
         if args.stage != "judge":
-            from trained.train import train
-
             rate, batch = SETTINGS[name]
             (work / "model.safetensors").unlink(missing_ok=True)
             record = train(task, work / "model.safetensors", seconds=args.seconds, steps=args.steps, batch=batch,
-                           lr=rate, device=args.device, safe=args.safe)  # fmt: skip
+                           lr=rate, device=args.device, mode=args.mode)  # fmt: skip
             (work / "training.json").write_text(json.dumps({**record, "batch": batch, "lr": rate}) + "\n")
         if args.stage != "train":
             from trained.judge import judge
@@ -133,7 +140,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) // 2 - 1, 1), metavar="N",
                    help="processes that quantize, per model (default: half of the cores, less one)")  # fmt: skip
     p.add_argument("--publish", action="store_true", help="write docs/ from the results in OUT, and do nothing else")
-    p.add_argument("--safe", action="store_true", help="train in f32, without a CUDA graph")
+    p.add_argument("--mode", default=MODES[0], choices=MODES, help="of training; after an error the next one is tried")
     p.add_argument("--own-process", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args()
 

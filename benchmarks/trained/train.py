@@ -16,16 +16,17 @@ from trained.tasks import Task, noised
 
 WARM = 100  # steps until the learning rate is reached
 EAGER = 3  # steps before a capture: they make what a capture cannot, such as tables and the optimizer's state
+MODES = ("graph", "eager", "f32")  # how a step runs on a GPU: one CUDA graph in bf16; kernel by kernel; the same in f32
 PACE = 10  # steps between looks at the clock: the GPU runs behind the host
 
 
 def train(
-    task: Task, out: Path, *, seconds: float, steps: int, batch: int, lr: float, device: str, safe: bool = False
+    task: Task, out: Path, *, seconds: float, steps: int, batch: int, lr: float, device: str, mode: str = MODES[0]
 ) -> dict[str, float]:
     """Write `out`, a diffusers-style .safetensors in the act dtype; returns steps, seconds and loss of the last tenth.
 
-    Stops after `steps`, or when `seconds` are over; the learning rate falls to zero with whichever ends first. On a
-    GPU a step, drawing included, is one CUDA graph in bf16; with `safe` it is launched kernel by kernel in f32.
+    Stops after `steps`, or when `seconds` are over; the learning rate falls to zero with whichever ends first. `mode`
+    is one of MODES; a CPU knows the last one alone.
     """
     torch.manual_seed(0)
     begin = time.perf_counter()
@@ -33,14 +34,15 @@ def train(
     if on_gpu:  # a stream of its own from the start: the default one cannot be captured
         torch.cuda.set_stream(torch.cuda.Stream())
     module = spec.build(torch.float32, device).train().requires_grad_(True)
-    step, rate, loss = _step(task, module, batch, lr, device, torch.bfloat16 if on_gpu and not safe else torch.float32)
+    dtype = torch.bfloat16 if on_gpu and mode != "f32" else torch.float32
+    step, rate, loss = _step(task, module, batch, lr, device, dtype)
     losses: list[float] = []
     done, count = 0.0, 0
     while done < 1:
         rate.fill_(lr * min(1.0, (count + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done)))
         step()
         count += 1
-        if on_gpu and not safe and count == EAGER:
+        if on_gpu and mode == "graph" and count == EAGER:
             step = _captured(step)
         if count % PACE == 0 or count == steps:
             losses.append(loss.item())  # waits for the GPU

@@ -203,3 +203,23 @@ def test_modelopt_leaves_the_weights_alone():
     one, two = (_modelopt(layers, "int4", 16, "cpu") for layers in ([layer], [layer, layer]))
     assert all(torch.equal(a, b) for a, b in zip(layer.weights, weights, strict=True))
     assert two == one * 2 and 5 < one[0] < 40
+
+
+def test_training_is_tried_in_every_mode_and_no_further(tmp_path, monkeypatch):
+    tried = []
+
+    def start(args, name, mode):
+        tried.append(mode)
+        if mode == "eager":
+            (tmp_path / name / "model.safetensors").touch()
+        return subprocess.Popen(["false"])
+
+    monkeypatch.setattr(trained_models, "_start", start)
+    (tmp_path / "one").mkdir()
+    monkeypatch.setattr(sys, "argv", ["trained_models.py", "--out", str(tmp_path)])
+    args = trained_models._arguments()
+    args.work = tmp_path
+    later = time.monotonic() + 60
+    assert trained_models._tried(args, later, "one") == 1 and tried == ["graph", "eager"], "it was trained, then failed"
+    monkeypatch.setattr(trained_models, "_start", lambda args, name, mode: subprocess.Popen(["true"]))
+    assert trained_models._tried(args, later, "one") == 0
