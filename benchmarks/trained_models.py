@@ -70,7 +70,7 @@ def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[b
     """A process for one model: an error on the GPU can spoil a whole process."""
     options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", args.seconds,
                "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--mode", mode,
-               "--model", name]  # fmt: skip
+               "--linears", args.linears, "--model", name]  # fmt: skip
     environment = os.environ | ({"DISABLE_ADDMM_CUDA_LT": "1"} if mode == "f32" else {})  # leaves cuBLASLt out, too
     return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options)], env=environment,
                             start_new_session=True)  # fmt: skip
@@ -102,7 +102,7 @@ def _one(args: argparse.Namespace, name: str) -> None:
             from trained.judge import judge
             from trained.variants import variants
 
-            judge(task, work, args.device, pool, variants())
+            judge(task, work, args.device, pool, variants(), kernels=args.linears == "kernels")
 
 
 def _import() -> None:
@@ -139,6 +139,8 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) // 2 - 1, 1), metavar="N",
                    help="processes that quantize, per model (default: half of the cores, less one)")  # fmt: skip
+    p.add_argument("--linears", default="kernels", choices=("kernels", "torch"),
+                   help="what runs the quantized linears; int4 and nvfp4 kernels are slow on sm_90")  # fmt: skip
     p.add_argument("--publish", action="store_true", help="write docs/ from the results in OUT, and do nothing else")
     p.add_argument("--mode", default=MODES[0], choices=MODES, help="of training; after an error the next one is tried")
     p.add_argument("--own-process", action="store_true", help=argparse.SUPPRESS)

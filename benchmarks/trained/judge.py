@@ -34,9 +34,12 @@ SHOWN = 10  # pictures kept of every variant, for the sheet
 Trace = list[tuple[Tensor, Tensor, Tensor]]  # x_t, t, prediction along the 16-bit model's way
 
 
-def judge(task: Task, work: Path, device: str, pool: Executor, rows: list[Variant]) -> dict[str, Any]:
+def judge(
+    task: Task, work: Path, device: str, pool: Executor, rows: list[Variant], kernels: bool = True
+) -> dict[str, Any]:
     """Results of `rows` for the model that `train` left in `work`, also in `work`/results.json, as far as they are.
 
+    Quantized linears run in the project's kernels where those are built and `kernels` is set, else in torch.
     `work`/pictures.safetensors has SHOWN pictures of each variant and of the 16-bit model, uint8 [SHOWN, 3, H, W].
     """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -50,7 +53,7 @@ def judge(task: Task, work: Path, device: str, pool: Executor, rows: list[Varian
     calibrations = [pool.submit(calibrated, task.name, work, factor) for factor in factors]
     net, accuracy = metrics.train_features(device)
     real = scenes.draw(labels, torch.Generator(device=device).manual_seed(11))
-    kernels = has_kernels(device)
+    kernels = kernels and has_kernels(device)
     results: dict[str, Any] = {
         "model": task.name, "parameters": sum(p.numel() for p in reference.parameters()),
         "training": json.loads((work / "training.json").read_text()), "pictures": len(labels),
