@@ -41,7 +41,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
     q.add_argument("--rank", type=int, default=32, metavar="R", help="rank of the 16-bit branch (default 32)")
-    q.add_argument("--preset", default="fast", help="smoothing search: fast, default or full (default fast)")
+    q.add_argument("--preset", default="fast", help="how hard to search: fast, default or best (default fast)")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")

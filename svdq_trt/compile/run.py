@@ -305,7 +305,7 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
             if output["sqnr_db"] < min_sqnr:
                 raise errors.AccuracyError(
                     f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
-                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset full.",
+                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset best.",
                 )  # fmt: skip
 
 
