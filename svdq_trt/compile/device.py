@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 
 
+def check_device(option: str) -> None:
+    """Raise UsageError for a word that ``--device`` does not know."""
+    if option not in DEVICES:
+        raise UsageError("--device", f"'{option}'", f"one of {', '.join(DEVICES)}")
+
+
 def resolve_device(option: str) -> str:
     """"cpu" or "cuda" for ``--device``: auto is the GPU where torch sees one.
 
@@ -20,8 +26,7 @@ def resolve_device(option: str) -> str:
     """
     import torch
 
-    if option not in DEVICES:
-        raise UsageError("--device", f"'{option}'", f"one of {', '.join(DEVICES)}")
+    check_device(option)
     found = torch.cuda.is_available()
     if option == "cuda" and not found:
         what = "no GPU that torch can use" if torch.backends.cuda.is_built() else "a torch without CUDA"

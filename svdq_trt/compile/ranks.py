@@ -4,12 +4,13 @@ Between them pass short texts only, through the store that torchrun's agent hold
 A store and no collectives: where a rank dies, a collective breaks on all others, each with an error of its own, while
 here the first failure is a text that the others find, stop for, and leave to rank 0 to tell.
 
-Keys, below ``svdq/<restart>/``: ``job/<n>`` {stage, args, log} or "end", and of each job ``<n>/calibrated``,
+Keys, below ``svdq/<restart>/``: ``end``, ``job/<n>`` {stage, args, log}, and of each job ``<n>/calibrated``,
 ``<n>/done`` (ranks that are), ``<n>/work`` (cost of the finished layers), ``<n>/failed`` (an error, see events.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -22,7 +23,6 @@ from svdq_trt.compile.process import StageCrashError, StageResult, StageRunner
 from svdq_trt.errors import EXIT_OK, EXIT_USER, SvdqError
 
 _POLL_S = 0.1
-_END = "end"
 _SHARED = ("quantize",)  # stages whose layers are shared out
 
 
@@ -63,10 +63,12 @@ class SharingRunner(StageRunner):
             self._jobs += 1
         return super().run(stage, args, log, progress)
 
-    def dismiss(self) -> None:
-        """Let the other ranks end; no stage can be shared after it."""
-        if size() > 1:
-            _connect().set(f"job/{self._jobs}", _END)
+
+def dismiss() -> None:
+    """Rank 0, whatever came of its command: let the other ranks end."""
+    if size() > 1:
+        with contextlib.suppress(RuntimeError):  # the store is gone: so are they
+            _connect().set("end", "")
 
 
 def help_out() -> int:
@@ -92,9 +94,10 @@ def help_out() -> int:
 
 def _next_job(store: Any, number: int) -> dict[str, Any] | None:
     while not store.check([f"job/{number}"]):
+        if store.check(["end"]):
+            return None
         time.sleep(_POLL_S)
-    text = store.get(f"job/{number}").decode()
-    job: dict[str, Any] | None = None if text == _END else json.loads(text)
+    job: dict[str, Any] = json.loads(store.get(f"job/{number}"))
     return job
 
 
@@ -190,5 +193,5 @@ class Crew(Alone):
     def _check(self) -> None:
         if self._store.check([f"{self._job}/failed"]):
             raise rebuild_error(json.loads(self._store.get(f"{self._job}/failed")))
-        if self._store.check([f"job/{self._job + 1}"]):
+        if self._store.check(["end"]):
             raise SvdqError("rank 0", "it has ended", "it to go on")
