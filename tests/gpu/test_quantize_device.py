@@ -57,7 +57,7 @@ def test_block_kernel_rounds_as_the_loop(fmt: Format, columns: int) -> None:
     g, n = torch.Generator().manual_seed(columns), 1000
     todo = torch.randn(columns, n, generator=g)
     wanted = todo + 0.1 * torch.randn(columns, n, generator=g)
-    feedback = 0.1 * torch.randn(columns, columns + 3, generator=g)  # only what lies below the diagonal may count
+    feedback = 0.1 * torch.randn(columns, columns + 3, generator=g)  # what is not right of the diagonal must not count
     steps = torch.rand(columns, n, generator=g) * 0.3 + 0.05
     steps[:, 3] = 0 if fmt is NVFP4 else 1
     values, wrong, want_values, want_wrong = (torch.empty(columns, n, device="cuda") for _ in range(4))
