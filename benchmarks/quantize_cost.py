@@ -96,8 +96,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run the stage's steps under a watch."""
     import torch
 
+    from svdq_trt.compile.crew import Alone
     from svdq_trt.compile.device import resolve_device, torch_device
-    from svdq_trt.compile.ranks import Alone
     from svdq_trt.compile.stages import quantize as stage
 
     kind = resolve_device(args.device)

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from svdq_trt import __version__
 from svdq_trt.commands import ALL, build
-from svdq_trt.compile import ranks
+from svdq_trt.compile import crew, ranks
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
 
 _EXIT_CODES = """
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Started by torchrun, rank 0 runs it and speaks for all; the others work for it.
     """
-    if ranks.rank():
+    if crew.rank():
         return ranks.help_out()
     try:
         return _main(argv)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.checkpoint.ahead import read_ahead
+from svdq_trt.compile.crew import Alone
 from svdq_trt.compile.events import Progress
-from svdq_trt.compile.ranks import Alone
 from svdq_trt.errors import ArtifactError
 from svdq_trt.models import LinearGroup, member_tensors, read_members
 from svdq_trt.nn.linear import TENSORS, SVDQLinear

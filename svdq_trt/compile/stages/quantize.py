@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdq_trt.compile import freshness
+from svdq_trt.compile.crew import Alone, Crew, local_rank
 from svdq_trt.compile.device import torch_device
 from svdq_trt.compile.events import Progress
-from svdq_trt.compile.ranks import Alone, Crew, local_rank
 
 if TYPE_CHECKING:
     import torch

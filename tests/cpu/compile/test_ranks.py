@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from svdq_trt.compile.ranks import Alone, Crew
+from svdq_trt.compile.crew import Alone, Crew
 
 ROOT = Path(__file__).resolve().parents[3]
 PROBE = """
 import os
 from pathlib import Path
-from svdq_trt.compile.ranks import Alone, Crew
+from svdq_trt.compile.crew import Alone, Crew
 from svdq_trt.errors import RangeError
 
 def run(args, progress):
