@@ -67,7 +67,7 @@ RUNGS: dict[str, tuple[Preset, bool]] = {  # name -> preset, with a low-rank par
     "+iter": (Preset("iter", grids=6, **_search, iterations=4), True),
     "+gptq": (Preset("gptq", grids=6, **_search, iterations=4, gptq=True, dampings=(1.0, 4.0)), True),
     "+refit": (PRESETS["default"], True),
-    "full": (PRESETS["full"], True),
+    "best": (PRESETS["best"], True),
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.compile.device import check_device
 from svdq_trt.errors import UsageError
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
@@ -73,6 +74,7 @@ class BuildConfig:
         archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R.
         batch, height, width: profile ranges; height and width in pixels.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
+        device: auto, cpu or cuda, of calibration and quantizer.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         check, min_sqnr: compare with the FP16 model; gate in dB.
         loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
@@ -92,6 +94,7 @@ class BuildConfig:
     height: Range | None = None
     width: Range | None = None
     preset: str = "fast"
+    device: str = "auto"
     calibration: Path | None = None
     backend: str = "auto"
     check: bool = True
@@ -111,6 +114,7 @@ class BuildConfig:
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
             raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         get_preset(self.preset)
+        check_device(self.device)
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")

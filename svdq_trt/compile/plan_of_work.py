@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from svdq_trt.compile.config import BuildConfig, Range
+from svdq_trt.compile.device import resolve_device
 from svdq_trt.compile.freshness import stage_key
 from svdq_trt.errors import UsageError
 from svdq_trt.files import sha256
@@ -73,6 +74,7 @@ class Work:
     shared: Path
     engines: tuple[Engine, ...]
     weights_id: str
+    device: str  # "cpu" or "cuda", of calibration and quantizer
     loras_id: tuple[tuple[str, float], ...] = ()  # digest and strength of each
     quantized_id: str = ""  # digest of --quantized
     logs: Path = field(init=False)
@@ -134,13 +136,14 @@ def plan_work(config: BuildConfig) -> Work:
     """Resolve a config: model, profile, formats, folders, identity of the weights.
 
     Raises:
-        SvdqError: an unknown model, a profile that the model cannot take, weights that cannot be had, a check that
-            doesn't fit this machine's memory.
+        SvdqError: an unknown model, no such device, a profile that the model cannot take, weights that cannot be had,
+            a check that doesn't fit this machine's memory.
     """
     from svdq_trt.checkpoint import weights_digest
     from svdq_trt.interop import digest
 
     spec = get_model(config.model)
+    device = resolve_device(config.device)
     if config.check:
         require_memory_for_check(spec, psutil.virtual_memory().total)
     profile = {
@@ -161,7 +164,7 @@ def plan_work(config: BuildConfig) -> Work:
     weights_id = weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else ""
     loras_id = tuple((sha256(lora.path), lora.strength) for lora in config.loras)
     quantized_id = "" if config.quantized is None else digest(config.quantized, spec)
-    return Work(config, spec, profile, shared, engines, weights_id, loras_id, quantized_id)
+    return Work(config, spec, profile, shared, engines, weights_id, device, loras_id, quantized_id)
 
 
 def _ending(config: BuildConfig) -> str:

@@ -19,7 +19,8 @@ from svdq_trt.compile import freshness
 from svdq_trt.compile.config import BuildConfig
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
-from svdq_trt.compile.process import RssSampler, StageRunner
+from svdq_trt.compile.process import RssSampler
+from svdq_trt.compile.ranks import SharingRunner
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest
 from svdq_trt.files import atomic_write, remove_leftovers
@@ -28,6 +29,9 @@ from svdq_trt.quantize.preset import get_preset
 SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
+
+
+_PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 class _Inline(Executor):
@@ -62,11 +66,20 @@ class Built:
     incomplete: errors.IncompleteError | None
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """One quantized model, of `Build.quantize`."""
+
+    format: str
+    path: Path
+    ledger: Ledger
+
+
 class Build:
     """One run of a BuildConfig."""
 
     def __init__(self, config: BuildConfig, screen: Screen) -> None:
-        self.config, self.screen, self.runner = config, screen, StageRunner()
+        self.config, self.screen, self.runner = config, screen, SharingRunner()
         self.work: Work = plan_work(config)
         self.ledger = Ledger()
 
@@ -86,6 +99,16 @@ class Build:
             one.manifest["peak_rss_bytes"]["build"] = peak
             manifest.write(one.engine.folder, one.manifest)
         return built
+
+    def quantize(self) -> list[Quantized]:
+        """The quantized model of each format, and nothing after it. Raises as `run`."""
+        with self._only_build_here(), self.screen:
+            done = []
+            for fmt in self.work.formats():
+                folder, ledger = self.work.quantized_folder(fmt.name), self.ledger.extended()
+                self._quantize(ledger, fmt.name, folder)
+                done.append(Quantized(fmt.name, folder / "svdq.safetensors", ledger))
+        return done
 
     @contextmanager
     def _only_build_here(self) -> Iterator[None]:
@@ -193,14 +216,16 @@ class Build:
         """Calibrate and quantize. Returns the artifact's key."""
         c, work = self.config, self.work
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
-        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
+        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip,
+                        device=work.device)  # fmt: skip
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
         args = self._weights() | {
             "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
             "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
-            "rank": c.rank, "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
+            "rank": c.rank, "preset": c.preset, "device": work.device, "key": quantize_key,
+            "out": str(folder / "svdq.safetensors"),
         }  # fmt: skip
-        self.screen.say(f"search: {get_preset(c.preset).describe()}")
+        self.screen.say(f"search: {get_preset(c.preset).describe()}; on the {_PLACES[work.device]}")
         label = f"quantize  {fmt} rank {c.rank}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
         return quantize_key
@@ -305,7 +330,7 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
             if output["sqnr_db"] < min_sqnr:
                 raise errors.AccuracyError(
                     f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
-                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset full.",
+                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset best.",
                 )  # fmt: skip
 
 
@@ -328,6 +353,11 @@ def _place(source: Path, target: Path, link: bool) -> None:
                 os.link(source, tmp)
         if not tmp.exists():
             shutil.copy2(source, tmp)
+
+
+def quantize(config: BuildConfig) -> list[Quantized]:
+    """Quantize what a config's archs ask for, with progress on stderr."""
+    return Build(config, Screen()).quantize()
 
 
 def build(config: BuildConfig) -> list[Built]:

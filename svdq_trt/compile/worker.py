@@ -51,6 +51,10 @@ def main() -> int:
         if "not enough memory" in str(error):  # torch's CPU allocator raises RuntimeError
             emitter.error(_out_of_memory(job["stage"]))
             return EXIT_USER
+        if type(error).__name__ == "OutOfMemoryError":  # torch's for a GPU; most stages run without torch
+            emitter.error(SvdqError(f"stage '{job['stage']}'", "out of GPU memory", "a GPU with more that is free",
+                                    "Close other programs on it, or use --device cpu."))  # fmt: skip
+            return EXIT_USER
         return EXIT_BUG  # our bug: the log has the traceback
     return EXIT_OK
 

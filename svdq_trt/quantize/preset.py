@@ -74,7 +74,7 @@ PRESETS = {
             dampings=(1.0, 4.0),
         ),
         Preset(
-            "full",
+            "best",
             grids=20,
             tokens=0,
             rows=0,

@@ -1,60 +1,137 @@
-"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors."""
+"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors; alone, or one of several ranks that share the layers."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from svdq_trt.compile import freshness
+from svdq_trt.compile.crew import Alone, Crew, local_rank
+from svdq_trt.compile.device import torch_device
 from svdq_trt.compile.events import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from svdq_trt.calibrate import Calibration
+    from svdq_trt.models import ModelSpec
+    from svdq_trt.models.recipe import Recipe
+    from svdq_trt.quantize.artifact import Node
 
 CALIBRATION = "calib.safetensors"
 _STREAM_BYTES = 8 * 10**9  # of 16-bit weights
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Load the model, calibrate unless that is fresh, quantize.
+    """Open the model, calibrate unless that is fresh, quantize.
 
-    A model above _STREAM_BYTES is never whole in memory: its layers' weights are read as each layer's turn comes.
-
-    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, rank, preset, out,
-    key.
+    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, rank, preset, device
+    ("cpu" or "cuda"), out, key; job: the number under which the ranks share it, absent without others.
     """
-    from svdq_trt import calibrate
+    crew: Alone = Crew(args["job"]) if "job" in args else Alone()
+    device = torch_device(args["device"], local_rank())
+    start = time.monotonic()
+    model = open_model(args, progress, stream=crew.rank > 0)
+    opened = time.monotonic()
+    if crew.rank == 0:
+        calibration = calibrate(args, model, device, progress, alone=crew.size == 1)
+        crew.calibrated()
+    else:
+        crew.wait_for_calibration()
+        calibration = _finished_calibration(args, model)
+    calibrated = time.monotonic()
+    nodes = quantize(args, model, calibration, device, progress, crew)
+    if crew.rank:
+        return {}
+    seconds = {"open": opened - start, "calibrate": calibrated - opened, "quantize": time.monotonic() - calibrated}
+    return {
+        "fp16_weight_bytes": model.fp16_bytes,
+        "quantized_weight_bytes": Path(args["out"]).stat().st_size,
+        "kept_16bit": [{"name": k.name, "reason": k.reason} for k in model.recipe.kept],
+        "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
+        "nodes": len(nodes),
+        "device": device.type,
+        "ranks": crew.size,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model to quantize: its module, with its weights or, with `read` to have them from, on meta."""
+
+    spec: ModelSpec
+    module: nn.Module
+    recipe: Recipe
+    read: Callable[[str], torch.Tensor] | None
+    fp16_bytes: int
+
+
+def open_model(args: dict[str, Any], progress: Progress, stream: bool = False) -> OpenModel:
+    """The model with its weights. Above _STREAM_BYTES, or on request, it is never whole in memory."""
     from svdq_trt.checkpoint import load, open_weights
     from svdq_trt.models import get_model
-    from svdq_trt.quantize.preset import get_preset
-    from svdq_trt.quantize.run import quantize_model
-    from svdq_trt.spec.formats import FORMATS
 
     spec = get_model(args["model"])
     module = spec.build()
     fp16_bytes = sum(t.numel() * 2 for t in module.parameters())
     read = None
-    if fp16_bytes > _STREAM_BYTES:  # by size, not by free memory: the same model gives the same bits everywhere
+    if stream or fp16_bytes > _STREAM_BYTES:  # not by free memory: the same model gives the same bits everywhere
         read = open_weights(spec, args["checkpoint"], args["random_weights"]).read
     else:
         module = load(spec, args["checkpoint"], args["random_weights"], progress)
-    recipe = spec.recipe(module, tuple(args["skip"]))
+    return OpenModel(spec, module, spec.recipe(module, tuple(args["skip"])), read, fp16_bytes)
+
+
+def calibrate(
+    args: dict[str, Any], model: OpenModel, device: torch.device, progress: Progress, alone: bool = True
+) -> Calibration:
+    """calib.safetensors, made unless it is fresh. Not `alone`: there are other ranks, and they wait for it."""
+    import torch
+
+    from svdq_trt.calibrate import collect
+
     shared = Path(args["shared"])
-    if args["force"] or freshness.lookup(shared, "calibrate", args["calib_key"]) is None:
-        calibration = calibrate.collect(
-            module, spec, recipe.groups, data=args["calibration"], read=read, progress=progress
-        )
-        calibration.save(shared / CALIBRATION)
-        # Recorded at once: a build that is killed while it quantizes need not calibrate again.
-        freshness.store(shared, "calibrate", args["calib_key"], [CALIBRATION], {})
-    else:
-        calibration = calibrate.Calibration.load(shared / CALIBRATION, recipe.groups)
-    out = Path(args["out"])
-    nodes = quantize_model(
-        module, spec, recipe.groups, calibration, FORMATS[args["format"]], args["rank"], get_preset(args["preset"]),
-        out, args["key"], progress, skip=tuple(args["skip"]), read=read,
+    if not args["force"] and freshness.lookup(shared, "calibrate", args["calib_key"]) is not None:
+        return _finished_calibration(args, model)
+    threads = torch.get_num_threads()
+    if not alone:  # torchrun gives each rank one thread; meanwhile the others wait
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        calibration = collect(
+            model.module, model.spec, model.recipe.groups, data=args["calibration"], read=model.read, device=device,
+            progress=progress,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(threads)
+    calibration.save(shared / CALIBRATION)
+    # Recorded at once: a build that is killed while it quantizes need not calibrate again.
+    freshness.store(shared, "calibrate", args["calib_key"], [CALIBRATION], {})
+    return calibration
+
+
+def _finished_calibration(args: dict[str, Any], model: OpenModel) -> Calibration:
+    from svdq_trt.calibrate import Calibration
+
+    return Calibration.load(Path(args["shared"]) / CALIBRATION, model.recipe.groups)
+
+
+def quantize(
+    args: dict[str, Any], model: OpenModel, calibration: Calibration, device: torch.device, progress: Progress,
+    crew: Alone,
+) -> list[Node]:  # fmt: skip
+    """svdq.safetensors; on a rank other than 0 its share of the layers, and []."""
+    from svdq_trt.quantize.preset import get_preset
+    from svdq_trt.quantize.run import quantize_model
+    from svdq_trt.spec.formats import FORMATS
+
+    return quantize_model(
+        model.module, model.spec, model.recipe.groups, calibration, FORMATS[args["format"]], args["rank"],
+        get_preset(args["preset"]), Path(args["out"]), args["key"], progress, skip=tuple(args["skip"]),
+        read=model.read, device=device, crew=crew,
     )  # fmt: skip
-    return {
-        "fp16_weight_bytes": fp16_bytes,
-        "quantized_weight_bytes": out.stat().st_size,
-        "kept_16bit": [{"name": k.name, "reason": k.reason} for k in recipe.kept],
-        "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
-        "nodes": len(nodes),
-    }

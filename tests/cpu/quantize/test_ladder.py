@@ -72,10 +72,10 @@ def test_gptq_beats_rounding_to_nearest_without_any_other_rung(kind, fmt):
         assert fresh_sqnr(w, x, fmt, replace(BASE, gptq=True), rank) > fresh_sqnr(w, x, fmt, BASE, rank) + 0.5
 
 
-def test_default_and_full_are_no_worse_than_fast():
+def test_default_and_best_are_no_worse_than_fast():
     w, x = layer("skewed")
-    fast, default, full = (fresh_sqnr(w, x, INT4, PRESETS[p]) for p in ("fast", "default", "full"))
-    assert default > fast + 0.5 and full > default - 0.1
+    fast, default, best = (fresh_sqnr(w, x, INT4, PRESETS[p]) for p in ("fast", "default", "best"))
+    assert default > fast + 0.5 and best > default - 0.1
 
 
 @pytest.mark.parametrize("fmt", [INT4, NVFP4, W4A8], ids=lambda f: f.name)
@@ -218,8 +218,8 @@ def test_rank_above_the_matrix_is_padded_with_zeros():
 
 
 def test_presets_name_their_rungs():
-    fast, default, full = (PRESETS[p].describe() for p in ("fast", "default", "full"))
+    fast, default, best = (PRESETS[p].describe() for p in ("fast", "default", "best"))
     assert "GPTQ" not in fast and "held-out" not in fast and fast.count(";") == 1
-    for text in (default, full):
+    for text in (default, best):
         assert "iterations; GPTQ (" in text and "refit" in text and text.endswith("better on held-out tokens")
-    assert "up to 3 rounds" in full and "best 3 candidates" in full
+    assert "up to 3 rounds" in best and "best 3 candidates" in best
