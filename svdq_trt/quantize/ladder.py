@@ -50,8 +50,8 @@ def climb(
     if not (preset.iterations or preset.gptq or preset.refit) or len(x) < MIN_TOKENS:
         return split, []
     held = torch.arange(len(x), device=x.device) % _EVERY == _EVERY - 1
-    fit = Tokens(x[~held], y[~held], split.act_mul, fmt, act_dtype)
-    judge = Tokens(x[held], y[held], split.act_mul, fmt, act_dtype)
+    fit = Tokens(x[~held], y[~held], split.act_mul, fmt, act_dtype, split.coding)
+    judge = Tokens(x[held], y[held], split.act_mul, fmt, act_dtype, split.coding)
     best, best_error = split, judge.error(split)
     if not judge.y.any() or not math.isfinite(best_error):  # nothing to judge by, or overflow, which the caller refuses
         return split, []
