@@ -1,4 +1,4 @@
-"""Unsigned activation codes behind GELU: when they are chosen, what they gain, and that the bias makes up for the shift."""
+"""Unsigned activation codes behind GELU: when they are chosen, what they gain, what the bias makes up for."""
 
 from __future__ import annotations
 
