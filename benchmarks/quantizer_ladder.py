@@ -65,7 +65,8 @@ RUNGS: dict[str, tuple[Preset, bool]] = {  # name -> preset, with a low-rank par
     "svd": (Preset("svd", grids=1, **_search), True),
     "both": (Preset("both", grids=6, **_search), True),
     "+iter": (Preset("iter", grids=6, **_search, iterations=4), True),
-    "+gptq": (Preset("gptq", grids=6, **_search, iterations=4, gptq=True, dampings=(1.0, 4.0)), True),
+    "+scales": (Preset("scales", grids=6, **_search, iterations=4, scales=True), True),
+    "+gptq": (Preset("gptq", grids=6, **_search, iterations=4, scales=True, gptq=True, dampings=(1.0, 4.0)), True),
     "+refit": (PRESETS["default"], True),
     "full": (PRESETS["full"], True),
 }

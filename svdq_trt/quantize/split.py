@@ -12,6 +12,7 @@ from torch import Tensor
 
 from svdq_trt import numerics
 from svdq_trt.quantize.lowrank import balance, top_singular
+from svdq_trt.quantize.scales import search_scales
 from svdq_trt.spec.formats import Format
 
 
@@ -67,16 +68,26 @@ class Split:
         up, down = balance(u, v * self.act_mul)
         return replace(self, up=up.to(act_dtype).float(), down=down.to(act_dtype).float())
 
-    def with_rounding(self, w: Tensor, fmt: Format, act_dtype: torch.dtype) -> Split:
+    def with_rounding(self, w: Tensor, fmt: Format, act_dtype: torch.dtype, h: Tensor | None = None) -> Split:
         """The same factors with the residual's codes rounded to nearest.
 
         The residual is taken from the *rounded* factors, so the 4-bit part also carries their rounding error.
+
+        Args:
+            w: [N, K] f32, not smoothed. h: [K], see choose_scales.
         """
         residual = self.residual(w)
-        scales = numerics.weight_scales(residual, fmt, act_dtype)
-        grouped = residual.view(residual.shape[0], -1, fmt.weight_group)
-        values = numerics.round_weight(grouped, scales.step[..., None], fmt).flatten(1)
+        scales = choose_scales(residual, h, fmt, act_dtype)
+        groups = numerics.grouped(residual, fmt.weight_group)
+        values = numerics.round_weight(groups, scales.step[..., None], fmt).flatten(1)
         return replace(self, values=values, scales=scales)
+
+
+def choose_scales(residual: Tensor, h: Tensor | None, fmt: Format, act_dtype: torch.dtype) -> numerics.WeightScales:
+    """Scales of the residual [N, K]: by search with the importance h [K] of its columns, by absmax without."""
+    if h is None:
+        return numerics.weight_scales(residual, fmt, act_dtype)
+    return search_scales(residual, h, fmt, act_dtype)
 
 
 def split_weight(
