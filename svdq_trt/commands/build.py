@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK
+from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.spec.formats import FORMATS
 
@@ -44,6 +44,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
     q.add_argument("--preset", default="fast", help="smoothing search: fast, default or full (default fast)")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
+    q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
+                   "through a diffusers pipeline and record the inputs")  # fmt: skip
+    q.add_argument("--calibration-pipeline", type=Path, metavar="DIR", help="its folder (default: --checkpoint)")
+    q.add_argument("--calibration-samples", type=int, default=16, metavar="N", help="steps to record (default 16)")
+    q.add_argument("--calibration-steps", type=int, default=20, metavar="N", help="denoising steps (default 20)")
+    q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
+    q.add_argument("--calibration-seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
     lo = p.add_argument_group("LoRA (docs/lora.md)")
     lo.add_argument("--lora", action="append", default=[], metavar="PATH[:STRENGTH]",
@@ -65,7 +72,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
-    from svdq_trt.compile.config import BuildConfig, LoraOption, Range
+    from svdq_trt.compile.config import BuildConfig, LoraOption, Range, Sampling
 
     ranges = {
         name: None if text is None else Range.parse(f"--{name}", text)
@@ -74,12 +81,19 @@ def run(args: argparse.Namespace) -> int:
     check = args.check
     if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:
         check = False  # the file holds no 16-bit weights to compare with
+    sampling = None
+    if args.calibration_prompts is not None:
+        pipeline = args.calibration_pipeline or Path(args.checkpoint or "")
+        sampling = Sampling(pipeline, args.calibration_prompts, args.calibration_samples, args.calibration_steps,
+                            args.calibration_guidance, args.calibration_seed)  # fmt: skip
+    elif args.calibration_pipeline is not None:
+        raise UsageError("--calibration-pipeline", "given alone", "--calibration-prompts with it")
     config = BuildConfig(
         model=args.model, archs=archs, out=args.out, checkpoint=args.checkpoint, random_weights=args.random_weights,
         format=args.format, rank=args.rank, **ranges, preset=args.preset, calibration=args.calibration,
         backend=args.backend, check=check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
         quantized=args.quantized, loras=tuple(LoraOption.parse(text) for text in args.lora),
-        lora_slots=args.lora_slots, allow_partial=args.allow_partial,
+        lora_slots=args.lora_slots, allow_partial=args.allow_partial, sampling=sampling,
     )  # fmt: skip
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
