@@ -158,7 +158,7 @@ class BuildConfig:
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.quantized is not None and (self.calibration or self.sampling or self.skip):
-            raise UsageError("--quantized", "given with a calibration or --skip", "it alone: nothing is quantized then")
+            raise UsageError("--quantized", "given with --calibration or --skip", "it alone: nothing is quantized then")
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
             raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
                              "Add it, or --no-check.")  # fmt: skip
