@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK
+from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.spec.formats import FORMATS
 
 if TYPE_CHECKING:
+    from svdq_trt.compile.config import Sampling
     from svdq_trt.compile.run import Built
 
 NAME = "build"
@@ -42,6 +43,13 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     q.add_argument("--preset", default="fast", help="how hard to search: fast, default or best (default fast)")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
+    q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
+                   "through a diffusers pipeline and record the inputs")  # fmt: skip
+    q.add_argument("--calibration-pipeline", type=Path, metavar="DIR", help="its folder (default: --checkpoint)")
+    q.add_argument("--calibration-samples", type=int, default=16, metavar="N", help="steps to record (default 16)")
+    q.add_argument("--calibration-steps", type=int, default=20, metavar="N", help="denoising steps (default 20)")
+    q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
+    q.add_argument("--calibration-seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
     q.add_argument("--device", default="auto", help="of calibration and quantizer: auto (the GPU where there is one), "
                    "cpu or cuda; torchrun --nproc-per-node N uses N GPUs")  # fmt: skip
@@ -80,10 +88,24 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
     """BuildConfig's fields from the options of `add_quantization` and `add_output`."""
     archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
     return {
+        "sampling": _sampling(args),
         "model": args.model, "archs": archs, "out": args.out, "checkpoint": args.checkpoint,
         "random_weights": args.random_weights, "format": args.format, "rank": args.rank, "preset": args.preset,
         "device": args.device, "calibration": args.calibration, "skip": tuple(args.skip), "force": args.force,
     }  # fmt: skip
+
+
+def _sampling(args: argparse.Namespace) -> Sampling | None:
+    """The pipeline run that --calibration-prompts asks for."""
+    if args.calibration_prompts is None:
+        if args.calibration_pipeline is not None:
+            raise UsageError("--calibration-pipeline", "given alone", "--calibration-prompts with it")
+        return None
+    from svdq_trt.compile.config import Sampling
+
+    pipeline = args.calibration_pipeline or Path(args.checkpoint or "")
+    return Sampling(pipeline, args.calibration_prompts, args.calibration_samples, args.calibration_steps,
+                    args.calibration_guidance, args.calibration_seed)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

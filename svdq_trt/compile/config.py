@@ -11,6 +11,7 @@ from typing import Any
 
 from svdq_trt.compile.device import check_device
 from svdq_trt.errors import UsageError
+from svdq_trt.files import sha256
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
@@ -65,6 +66,42 @@ class LoraOption:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """``--calibration-prompts``: inputs to calibrate on are recorded in a pipeline, see calibrate/sample.py.
+
+    Attributes:
+        pipeline: diffusers folder. prompts: text file, a prompt per line.
+        samples: denoising steps to keep. steps: of a run. guidance: None is the pipeline's default. seed: of the noise.
+    """
+
+    pipeline: Path
+    prompts: Path
+    samples: int = 16
+    steps: int = 20
+    guidance: float | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if not (self.pipeline / "model_index.json").is_file():
+            raise UsageError("--calibration-pipeline", f"'{self.pipeline}': no model_index.json",
+                             "the folder of a whole diffusers pipeline")  # fmt: skip
+        if not self.prompts.is_file():
+            raise UsageError("--calibration-prompts", f"'{self.prompts}': no such file", "a text file of prompts")
+        for option, value in (("samples", self.samples), ("steps", self.steps)):
+            if value < 1:
+                raise UsageError(f"--calibration-{option}", str(value), "at least 1")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise UsageError("--calibration-guidance", str(self.guidance), "a finite number")
+
+    def identity(self) -> dict[str, Any]:
+        """What the recorded inputs depend on, for a stage's key: files by size and time, as pipelines are large."""
+        files = sorted(p for p in self.pipeline.rglob("*") if p.is_file())
+        found = [f"{p.relative_to(self.pipeline)}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
+        return {**asdict(self), "pipeline": [str(self.pipeline.resolve()), *found], "prompts": sha256(self.prompts)}
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """All options of a build, resolved; `archs` share every stage they can.
 
@@ -75,6 +112,7 @@ class BuildConfig:
         batch, height, width: profile ranges; height and width in pixels.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         device: auto, cpu or cuda, of calibration and quantizer.
+        sampling: record the inputs in a pipeline instead.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         check, min_sqnr: compare with the FP16 model; gate in dB.
         loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
@@ -105,6 +143,7 @@ class BuildConfig:
     lora_slots: int = 0
     allow_partial: bool = False
     quantized: Path | None = None
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         for lora in self.loras:
@@ -115,10 +154,14 @@ class BuildConfig:
             raise UsageError("--rank", str(self.rank), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         get_preset(self.preset)
         check_device(self.device)
+        if self.sampling is not None:
+            self.sampling.check()
+            if self.calibration is not None:
+                raise UsageError("--calibration", "given with --calibration-prompts", "one of them")
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
-        if self.quantized is not None and (self.calibration is not None or self.skip):
+        if self.quantized is not None and (self.calibration or self.sampling or self.skip):
             raise UsageError("--quantized", "given with --calibration or --skip", "it alone: nothing is quantized then")
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
             raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
@@ -143,5 +186,8 @@ class BuildConfig:
         data = asdict(self)
         for key in ("out", "calibration", "quantized"):
             data[key] = None if data[key] is None else str(data[key])
+        if self.sampling is not None:
+            paths = {"pipeline": str(self.sampling.pipeline), "prompts": str(self.sampling.prompts)}
+            data["sampling"] = asdict(self.sampling) | paths
         data["loras"] = [{"path": str(lora.path), "strength": lora.strength} for lora in self.loras]
         return data

@@ -1,7 +1,7 @@
 """From a BuildConfig to folders, stages, keys and arguments: all decisions, no work.
 
 <out>/<model>-shared/                     what several engines use
-calib.safetensors  model-fp16.onnx(.data)  reference.npz
+calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  reference.npz
 <format>-r<rank>/, or <format>-imported/
                    svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
 <format>-...-lora/  the same with --lora or --lora-slots, made from the one above
@@ -34,6 +34,7 @@ _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
 
 #: our code and the libraries that each stage runs; a change in either makes the stage run again
 _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "sample": (("svdq_trt/calibrate", "svdq_trt/pipeline", "svdq_trt/models"), ("torch", "diffusers")),
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
     "import": (

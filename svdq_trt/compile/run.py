@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from svdq_trt.engine import manifest
 from svdq_trt.files import atomic_write, remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 
+SAMPLED_FILE = "calibration-inputs.safetensors"
 SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
@@ -103,6 +104,7 @@ class Build:
     def quantize(self) -> list[Quantized]:
         """The quantized model of each format, and nothing after it. Raises as `run`."""
         with self._only_build_here(), self.screen:
+            self._sample()
             done = []
             for fmt in self.work.formats():
                 folder, ledger = self.work.quantized_folder(fmt.name), self.ledger.extended()
@@ -126,6 +128,7 @@ class Build:
 
     def _run(self) -> list[Built]:
         formats = self.work.formats().items()
+        self._sample()
         with self._side_by_side() as pool:
             reference = pool.submit(self._reference_export) if self.config.check else None
             if reference is not None:  # its failure ends the main line at once, and is the one to tell of
@@ -212,15 +215,31 @@ class Build:
         self._stage(ledger, "quantize", f"import    {fmt}", "take_quantized", folder, import_key, [out.name], args)
         return import_key
 
+    def _sample(self) -> None:
+        """Record the inputs to calibrate on, where a pipeline is to give them."""
+        c, work, sampling = self.config, self.work, self.config.sampling
+        self.calibration, self.calibration_id = c.calibration, c.calibration_id()
+        if sampling is None:
+            return
+        sizes = {symbol: work.profile[symbol][1] for symbol in ("height", "width")}
+        self.calibration = work.shared / SAMPLED_FILE
+        self.calibration_id = key("sample", sampling=sampling.identity(), sizes=sizes)
+        args = asdict(sampling) | sizes | {
+            "model": c.model, "pipeline": str(sampling.pipeline), "prompts": str(sampling.prompts),
+            "out": str(self.calibration),
+        }  # fmt: skip
+        self._stage(self.ledger, "sample", f"sample    {sampling.pipeline.name}", "sample", work.shared,
+                    self.calibration_id, [SAMPLED_FILE], args)  # fmt: skip
+
     def _quantize(self, ledger: Ledger, fmt: str, folder: Path) -> str:
         """Calibrate and quantize. Returns the artifact's key."""
         c, work = self.config, self.work
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
-        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip,
+        calib_key = key("calibrate", weights=work.weights_id, inputs=self.calibration_id, skip=skip,
                         device=work.device)  # fmt: skip
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=c.rank, preset=c.preset)
         args = self._weights() | {
-            "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
+            "skip": skip, "calibration": None if self.calibration is None else str(self.calibration),
             "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
             "rank": c.rank, "preset": c.preset, "device": work.device, "key": quantize_key,
             "out": str(folder / "svdq.safetensors"),

@@ -164,7 +164,8 @@ class _Export:
     def _as_dense(self, node: Node) -> None:
         """A node that nunchaku keeps in 16 bit: its members' weights, dequantized."""
         linear = self._take(node)
-        weight, bias = w4a4.dequantize(linear).to(self.spec.torch_dtype), linear.tensors["bias"]
+        weight = w4a4.dequantize(linear).to(self.spec.torch_dtype)
+        bias = w4a4.shifted_bias(linear, -node.act_shift) if node.act_shift else linear.tensors["bias"]
         for member in node.members:
             at = member_rows(node.members, node.member_rows, (member,))
             target = self.module.get_submodule(member)

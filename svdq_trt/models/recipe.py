@@ -31,6 +31,7 @@ class LinearGroup:
         activation: what the node applies after the bias; GEGLU's node replaces the activation module as well.
         weight_only: few tokens and much weight: format w4a16, activations stay 16 bit.
         source: name of the norm whose output is x; None where x is something else.
+        x_from: the activation whose output x is, with nothing in between: the quantizer may then use unsigned codes.
         rank_factor: R is this many times the rank asked for: members that would otherwise have a branch each.
         columns: the node takes input features [start, stop) of its one member only; other nodes take the others,
             and the outputs are added. None: all of them.
@@ -43,6 +44,7 @@ class LinearGroup:
     source: str | None = None
     columns: tuple[int, int] | None = None
     rank_factor: int = 1
+    x_from: Activation = Activation.NONE
 
     def rank(self, rank: int) -> int:
         """R of this node for the rank that the user asked for."""

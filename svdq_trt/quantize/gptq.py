@@ -26,7 +26,7 @@ from torch import Tensor
 
 from svdq_trt import numerics
 from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
-from svdq_trt.quantize.split import Split
+from svdq_trt.quantize.split import Split, choose_scales
 from svdq_trt.spec.formats import Format
 
 BLOCK = 128  # columns whose feedback is applied one by one; beyond the block it is one matrix product
@@ -63,14 +63,16 @@ def curvature(x: Tensor, d: float) -> Curvature:
     return Curvature(order, torch.eye(len(h), device=h.device))  # no feedback: round to nearest
 
 
-def gptq(w: Tensor, split: Split, curve: Curvature, fmt: Format, act_dtype: torch.dtype) -> Split:
-    """Round the residual of `split` again, with error feedback; scales are fixed before, by absmax.
+def gptq(
+    w: Tensor, split: Split, curve: Curvature, fmt: Format, act_dtype: torch.dtype, h: Tensor | None = None
+) -> Split:
+    """Round the residual of `split` again, with error feedback; scales are fixed before.
 
     Args:
-        w: [N, K] f32, not smoothed.
+        w: [N, K] f32, not smoothed. h: [K], see split.choose_scales.
     """
     residual = split.residual(w)
-    scales = numerics.weight_scales(residual, fmt, act_dtype)
+    scales = choose_scales(residual, h, fmt, act_dtype)
     order, factor = curve
     k = len(order)
     todo = residual.T[order].contiguous()  # [K, N]: a column of the weight is contiguous

@@ -27,7 +27,7 @@ from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
-from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
+from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
     from svdq_trt.calibrate import Calibration
@@ -181,7 +181,8 @@ def _one(
         [w.to(device) for w in weights], biases,
         calibration.x[group.node], W4A16 if group.weight_only else fmt, group.rank(rank),
         act_dtype=spec.torch_dtype,
-        name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node], preset=preset,
+        name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node],
+        act_shift=ACT_SHIFT.get(group.x_from, 0.0), preset=preset,
     )  # fmt: skip
     node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))
     artifact.save(shard, {f"{group.node}.{k}": t.cpu() for k, t in quantized.tensors.items()}, {}, [node])

@@ -6,6 +6,7 @@ Letters: N output features, K input features, R rank, T calibration tokens. W_s 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
+from svdq_trt.quantize.split import Coding, quantized_act
 from svdq_trt.spec.formats import FORMATS
 
 RANKS = (0, 16, 32, 64, 128)
@@ -57,18 +59,19 @@ def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absm
     smoothed = w / mul
     rest = smoothed - up @ (down / mul)  # what the codes had to carry
 
-    hat = numerics.smooth(x, mul)
-    quantized, low_rank = numerics.fake_quantize_act(hat, fmt), x.float() @ down.T @ up.T
+    hat, low_rank = numerics.smooth(x, mul), x.float() @ down.T @ up.T
+    quantized = quantized_act(x, mul, fmt, Coding(node.act_unsigned, node.act_shift))
     want = x.float() @ w.T
     energy = float(want.square().sum()) or 1.0
 
     def sqnr(activations: Tensor, weight: Tensor) -> float:
         return decibels(float((activations @ weight.T + low_rank - want).square().sum()) / energy)
 
-    search = quantize_group([w], [None], x, fmt, node.rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_CURVE)
+    same: dict[str, Any] = {"act_dtype": x.dtype, "x_absmax": x_absmax, "act_shift": node.act_shift}
+    search = quantize_group([w], [None], x, fmt, node.rank, preset=_CURVE, **same)
     sweep = []
     for rank in RANKS:
-        q = quantize_group([w], [None], x, fmt, rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_SWEEP)
+        q = quantize_group([w], [None], x, fmt, rank, preset=_SWEEP, **same)
         sweep.append((rank, q.sqnr_db, sum(t.numel() * t.element_size() for t in q.tensors.values())))
     return LayerReport(
         node,

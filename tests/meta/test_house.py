@@ -18,6 +18,8 @@ ORDER += ["engine", "runtime", "check", "pipeline", "serve", "compile", "report"
 FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from anywhere
 #: module -> module: edges against the order, each with its reason
 ALLOWED = {
+    ("calibrate", "pipeline"): "inputs recorded in a pipeline: its calls become a model's inputs there",
+    ("calibrate", "engine"): "TensorProfile, in which a Runner describes its inputs",
     ("quantize", "nn"): "quantizing installs the module it made",
     ("quantize", "compile"): "the Progress protocol, the ranks that share the layers",
     ("lora", "compile"): "the Progress protocol",

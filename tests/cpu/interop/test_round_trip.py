@@ -14,6 +14,7 @@ from svdq_trt.models import get_model
 from svdq_trt.nn.linear import TENSORS
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.spec.formats import Activation
 
 MODELS = ["sdxl-tiny", "flux1-tiny", "pixart-tiny"]
 W4A4 = ("int4", "nvfp4")
@@ -70,18 +71,22 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
     assert_same(after.tensors, artifact.load(tmp_path / "third.safetensors").tensors)
 
 
-@pytest.mark.parametrize("model,as_nunchakus", [*((m, False) for m in MODELS), ("flux1-tiny", True)])
-def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, as_nunchakus):
-    """As closely as adaLN rounded again and 16-bit K/V allow; without our metadata, with u4 codes behind GELU."""
-    source, spec, path = quantized(model, "int4"), get_model(model), tmp_path / "n.safetensors"
+@pytest.mark.parametrize("model,signed,bare", [*((m, False, False) for m in MODELS), ("flux1-tiny", True, False),
+                                               ("flux1-tiny", True, True)])  # fmt: skip
+def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, signed, bare):
+    """As closely as adaLN rounded again and 16-bit K/V allow; signed codes stay so unless our metadata are lost."""
+    source, spec, path = quantized(model, "int4", signed=signed), get_model(model), tmp_path / "n.safetensors"
     export_nunchaku(source, path)
-    if as_nunchakus:
+    if bare:
         tensors, strings = stored(path)
         del strings["svdq_trt"]
         save_file(tensors, path, metadata=strings)
     import_checkpoint(path, spec, tmp_path / "back.safetensors")
     loaded = artifact.load(tmp_path / "back.safetensors")
-    assert any(n.act_unsigned for n in loaded.nodes) == as_nunchakus
+    unsigned = {n.name for n in artifact.load(source).nodes if n.act_unsigned}
+    assert bool(unsigned) == (model != "sdxl-tiny" and not signed)
+    behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE}
+    assert {n.name for n in loaded.nodes if n.act_unsigned} == (behind_gelu if bare else unsigned)
     inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
     with torch.inference_mode():
         want, got = (spec.wrap(restore_model(a, spec))(*inputs).double() for a in (artifact.load(source), loaded))
