@@ -20,7 +20,8 @@ namespace svdq {
 //           w4a16   [M_pad]           f32: 1, or NaN for a row of x with NaN or Inf
 //           (w4a16 with M <= 16 has t alone: gemv/)
 //   t       [M, R]  act dtype         x . lora_down^T
-// Of `scales` per group, entries are written up to M rounded up to 16, with anything.
+// Of `scales` per group, rows are written up to M rounded up to 16, with anything; their order inside each 16 rows
+// is 0, 8, 1, 9, ..., as a lane of kernel (b) needs rows g and g + 8.
 struct Workspace {
     size_t codes = 0, scales = 0, t = 0;  // byte offsets, multiples of 256
     size_t bytes = 0;

@@ -18,6 +18,9 @@ struct Int4 {
     static constexpr bool kRowScale = false;
     using Acc = float;
 
+    static __device__ __forceinline__ int a_scale_offset(int lane) { return lane / 4 * 4; }  // rows g, g + 8
+    static __device__ __forceinline__ int b_scale_offset(int lane) { return lane % 4 * 4; }   // columns 2c, 2c + 1
+
     template <int kMt, int kNt>
     static __device__ __forceinline__ void step(float (&acc)[kMt][kNt][4], const WarpStage& s) {
         constexpr float kMagic = 12582912.f;  // 1.5 . 2^23
@@ -27,7 +30,7 @@ struct Int4 {
         float w_scale[kNt][2];
 #pragma unroll
         for (int nt = 0; nt < kNt; ++nt) {
-            const uint32_t two = *reinterpret_cast<const uint32_t*>(s.b_scale + (8 * nt + 2 * (s.lane % 4)) * 2);
+            const uint32_t two = ptx::load_shared_4(s.b_scale + 8 * nt * kBScaleBytes);
             w_scale[nt][0] = low_to_float<T>(two);
             w_scale[nt][1] = high_to_float<T>(two);
         }
@@ -35,11 +38,8 @@ struct Int4 {
         for (int mt = 0; mt < kMt; ++mt) {
             uint32_t a[4];
             load_a<2>(a, s.a + mt * 16 * kARowBytes, 0, s.lane);
-            float x_scale[2];
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-                x_scale[h] = TypeTraits<T>::to_float(
-                    *reinterpret_cast<const uint16_t*>(s.a_scale + (16 * mt + 8 * h + s.lane / 4) * 2));
+            const uint32_t rows = ptx::load_shared_4(s.a_scale + 16 * mt * kAScaleBytes);
+            const float x_scale[2] = {low_to_float<T>(rows), high_to_float<T>(rows)};
 #pragma unroll
             for (int nt = 0; nt < kNt; ++nt) {
                 const int start = __float_as_int(kMagic);

@@ -67,6 +67,9 @@ __device__ __forceinline__ float element(const Octet& o, int i) {
     return i % 2 ? high_to_float<T>(o.pair[i / 2]) : low_to_float<T>(o.pair[i / 2]);
 }
 
+// Where the scale of a row lies in its group's run of them; see struct Workspace.
+__device__ __forceinline__ int64_t scale_position(int64_t row) { return (row & ~15) + row % 8 * 2 + (row >> 3 & 1); }
+
 // int4: one group of 64 = both octets of the four lanes of a quad.
 template <class T>
 __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[2], int64_t row, int block, int c,
@@ -84,7 +87,7 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
     }
     if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
         const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
-        reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + row] = static_cast<uint16_t>(stored);
+        reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + scale_position(row)] = static_cast<uint16_t>(stored);
     }
 }
 
@@ -106,7 +109,8 @@ __device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)
         const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
         bytes |= (own | next << 8) << (16 * b);
     }
-    if (c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;  // padding rows too
+    if (c == 0)  // padding rows too
+        reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + scale_position(row)] = bytes;
 }
 
 // w4a8: even elements of the octet, then odd ones: a8_position().

@@ -84,9 +84,9 @@ __device__ __forceinline__ void tile_of_block(int block, int tiles_m, int tiles_
 
 // What a format's step() sees: one stage of shared memory, at this warp's part of the tile.
 struct WarpStage {
-    uint32_t a, b;           // shared addresses of the warp's first A and B row
-    const uint8_t* a_scale;  // scales of the warp's rows
-    const uint8_t* b_scale;  // and columns
+    uint32_t a, b;     // shared addresses: the warp's first A and B row,
+    uint32_t a_scale;  // this lane's first scale of the warp's rows,
+    uint32_t b_scale;  // and of its columns: the format's a_scale_offset() and b_scale_offset()
     int lane;
 };
 
