@@ -17,14 +17,18 @@
 //   then t [kBm, 16], lora_up [kBn, 16]        32-byte rows in the same places
 // Shared memory: a large stage is 8.5, 12.1, 9, 20.3 KiB.
 // Numerics: the K loop as the format says; then fp32 times wscale2 (and the row's scale); low-rank into the
-// same accumulators; bias; activation; one rounding. One CTA sums all of K in order: deterministic.
+// same accumulators; bias; activation; one rounding. One CTA sums all of K in order; where that would leave
+// multiprocessors idle (choice.h), several share it, and the last one adds up their sums in order (split.cuh):
+// deterministic.
 //
 // A format (format_*.cuh) is a struct with the bytes above, an accumulator type and step(), which consumes
 // one stage.
 #pragma once
 
 #include "../common/launch.h"
+#include "choice.h"
 #include "epilogue.cuh"
+#include "split.cuh"
 
 namespace svdq::sm80 {
 
@@ -61,7 +65,8 @@ struct Copies {
     int a_rows;                     // rows of the matrix from this thread's first one on
     bool b_valid, scale_mine, scale_valid;
 
-    __device__ __forceinline__ Copies(const GemmArgs& p, const Columns<Tile>& columns, int m0) {
+    // Starts at group `group` of K.
+    __device__ __forceinline__ Copies(const GemmArgs& p, const Columns<Tile>& columns, int m0, int group) {
         const int thread = threadIdx.x;
         const int a_row = thread / kAChunks, a_chunk = thread % kAChunks;
         a_rows = p.m - m0 - a_row;
@@ -91,6 +96,9 @@ struct Copies {
             scale_step = static_cast<uint32_t>(p.m_pad / 8 * F::kAScaleBytes);
             scale_to = S::kAScale + at;
         }
+        a += static_cast<int64_t>(group) * F::kARowBytes;
+        b += static_cast<int64_t>(group) * 32;
+        scale += static_cast<uint64_t>(group) * scale_step * 8;
     }
 
     static __device__ __forceinline__ int64_t pitch(const GemmArgs& p) {
@@ -149,9 +157,16 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
     const int m0 = tile_m * Tile::kBm;  // m <= 2^30 (checked by the C API)
     const Columns<Tile> columns(p, tile_n);
 
+    // Steps over K, then over R; this CTA's are step .. end - 1.
     const int k_steps = p.k / 64, steps = k_steps + p.r / 16;
+    int step = 0, end = steps;
+    if constexpr (Tile::kSplits) {
+        step = steps * static_cast<int>(blockIdx.y) / static_cast<int>(gridDim.y);
+        end = steps * static_cast<int>(blockIdx.y + 1) / static_cast<int>(gridDim.y);
+    }
+    const int k_end = min(end, k_steps);
     const uint32_t ring = ptx::smem_addr(smem);
-    Copies<F, Tile> copies(p, columns, m0);
+    Copies<F, Tile> copies(p, columns, m0, step);
     uint32_t stage = 0, refill = S::kRing - S::kBytes;  // offsets: of the next step, of the one read before it
     uint32_t a_scale = ring + S::kAScale + warp_m * Tile::kWarpM * F::kAScaleBytes + F::a_scale_offset(lane);
     uint32_t b_scale = ring + S::kBScale + warp_n * Tile::kWarpN * F::kBScaleBytes + F::b_scale_offset(lane);
@@ -169,26 +184,26 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
                          a_scale + scales, b_scale + scales, lane};
     };
     auto load_k = [&](uint32_t to) { copies.next(p, to); };
-    auto load_any = [&](int step) {  // of K, of R, or past the end
-        return [&, step](uint32_t to) {
-            if (step < k_steps) load_k(to);
-            else if (step < steps) load_rank<F, Tile>(p, columns, m0, step - k_steps, to);
+    auto load_any = [&](int at) {  // of K, of R, or past the end
+        return [&, at](uint32_t to) {
+            if (at < k_end) load_k(to);
+            else if (at < end) load_rank<F, Tile>(p, columns, m0, at - k_steps, to);
         };
     };
 
     typename F::Acc sum[kMt][kNt][4] = {};
     constexpr int kAhead = F::kStages - 1;
+    ptx::wait_for_previous();  // kernel (a)
 #pragma unroll
-    for (int step = 0; step < kAhead; ++step) {
-        load_any(step)(ring + step * S::kBytes);
+    for (int i = 0; i < kAhead; ++i) {
+        load_any(step + i)(ring + i * S::kBytes);
         ptx::cp_async_commit();
     }
-    int step = 0;
 #pragma unroll 1
-    for (; step < k_steps - kAhead; ++step)  // nothing but K ahead: no branch
+    for (; step < k_end - kAhead; ++step)  // nothing but K ahead: no branch
         F::template step<kMt, kNt>(sum, next_stage(F::kARowBytes, load_k));
 #pragma unroll 1
-    for (; step < k_steps; ++step)
+    for (; step < k_end; ++step)
         F::template step<kMt, kNt>(sum, next_stage(F::kARowBytes, load_any(step + kAhead)));
 
     // ---- to real units ------------------------------------------------------------------------------------
@@ -215,7 +230,7 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
 
     // ---- low-rank branch ----------------------------------------------------------------------------------
 #pragma unroll 1
-    for (; step < steps; ++step) {
+    for (; step < end; ++step) {
         const WarpStage at = next_stage(32, load_any(step + kAhead));
         uint32_t b[kNt / 2][4];
 #pragma unroll
@@ -231,36 +246,28 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
     }
 
     ptx::cp_async_wait<0>();
+    if constexpr (Tile::kSplits)
+        if (gridDim.y > 1 && !sum_splits<Tile>(p, acc)) return;
     __syncthreads();  // the ring becomes the slabs
     store_tile<T, Tile>(p, columns, reinterpret_cast<float*>(smem + warp * Slab<Tile>::kBytes), acc,
                         m0 + warp_m * Tile::kWarpM, warp_n, lane);
 }
 
 template <class F, class T, class Tile>
-cudaError_t launch_gemm_tile(const GemmArgs& g, cudaStream_t stream) {
+cudaError_t launch_gemm_tile(const GemmArgs& g, int splits, bool overlap, cudaStream_t stream) {
     const int out_per_tile = g.activation == SVDQ_ACT_GEGLU ? Tile::kBn / 2 : Tile::kBn;
     const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm;
     const int64_t tiles_n = (g.n_out + out_per_tile - 1) / out_per_tile;
     if (tiles_m * tiles_n > 0x7fffffff) return cudaErrorInvalidConfiguration;
     constexpr int kShared = Stage<F, Tile>::kSharedBytes;
-    const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n));
-    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g);
+    const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n), static_cast<unsigned>(splits));
+    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g, overlap);
 }
 
 inline cudaError_t multiprocessors(int* count) {
     int device = 0;
     const cudaError_t e = cudaGetDevice(&device);
     return e != cudaSuccess ? e : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-}
-
-// Outputs that the busiest multiprocessor computes; an output of a medium tile takes longer, as less of what
-// is loaded is used twice.
-constexpr double kMediumTileCost = 1.35;
-
-template <class Tile>
-double tile_cost(const GemmArgs& g, int sms) {
-    const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm, tiles_n = (g.n + Tile::kBn - 1) / Tile::kBn;
-    return static_cast<double>((tiles_m * tiles_n + sms - 1) / sms) * Tile::kBm * Tile::kBn;
 }
 
 // F is the format with the act dtype T it was made for.
@@ -280,14 +287,17 @@ cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
     g.m_pad = args.ws.m_pad;
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
     g.activation = p.activation;
-    constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight faster than a larger one
-    if (p.m <= kFewTokens) return launch_gemm_tile<F, T, SmallTile>(g, stream);
+    g.parts = args.parts();
+    g.counters = args.counters();
     int sms = 0;
     const cudaError_t e = multiprocessors(&sms);
     if (e != cudaSuccess) return e;
-    return tile_cost<LargeTile>(g, sms) <= tile_cost<MediumTile>(g, sms) * kMediumTileCost
-               ? launch_gemm_tile<F, T, LargeTile>(g, stream)
-               : launch_gemm_tile<F, T, MediumTile>(g, stream);
+    const Choice choice = choose(p, args.ws, sms);
+    switch (choice.tile) {
+        case TileKind::kSmall: return launch_gemm_tile<F, T, SmallTile>(g, choice.splits, args.overlap, stream);
+        case TileKind::kMedium: return launch_gemm_tile<F, T, MediumTile>(g, choice.splits, args.overlap, stream);
+        default: return launch_gemm_tile<F, T, LargeTile>(g, 1, args.overlap, stream);
+    }
 }
 
 }  // namespace svdq::sm80

@@ -46,7 +46,8 @@ struct QuantArgs {
     const uint16_t* lora_down;  // [R, K]
     uint8_t* codes;
     uint8_t* scales;
-    uint16_t* t;  // [M, R]
+    uint16_t* t;         // [M, R]
+    uint32_t* counters;  // [kMaxSplitTiles] of kernel (b), to be 0; or nullptr
     int64_t m_pad;
     int m, k, r;
     float shift;
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_ke
     __shared__ float partial[kWarps / 2][kRegisters][32];  // [warp][register][lane]
     __shared__ uint32_t row_max[kWarps][kQuantRows];
     constexpr bool kWholeRow = kFormat == SVDQ_FORMAT_W4A8 || kFormat == SVDQ_FORMAT_W4A16;
+    ptx::launch_dependents();  // kernel (b), which waits for this one's end before it reads anything of it
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int g = lane / 4, c = lane % 4;
@@ -147,6 +149,8 @@ __global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_ke
     const int ranks = min(p.r - rank0, kRankTile);  // <= 0: no low-rank branch
     const bool quantizing = blockIdx.y == 0;
     const int blocks = p.k / 64;
+    static_assert(kWarps * 32 >= kMaxSplitTiles, "a thread per counter");
+    if (p.counters && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x < kMaxSplitTiles) p.counters[threadIdx.x] = 0;
 
     float acc[kMt][kRankTile / 8][4] = {};
     uint32_t seen[kMt][2] = {};  // per row: largest |bits|, where the whole row matters
@@ -324,6 +328,7 @@ cudaError_t launch_quantize(const LinearArgs& args, cudaStream_t stream) {
     q.codes = args.codes();
     q.scales = args.scales();
     q.t = reinterpret_cast<uint16_t*>(args.t());
+    q.counters = args.counters();
     q.m_pad = args.ws.m_pad;
     q.m = p.m, q.k = p.k, q.r = p.r;
     q.shift = p.act_shift;

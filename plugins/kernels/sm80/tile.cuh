@@ -16,6 +16,8 @@ struct GemmArgs {
     const uint16_t* bias;    // [N] act dtype
     const float* wscale2;    // [N]
     uint16_t* y;             // [M, n_out] act dtype
+    float* parts;            // of split tiles, and how many are there: split.cuh
+    uint32_t* counters;
     int64_t m_pad;
     int m, n, k, r, n_out;
     int activation;
@@ -29,6 +31,7 @@ struct Tile {
     static constexpr int kMt = kBm / (16 * kWm_);  // m16 tiles of a warp
     static constexpr int kNt = kBn / (8 * kWn_);   // n8 tiles of a warp
     static constexpr int kWarpM = 16 * kMt, kWarpN = 8 * kNt;
+    static constexpr bool kSplits = kBm < 128;  // several CTAs may share one tile's K
     static_assert(kMt >= 1 && kNt % 2 == 0, "B fragments come in pairs of n8 tiles");
     static_assert(2 * kBn == kThreads, "one 16-byte chunk of a 32-byte weight row per thread");
 };
