@@ -12,7 +12,19 @@
 
 namespace svdq::sm80 {
 
-template <class T, bool kUnsigned>
+// Activation codes x weight codes: the instruction.
+struct S4S4 {
+    static __device__ __forceinline__ void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        ptx::mma_s4_s4(d, a, b0, b1);
+    }
+};
+struct U4S4 {
+    static __device__ __forceinline__ void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        ptx::mma_u4_s4(d, a, b0, b1);
+    }
+};
+
+template <class T, class Codes>
 struct Int4 {
     static constexpr int kARowBytes = 32, kAScaleBytes = 2, kBScaleBytes = 2, kStages = 4, kMinCtas = 2;
     static constexpr bool kRowScale = false;
@@ -44,8 +56,7 @@ struct Int4 {
             for (int nt = 0; nt < kNt; ++nt) {
                 const int start = __float_as_int(kMagic);
                 int d[4] = {start, start, start, start};
-                if constexpr (kUnsigned) ptx::mma_u4_s4(d, a, b[nt / 2][nt % 2 * 2], b[nt / 2][nt % 2 * 2 + 1]);
-                else ptx::mma_s4_s4(d, a, b[nt / 2][nt % 2 * 2], b[nt / 2][nt % 2 * 2 + 1]);
+                Codes::mma(d, a, b[nt / 2][nt % 2 * 2], b[nt / 2][nt % 2 * 2 + 1]);
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
                     acc[mt][nt][i] = fmaf(__int_as_float(d[i]) - kMagic, x_scale[i / 2] * w_scale[nt][i % 2],
