@@ -14,7 +14,7 @@ namespace svdq {
 //           w4a8    [M, K]    s8, order inside each 32 elements changed: see a8_position()
 //           nvfp4   [M, K/2]  e2m1, low nibble = even k
 //           w4a16   [M, K]    x^ in the act dtype, order inside each 32 elements changed: see a16_position()
-//   scales  int4    [K/64, M_pad]     act dtype
+//   scales  int4    [K/64, M_pad]     f32, rounded to the act dtype: converted once here, not in every tile of N
 //           w4a8    [M_pad]           f32
 //           nvfp4   [K/64, M_pad, 4]  e4m3 bytes
 //           w4a16   [M_pad]           f32: 1, or NaN for a row of x with NaN or Inf
@@ -50,7 +50,7 @@ inline Workspace workspace_layout(int32_t format, int64_t m, int64_t n, int64_t 
     w.m_pad = (m + 127) / 128 * 128;
     int64_t codes = 0, scales = 0;
     switch (format) {
-        case SVDQ_FORMAT_INT4: codes = m * (k / 2), scales = k / 64 * w.m_pad * 2; break;
+        case SVDQ_FORMAT_INT4: codes = m * (k / 2), scales = k / 64 * w.m_pad * 4; break;
         case SVDQ_FORMAT_W4A8: codes = m * k, scales = w.m_pad * 4; break;
         case SVDQ_FORMAT_NVFP4: codes = m * (k / 2), scales = k / 64 * w.m_pad * 4; break;
         default: codes = m * k * 2, scales = w.m_pad * 4; break;

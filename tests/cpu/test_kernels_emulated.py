@@ -239,10 +239,20 @@ def test_gemv_many_rows_and_chunks(library: ctypes.CDLL) -> None:
     check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, Activation.GEGLU))
 
 
+@pytest.mark.parametrize(("multiprocessors", "ctas"), ((128, 193), (132, 257)), ids=("64-rows", "48-rows"))
 @pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
-@pytest.mark.parametrize("m", (1, 6))
-def test_gemv_most_rows(library: ctypes.CDLL, m: int, activation: Activation) -> None:
-    check(library, random_linear("w4a16", "bf16", m, 12304, 192, 32, activation))
+@pytest.mark.parametrize("m", (1, 6, 11))
+def test_gemv_most_rows(
+    library: ctypes.CDLL, m: int, activation: Activation, multiprocessors: int, ctas: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """64 rows a CTA, or 48 where they spread more evenly; four stages where shared memory is large."""
+    monkeypatch.setenv("EMULATION_SMS", str(multiprocessors))
+    linear = random_linear("w4a16", "bf16", m, 12304, 320, 32, activation)
+    got = check(library, linear)
+    assert last_launch(library)[0] == ctas
+    monkeypatch.setenv("EMULATION_SHARED", str(228 << 10))
+    np.testing.assert_array_equal(run(library, linear).view(np.int16), got.view(np.int16))
 
 
 def test_gemv_shift(library: ctypes.CDLL) -> None:

@@ -26,11 +26,11 @@ struct U4S4 {
 
 template <class T, class Codes>
 struct Int4 {
-    static constexpr int kARowBytes = 32, kAScaleBytes = 2, kBScaleBytes = 2, kStages = 4, kMinCtas = 2;
+    static constexpr int kARowBytes = 32, kAScaleBytes = 4, kBScaleBytes = 2, kStages = 4, kMinCtas = 2;
     static constexpr bool kRowScale = false;
     using Acc = float;
 
-    static __device__ __forceinline__ int a_scale_offset(int lane) { return lane / 4 * 4; }  // rows g, g + 8
+    static __device__ __forceinline__ int a_scale_offset(int lane) { return lane / 4 * 8; }  // rows g, g + 8
     static __device__ __forceinline__ int b_scale_offset(int lane) { return lane % 4 * 4; }   // columns 2c, 2c + 1
 
     template <int kMt, int kNt>
@@ -50,8 +50,8 @@ struct Int4 {
         for (int mt = 0; mt < kMt; ++mt) {
             uint32_t a[4];
             load_a<2>(a, s.a + mt * 16 * kARowBytes, 0, s.lane);
-            const uint32_t rows = ptx::load_shared_4(s.a_scale + 16 * mt * kAScaleBytes);
-            const float x_scale[2] = {low_to_float<T>(rows), high_to_float<T>(rows)};
+            const uint2 rows = ptx::load_shared_8(s.a_scale + 16 * mt * kAScaleBytes);
+            const float x_scale[2] = {__uint_as_float(rows.x), __uint_as_float(rows.y)};
 #pragma unroll
             for (int nt = 0; nt < kNt; ++nt) {
                 const int start = __float_as_int(kMagic);

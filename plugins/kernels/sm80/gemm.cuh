@@ -12,10 +12,10 @@
 // Operands (per stage):                        int4     w4a8     nvfp4    w4a16
 //   codes    [kBm, 64]   bytes per row         32       64       32       128        row-major, swizzled
 //   qweight  [kBn, 64]   bytes per row         32       32       32       32         row-major, swizzled
-//   scales of codes, bytes per row             2        -        4        -
+//   scales of codes, bytes per row             4        -        4        -
 //   wscale, bytes per row of the weight        2        1        4        2
 //   then t [kBm, 16], lora_up [kBn, 16]        32-byte rows in the same places
-// Shared memory: a large stage is 8.5, 12.1, 9, 20.3 KiB.
+// Shared memory: a large stage is 8.8, 12.1, 9, 20.3 KiB.
 // Numerics: the K loop as the format says; then fp32 times wscale2 (and the row's scale); low-rank into the
 // same accumulators; bias; activation; one rounding. One CTA sums all of K in order; where that would leave
 // multiprocessors idle (choice.h), several share it, and the last one adds up their sums in order (split.cuh):
@@ -46,7 +46,8 @@ struct Stage {
 
 // What one thread copies of every stage of K: up to kACopies chunks of codes, one of qweight, perhaps one of
 // scales. Pointers that move along with K: a step costs an addition each, where addresses made from row numbers
-// would cost a third of the instructions that are not the product itself.
+// would cost a third of the instructions that are not the product itself. Rows past the end of a matrix are its
+// last ones again, or zeros: what they become is not stored.
 template <class F, class Tile>
 struct Copies {
     using S = Stage<F, Tile>;
@@ -62,37 +63,34 @@ struct Copies {
     const uint8_t *a, *b, *scale;
     uint32_t a_to, b_to, scale_to;  // byte offsets in a stage
     uint32_t scale_step;            // 8-byte units from one group to the next
-    int a_rows;                     // rows of the matrix from this thread's first one on
-    bool b_valid, scale_mine, scale_valid;
+    int a_rows;                     // rows of the matrix from this thread's first one on, at least 1
+    bool scale_mine;
 
     // Starts at group `group` of K.
     __device__ __forceinline__ Copies(const GemmArgs& p, const Columns<Tile>& columns, int m0, int group) {
         const int thread = threadIdx.x;
         const int a_row = thread / kAChunks, a_chunk = thread % kAChunks;
-        a_rows = p.m - m0 - a_row;
-        a = p.codes + 16 * a_chunk;
-        if (a_rows > 0) a += static_cast<int64_t>(m0 + a_row) * pitch(p);
+        a_rows = max(p.m - m0 - a_row, 1);
+        a = p.codes + static_cast<int64_t>(min(m0 + a_row, p.m - 1)) * pitch(p) + 16 * a_chunk;
         a_to = S::kA + row_offset<kAChunks>(a_row, a_chunk);
 
-        const int b_row = columns.weight_row(thread / 2);
-        b_valid = b_row < p.n;
-        b = p.qweight + 16 * (thread % 2);
-        if (b_valid) b += static_cast<int64_t>(b_row) * (p.k / 2);
+        b = p.qweight + static_cast<int64_t>(min(columns.weight_row(thread / 2), p.n - 1)) * (p.k / 2) +
+            16 * (thread % 2);
         b_to = S::kB + row_offset<2>(thread / 2, thread % 2);
 
         scale_mine = thread < kBScaleThreads + kAScaleThreads;
         if (thread < kBScaleThreads || kAScaleThreads == 0) {
-            const int row = scale_mine ? columns.weight_row(thread * (kScaleBytes / F::kBScaleBytes)) : p.n;
-            scale_valid = row < p.n;
-            scale = p.wscale + (scale_valid ? row * F::kBScaleBytes : 0);
+            constexpr int kColumns = kScaleBytes / F::kBScaleBytes;
+            const int column = scale_mine ? thread * kColumns : 0;
+            scale = p.wscale + min(columns.weight_row(column), p.n - kColumns) * F::kBScaleBytes;
             scale_step = static_cast<uint32_t>(p.n) * F::kBScaleBytes / 8;
             scale_to = S::kBScale + thread * kScaleBytes;
         } else {
             // Kernel (a) has written the scales of whole m16 tiles, so all of a chunk or none of it.
-            const int at = (thread - kBScaleThreads) * 16;
-            const int row = m0 + at / (16 * F::kAScaleBytes + (F::kAScaleBytes == 0)) * 16;
-            scale_valid = row < p.m;
-            scale = p.scales + static_cast<int64_t>(m0) * F::kAScaleBytes + at;
+            constexpr int kTileBytes = F::kAScaleBytes > 0 ? 16 * F::kAScaleBytes : 1;
+            const int at = scale_mine ? (thread - kBScaleThreads) * 16 : 0;
+            const bool valid = m0 + at / kTileBytes * 16 < p.m;
+            scale = p.scales + static_cast<int64_t>(m0) * F::kAScaleBytes + (valid ? at : at % kTileBytes);
             scale_step = static_cast<uint32_t>(p.m_pad / 8 * F::kAScaleBytes);
             scale_to = S::kAScale + at;
         }
@@ -111,11 +109,11 @@ struct Copies {
         for (int i = 0; i < kACopies; ++i)
             if (kACopies * kARows == Tile::kBm || threadIdx.x < Tile::kBm * kAChunks)
                 ptx::cp_async_16(stage + a_to + i * kARows * F::kARowBytes, a + i * kARows * pitch(p),
-                                 a_rows > i * kARows);
-        ptx::cp_async_16(stage + b_to, b, b_valid);
+                                 i == 0 || a_rows > i * kARows);
+        ptx::cp_async_16(stage + b_to, b, true);
         if (scale_mine) {
-            if constexpr (kScaleBytes == 8) ptx::cp_async_8(stage + scale_to, scale, scale_valid);
-            else ptx::cp_async_16(stage + scale_to, scale, scale_valid);
+            if constexpr (kScaleBytes == 8) ptx::cp_async_8(stage + scale_to, scale, true);
+            else ptx::cp_async_16(stage + scale_to, scale, true);
         }
         a += F::kARowBytes;
         b += 32;

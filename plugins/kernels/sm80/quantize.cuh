@@ -87,8 +87,9 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
         }
     }
     if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
-        const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
-        reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + scale_position(row)] = static_cast<uint16_t>(stored);
+        const float stored = TypeTraits<T>::to_float(TypeTraits<T>::to_bits(s.scale));
+        reinterpret_cast<float*>(p.scales)[block * p.m_pad + scale_position(row)] =
+            s.finite ? stored : __int_as_float(0x7fffffff);
     }
 }
 

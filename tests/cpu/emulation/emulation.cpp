@@ -145,6 +145,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
         case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
         case cudaDevAttrComputeCapabilityMinor: *value = 9; break;
         case cudaDevAttrMultiProcessorCount: *value = number("EMULATION_SMS", 128); break;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = number("EMULATION_SHARED", 100 << 10); break;
         default: return cudaErrorInvalidValue;
     }
     return cudaSuccess;
