@@ -60,6 +60,12 @@ constexpr Case kCases[] = {
     {"gemv-3-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 3, 6160, 128, 16},
     {"gemv-8-all-rows", kW4A16, SVDQ_ACT_NONE, 0, 8, 12296, 192, 32},
     {"gemv-1-all-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 1, 12304, 128, 16},
+    {"gemv-1-even", kW4A16, SVDQ_ACT_NONE, 0, 1, 12296, 192, 32},
+    {"gemv-8-even-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 8, 12304, 192, 32},
+    {"gemv-1-64-rows", kW4A16, SVDQ_ACT_NONE, 0, 1, 12680, 192, 32},
+    {"gemv-8-64-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 8, 12688, 192, 32},
+    {"gemv-16-64-rows", kW4A16, SVDQ_ACT_NONE, 0, 16, 6344, 192, 32},
+    {"gemv-9-64-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 9, 6352, 192, 32},
     {"gemv-16-rows", kW4A16, SVDQ_ACT_GELU, 0, 13, 6168, 1088, 112},
     {"gemv-16-rows-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 16, 6160, 192, 16},
     // svdq_linear_portable(): also where wgmma exists.
