@@ -23,6 +23,7 @@ using namespace svdq::sm80;
 using T = __nv_bfloat16;
 
 struct S8InPlaceOfS4 {
+    static constexpr int kMinCtas = 2;  // as where the s4 MMA exists
     static __device__ __forceinline__ void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         ptx::mma_s8_s8(d, a, b0, b1);
         ptx::mma_s8_s8(d, a, b0, b1);

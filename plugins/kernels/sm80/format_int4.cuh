@@ -12,13 +12,22 @@
 
 namespace svdq::sm80 {
 
+// CTAs per SM to allocate registers for. Hopper has no s4 MMA: what the compiler puts in its place needs more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int kS4MinCtas = 1;
+#else
+constexpr int kS4MinCtas = 2;
+#endif
+
 // Activation codes x weight codes: the instruction.
 struct S4S4 {
+    static constexpr int kMinCtas = kS4MinCtas;
     static __device__ __forceinline__ void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         ptx::mma_s4_s4(d, a, b0, b1);
     }
 };
 struct U4S4 {
+    static constexpr int kMinCtas = kS4MinCtas;
     static __device__ __forceinline__ void mma(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         ptx::mma_u4_s4(d, a, b0, b1);
     }
@@ -26,7 +35,8 @@ struct U4S4 {
 
 template <class T, class Codes>
 struct Int4 {
-    static constexpr int kARowBytes = 32, kAScaleBytes = 4, kBScaleBytes = 2, kStages = 4, kMinCtas = 2;
+    static constexpr int kARowBytes = 32, kAScaleBytes = 4, kBScaleBytes = 2, kStages = 4;
+    static constexpr int kMinCtas = Codes::kMinCtas;
     static constexpr bool kRowScale = false;
     using Acc = float;
 
