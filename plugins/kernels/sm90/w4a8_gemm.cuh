@@ -42,7 +42,7 @@ struct GemmArgs {
     CUtensorMap x_q, qweight, t;
     const uint8_t* z;      // [K/64, N]
     const float* wscale2;  // [N]
-    const float* x_scale;  // [M, padded to kTokenPad]
+    const float* x_scale;  // [M + kTokenPad]
     const void* lora_up;   // [N, R] act dtype
     const void* bias;      // [N] act dtype
     void* y;               // [M, N_out] act dtype
