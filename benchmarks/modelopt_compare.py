@@ -2,13 +2,14 @@
 """Layer-output SQNR of our quantizer beside NVIDIA ModelOpt's SVDQuant: same format, rank, tokens and layers.
 
     pip install nvidia-modelopt
-    python benchmarks/modelopt_compare.py                                        # layers of quantizer_ladder.py
-    python benchmarks/modelopt_compare.py --model sdxl-tiny --trained DIR        # what trained_models.py left in DIR
-    python benchmarks/modelopt_compare.py --format nvfp4 --device cuda           # ModelOpt's nvfp4 needs a GPU
+    python benchmarks/modelopt_compare.py                              # int4, layers of random models with outliers
+    python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there, too
+    python benchmarks/modelopt_compare.py --format int4 nvfp4          # ModelOpt's nvfp4 needs a GPU
 
 Both see every other token and are judged on the rest. ModelOpt quantizes each linear by itself, as its own recipes do;
 ours takes the node, whose linears share smoothing and lora_down. `int4` in ModelOpt is its svdquant algorithm on the
-groups of 64 of our format, activations dynamic; `nvfp4` its shipped NVFP4_SVDQUANT_DEFAULT_CFG.
+groups of 64 of our format, activations dynamic; `nvfp4` its shipped NVFP4_SVDQUANT_DEFAULT_CFG. Ours runs in processes
+on the CPU, and so does ModelOpt's int4, for which it would compile an extension on a GPU; its nvfp4 runs on the GPU.
 """
 
 from __future__ import annotations
@@ -18,83 +19,132 @@ import contextlib
 import copy
 import io
 import json
+import os
+import sys
+import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from quantizer_ladder import LAYERS
 from torch import Tensor, nn
+from trained.linears import Unpacked
+from trained.tasks import TASKS
+from trained.variants import calibration_file, loaded
 
-from svdq_trt import SVDQLinear
+from svdq_trt import SVDQLinear, calibrate
+from svdq_trt.calibrate import Calibration
+from svdq_trt.checkpoint.random_weights import RandomWeights
+from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.spec.formats import FORMATS
 
 OURS = ("fast", "default")
+NAMES = (*OURS, "modelopt")
 
 
-class Layer(NamedTuple):
-    """Linears [N_i, K] that read the same tokens [T, K]."""
+@dataclass(frozen=True)
+class Layer:
+    """Linears [N_i, K] that read the same tokens [T, K]; `seen` are quantized with, the rest judged by."""
 
     name: str
     weights: list[Tensor]
     x: Tensor
 
+    @property
+    def seen(self) -> Tensor:
+        """[T / 2, K]."""
+        return self.x[::2]
 
-def main() -> None:
+    @property
+    def fresh(self) -> Tensor:
+        """[T / 2, K]."""
+        return self.x[1::2]
+
+    def error_db(self, y: Tensor) -> float:
+        """SQNR of outputs [T / 2, N] for the fresh tokens."""
+        fresh = self.fresh.float().to(y.device)
+        want = fresh @ torch.cat([w.float() for w in self.weights]).to(y.device).T
+        return decibels(float((y.float() - want).square().sum() / want.square().sum()))
+
+
+def main() -> int:
     args = _arguments()
+    torch.set_num_threads(4)  # the processes are the others
+    results, failed = [], False
+    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
+        for source, layers in _sources(args):
+            for fmt in args.format:
+                try:
+                    results.append(_compare(source, layers, fmt, args, pool))
+                except Exception:  # the other comparisons count all the same
+                    traceback.print_exc()
+                    failed = True
+                if args.out:
+                    args.out.write_text(json.dumps({"rank": args.rank, "results": results}, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+def _compare(source: str, layers: list[Layer], fmt: str, args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
+    """Print and return every layer's dB, ours and ModelOpt's."""
+    ours = {name: [pool.submit(_ours, layer, fmt, args.rank, name) for layer in layers] for name in OURS}
+    got = {"modelopt": _modelopt(layers, fmt, args.rank, "cuda" if fmt == "nvfp4" else "cpu")}  # meanwhile
+    got |= {name: [future.result() for future in futures] for name, futures in ours.items()}
+    rows = [{"layer": layer.name, **{n: round(got[n][i], 2) for n in NAMES}} for i, layer in enumerate(layers)]
+    mean = {name: round(sum(got[name]) / len(layers), 2) for name in NAMES}
+    better = sum(a > b for a, b in zip(got["default"], got["modelopt"], strict=True))
+    print(f"\n{source}, {fmt}, rank {args.rank}: dB on held-out tokens\n{'layer':<58}"
+          + "".join(f"{n:>10}" for n in NAMES))  # fmt: skip
+    for row in (*rows, {"layer": "mean dB (geometric mean of the error)", **mean}):
+        print(f"{row['layer']:<58}" + "".join(f"{row[n]:10.2f}" for n in NAMES))
+    print(f"default is better on {better} of {len(rows)} layers", flush=True)
+    return {"source": source, "format": fmt, "mean_db": mean, "default_better": better, "layers": rows}
+
+
+def _ours(layer: Layer, fmt: str, rank: int, preset: str) -> float:
     torch.set_num_threads(1)
-    layers = list(_of_model(args.model, args.trained) if args.trained else _synthetic())
-    names = [*OURS, "modelopt"]
-    print(f"{args.format}, rank {args.rank}: dB on held-out tokens\n{'layer':<58}" + "".join(f"{n:>10}" for n in names))
-    rows = []
-    for layer in layers:
-        layer = Layer(layer.name, [w.to(args.device) for w in layer.weights], layer.x.to(args.device))
-        seen, fresh = layer.x[::2], layer.x[1::2]
-        want = fresh.float() @ torch.cat([w.float() for w in layer.weights]).T
-        got = {name: _ours(layer, seen, fresh, args, name) for name in OURS}
-        got["modelopt"] = _modelopt(layer, seen, fresh, args)
-        row = {n: decibels(float((y - want).square().sum() / want.square().sum())) for n, y in got.items()}
-        rows.append({"layer": layer.name, **row})
-        print(f"{layer.name:<58}" + "".join(f"{row[n]:10.2f}" for n in names), flush=True)
-    mean = {n: sum(float(r[n]) for r in rows) / len(rows) for n in names}
-    better = sum(r["default"] > r["modelopt"] for r in rows)
-    print(f"{'mean dB (geometric mean of the error)':<58}" + "".join(f"{mean[n]:10.2f}" for n in names))
-    print(f"default is better on {better} of {len(rows)} layers")
-    if args.out:
-        args.out.write_text(json.dumps({"format": args.format, "rank": args.rank, "mean_db": mean, "layers": rows},
-                                       indent=1) + "\n")  # fmt: skip
-
-
-def _ours(layer: Layer, seen: Tensor, fresh: Tensor, args: argparse.Namespace, preset: str) -> Tensor:
-    q = quantize_group(layer.weights, [None] * len(layer.weights), seen, FORMATS[args.format], args.rank,
+    q = quantize_group(layer.weights, [None] * len(layer.weights), layer.seen, FORMATS[fmt], rank,
                        act_dtype=layer.x.dtype, preset=PRESETS[preset])  # fmt: skip
-    return SVDQLinear.from_quantized(q).cpu()(fresh.cpu()).float().to(fresh.device)
+    return layer.error_db(Unpacked(SVDQLinear.from_quantized(q))(layer.fresh))
 
 
-def _modelopt(layer: Layer, seen: Tensor, fresh: Tensor, args: argparse.Namespace) -> Tensor:
-    """Its own modules, run in f32."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+def _modelopt(layers: list[Layer], fmt: str, rank: int, device: str) -> list[float]:
+    """Its own modules, run in f32; all linears in one call, as it treats each by itself."""
+    linears, tokens = nn.ModuleList(), []
+    for layer in layers:
+        seen = layer.seen.float().to(device)
+        for w in layer.weights:
+            linear = nn.Linear(w.shape[1], w.shape[0], bias=False, device=device)
+            linear.weight.data = w.detach().to(device, torch.float32, copy=True)  # changed in place
+            linears.append(linear)
+            tokens.append(seen)
+
+    def calibrate_all(modules: nn.ModuleList) -> None:
+        for linear, x in zip(modules, tokens, strict=True):
+            linear(x)
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         import modelopt.torch.quantization as mtq
 
-        outputs = []
-        for w in layer.weights:
-            linear = nn.Linear(w.shape[1], w.shape[0], bias=False, device=w.device)
-            linear.weight.data = w.detach().float().clone()
-            model = nn.Sequential(linear)
-            with torch.no_grad():
-                mtq.quantize(model, _config(args.format, args.rank, mtq), lambda m: m(seen.float()))
-                outputs.append(model(fresh.float()))
-    return torch.cat(outputs, 1)
+        mtq.quantize(linears, _config(fmt, rank, mtq), calibrate_all)
+        made, out = iter(linears), []
+        for layer in layers:
+            fresh = layer.fresh.float().to(device)
+            out.append(layer.error_db(torch.cat([next(made)(fresh) for _ in layer.weights], 1)))
+    return out
 
 
-def _config(fmt: str, rank: int, mtq: object) -> dict[str, object]:
+def _config(fmt: str, rank: int, mtq: Any) -> dict[str, object]:
     if fmt == "nvfp4":
-        config: dict[str, object] = copy.deepcopy(mtq.NVFP4_SVDQUANT_DEFAULT_CFG)  # type: ignore[attr-defined]
+        config: dict[str, object] = copy.deepcopy(mtq.NVFP4_SVDQUANT_DEFAULT_CFG)
     else:
         block = {"num_bits": 4, "block_sizes": {-1: 64}}
         config = {"quant_cfg": [
@@ -105,39 +155,49 @@ def _config(fmt: str, rank: int, mtq: object) -> dict[str, object]:
     return config | {"algorithm": {"method": "svdquant", "lowrank": rank}}
 
 
-def _synthetic() -> Iterator[Layer]:
-    for name, make in LAYERS.items():
-        w, x = make(512, 1024, 1024)
-        yield Layer(name, [w], x.half())
+def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[Layer]]]:
+    """Name and layers of everything that is compared."""
+    for name in args.model if args.trained else ():
+        work = args.trained / name
+        if not calibration_file(work, 1).exists():
+            print(f"\n{work}: nothing trained there")
+            continue
+        module = loaded(TASKS[name].spec, work / "model.safetensors")
+        yield f"trained {name}", _layers(TASKS[name].spec, module, Calibration.load(calibration_file(work, 1)))
+    for name in args.model:
+        spec = get_model(name)
+        module = spec.build()
+        random = RandomWeights(spec, module, 0)
+        module = spec.build(device="cpu")
+        module.load_state_dict({key: random.read(key) for key in random.names}, strict=False)
+        yield f"random {name}", _layers(spec, module, calibrate.collect(module, spec, tokens_per_group=args.tokens))
+    if args.synthetic:
+        pairs = ((name, make(512, 1024, 1024)) for name, make in LAYERS.items())
+        yield "synthetic layers", [Layer(name, [w], x.half()) for name, (w, x) in pairs]
 
 
-def _of_model(model: str, folder: Path) -> Iterator[Layer]:
-    from safetensors.torch import load_file
-
-    from svdq_trt.calibrate import Calibration
-    from svdq_trt.models import get_model
-
-    spec = get_model(model)
-    module = spec.build()
-    weights = load_file(folder / model / "model.safetensors")
-    groups = [g for g in spec.groups(module) if not g.weight_only]
-    calibration = Calibration.load(folder / model / "calib.safetensors")
-    for group in groups:
-        x = calibration.x[group.node]
-        start, stop = group.columns or (0, x.shape[1])
-        yield Layer(group.node, [weights[f"{m}.weight"][:, start:stop] for m in group.members], x)
+def _layers(spec: ModelSpec, module: nn.Module, calibration: Calibration) -> list[Layer]:
+    layers = []
+    for group in spec.groups(module):
+        if not group.weight_only:
+            start, stop = group.columns or (0, calibration.x[group.node].shape[1])
+            weights = [module.get_submodule(m).weight.detach()[:, start:stop] for m in group.members]
+            layers.append(Layer(group.node, [w.contiguous() for w in weights], calibration.x[group.node]))
+    return layers
 
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--format", default="int4", choices=("int4", "nvfp4"))
+    p.add_argument("--format", nargs="+", default=["int4"], choices=("int4", "nvfp4"))
     p.add_argument("--rank", type=int, default=32)
-    p.add_argument("--model", default="sdxl-tiny")
-    p.add_argument("--trained", type=Path, metavar="DIR", help="folder that trained_models.py wrote")
-    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    p.add_argument("--model", nargs="+", default=list(TASKS), choices=list(TASKS))
+    p.add_argument("--trained", type=Path, metavar="DIR", help="the --work folder of trained_models.py")
+    p.add_argument("--synthetic", action="store_true", help="also three synthetic layers of 512 x 1024")
+    p.add_argument("--tokens", type=int, default=512, help="of random models, per node, half held out (default 512)")
+    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 2, 1), metavar="N")
     p.add_argument("--out", type=Path, metavar="JSON")
     return p.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

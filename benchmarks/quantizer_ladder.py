@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from svdq_trt import SVDQLinear
-from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.spec.formats import FORMATS
 
@@ -65,10 +65,18 @@ RUNGS: dict[str, tuple[Preset, bool]] = {  # name -> preset, with a low-rank par
     "svd": (Preset("svd", grids=1, **_search), True),
     "both": (Preset("both", grids=6, **_search), True),
     "+iter": (Preset("iter", grids=6, **_search, iterations=4), True),
-    "+gptq": (Preset("gptq", grids=6, **_search, iterations=4, gptq=True, dampings=(1.0, 4.0)), True),
+    "+scales": (Preset("scales", grids=6, **_search, iterations=4, scales=True), True),
+    "+gptq": (Preset("gptq", grids=6, **_search, iterations=4, scales=True, gptq=True, dampings=(1.0, 4.0)), True),
     "+refit": (PRESETS["default"], True),
-    "full": (PRESETS["full"], True),
+    "best": (PRESETS["best"], True),
 }
+
+
+def fresh_sqnr(q: QuantizedLinear, w: Tensor, fresh: Tensor) -> float:
+    """SQNR in dB of the quantized w on tokens [T, K] in the act dtype."""
+    want = fresh.float() @ w.T
+    noise = SVDQLinear.from_quantized(q)(fresh).float() - want
+    return float(10 * torch.log10(want.square().sum() / noise.square().sum()))
 
 
 def main() -> None:
@@ -86,9 +94,7 @@ def main() -> None:
     print(f"{'layer':<12}{'format':<8}" + "".join(f"{name:>13}" for name in RUNGS))
     for layer, make in LAYERS.items():
         w, x = make(n, k, args.tokens + FRESH)
-        x = x.to(dtype)
-        seen, fresh = x[: args.tokens], x[args.tokens :]
-        want = fresh.float() @ w.T
+        seen, fresh = x.to(dtype).split((args.tokens, FRESH))
         for name in args.format:
             cells = []
             for preset, low_rank in RUNGS.values():
@@ -96,8 +102,7 @@ def main() -> None:
                 rank = args.rank if low_rank else 0
                 q = quantize_group([w], [None], seen, FORMATS[name], rank, act_dtype=dtype, preset=preset)
                 seconds = time.process_time() - start
-                noise = SVDQLinear.from_quantized(q)(fresh).float() - want
-                cells.append(f"{10 * torch.log10(want.square().sum() / noise.square().sum()):7.2f} ({seconds:.1f})")
+                cells.append(f"{fresh_sqnr(q, w, fresh):7.2f} ({seconds:.1f})")
             print(f"{layer:<12}{name:<8}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
 
 

@@ -2,77 +2,148 @@
 """Train two small diffusion models, quantize each in every way, and compare the pictures with the 16-bit model's.
 
     python benchmarks/trained_models.py --out trained
-    python benchmarks/trained_models.py --out trained --device cpu --seconds 1800 --model sdxl-tiny
+    python benchmarks/trained_models.py --out trained --device cpu --steps 200 --model sdxl-tiny
+    python benchmarks/trained_models.py --out trained --publish    # results that are there, into docs/
 
-Weights from a hub are not needed: the models are `sdxl-tiny` (UNet, predicts noise) and `flux1-tiny` (diffusion
-transformer, predicts velocity), trained from a seed on drawn scenes. Calibration inputs come from the 16-bit model's
-own sampling. On a GPU the quantized linears run in the project's kernels, else in the torch op.
+Weights from a hub are not needed: the models are `sdxl-tiny` (UNet) and `flux1-tiny` (diffusion transformer), trained
+from a seed on drawn scenes. Calibration inputs come from the 16-bit model's own sampling. On a GPU the quantized
+linears run in the project's kernels where those are built, else in torch.
+
+Written: <model>.json, <model>.png, <model>.safetensors (the sheet's pictures); weights and calibration stay in --work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 from trained.tasks import TASKS
+from trained.train import MODES, train
 
 #: learning rate, batch
-SETTINGS = {"sdxl-tiny": (6e-4, 256), "flux1-tiny": (1e-3, 256)}
+SETTINGS = {"sdxl-tiny": (8e-4, 128), "flux1-tiny": (1e-3, 128)}
 
 
 def main() -> int:
     args = _arguments()
-    for name in args.model:
-        (args.out / name).mkdir(parents=True, exist_ok=True)
-    if len(args.model) > 1 and args.stage in ("all", "train", "judge"):  # one process each: both are bound by launches
-        own = [a for a in sys.argv[1:] if a not in args.model and a != "--model"]
-        one = [sys.executable, __file__, *own, "--no-report", "--model"]
-        jobs = [subprocess.Popen([*one, name]) for name in args.model]
-        failed = sum(job.wait() != 0 for job in jobs)
-        _report(args)  # of those that came through
-        return 1 if failed else 0
-    for name in args.model:
-        task, work = TASKS[name], args.out / name
-        checkpoint = work / "model.safetensors"
-        if args.stage in ("all", "train"):
-            from trained.train import train
+    args.work = args.work or args.out / "work"
+    if args.publish:
+        from trained.publish import publish
 
+        return publish(args.out, args.model)
+    if args.own_process:
+        _one(args, args.model[0])
+        return 0
+    end = time.monotonic() + args.limit
+    with ThreadPoolExecutor(len(args.model)) as threads:  # side by side: one's GPU work fills the other's pauses
+        codes = list(threads.map(partial(_tried, args, end), args.model))
+    failed = [name for name, code in zip(args.model, codes, strict=True) if code]
+    for name in args.model:
+        _report(args.out, args.work / name, name)
+    if failed:
+        print(f"failed: {', '.join(failed)}; their errors are above")
+    return 1 if failed else 0
+
+
+def _tried(args: argparse.Namespace, end: float, name: str) -> int:
+    """The exit code for one model; where training fails, it is tried again in the next, slower mode."""
+    code = 1
+    for mode in MODES[MODES.index(args.mode) :]:
+        code = _ended(_start(args, name, mode), end)
+        if not code or (args.work / name / "model.safetensors").exists() or time.monotonic() > end:
+            break
+        print(f"{name}: training failed in mode {mode}, see above", flush=True)
+    return code
+
+
+def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
+    """A process for one model: an error on the GPU can spoil a whole process."""
+    options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", args.seconds,
+               "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--mode", mode,
+               "--linears", args.linears, "--model", name]  # fmt: skip
+    environment = os.environ | ({"DISABLE_ADDMM_CUDA_LT": "1"} if mode == "f32" else {})  # leaves cuBLASLt out, too
+    return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options)], env=environment,
+                            start_new_session=True)  # fmt: skip
+
+
+def _ended(job: subprocess.Popen[bytes], end: float) -> int:
+    """The exit code of a process; at `end` it is killed with those it started."""
+    try:
+        return job.wait(max(end - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        return job.wait()
+
+
+def _one(args: argparse.Namespace, name: str) -> None:
+    """Train and judge one model."""
+    task, work = TASKS[name], args.work / name
+    work.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(args.workers, get_context("spawn"), _import) as pool:
+        for _ in range(args.workers if args.stage != "train" else 0):
+            pool.submit(_import)  # so that the processes start while the GPU trains
+        if args.stage != "judge":
             rate, batch = SETTINGS[name]
-            train(task, checkpoint, seconds=args.seconds, steps=args.steps, batch=batch, lr=rate, seed=0,
-                  device=args.device)  # fmt: skip
-        if args.stage in ("all", "judge"):
+            (work / "model.safetensors").unlink(missing_ok=True)
+            record = train(task, work / "model.safetensors", seconds=args.seconds, steps=args.steps, batch=batch,
+                           lr=rate, device=args.device, mode=args.mode)  # fmt: skip
+            (work / "training.json").write_text(json.dumps({**record, "batch": batch, "lr": rate}) + "\n")
+        if args.stage != "train":
             from trained.judge import judge
+            from trained.variants import variants
 
-            judge(task, checkpoint, work, args.device)
-    return _report(args) if args.report and args.stage != "train" else 0
+            judge(task, work, args.device, pool, variants(), kernels=args.linears == "kernels")
 
 
-def _report(args: argparse.Namespace) -> int:
+def _import() -> None:
+    """What a worker needs, which takes seconds to load."""
+    import trained.variants
+
+    trained.variants.TASKS["sdxl-tiny"].spec.model_class()
+
+
+def _report(out: Path, work: Path, name: str) -> None:
+    """Sheet, table and copies of the results of one model, as far as they are."""
+    from safetensors.torch import load_file
     from trained.sheet import contact_sheet, table
 
-    for name in args.model:
-        work = args.out / name
-        if not (work / "results.json").exists():
-            print(f"\n{name}: no results, see above")
-            continue
-        results = json.loads((work / "results.json").read_text())
-        contact_sheet(results, work, work / f"{name}.png")
-        print(f"\n{name}, {results['pictures']} pictures against the 16-bit model's\n\n{table(results)}")
-    return 0
+    if not (work / "results.json").exists():
+        print(f"\n{name}: no results")
+        return
+    results = json.loads((work / "results.json").read_text())
+    contact_sheet(results, load_file(work / "pictures.safetensors"), out / f"{name}.png")
+    shutil.copy(work / "results.json", out / f"{name}.json")
+    shutil.copy(work / "pictures.safetensors", out / f"{name}.safetensors")
+    print(f"\n{name}, {results['pictures']} pictures against the 16-bit model's\n\n{table(results)}", flush=True)
 
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--work", type=Path, metavar="DIR", help="default: OUT/work")
     p.add_argument("--model", nargs="+", default=list(TASKS), choices=list(TASKS))
-    p.add_argument("--stage", default="all", choices=("all", "train", "judge", "report"))
-    p.add_argument("--seconds", type=float, default=75, help="of training, at most (default 75)")
-    p.add_argument("--steps", type=int, default=6000, help="of training, at most (default 6000)")
+    p.add_argument("--stage", default="all", choices=("all", "train", "judge"))
+    p.add_argument("--seconds", type=float, default=100, help="of training, at most (default 100)")
+    p.add_argument("--steps", type=int, default=8000, help="of training, at most (default 8000)")
+    p.add_argument("--limit", type=float, default=86400, metavar="S", help="end after S seconds with what there is")
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    p.add_argument("--no-report", dest="report", action="store_false", help=argparse.SUPPRESS)
+    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) // 2 - 1, 1), metavar="N",
+                   help="processes that quantize, per model (default: half of the cores, less one)")  # fmt: skip
+    p.add_argument("--linears", default="kernels", choices=("kernels", "torch"),
+                   help="what runs the quantized linears; int4 and nvfp4 kernels are slow on sm_90")  # fmt: skip
+    p.add_argument("--publish", action="store_true", help="write docs/ from the results in OUT, and do nothing else")
+    p.add_argument("--mode", default=MODES[0], choices=MODES, help="of training; after an error the next one is tried")
+    p.add_argument("--own-process", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args()
 
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from svdq_trt import __version__
 from svdq_trt.commands import ALL, build
+from svdq_trt.compile import crew, ranks
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
 
 _EXIT_CODES = """
@@ -59,7 +60,19 @@ def _refused(error: SvdqError, debug: bool) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (see ``svdq-trt --help``)."""
+    """Run the command line; returns the exit code (see ``svdq-trt --help``).
+
+    Started by torchrun, rank 0 runs it and speaks for all; the others work for it.
+    """
+    if crew.rank():
+        return ranks.help_out()
+    try:
+        return _main(argv)
+    finally:
+        ranks.dismiss()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = parse(argv)
     try:
         return _COMMANDS[args.command](args)

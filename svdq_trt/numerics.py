@@ -68,9 +68,10 @@ def e2m1_values(codes: Tensor) -> Tensor:
     return torch.take(table, codes.long())
 
 
-def _grouped(w: Tensor, g: int) -> Tensor:
-    grouped: Tensor = w.unflatten(-1, (w.shape[-1] // g, g))
-    return grouped
+def grouped(w: Tensor, g: int) -> Tensor:
+    """[..., K] -> [..., K/G, G], a view."""
+    view: Tensor = w.unflatten(-1, (w.shape[-1] // g, g))
+    return view
 
 
 class WeightScales(NamedTuple):
@@ -86,23 +87,32 @@ def weight_scales(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16
 
     See svdq_trt.ref.quant.quantize_weight for the formulas.
     """
-    n, k = w.shape
-    absmax = _grouped(w, fmt.weight_group).abs().amax(-1)  # [N, K/G]
-    ones = torch.ones(n, device=w.device)
+    absmax = grouped(w, fmt.weight_group).abs().amax(-1)
+    return scales_of(absmax, absmax, fmt, act_dtype)
+
+
+def scales_of(span: Tensor, absmax: Tensor, fmt: Format, act_dtype: torch.dtype) -> WeightScales:
+    """Scales with which the largest code of a group stands for about `span`.
+
+    Args:
+        span: [N, K/G]. absmax: [N, K/G], sets the second level; with span = absmax these are absmax scales.
+    """
+    n = len(span)
+    ones = torch.ones(n, device=span.device)
     if fmt.wscale_is_act_dtype:  # int4, w4a16
-        s = (absmax / 7).to(act_dtype)
+        s = (span / 7).to(act_dtype)
         s = torch.where(s == 0, torch.ones_like(s), s)
         return WeightScales(s.float(), s.T.contiguous(), ones)
     if fmt is W4A8:
         s_n = absmax.amax(1) / (7 * W4A8_Z_MAX)
         s_n = torch.where(s_n == 0, 1.0, s_n)
-        z = torch.round(absmax / 7 / s_n[:, None]).clamp_(1, W4A8_Z_MAX)
+        z = torch.round(span / 7 / s_n[:, None]).clamp_(1, W4A8_Z_MAX)
         return WeightScales(z * s_n[:, None], z.T.to(torch.int8).contiguous(), s_n)
     assert fmt is NVFP4
     top = absmax.max()
     s_t = torch.where(top > 0, top / FP4_MAX / FP8_MAX, 1.0)
-    s8 = (absmax / FP4_MAX / s_t).clamp(max=FP8_MAX).to(E4M3)
-    wscale = s8.view(torch.int8).unflatten(1, (k // 64, 4)).transpose(0, 1).contiguous()
+    s8 = (span / FP4_MAX / s_t).clamp(max=FP8_MAX).to(E4M3)
+    wscale = s8.view(torch.int8).unflatten(1, (-1, 4)).transpose(0, 1).contiguous()
     return WeightScales(s8.float() * s_t, wscale, ones * s_t)
 
 
@@ -125,7 +135,7 @@ def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float
     Tested against svdq_trt.ref.quant.quantize_weight in tests/cpu/test_numerics.py.
     """
     scales = weight_scales(w, fmt, act_dtype)
-    values = round_weight(_grouped(w, fmt.weight_group), scales.step[..., None], fmt).flatten(1)
+    values = round_weight(grouped(w, fmt.weight_group), scales.step[..., None], fmt).flatten(1)
     return pack_weight(values, scales, fmt)
 
 
@@ -139,7 +149,7 @@ def dequantize_weight(qw: QuantWeight, fmt: Format) -> Tensor:
     else:
         values = ((codes ^ 8).to(torch.int8) - 8).float()  # two's complement nibble
         s = qw.wscale.float().T
-    scaled = _grouped(values, fmt.weight_group) * (s * qw.wscale2[:, None])[..., None]
+    scaled = grouped(values, fmt.weight_group) * (s * qw.wscale2[:, None])[..., None]
     return scaled.flatten(1)
 
 
@@ -160,7 +170,7 @@ def fake_quantize_act(x_hat: Tensor, fmt: Format, unsigned: bool = False) -> Ten
     if fmt.act_group is None:
         return v
     k = v.shape[-1]
-    v = _grouped(v, fmt.act_group or k)
+    v = grouped(v, fmt.act_group or k)
     absmax = v.abs().amax(-1, keepdim=True)
     finite = absmax < torch.inf  # False for NaN too: amax propagates it
     zero = absmax < ZERO_GROUP_ABSMAX

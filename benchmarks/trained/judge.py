@@ -1,80 +1,106 @@
-"""Quantize a trained model in every way, sample pictures with equal seeds, and measure against the 16-bit model."""
+"""Quantize a trained model in every way, sample pictures with equal seeds, and measure against the 16-bit model.
+
+The quantizer runs in processes of its own, a variant each, while the pictures of those that are done are sampled.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
+import traceback
 from collections.abc import Callable
+from concurrent.futures import Executor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from svdq_trt import calibrate
 from svdq_trt.calibrate.inputs import has_batch
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.run import restore_model
 from trained import metrics, scenes
-from trained.variants import Variant, amplify, make, variants
+from trained.linears import has_kernels, unpack
+from trained.tasks import Predict, Task, sample
+from trained.variants import Variant, calibrated, loaded, make
 
 SAMPLER_STEPS = 25
 PER_CLASS = 5
 CALIBRATION_SAMPLES = 32
+SHOWN = 10  # pictures kept of every variant, for the sheet
+
+Trace = list[tuple[Tensor, Tensor, Tensor]]  # x_t, t, prediction along the 16-bit model's way
 
 
-def judge(task: Any, checkpoint: Path, work: Path, device: str, rows: list[Variant] | None = None) -> dict[str, Any]:
-    """Results of every variant; pictures go to `work`/<key>.pt as uint8 [B, 3, H, W]."""
-    spec = task.spec
+def judge(
+    task: Task, work: Path, device: str, pool: Executor, rows: list[Variant], kernels: bool = True
+) -> dict[str, Any]:
+    """Results of `rows` for the model that `train` left in `work`, also in `work`/results.json, as far as they are.
+
+    Quantized linears run in the project's kernels where those are built and `kernels` is set, else in torch.
+    `work`/pictures.safetensors has SHOWN pictures of each variant and of the 16-bit model, uint8 [SHOWN, 3, H, W].
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     labels = torch.arange(scenes.CLASSES, device=device).repeat(PER_CLASS)
     noise = torch.randn(len(labels), 4, scenes.SIZE, scenes.SIZE, generator=torch.Generator().manual_seed(9)).to(device)
+    trace: Trace = []
+    reference = loaded(task.spec, work / "model.safetensors").to(device)
+    want = sample(traced(runner(task, reference), trace), noise, labels, SAMPLER_STEPS)
+    save_calibration_inputs(task, trace, labels, work)
+    factors = sorted({v.outliers for v in rows})
+    calibrations = [pool.submit(calibrated, task.name, work, factor) for factor in factors]
     net, accuracy = metrics.train_features(device)
-    reference = loaded(spec, checkpoint).to(device)
-    trace: list[tuple[Tensor, Tensor, Tensor]] = []  # x_t, t, prediction along the 16-bit model's way
-    want = task.sample(traced(runner(task, reference), trace), noise, labels, SAMPLER_STEPS)
-    rng = torch.Generator(device=device).manual_seed(11)
-    real = scenes.draw(labels, rng)
+    real = scenes.draw(labels, torch.Generator(device=device).manual_seed(11))
+    kernels = kernels and has_kernels(device)
     results: dict[str, Any] = {
-        "model": task.name, "parameters": sum(p.numel() for p in reference.parameters()), "pictures": len(labels),
-        "sampler_steps": SAMPLER_STEPS, "classifier_accuracy": accuracy,
+        "model": task.name, "parameters": sum(p.numel() for p in reference.parameters()),
+        "training": json.loads((work / "training.json").read_text()), "pictures": len(labels),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "linears": "the project's kernels" if kernels else "torch", "sampler_steps": SAMPLER_STEPS,
+        "classifier_accuracy": accuracy, "shown": chosen(labels).tolist(),
         "fp16": metrics.compare(net, want, real, labels), "variants": [],
     }  # fmt: skip
-    save_pictures(work / "fp16.pt", want)
-    calibrations: dict[float, Any] = {}
-    chosen = rows if rows is not None else variants(amplify(spec, loaded(spec, checkpoint), 1.0) > 0)
-    for variant in chosen:
-        start = time.perf_counter()
-        module = loaded(spec, checkpoint)
-        if variant.outliers != 1:
-            amplify(spec, module, variant.outliers)
-        if variant.outliers not in calibrations:
-            calibrations[variant.outliers] = calibration(task, module, trace, labels, work)
-            if variant.outliers == 1:
-                calibrations[1.0].save(work / "calib.safetensors")
-        layers = make(spec, module, calibrations[variant.outliers], variant, work)
-        quantized = time.perf_counter() - start
-        predict = runner(task, module.to(device))
-        got = task.sample(predict, noise, labels, SAMPLER_STEPS)
-        row = {
-            "key": variant.key, "label": variant.label, "format": variant.format, "rank": variant.rank,
-            "outliers": variant.outliers, "layers_db": layers, "output_db": along(predict, trace, labels),
-            "quantize_s": quantized, **metrics.compare(net, got, want, labels),
-        }  # fmt: skip
-        results["variants"].append(row)
-        save_pictures(work / f"{variant.key}.pt", got)
-        print(f"{task.name} {variant.key:<24} layers {layers:5.1f} dB, output {row['output_db']:5.1f} dB, "
-              f"PSNR {row['psnr_db']:5.1f} dB, {time.perf_counter() - start:.1f} s", flush=True)  # fmt: skip
+    print(f"{task.name} 16 bit: {100 * results['fp16']['right_class']:.0f} % right class", flush=True)
+    shown = {"fp16": bytes_of(want)}
+    for future in calibrations:
+        future.result()
+    # The longest first, so that no process is left alone with one at the end.
+    order = sorted(rows, key=lambda v: (not v.preset.gptq, not v.preset.iterations, v.preset.grids == 1))
+    waiting = {pool.submit(make, task.name, work, variant): variant for variant in order}
+    done: dict[str, dict[str, Any]] = {}
+    for future in as_completed(waiting):
+        variant, start = waiting[future], time.perf_counter()
+        try:
+            made = future.result()
+            module = restore_model(artifact.load(made.path), task.spec)
+            if not kernels:
+                unpack(module)
+            predict = runner(task, module.to(device))
+            got = sample(predict, noise, labels, SAMPLER_STEPS)
+            done[variant.key] = {
+                "key": variant.key, "label": variant.label, "section": variant.section, "format": variant.format,
+                "rank": variant.rank, "outliers": variant.outliers, "layers_db": made.layers_db,
+                "output_db": along(predict, trace, labels), "quantize_s": made.seconds,
+                **metrics.compare(net, got, want, labels),
+            }  # fmt: skip
+        except Exception:  # the other variants count all the same
+            print(f"{task.name} {variant.key} failed:\n{traceback.format_exc()}", flush=True)
+            continue
+        shown[variant.key] = bytes_of(got)
+        made.path.unlink()
+        results["variants"] = [done[v.key] for v in rows if v.key in done]
         (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        save_file(shown, work / "pictures.safetensors")
+        row = done[variant.key]
+        took = f"{made.seconds:.1f} + {time.perf_counter() - start:.1f} s"
+        print(f"{task.name} {variant.key:<24} layers {made.layers_db:5.1f} dB, output {row['output_db']:5.1f} dB, "
+              f"PSNR {row['psnr_db']:5.1f} dB, {took}", flush=True)  # fmt: skip
     return results
 
 
-def loaded(spec: Any, checkpoint: Path) -> nn.Module:
-    """The trained model in its act dtype on the CPU."""
-    module = spec.build(device="cpu")
-    module.load_state_dict(load_file(checkpoint))
-    return module  # type: ignore[no-any-return]
-
-
-def runner(task: Any, module: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def runner(task: Task, module: nn.Module) -> Predict:
     """The model as a prediction in f32; it runs in its act dtype."""
     spec = task.spec
     flat = spec.wrap(module)
@@ -82,50 +108,50 @@ def runner(task: Any, module: nn.Module) -> Callable[[Tensor, Tensor, Tensor], T
     @torch.inference_mode()
     def predict(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         inputs = zip(spec.inputs, task.inputs(x, t, labels), strict=True)
-        return task.output(flat(*(v.to(io.torch_dtype(spec.torch_dtype)) for io, v in inputs))).float()  # type: ignore[no-any-return]
+        return task.output(flat(*(v.to(io.torch_dtype(spec.torch_dtype)) for io, v in inputs))).float()
 
     return predict
 
 
-def traced(predict: Any, trace: list[tuple[Tensor, Tensor, Tensor]]) -> Any:
+def traced(predict: Predict, trace: Trace) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """`predict` that remembers every call."""
 
     def remembering(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         y = predict(x, t, labels)
         trace.append((x, t, y))
-        return y  # type: ignore[no-any-return]
+        return y
 
     return remembering
 
 
-def along(predict: Any, trace: list[tuple[Tensor, Tensor, Tensor]], labels: Tensor) -> float:
+def along(predict: Predict, trace: Trace, labels: Tensor) -> float:
     """SQNR of the predictions at every third point the 16-bit model went through, dB over all of them together."""
     noise = energy = 0.0
     for x, t, want in trace[::3]:
         noise += float((predict(x, t, labels) - want).square().sum())
         energy += float(want.square().sum())
-    return float(10 * torch.log10(torch.tensor(energy / max(noise, 1e-30))))
+    return 10 * math.log10(energy / max(noise, 1e-30))
 
 
-def calibration(task: Any, module: nn.Module, trace: list[Any], labels: Tensor, work: Path) -> Any:
-    """Calibrate on inputs of the real sampling: other points of it are what the pictures are judged by."""
+def save_calibration_inputs(task: Task, trace: Trace, labels: Tensor, work: Path) -> None:
+    """Inputs of the real sampling, a picture each: most points that pictures are judged by are others."""
     picks = torch.linspace(0, len(trace) - 1, CALIBRATION_SAMPLES).round().long().tolist()
     stacked: dict[str, list[Tensor]] = {io.name: [] for io in task.spec.inputs}
     for i, step in enumerate(picks):
         x, t, _ = trace[step]
-        one = slice(i, i + 1)
+        one = slice(i % len(x), i % len(x) + 1)
         for io, value in zip(task.spec.inputs, task.inputs(x[one], t[one], labels[one]), strict=True):
             stacked[io.name].append(value.float().cpu())
-    file = work / "calibration-inputs.safetensors"
-    save_file({name: _stack(values, name, task) for name, values in stacked.items()}, file)
-    return calibrate.collect(module, task.spec, data=file, tokens_per_group=1024)
+    tensors = {io.name: torch.cat(stacked[io.name]) if has_batch(io) else stacked[io.name][0].clone()
+               for io in task.spec.inputs}  # fmt: skip
+    save_file({name: t.contiguous() for name, t in tensors.items()}, work / "calibration-inputs.safetensors")
 
 
-def _stack(values: list[Tensor], name: str, task: Any) -> Tensor:
-    io = next(io for io in task.spec.inputs if io.name == name)
-    return (torch.cat(values) if has_batch(io) else values[0]).contiguous()
+def bytes_of(pictures: Tensor) -> Tensor:
+    """The pictures [B, 4, H, W] that are shown, as red, green and blue bytes; coverage is left out."""
+    return ((chosen(pictures)[:, :3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().contiguous()
 
 
-def save_pictures(path: Path, pictures: Tensor) -> None:
-    """Red, green and blue as bytes; coverage is left out."""
-    torch.save(((pictures[:, :3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu(), path)
+def chosen(batch: Tensor) -> Tensor:
+    """SHOWN entries of a batch whose labels count up: every hue and shape comes."""
+    return batch[(17 * torch.arange(SHOWN) + 3) % len(batch)]

@@ -36,7 +36,7 @@ class Features(nn.Module):
         return [*out, self.head(x.mean((2, 3)))]
 
 
-def train_features(device: str, steps: int = 600, seed: int = 5) -> tuple[Features, float]:
+def train_features(device: str, steps: int = 400, seed: int = 5) -> tuple[Features, float]:
     """The classifier and its accuracy on fresh scenes; deterministic up to the device's arithmetic."""
     torch.manual_seed(seed)
     net = Features().to(device)

@@ -1,11 +1,12 @@
-"""The pictures the small models learn: one shaded shape before a two-colour background, 32 x 32, four channels.
+"""The pictures the small models learn: one shaded shape before a dim background, 32 x 32, four channels.
 
 Channels are red, green, blue and coverage, all in [-1, 1]; a class is a shape and a hue. Everything is drawn by
-signed distances, in one batch, from a seed.
+signed distances, in one batch, from a seed, and without a copy from the host, so that a CUDA graph can hold it.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor
 
 SIZE = 32
 SHAPES = ("disc", "square", "bar", "ring", "cross", "triangle")
-HUES = 8
-CLASSES = len(SHAPES) * HUES
+HUES = ("red", "amber", "lime", "green", "cyan", "blue", "violet", "pink")  # evenly around the circle
+CLASSES = len(SHAPES) * len(HUES)
 
 
-def draw(labels: Tensor, rng: torch.Generator) -> Tensor:
-    """[B] class numbers -> pictures [B, 4, SIZE, SIZE] in [-1, 1]; place, size, angle, light and ground are random."""
+def draw(labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
+    """[B] class numbers -> pictures [B, 4, SIZE, SIZE] in [-1, 1]; place, size, tilt, light and ground are random.
+
+    `rng` None is the device's own generator.
+    """
     device, b = labels.device, len(labels)
 
     def rand(low: float, high: float, *shape: int) -> Tensor:
@@ -26,18 +30,18 @@ def draw(labels: Tensor, rng: torch.Generator) -> Tensor:
 
     axis = torch.linspace(-1, 1, SIZE, device=device)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
-    radius, angle = rand(0.35, 0.6, 1, 1), rand(0, 2 * math.pi, 1, 1)
-    u, v = u - rand(-0.35, 0.35, 1, 1), v - rand(-0.35, 0.35, 1, 1)
+    radius, angle = rand(0.45, 0.65, 1, 1), rand(-0.3, 0.3, 1, 1)
+    u, v = u - rand(-0.3, 0.3, 1, 1), v - rand(-0.3, 0.3, 1, 1)
     p = (angle.cos() * u + angle.sin() * v) / radius
     q = (angle.cos() * v - angle.sin() * u) / radius
     distances = torch.stack(_distances(p, q), 1)  # [B, shapes, H, W]
-    index = (labels // HUES)[:, None, None, None].expand(-1, 1, SIZE, SIZE)
+    index = (labels // len(HUES))[:, None, None, None].expand(-1, 1, SIZE, SIZE)
     inside = torch.sigmoid(-distances.gather(1, index) * radius[:, None] * SIZE)  # one pixel of soft edge
     light = 0.75 + 0.25 * torch.sin(2 * (p + rand(-1, 1, 1, 1)))
-    hue = ((labels % HUES) / HUES)[:, None] + rand(-0.02, 0.02, 1)
+    hue = ((labels % len(HUES)) / len(HUES))[:, None] + rand(-0.02, 0.02, 1)
     object_ = _rgb(hue, 0.95)[:, :, None, None] * light[:, None]
     mix = ((axis[:, None] + 1) / 2).expand(SIZE, SIZE)
-    ground = rand(0.05, 0.6, 3, 1, 1) * mix + rand(0.05, 0.6, 3, 1, 1) * (1 - mix)
+    ground = rand(0.05, 0.45, 1, 1, 1) * mix + rand(0.05, 0.45, 1, 1, 1) * (1 - mix) + rand(0, 0.12, 3, 1, 1)
     rgb = inside * object_ + (1 - inside) * ground
     return torch.cat([rgb, inside], 1) * 2 - 1
 
@@ -56,18 +60,24 @@ def _distances(p: Tensor, q: Tensor) -> tuple[Tensor, ...]:
 
 def _rgb(hue: Tensor, value: float) -> Tensor:
     """[B, 1] hue in turns -> [B, 3] saturated colour in [0, 1]."""
-    phase = torch.tensor([0.0, 1 / 3, 2 / 3], device=hue.device)
+    phase = torch.arange(3, device=hue.device) / 3
     return value * (0.5 + 0.5 * torch.cos(2 * math.pi * (hue - phase)))
 
 
 def embedding(labels: Tensor, tokens: int, width: int) -> Tensor:
     """[B, tokens, width]: half of a prompt's tokens say the shape, half the hue; some channels are large, as CLIP's."""
+    return _table(tokens, width, labels.device)[labels]
+
+
+@functools.cache
+def _table(tokens: int, width: int, device: torch.device) -> Tensor:
+    """[CLASSES, tokens, width], the same on every device."""
     rng = torch.Generator().manual_seed(77)
     half = tokens // 2
     shape = torch.randn(len(SHAPES), half, width, generator=rng)
-    hue = torch.randn(HUES, tokens - half, width, generator=rng)
+    hue = torch.randn(len(HUES), tokens - half, width, generator=rng)
     large = torch.randperm(width, generator=rng)[: max(width // 64, 1)]
-    table = torch.cat([shape[:, None].expand(-1, HUES, -1, -1), hue[None].expand(len(SHAPES), -1, -1, -1)], 2)
-    table = table.flatten(0, 1).clone()  # [CLASSES, tokens, width]
+    table = torch.cat([shape[:, None].expand(-1, len(HUES), -1, -1), hue[None].expand(len(SHAPES), -1, -1, -1)], 2)
+    table = table.flatten(0, 1).clone()
     table[..., large] *= 6
-    return table.to(labels.device)[labels]
+    return table.to(device)

@@ -2,59 +2,90 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from trained import scenes
+from trained.tasks import Task, noised
 
-WARM = 100
+WARM = 100  # steps until the learning rate is reached
+EAGER = 3  # steps before a capture: they make what a capture cannot, such as tables and the optimizer's state
+MODES = ("graph", "eager", "f32")  # how a step runs on a GPU: one CUDA graph in bf16; kernel by kernel; the same in f32
+PACE = 10  # steps between looks at the clock: the GPU runs behind the host
 
 
-def train(task: Any, out: Path, *, seconds: float, steps: int, batch: int, lr: float, seed: int, device: str) -> None:
-    """Write `out` (a diffusers-style .safetensors in the act dtype) with the averaged weights.
+def train(
+    task: Task, out: Path, *, seconds: float, steps: int, batch: int, lr: float, device: str, mode: str = MODES[0]
+) -> dict[str, float]:
+    """Write `out`, a diffusers-style .safetensors in the act dtype; returns steps, seconds and loss of the last tenth.
 
-    Stops after `steps`, or when `seconds` are over; the learning rate falls with whichever ends first.
+    Stops after `steps`, or when `seconds` are over; the learning rate falls to zero with whichever ends first. `mode`
+    is one of MODES; a CPU knows the last one alone.
     """
-    torch.manual_seed(seed)
-    torch.backends.cuda.matmul.allow_tf32 = True
-    spec = task.spec
+    torch.manual_seed(0)
+    begin = time.perf_counter()
+    spec, on_gpu = task.spec, device == "cuda"
+    if on_gpu:  # a stream of its own from the start: the default one cannot be captured
+        torch.cuda.set_stream(torch.cuda.Stream())
     module = spec.build(torch.float32, device).train().requires_grad_(True)
-    flat = spec.wrap(module)
-    average = copy.deepcopy(module).requires_grad_(False)
-    optimizer = torch.optim.AdamW(module.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01, fused=device == "cuda")
-    rng = torch.Generator(device=device).manual_seed(seed)
-    begin, losses = time.perf_counter(), []
-    for step in range(steps):
-        done = max(step / steps, (time.perf_counter() - begin) / seconds)
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        labels = torch.randint(scenes.CLASSES, (batch,), generator=rng, device=device)
-        x0 = scenes.draw(labels, rng)
-        noise = torch.randn(x0.shape, generator=rng, device=device)
-        x, t, target = task.noised(x0, noise, rng)
-        with torch.autocast(device, torch.bfloat16):
+    dtype = torch.bfloat16 if on_gpu and mode != "f32" else torch.float32
+    step, rate, loss = _step(task, module, batch, lr, device, dtype)
+    losses: list[float] = []
+    done, count = 0.0, 0
+    while done < 1:
+        rate.fill_(lr * min(1.0, (count + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done)))
+        step()
+        count += 1
+        if on_gpu and mode == "graph" and count == EAGER:
+            step = _captured(step)
+        if count % PACE == 0 or count == steps:
+            losses.append(loss.item())  # waits for the GPU
+        done = max(count / steps, (time.perf_counter() - begin) / seconds)
+        if count % 500 == 0:
+            print(f"{task.name}: step {count}, loss {losses[-1]:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
+    tail = losses[-max(len(losses) // 10, 1) :]
+    mean = sum(tail) / len(tail) if tail else math.nan
+    took = time.perf_counter() - begin
+    print(f"{task.name}: {count} steps in {took:.0f} s, loss {mean:.4f}", flush=True)
+    weights = {name: p.detach().to(spec.torch_dtype).cpu().contiguous() for name, p in module.state_dict().items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, out)
+    return {"steps": count, "seconds": took, "loss": mean}
+
+
+def _step(
+    task: Task, module: nn.Module, batch: int, lr: float, device: str, dtype: torch.dtype
+) -> tuple[Callable[[], None], Tensor, Tensor]:
+    """One optimizer step as a function, the learning rate it reads, and the loss it leaves."""
+    flat = task.spec.wrap(module)
+    rate, last = torch.tensor(lr, device=device), torch.zeros((), device=device)
+    optimizer = torch.optim.AdamW(module.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True,
+                                  capturable=device == "cuda")  # fmt: skip
+
+    def step() -> None:
+        labels = torch.randint(scenes.CLASSES, (batch,), device=device)
+        x, t, target = noised(scenes.draw(labels))
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             y = task.output(flat(*task.inputs(x, t, labels)))
         loss = (y.float() - target).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        keep = min(0.998, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - keep)
-        if step % 50 == 0:
-            losses.append(loss.item())
-        if step % 500 == 0:
-            print(f"{task.name}: step {step}, loss {losses[-1]:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
-    print(f"{task.name}: {step} steps, loss {sum(losses[-4:]) / len(losses[-4:]):.4f}", flush=True)
-    weights = {name: p.detach().to(spec.torch_dtype).cpu().contiguous() for name, p in average.state_dict().items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out)
+        last.copy_(loss.detach())
+
+    return step, rate, last
+
+
+def _captured(step: Callable[[], None]) -> Callable[[], None]:
+    """The step as a CUDA graph; it is recorded, not run."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        step()
+    return graph.replay

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from quantizer_ladder import RUNGS
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from svdq_trt import calibrate
 from svdq_trt.calibrate import Calibration
 from svdq_trt.models import ModelSpec
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.run import quantize_model
 from svdq_trt.spec.formats import FORMATS
+from trained.tasks import TASKS
+
+TOKENS = 512  # calibration rows of a node
+FACTORS = (16.0, 64.0)  # of the outliers
 
 
 @dataclass(frozen=True)
@@ -37,54 +46,129 @@ class Variant:
         """Unique, and fit for a file name."""
         return f"{self.format}-{self.preset.name}-r{self.rank}-x{self.outliers:g}"
 
+    @property
+    def section(self) -> str:
+        """The rows it belongs to."""
+        return self.format + (f", outliers x{self.outliers:g}" if self.outliers != 1 else "")
 
-def variants(with_outliers: bool) -> list[Variant]:
+
+def variants() -> list[Variant]:
     """The paper's ordering on int4, what came after it, the other formats, and int4 again under outliers."""
     rtn, smooth, svd, both, iterations = (RUNGS[name][0] for name in ("rtn", "smooth", "svd", "both", "+iter"))
-    plain = [("round to nearest", 0, rtn), ("smoothing only", 0, smooth), ("SVD only", 32, svd), ("SVDQuant", 32, both)]
-    rows = [Variant(label, "int4", rank, preset) for label, rank, preset in plain[:3]]
+    default = PRESETS["default"]
+    plain = [("round to nearest", 0, rtn), ("smoothing only", 0, smooth), ("SVD only", 32, svd)]
+    rows = [Variant(label, "int4", rank, preset) for label, rank, preset in plain]
     rows += [Variant(f"SVDQuant, rank {rank}", "int4", rank, both) for rank in (16, 32, 64)]
-    rows += [
-        Variant("+ iterations", "int4", 32, iterations),
-        Variant("+ GPTQ, refit (default)", "int4", 32, PRESETS["default"]),
-    ]
-    for name in ("nvfp4", "w4a8"):
-        rows += [Variant(label, name, rank, preset) for label, rank, preset in (plain[0], plain[3])]
-        rows.append(Variant("default", name, 32, PRESETS["default"]))
-    for factor in (4.0, 16.0) if with_outliers else ():
-        rows += [Variant(f"{label}, outliers x{factor:g}", "int4", r, preset, factor) for label, r, preset in plain]
+    rows += [Variant("+ iterations", "int4", 32, iterations), Variant("+ GPTQ, refit (default)", "int4", 32, default)]
+    ends = [plain[0], ("SVDQuant", 32, both), ("default", 32, default)]
+    rows += [Variant(label, name, rank, preset) for name in ("nvfp4", "w4a8") for label, rank, preset in ends]
+    for factor in FACTORS:
+        rows += [Variant(label, "int4", rank, preset, factor) for label, rank, preset in [*plain, *ends[1:]]]
     return rows
 
 
-def make(spec: ModelSpec, module: nn.Module, calibration: Calibration, variant: Variant, work: Path) -> float:
-    """Quantize `module` in place; returns the mean SQNR of its layers, dB."""
-    groups = spec.groups(module)
-    out = work / f"{variant.key}.safetensors"
+class Made(NamedTuple):
+    """A quantized model on disk: its artifact, the mean SQNR of its nodes, and the seconds it took."""
+
+    path: Path
+    layers_db: float
+    seconds: float
+
+
+def loaded(spec: ModelSpec, checkpoint: Path, factor: float = 1.0) -> nn.Module:
+    """The trained model in its act dtype on the CPU, with outliers."""
+    module = spec.build(device="cpu")
+    module.load_state_dict(load_file(checkpoint))
+    if factor != 1:
+        amplify(spec, module, factor)
+    return module
+
+
+def calibrated(name: str, work: Path, factor: float) -> Path:
+    """Calibrate the model under `work` on its calibration-inputs.safetensors; runs in a process of its own."""
+    spec, out = TASKS[name].spec, calibration_file(work, factor)
+    module = loaded(spec, work / "model.safetensors", factor)
+    inputs = work / "calibration-inputs.safetensors"
+    calibrate.collect(module, spec, data=inputs, tokens_per_group=TOKENS).save(out)
+    return out
+
+
+def calibration_file(work: Path, factor: float) -> Path:
+    """Where `calibrated` writes."""
+    return work / f"calib-x{factor:g}.safetensors"
+
+
+def make(name: str, work: Path, variant: Variant) -> Made:
+    """Quantize the model under `work`, calibrated before; runs in a process of its own, on one thread."""
+    torch.set_num_threads(1)
+    begin, spec, out = time.perf_counter(), TASKS[name].spec, work / f"{variant.key}.safetensors"
+    module = loaded(spec, work / "model.safetensors", variant.outliers)
+    calibration = Calibration.load(calibration_file(work, variant.outliers))
     nodes = quantize_model(
-        module, spec, groups, calibration, FORMATS[variant.format], variant.rank, replace(variant.preset), out,
+        module, spec, spec.groups(module), calibration, FORMATS[variant.format], variant.rank, variant.preset, out,
         variant.key, lambda done, total, label: None,
     )  # fmt: skip
-    out.unlink()
-    return sum(node.sqnr_db for node in nodes) / len(nodes)
+    return Made(out, sum(node.sqnr_db for node in nodes) / len(nodes), time.perf_counter() - begin)
+
+
+class _Outlet(NamedTuple):
+    """What multiplies the channels of a layer's input: gain and shift, [K] views, and what a gain of 1 is there.
+
+    A norm's weight and bias; or the rows of a modulation's linear, whose output is a gain *minus one* and a shift.
+    """
+
+    gain: list[Tensor]
+    shift: list[Tensor]
+    less_one: Tensor | None
+    readers: list[nn.Linear]
 
 
 @torch.no_grad()
 def amplify(spec: ModelSpec, module: nn.Module, factor: float) -> int:
-    """Multiply one channel in 64 of the norms before quantized linears by `factor`, and divide their weights by it.
+    """Multiply one channel in 64 of what quantized linears read by `factor`, and divide their weights by it.
 
-    The function stays the same; the activations get the outlier channels that large trained models have.
-    Returns the number of norms changed; a norm without scale and shift of its own cannot be.
+    The function stays the same; the activations get the outlier channels that large trained models have. Changed are
+    inputs that come from a norm with a scale of its own or from one modulated by adaLN; returns their number.
     """
     changed = 0
     rng = torch.Generator().manual_seed(64)
-    for group in spec.groups(module):
-        norm = module.get_submodule(group.source) if group.source else None
-        if getattr(norm, "weight", None) is None:
-            continue
-        channels = torch.randperm(len(norm.weight), generator=rng)[: max(len(norm.weight) // 64, 1)]
-        norm.weight[channels] *= factor
-        norm.bias[channels] *= factor
-        for name in group.members:
-            module.get_submodule(name).weight[:, channels] /= factor
+    for outlet in _outlets(spec, module):
+        k = outlet.readers[0].in_features
+        channels = torch.randperm(k, generator=rng)[: max(k // 64, 1)]
+        for values in (*outlet.gain, *outlet.shift):
+            values[channels] *= factor
+        if outlet.less_one is not None:
+            outlet.less_one[channels] += factor - 1
+        for linear in outlet.readers:
+            linear.weight[:, channels] /= factor
         changed += 1
     return changed
+
+
+def _outlets(spec: ModelSpec, module: nn.Module) -> Iterator[_Outlet]:
+    get = module.get_submodule
+    for group in spec.groups(module):
+        norm = get(group.source) if group.source else None
+        if norm is not None and norm.weight is not None:
+            yield _Outlet([norm.weight], [norm.bias], None, [get(m) for m in group.members])
+    for i in range(len(getattr(module, "single_transformer_blocks", ()))):  # FLUX.1
+        block = f"single_transformer_blocks.{i}"
+        yield _modulated(get(f"{block}.norm.linear"), 0, [get(f"{block}.{m}") for m in (*_QKV, "proj_mlp")])
+    for i in range(len(getattr(module, "transformer_blocks", ())) if hasattr(module, "context_embedder") else 0):
+        block = f"transformer_blocks.{i}"
+        for norm, names, ff in (("norm1", _QKV, "ff"), ("norm1_context", _ADDED, "ff_context")):
+            linear = get(f"{block}.{norm}.linear")
+            yield _modulated(linear, 0, [get(f"{block}.{m}") for m in names])
+            yield _modulated(linear, 3, [get(f"{block}.{ff}.net.0.proj")])
+
+
+_QKV = ("attn.to_q", "attn.to_k", "attn.to_v")
+_ADDED = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
+
+
+def _modulated(linear: nn.Linear, part: int, readers: list[nn.Linear]) -> _Outlet:
+    """Shift and gain are parts `part` and `part + 1` of the modulation's output."""
+    k = readers[0].in_features
+    shift, gain = slice(part * k, (part + 1) * k), slice((part + 1) * k, (part + 2) * k)
+    return _Outlet([linear.weight[gain], linear.bias[gain]], [linear.weight[shift], linear.bias[shift]],
+                   linear.bias[gain], readers)  # fmt: skip

@@ -74,7 +74,7 @@ svdq_status run(const svdq_linear_params* p, void* stream, int parts) {
     if (status != SVDQ_OK) return status;
     if (!svdq::has_kernel(p->format, p->dtype, sm)) return SVDQ_UNSUPPORTED;
 
-    svdq::LinearArgs args{*p, svdq::workspace_layout(p->format, p->m, p->k, p->r)};
+    svdq::LinearArgs args{*p, svdq::workspace_layout(p->format, p->m, p->n, p->k, p->r)};
     args.overlap = (parts & kQuantize) && (parts & kGemm) && sm >= 90;  // programmatic dependent launch: from there on
     const svdq::LauncherPair launch = svdq::pick_launchers(args, parts & kPortable ? 80 : sm);
     const auto s = static_cast<cudaStream_t>(stream);

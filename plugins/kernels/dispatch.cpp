@@ -34,11 +34,10 @@ bool has_kernel(int32_t format, int32_t dtype, int32_t sm) {
 }
 
 size_t workspace_bytes(int32_t format, int32_t m, int32_t n, int32_t k, int32_t r) {
-    size_t bytes = workspace_layout(format, m, k, r).bytes;
+    size_t bytes = workspace_layout(format, m, n, k, r).bytes;
 #if SVDQ_WITH_SM90
     if (format == SVDQ_FORMAT_W4A8) bytes = std::max(bytes, sm90::workspace_bytes_w4a8(m, n, k, r));
 #endif
-    (void)n;
     return bytes;
 }
 

@@ -5,9 +5,10 @@ Letters: M tokens of one call, K input features, T rows kept.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from torch import nn
 
 from svdq_trt.calibrate.artifact import Calibration
 from svdq_trt.calibrate.inputs import InputFile, Inputs, batches, synthetic
-from svdq_trt.calibrate.upcast import Read, float32_layers
+from svdq_trt.calibrate.upcast import CPU, Read, float32_layers
+from svdq_trt.checkpoint.ahead import read_ahead
 from svdq_trt.errors import RangeError, UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
 
@@ -35,6 +37,7 @@ def collect(
     seed: int = 0,
     data: str | Path | None = None,
     read: Read | None = None,
+    device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> Calibration:
     """Per group: amax of every input channel over all tokens, and a uniform sample of rows.
@@ -53,6 +56,7 @@ def collect(
         data: .safetensors file with real inputs instead (inputs.py).
         read: name -> parameter, for a module on meta: each is read when its layer runs. Up to _STREAM_BATCH samples
             then go through the model together, so that each is read once for all of them.
+        device: where the layers run. The result is on the CPU; devices differ in its last bits.
         progress: called with (layers done, all layers, label).
 
     Raises:
@@ -76,16 +80,31 @@ def collect(
     batch = 1 if read is None else min(samples, _STREAM_BATCH)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
-    with torch.no_grad(), float32_layers(module, watcher.see, read):
+    # On a GPU: convolutions in f32 and not in TF32, by algorithms that give the same bits every time.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with (
+        torch.no_grad(), exact, _ahead(module, read, device) as read_next,
+        float32_layers(module, watcher.see, read_next, device),
+    ):  # fmt: skip
         for count, values in batches(spec, inputs, batch):
             watcher.batch = count
-            flat(*values)
+            flat(*(value.to(device) for value in values))
             watcher.sample += count
     meta = {
         "model": spec.name, "source": "synthetic" if data is None else Path(data).name, "samples": samples,
         "height": sizes[0], "width": sizes[1], "seed": seed, "tokens_per_group": tokens_per_group,
     }  # fmt: skip
     return watcher.result(meta)
+
+
+@contextlib.contextmanager
+def _ahead(module: nn.Module, read: Read | None, device: torch.device) -> Iterator[Read | None]:
+    """`read`, ahead of a GPU. On the CPU it would take cores from the model."""
+    if read is None or device.type == "cpu":
+        yield read
+        return
+    with read_ahead(read, [(name, t.nbytes) for name, t in module.named_parameters()]) as ahead:
+        yield ahead
 
 
 class _Watcher:
@@ -116,7 +135,7 @@ class _Watcher:
         """Take in x [M, K], what the group's node will read."""
         self._check(f"{name}' (its input) of '{group.node}", x)
         # Two reductions and no |x|: the temporary would be as large as the largest activation.
-        amax = torch.maximum(x.amax(0), -x.amin(0)).float()
+        amax = torch.maximum(x.amax(0), -x.amin(0)).float().cpu()
         before = self.amax.get(group.node)
         self.amax[group.node] = amax if before is None else torch.maximum(before, amax)
         # Each sample has the same number of tokens, so equal shares of a uniform choice are a uniform choice.
@@ -124,13 +143,13 @@ class _Watcher:
         share = self.rows * after // self.samples - self.rows * seen // self.samples
         rng = torch.Generator().manual_seed(_hash(f"{self.seed}:{self.sample}:{group.node}"))
         chosen = torch.randperm(len(x), generator=rng)[:share].sort().values
-        self.kept[group.node].append(x[chosen].to(self.dtype))
+        self.kept[group.node].append(x[chosen.to(x.device)].to(self.dtype).cpu())
         self.done += self.batch
         if self.progress:
             self.progress(self.done, self.samples * len(self.kept), group.node)
 
     def _check(self, name: str, t: torch.Tensor) -> None:
-        low, high = (float(v) for v in torch.aminmax(t))
+        low, high = torch.stack(torch.aminmax(t)).tolist()  # one wait for a GPU
         if not (math.isfinite(low) and math.isfinite(high)):
             raise RangeError(
                 f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights."

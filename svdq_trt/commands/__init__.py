@@ -8,7 +8,19 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from svdq_trt.commands import build, diff, export, finish, import_, models, report, sensitivity, triton, verify
+from svdq_trt.commands import (
+    build,
+    diff,
+    export,
+    finish,
+    import_,
+    models,
+    quantize,
+    report,
+    sensitivity,
+    triton,
+    verify,
+)
 
 
 class Command(Protocol):
@@ -32,4 +44,4 @@ class Command(Protocol):
 
 
 #: in the order of `svdq-trt --help`
-ALL: tuple[Command, ...] = (build, finish, verify, diff, sensitivity, report, import_, export, triton, models)
+ALL: tuple[Command, ...] = (build, quantize, finish, verify, diff, sensitivity, report, import_, export, triton, models)

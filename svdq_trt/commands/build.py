@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK
+from svdq_trt.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.spec.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.spec.formats import FORMATS
 
 if TYPE_CHECKING:
+    from svdq_trt.compile.config import Sampling
     from svdq_trt.compile.run import Built
 
 NAME = "build"
@@ -28,7 +29,8 @@ examples:
 """
 
 
-def add_options(p: argparse.ArgumentParser) -> None:
+def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """What `svdq-trt quantize` has too: model, archs, weights, quantizer. Returns the group of the weights."""
     archs = ", ".join(f"sm_{a}" for a in KERNELS)
     auto = "; ".join(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())
     p.add_argument("--model", required=True, help="a name from `svdq-trt models`")
@@ -36,9 +38,6 @@ def add_options(p: argparse.ArgumentParser) -> None:
     source = p.add_argument_group("weights (default: the model's hub id, from the local cache first)")
     source.add_argument("--checkpoint", metavar="PATH", help="diffusers folder, one .safetensors, or a hub id")
     source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
-    source.add_argument("--quantized", type=Path, metavar="PATH",
-                        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
-                             "--checkpoint is then what the check compares with")  # fmt: skip
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
     q.add_argument("--rank", default="32", metavar="R", help="rank of the 16-bit branch (default 32), or auto: one per "
@@ -48,10 +47,33 @@ def add_options(p: argparse.ArgumentParser) -> None:
                    help="--rank auto: fewest bytes predicted to give this SQNR; with --sensitivity")  # fmt: skip
     q.add_argument("--sensitivity", type=Path, metavar="FILE",
                    help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`")  # fmt: skip
-    q.add_argument("--preset", default="fast", help="smoothing search: fast, default or full (default fast)")
+    q.add_argument("--preset", default="fast", help="how hard to search: fast, default or best (default fast)")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
+    q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
+                   "through a diffusers pipeline and record the inputs")  # fmt: skip
+    q.add_argument("--calibration-pipeline", type=Path, metavar="DIR", help="its folder (default: --checkpoint)")
+    q.add_argument("--calibration-samples", type=int, default=16, metavar="N", help="steps to record (default 16)")
+    q.add_argument("--calibration-steps", type=int, default=20, metavar="N", help="denoising steps (default 20)")
+    q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
+    q.add_argument("--calibration-seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
+    q.add_argument("--device", default="auto", help="of calibration and quantizer: auto (the GPU where there is one), "
+                   "cpu or cuda; torchrun --nproc-per-node N uses N GPUs")  # fmt: skip
+    return source
+
+
+def add_output(p: argparse.ArgumentParser) -> None:
+    """Where `svdq-trt build` and `svdq-trt quantize` write, and whether they go on from what is there."""
+    p.add_argument("--out", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
+    p.add_argument("--force", action="store_true", help="run every stage again")
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    source = add_quantization(p)
+    source.add_argument("--quantized", type=Path, metavar="PATH",
+                        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
+                             "--checkpoint is then what the check compares with")  # fmt: skip
     lo = p.add_argument_group("LoRA (docs/lora.md)")
     lo.add_argument("--lora", action="append", default=[], metavar="PATH[:STRENGTH]",
                     help=".safetensors, repeatable; joins the 16-bit branch: nothing is quantized again")  # fmt: skip
@@ -62,32 +84,55 @@ def add_options(p: argparse.ArgumentParser) -> None:
     for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels")):
         e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
     e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
-    e.add_argument("--out", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
-    c = p.add_argument_group("check and reuse")
+    c = p.add_argument_group("check")
     c.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
                    help="compare with the FP16 model in ONNX Runtime, at the smallest profile shape")  # fmt: skip
     c.add_argument("--min-sqnr", type=float, metavar="DB", help="fail (exit code 3) below this output SQNR")
-    c.add_argument("--force", action="store_true", help="run every stage again")
+    add_output(p)
+
+
+def quantization(args: argparse.Namespace) -> dict[str, Any]:
+    """BuildConfig's fields from the options of `add_quantization` and `add_output`."""
+    archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
+    from svdq_trt.compile.config import RankAuto
+
+    rank, rank_auto = RankAuto.parse(args.rank, args.budget_bytes, args.target_sqnr, args.sensitivity)
+    return {
+        "sampling": _sampling(args), "rank_auto": rank_auto,
+        "model": args.model, "archs": archs, "out": args.out, "checkpoint": args.checkpoint,
+        "random_weights": args.random_weights, "format": args.format, "rank": rank, "preset": args.preset,
+        "device": args.device, "calibration": args.calibration, "skip": tuple(args.skip), "force": args.force,
+    }  # fmt: skip
+
+
+def _sampling(args: argparse.Namespace) -> Sampling | None:
+    """The pipeline run that --calibration-prompts asks for."""
+    if args.calibration_prompts is None:
+        if args.calibration_pipeline is not None:
+            raise UsageError("--calibration-pipeline", "given alone", "--calibration-prompts with it")
+        return None
+    from svdq_trt.compile.config import Sampling
+
+    pipeline = args.calibration_pipeline or Path(args.checkpoint or "")
+    return Sampling(pipeline, args.calibration_prompts, args.calibration_samples, args.calibration_steps,
+                    args.calibration_guidance, args.calibration_seed)  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
-    archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
-    from svdq_trt.compile.config import BuildConfig, LoraOption, Range, RankAuto
+    common = quantization(args)
+    from svdq_trt.compile.config import BuildConfig, LoraOption, Range
 
-    ranges = {
+    ranges: dict[str, Any] = {
         name: None if text is None else Range.parse(f"--{name}", text)
         for name, text in (("batch", args.batch), ("height", args.height), ("width", args.width))
     }
-    rank, rank_auto = RankAuto.parse(args.rank, args.budget_bytes, args.target_sqnr, args.sensitivity)
     check = args.check
     if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:
         check = False  # the file holds no 16-bit weights to compare with
     config = BuildConfig(
-        model=args.model, archs=archs, out=args.out, checkpoint=args.checkpoint, random_weights=args.random_weights,
-        format=args.format, rank=rank, **ranges, preset=args.preset, calibration=args.calibration,
-        backend=args.backend, check=check, min_sqnr=args.min_sqnr, force=args.force, skip=tuple(args.skip),
-        quantized=args.quantized, loras=tuple(LoraOption.parse(text) for text in args.lora),
-        lora_slots=args.lora_slots, allow_partial=args.allow_partial, rank_auto=rank_auto,
+        **common, **ranges, backend=args.backend, check=check, min_sqnr=args.min_sqnr, quantized=args.quantized,
+        loras=tuple(LoraOption.parse(text) for text in args.lora),
+        lora_slots=args.lora_slots, allow_partial=args.allow_partial,
     )  # fmt: skip
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary

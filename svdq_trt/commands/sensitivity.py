@@ -19,7 +19,7 @@ Writes FILE (JSON) and a bar chart beside it (FILE with .png). A killed scan goe
 
 examples:
   svdq-trt sensitivity --model sdxl-tiny --random-weights 0 --format int4 --pixels 128
-  svdq-trt sensitivity --model sdxl --checkpoint ./sdxl-base --format int4 --device cuda --out sdxl-int4.json
+  svdq-trt sensitivity --model sdxl --checkpoint ./sdxl-base --format int4 --out sdxl-int4.json
   svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base --rank auto --budget-bytes 1.4GB --sensitivity sdxl-int4.json
 """  # noqa: E501
 
@@ -36,7 +36,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
     p.add_argument("--samples", type=int, default=2, metavar="COUNT", help="inputs to run on (default 2)")
     p.add_argument("--pixels", type=int, metavar="N", help="side of the synthetic images; default: as calibration")
-    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the model runs (default cpu)")
+    p.add_argument("--device", default="auto", help="of quantizer and model: auto (the GPU where there is one), cpu or "
+                   "cuda, with room for the model in float32")  # fmt: skip
     p.add_argument("--top", type=int, default=10, metavar="COUNT", help="nodes to print, the worst first (default 10)")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: MODEL-FORMAT-sensitivity.json")
 

@@ -10,7 +10,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.compile.device import check_device
 from svdq_trt.errors import UsageError
+from svdq_trt.files import sha256
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
@@ -119,6 +121,42 @@ def parse_bytes(option: str, text: str) -> int:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """``--calibration-prompts``: inputs to calibrate on are recorded in a pipeline, see calibrate/sample.py.
+
+    Attributes:
+        pipeline: diffusers folder. prompts: text file, a prompt per line.
+        samples: denoising steps to keep. steps: of a run. guidance: None is the pipeline's default. seed: of the noise.
+    """
+
+    pipeline: Path
+    prompts: Path
+    samples: int = 16
+    steps: int = 20
+    guidance: float | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if not (self.pipeline / "model_index.json").is_file():
+            raise UsageError("--calibration-pipeline", f"'{self.pipeline}': no model_index.json",
+                             "the folder of a whole diffusers pipeline")  # fmt: skip
+        if not self.prompts.is_file():
+            raise UsageError("--calibration-prompts", f"'{self.prompts}': no such file", "a text file of prompts")
+        for option, value in (("samples", self.samples), ("steps", self.steps)):
+            if value < 1:
+                raise UsageError(f"--calibration-{option}", str(value), "at least 1")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise UsageError("--calibration-guidance", str(self.guidance), "a finite number")
+
+    def identity(self) -> dict[str, Any]:
+        """What the recorded inputs depend on, for a stage's key: files by size and time, as pipelines are large."""
+        files = sorted(p for p in self.pipeline.rglob("*") if p.is_file())
+        found = [f"{p.relative_to(self.pipeline)}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
+        return {**asdict(self), "pipeline": [str(self.pipeline.resolve()), *found], "prompts": sha256(self.prompts)}
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """All options of a build, resolved; `archs` share every stage they can.
 
@@ -128,6 +166,8 @@ class BuildConfig:
         archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R; rank_auto goes before it.
         batch, height, width: profile ranges; height and width in pixels.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
+        device: auto, cpu or cuda, of calibration and quantizer.
+        sampling: record the inputs in a pipeline instead.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         check, min_sqnr: compare with the FP16 model; gate in dB.
         loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
@@ -147,6 +187,7 @@ class BuildConfig:
     height: Range | None = None
     width: Range | None = None
     preset: str = "fast"
+    device: str = "auto"
     calibration: Path | None = None
     backend: str = "auto"
     check: bool = True
@@ -157,6 +198,7 @@ class BuildConfig:
     lora_slots: int = 0
     allow_partial: bool = False
     quantized: Path | None = None
+    sampling: Sampling | None = None
     rank_auto: RankAuto | None = None
 
     def __post_init__(self) -> None:
@@ -171,10 +213,15 @@ class BuildConfig:
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
             raise UsageError("--rank", str(self.rank), RANK_WANT)
         get_preset(self.preset)
+        check_device(self.device)
+        if self.sampling is not None:
+            self.sampling.check()
+            if self.calibration is not None:
+                raise UsageError("--calibration", "given with --calibration-prompts", "one of them")
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
-        if self.quantized is not None and (self.calibration is not None or self.skip):
+        if self.quantized is not None and (self.calibration or self.sampling or self.skip):
             raise UsageError("--quantized", "given with --calibration or --skip", "it alone: nothing is quantized then")
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
             raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
@@ -199,6 +246,9 @@ class BuildConfig:
         data = asdict(self)
         for key in ("out", "calibration", "quantized"):
             data[key] = None if data[key] is None else str(data[key])
+        if self.sampling is not None:
+            paths = {"pipeline": str(self.sampling.pipeline), "prompts": str(self.sampling.prompts)}
+            data["sampling"] = asdict(self.sampling) | paths
         if self.rank_auto is not None:
             data["rank"] = "auto"
             path = self.rank_auto.sensitivity

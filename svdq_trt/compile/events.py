@@ -38,17 +38,20 @@ class Emitter:
 
     def error(self, error: errors.SvdqError) -> None:
         """A user error, to be raised again by the parent."""
-        fields = {"type": type(error).__name__, "where": error.where, "got": error.got,
-                  "want": error.want, "fix": error.fix}  # fmt: skip
-        self._send({"error": fields})
+        self._send({"error": error_fields(error)})
 
     def _send(self, event: dict[str, Any]) -> None:
         self._stream.write(json.dumps(event) + "\n")
         self._stream.flush()
 
 
+def error_fields(error: errors.SvdqError) -> dict[str, str]:
+    """A user error as JSON, for `rebuild_error`."""
+    return {"type": type(error).__name__, "where": error.where, "got": error.got, "want": error.want, "fix": error.fix}
+
+
 def rebuild_error(fields: dict[str, str]) -> errors.SvdqError:
-    """The SvdqError that a child reported."""
+    """The SvdqError that `error_fields` described in another process."""
     kind = getattr(errors, fields["type"], errors.SvdqError)
     if not (isinstance(kind, type) and issubclass(kind, errors.SvdqError)):
         kind = errors.SvdqError

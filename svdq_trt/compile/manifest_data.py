@@ -80,7 +80,8 @@ def _quantized(path: Path) -> list[dict[str, Any]]:
     """One entry per original linear; linears of one node share its figures."""
     return [
         {"name": member, "node": node.name, "format": node.format, "rank": node.rank, "K": node.k, "N": rows,
-         "activation": node.activation, "alpha": node.alpha, "beta": node.beta,
+         "activation": node.activation, "act_unsigned": node.act_unsigned, "act_shift": node.act_shift,
+         "alpha": node.alpha, "beta": node.beta,
          "sqnr_db": None if math.isnan(node.sqnr_db) else round(node.sqnr_db, 2)}
         for node in artifact.read_nodes(path)
         for member, rows in zip(node.members, node.member_rows, strict=True)

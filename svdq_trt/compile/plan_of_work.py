@@ -1,7 +1,7 @@
 """From a BuildConfig to folders, stages, keys and arguments: all decisions, no work.
 
 <out>/<model>-shared/                     what several engines use
-calib.safetensors  model-fp16.onnx(.data)  reference.npz
+calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  reference.npz
 <format>-r<rank>/, <format>-rauto/, or <format>-imported/
                    svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
 <format>-...-lora/  the same with --lora or --lora-slots, made from the one above
@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from svdq_trt.compile.config import BuildConfig, Range
+from svdq_trt.compile.device import resolve_device
 from svdq_trt.compile.freshness import stage_key
 from svdq_trt.errors import UsageError
 from svdq_trt.files import sha256
@@ -33,6 +34,7 @@ _GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
 
 #: our code and the libraries that each stage runs; a change in either makes the stage run again
 _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "sample": (("svdq_trt/calibrate", "svdq_trt/pipeline", "svdq_trt/models"), ("torch", "diffusers")),
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
     "allocate": (
         ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/calibrate"), ("torch",)
@@ -79,6 +81,7 @@ class Work:
     shared: Path
     engines: tuple[Engine, ...]
     weights_id: str
+    device: str  # "cpu" or "cuda", of calibration and quantizer
     loras_id: tuple[tuple[str, float], ...] = ()  # digest and strength of each
     quantized_id: str = ""  # digest of --quantized
     scan_id: str = ""  # digest of --sensitivity
@@ -141,13 +144,14 @@ def plan_work(config: BuildConfig) -> Work:
     """Resolve a config: model, profile, formats, folders, identity of the weights.
 
     Raises:
-        SvdqError: an unknown model, a profile that the model cannot take, weights that cannot be had, a check that
-            doesn't fit this machine's memory.
+        SvdqError: an unknown model, no such device, a profile that the model cannot take, weights that cannot be had,
+            a check that doesn't fit this machine's memory.
     """
     from svdq_trt.checkpoint import weights_digest
     from svdq_trt.interop import digest
 
     spec = get_model(config.model)
+    device = resolve_device(config.device)
     if config.check:
         require_memory_for_check(spec, psutil.virtual_memory().total)
     profile = {
@@ -170,7 +174,7 @@ def plan_work(config: BuildConfig) -> Work:
     quantized_id = "" if config.quantized is None else digest(config.quantized, spec)
     scan = config.rank_auto.sensitivity if config.rank_auto else None
     scan_id = "" if scan is None else sha256(scan)
-    return Work(config, spec, profile, shared, engines, weights_id, loras_id, quantized_id, scan_id)
+    return Work(config, spec, profile, shared, engines, weights_id, device, loras_id, quantized_id, scan_id)
 
 
 def _ending(config: BuildConfig) -> str:

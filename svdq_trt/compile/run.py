@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,22 @@ from svdq_trt.compile import freshness
 from svdq_trt.compile.config import BuildConfig
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
-from svdq_trt.compile.process import RssSampler, StageRunner
+from svdq_trt.compile.process import RssSampler
+from svdq_trt.compile.ranks import SharingRunner
 from svdq_trt.compile.stages.allocate import CURVES as CURVES_FILE
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest
 from svdq_trt.files import atomic_write, remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 
+SAMPLED_FILE = "calibration-inputs.safetensors"
 SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
 ALLOCATION_FILE = "allocation.json"
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
+
+
+_PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 class _Inline(Executor):
@@ -64,11 +69,20 @@ class Built:
     incomplete: errors.IncompleteError | None
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """One quantized model, of `Build.quantize`."""
+
+    format: str
+    path: Path
+    ledger: Ledger
+
+
 class Build:
     """One run of a BuildConfig."""
 
     def __init__(self, config: BuildConfig, screen: Screen) -> None:
-        self.config, self.screen, self.runner = config, screen, StageRunner()
+        self.config, self.screen, self.runner = config, screen, SharingRunner()
         self.work: Work = plan_work(config)
         self.ledger = Ledger()
 
@@ -89,6 +103,17 @@ class Build:
             manifest.write(one.engine.folder, one.manifest)
         return built
 
+    def quantize(self) -> list[Quantized]:
+        """The quantized model of each format, and nothing after it. Raises as `run`."""
+        with self._only_build_here(), self.screen:
+            self._sample()
+            done = []
+            for fmt in self.work.formats():
+                folder, ledger = self.work.quantized_folder(fmt.name), self.ledger.extended()
+                self._quantize(ledger, fmt.name, folder)
+                done.append(Quantized(fmt.name, folder / "svdq.safetensors", ledger))
+        return done
+
     @contextmanager
     def _only_build_here(self) -> Iterator[None]:
         """Two builds of one model into one folder would write over each other."""
@@ -105,6 +130,7 @@ class Build:
 
     def _run(self) -> list[Built]:
         formats = self.work.formats().items()
+        self._sample()
         with self._side_by_side() as pool:
             reference = pool.submit(self._reference_export) if self.config.check else None
             if reference is not None:  # its failure ends the main line at once, and is the one to tell of
@@ -191,14 +217,32 @@ class Build:
         self._stage(ledger, "quantize", f"import    {fmt}", "take_quantized", folder, import_key, [out.name], args)
         return import_key
 
+    def _sample(self) -> None:
+        """Record the inputs to calibrate on, where a pipeline is to give them."""
+        c, work, sampling = self.config, self.work, self.config.sampling
+        self.calibration, self.calibration_id = c.calibration, c.calibration_id()
+        if sampling is None:
+            return
+        sizes = {symbol: work.profile[symbol][1] for symbol in ("height", "width")}
+        self.calibration = work.shared / SAMPLED_FILE
+        self.calibration_id = key("sample", sampling=sampling.identity(), sizes=sizes)
+        args = asdict(sampling) | sizes | {
+            "model": c.model, "pipeline": str(sampling.pipeline), "prompts": str(sampling.prompts),
+            "out": str(self.calibration),
+        }  # fmt: skip
+        self._stage(self.ledger, "sample", f"sample    {sampling.pipeline.name}", "sample", work.shared,
+                    self.calibration_id, [SAMPLED_FILE], args)  # fmt: skip
+
     def _quantize(self, ledger: Ledger, fmt: str, folder: Path) -> str:
         """Calibrate and quantize. Returns the artifact's key."""
         c, work = self.config, self.work
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
-        calib_key = key("calibrate", weights=work.weights_id, inputs=c.calibration_id(), skip=skip)
+        calib_key = key("calibrate", weights=work.weights_id, inputs=self.calibration_id, skip=skip,
+                        device=work.device)  # fmt: skip
         prepare = self._weights() | {
-            "skip": skip, "calibration": None if c.calibration is None else str(c.calibration),
+            "skip": skip, "calibration": None if self.calibration is None else str(self.calibration),
             "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
+            "device": work.device,
         }  # fmt: skip
         rank: int | str = c.rank
         if c.rank_auto is not None:
@@ -209,7 +253,7 @@ class Build:
             "rank": c.rank, "allocation": None if c.rank_auto is None else str(folder / ALLOCATION_FILE),
             "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
-        self.screen.say(f"search: {get_preset(c.preset).describe()}")
+        self.screen.say(f"search: {get_preset(c.preset).describe()}; on the {_PLACES[work.device]}")
         label = f"quantize  {fmt} rank {self._rank_text()}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
         return quantize_key
@@ -334,7 +378,7 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
             if output["sqnr_db"] < min_sqnr:
                 raise errors.AccuracyError(
                     f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
-                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset full.",
+                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset best.",
                 )  # fmt: skip
 
 
@@ -357,6 +401,11 @@ def _place(source: Path, target: Path, link: bool) -> None:
                 os.link(source, tmp)
         if not tmp.exists():
             shutil.copy2(source, tmp)
+
+
+def quantize(config: BuildConfig) -> list[Quantized]:
+    """Quantize what a config's archs ask for, with progress on stderr."""
+    return Build(config, Screen()).quantize()
 
 
 def build(config: BuildConfig) -> list[Built]:

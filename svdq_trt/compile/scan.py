@@ -10,7 +10,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.calibrate.inputs import InputFile, synthetic
+from svdq_trt.compile.device import gpu_memory_error, resolve_device
 from svdq_trt.compile.events import Progress
 from svdq_trt.compile.plan_of_work import CHECK_SEED, key
-from svdq_trt.compile.stages.quantize import Prepared, prepare
+from svdq_trt.compile.stages.quantize import OpenModel, open_model
 from svdq_trt.compile.stages.quantize import run as quantize_stage
 from svdq_trt.errors import UsageError
 from svdq_trt.files import atomic_write
@@ -40,7 +41,7 @@ class ScanConfig:
         model, checkpoint, random_weights, format, rank, preset, calibration, skip: as of a build.
         samples: inputs to run on; the first ones of `calibration`, or synthetic ones that calibration does not use.
         pixels: side of synthetic images; None: as calibration.
-        device: "cpu", or "cuda": the model then lies there in float32.
+        device: as of a build; on a GPU, the model lies there in float32.
     """
 
     model: str
@@ -63,8 +64,6 @@ class ScanConfig:
             raise UsageError("--samples", f"{self.samples}", "1 or more")
         if self.pixels is not None and self.calibration is not None:
             raise UsageError("--pixels", "given with --calibration", "one of them", "The file's tensors have sizes.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UsageError("--device", "cuda, which torch does not find", "a GPU, or --device cpu")
 
 
 def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
@@ -73,15 +72,23 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
     Raises:
         SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized.
     """
+    config.check()
+    try:
+        return _run_scan(replace(config, device=resolve_device(config.device)), out, progress)
+    except torch.cuda.OutOfMemoryError:
+        raise gpu_memory_error("the scan") from None
+
+
+def _run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
     from svdq_trt.checkpoint import weights_digest
     from svdq_trt.compile.config import BuildConfig
 
-    config.check()
     spec = get_model(config.model)
     given = BuildConfig(config.model, (), Path(), config.checkpoint, config.random_weights, rank=config.rank,
                         preset=config.preset, calibration=config.calibration, check=False)  # fmt: skip
     weights = weights_digest(spec, config.checkpoint, config.random_weights)
-    calib_key = key("calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip))
+    calib_key = key("calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip),
+                    device=config.device)  # fmt: skip
     quantize_key = key("quantize", calibrate=calib_key, format=config.format, rank=config.rank, preset=config.preset)
     effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
     partial = out.with_name(f"{out.name}.partial")
@@ -90,12 +97,13 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
         "model": config.model, "checkpoint": config.checkpoint, "random_weights": config.random_weights,
         "skip": list(config.skip), "calibration": None if config.calibration is None else str(config.calibration),
         "shared": str(partial), "calib_key": calib_key, "force": False, "format": config.format, "rank": config.rank,
-        "allocation": None, "preset": config.preset, "out": str(partial / "svdq.safetensors"), "key": quantize_key,
+        "allocation": None, "preset": config.preset, "device": config.device,
+        "out": str(partial / "svdq.safetensors"), "key": quantize_key,
     }  # fmt: skip
     loaded = _quantized(args, partial, progress)
-    ready = prepare(args, progress)  # again, as quantizing took the module apart
+    model = open_model(args, progress)  # again, as quantizing took the module apart
     journal = Journal(partial / "effects.jsonl", effects_key)
-    probe = _probe(config, spec, ready)
+    probe = _probe(config, model)
     layers = {node.name: layer_of(node, loaded.tensors).to(config.device) for node in loaded.nodes}
     effects: list[Effect] = []
     for effect in scan(probe, layers, {node.name: node.sqnr_db for node in loaded.nodes}, journal.values):
@@ -120,15 +128,15 @@ def _quantized(args: dict[str, Any], partial: Path, progress: Progress) -> artif
     return artifact.load(Path(args["out"]))
 
 
-def _probe(config: ScanConfig, spec: ModelSpec, ready: Prepared) -> Probe:
-    module, read = ready.module, ready.read
+def _probe(config: ScanConfig, model: OpenModel) -> Probe:
+    spec, module, read = model.spec, model.module, model.read
     if config.device != "cpu":
         if read is not None:
             from svdq_trt.checkpoint import load
 
             module, read = load(spec, config.checkpoint, config.random_weights), None
         nn.Module.to(module, config.device, torch.float32)
-    return Probe(module, spec, ready.recipe.groups, _inputs(config, spec), read)
+    return Probe(module, spec, model.recipe.groups, _inputs(config, spec), read)
 
 
 def _inputs(config: ScanConfig, spec: ModelSpec) -> list[tuple[Tensor, ...]]:

@@ -15,6 +15,7 @@ import signal
 import sys
 import traceback
 
+from svdq_trt.compile.device import gpu_memory_error
 from svdq_trt.compile.events import PEAK_RSS, Emitter
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USER, SvdqError
 
@@ -50,6 +51,9 @@ def main() -> int:
         traceback.print_exc()
         if "not enough memory" in str(error):  # torch's CPU allocator raises RuntimeError
             emitter.error(_out_of_memory(job["stage"]))
+            return EXIT_USER
+        if type(error).__name__ == "OutOfMemoryError":  # torch's for a GPU; most stages run without torch
+            emitter.error(gpu_memory_error(f"stage '{job['stage']}'"))
             return EXIT_USER
         return EXIT_BUG  # our bug: the log has the traceback
     return EXIT_OK

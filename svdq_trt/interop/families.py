@@ -181,7 +181,7 @@ PIXART = Family(
             _same("attn2.to_q"),
             _same("attn2.to_out.0"),
             _same("ff.net.0.proj"),
-            _same("ff.net.2"),
+            _same("ff.net.2", unsigned=True),
         )
     },
     writes_old=False,

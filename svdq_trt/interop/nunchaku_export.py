@@ -18,7 +18,7 @@ from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.nunchaku_import import HINTS
 from svdq_trt.interop.result import GELU_SHIFT, member_rows, select_rows, stack
-from svdq_trt.interop.w4a4 import Exact, Linear4
+from svdq_trt.interop.w4a4 import Exact, Linear4, Written
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.nn.linear import TENSORS
 from svdq_trt.quantize.artifact import Artifact, Node
@@ -65,6 +65,7 @@ class _Export:
         self.exact: Mapping[str, Any] = exact if isinstance(exact, dict) else {}
         self.pending = {node.name: node for node in loaded.nodes}
         self.used: set[str] = set()  # names of the artifact's tensors
+        self.linears: dict[str, tuple[Layer, Linear4, Exact]] = {}  # 4-bit ones to be written, by their names there
         self.hints: dict[str, Exact] = {}
         self.out = Exported()
 
@@ -72,12 +73,16 @@ class _Export:
         """Layers of the table, then nodes that nunchaku keeps in 16 bit, then all other tensors."""
         for layer in layers_of(self.family, self.module, tuple(self.groups.values())):
             self._layer(layer)
+        rank = max((linear.rank for _, linear, _ in self.linears.values()), default=0)
+        for name, (layer, linear, hint) in self.linears.items():  # nunchaku has one rank for all of a model
+            written = w4a4.write(name, w4a4.with_rank(linear, rank), layer.rows, self.keys, layer.biased)
+            self._add(name, written._replace(exact=written.exact | hint))
         for node in list(self.pending.values()):
             self._as_dense(node)
         for name, tensor in self.loaded.tensors.items():
             if name not in self.used:
                 self.out.tensors[name] = tensor
-        self.out.metadata = self._metadata()
+        self.out.metadata = self._metadata(rank)
         return self.out
 
     def _layer(self, layer: Layer) -> None:
@@ -96,10 +101,11 @@ class _Export:
             if not same:
                 self.out.notes.append(f"{name}: rounded again, as nunchaku has neither smoothing nor a low-rank "
                                       "branch there.")  # fmt: skip
+            self._add(name, written)
         else:
-            linear, hint = self._with_sign(layer, name, linear, nodes)
-            written = w4a4.write(name, linear, layer.rows, self.keys, layer.biased)
-            written.exact.update(hint)
+            self.linears[name] = (layer, *self._with_sign(layer, name, linear, nodes))
+
+    def _add(self, name: str, written: Written) -> None:
         self.out.tensors |= written.tensors
         if written.exact:
             self.hints[name] = written.exact
@@ -133,7 +139,7 @@ class _Export:
         if not layer.row.chunks:
             raise UnsupportedError(f"'{layer.members[0]}'", "kept in 16 bit, or only a part of it quantized",
                                    "4 bit: nunchaku runs it in no other way",
-                                   "Quantize it, without --skip.")  # fmt: skip
+                                   "Quantize it, without --skip or --rank auto.")  # fmt: skip
         (member,) = layer.members
         weight = self._dense_tensor(f"{member}.weight")
         qw = numerics.quantize_weight(weight.float(), W4A16, weight.dtype)
@@ -164,7 +170,8 @@ class _Export:
     def _as_dense(self, node: Node) -> None:
         """A node that nunchaku keeps in 16 bit: its members' weights, dequantized."""
         linear = self._take(node)
-        weight, bias = w4a4.dequantize(linear).to(self.spec.torch_dtype), linear.tensors["bias"]
+        weight = w4a4.dequantize(linear).to(self.spec.torch_dtype)
+        bias = w4a4.shifted_bias(linear, -node.act_shift) if node.act_shift else linear.tensors["bias"]
         for member in node.members:
             at = member_rows(node.members, node.member_rows, (member,))
             target = self.module.get_submodule(member)
@@ -191,7 +198,7 @@ class _Export:
                 self.out.tensors.pop(f"{member}.{leaf}", None)
             self.out.tensors[f"{name}.{leaf}"] = stacked.contiguous()
 
-    def _metadata(self) -> dict[str, str]:
+    def _metadata(self, rank: int) -> dict[str, str]:
         known = self.came_from.get("metadata")
         metadata = {k: v for k, v in known.items() if isinstance(v, str)} if isinstance(known, dict) else {}
         config = {"_class_name": self.spec.model_class().__name__, **self.spec.config}
@@ -201,7 +208,7 @@ class _Export:
             "method": "svdquant",
             "weight": number | {"scale_dtype": [None, "fp8_e4m3_nan"] if fp4 else None},
             "activation": number | {"scale_dtype": "fp8_e4m3_nan" if fp4 else None},
-            "rank": max(n.rank for n in self.loaded.nodes if n.format != W4A16.name),
+            "rank": rank,
         }
         metadata.setdefault("config", json.dumps(config))
         metadata.setdefault("comfy_config", "{}")

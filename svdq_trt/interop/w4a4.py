@@ -70,6 +70,11 @@ class Linear4(NamedTuple):
     tensors: dict[str, Tensor]
     exact: Exact
 
+    @property
+    def rank(self) -> int:
+        """R of its low-rank branch."""
+        return self.tensors["lora_down"].shape[0]
+
 
 class Written(NamedTuple):
     """A linear in nunchaku's format: its tensors, and what they cannot hold of ours."""
@@ -229,6 +234,13 @@ def write(name: str, linear: Linear4, rows: Rows, keys: Keys, bias: bool) -> Wri
     lost = difference(reciprocal(smooth), t["act_mul"])
     tensors = {f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}
     return Written(tensors, {"act_mul": lost} if lost else {})
+
+
+def with_rank(linear: Linear4, rank: int) -> Linear4:
+    """The linear with zeros in its low-rank branch up to `rank`, which must not be below its own."""
+    more, t = rank - linear.rank, linear.tensors
+    padded_branch = {"lora_down": pad(t["lora_down"], (0, 0, 0, more)), "lora_up": pad(t["lora_up"], (0, more))}
+    return linear._replace(tensors=t | padded_branch)
 
 
 def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns: int) -> Tensor:

@@ -151,5 +151,5 @@ def gelu_tanh_mlp(name: str) -> list[LinearGroup]:
     ff = f"{name}.ff.net"
     return [
         LinearGroup(f"{ff}.0", (f"{ff}.0.proj",), Activation.GELU_TANH),
-        LinearGroup(f"{ff}.2", (f"{ff}.2",)),
+        LinearGroup(f"{ff}.2", (f"{ff}.2",), x_from=Activation.GELU_TANH),
     ]

@@ -156,7 +156,7 @@ def double_block(name: str) -> list[LinearGroup]:
     groups += [LinearGroup(f"{a}.{m}", (f"{a}.{m}",)) for m in ("to_out.0", "to_add_out")]
     for ff in (f"{name}.ff.net", f"{name}.ff_context.net"):
         groups.append(LinearGroup(f"{ff}.0", (f"{ff}.0.proj",), Activation.GELU_TANH))
-        groups.append(LinearGroup(f"{ff}.2", (f"{ff}.2",)))
+        groups.append(LinearGroup(f"{ff}.2", (f"{ff}.2",), x_from=Activation.GELU_TANH))
     return groups
 
 
@@ -173,5 +173,5 @@ def _single_block(name: str, block: Any) -> list[LinearGroup]:
         LinearGroup(f"{name}.attn.to_qkv", tuple(f"{name}.attn.to_{m}" for m in "qkv")),
         LinearGroup(f"{name}.proj_mlp", (f"{name}.proj_mlp",), Activation.GELU_TANH),
         LinearGroup(f"{out}.attn", (out,), columns=(0, first)),
-        LinearGroup(f"{out}.mlp", (out,), columns=(first, whole)),
+        LinearGroup(f"{out}.mlp", (out,), columns=(first, whole), x_from=Activation.GELU_TANH),
     ]

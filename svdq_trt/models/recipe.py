@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from svdq_trt.errors import UsageError
-from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
+from svdq_trt.spec.formats import ACT_SHIFT, K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 
 #: The module types that hold matmul weights; every one of them is in a group or in `kept`.
 WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -31,6 +31,7 @@ class LinearGroup:
         activation: what the node applies after the bias; GEGLU's node replaces the activation module as well.
         weight_only: few tokens and much weight: format w4a16, activations stay 16 bit.
         source: name of the norm whose output is x; None where x is something else.
+        x_from: the activation whose output x is, with nothing in between: the quantizer may then use unsigned codes.
         rank_factor: R is this many times the rank asked for: members that would otherwise have a branch each.
         columns: the node takes input features [start, stop) of its one member only; other nodes take the others,
             and the outputs are added. None: all of them.
@@ -43,10 +44,16 @@ class LinearGroup:
     source: str | None = None
     columns: tuple[int, int] | None = None
     rank_factor: int = 1
+    x_from: Activation = Activation.NONE
 
     def rank(self, rank: int) -> int:
         """R of this node for the rank that the user asked for."""
         return min(rank * self.rank_factor, R_MAX)
+
+    @property
+    def act_shift(self) -> float:
+        """What makes every x of this node non-negative, for unsigned codes; 0 where nothing does."""
+        return ACT_SHIFT.get(self.x_from, 0.0)
 
 
 @dataclass(frozen=True)

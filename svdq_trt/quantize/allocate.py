@@ -18,12 +18,12 @@ from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.files import atomic_write, read_json_object
 from svdq_trt.journal import Journal
-from svdq_trt.models import LinearGroup, member_tensors, read_members
+from svdq_trt.models import LinearGroup
 from svdq_trt.quantize.curve import error_curve, node_bytes, ranks_of
 from svdq_trt.quantize.ladder import decibels
-from svdq_trt.quantize.run import layer_pool
 from svdq_trt.quantize.sensitivity import Sensitivity
 from svdq_trt.quantize.spend import KEEP, Option, fit_budget, reach_error, total_bytes, total_error
+from svdq_trt.quantize.workers import CPU, layer_pool, layer_weights
 from svdq_trt.spec.formats import FORMATS, W4A16, Format
 
 if TYPE_CHECKING:
@@ -109,38 +109,36 @@ def describe(summary: Mapping[str, Any]) -> str:
 
 def measure_curves(
     module: nn.Module, groups: Sequence[LinearGroup], calibration: Calibration, fmt: Format, act_dtype: torch.dtype,
-    journal: Journal, progress: Progress, read: Callable[[str], Tensor] | None = None,
+    journal: Journal, progress: Progress, read: Callable[[str], Tensor] | None = None, device: torch.device = CPU,
 ) -> dict[str, NodeCurve]:  # fmt: skip
     """The curve of every group, several at a time; those that `journal` has are taken over.
 
     Args:
         module: the 16-bit model, not changed. On meta, weights are had from `read`, from several threads.
         fmt: of groups with quantized activations; weight-only groups take w4a16.
+        device: where the layers are worked on, each moved there when its turn comes.
     """
 
     def one(group: LinearGroup) -> NodeCurve:
         if group.node in journal.values:
             value = journal.values[group.node]
             return NodeCurve(**value | {"errors": tuple(value["errors"])})
-        parts = member_tensors(module, group)[0] if read is None else _read_weights(group, read)
-        w, own = torch.cat(parts).float(), W4A16 if group.weight_only else fmt
+        weights, _ = sources.pop(group.node)()
+        w, own = torch.cat([part.to(device).float() for part in weights]), W4A16 if group.weight_only else fmt
         n, k = w.shape
         x, x_absmax = calibration.x[group.node], calibration.amax[group.node]
-        errors = error_curve(w, x, x_absmax, own, act_dtype, ranks_of(n, k))
+        errors = error_curve(w, x, x_absmax, own, act_dtype, ranks_of(n, k), group.act_shift)
         return NodeCurve(n, k, own.name, group.columns is None, tuple(errors))
 
     curves: dict[str, NodeCurve] = {}
-    with layer_pool() as pool:
+    missing = [group for group in groups if group.node not in journal.values]
+    with layer_weights(module, missing, read, device) as sources, layer_pool(device) as pool:
         for group, curve in zip(groups, pool.map(one, groups), strict=True):
             if group.node not in journal.values:
                 journal.add(group.node, asdict(curve))
             curves[group.node] = curve
             progress(len(curves), len(groups), group.node)
     return curves
-
-
-def _read_weights(group: LinearGroup, read: Callable[[str], Tensor]) -> list[Tensor]:
-    return read_members(group, [False] * len(group.members), read)[0]
 
 
 def allocate(

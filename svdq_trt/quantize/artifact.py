@@ -153,7 +153,8 @@ def _check_fields(node: Node) -> None:
     good = (
         all(type(v) is int and v >= 0 for v in sizes) and all(type(v) is str for v in texts)
         and all(type(v) in (int, float) for v in numbers) and type(node.act_unsigned) is bool
-        and math.isfinite(node.act_shift) and len(node.members) == len(node.member_rows) > 0
+        and math.isfinite(node.act_shift) and (node.act_shift == 0 or node.act_unsigned)
+        and (not node.act_unsigned or node.format == "int4") and len(node.members) == len(node.member_rows) > 0
     )  # fmt: skip
     if not good or sum(node.member_rows) != node.n:
         raise ValueError(f"node {str(node.name)[:80]!r} is not described as one")

@@ -8,15 +8,17 @@ rounding of some rows per rank. Only plain rounding is tried: the rungs above it
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from svdq_trt.quantize.lowrank import top_singular
 from svdq_trt.quantize.smooth import act_multiplier, candidates
-from svdq_trt.quantize.split import Tokens, split_weight
+from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
 from svdq_trt.spec.formats import R_MULTIPLE, Format
 from svdq_trt.spec.ops import input_shapes
 
@@ -38,26 +40,57 @@ def node_bytes(fmt: Format, n: int, k: int, rank: int) -> int:
     return sum(math.prod(shape) * wide.get(name, 2) for name, shape in input_shapes(fmt, n, k, rank).items())
 
 
+class _Smoothing(NamedTuple):
+    """How x is smoothed and coded."""
+
+    coding: Coding
+    alpha: float
+    beta: float
+
+
+class _Layer(NamedTuple):
+    """What a curve is of: weight [N, K], tokens [T, K] and the absmax [K] of each, f32 on one device."""
+
+    w: Tensor
+    x: Tensor
+    x_absmax: Tensor
+    w_absmax: Tensor
+    format: Format
+    act_dtype: torch.dtype
+
+    def multiplier(self, at: _Smoothing) -> Tensor:
+        """[K]: act_mul."""
+        return act_multiplier(
+            self.x_absmax + at.coding.shift, self.w_absmax, at.alpha, at.beta, self.format, self.act_dtype
+        )
+
+
 def error_curve(
-    w: Tensor, x: Tensor, x_absmax: Tensor, fmt: Format, act_dtype: torch.dtype, ranks: Sequence[int]
+    w: Tensor,
+    x: Tensor,
+    x_absmax: Tensor,
+    fmt: Format,
+    act_dtype: torch.dtype,
+    ranks: Sequence[int],
+    act_shift: float = 0.0,
 ) -> list[float]:
     """Squared error of the node's output over the energy of the wanted one, for each of `ranks`.
 
-    Smoothing is searched at some of the ranks and on a few rows, as quantize_group does at one; the other ranks take
-    the exponents found at the nearest of them. A layer whose output is 0 has no error.
+    Smoothing, and signed or unsigned codes, are searched at some of the ranks and on a few rows, as quantize_group does
+    at one; the other ranks take what was found at the nearest of them. A layer whose output is 0 has no error.
 
     Args:
-        w: [N, K] weight, members stacked. x: [T, K] tokens. x_absmax: [K]. ranks: ascending.
+        w: [N, K] weight, members stacked; the work is done on its device. x: [T, K] tokens. x_absmax: [K].
+        ranks: ascending. act_shift: as of quantize_group.
     """
-    w, x, x_absmax = w.float(), _spread(x, _TOKENS).float(), x_absmax.float()
-    w_absmax = w.abs().amax(0)
+    w, x = w.float(), spread(x, _TOKENS).to(w.device).float()
+    layer = _Layer(w, x, x_absmax.to(w.device).float(), w.abs().amax(0), fmt, act_dtype)
     searched = [r for r in ranks if r in _SEARCH_RANKS or r == ranks[-1]]
-    exponents = _search(w, x, x_absmax, w_absmax, fmt, act_dtype, searched)
+    found = _search(layer, act_shift, searched)
     curve: dict[int, float] = {}
-    for pair in dict.fromkeys(exponents.values()):
-        mine = [r for r in ranks if exponents[_nearest(searched, r)] == pair]
-        mul = act_multiplier(x_absmax, w_absmax, *pair, fmt, act_dtype)
-        curve |= _errors(w, _ROWS, x, mul, fmt, act_dtype, mine)
+    for smoothing in dict.fromkeys(found.values()):
+        mine = [r for r in ranks if found[_nearest(searched, r)] == smoothing]
+        curve |= _errors(layer, _ROWS, smoothing, mine)
     return [curve[r] for r in ranks]
 
 
@@ -66,29 +99,26 @@ def _nearest(searched: Sequence[int], rank: int) -> int:
     return min(searched, key=lambda at: (abs(at - rank), -at))
 
 
-def _search(
-    w: Tensor, x: Tensor, x_absmax: Tensor, w_absmax: Tensor, fmt: Format, act_dtype: torch.dtype, ranks: list[int]
-) -> dict[int, tuple[float, float]]:
-    """The best (alpha, beta) at each of `ranks`, on _SEARCH_ROWS rows as if they were the layer."""
-    rows = _spread(w, _SEARCH_ROWS)
-    best: dict[int, tuple[float, tuple[float, float]]] = {}
-    for pair in candidates(_GRIDS):
-        mul = act_multiplier(x_absmax, w_absmax, *pair, fmt, act_dtype)
-        for rank, error in _errors(rows, _SEARCH_ROWS, x, mul, fmt, act_dtype, ranks).items():
+def _search(layer: _Layer, act_shift: float, ranks: list[int]) -> dict[int, _Smoothing]:
+    """The best smoothing at each of `ranks`, on _SEARCH_ROWS rows as if they were the layer."""
+    some = layer._replace(w=spread(layer.w, _SEARCH_ROWS))
+    best: dict[int, tuple[float, _Smoothing]] = {}
+    for coding, (alpha, beta) in itertools.product(codings(layer.format, act_shift), candidates(_GRIDS)):
+        smoothing = _Smoothing(coding, alpha, beta)
+        for rank, error in _errors(some, _SEARCH_ROWS, smoothing, ranks).items():
             if rank not in best or error <= best[rank][0]:  # a tie goes to the later candidate, as in quantize_group
-                best[rank] = error, pair
-    return {rank: pair for rank, (_, pair) in best.items()}
+                best[rank] = error, smoothing
+    return {rank: smoothing for rank, (_, smoothing) in best.items()}
 
 
-def _errors(
-    w: Tensor, most: int, x: Tensor, mul: Tensor, fmt: Format, act_dtype: torch.dtype, ranks: list[int]
-) -> dict[int, float]:
+def _errors(layer: _Layer, most: int, smoothing: _Smoothing, ranks: list[int]) -> dict[int, float]:
     """Relative error per rank under one smoothing: the SVD is of all rows, rounding and error of at most `most`."""
-    rows = _spread(w, most)
-    tokens = Tokens(x, x @ rows.T, mul, fmt, act_dtype)
-    none = split_weight(rows, mul, fmt, 0, act_dtype, 0)
+    w, x, fmt, act_dtype = layer.w, layer.x, layer.format, layer.act_dtype
+    rows, mul = spread(w, most), layer.multiplier(smoothing)
+    tokens = Tokens(x, x @ rows.T, mul, fmt, act_dtype, smoothing.coding)
+    none = split_weight(rows, mul, fmt, 0, act_dtype, 0, smoothing.coding)
     u, v = top_singular(w / mul, max(ranks), _POWER_ITERATIONS) if max(ranks) else (w.new_zeros(len(w), 0), none.down)
-    u = _spread(u, most)
+    u = spread(u, most)
     found = {}
     for rank in ranks:
         split = none
@@ -96,8 +126,3 @@ def _errors(
             split = none.with_factors(u[:, :rank], v[:rank], act_dtype).with_rounding(rows, fmt, act_dtype)
         found[rank] = tokens.error(split) if tokens.y.any() else 0.0
     return found
-
-
-def _spread(t: Tensor, most: int) -> Tensor:
-    """At most `most` rows of t, evenly spaced."""
-    return t[:: -(-len(t) // most)].contiguous()

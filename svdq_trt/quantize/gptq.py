@@ -15,15 +15,18 @@ directions only as zero. Measured on held-out tokens: 1 % loses up to 3 dB again
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from svdq_trt import numerics
-from svdq_trt.quantize.lowrank import OVERSAMPLE
-from svdq_trt.quantize.split import Split
+from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
+from svdq_trt.quantize.split import Split, choose_scales
 from svdq_trt.spec.formats import Format
 
 BLOCK = 128  # columns whose feedback is applied one by one; beyond the block it is one matrix product
@@ -60,31 +63,55 @@ def curvature(x: Tensor, d: float) -> Curvature:
     return Curvature(order, torch.eye(len(h), device=h.device))  # no feedback: round to nearest
 
 
-def gptq(w: Tensor, split: Split, curve: Curvature, fmt: Format, act_dtype: torch.dtype) -> Split:
-    """Round the residual of `split` again, with error feedback; scales are fixed before, by absmax.
+def gptq(
+    w: Tensor, split: Split, curve: Curvature, fmt: Format, act_dtype: torch.dtype, h: Tensor | None = None
+) -> Split:
+    """Round the residual of `split` again, with error feedback; scales are fixed before.
 
     Args:
-        w: [N, K] f32, not smoothed.
+        w: [N, K] f32, not smoothed. h: [K], see split.choose_scales.
     """
     residual = split.residual(w)
-    scales = numerics.weight_scales(residual, fmt, act_dtype)
+    scales = choose_scales(residual, h, fmt, act_dtype)
     order, factor = curve
     k = len(order)
-    todo = residual.T[order]  # [K, N]: a column of the weight is contiguous
-    steps = scales.step.T[order // fmt.weight_group]
+    todo = residual.T[order].contiguous()  # [K, N]: a column of the weight is contiguous
+    steps = scales.step.T[order // fmt.weight_group].contiguous()
     wrong, values = torch.empty_like(todo), torch.empty_like(todo)
+    rounding = _fused() if todo.is_cuda else _round_block
     for end in range(k, 0, -BLOCK):
         start = max(0, end - BLOCK)
         feedback = (factor[start:, start:end] / factor.diagonal()[start:end]).T.contiguous()  # [block, K - start]
         wanted = todo[start:end] + feedback[:, end - start :] @ wrong[end:]
-        for i in range(end - start - 1, -1, -1):
-            at = start + i
-            target = wanted[i] + feedback[i, i + 1 : end - start] @ wrong[at + 1 : end]
-            values[at] = numerics.round_weight(target, steps[at], fmt)
-            wrong[at] = todo[at] - values[at] * steps[at]
+        rounding(todo[start:end], wanted, feedback, steps[start:end], fmt, values[start:end], wrong[start:end])
     back = torch.empty_like(residual)
     back[:, order] = values.T
     return replace(split, values=back, scales=scales)
+
+
+@cache
+def _fused() -> Callable[[Tensor, Tensor, Tensor, Tensor, Format, Tensor, Tensor], None]:
+    """`_round_block` for a GPU: one kernel where Triton, which torch for CUDA brings, has a C compiler here."""
+    try:
+        from svdq_trt.quantize.gptq_triton import round_block
+    except ImportError:
+        return _round_block
+    return round_block if any(shutil.which(name) for name in ("cc", "gcc", "clang")) else _round_block
+
+
+def _round_block(
+    todo: Tensor, wanted: Tensor, feedback: Tensor, steps: Tensor, fmt: Format, values: Tensor, wrong: Tensor
+) -> None:
+    """Round the B columns of one block, from the last to the first, into `values` and what that gets wrong, `wrong`.
+
+    Args:
+        todo: [B, N] the residual. wanted: [B, N], the same with the feedback of the columns behind the block.
+        feedback: [B, at least B] F, of each column on those before it. steps: [B, N].
+    """
+    for i in range(len(todo) - 1, -1, -1):
+        target = wanted[i] + feedback[i, i + 1 : len(todo)] @ wrong[i + 1 :]
+        values[i] = numerics.round_weight(target, steps[i], fmt)
+        wrong[i] = todo[i] - values[i] * steps[i]
 
 
 def refit(w: Tensor, split: Split, x: Tensor, d: float, act_dtype: torch.dtype) -> Split:
@@ -106,7 +133,7 @@ def refit(w: Tensor, split: Split, x: Tensor, d: float, act_dtype: torch.dtype) 
     generator = torch.Generator(device="cpu").manual_seed(0)
     q = torch.randn(len(w), min(rank + OVERSAMPLE, *w.shape), generator=generator).to(w.device)
     for _ in range(_POWER_ITERATIONS):
-        q = torch.linalg.qr(apply(q)).Q
+        q = orthonormal(apply(q))
     small = (q.T @ apply(q)).double()
-    u = q @ torch.linalg.eigh((small + small.T) / 2).eigenvectors[:, -rank:].flip(1).float()  # ascending
+    u = q @ small_eigh((small + small.T) / 2)[1][:, -rank:].flip(1).float()
     return split.with_factors(u, u.T @ delta, act_dtype)

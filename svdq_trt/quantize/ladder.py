@@ -1,4 +1,4 @@
-"""What follows the plain SVDQuant split, rung by rung: iterations, GPTQ, refit.
+"""What follows the plain SVDQuant split, rung by rung: iterations, scale search, GPTQ, refit.
 
 A quarter of the tokens is held out. Every rung is fitted on the others and kept only where it lowers the error on
 the held-out ones, so no rung can make a layer worse than the one below it, as far as these tokens tell.
@@ -15,6 +15,7 @@ from torch import Tensor
 from svdq_trt.quantize.gptq import curvature, damping, gptq, refit
 from svdq_trt.quantize.iterate import iterate
 from svdq_trt.quantize.preset import Preset
+from svdq_trt.quantize.scales import importance
 from svdq_trt.quantize.split import Split, Tokens
 from svdq_trt.spec.formats import Format
 
@@ -47,11 +48,11 @@ def climb(
         the best split, and every attempt in order, the first being `split` itself; no attempts where the preset
         has none, T < MIN_TOKENS or y is 0.
     """
-    if not (preset.iterations or preset.gptq or preset.refit) or len(x) < MIN_TOKENS:
+    if not (preset.iterations or preset.scales or preset.gptq or preset.refit) or len(x) < MIN_TOKENS:
         return split, []
     held = torch.arange(len(x), device=x.device) % _EVERY == _EVERY - 1
-    fit = Tokens(x[~held], y[~held], split.act_mul, fmt, act_dtype)
-    judge = Tokens(x[held], y[held], split.act_mul, fmt, act_dtype)
+    fit = Tokens(x[~held], y[~held], split.act_mul, fmt, act_dtype, split.coding)
+    judge = Tokens(x[held], y[held], split.act_mul, fmt, act_dtype, split.coding)
     best, best_error = split, judge.error(split)
     if not judge.y.any() or not math.isfinite(best_error):  # nothing to judge by, or overflow, which the caller refuses
         return split, []
@@ -69,12 +70,15 @@ def climb(
     if preset.iterations:
         power = preset.search_power_iterations
         consider("iterations", iterate(w, best, fit, fmt, act_dtype, preset.iterations, power))
+    h = importance(fit.smoothed) if preset.scales else None
+    if h is not None and not consider("scales", best.with_rounding(w, fmt, act_dtype, h)):
+        h = None
     has_rank = bool(split.up.shape[1])
     for factor in preset.dampings if preset.gptq else ():
         d = damping(fit.smoothed, factor)
         curve = curvature(fit.smoothed, d)
         for _ in range(preset.rounds):
-            trial = gptq(w, best, curve, fmt, act_dtype)
+            trial = gptq(w, best, curve, fmt, act_dtype, h)
             consider("gptq", trial)
             if not (preset.refit and has_rank) or not consider("refit", refit(w, trial, fit.smoothed, d, act_dtype)):
                 break  # the low-rank part is as it was: another round would give the same codes

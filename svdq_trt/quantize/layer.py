@@ -6,8 +6,10 @@ residual; activations quantized; squared error of the linear's output on calibra
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from svdq_trt.errors import RangeError, ShapeError
 from svdq_trt.quantize.ladder import Rung, climb, decibels
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
-from svdq_trt.quantize.split import Tokens, split_weight
+from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
 from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
 from svdq_trt.spec.ops import max_exact_k
 
@@ -33,7 +35,8 @@ class QuantizedLinear:
         sqnr_db: output SQNR against full precision, before the activation: on the calibration tokens, or, where
             rungs were tried, on those held out from them.
         alpha, beta: the chosen smoothing exponents.
-        trials: (alpha, beta, relative squared error) of every candidate.
+        trials: (alpha, beta, relative squared error) of every candidate, with the activation codes chosen.
+        act_unsigned, act_shift: the activation codes chosen, see svdq_trt/spec/ops.py; the bias makes up for the shift.
         rungs: what the preset tried beyond the plain split, see ladder.climb; empty where it tries nothing.
     """
 
@@ -50,6 +53,15 @@ class QuantizedLinear:
     rungs: list[Rung] = field(default_factory=list)
 
 
+class Trial(NamedTuple):
+    """One candidate of the search and its relative squared error."""
+
+    coding: Coding
+    alpha: float
+    beta: float
+    error: float
+
+
 def quantize_group(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
@@ -61,6 +73,7 @@ def quantize_group(
     name: str = "linear",
     activation: Activation = Activation.NONE,
     x_absmax: Tensor | None = None,
+    act_shift: float = 0.0,
     preset: Preset = PRESETS["default"],
 ) -> QuantizedLinear:
     """Quantize linears [N_i, K] that read the same x as one node with N = sum N_i.
@@ -70,6 +83,7 @@ def quantize_group(
         x: calibration tokens [T, K].
         fmt: number format. rank: R, a multiple of 16, or 0; clamped to min(N, K).
         x_absmax: [K], over more tokens than x; default: of x.
+        act_shift: makes every x non-negative (formats.ACT_SHIFT); int4 then tries unsigned codes, too. 0: signed ones.
         preset: how hard to search.
 
     Raises:
@@ -87,25 +101,33 @@ def quantize_group(
     x_absmax = x.abs().amax(0) if x_absmax is None else x_absmax.float().to(w.device)
     w_absmax = w.abs().amax(0)
 
-    rows, tokens = _spread(w, preset.rows), _spread(x, preset.tokens)
+    rows, tokens = spread(w, preset.rows), spread(x, preset.tokens)
     y_ref = tokens @ rows.T
-    trials: list[tuple[float, float, float]] = []
-    for alpha, beta in candidates(preset.grids):
-        mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
+
+    def smoothing(coding: Coding, alpha: float, beta: float) -> Tensor:
+        return act_multiplier(x_absmax + coding.shift, w_absmax, alpha, beta, fmt, act_dtype)
+
+    trials: list[Trial] = []
+    for coding, (alpha, beta) in itertools.product(codings(fmt, act_shift), candidates(preset.grids)):
+        mul = smoothing(coding, alpha, beta)
         split = split_weight(rows, mul, fmt, rank, act_dtype, preset.search_power_iterations)
-        trials.append((alpha, beta, Tokens(tokens, y_ref, mul, fmt, act_dtype).error(split)))
-    order = sorted(reversed(trials), key=lambda t: t[2])  # a tie goes to the later candidate
+        error = Tokens(tokens, y_ref, mul, fmt, act_dtype, coding).error(split)
+        trials.append(Trial(coding, alpha, beta, error))
+    order = sorted(reversed(trials), key=lambda t: t.error)  # a tie goes to the later candidate
 
     y_ref = x @ w.T
     ends = []
-    for alpha, beta, _ in order[: preset.finalists]:
-        mul = act_multiplier(x_absmax, w_absmax, alpha, beta, fmt, act_dtype)
-        split = split_weight(w, mul, fmt, rank, act_dtype, preset.power_iterations)
+    for trial in order[: preset.finalists]:
+        mul = smoothing(trial.coding, trial.alpha, trial.beta)
+        split = split_weight(w, mul, fmt, rank, act_dtype, preset.power_iterations, trial.coding)
         split, rungs = climb(w, split, x, y_ref, fmt, act_dtype, preset)
-        ends.append((max((r.sqnr_db for r in rungs if r.kept), default=0.0), alpha, beta, split, rungs))
-    sqnr, alpha, beta, split, rungs = max(ends, key=lambda end: end[0])
+        ends.append((max((r.sqnr_db for r in rungs if r.kept), default=0.0), trial, split, rungs))
+    sqnr, best, split, rungs = max(ends, key=lambda end: end[0])
+    coding = split.coding
     if not rungs and y_ref.any():  # a layer of zeros: 0 dB, not minus infinity
-        sqnr = decibels(Tokens(x, y_ref, split.act_mul, fmt, act_dtype).error(split))
+        sqnr = decibels(Tokens(x, y_ref, split.act_mul, fmt, act_dtype, coding).error(split))
+    if coding.shift:
+        bias = (bias.double() - split.shift_offset()).float()
     qw = numerics.pack_weight(split.values, split.scales, fmt)
     missing = rank - split.up.shape[1]  # rank above min(N, K): the rest is zero
     down, up = F.pad(split.down, (0, 0, 0, missing)), F.pad(split.up, (0, missing))
@@ -118,12 +140,11 @@ def quantize_group(
         if tensors[key].is_floating_point() and not tensors[key].isfinite().all():
             raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
     tensors = {key: t.contiguous() for key, t in tensors.items()}
-    return QuantizedLinear(name, fmt, activation, tensors, sqnr, alpha, beta, trials, rungs=rungs)
-
-
-def _spread(t: Tensor, most: int) -> Tensor:
-    """At most `most` rows of t, evenly spaced (tokens come sorted by denoising step); 0 = all."""
-    return t if not most or most >= len(t) else t[:: -(-len(t) // most)].contiguous()
+    return QuantizedLinear(
+        name, fmt, activation, tensors, sqnr, best.alpha, best.beta,
+        trials=[(t.alpha, t.beta, t.error) for t in trials if t.coding == coding],
+        act_unsigned=coding.unsigned, act_shift=coding.shift, rungs=rungs,
+    )  # fmt: skip
 
 
 def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:

@@ -36,15 +36,49 @@ def _subspace(w: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor, Te
     width = min(rank + OVERSAMPLE, *w.shape)
     generator = torch.Generator(device="cpu").manual_seed(0)
     q = torch.randn(w.shape[1], width, generator=generator).to(w.device)
-    q = torch.linalg.qr(w @ q).Q
+    q = orthonormal(w @ q)
     for _ in range(iterations):
-        q = torch.linalg.qr(w.T @ q).Q
-        q = torch.linalg.qr(w @ q).Q
+        q = orthonormal(w.T @ q)
+        q = orthonormal(w @ q)
     b = q.T @ w  # [width, K]: its SVD from the small Gram matrix
-    eigen, u = torch.linalg.eigh((b @ b.T).double())  # ascending
+    eigen, u = small_eigh(b @ b.T)
     s = eigen[-rank:].flip(0).clamp_min(0).sqrt().float()
     u = u[:, -rank:].flip(1).float()
     return q @ u, s, (u.T @ b) / s.clamp_min(1e-30)[:, None]
+
+
+def orthonormal(a: Tensor) -> Tensor:
+    """A basis [N, r] of what the few columns of a [N, r] f32 span."""
+    return cholesky_basis(a) if a.is_cuda else _householder_basis(a)
+
+
+def _householder_basis(a: Tensor) -> Tensor:
+    q: Tensor = torch.linalg.qr(a).Q
+    return q
+
+
+def cholesky_basis(a: Tensor) -> Tensor:
+    """`orthonormal` in a handful of launches, where a Householder QR has several per column.
+
+    a = Q R with R from the Gram matrix in fp64: Q is off by about 2^-53 cond(a)², so below f32's rounding up to a
+    condition of 10^4 or so. Beyond that, and for dependent columns, it is Householder's after all.
+    """
+    wide = a.double()
+    factor, failed = torch.linalg.cholesky_ex(wide.T @ wide)
+    diagonal = factor.diagonal()
+    if bool((failed != 0) | ~(diagonal.min() > 1e-5 * diagonal.max())):  # NaN: not greater
+        return _householder_basis(a)
+    basis: Tensor = torch.linalg.solve_triangular(factor.T, wide, upper=True, left=False)
+    return basis.float()
+
+
+def small_eigh(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [r], ascending, and vectors [r, r] of a small symmetric matrix, in fp64 on m's device.
+
+    Found on the CPU: at r = 40 a GPU takes several times as long.
+    """
+    eigen, vectors = torch.linalg.eigh(m.double().cpu())
+    return eigen.to(m.device), vectors.to(m.device)
 
 
 def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

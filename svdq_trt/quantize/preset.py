@@ -18,6 +18,7 @@ class Preset:
         rows: weight rows the objective uses, likewise.
         power_iterations: of the subspace SVD inside the search and of the final one; 0 = exact SVD.
         iterations: most alternations of SVD and rounding; 0 = none.
+        scales: group scales by search instead of absmax.
         gptq: error feedback in the final rounding.
         refit: fit the low-rank part again after the final rounding, weighted by the activations.
         rounds: most repetitions of GPTQ and refit.
@@ -32,6 +33,7 @@ class Preset:
     search_power_iterations: int
     power_iterations: int
     iterations: int = 0
+    scales: bool = False
     gptq: bool = False
     refit: bool = False
     rounds: int = 1
@@ -46,6 +48,8 @@ class Preset:
         steps = [f"{2 * self.grids - 1} (alpha, beta) candidates on {tokens} x {rows}; {svd}"]
         if self.iterations:
             steps.append(f"up to {self.iterations} SVD/rounding iterations")
+        if self.scales:
+            steps.append("scale search")
         if self.gptq:
             times = [f"{len(self.dampings)} dampings"] if len(self.dampings) > 1 else []
             times += [f"up to {self.rounds} rounds"] if self.rounds > 1 else []
@@ -69,18 +73,20 @@ PRESETS = {
             search_power_iterations=2,
             power_iterations=8,
             iterations=4,
+            scales=True,
             gptq=True,
             refit=True,
             dampings=(1.0, 4.0),
         ),
         Preset(
-            "full",
+            "best",
             grids=20,
             tokens=0,
             rows=0,
             search_power_iterations=2,
             power_iterations=0,
             iterations=100,
+            scales=True,
             gptq=True,
             refit=True,
             rounds=3,

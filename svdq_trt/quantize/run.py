@@ -1,14 +1,13 @@
-"""Quantize a model group by group, in place: the 16-bit weights of a group are freed as its node is installed.
+"""Quantize a model group by group, in place.
 
-Every finished group is a file of its own in ``<artifact>.partial/``, so a killed run goes on where it stopped.
+Every finished group is a file of its own in ``<artifact>.partial/``, so a killed run goes on where it stopped, and
+several processes can share the groups: the one that writes the artifact takes the others' files over.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial as partial_function
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.compile.crew import Alone
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
-from svdq_trt.models import LinearGroup, member_tensors, read_members
+from svdq_trt.models import LinearGroup, member_tensors
 from svdq_trt.nn.linear import TENSORS, SVDQLinear
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
+from svdq_trt.quantize.workers import CPU, Members, layer_pool, layer_weights
 from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def quantize_model(
     skip: Sequence[str] = (),
     read: Callable[[str], Tensor] | None = None,
     notes: Mapping[str, Any] | None = None,
+    device: torch.device = CPU,
+    crew: Alone | None = None,
 ) -> list[Node]:
     """Quantize every group of `module` and write the artifact `out`.
 
@@ -58,53 +61,42 @@ def quantize_model(
         key: identifies the inputs; groups finished under the same key are taken over.
         read: name -> parameter, for a module on meta; called from several threads.
         notes: more to say in the artifact's metadata.
+        device: where the layers are worked on, each moved there when its turn comes. Recorded in the artifact.
+        crew: the ranks that share the groups; this process alone when None. Ranks other than 0 quantize their share
+            and return [].
 
     Raises:
         SvdqError: from a layer that cannot be quantized, named.
     """
+    crew = crew or Alone()
     partial = out.with_name(f"{out.name}.partial") / key[:16]
     partial.mkdir(parents=True, exist_ok=True)
-    # Taken now: installing a node changes the module under the layers that are still being worked on.
-    sources = {group.node: _source(module, group, read) for group in groups}
-    work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial)
+    costs = [sum(w.numel() for w in member_tensors(module, group)[0]) for group in groups]
+    finished: dict[int, tuple[Node, SVDQLinear]] = {}
+    total = sum(costs)
+    mine = crew.share(costs)
+    with layer_weights(module, [groups[i] for i in mine], read, device) as sources, layer_pool(device) as pool:
+        work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial, device)
+        for i, (node, layer) in zip(mine, pool.map(work, [(i, groups[i]) for i in mine]), strict=True):
+            finished[i] = node, layer
+            count = f"{len(finished)}/{len(mine)}" + (f" of {len(groups)}" if crew.size > 1 else "")
+            progress(crew.worked(costs[i]), total, f"{count}  {node.name}  {node.sqnr_db:.1f} dB")
+    crew.finished()
+    if crew.rank:
+        return []
+    crew.wait_for_all(lambda done: progress(done, total, "waiting for the other ranks"))
     nodes: list[Node] = []
-    with layer_pool() as pool:
-        # Installed in order, so that weights are freed in order; finished layers ahead of it are small.
-        for index, (group, (node, layer)) in enumerate(zip(groups, pool.map(work, enumerate(groups)), strict=True)):
-            spec.install(module, group, layer)
-            nodes.append(node)
-            progress(index + 1, len(groups), f"{group.node}  {node.sqnr_db:.1f} dB")
-    progress(len(groups), len(groups), f"writing {out.name}")
+    for i, group in enumerate(groups):
+        node, layer = finished.pop(i) if i in finished else _of_another_rank(partial, i, group)
+        spec.install(module, group, layer)
+        nodes.append(node)
+    progress(total, total, f"writing {out.name}")
     top = rank if isinstance(rank, int) else max(rank.values(), default=0)
     meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top, "preset": preset.name,
-                            "skip": list(skip), **(notes or {})}  # fmt: skip
+                            "skip": list(skip), "device": device.type, **(notes or {})}  # fmt: skip
     artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
-
-
-@contextmanager
-def layer_pool() -> Iterator[ThreadPoolExecutor]:
-    """Layers side by side, one thread each: faster than threads inside an operation, and the same bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(max_workers=threads)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
-
-
-Members = tuple[list[Tensor], list[Tensor | None]]
-
-
-def _source(module: nn.Module, group: LinearGroup, read: Callable[[str], Tensor] | None) -> Callable[[], Members]:
-    """What gives a group's weights and biases when its turn comes."""
-    weights, biases = member_tensors(module, group)
-    if read is None:
-        return lambda: (weights, biases)
-    return partial_function(read_members, group, [b is not None for b in biases], read)
 
 
 def _nothing_on_meta(name: str) -> Tensor:
@@ -119,26 +111,40 @@ def _one(
     rank: int | Mapping[str, int],
     preset: Preset,
     partial: Path,
+    device: torch.device,
     indexed: tuple[int, LinearGroup],
 ) -> tuple[Node, SVDQLinear]:
     """One group: taken over from an interrupted run, or quantized and saved."""
     index, group = indexed
     source = sources.pop(group.node)
-    shard = partial / f"{index:04d}.safetensors"
+    shard = _shard(partial, index)
     done = _resume(shard, group)
     if done is not None:
         return done
     weights, biases = source()
     own_rank = group.rank(rank) if isinstance(rank, int) else rank[group.node]
     quantized = quantize_group(
-        weights, biases,
+        [w.to(device) for w in weights], biases,
         calibration.x[group.node], W4A16 if group.weight_only else fmt, own_rank,
         act_dtype=spec.torch_dtype,
-        name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node], preset=preset,
+        name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node],
+        act_shift=group.act_shift, preset=preset,
     )  # fmt: skip
     node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))
-    artifact.save(shard, {f"{group.node}.{k}": t for k, t in quantized.tensors.items()}, {}, [node])
+    artifact.save(shard, {f"{group.node}.{k}": t.cpu() for k, t in quantized.tensors.items()}, {}, [node])
     return node, layer_of(node, artifact.load(shard).tensors)  # mapped: a finished layer takes no memory
+
+
+def _shard(partial: Path, index: int) -> Path:
+    return partial / f"{index:04d}.safetensors"
+
+
+def _of_another_rank(partial: Path, index: int, group: LinearGroup) -> tuple[Node, SVDQLinear]:
+    done = _resume(_shard(partial, index), group)
+    if done is None:
+        raise ArtifactError(str(_shard(partial, index)), "no finished layer", f"{group.node}, from another rank",
+                            "All ranks must see the same folder; run the same command to go on.")  # fmt: skip
+    return done
 
 
 def _resume(shard: Path, group: LinearGroup) -> tuple[Node, SVDQLinear] | None:

@@ -12,7 +12,29 @@ from torch import Tensor
 
 from svdq_trt import numerics
 from svdq_trt.quantize.lowrank import balance, top_singular
-from svdq_trt.spec.formats import Format
+from svdq_trt.quantize.scales import search_scales
+from svdq_trt.spec.formats import INT4, Format
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How activations become codes: signed, or unsigned after a shift that makes them non-negative."""
+
+    unsigned: bool = False
+    shift: float = 0.0
+
+
+SIGNED = Coding()
+
+
+def codings(fmt: Format, act_shift: float) -> tuple[Coding, ...]:
+    """All that are worth a try, for x that `act_shift` makes non-negative; 0: nothing does."""
+    return (SIGNED, Coding(True, act_shift)) if act_shift and fmt is INT4 else (SIGNED,)
+
+
+def spread(t: Tensor, most: int) -> Tensor:
+    """At most `most` rows of t, evenly spaced (tokens come sorted by denoising step); 0 = all."""
+    return t if not most or most >= len(t) else t[:: -(-len(t) // most)].contiguous()
 
 
 @dataclass(frozen=True)
@@ -24,6 +46,7 @@ class Split:
         scales: of the values, as stored.
         act_mul: [K] f32. down: [R, K] f32, reads raw x; up: [N, R] f32. Both exact in the act dtype; R may be
             below the rank asked for, where min(N, K) is.
+        coding: of the activations that it meets.
     """
 
     values: Tensor
@@ -31,6 +54,7 @@ class Split:
     act_mul: Tensor
     down: Tensor
     up: Tensor
+    coding: Coding = SIGNED
 
     def rounded(self) -> Tensor:
         """[N, K] f32: the values that the stored codes and scales mean."""
@@ -42,33 +66,62 @@ class Split:
         smoothed = w / self.act_mul
         return smoothed - self.up @ (self.down / self.act_mul) if self.up.shape[1] else smoothed
 
+    def shift_offset(self) -> Tensor:
+        """[N] f64: what the coding's shift adds to every output, to be taken off the bias.
+
+        The low-rank part reads raw x, so the shift reaches the codes alone: shift * sum_k rounded_nk * act_mul_k.
+        """
+        return self.rounded().double() @ self.act_mul.double() * self.coding.shift
+
     def with_factors(self, u: Tensor, v: Tensor, act_dtype: torch.dtype) -> Split:
         """The same codes with u @ v [N, R] [R, K] as low-rank part of W_s, rounded to the act dtype."""
         up, down = balance(u, v * self.act_mul)
         return replace(self, up=up.to(act_dtype).float(), down=down.to(act_dtype).float())
 
-    def with_rounding(self, w: Tensor, fmt: Format, act_dtype: torch.dtype) -> Split:
+    def with_rounding(self, w: Tensor, fmt: Format, act_dtype: torch.dtype, h: Tensor | None = None) -> Split:
         """The same factors with the residual's codes rounded to nearest.
 
         The residual is taken from the *rounded* factors, so the 4-bit part also carries their rounding error.
+
+        Args:
+            w: [N, K] f32, not smoothed. h: [K], see choose_scales.
         """
         residual = self.residual(w)
-        scales = numerics.weight_scales(residual, fmt, act_dtype)
-        grouped = residual.view(residual.shape[0], -1, fmt.weight_group)
-        values = numerics.round_weight(grouped, scales.step[..., None], fmt).flatten(1)
+        scales = choose_scales(residual, h, fmt, act_dtype)
+        groups = numerics.grouped(residual, fmt.weight_group)
+        values = numerics.round_weight(groups, scales.step[..., None], fmt).flatten(1)
         return replace(self, values=values, scales=scales)
 
 
+def choose_scales(residual: Tensor, h: Tensor | None, fmt: Format, act_dtype: torch.dtype) -> numerics.WeightScales:
+    """Scales of the residual [N, K]: by search with the importance h [K] of its columns, by absmax without."""
+    if h is None:
+        return numerics.weight_scales(residual, fmt, act_dtype)
+    return search_scales(residual, h, fmt, act_dtype)
+
+
 def split_weight(
-    w: Tensor, act_mul: Tensor, fmt: Format, rank: int, act_dtype: torch.dtype, power_iterations: int
+    w: Tensor,
+    act_mul: Tensor,
+    fmt: Format,
+    rank: int,
+    act_dtype: torch.dtype,
+    power_iterations: int,
+    coding: Coding = SIGNED,
 ) -> Split:
     """Smooth W [N, K], take the low-rank part out by SVD, round the rest to nearest."""
     n, k = w.shape
     none = numerics.WeightScales(w.new_zeros(n, 0), w.new_zeros(0), w.new_zeros(0))
-    split = Split(w.new_zeros(0), none, act_mul, w.new_zeros(0, k), w.new_zeros(n, 0))
+    split = Split(w.new_zeros(0), none, act_mul, w.new_zeros(0, k), w.new_zeros(n, 0), coding)
     if rank:
         split = split.with_factors(*top_singular(w / act_mul, rank, power_iterations), act_dtype)
     return split.with_rounding(w, fmt, act_dtype)
+
+
+def quantized_act(x: Tensor, act_mul: Tensor, fmt: Format, coding: Coding) -> Tensor:
+    """[T, K] f32: x̂ as its codes have it, less the shift; x [T, K] is in the act dtype."""
+    codes = numerics.fake_quantize_act(numerics.smooth(x, act_mul, coding.shift), fmt, coding.unsigned)
+    return codes - coding.shift * act_mul.float() if coding.shift else codes
 
 
 class Tokens:
@@ -76,14 +129,17 @@ class Tokens:
 
     Attributes:
         x: [T, K] f32, values of the act dtype.
-        smoothed: [T, K] f32, x̂ before quantization. quantized: [T, K] f32, after.
+        smoothed: [T, K] f32, x̂ before quantization and without shift. quantized: [T, K] f32, after, the shift taken
+            off again: what the bias does in the node, but for its rounding, which is as small as the output's own.
         y: [T, N] f32, full-precision outputs without bias. energy: of y, squared; never 0.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, act_mul: Tensor, fmt: Format, act_dtype: torch.dtype) -> None:
+    def __init__(
+        self, x: Tensor, y: Tensor, act_mul: Tensor, fmt: Format, act_dtype: torch.dtype, coding: Coding = SIGNED
+    ) -> None:
         x16 = x.to(act_dtype)
-        hat = numerics.smooth(x16, act_mul)
-        self.x, self.smoothed, self.quantized = x16.float(), hat.float(), numerics.fake_quantize_act(hat, fmt)
+        self.x, self.smoothed = x16.float(), numerics.smooth(x16, act_mul).float()
+        self.quantized = quantized_act(x16, act_mul, fmt, coding)
         self.y, self.energy = y, float(y.square().sum()) or 1.0
 
     def error(self, split: Split) -> float:

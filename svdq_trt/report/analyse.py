@@ -6,6 +6,7 @@ Letters: N output features, K input features, R rank, T calibration tokens. W_s 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
+from svdq_trt.quantize.split import Coding, quantized_act
 from svdq_trt.spec.formats import FORMATS
 
 RANKS = (0, 16, 32, 64, 128)
@@ -41,15 +43,13 @@ class LayerReport:
 def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) -> dict[str, float]:
     """SQNR in dB with only a part quantized: "activations", "weights", "both". Arguments as `analyse`."""
     parts = _Parts(node, tensors, w)
-    shift = node.act_shift * parts.mul  # what a shift adds to x̂; the node's bias takes it out again
-    hat = numerics.smooth(x, parts.mul, node.act_shift)
-    quantized = numerics.fake_quantize_act(hat, FORMATS[node.format], node.act_unsigned)
-    low_rank = x.float() @ parts.down.T @ parts.up.T
+    hat, low_rank = numerics.smooth(x, parts.mul), x.float() @ parts.down.T @ parts.up.T
+    quantized = quantized_act(x, parts.mul, FORMATS[node.format], Coding(node.act_unsigned, node.act_shift))
     want = x.float() @ w.float().T
     energy = float(want.square().sum()) or 1.0
 
     def sqnr(activations: Tensor, weight: Tensor) -> float:
-        return decibels(float(((activations - shift) @ weight.T + low_rank - want).square().sum()) / energy)
+        return decibels(float((activations @ weight.T + low_rank - want).square().sum()) / energy)
 
     return {"activations": sqnr(quantized, parts.rest), "weights": sqnr(hat.float(), parts.residual),
             "both": sqnr(quantized, parts.residual)}  # fmt: skip
@@ -80,9 +80,10 @@ def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absm
         x: [T, K] calibration tokens in the act dtype. x_absmax: [K].
     """
     parts, fmt, w = _Parts(node, tensors, w), FORMATS[node.format], w.float()
+    same: dict[str, Any] = {"act_dtype": x.dtype, "x_absmax": x_absmax, "act_shift": node.act_shift}
     sweep = []
     for rank in RANKS:
-        q = quantize_group([w], [None], x, fmt, rank, act_dtype=x.dtype, x_absmax=x_absmax, preset=_SWEEP)
+        q = quantize_group([w], [None], x, fmt, rank, preset=_SWEEP, **same)
         sweep.append((rank, q.sqnr_db, sum(t.numel() * t.element_size() for t in q.tensors.values())))
     spectra = {"W": _singular(w), "smoothed W": _singular(parts.smoothed), "residual": _singular(parts.rest)}
     return LayerReport(node, spectra, error_split(node, tensors, w, x), sweep)

@@ -124,6 +124,12 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def _sampled(sampling: Mapping[str, Any] | None) -> str:
+    if sampling is None:
+        return "synthetic inputs"
+    return f"{sampling['samples']} steps recorded in {sampling['pipeline']}"
+
+
 def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The overview's lines."""
     fp16, ours = data["fp16_weight_bytes"], data["quantized_weight_bytes"]
@@ -133,7 +139,7 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit ({100 * ours / fp16:.0f} %)"),
         ("from", source),
         ("preset", config["preset"]),
-        ("calibration", config["calibration"] or "synthetic inputs"),
+        ("calibration", config["calibration"] or _sampled(config.get("sampling"))),
         ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
     ]
     if accuracy:

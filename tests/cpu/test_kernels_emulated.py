@@ -23,7 +23,7 @@ from svdq_harness import ACTIVATIONS, Linear, random_linear, sqnr_db, worst  # n
 
 from svdq_trt.nn.capi import Params  # noqa: E402
 from svdq_trt.ref.quant import Array  # noqa: E402
-from svdq_trt.spec.formats import Activation  # noqa: E402
+from svdq_trt.spec.formats import FORMATS, Activation  # noqa: E402
 from svdq_trt.spec.ops import INPUTS  # noqa: E402
 from svdq_trt.spec.tolerances import KERNEL_ERROR  # noqa: E402
 
@@ -116,10 +116,18 @@ def run(library: ctypes.CDLL, linear: Linear, entries: tuple[str, ...] = ("svdq_
     return y[:m].copy()
 
 
-def check(library: ctypes.CDLL, linear: Linear) -> None:
+def last_launch(library: ctypes.CDLL) -> tuple[int, int, int]:
+    """(tiles, splits of K, threads) of the last kernel that ran: kernel (b)."""
+    out = [ctypes.c_int() for _ in range(3)]
+    library.emulation_last_launch(*map(ctypes.byref, out))
+    return out[0].value, out[1].value, out[2].value
+
+
+def check(library: ctypes.CDLL, linear: Linear) -> Array:
     want, got = linear.reference(), run(library, linear)
     db, limit = sqnr_db(want, got), KERNEL_ERROR[linear.dtype]
     assert db >= limit.db, f"{db:.1f} dB, want {limit.db} ({limit.reason}); {worst(want, got)}"
+    return got
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,7 +149,70 @@ def test_tiled_kernels(
 @pytest.mark.parametrize("name", NAMES)
 def test_large_tile(library: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMULATION_SMS", "1")  # one multiprocessor: large tiles are chosen for any size
-    check(library, random_linear(name, "bf16", 131, 136, 192, 16))
+    check(library, random_linear(name, "bf16", 243, 248, 256, 16))
+    assert last_launch(library) == (4, 1, 256)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("m", "n", "k", "r", "activation", "tiles", "splits"),
+    [
+        (19, 72, 512, 0, Activation.SILU, 4, 2),  # the small tile
+        (33, 80, 1024, 16, Activation.GEGLU, 2, 4),
+        (70, 136, 832, 32, Activation.NONE, 6, 3),  # steps that do not divide evenly
+        (45, 72, 768, 48, Activation.GELU, 2, 3),
+        (37, 40, 2048, 128, Activation.NONE, 1, 8),
+        (40, 72, 512, 512, Activation.NONE, 2, 2),  # the second split has nothing but steps over R
+    ],
+)
+def test_split_k(
+    library: ctypes.CDLL, name: str, m: int, n: int, k: int, r: int, activation: Activation, tiles: int, splits: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Right; the same bits whichever CTA of a tile comes last, and with the counters that a call leaves behind."""
+    linear = random_linear(name, "bf16", m, n, k, r, activation)
+    got = check(library, linear)
+    assert last_launch(library) == (tiles, splits, 128)
+    monkeypatch.setenv("EMULATION_BACKWARDS", "1")
+    again = run(library, linear, ("svdq_linear", "svdq_linear_gemm"))
+    np.testing.assert_array_equal(got.view(np.int16), again.view(np.int16))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_split_k_non_finite_row_is_nan_and_others_are_untouched(library: ctypes.CDLL, name: str) -> None:
+    linear = random_linear(name, "bf16", 35, 72, 1024, 32)
+    clean, x = run(library, linear), linear.x.copy()
+    assert last_launch(library)[1] > 1
+    x[3, 1000], x[34, 5] = np.nan, np.inf
+    got = run(library, linear.with_x(x))
+    assert np.isnan(got[[3, 34]].astype(np.float64)).all()
+    others = np.setdiff1d(np.arange(35), [3, 34])
+    np.testing.assert_array_equal(got[others].view(np.int16), clean[others].view(np.int16))
+
+
+def test_k_is_split_only_where_tiles_are_few(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = random_linear("w4a16", "f16", 65, 136, 1024, 0)
+    splits = []
+    for multiprocessors in (1, 4, 128):
+        monkeypatch.setenv("EMULATION_SMS", str(multiprocessors))
+        check(library, linear)
+        splits.append(last_launch(library)[1])
+    assert splits[0] == 1 and splits[0] <= splits[1] <= splits[2] and splits[2] > 2
+
+
+def test_workspace_is_bounded_and_grows_with_every_size(library: ctypes.CDLL) -> None:
+    def size(fmt: str, *sizes: int) -> int:
+        bytes_ = ctypes.c_size_t()
+        assert library.svdq_workspace_bytes(FORMATS[fmt].index, *sizes, ctypes.byref(bytes_)) == 0
+        return bytes_.value
+
+    steps = {"m": (17, 77, 154, 512, 4608), "n": (8, 640, 2560, 12800), "k": (64, 512, 2048, 12288), "r": (0, 16, 128)}
+    for fmt in FORMATS:
+        for name, values in steps.items():
+            sizes = [size(fmt, *({"m": 154, "n": 1280, "k": 1024, "r": 32} | {name: v}).values()) for v in values]
+            assert sizes == sorted(sizes)
+        unsplit = size(fmt, 4608, 3072, 448, 0)  # K too short to be split
+        assert size(fmt, 4608, 24576, 512, 0) - unsplit < (9 << 20) + unsplit / 7
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,10 +239,20 @@ def test_gemv_many_rows_and_chunks(library: ctypes.CDLL) -> None:
     check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, Activation.GEGLU))
 
 
+@pytest.mark.parametrize(("multiprocessors", "ctas"), ((128, 193), (132, 257)), ids=("64-rows", "48-rows"))
 @pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
-@pytest.mark.parametrize("m", (1, 6))
-def test_gemv_most_rows(library: ctypes.CDLL, m: int, activation: Activation) -> None:
-    check(library, random_linear("w4a16", "bf16", m, 12304, 192, 32, activation))
+@pytest.mark.parametrize("m", (1, 6, 11))
+def test_gemv_most_rows(
+    library: ctypes.CDLL, m: int, activation: Activation, multiprocessors: int, ctas: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """64 rows a CTA, or 48 where they spread more evenly; four stages where shared memory is large."""
+    monkeypatch.setenv("EMULATION_SMS", str(multiprocessors))
+    linear = random_linear("w4a16", "bf16", m, 12304, 320, 32, activation)
+    got = check(library, linear)
+    assert last_launch(library)[0] == ctas
+    monkeypatch.setenv("EMULATION_SHARED", str(228 << 10))
+    np.testing.assert_array_equal(run(library, linear).view(np.int16), got.view(np.int16))
 
 
 def test_gemv_shift(library: ctypes.CDLL) -> None:

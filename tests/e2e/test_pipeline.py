@@ -5,17 +5,16 @@ Text encoders, VAE, scheduler and guidance are diffusers' and transformers' own;
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_pipelines import sdxl_parts
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
 ROOT = Path(__file__).resolve().parents[2]
-LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
 @pytest.fixture(scope="module")
@@ -37,38 +36,6 @@ def session(folder):
         yield opened
 
 
-def tokenizer(folder: Path):
-    """CLIP's tokenizer over single letters."""
-    from transformers import CLIPTokenizer
-
-    words = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
-
-
-def parts(folder: Path) -> dict:
-    """A pipeline's components around sdxl-tiny's UNet: 64 + 64 text channels, 64 pooled, 4 latent channels."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    torch.manual_seed(0)
-    words, size = tokenizer(folder)
-    config = CLIPTextConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=size,
-        max_position_embeddings=77, projection_dim=64, bos_token_id=size - 2, eos_token_id=size - 1,
-        pad_token_id=size - 1,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=8, sample_size=128,
-    )  # fmt: skip
-    found = {"text_encoder": CLIPTextModel(config), "text_encoder_2": CLIPTextModelWithProjection(config), "vae": vae}
-    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    return {k: m.half().eval() for k, m in found.items()} | {
-        "tokenizer": words, "tokenizer_2": words, "scheduler": scheduler}  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def pipe(folder, tmp_path_factory):
     from diffusers import StableDiffusionXLPipeline
@@ -78,7 +45,7 @@ def pipe(folder, tmp_path_factory):
     from svdq_trt.quantize.run import restore_model
 
     unet = restore_model(artifact.load(folder / "svdq.safetensors"), get_model("sdxl-tiny"))
-    made = StableDiffusionXLPipeline(unet=unet, **parts(tmp_path_factory.mktemp("words")), add_watermarker=False)
+    made = StableDiffusionXLPipeline(unet=unet, **sdxl_parts(tmp_path_factory.mktemp("words")), add_watermarker=False)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -121,7 +88,7 @@ def test_pipeline_that_never_had_the_torch_module(pipe, session, tmp_path):
 
     from svdq_trt.pipeline import attach
 
-    bare = StableDiffusionXLPipeline(unet=None, **parts(tmp_path), add_watermarker=False)
+    bare = StableDiffusionXLPipeline(unet=None, **sdxl_parts(tmp_path), add_watermarker=False)
     bare.set_progress_bar_config(disable=True)
     attach(bare, session)
     assert sqnr(images(pipe), images(bare)) > 30

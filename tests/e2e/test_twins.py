@@ -15,6 +15,7 @@ import pytest
 from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.spec.archs import AUTO_FORMAT
+from svdq_trt.spec.formats import Activation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,9 +40,27 @@ def check(name: str, folder: Path, fmt: str) -> None:
     assert all(k["reason"] for k in m["kept_16bit"])
     names = {q["name"] for q in m["quantized"]} | {k["name"] for k in m["kept_16bit"]}
     assert names == set(weight_layers(get_model(name).build()))
+    check_unsigned(name, folder, m, fmt)
     (output,) = m["accuracy"]["outputs"]
     # Measured 21 dB and more; a wrong scale, a swapped stream or a lost branch gives less than 10.
     assert output["sqnr_db"] > 18 and output["cosine"] > 0.98, output
+
+
+def check_unsigned(name: str, folder: Path, m: dict, fmt: str) -> None:
+    """Artifact, graph and manifest say the same of the codes behind GELU; run_at_other_sizes then runs them."""
+    import onnx
+
+    from svdq_trt.quantize import artifact
+
+    spec = get_model(name)
+    want = {n.name: (n.act_unsigned, n.act_shift) for n in artifact.read_nodes(folder / "svdq.safetensors")}
+    behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE}
+    assert {node for node, codes in want.items() if codes != (False, 0.0)} == (behind_gelu if fmt == "int4" else set())
+    assert {q["node"]: (q["act_unsigned"], q["act_shift"]) for q in m["quantized"]} == want
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    attributes = {n.name: {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for n in graph.node
+                  if n.domain == "svdq"}  # fmt: skip
+    assert {node: (bool(a["act_unsigned"]), a["act_shift"]) for node, a in attributes.items()} == want
 
 
 def run_at_other_sizes(name: str, folder: Path) -> None:

@@ -10,7 +10,9 @@ from svdq_trt.spec.formats import Activation
 from svdq_trt.spec.tolerances import KERNEL_ERROR
 
 DTYPES = ("f16", "bf16")
-FEW, SOME, MANY = 104, 6168, 12296  # one for each of the launcher's tiles; none a multiple of 16
+# One for each of the launcher's tiles; none a multiple of 16. On 132 multiprocessors MANY takes 48 rows a CTA, MOST 64
+# (and for more than 8 tokens SOME 48).
+FEW, SOME, MANY, MOST = 104, 6168, 12296, 12680
 
 
 def check(lib: Library, linear: Linear) -> None:
@@ -27,6 +29,7 @@ def test_gemv_every_number_of_tokens(svdq: Library, m: int, dtype: str, r: int) 
     if r in (0, 32):
         check(svdq, random_linear("w4a16", dtype, m, SOME, 192, r))
         check(svdq, random_linear("w4a16", dtype, m, MANY, 192, r))
+        check(svdq, random_linear("w4a16", dtype, m, MOST, 192, r))
 
 
 @pytest.mark.parametrize("activation", list(Activation), ids=lambda a: a.value or "none")
@@ -37,6 +40,7 @@ def test_gemv_every_activation(svdq: Library, m: int, dtype: str, activation: Ac
     check(svdq, random_linear("w4a16", dtype, m, FEW // 16 * 16 + n, 192, 32, activation))
     check(svdq, random_linear("w4a16", dtype, m, SOME // 16 * 16 + n, 64, 16, activation))
     check(svdq, random_linear("w4a16", dtype, m, MANY // 16 * 16 + n, 64, 16, activation))
+    check(svdq, random_linear("w4a16", dtype, m, MOST // 16 * 16 + n, 64, 16, activation))
 
 
 @pytest.mark.parametrize("k", (64, 128, 192, 1024, 1088, 4160))
@@ -55,7 +59,7 @@ def test_gemv_largest_rank(svdq: Library) -> None:
     check(svdq, random_linear("w4a16", "f16", 11, 72, 64, 1024))
 
 
-@pytest.mark.parametrize("n", (FEW, SOME, MANY))
+@pytest.mark.parametrize("n", (FEW, SOME, MANY, MOST))
 def test_gemv_repeats_in_one_graph_are_bit_identical(svdq: Library, n: int) -> None:
     """(b) starts before (a) has ended: a hundred linears back to back, on four operands in turn."""
     import torch
@@ -98,7 +102,7 @@ def test_gemv_equals_the_kernel_for_many_tokens(svdq: Library, shift: float) -> 
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf, -np.inf), ids=str)
-@pytest.mark.parametrize("n", (FEW, SOME, MANY))
+@pytest.mark.parametrize("n", (FEW, SOME, MANY, MOST))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gemv_non_finite_token_is_nan_and_others_are_untouched(svdq: Library, dtype: str, n: int, bad: float) -> None:
     for m, hit in ((1, [0]), (9, [8]), (16, [0, 5, 15])):

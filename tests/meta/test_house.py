@@ -18,11 +18,16 @@ ORDER += ["engine", "runtime", "check", "pipeline", "serve", "compile", "report"
 FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from anywhere
 #: module -> module: edges against the order, each with its reason
 ALLOWED = {
+    ("calibrate", "pipeline"): "inputs recorded in a pipeline: its calls become a model's inputs there",
+    ("calibrate", "engine"): "TensorProfile, in which a Runner describes its inputs",
     ("quantize", "nn"): "quantizing installs the module it made",
-    ("quantize", "compile"): "the Progress protocol",
+    ("quantize", "compile"): "the Progress protocol, the ranks that share the layers",
     ("lora", "compile"): "the Progress protocol",
     ("engine", "compile"): "the Progress protocol",
 }
+#: what torchrun tells its processes
+TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
+TORCHRUN |= {"MASTER_ADDR", "MASTER_PORT"}
 
 
 def sources(*suffixes: str) -> list[Path]:
@@ -87,7 +92,7 @@ def test_kernels_know_no_framework():
 
 
 def test_environment_variables_are_few_and_ours():
-    allowed = {"PYTHONUNBUFFERED"}
+    allowed = {"PYTHONUNBUFFERED"} | TORCHRUN
     for path in sorted(PACKAGE.rglob("*.py")):
         for name in re.findall(r"environ(?:\.get\(|\[)\s*\"(\w+)\"", path.read_text()):
             assert name in allowed, f"{path.relative_to(ROOT)}: {name}"

@@ -60,7 +60,8 @@ struct Shape {
     static constexpr int kX = kBias + kRows * 2;
     static constexpr int kXBytes = 32 * 1024;
     static_assert(8 * kNt * kPitch * 4 <= kRingBytes, "a warp's sums take the place of its ring");
-    static_assert((kRows & (kRows - 1)) == 0 && (kThreads & (kThreads - 1)) == 0, "powers of two");
+    static_assert((kThreads & (kThreads - 1)) == 0, "a power of two");
+    static_assert(kRows / 4 <= 32, "a lane per copy of scales");
     static_assert((kStages & (kStages - 1)) == 0, "a power of two: the stage is taken from the step at each step");
     static_assert(kX % 16 == 0 && kStageBytes % 16 == 0, "16-byte copies");
 };

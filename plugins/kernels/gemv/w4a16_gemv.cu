@@ -26,17 +26,37 @@ cudaError_t launch(const GemvArgs& g, bool overlap, cudaStream_t stream) {
                                           : launch_paired<T, S, false>(g, overlap, stream);
 }
 
+// Weight rows that the busiest multiprocessor reads.
+int64_t busiest(const GemvArgs& g, int rows, int multiprocessors) {
+    const int64_t ctas = (g.n + rows - 1) / rows;
+    return (ctas + multiprocessors - 1) / multiprocessors * rows;
+}
+
 template <class T>
 cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
     // Few rows: small CTAs whose many warps split K. Many: large ones, as each makes all of x^ for itself.
     constexpr int kFewRows = 2560, kSomeRows = 12288;
-    if (g.m <= 8) {
-        if (g.n <= kFewRows) return launch<T, Shape<1, 1, 8, 4, 2>>(g, overlap, stream);
-        return g.n <= kSomeRows ? launch<T, Shape<2, 1, 8, 2, 3>>(g, overlap, stream)
-                                : launch<T, Shape<4, 1, 4, 2, 3>>(g, overlap, stream);
-    }
-    return g.n <= 2 * kFewRows ? launch<T, Shape<1, 2, 8, 4, 2>>(g, overlap, stream)
-                               : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
+    const bool one_n8 = g.m <= 8;
+    if (one_n8 && g.n <= kFewRows) return launch<T, Shape<1, 1, 8, 4, 2>>(g, overlap, stream);
+    if (one_n8 && g.n <= kSomeRows) return launch<T, Shape<2, 1, 8, 2, 3>>(g, overlap, stream);
+    if (!one_n8 && g.n <= 2 * kFewRows) return launch<T, Shape<1, 2, 8, 4, 2>>(g, overlap, stream);
+
+    // 64 rows a CTA, or 48 where that spreads them more evenly: N = 18432 on 132 multiprocessors are 288 CTAs, so
+    // three on some and two on most, or 384, three on nearly all.
+    int device = 0, multiprocessors = 0, shared = 0;
+    cudaError_t e = cudaGetDevice(&device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    if (e != cudaSuccess) return e;
+    const bool even = busiest(g, 48, multiprocessors) < busiest(g, 64, multiprocessors);
+    if (!one_n8)
+        return even ? launch<T, Shape<3, 2, 4, 2, 3>>(g, overlap, stream)
+                    : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
+    if (!even) return launch<T, Shape<4, 1, 4, 2, 3>>(g, overlap, stream);
+    // Three CTAs must fit: with little x^ and the shared memory of sm_90, four stages each do.
+    constexpr int kFewTokens = 2, kMuchShared = 200 * 1024;
+    return g.m <= kFewTokens && shared >= kMuchShared ? launch<T, Shape<3, 1, 4, 4, 3>>(g, overlap, stream)
+                                                      : launch<T, Shape<3, 1, 4, 2, 3>>(g, overlap, stream);
 }
 
 }  // namespace

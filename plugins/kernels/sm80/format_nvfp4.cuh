@@ -33,25 +33,27 @@ struct NVFP4 {
     static constexpr bool kRowScale = false;
     using Acc = float;
 
-    static __device__ __forceinline__ uint32_t scale_word(const uint8_t* scales, int row) {
-        return *reinterpret_cast<const uint32_t*>(scales + 4 * row);
-    }
+#if SVDQ_NATIVE_NVFP4
+    static __device__ __forceinline__ int a_scale_offset(int lane) { return lane / 4 * 8 + lane % 2 * 4; }  // one row
+#else
+    static __device__ __forceinline__ int a_scale_offset(int lane) { return lane / 4 * 8; }  // rows g, g + 8
+#endif
+    static __device__ __forceinline__ int b_scale_offset(int lane) { return lane / 4 * 4; }  // row g of the fragment
 
     template <int kMt, int kNt>
     static __device__ __forceinline__ void step(float (&acc)[kMt][kNt][4], const WarpStage& s) {
-        const int g = s.lane / 4;
         uint32_t w[kNt / 2][4];
 #pragma unroll
         for (int pair = 0; pair < kNt / 2; ++pair) load_b(w[pair], s.b + pair * 16 * 32, s.lane);
 #if SVDQ_NATIVE_NVFP4
         uint32_t w_scale[kNt];
 #pragma unroll
-        for (int nt = 0; nt < kNt; ++nt) w_scale[nt] = scale_word(s.b_scale, 8 * nt + g);
+        for (int nt = 0; nt < kNt; ++nt) w_scale[nt] = ptx::load_shared_4(s.b_scale + 8 * nt * kBScaleBytes);
 #pragma unroll
         for (int mt = 0; mt < kMt; ++mt) {
             uint32_t a[4];
             load_a<2>(a, s.a + mt * 16 * kARowBytes, 0, s.lane);
-            const uint32_t x_scale = scale_word(s.a_scale, 16 * mt + g + 8 * (s.lane % 2));
+            const uint32_t x_scale = ptx::load_shared_4(s.a_scale + 16 * mt * kAScaleBytes);
 #pragma unroll
             for (int nt = 0; nt < kNt; ++nt)
                 ptx::mma_nvfp4(acc[mt][nt], a, w[nt / 2][nt % 2 * 2], w[nt / 2][nt % 2 * 2 + 1], x_scale, w_scale[nt]);
@@ -60,22 +62,24 @@ struct NVFP4 {
         const int byte = s.lane % 4 / 2;  // lanes c = 0, 1 hold group 0 of a half, lanes 2, 3 group 1
         uint32_t b[kNt][2][4];            // [n8 tile][half of the 64][pair]
 #pragma unroll
-        for (int nt = 0; nt < kNt; ++nt)
+        for (int nt = 0; nt < kNt; ++nt) {
+            const uint32_t scales = ptx::load_shared_4(s.b_scale + 8 * nt * kBScaleBytes) >> (8 * byte);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const __half2 scale = e4m3_pair(scale_word(s.b_scale, 8 * nt + g) >> (16 * half + 8 * byte));
+                const __half2 scale = e4m3_pair(scales >> (16 * half));
 #pragma unroll
                 for (int j = 0; j < 4; ++j) b[nt][half][j] = e2m1_pair(w[nt / 2][nt % 2 * 2 + half], j, scale);
             }
+        }
 #pragma unroll
         for (int mt = 0; mt < kMt; ++mt) {
             uint32_t a[4];
             load_a<2>(a, s.a + mt * 16 * kARowBytes, 0, s.lane);
+            const uint2 rows = ptx::load_shared_8(s.a_scale + 16 * mt * kAScaleBytes);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int shift = 16 * half + 8 * byte;
-                const __half2 top = e4m3_pair(scale_word(s.a_scale, 16 * mt + g) >> shift);
-                const __half2 bottom = e4m3_pair(scale_word(s.a_scale, 16 * mt + g + 8) >> shift);
+                const __half2 top = e4m3_pair(rows.x >> shift), bottom = e4m3_pair(rows.y >> shift);
 #pragma unroll
                 for (int k = 0; k < 2; ++k) {
                     const uint32_t d[4] = {

@@ -18,6 +18,9 @@ struct W4A16 {
     static constexpr bool kRowScale = true;
     using Acc = float;
 
+    static __device__ __forceinline__ int a_scale_offset(int lane) { return 0 * lane; }
+    static __device__ __forceinline__ int b_scale_offset(int lane) { return lane % 4 * 4; }  // columns 2c, 2c + 1
+
     template <int kMt, int kNt>
     static __device__ __forceinline__ void step(float (&acc)[kMt][kNt][4], const WarpStage& s) {
         uint32_t b[kNt][4][2];  // [n8 tile][k16 step][b0, b1]
@@ -33,7 +36,7 @@ struct W4A16 {
         }
 #pragma unroll
         for (int nt = 0; nt < kNt; ++nt) {
-            const uint32_t two = *reinterpret_cast<const uint32_t*>(s.b_scale + (8 * nt + 2 * (s.lane % 4)) * 2);
+            const uint32_t two = ptx::load_shared_4(s.b_scale + 8 * nt * kBScaleBytes);
             w_scale[nt][0] = low_to_float<T>(two);
             w_scale[nt][1] = high_to_float<T>(two);
         }

@@ -20,6 +20,9 @@ struct W4A8 {
         return (((nibbles & 0x0f0f0f0fu) ^ 0x08080808u) * z + offset) ^ 0x80808080u;
     }
 
+    static __device__ __forceinline__ int a_scale_offset(int lane) { return 0 * lane; }
+    static __device__ __forceinline__ int b_scale_offset(int lane) { return lane / 4; }  // row g of the fragment
+
     template <int kMt, int kNt>
     static __device__ __forceinline__ void step(int (&acc)[kMt][kNt][4], const WarpStage& s) {
         uint32_t b[kNt][2][2];  // [n8 tile][half of the 64][b0, b1]
@@ -30,7 +33,7 @@ struct W4A8 {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const int nt = 2 * pair + i / 2;
-                const uint32_t z = s.b_scale[8 * nt + s.lane / 4];
+                const uint32_t z = ptx::load_shared_1(s.b_scale + 8 * nt);
                 const uint32_t offset = 0x80808080u - z * 0x08080808u;
                 b[nt][i % 2][0] = expand(w[i], z, offset);
                 b[nt][i % 2][1] = expand(w[i] >> 4, z, offset);

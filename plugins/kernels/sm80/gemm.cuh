@@ -12,19 +12,23 @@
 // Operands (per stage):                        int4     w4a8     nvfp4    w4a16
 //   codes    [kBm, 64]   bytes per row         32       64       32       128        row-major, swizzled
 //   qweight  [kBn, 64]   bytes per row         32       32       32       32         row-major, swizzled
-//   scales of codes, bytes per row             2        -        4        -
+//   scales of codes, bytes per row             4        -        4        -
 //   wscale, bytes per row of the weight        2        1        4        2
 //   then t [kBm, 16], lora_up [kBn, 16]        32-byte rows in the same places
-// Shared memory: a large stage is 8.5, 12.1, 9, 20.3 KiB.
+// Shared memory: a large stage is 8.8, 12.1, 9, 20.3 KiB.
 // Numerics: the K loop as the format says; then fp32 times wscale2 (and the row's scale); low-rank into the
-// same accumulators; bias; activation; one rounding. One CTA sums all of K in order: deterministic.
+// same accumulators; bias; activation; one rounding. One CTA sums all of K in order; where that would leave
+// multiprocessors idle (choice.h), several share it, and the last one adds up their sums in order (split.cuh):
+// deterministic.
 //
 // A format (format_*.cuh) is a struct with the bytes above, an accumulator type and step(), which consumes
 // one stage.
 #pragma once
 
 #include "../common/launch.h"
+#include "choice.h"
 #include "epilogue.cuh"
+#include "split.cuh"
 
 namespace svdq::sm80 {
 
@@ -40,20 +44,100 @@ struct Stage {
     static_assert(kSharedBytes <= 99 * 1024, "sm_86 and sm_89 give a block at most 99 KiB");
 };
 
-// Copies the rows of one operand: kRows rows of kRowBytes, by all threads. Rows at or past `rows` become
-// zeros.
-template <int kRows, int kRowBytes, int kThreads>
-__device__ __forceinline__ void load_rows(uint32_t dst, const uint8_t* src, int64_t pitch, int row0, int rows) {
-    constexpr int kChunks = kRowBytes / 16;
-#pragma unroll
-    for (int i = 0; i < (kRows * kChunks + kThreads - 1) / kThreads; ++i) {
-        const int at = i * kThreads + threadIdx.x;
-        const int row = at / kChunks, chunk = at % kChunks;
-        if (kRows * kChunks % kThreads != 0 && row >= kRows) break;
-        const bool valid = row0 + row < rows;
-        const uint8_t* from = valid ? src + static_cast<int64_t>(row0 + row) * pitch + 16 * chunk : src;
-        ptx::cp_async_16(dst + row_offset<kChunks>(row, chunk), from, valid);
+// What one thread copies of every stage of K: up to kACopies chunks of codes, one of qweight, perhaps one of
+// scales. Pointers that move along with K: a step costs an addition each, where addresses made from row numbers
+// would cost a third of the instructions that are not the product itself. Rows past the end of a matrix are its
+// last ones again, or zeros: what they become is not stored.
+template <class F, class Tile>
+struct Copies {
+    using S = Stage<F, Tile>;
+    static constexpr int kAChunks = F::kARowBytes / 16;
+    static constexpr int kARows = Tile::kThreads / kAChunks;  // rows that all threads copy at a time
+    static constexpr int kACopies = (Tile::kBm + kARows - 1) / kARows;
+    static constexpr int kScaleBytes = F::kBScaleBytes == 1 ? 8 : 16;  // of one copy; 8 columns are one or two
+    static constexpr int kBScaleThreads = Tile::kBn * F::kBScaleBytes / kScaleBytes;
+    static constexpr int kAScaleThreads = Tile::kBm * F::kAScaleBytes / 16;
+    static_assert(kARows % 8 == 0, "all of a thread's chunks have the same place in their rows' swizzle");
+    static_assert(kBScaleThreads + kAScaleThreads <= Tile::kThreads, "one copy of scales per thread");
+
+    const uint8_t *a, *b, *scale;
+    uint32_t a_to, b_to, scale_to;  // byte offsets in a stage
+    uint32_t scale_step;            // 8-byte units from one group to the next
+    int a_rows;                     // rows of the matrix from this thread's first one on, at least 1
+    bool scale_mine;
+
+    // Starts at group `group` of K.
+    __device__ __forceinline__ Copies(const GemmArgs& p, const Columns<Tile>& columns, int m0, int group) {
+        const int thread = threadIdx.x;
+        const int a_row = thread / kAChunks, a_chunk = thread % kAChunks;
+        a_rows = max(p.m - m0 - a_row, 1);
+        a = p.codes + static_cast<int64_t>(min(m0 + a_row, p.m - 1)) * pitch(p) + 16 * a_chunk;
+        a_to = S::kA + row_offset<kAChunks>(a_row, a_chunk);
+
+        b = p.qweight + static_cast<int64_t>(min(columns.weight_row(thread / 2), p.n - 1)) * (p.k / 2) +
+            16 * (thread % 2);
+        b_to = S::kB + row_offset<2>(thread / 2, thread % 2);
+
+        scale_mine = thread < kBScaleThreads + kAScaleThreads;
+        if (thread < kBScaleThreads || kAScaleThreads == 0) {
+            constexpr int kColumns = kScaleBytes / F::kBScaleBytes;
+            const int column = scale_mine ? thread * kColumns : 0;
+            scale = p.wscale + min(columns.weight_row(column), p.n - kColumns) * F::kBScaleBytes;
+            scale_step = static_cast<uint32_t>(p.n) * F::kBScaleBytes / 8;
+            scale_to = S::kBScale + thread * kScaleBytes;
+        } else {
+            // Kernel (a) has written the scales of whole m16 tiles, so all of a chunk or none of it.
+            constexpr int kTileBytes = F::kAScaleBytes > 0 ? 16 * F::kAScaleBytes : 1;
+            const int at = scale_mine ? (thread - kBScaleThreads) * 16 : 0;
+            const bool valid = m0 + at / kTileBytes * 16 < p.m;
+            scale = p.scales + static_cast<int64_t>(m0) * F::kAScaleBytes + (valid ? at : at % kTileBytes);
+            scale_step = static_cast<uint32_t>(p.m_pad / 8 * F::kAScaleBytes);
+            scale_to = S::kAScale + at;
+        }
+        a += static_cast<int64_t>(group) * F::kARowBytes;
+        b += static_cast<int64_t>(group) * 32;
+        scale += static_cast<uint64_t>(group) * scale_step * 8;
     }
+
+    static __device__ __forceinline__ int64_t pitch(const GemmArgs& p) {
+        return static_cast<int64_t>(p.k / 64) * F::kARowBytes;
+    }
+
+    // Copies the next group of 64 into the stage at shared address `stage`.
+    __device__ __forceinline__ void next(const GemmArgs& p, uint32_t stage) {
+#pragma unroll
+        for (int i = 0; i < kACopies; ++i)
+            if (kACopies * kARows == Tile::kBm || threadIdx.x < Tile::kBm * kAChunks)
+                ptx::cp_async_16(stage + a_to + i * kARows * F::kARowBytes, a + i * kARows * pitch(p),
+                                 i == 0 || a_rows > i * kARows);
+        ptx::cp_async_16(stage + b_to, b, true);
+        if (scale_mine) {
+            if constexpr (kScaleBytes == 8) ptx::cp_async_8(stage + scale_to, scale, true);
+            else ptx::cp_async_16(stage + scale_to, scale, true);
+        }
+        a += F::kARowBytes;
+        b += 32;
+        scale += static_cast<uint64_t>(scale_step) * 8;
+    }
+};
+
+// The same for 16 columns of t and lora_up: few steps, so their addresses are made where they are used.
+template <class F, class Tile>
+__device__ __forceinline__ void load_rank(const GemmArgs& p, const Columns<Tile>& columns, int m0, int step,
+                                          uint32_t stage) {
+    using S = Stage<F, Tile>;
+    uint32_t thread = threadIdx.x;
+    ptx::keep(thread);  // nothing of this in registers of the loop over K
+    const int row = thread / 2, chunk = thread % 2;
+    if (row < Tile::kBm) {
+        const bool valid = m0 + row < p.m;
+        const int64_t at = static_cast<int64_t>(m0 + row) * p.r * 2 + step * 32 + 16 * chunk;
+        ptx::cp_async_16(stage + S::kA + row_offset<2>(row, chunk), p.t + (valid ? at : 0), valid);
+    }
+    const int b_row = columns.weight_row(row);
+    const bool b_valid = b_row < p.n;
+    const int64_t b_at = static_cast<int64_t>(b_row) * p.r * 2 + step * 32 + 16 * chunk;
+    ptx::cp_async_16(stage + S::kB + row_offset<2>(row, chunk), p.lora_up + (b_valid ? b_at : 0), b_valid);
 }
 
 template <class F, class T, class Tile>
@@ -71,72 +155,54 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
     const int m0 = tile_m * Tile::kBm;  // m <= 2^30 (checked by the C API)
     const Columns<Tile> columns(p, tile_n);
 
-    // This thread's share of every stage: one chunk of one weight row, and perhaps a chunk of scales.
-    // Addresses are made from row numbers at each step: pointers kept across the loop would cost the
-    // registers that let two CTAs share an SM.
-    const int b_column = threadIdx.x / 2, b_chunk = threadIdx.x % 2;
-    const int b_row = columns.weight_row(b_column);
-    const bool b_valid = b_row < p.n;
-    const uint32_t b_dst = S::kB + row_offset<2>(b_column, b_chunk);
-
-    constexpr int kScaleChunk = F::kBScaleBytes == 1 ? 8 : 16;  // bytes of one copy; 8 columns are one or two
-    constexpr int kColumnsPerCopy = kScaleChunk / F::kBScaleBytes;
-    const int s_column = threadIdx.x * kColumnsPerCopy;
-    const bool s_mine = s_column < Tile::kBn;
-    const int s_row = s_mine ? columns.weight_row(s_column) : p.n;
-    const bool s_valid = s_row < p.n;
-
+    // Steps over K, then over R; this CTA's are step .. end - 1.
     const int k_steps = p.k / 64, steps = k_steps + p.r / 16;
+    int step = 0, end = steps;
+    if constexpr (Tile::kSplits) {
+        step = steps * static_cast<int>(blockIdx.y) / static_cast<int>(gridDim.y);
+        end = steps * static_cast<int>(blockIdx.y + 1) / static_cast<int>(gridDim.y);
+    }
+    const int k_end = min(end, k_steps);
     const uint32_t ring = ptx::smem_addr(smem);
-
-    auto load_stage = [&](int step) {
-        const uint32_t stage = ring + step % F::kStages * S::kBytes;
-        if (step < k_steps) {
-            load_rows<Tile::kBm, F::kARowBytes, Tile::kThreads>(
-                stage + S::kA, p.codes + static_cast<int64_t>(step) * F::kARowBytes,
-                static_cast<int64_t>(k_steps) * F::kARowBytes, m0, p.m);
-            const int64_t w_at = static_cast<int64_t>(b_row) * (p.k / 2) + step * 32 + 16 * b_chunk;
-            ptx::cp_async_16(stage + b_dst, p.qweight + (b_valid ? w_at : 0), b_valid);
-            if (s_mine) {
-                const int64_t s_at = (static_cast<int64_t>(step) * p.n + s_row) * F::kBScaleBytes;
-                const uint8_t* from = p.wscale + (s_valid ? s_at : 0);
-                const uint32_t to = stage + S::kBScale + s_column * F::kBScaleBytes;
-                if constexpr (kScaleChunk == 8) ptx::cp_async_8(to, from, s_valid);
-                else ptx::cp_async_16(to, from, s_valid);
-            }
-            if constexpr (F::kAScaleBytes > 0) {
-                // Kernel (a) has written the scales of whole m16 tiles, so of all rows of a chunk or of none.
-                const int at = threadIdx.x * 16;
-                if (at < Tile::kBm * F::kAScaleBytes)
-                    ptx::cp_async_16(stage + S::kAScale + at,
-                                     p.scales + (step * p.m_pad + m0) * F::kAScaleBytes + at,
-                                     m0 + at / F::kAScaleBytes < p.m);
-            }
-        } else if (step < steps) {
-            const int r_step = step - k_steps;
-            load_rows<Tile::kBm, 32, Tile::kThreads>(stage + S::kA, p.t + r_step * 32, p.r * 2, m0, p.m);
-            const int64_t up_at = static_cast<int64_t>(b_row) * p.r * 2 + r_step * 32 + 16 * b_chunk;
-            ptx::cp_async_16(stage + b_dst, p.lora_up + (b_valid ? up_at : 0), b_valid);
-        }
-        ptx::cp_async_commit();  // also an empty group: wait counts groups
-    };
-    // Makes stage `step` readable and refills the one that was read before it.
-    auto next_stage = [&](int step, int a_row_bytes) {
+    Copies<F, Tile> copies(p, columns, m0, step);
+    uint32_t stage = 0, refill = S::kRing - S::kBytes;  // offsets: of the next step, of the one read before it
+    uint32_t a_scale = ring + S::kAScale + warp_m * Tile::kWarpM * F::kAScaleBytes + F::a_scale_offset(lane);
+    uint32_t b_scale = ring + S::kBScale + warp_n * Tile::kWarpN * F::kBScaleBytes + F::b_scale_offset(lane);
+    ptx::keep(a_scale), ptx::keep(b_scale);
+    // Makes the next stage readable and refills, by load(shared address), the one that was read before it.
+    auto next_stage = [&](int a_row_bytes, auto load) {
         ptx::cp_async_wait<F::kStages - 2>();
         __syncthreads();
-        load_stage(step + F::kStages - 1);
-        const int at = step % F::kStages * S::kBytes;
-        return WarpStage{ring + at + S::kA + warp_m * Tile::kWarpM * a_row_bytes,
-                         ring + at + S::kB + warp_n * Tile::kWarpN * 32,
-                         smem + at + S::kAScale + warp_m * Tile::kWarpM * F::kAScaleBytes,
-                         smem + at + S::kBScale + warp_n * Tile::kWarpN * F::kBScaleBytes, lane};
+        load(ring + refill);
+        ptx::cp_async_commit();  // also an empty group: wait counts groups
+        const uint32_t at = ring + stage, scales = stage;
+        refill = stage;
+        stage = stage == S::kRing - S::kBytes ? 0 : stage + S::kBytes;
+        return WarpStage{at + S::kA + warp_m * Tile::kWarpM * a_row_bytes, at + S::kB + warp_n * Tile::kWarpN * 32,
+                         a_scale + scales, b_scale + scales, lane};
+    };
+    auto load_k = [&](uint32_t to) { copies.next(p, to); };
+    auto load_any = [&](int at) {  // of K, of R, or past the end
+        return [&, at](uint32_t to) {
+            if (at < k_end) load_k(to);
+            else if (at < end) load_rank<F, Tile>(p, columns, m0, at - k_steps, to);
+        };
     };
 
     typename F::Acc sum[kMt][kNt][4] = {};
+    constexpr int kAhead = F::kStages - 1;
+    ptx::wait_for_previous();  // kernel (a)
 #pragma unroll
-    for (int step = 0; step < F::kStages - 1; ++step) load_stage(step);
+    for (int i = 0; i < kAhead; ++i) {
+        load_any(step + i)(ring + i * S::kBytes);
+        ptx::cp_async_commit();
+    }
 #pragma unroll 1
-    for (int step = 0; step < k_steps; ++step) F::template step<kMt, kNt>(sum, next_stage(step, F::kARowBytes));
+    for (; step < k_end - kAhead; ++step)  // nothing but K ahead: no branch
+        F::template step<kMt, kNt>(sum, next_stage(F::kARowBytes, load_k));
+#pragma unroll 1
+    for (; step < k_end; ++step)
+        F::template step<kMt, kNt>(sum, next_stage(F::kARowBytes, load_any(step + kAhead)));
 
     // ---- to real units ------------------------------------------------------------------------------------
     float acc[kMt][kNt][4];
@@ -162,15 +228,15 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
 
     // ---- low-rank branch ----------------------------------------------------------------------------------
 #pragma unroll 1
-    for (int step = k_steps; step < steps; ++step) {
-        const WarpStage stage = next_stage(step, 32);
+    for (; step < end; ++step) {
+        const WarpStage at = next_stage(32, load_any(step + kAhead));
         uint32_t b[kNt / 2][4];
 #pragma unroll
-        for (int pair = 0; pair < kNt / 2; ++pair) load_b(b[pair], stage.b + pair * 16 * 32, lane);
+        for (int pair = 0; pair < kNt / 2; ++pair) load_b(b[pair], at.b + pair * 16 * 32, lane);
 #pragma unroll
         for (int mt = 0; mt < kMt; ++mt) {
             uint32_t a[4];
-            load_a<2>(a, stage.a + mt * 16 * 32, 0, lane);
+            load_a<2>(a, at.a + mt * 16 * 32, 0, lane);
 #pragma unroll
             for (int nt = 0; nt < kNt; ++nt)
                 ptx::mma_16bit(T(), acc[mt][nt], a, b[nt / 2][nt % 2 * 2], b[nt / 2][nt % 2 * 2 + 1]);
@@ -178,36 +244,28 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
     }
 
     ptx::cp_async_wait<0>();
+    if constexpr (Tile::kSplits)
+        if (gridDim.y > 1 && !sum_splits<Tile>(p, acc)) return;
     __syncthreads();  // the ring becomes the slabs
     store_tile<T, Tile>(p, columns, reinterpret_cast<float*>(smem + warp * Slab<Tile>::kBytes), acc,
                         m0 + warp_m * Tile::kWarpM, warp_n, lane);
 }
 
 template <class F, class T, class Tile>
-cudaError_t launch_gemm_tile(const GemmArgs& g, cudaStream_t stream) {
+cudaError_t launch_gemm_tile(const GemmArgs& g, int splits, bool overlap, cudaStream_t stream) {
     const int out_per_tile = g.activation == SVDQ_ACT_GEGLU ? Tile::kBn / 2 : Tile::kBn;
     const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm;
     const int64_t tiles_n = (g.n_out + out_per_tile - 1) / out_per_tile;
     if (tiles_m * tiles_n > 0x7fffffff) return cudaErrorInvalidConfiguration;
     constexpr int kShared = Stage<F, Tile>::kSharedBytes;
-    const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n));
-    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g);
+    const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n), static_cast<unsigned>(splits));
+    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g, overlap);
 }
 
 inline cudaError_t multiprocessors(int* count) {
     int device = 0;
     const cudaError_t e = cudaGetDevice(&device);
     return e != cudaSuccess ? e : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-}
-
-// Outputs that the busiest multiprocessor computes; an output of a medium tile takes longer, as less of what
-// is loaded is used twice.
-constexpr double kMediumTileCost = 1.35;
-
-template <class Tile>
-double tile_cost(const GemmArgs& g, int sms) {
-    const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm, tiles_n = (g.n + Tile::kBn - 1) / Tile::kBn;
-    return static_cast<double>((tiles_m * tiles_n + sms - 1) / sms) * Tile::kBm * Tile::kBn;
 }
 
 // F is the format with the act dtype T it was made for.
@@ -227,14 +285,17 @@ cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
     g.m_pad = args.ws.m_pad;
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
     g.activation = p.activation;
-    constexpr int kFewTokens = 32;  // up to here two small tiles of M read the weight faster than a larger one
-    if (p.m <= kFewTokens) return launch_gemm_tile<F, T, SmallTile>(g, stream);
+    g.parts = args.parts();
+    g.counters = args.counters();
     int sms = 0;
     const cudaError_t e = multiprocessors(&sms);
     if (e != cudaSuccess) return e;
-    return tile_cost<LargeTile>(g, sms) <= tile_cost<MediumTile>(g, sms) * kMediumTileCost
-               ? launch_gemm_tile<F, T, LargeTile>(g, stream)
-               : launch_gemm_tile<F, T, MediumTile>(g, stream);
+    const Choice choice = choose(p, args.ws, sms);
+    switch (choice.tile) {
+        case TileKind::kSmall: return launch_gemm_tile<F, T, SmallTile>(g, choice.splits, args.overlap, stream);
+        case TileKind::kMedium: return launch_gemm_tile<F, T, MediumTile>(g, choice.splits, args.overlap, stream);
+        default: return launch_gemm_tile<F, T, LargeTile>(g, 1, args.overlap, stream);
+    }
 }
 
 }  // namespace svdq::sm80

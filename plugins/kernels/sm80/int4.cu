@@ -9,12 +9,14 @@ cudaError_t quantize_int4(const LinearArgs& args, cudaStream_t stream) {
     return launch_quantize<SVDQ_FORMAT_INT4>(args, stream);
 }
 
+template <class T>
+static cudaError_t launch_as(const LinearArgs& args, cudaStream_t stream) {
+    return args.p.act_unsigned ? launch_gemm<Int4<T, U4S4>, T>(args, stream)
+                               : launch_gemm<Int4<T, S4S4>, T>(args, stream);
+}
+
 cudaError_t gemm_int4(const LinearArgs& args, cudaStream_t stream) {
-    if (args.p.dtype == SVDQ_F16)
-        return args.p.act_unsigned ? launch_gemm<Int4<__half, true>, __half>(args, stream)
-                                   : launch_gemm<Int4<__half, false>, __half>(args, stream);
-    return args.p.act_unsigned ? launch_gemm<Int4<__nv_bfloat16, true>, __nv_bfloat16>(args, stream)
-                               : launch_gemm<Int4<__nv_bfloat16, false>, __nv_bfloat16>(args, stream);
+    return args.p.dtype == SVDQ_F16 ? launch_as<__half>(args, stream) : launch_as<__nv_bfloat16>(args, stream);
 }
 
 }  // namespace svdq::sm80

@@ -46,7 +46,8 @@ struct QuantArgs {
     const uint16_t* lora_down;  // [R, K]
     uint8_t* codes;
     uint8_t* scales;
-    uint16_t* t;  // [M, R]
+    uint16_t* t;         // [M, R]
+    uint32_t* counters;  // [kMaxSplitTiles] of kernel (b), to be 0; or nullptr
     int64_t m_pad;
     int m, k, r;
     float shift;
@@ -67,6 +68,9 @@ __device__ __forceinline__ float element(const Octet& o, int i) {
     return i % 2 ? high_to_float<T>(o.pair[i / 2]) : low_to_float<T>(o.pair[i / 2]);
 }
 
+// Where the scale of a row lies in its group's run of them; see struct Workspace.
+__device__ __forceinline__ int64_t scale_position(int64_t row) { return (row & ~15) + row % 8 * 2 + (row >> 3 & 1); }
+
 // int4: one group of 64 = both octets of the four lanes of a quad.
 template <class T>
 __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[2], int64_t row, int block, int c,
@@ -83,8 +87,9 @@ __device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[
         }
     }
     if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
-        const uint32_t stored = TypeTraits<T>::to_bits(s.finite ? s.scale : __int_as_float(0x7fffffff));
-        reinterpret_cast<uint16_t*>(p.scales)[block * p.m_pad + row] = static_cast<uint16_t>(stored);
+        const float stored = TypeTraits<T>::to_float(TypeTraits<T>::to_bits(s.scale));
+        reinterpret_cast<float*>(p.scales)[block * p.m_pad + scale_position(row)] =
+            s.finite ? stored : __int_as_float(0x7fffffff);
     }
 }
 
@@ -106,7 +111,8 @@ __device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)
         const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
         bytes |= (own | next << 8) << (16 * b);
     }
-    if (c == 0) reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + row] = bytes;  // padding rows too
+    if (c == 0)  // padding rows too
+        reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + scale_position(row)] = bytes;
 }
 
 // w4a8: even elements of the octet, then odd ones: a8_position().
@@ -135,6 +141,7 @@ __global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_ke
     __shared__ float partial[kWarps / 2][kRegisters][32];  // [warp][register][lane]
     __shared__ uint32_t row_max[kWarps][kQuantRows];
     constexpr bool kWholeRow = kFormat == SVDQ_FORMAT_W4A8 || kFormat == SVDQ_FORMAT_W4A16;
+    ptx::launch_dependents();  // kernel (b), which waits for this one's end before it reads anything of it
 
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int g = lane / 4, c = lane % 4;
@@ -143,6 +150,8 @@ __global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_ke
     const int ranks = min(p.r - rank0, kRankTile);  // <= 0: no low-rank branch
     const bool quantizing = blockIdx.y == 0;
     const int blocks = p.k / 64;
+    static_assert(kWarps * 32 >= kMaxSplitTiles, "a thread per counter");
+    if (p.counters && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x < kMaxSplitTiles) p.counters[threadIdx.x] = 0;
 
     float acc[kMt][kRankTile / 8][4] = {};
     uint32_t seen[kMt][2] = {};  // per row: largest |bits|, where the whole row matters
@@ -320,6 +329,7 @@ cudaError_t launch_quantize(const LinearArgs& args, cudaStream_t stream) {
     q.codes = args.codes();
     q.scales = args.scales();
     q.t = reinterpret_cast<uint16_t*>(args.t());
+    q.counters = args.counters();
     q.m_pad = args.ws.m_pad;
     q.m = p.m, q.k = p.k, q.r = p.r;
     q.shift = p.act_shift;

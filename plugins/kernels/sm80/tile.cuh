@@ -16,6 +16,8 @@ struct GemmArgs {
     const uint16_t* bias;    // [N] act dtype
     const float* wscale2;    // [N]
     uint16_t* y;             // [M, n_out] act dtype
+    float* parts;            // of split tiles, and how many are there: split.cuh
+    uint32_t* counters;
     int64_t m_pad;
     int m, n, k, r, n_out;
     int activation;
@@ -29,6 +31,7 @@ struct Tile {
     static constexpr int kMt = kBm / (16 * kWm_);  // m16 tiles of a warp
     static constexpr int kNt = kBn / (8 * kWn_);   // n8 tiles of a warp
     static constexpr int kWarpM = 16 * kMt, kWarpN = 8 * kNt;
+    static constexpr bool kSplits = kBm < 128;  // several CTAs may share one tile's K
     static_assert(kMt >= 1 && kNt % 2 == 0, "B fragments come in pairs of n8 tiles");
     static_assert(2 * kBn == kThreads, "one 16-byte chunk of a 32-byte weight row per thread");
 };
@@ -84,9 +87,9 @@ __device__ __forceinline__ void tile_of_block(int block, int tiles_m, int tiles_
 
 // What a format's step() sees: one stage of shared memory, at this warp's part of the tile.
 struct WarpStage {
-    uint32_t a, b;           // shared addresses of the warp's first A and B row
-    const uint8_t* a_scale;  // scales of the warp's rows
-    const uint8_t* b_scale;  // and columns
+    uint32_t a, b;     // shared addresses: the warp's first A and B row,
+    uint32_t a_scale;  // this lane's first scale of the warp's rows,
+    uint32_t b_scale;  // and of its columns: the format's a_scale_offset() and b_scale_offset()
     int lane;
 };
 

@@ -13,12 +13,18 @@ namespace svdq::sm90 {
 // pair.
 enum class ActClass { kNone, kUnary, kGeglu };
 
-__device__ __forceinline__ float fast_exp(float v) { return exp2f(v * 1.4426950408889634f); }
-__device__ __forceinline__ float fast_rcp(float v) {
+__device__ __forceinline__ float fast_exp2(float v) {  // 0 below 2^-126
     float r;
-    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
     return r;
 }
+__device__ __forceinline__ float fast_rcp(float v) {
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
 
 // erfc(z) for z >= 0, relative error below 2e-7 plus that of exp: Chebyshev fit of Numerical Recipes' erfcc.
 __device__ __forceinline__ float erfc_positive(float z) {
@@ -33,7 +39,7 @@ __device__ __forceinline__ float erfc_positive(float z) {
     p = fmaf(p, t, 0.37409196f);
     p = fmaf(p, t, 1.00002368f);
     p = fmaf(p, t, -1.26551223f);
-    return t * fast_exp(fmaf(-z, z, p));
+    return t * fast_exp2(kLog2E * fmaf(-z, z, p));
 }
 
 // v * Phi(v) through erfc of |v|: no cancellation in the negative tail.
@@ -42,13 +48,13 @@ __device__ __forceinline__ float gelu_erf(float v) {
     return v >= 0.0f ? v - tail : tail;
 }
 
-// 0.5 v (1 + tanh u) = v / (1 + exp(-2u))
+// 0.5 v (1 + tanh u) = v / (1 + exp(-2u)), u = sqrt(2 / pi) (v + 0.044715 v^3)
 __device__ __forceinline__ float gelu_tanh(float v) {
-    const float u = 0.7978845608028654f * fmaf(0.044715f * v * v, v, v);
-    return v * fast_rcp(1.0f + fast_exp(-2.0f * u));
+    constexpr float kScale = -2.0f * kLog2E * 0.7978845608028654f;
+    return v * fast_rcp(1.0f + fast_exp2(v * fmaf(0.044715f * kScale, v * v, kScale)));
 }
 
-__device__ __forceinline__ float silu(float v) { return v * fast_rcp(1.0f + fast_exp(-v)); }
+__device__ __forceinline__ float silu(float v) { return v * fast_rcp(1.0f + fast_exp2(-kLog2E * v)); }
 
 template <int kCount, typename F>
 __device__ __forceinline__ void apply(float* v, F f) {

@@ -33,17 +33,6 @@ __device__ __forceinline__ void mbar_arrive(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
 
-// Arrives at the barrier of the same offset in CTA `cta` of the cluster (may be the own one). Without a
-// scope: the arriving threads only read the slot, and a cluster-scope release would cost a full memory
-// barrier.
-__device__ __forceinline__ void mbar_arrive_cluster(uint32_t bar, uint32_t cta) {
-    asm volatile(
-        "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %0, %1;\n"
-        " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(bar),
-        "r"(cta)
-        : "memory");
-}
-
 __device__ __forceinline__ void mbar_wait(uint32_t bar, uint32_t parity) {
     asm volatile(
         "{\n .reg .pred done;\n"
@@ -65,16 +54,6 @@ __device__ __forceinline__ void tma_load_2d(uint32_t dst, const CUtensorMap* map
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
         "%3}], [%4];" ::"r"(dst),
         "l"(map), "r"(c0), "r"(c1), "r"(bar)
-        : "memory");
-}
-
-// Writes the same offset and signals the same barrier in every CTA whose bit is set in `ctas`.
-__device__ __forceinline__ void tma_load_2d_multicast(uint32_t dst, const CUtensorMap* map, int32_t c0,
-                                                      int32_t c1, uint32_t bar, uint16_t ctas) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(dst),
-        "l"(map), "r"(c0), "r"(c1), "r"(bar), "h"(ctas)
         : "memory");
 }
 
@@ -101,13 +80,21 @@ __device__ __forceinline__ void fence_proxy_async() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- cluster, barriers, dependent launch --------------------------------------------------------
+// ---- plain global memory ------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t cluster_cta_rank() {
-    uint32_t r;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r));
-    return r;
+// 16 bytes of read-only data. Volatile, as it must stay behind wait_prerequisites().
+__device__ __forceinline__ uint4 ldg128(const void* src) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(src));
+    return v;
 }
+
+// Only a hint, so allowed before wait_prerequisites().
+__device__ __forceinline__ void prefetch_l2(const void* src) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(src));
+}
+
+// ---- cluster, barriers, dependent launch --------------------------------------------------------
 
 __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

@@ -20,15 +20,4 @@ cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t strea
 // Kernel (b): workspace and weights -> y.
 cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream);
 
-// The same with the tile given, for tuning.
-struct QuantizeSplit {
-    int tokens;      // rows per tile; streaming: 16 or 32, else 32 or 64
-    int ctas;        // CTAs that share a row, up to 16
-    bool streaming;  // persistent clusters, or one tile per cluster (takes every shape)
-};
-cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s);
-
-// bn: 64, 128, 160, 192 or 256 tokens per tile, 0 chooses; cluster: 1 or 2 CTAs that share tokens.
-cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t stream, int bn, int cluster);
-
 }  // namespace svdq::sm90

@@ -14,8 +14,6 @@
 //
 //   The warpgroups start apart and release stages on their own: while one converts and stores, the others
 //   have the tensor cores, as far as the ring reaches.
-//   A cluster of 2 CTAs has neighbouring rows and the same tokens; each loads half of x_q for both
-//   (multicast).
 //   Geglu: the upper half of a tile's rows comes from the first half of N, the lower from the second, so that
 //   fragment rows g and g+8 of a thread are a pair: 32w + 8*warp + g of either half.
 //   After K come ceil(R/64) tail stages through the same ring: t as BN x 64 ranks (and x_scale in the first
@@ -26,10 +24,10 @@
 //   t        [M, R]          act dtype                TMA, 128B swizzle
 //   qweight  [N, K/2] bytes  row-major                TMA, 64-byte rows; 16-byte reads have no bank conflicts
 //   z        [K/64, N] i8    one per row and 64       cp.async of 8 bytes: N % 8 == 0 is too little for TMA
-//   y        [M, N_out]      act dtype                per warp stmatrix.trans, 16 tokens x 32 bytes; 16-byte
-//     stores
+//   y        [M, N_out]      act dtype                per warpgroup stmatrix.trans; stores of whole 128-byte rows
 // Tried and dropped: z from global straight into registers a stage ahead (H200: a stage then took 1000 cycles
-//   or more at any BN, 12 to 15 % of the K = 12288 and 15360 shapes); y through TMA stores (no faster).
+//   or more at any BN, 12 to 15 % of the K = 12288 and 15360 shapes); y through TMA stores (no faster); y by each warp
+//   alone, 32 bytes per token (5 to 15 % slower); clusters of 2 that share tokens by multicast (0 to 5 % slower).
 // Numerics: exact s32 over K; then fp32; one rounding. No atomics; the order of every sum is fixed.
 #pragma once
 
@@ -44,18 +42,16 @@ struct GemmArgs {
     CUtensorMap x_q, qweight, t;
     const uint8_t* z;      // [K/64, N]
     const float* wscale2;  // [N]
-    const float* x_scale;  // [M, padded to kTokenPad]
+    const float* x_scale;  // [M + kTokenPad]
     const void* lora_up;   // [N, R] act dtype
     const void* bias;      // [N] act dtype
     void* y;               // [M, N_out] act dtype
     int m, n, k, r;
     int activation;
-    int row_units;  // tiles along N, counted in clusters
-    int token_tiles;
-    int cluster;  // 1 or 2
+    int row_tiles, token_tiles;
 };
 
-constexpr int kSlabBytes = 512;  // 16 tokens x 16 features, transposed by a warp
+constexpr uint32_t kSlabBarrier = 4;  // and one per warpgroup on
 constexpr int kRasterRows = 16;  // tiles along N visited before the next token tile
 constexpr int kSmemLimit = 227 * 1024;
 
@@ -68,8 +64,8 @@ struct GemmTile {
     static constexpr int kWeightSlot = kRows * kBlockK / 2;
     static constexpr int kZSlot = 2 * kRows;  // z of two groups of 64
     static constexpr int kStage = kTokenSlot + kWeightSlot + kZSlot;
-    static constexpr int kSlabs = 4;  // that a warp transposes at a time
-    static constexpr int kFixed = 1024 + 4 * kWgs * kSlabs * kSlabBytes + 256;  // alignment, slabs, barriers
+    static constexpr int kSlabBytes = 4096;  // tokens x features that a warpgroup transposes at a time; it has two
+    static constexpr int kFixed = 1024 + kWgs * 2 * kSlabBytes + 256;  // alignment, slabs, barriers
     static constexpr int kFit = (kSmemLimit - kFixed) / kStage;
     static constexpr int kStages = kFit < 8 ? kFit : 8;
     static constexpr int kSmem = kFixed + kStages * kStage;
@@ -93,11 +89,6 @@ __device__ __forceinline__ void wgmma_16(float (&d)[BN / 2], const uint32_t (&a)
     } else {
         Wgmma<BN>::bf16(d, a, b);
     }
-}
-
-template <typename T>
-__device__ __forceinline__ void store_out(void* y, size_t at, uint4 line) {
-    *reinterpret_cast<uint4*>(static_cast<T*>(y) + at) = line;
 }
 
 // s32 -> fp32 with one fp32 add in place of the slow conversion: sums start at the bits of 1.5 * 2^23, so
@@ -127,17 +118,15 @@ struct Tile {
 
 // Walks `kRasterRows` of row tiles for every token tile, then the next rows: the weights of a group stay in
 // L2.
-__device__ __forceinline__ Tile tile_at(const GemmArgs& p, int unit, uint32_t rank, int rows_per_tile,
-                                        int bn) {
-    const int group_rows = kRasterRows / p.cluster;
-    const int per_group = group_rows * p.token_tiles;
-    const int group = unit / per_group;
-    const int in_group = unit - group * per_group;
-    const int first = group * group_rows;
-    const int rows = min(group_rows, p.row_units - first);
+__device__ __forceinline__ Tile tile_at(const GemmArgs& p, int index, int rows_per_tile, int bn) {
+    const int per_group = kRasterRows * p.token_tiles;
+    const int group = index / per_group;
+    const int in_group = index - group * per_group;
+    const int first = group * kRasterRows;
+    const int rows = min(kRasterRows, p.row_tiles - first);
     const int token = in_group / rows;
     const int row = first + in_group - token * rows;
-    return {(row * p.cluster + int(rank)) * rows_per_tile, token * bn};
+    return {row * rows_per_tile, token * bn};
 }
 
 template <int kWgs, int BN, typename T, ActClass kAct>
@@ -155,34 +144,25 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
     const uint32_t smem = (smem_u32(smem_raw) + 1023u) & ~1023u;
     const uint32_t x_sm = smem;
     const uint32_t slab_sm = x_sm + kStages * kTokenSlot;
-    const uint32_t w_sm = slab_sm + kConsumerWarps * Sizes::kSlabs * kSlabBytes;
+    const uint32_t w_sm = slab_sm + kWgs * 2 * Sizes::kSlabBytes;
     const uint32_t z_sm = w_sm + kStages * kWeightSlot;
     const uint32_t full = z_sm + kStages * kZSlot;
     const uint32_t empty = full + 8 * kStages;
 
-    const uint32_t cluster = uint32_t(p.cluster);
-    const uint32_t rank = cluster == 1 ? 0 : cluster_cta_rank();
     const int warp = int(threadIdx.x) / 32;
     const int lane = int(threadIdx.x) % 32;
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < kStages; ++s) {
             mbar_init(full + 8 * s, 1 + 32);  // the TMA thread, and every producer lane for z
-            mbar_init(empty + 8 * s,
-                      kConsumerWarps * cluster);  // every consumer warp of every CTA of the cluster
+            mbar_init(empty + 8 * s, kConsumerWarps);
         }
         fence_mbar_init();
     }
-    if (cluster == 1) {
-        __syncthreads();
-    } else {
-        cluster_arrive();
-        cluster_wait();
-    }
+    __syncthreads();
     launch_dependents();
 
-    const int units = p.row_units * p.token_tiles;
-    const int unit_step = int(gridDim.x / cluster);
+    const int tiles = p.row_tiles * p.token_tiles;
     const int k_blocks = (p.k + kBlockK - 1) / kBlockK;
     const int tails = p.r > 64 ? (p.r + 63) / 64 : 1;
     uint32_t stage = 0, phase = 0;
@@ -200,20 +180,9 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 prefetch_tensor_map(&p.t);
             }
             wait_prerequisites();
-            const int share = BN / int(cluster);  // tokens this CTA loads
-            const uint32_t share_at = rank * uint32_t(share) * kBlockK;
             const int z_groups = p.k / 64;
-            const auto load_tokens = [&](const CUtensorMap* map, int column, int token) {
-                const uint32_t dst = x_sm + stage * kTokenSlot + share_at;
-                const int row = token + int(rank) * share;
-                if (cluster == 1) {
-                    tma_load_2d(dst, map, column, row, full + 8 * stage);
-                } else {
-                    tma_load_2d_multicast(dst, map, column, row, full + 8 * stage, 3);
-                }
-            };
-            for (int unit = int(blockIdx.x / cluster); unit < units; unit += unit_step) {
-                const Tile tile = tile_at(p, unit, rank, kOutRows, BN);
+            for (int index = int(blockIdx.x); index < tiles; index += int(gridDim.x)) {
+                const Tile tile = tile_at(p, index, kOutRows, BN);
                 const int second =
                     (kGeglu ? p.n / 2 : kRows / 2) + tile.row;  // row of W of the slot's lower half
                 for (int kb = 0; kb < k_blocks; ++kb, advance()) {
@@ -221,7 +190,7 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                     if (leader) {
                         mbar_arrive_expect_tx(full + 8 * stage, kTokenSlot + kWeightSlot);
                         const uint32_t w_dst = w_sm + stage * kWeightSlot;
-                        load_tokens(&p.x_q, kb * kBlockK, tile.token);
+                        tma_load_2d(x_sm + stage * kTokenSlot, &p.x_q, kb * kBlockK, tile.token, full + 8 * stage);
                         tma_load_2d(w_dst, &p.qweight, kb * (kBlockK / 2), tile.row, full + 8 * stage);
                         tma_load_2d(w_dst + kWeightSlot / 2, &p.qweight, kb * (kBlockK / 2), second,
                                     full + 8 * stage);
@@ -244,7 +213,9 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                             bulk_load(w_sm + stage * kWeightSlot, p.x_scale + tile.token, BN * 4,
                                       full + 8 * stage);
                         }
-                        if (p.r > 0) load_tokens(&p.t, tail * 64, tile.token);
+                        if (p.r > 0) {
+                            tma_load_2d(x_sm + stage * kTokenSlot, &p.t, tail * 64, tile.token, full + 8 * stage);
+                        }
                     }
                     cp_async_arrive(full + 8 * stage);
                 }
@@ -261,26 +232,62 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
         constexpr uint32_t kRow1 = (kGeglu ? kRows / 2 : 8) * (kBlockK / 2);
         const uint32_t z_rd = z_sm + uint32_t(t / 2) * kRows + uint32_t(row0);
         constexpr uint32_t kZRow1 = kGeglu ? kRows / 2 : 8;
-        const bool elected = lane < int(cluster);  // lane c releases stages to CTA c
-
         const auto release = [&](uint32_t s) {
-            if (elected) mbar_arrive_cluster(empty + 8 * s, uint32_t(lane));
+            if (lane == 0) mbar_arrive(empty + 8 * s);
         };
 
-        int unit = int(blockIdx.x / cluster);
-        const uint32_t buf = slab_sm + uint32_t(warp) * Sizes::kSlabs * kSlabBytes;
+        int index = int(blockIdx.x);
+        constexpr int kChunks = kGeglu ? 4 : 8;  // of 8 features that a warpgroup has
+        constexpr int kSlabTokens = kGeglu && BN % 64 == 0 ? 64 : 32;
+        static_assert(BN % kSlabTokens == 0 && kSlabTokens * kChunks * 16 <= Sizes::kSlabBytes, "slabs cover the tile");
+        const uint32_t slabs = slab_sm + uint32_t(wg) * 2 * Sizes::kSlabBytes;
+        uint32_t slab_parity = 0;
+        // Eight tokens of a chunk, or the chunks of a token, lie in different banks.
+        const auto slab_at = [](int token, int chunk) {
+            const int swizzle = kGeglu ? token / 2 % 4 : token % 8;
+            return uint32_t(token * kChunks + (chunk ^ swizzle)) * 16;
+        };
         // Start apart, so that the epilogues fall apart too; the ring keeps the
         // distance.
-        int stagger_at = wg < kWgs - 1 && unit < units ? min(Sizes::kStagger, k_blocks) - 1 : -1;
-        if (wg > 0 && unit < units) named_barrier(uint32_t(wg), 256);
-        for (; unit < units; unit += unit_step) {
-            const Tile tile = tile_at(p, unit, rank, kOutRows, BN);
+        int stagger_at = wg < kWgs - 1 && index < tiles ? min(Sizes::kStagger, k_blocks) - 1 : -1;
+        if (wg > 0 && index < tiles) named_barrier(uint32_t(wg), 256);
+        for (; index < tiles; index += int(gridDim.x)) {
+            const Tile tile = tile_at(p, index, kOutRows, BN);
             int32_t acc[kAcc];
 #pragma unroll
             for (int i = 0; i < kAcc; ++i) acc[i] = kMagicBits;
+            // What the tail needs from global memory: asked for two stages before the end of K, where three
+            // warpgroups leave too few registers for that, before the last wgmma has ended.
+            const int n0 = min(tile.row + row0, p.n - 1);  // clamped: clipped rows are not stored
+            const int n1 = min(kGeglu ? p.n / 2 + tile.row + row0 : tile.row + row1, p.n - 1);
+            const uint16_t* bias = static_cast<const uint16_t*>(p.bias);
+            const uint16_t* up0 = static_cast<const uint16_t*>(p.lora_up) + size_t(n0) * size_t(p.r) + 2 * t;
+            const uint16_t* up1 = static_cast<const uint16_t*>(p.lora_up) + size_t(n1) * size_t(p.r) + 2 * t;
+            const auto load_up = [&](uint32_t (&frag)[4], int first_rank) {  // zeros from R on
+                frag[0] = frag[1] = frag[2] = frag[3] = 0;
+                if (first_rank < p.r) {
+                    frag[0] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank));
+                    frag[1] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank));
+                    frag[2] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank + 8));
+                    frag[3] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank + 8));
+                }
+            };
+            float s0, s1;
+            uint16_t b0_bits, b1_bits;
+            uint32_t up[2][4];
+            const auto load_tail = [&] {
+                s0 = __ldg(p.wscale2 + n0), s1 = __ldg(p.wscale2 + n1);
+                b0_bits = __ldg(bias + n0), b1_bits = __ldg(bias + n1);
+                load_up(up[0], 0);
+                load_up(up[1], 16);
+            };
+            const int load_at = max(k_blocks - 2, 0);
             uint32_t a[4][4];
             for (int kb = 0; kb < k_blocks; ++kb) {
                 mbar_wait(full + 8 * stage, phase);
+                if constexpr (kWgs == 2) {
+                    if (kb == load_at) load_tail();
+                }
                 const uint32_t w_at = w_sm + stage * kWeightSlot + w_rd;
                 const uint32_t z0 = lds_u8(z_rd + stage * kZSlot),
                                z1 = lds_u8(z_rd + stage * kZSlot + kZRow1);
@@ -308,31 +315,12 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 advance();
             }
 
-            // Everything the tail needs from global memory is requested before the last wgmma has ended.
-            const int n0 = min(tile.row + row0, p.n - 1);  // clamped: clipped rows are not stored
-            const int n1 = min(kGeglu ? p.n / 2 + tile.row + row0 : tile.row + row1, p.n - 1);
-            const float s0 = __ldg(p.wscale2 + n0), s1 = __ldg(p.wscale2 + n1);
-            const T* bias = static_cast<const T*>(p.bias);
-            const float b0 = Act16<T>::to_float(__ldg(reinterpret_cast<const uint16_t*>(bias) + n0));
-            const float b1 = Act16<T>::to_float(__ldg(reinterpret_cast<const uint16_t*>(bias) + n1));
-            const uint16_t* up0 = static_cast<const uint16_t*>(p.lora_up) + size_t(n0) * size_t(p.r) + 2 * t;
-            const uint16_t* up1 = static_cast<const uint16_t*>(p.lora_up) + size_t(n1) * size_t(p.r) + 2 * t;
-            const auto load_up = [&](uint32_t (&frag)[4], int first_rank) {  // zeros from R on
-                frag[0] = frag[1] = frag[2] = frag[3] = 0;
-                if (first_rank < p.r) {
-                    frag[0] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank));
-                    frag[1] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank));
-                    frag[2] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank + 8));
-                    frag[3] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank + 8));
-                }
-            };
-            uint32_t up[2][4];
-            load_up(up[0], 0);
-            load_up(up[1], 16);
+            if constexpr (kWgs != 2) load_tail();
             wgmma_wait<0>();
             release(stage == 0 ? kStages - 1 : stage - 1);
 
             // s32 -> fp32, scales, bias
+            const float b0 = Act16<T>::to_float(b0_bits), b1 = Act16<T>::to_float(b1_bits);
             mbar_wait(full + 8 * stage, phase);
             float v[kAcc];
             to_float(v, acc);
@@ -367,68 +355,52 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 advance();
             }
 
-            // activation, rounding, transposition within the warp, 16-byte stores
+            // activation, rounding, and a transposition within the warpgroup: slabs of tokens x its features, two in
+            // turn, so that one barrier per slab is enough. Every store instruction writes whole 128-byte rows (geglu: 64).
             const int out_n = kGeglu ? p.n / 2 : p.n;
-            const int mat = lane / 8, i = lane % 8;
-            if constexpr (kGeglu) {  // 16 bytes (8 features) per token, 32 tokens at a time
-                const int feature = tile.row + wg * 32 + warp_in_wg * 8;
+            const int first_feature = tile.row + wg * (8 * kChunks) + 8 * (lane % kChunks);
+            T* y = static_cast<T*>(p.y) + size_t(tile.token) * size_t(out_n) + first_feature;
+            const int tokens_left = first_feature < out_n ? p.m - tile.token : 0;
 #pragma unroll
-                for (int slab = 0; slab < BN / 32; ++slab) {
-                    uint32_t out[4];
+            for (int first = 0; first < BN; first += kSlabTokens) {
+                const uint32_t slab = slabs + (slab_parity ? Sizes::kSlabBytes : 0);
+                slab_parity ^= 1;
+                if constexpr (kGeglu) {
 #pragma unroll
-                    for (int q = 0; q < 4; ++q) {
-                        const float* e = v + 16 * slab + 4 * q;
-                        out[q] = Act16<T>::pack(e[0] * gelu_erf(e[2]), e[1] * gelu_erf(e[3]));
+                    for (int q = 0; q < kSlabTokens / 32; ++q) {
+                        uint32_t out[4];
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) {
+                            const float* e = v + first / 2 + 16 * q + 4 * i;
+                            out[i] = Act16<T>::pack(e[0] * gelu_erf(e[2]), e[1] * gelu_erf(e[3]));
+                        }
+                        stmatrix_x4_trans(slab + slab_at(32 * q + lane, warp_in_wg), out[0], out[1], out[2], out[3]);
                     }
-                    const uint32_t at =
-                        buf + uint32_t(slab % Sizes::kSlabs) * kSlabBytes + uint32_t(lane) * 16;
-                    stmatrix_x4_trans(at, out[0], out[1], out[2], out[3]);
-                    __syncwarp();
-                    const int token = tile.token + slab * 32 + lane;
-                    const uint4 line = lds128(at);
-                    if (token < p.m && feature < out_n)
-                        store_out<T>(p.y, size_t(token) * size_t(out_n) + feature, line);
-                    __syncwarp();
-                }
-            } else {  // 32 bytes per token; chunk c of token k lies at c ^ (k/4 % 2): no bank conflicts
-                const int in_slab = 8 * (mat / 2) + i;  // token and chunk that the lane addresses
-                const uint32_t wr = buf + uint32_t(in_slab * 32 + ((mat % 2) ^ (in_slab / 4 % 2)) * 16);
-                const uint32_t rd = buf + uint32_t(lane / 2 * 32 + ((lane % 2) ^ (lane / 8 % 2)) * 16);
-                const int feature = tile.row + wg * 64 + warp_in_wg * 16 + 8 * (lane % 2);
-                constexpr int kPerRound = BN / 16 % 4 == 0 ? 4 : 2;
-                static_assert(BN / 16 % kPerRound == 0 && kPerRound <= Sizes::kSlabs,
-                              "rounds cover the tile");
-                T* y = static_cast<T*>(p.y) + size_t(tile.token + lane / 2) * size_t(out_n) + feature;
-                const int tokens_left = feature < out_n ? p.m - (tile.token + lane / 2) : 0;
-                const size_t slab_step = size_t(16) * size_t(out_n);
+                } else {
+                    const int mat = lane / 8;  // token half, feature half
 #pragma unroll
-                for (int first = 0; first < BN / 16; first += kPerRound) {
-#pragma unroll
-                    for (int q = 0; q < kPerRound; ++q) {
-                        float* e = v + 8 * (first + q);
+                    for (int q = 0; q < kSlabTokens / 16; ++q) {
+                        float* e = v + first / 2 + 8 * q;
                         if constexpr (kAct == ActClass::kUnary) activate<8>(e, p.activation);
-                        stmatrix_x4_trans(wr + q * kSlabBytes, Act16<T>::pack(e[0], e[1]),
-                                          Act16<T>::pack(e[2], e[3]), Act16<T>::pack(e[4], e[5]),
-                                          Act16<T>::pack(e[6], e[7]));
+                        stmatrix_x4_trans(slab + slab_at(16 * q + 8 * (mat / 2) + lane % 8, 2 * warp_in_wg + mat % 2),
+                                          Act16<T>::pack(e[0], e[1]), Act16<T>::pack(e[2], e[3]),
+                                          Act16<T>::pack(e[4], e[5]), Act16<T>::pack(e[6], e[7]));
                     }
-                    __syncwarp();
-                    uint4 line[kPerRound];
+                }
+                named_barrier(kSlabBarrier + uint32_t(wg), 128);
+                constexpr int kLines = kSlabTokens * kChunks / 128;  // that a lane stores
+                uint4 line[kLines];
 #pragma unroll
-                    for (int q = 0; q < kPerRound; ++q) line[q] = lds128(rd + q * kSlabBytes);
+                for (int q = 0; q < kLines; ++q) {
+                    line[q] = lds128(slab + slab_at((4 * q + warp_in_wg) * (32 / kChunks) + lane / kChunks, lane % kChunks));
+                }
 #pragma unroll
-                    for (int q = 0; q < kPerRound; ++q) {
-                        if (16 * (first + q) < tokens_left) *reinterpret_cast<uint4*>(y) = line[q];
-                        y += slab_step;
-                    }
-                    __syncwarp();
+                for (int q = 0; q < kLines; ++q) {
+                    const int token = first + (4 * q + warp_in_wg) * (32 / kChunks) + lane / kChunks;
+                    if (token < tokens_left) *reinterpret_cast<uint4*>(y + size_t(token) * size_t(out_n)) = line[q];
                 }
             }
         }
-    }
-    if (cluster > 1) {  // a peer may still signal this CTA's barriers
-        __syncwarp();
-        cluster_arrive();
-        cluster_wait();
     }
 }
 

@@ -1,6 +1,5 @@
-// Chooses the token tile and cluster of gemm_w4a8 for a shape and launches it.
-#include <initializer_list>
-
+// Chooses the tile of gemm_w4a8 for a shape and launches it.
+#include "../common/launch.h"
 #include "tensor_map.h"
 #include "w4a8.h"
 #include "w4a8_gemm_table.cuh"
@@ -8,34 +7,22 @@
 namespace svdq::sm90 {
 namespace {
 
-struct TileChoice {
-    CompiledTile tile;
-    int cluster;
-};
-
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Cycles of the busiest CTA, fitted to H200 timings: per stage of K the tensor work (four wgmma of bn/2
-// cycles per warpgroup) and what the ring costs beside it, per tile its end.
-double cost(const CompiledTile& t, int cluster, int sms, int n_out, bool geglu, int m, int k, int r) {
-    const int rows = 64 * t.wgs / (geglu ? 2 : 1);
-    const int units = ceil_div(ceil_div(n_out, rows), cluster) * ceil_div(m, t.bn);
-    const int waves = ceil_div(units, sms / cluster);
-    const double stage = (2.0 * t.wgs * t.bn + (t.wgs == 3 ? 208 : 130)) * (cluster == 1 ? 1.02 : 1.0);
-    const double end = (r / 16) * (t.wgs * t.bn / 2) + (t.wgs == 3 ? 1800 : 500 + 4.0 * t.bn);
-    return waves * (ceil_div(k, kBlockK) * stage + end);
-}
+int tiles_along_n(const CompiledTile& t, int n_out, bool geglu) { return ceil_div(n_out, 64 * t.wgs / (geglu ? 2 : 1)); }
 
-TileChoice choose(int sms, int n_out, bool geglu, int m, int k, int r) {
-    TileChoice best = {kTiles[0], 1};
-    double best_cost = 1e300;
+// The tile with the fewest cycles on the busiest SM.
+const CompiledTile& choose(int sms, int n_out, bool geglu, int m, int k, int r) {
+    const auto cycles = [&](const CompiledTile& t) {
+        const int waves = ceil_div(tiles_along_n(t, n_out, geglu) * ceil_div(m, t.bn), sms);
+        const int low_rank = (r - 32) / 16 * (t.wgs * t.bn / 2);
+        return int64_t(waves) * (int64_t(ceil_div(k, kBlockK)) * t.stage + t.end + low_rank);
+    };
+    const CompiledTile* best = kTiles;
     for (const CompiledTile& t : kTiles) {
-        for (const int cluster : {2, 1}) {
-            const double c = cost(t, cluster, sms, n_out, geglu, m, k, r);
-            if (c < best_cost) best = {t, cluster}, best_cost = c;
-        }
+        if (cycles(t) < cycles(*best)) best = &t;
     }
-    return best;
+    return *best;
 }
 
 ActClass act_class(int activation) {
@@ -45,7 +32,7 @@ ActClass act_class(int activation) {
 
 }  // namespace
 
-cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t stream, int bn, int cluster) {
+cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
     if (p.m == 0) return cudaSuccess;
     int device = 0, sms = 0;
     if (cudaError_t e = cudaGetDevice(&device)) return e;
@@ -53,24 +40,19 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
 
     const bool geglu = p.activation == SVDQ_ACT_GEGLU;
     const int n_out = geglu ? p.n / 2 : p.n;
-    TileChoice choice = choose(sms, n_out, geglu, p.m, p.k, p.r);
-    for (const CompiledTile& t : kTiles) {
-        if (t.bn == bn) choice = {t, cluster};
-    }
-    cluster = choice.cluster, bn = choice.tile.bn;
-    const int rows_per_tile = 64 * choice.tile.wgs / (geglu ? 2 : 1);
-    const int row_tiles = ceil_div(n_out, rows_per_tile);
+    const CompiledTile& tile = choose(sms, n_out, geglu, p.m, p.k, p.r);
+    const int bn = tile.bn;
 
     const W4A8Workspace ws(p.m, p.k, p.r);
     const auto* base = static_cast<const uint8_t*>(p.workspace);
     const uint64_t m = uint64_t(p.m), n = uint64_t(p.n), k = uint64_t(p.k), r = uint64_t(p.r);
     const uint64_t k_padded = align_up(k, kBlockK);
-    const uint32_t token_box = uint32_t(bn / cluster);
+    const uint32_t token_box = uint32_t(bn);
     GemmArgs a = {};
     cudaError_t e = encode(
         &a.x_q, {base + ws.x_q, m, k_padded, k_padded, token_box, kBlockK, 1, CU_TENSOR_MAP_SWIZZLE_128B});
     if (!e)
-        e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, uint32_t(32 * choice.tile.wgs), kBlockK / 2, 1,
+        e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, uint32_t(32 * tile.wgs), kBlockK / 2, 1,
                                 CU_TENSOR_MAP_SWIZZLE_NONE});
     if (!e && p.r > 0)
         e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
@@ -83,35 +65,14 @@ cudaError_t launch_gemm_w4a8_tiled(const svdq_linear_params& p, cudaStream_t str
     a.y = p.y;
     a.m = p.m, a.n = p.n, a.k = p.k, a.r = p.r;
     a.activation = p.activation;
-    a.row_units = ceil_div(row_tiles, cluster);
+    a.row_tiles = tiles_along_n(tile, n_out, geglu);
     a.token_tiles = ceil_div(p.m, bn);
-    a.cluster = cluster;
 
     const GemmKernel kernel = p.dtype == SVDQ_F16 ? gemm_w4a8_f16(bn, act_class(p.activation))
                                                   : gemm_w4a8_bf16(bn, act_class(p.activation));
-    const int smem = choice.tile.smem;
-    e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
-    if (e) return e;
-    const int units = a.row_units * a.token_tiles;
-    const int clusters = units < sms / cluster ? units : sms / cluster;
-
-    cudaLaunchAttribute attrs[2] = {};
-    attrs[0].id = cudaLaunchAttributeClusterDimension;
-    attrs[0].val.clusterDim = {unsigned(cluster), 1, 1};
-    attrs[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attrs[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(unsigned(clusters * cluster));
-    config.blockDim = dim3(unsigned(128 * (choice.tile.wgs + 1)));
-    config.dynamicSmemBytes = size_t(smem);
-    config.stream = stream;
-    config.attrs = attrs;
-    config.numAttrs = 2;
-    return cudaLaunchKernelEx(&config, kernel, a);
-}
-
-cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
-    return launch_gemm_w4a8_tiled(p, stream, 0, 0);
+    const int tiles = a.row_tiles * a.token_tiles;
+    return launch_kernel(kernel, dim3(unsigned(tiles < sms ? tiles : sms)), 128 * (tile.wgs + 1), size_t(tile.smem), stream,
+                         a, true);
 }
 
 }  // namespace svdq::sm90

@@ -9,11 +9,13 @@ using GemmKernel = void (*)(GemmArgs);
 
 struct CompiledTile {
     int wgs, bn, smem;
+    int stage, end;  // cycles of a stage of K and of a tile's end with R = 32, fitted to H200 timings
 };
 
 constexpr CompiledTile kTiles[] = {
-    {3, 192, GemmTile<3, 192>::kSmem}, {2, 256, GemmTile<2, 256>::kSmem}, {2, 160, GemmTile<2, 160>::kSmem},
-    {2, 128, GemmTile<2, 128>::kSmem}, {2, 64, GemmTile<2, 64>::kSmem},
+    {3, 192, GemmTile<3, 192>::kSmem, 1290, 6490}, {2, 256, GemmTile<2, 256>::kSmem, 1111, 5080},
+    {2, 160, GemmTile<2, 160>::kSmem, 812, 3650},  {2, 128, GemmTile<2, 128>::kSmem, 736, 3120},
+    {2, 64, GemmTile<2, 64>::kSmem, 648, 2200},
 };
 
 template <typename T, int kWgs, int BN>

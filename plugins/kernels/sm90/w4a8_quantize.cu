@@ -25,18 +25,29 @@ int stages_that_fit(int tokens, int ctas, int blocks, int r) {
     return 0;
 }
 
-// The fewest CTAs per cluster that leave three stages; else any that fits; else the kernel for every shape.
-QuantizeSplit choose(int k, int r) {
+constexpr int kAnyTokens = 32;
+
+struct Split {
+    bool streaming;  // persistent clusters, or one tile per cluster (takes every shape)
+    int tokens;      // rows per tile: 16 or 32; kAnyTokens where not streaming
+    int ctas;        // CTAs that share a row, up to 16
+};
+
+// The fewest CTAs per cluster that leave two stages (three where t takes several passes over a stage); else the
+// kernel for every shape.
+Split choose(int k, int r) {
     const int all = blocks_of(k);
-    if (all <= 16) return {32, ceil_div(all, 9), false};  // short rows: two CTAs per SM beat a pipeline
-    for (const int want : {3, 2}) {
+    if (all <= 16) return {false, kAnyTokens, ceil_div(all, 9)};  // short rows: two CTAs per SM beat a pipeline
+    for (const int want : {r <= kRanksPerPass ? 2 : 3, 2}) {
         for (const int ctas : {1, 2, 4, 8, 16}) {
             for (const int tokens : {32, 16}) {
-                if (stages_that_fit(tokens, ctas, split(all, ctas), r) >= want) return {tokens, ctas, true};
+                if (stages_that_fit(tokens, ctas, split(all, ctas), r) >= want) {
+                    return {true, tokens, ctas};
+                }
             }
         }
     }
-    return {32, all <= 96 ? ceil_div(all, 12) : ceil_div(all, 16), false};
+    return {false, kAnyTokens, all <= 96 ? ceil_div(all, 12) : ceil_div(all, 16)};
 }
 
 template <typename Kernel, typename Args>
@@ -82,6 +93,7 @@ cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, i
     auto* base = static_cast<uint8_t*>(p.workspace);
     QuantizeArgs a = {};
     if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, tokens)) return e;
+    a.lora_down_rows = static_cast<const uint16_t*>(p.lora_down);
     a.act_mul = static_cast<const uint16_t*>(p.act_mul);
     a.x_q = base + ws.x_q;
     a.x_scale = reinterpret_cast<float*>(base + ws.x_scale);
@@ -102,11 +114,11 @@ cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, i
     return launch(pick(), a, unsigned(ctas), tiles, kQuantizeThreads, smem, stream);
 }
 
-cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int tokens, int wanted_ctas) {
+cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int wanted_ctas) {
     const W4A8Workspace ws(p.m, p.k, p.r);
     auto* base = static_cast<uint8_t*>(p.workspace);
     QuantizeAnyArgs a = {};
-    if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, tokens)) return e;
+    if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, kAnyTokens)) return e;
     a.lora_box_rows = p.r < kRankRound ? p.r : kRankRound;
     a.act_mul = p.act_mul;
     a.x_q = base + ws.x_q;
@@ -115,16 +127,11 @@ cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int tok
     a.m = p.m, a.k = p.k, a.r = p.r;
     a.blocks_per_cta = split(blocks_of(p.k), wanted_ctas);
     const int ctas = split(blocks_of(p.k), a.blocks_per_cta);  // none without work
-    const int smem = QuantizeAnySmem(tokens, a.blocks_per_cta, a.lora_box_rows).bytes;
-    const dim3 grid(unsigned(ctas), unsigned(ceil_div(p.m, tokens)));
-    const auto pick = [&]() -> void (*)(QuantizeAnyArgs) {
-        if (p.dtype == SVDQ_F16) {
-            return tokens == 64 ? quantize_any_w4a8_kernel<__half, 64> : quantize_any_w4a8_kernel<__half, 32>;
-        }
-        return tokens == 64 ? quantize_any_w4a8_kernel<__nv_bfloat16, 64>
-                            : quantize_any_w4a8_kernel<__nv_bfloat16, 32>;
-    };
-    return launch(pick(), a, unsigned(ctas), grid, kQuantizeAnyThreads, smem, stream);
+    const int smem = QuantizeAnySmem(kAnyTokens, a.blocks_per_cta, a.lora_box_rows).bytes;
+    const dim3 grid(unsigned(ctas), unsigned(ceil_div(p.m, kAnyTokens)));
+    const auto kernel = p.dtype == SVDQ_F16 ? quantize_any_w4a8_kernel<__half, kAnyTokens>
+                                            : quantize_any_w4a8_kernel<__nv_bfloat16, kAnyTokens>;
+    return launch(kernel, a, unsigned(ctas), grid, kQuantizeAnyThreads, smem, stream);
 }
 
 }  // namespace
@@ -135,14 +142,10 @@ bool can_run_w4a8(const svdq_linear_params& p) {
     return p.format == SVDQ_FORMAT_W4A8 && p.k <= kMaxQuantizeK;
 }
 
-cudaError_t launch_quantize_w4a8_split(const svdq_linear_params& p, cudaStream_t stream, QuantizeSplit s) {
-    if (p.m == 0) return cudaSuccess;
-    return s.streaming ? launch_streaming(p, stream, s.tokens, s.ctas)
-                       : launch_any(p, stream, s.tokens, s.ctas);
-}
-
 cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
-    return launch_quantize_w4a8_split(p, stream, choose(p.k, p.r));
+    if (p.m == 0) return cudaSuccess;
+    const Split s = choose(p.k, p.r);
+    return s.streaming ? launch_streaming(p, stream, s.tokens, s.ctas) : launch_any(p, stream, s.ctas);
 }
 
 }  // namespace svdq::sm90

@@ -35,10 +35,11 @@ namespace svdq::sm90 {
 
 struct QuantizeArgs {
     CUtensorMap x, lora_down;
-    const uint16_t* act_mul;  // [K] act dtype
-    uint8_t* x_q;             // [M, Kp]
-    float* x_scale;           // [M]
-    uint16_t* t;              // [M, R] act dtype
+    const uint16_t* lora_down_rows;  // the same memory
+    const uint16_t* act_mul;         // [K] act dtype
+    uint8_t* x_q;                    // [M, Kp]
+    float* x_scale;                  // [M]
+    uint16_t* t;                     // [M, R] act dtype
     int m, k, r;
     int ctas;            // C
     int blocks_per_cta;  // B
@@ -159,8 +160,12 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 }
             }
         } else if (warp > kQuantizeWarps + 4 && p.r > 0) {  // ---- sums of t ----
-            wait_prerequisites();                           // t may still be read by the kernel before
             const int thread = int(threadIdx.x) - (kQuantizeWarps + 5) * 32;
+            for (int e = thread; e < p.r * 2 * blocks; e += 32 * kSumWarps) {  // lines of this CTA's lora_down
+                const int rank = e / (2 * blocks), column = first_block * kBlockK + 64 * (e - rank * 2 * blocks);
+                if (column < p.k) prefetch_l2(p.lora_down_rows + size_t(rank) * size_t(p.k) + column);
+            }
+            wait_prerequisites();  // t may still be read by the kernel before
             const int share = layout.share, mine = max(0, min(share, kTokens - cta * share));  // tokens summed here
             const uint32_t t_sm = x_sm + uint32_t(layout.t);
             const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
@@ -288,6 +293,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     } else {  // ---- x_q, x_scale ----
         warpgroup_reg_alloc<kQuantizeRegs>();
         wait_prerequisites();  // x_q may still be read by the kernel before
+        if (blockIdx.x == 0) pad_scales(p.x_scale, p.m, kQuantizeWarps * 32);
         const int row_group = warp % kRowGroups, deal = warp / kRowGroups;
         const int j = lane % 4, row = 8 * row_group + task_row(lane);
         const uint32_t max_sm = x_sm + uint32_t(layout.maxima),
@@ -295,9 +301,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
         const uint32_t mul_sm = x_sm + uint32_t(layout.act_mul);
         for (int i = int(threadIdx.x); i < blocks * 16; i += kQuantizeWarps * 32) {
             const int column = first_block * kBlockK + 8 * i;
-            uint4 v = {0, 0, 0, 0};
-            if (column < p.k) v = __ldg(reinterpret_cast<const uint4*>(p.act_mul + column));
-            sts128(mul_sm + uint32_t(i) * 16, v);
+            sts128(mul_sm + uint32_t(i) * 16, ldg128(p.act_mul + min(column, p.k - 8)));
         }
         named_barrier(kActMulBarrier, kQuantizeWarps * 32);
 

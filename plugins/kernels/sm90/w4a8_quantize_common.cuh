@@ -19,13 +19,16 @@ constexpr float kZeroAbsmax = 7.52316384526264e-37f;  // 2^-120
 
 __device__ __forceinline__ int task_row(int lane) { return 4 * (lane / 4 % 2) + lane / 8; }
 
-// The lane's 32 act_mul values, two per register, from its first column k0; 0 beyond K.
-__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* __restrict__ act_mul,
-                                             int k0, int k) {
+// The zeros behind x_scale. Called by the first `threads` threads of one CTA.
+__device__ __forceinline__ void pad_scales(float* x_scale, int m, int threads) {
+    for (int i = int(threadIdx.x); i < kTokenPad; i += threads) x_scale[m + i] = 0.0f;
+}
+
+// The lane's 32 act_mul values, two per register, from its first column k0; some other value beyond K, where x is 0.
+__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* act_mul, int k0, int k) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-        uint4 s = {0, 0, 0, 0};
-        if (k0 + 32 * q < k) s = __ldg(reinterpret_cast<const uint4*>(act_mul + k0 + 32 * q));
+        const uint4 s = ldg128(act_mul + min(k0 + 32 * q, k - 8));
         out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
     }
 }

@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.compile.crew import local_rank
+from svdq_trt.compile.device import all_threads, torch_device
 from svdq_trt.compile.events import Progress
 
 CURVES = "curves.jsonl"
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Prepare as the quantizer does, measure each node's curve unless that is done, choose.
+    """Open and calibrate as the quantizer does, measure each node's curve unless that is done, choose.
 
-    args: as quantize.prepare; format, budget_bytes, target_sqnr, sensitivity (path or None), curves_key, out.
+    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, device: as of stage
+    `quantize`; budget_bytes, target_sqnr, sensitivity (path or None), curves_key, out.
     """
-    from svdq_trt.compile.stages.quantize import prepare
+    from svdq_trt.compile.stages.quantize import calibrate, open_model
     from svdq_trt.journal import Journal
     from svdq_trt.quantize.allocate import allocate, measure_curves
     from svdq_trt.quantize.sensitivity import Sensitivity
@@ -24,10 +27,13 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     out = Path(args["out"])
     path = None if args["sensitivity"] is None else Path(args["sensitivity"])
     scan = None if path is None else Sensitivity.load(path)  # before any work
-    ready = prepare(args, progress)
+    device = torch_device(args["device"], local_rank())
+    model = open_model(args, progress)
+    calibration = calibrate(args, model, device, progress)
     journal = Journal(out.with_name(CURVES), args["curves_key"])
-    curves = measure_curves(ready.module, ready.recipe.groups, ready.calibration, FORMATS[args["format"]],
-                            ready.spec.torch_dtype, journal, progress, ready.read)  # fmt: skip
+    with all_threads():
+        curves = measure_curves(model.module, model.recipe.groups, calibration, FORMATS[args["format"]],
+                                model.spec.torch_dtype, journal, progress, model.read, device)  # fmt: skip
     chosen = allocate(curves, args["budget_bytes"], args["target_sqnr"], scan, path.name if path else "")
     chosen.save(out)
     return chosen.summary()

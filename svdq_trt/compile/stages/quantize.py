@@ -1,50 +1,81 @@
-"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors."""
+"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors; alone, or one of several ranks that share the layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdq_trt.compile import freshness
+from svdq_trt.compile.crew import Alone, Crew, local_rank
+from svdq_trt.compile.device import all_threads, torch_device
 from svdq_trt.compile.events import Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    import torch
+    from torch import nn
 
     from svdq_trt.calibrate import Calibration
     from svdq_trt.models import ModelSpec
     from svdq_trt.models.recipe import Recipe
+    from svdq_trt.quantize.artifact import Node
 
 CALIBRATION = "calib.safetensors"
 _STREAM_BYTES = 8 * 10**9  # of 16-bit weights
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A model ready to be quantized.
+def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Open the model, calibrate unless that is fresh, quantize.
 
-    Attributes:
-        module: in 16 bit; on meta where the model is streamed, and `read` gives its parameters.
-        recipe: groups and kept layers. calibration: of all groups.
+    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force, format, rank, allocation (file
+    of stage `allocate`, whose ranks go before `rank`; or None), preset, device ("cpu" or "cuda"), out, key; job: the
+    number under which the ranks share it, absent without others.
     """
+    crew: Alone = Crew(args["job"]) if "job" in args else Alone()
+    device = torch_device(args["device"], local_rank())
+    start = time.monotonic()
+    model = open_model(args, progress, stream=crew.rank > 0)
+    opened = time.monotonic()
+    if crew.rank == 0:
+        calibration = calibrate(args, model, device, progress)
+        crew.calibrated()
+    else:
+        crew.wait_for_calibration()
+        calibration = _finished_calibration(args, model)
+    calibrated = time.monotonic()
+    goal = target(args, model)
+    nodes = quantize(args, model, goal, calibration, device, progress, crew)
+    if crew.rank:
+        return {}
+    seconds = {"open": opened - start, "calibrate": calibrated - opened, "quantize": time.monotonic() - calibrated}
+    return {
+        "fp16_weight_bytes": model.fp16_bytes,
+        "quantized_weight_bytes": Path(args["out"]).stat().st_size,
+        "kept_16bit": [{"name": k.name, "reason": k.reason} for k in goal.recipe.kept],
+        "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
+        "nodes": len(nodes),
+        "rank": goal.rank if isinstance(goal.rank, int) else max(goal.rank.values(), default=0),
+        "device": device.type,
+        "ranks": crew.size,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model to quantize: its module, with its weights or, with `read` to have them from, on meta."""
 
     spec: ModelSpec
     module: nn.Module
-    read: Callable[[str], Tensor] | None
     recipe: Recipe
-    calibration: Calibration
+    read: Callable[[str], torch.Tensor] | None
+    fp16_bytes: int
 
 
-def prepare(args: dict[str, Any], progress: Progress) -> Prepared:
-    """Load the model, calibrate unless that is fresh.
-
-    A model above _STREAM_BYTES is never whole in memory: its layers' weights are read as each layer's turn comes.
-
-    args: model, checkpoint, random_weights, skip, calibration, shared, calib_key, force.
-    """
-    from svdq_trt import calibrate
+def open_model(args: dict[str, Any], progress: Progress, stream: bool = False) -> OpenModel:
+    """The model with its weights. Above _STREAM_BYTES, or on request, it is never whole in memory."""
     from svdq_trt.checkpoint import load, open_weights
     from svdq_trt.models import get_model
 
@@ -52,53 +83,77 @@ def prepare(args: dict[str, Any], progress: Progress) -> Prepared:
     module = spec.build()
     fp16_bytes = sum(t.numel() * 2 for t in module.parameters())
     read = None
-    if fp16_bytes > _STREAM_BYTES:  # by size, not by free memory: the same model gives the same bits everywhere
+    if stream or fp16_bytes > _STREAM_BYTES:  # not by free memory: the same model gives the same bits everywhere
         read = open_weights(spec, args["checkpoint"], args["random_weights"]).read
     else:
         module = load(spec, args["checkpoint"], args["random_weights"], progress)
-    recipe = spec.recipe(module, tuple(args["skip"]))
+    return OpenModel(spec, module, spec.recipe(module, tuple(args["skip"])), read, fp16_bytes)
+
+
+def calibrate(args: dict[str, Any], model: OpenModel, device: torch.device, progress: Progress) -> Calibration:
+    """calib.safetensors, made unless it is fresh; where there are other ranks, they wait for it."""
+    from svdq_trt.calibrate import collect
+
     shared = Path(args["shared"])
-    if args["force"] or freshness.lookup(shared, "calibrate", args["calib_key"]) is None:
-        calibration = calibrate.collect(
-            module, spec, recipe.groups, data=args["calibration"], read=read, progress=progress
-        )
-        calibration.save(shared / CALIBRATION)
-        # Recorded at once: a build that is killed while it quantizes need not calibrate again.
-        freshness.store(shared, "calibrate", args["calib_key"], [CALIBRATION], {})
-    else:
-        calibration = calibrate.Calibration.load(shared / CALIBRATION, recipe.groups)
-    return Prepared(spec, module, read, recipe, calibration)
+    if not args["force"] and freshness.lookup(shared, "calibrate", args["calib_key"]) is not None:
+        return _finished_calibration(args, model)
+    with all_threads():
+        calibration = collect(
+            model.module, model.spec, model.recipe.groups, data=args["calibration"], read=model.read, device=device,
+            progress=progress,
+        )  # fmt: skip
+    calibration.save(shared / CALIBRATION)
+    # Recorded at once: a build that is killed while it quantizes need not calibrate again.
+    freshness.store(shared, "calibrate", args["calib_key"], [CALIBRATION], {})
+    return calibration
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Prepare, quantize.
+def _finished_calibration(args: dict[str, Any], model: OpenModel) -> Calibration:
+    from svdq_trt.calibrate import Calibration
 
-    args: as `prepare`; format, rank, allocation (file of stage `allocate`, whose ranks go before `rank`; or None),
-    preset, out, key.
+    return Calibration.load(Path(args["shared"]) / CALIBRATION, model.recipe.groups)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is quantized, and to which rank.
+
+    Attributes:
+        recipe: groups and kept layers. skip: patterns that give these groups.
+        rank: R for all nodes, or of each. notes: for the artifact's metadata.
     """
+
+    recipe: Recipe
+    skip: tuple[str, ...]
+    rank: int | Mapping[str, int]
+    notes: Mapping[str, Any]
+
+
+def target(args: dict[str, Any], model: OpenModel) -> Target:
+    """As the options say, or as stage `allocate` chose. Raises ArtifactError: a damaged file of that stage."""
+    skip = tuple(args["skip"])
+    if args["allocation"] is None:
+        return Target(model.recipe, skip, args["rank"], {})
     from svdq_trt.quantize.allocate import REASON, Allocation
+
+    chosen = Allocation.load(Path(args["allocation"]))
+    skip = (*skip, *chosen.kept)
+    recipe, before = model.spec.recipe(model.module, skip), {k.name for k in model.recipe.kept}
+    kept = tuple(k if k.name in before else replace(k, reason=REASON) for k in recipe.kept)
+    return Target(replace(recipe, kept=kept), skip, chosen.ranks, {"allocation": chosen.summary()})
+
+
+def quantize(
+    args: dict[str, Any], model: OpenModel, goal: Target, calibration: Calibration, device: torch.device,
+    progress: Progress, crew: Alone,
+) -> list[Node]:  # fmt: skip
+    """svdq.safetensors; on a rank other than 0 its share of the layers, and []."""
     from svdq_trt.quantize.preset import get_preset
     from svdq_trt.quantize.run import quantize_model
     from svdq_trt.spec.formats import FORMATS
 
-    ready = prepare(args, progress)
-    recipe, skip, rank, notes = ready.recipe, tuple(args["skip"]), args["rank"], {}
-    if args["allocation"] is not None:
-        chosen = Allocation.load(Path(args["allocation"]))
-        rank, notes, skip = chosen.ranks, {"allocation": chosen.summary()}, (*skip, *chosen.kept)
-        recipe = ready.spec.recipe(ready.module, skip)
-    fp16_bytes = sum(t.numel() * 2 for t in ready.module.parameters())
-    out = Path(args["out"])
-    nodes = quantize_model(
-        ready.module, ready.spec, recipe.groups, ready.calibration, FORMATS[args["format"]], rank,
-        get_preset(args["preset"]), out, args["key"], progress, skip=skip, read=ready.read, notes=notes,
+    return quantize_model(
+        model.module, model.spec, goal.recipe.groups, calibration, FORMATS[args["format"]], goal.rank,
+        get_preset(args["preset"]), Path(args["out"]), args["key"], progress, skip=goal.skip, read=model.read,
+        notes=goal.notes, device=device, crew=crew,
     )  # fmt: skip
-    before = {k.name for k in ready.recipe.kept}
-    return {
-        "fp16_weight_bytes": fp16_bytes,
-        "quantized_weight_bytes": out.stat().st_size,
-        "kept_16bit": [{"name": k.name, "reason": k.reason if k.name in before else REASON} for k in recipe.kept],
-        "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
-        "nodes": len(nodes),
-        "rank": rank if isinstance(rank, int) else max(rank.values(), default=0),
-    }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from svdq_trt import cli
-from svdq_trt.compile.config import BuildConfig, Range, RankAuto, parse_bytes
+from svdq_trt.compile.config import BuildConfig, Range, RankAuto, Sampling, parse_bytes
 from svdq_trt.errors import UsageError
 from svdq_trt.spec.archs import parse_arch, resolve_format
 
@@ -68,6 +68,8 @@ def test_format_without_kernels_on_an_arch_is_refused():
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--checkpoint", "/nonexistent/x.safetensors"], 1, "x.safetensors"),
         (["--model", "sdxl-tiny"], 2, "--arch"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration", "/no/f"], 2, "--calib"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--calibration-prompts", "/no/f"], 2, "no model_index.json"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--calibration-pipeline", "/no"], 2, "--calibration-prompts with"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--no-check", "--min-sqnr", "9"], 2, "--min-sqnr"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--min-sqnr", "nan"], 2, "--min-sqnr: nan, want a finite"),
     ],
@@ -110,3 +112,48 @@ def refused(argv, code, text, tmp_path, capsys):
 def test_checkpoint_and_random_weights_exclude_each_other():
     with pytest.raises(UsageError, match="one of them"):
         BuildConfig("sdxl", (89,), Path("x"), checkpoint="a", random_weights=0)
+
+
+@pytest.fixture
+def pipeline(tmp_path):
+    """A folder that looks like a pipeline, with a file of prompts."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "unet" / "weights").write_text("1")
+    (tmp_path / "prompts.txt").write_text("a fox")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"samples": 0}, "--calibration-samples: 0, want at least 1"),
+        ({"steps": -1}, "--calibration-steps: -1, want at least 1"),
+        ({"guidance": float("nan")}, "--calibration-guidance: nan, want a finite"),
+        ({"prompts": Path("/no/prompts")}, "--calibration-prompts: '/no/prompts': no such file"),
+        ({"pipeline": Path("/no/pipe")}, "--calibration-pipeline: '/no/pipe': no model_index.json"),
+    ],
+)
+def test_bad_sampling_is_told_before_any_work(pipeline, changes, text):
+    sampling = Sampling(**{"pipeline": pipeline, "prompts": pipeline / "prompts.txt"} | changes)
+    with pytest.raises(UsageError, match=text):
+        BuildConfig("sdxl-tiny", (89,), Path("x"), random_weights=0, sampling=sampling)
+
+
+def test_sampling_and_given_inputs_exclude_each_other(pipeline):
+    sampling = Sampling(pipeline, pipeline / "prompts.txt")
+    with pytest.raises(UsageError, match="--calibration: given with --calibration-prompts"):
+        BuildConfig("sdxl-tiny", (89,), Path("x"), random_weights=0, sampling=sampling, calibration=Path("y"))
+
+
+def test_sampling_is_known_by_its_settings_and_files(pipeline):
+    def identity(**changes):
+        return Sampling(**{"pipeline": pipeline, "prompts": pipeline / "prompts.txt"} | changes).identity()
+
+    first = identity()
+    assert identity() == first and identity(seed=1) != first and identity(steps=4) != first
+    (pipeline / "unet" / "weights").write_text("12")
+    second = identity()
+    assert second != first
+    (pipeline / "prompts.txt").write_text("an owl")
+    assert identity()["prompts"] != second["prompts"]

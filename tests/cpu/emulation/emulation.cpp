@@ -34,6 +34,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<std::unique_ptr<uint8_t[]>> stacks;
 std::vector<Warp> warps;
 const std::function<void()>* body = nullptr;
+int last_threads = 0;
 ucontext_t scheduler;
 int alive = 0, at_barrier = 0;
 int64_t barrier_generation = 0, events = 0;  // events: anything that may let a waiting fiber go on
@@ -110,13 +111,15 @@ void warp_collective(const uint32_t* in, int in_words, uint32_t* out, int out_wo
 
 cudaError_t run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
     if (shared_bytes > 227 * 1024 || threads.x > 1024 || blocks.y > 65535) return cudaErrorInvalidConfiguration;
-    body = &kernel, grid = blocks;
-    for (unsigned y = 0; y < blocks.y; ++y)
-        for (unsigned x = 0; x < blocks.x; ++x) {
-            block = {x, y, 0};
-            std::memset(shared_memory, 0xff, sizeof shared_memory);
-            run_block(static_cast<int>(threads.x));
-        }
+    body = &kernel, grid = blocks, last_threads = static_cast<int>(threads.x);
+    const bool backwards = std::getenv("EMULATION_BACKWARDS") != nullptr;
+    const unsigned count = blocks.x * blocks.y;
+    for (unsigned i = 0; i < count; ++i) {
+        const unsigned at = backwards ? count - 1 - i : i;
+        block = {at % blocks.x, at / blocks.x, 0};
+        std::memset(shared_memory, 0xff, sizeof shared_memory);
+        run_block(static_cast<int>(threads.x));
+    }
     return cudaSuccess;
 }
 
@@ -131,12 +134,18 @@ int number(const char* name, int otherwise) {
 }  // namespace
 
 extern "C" {
+// Grid and threads of the last launch, so that tests know which tile ran and into how many parts K was split.
+__attribute__((visibility("default"))) void emulation_last_launch(int* grid_x, int* grid_y, int* threads) {
+    *grid_x = static_cast<int>(emulation::grid.x), *grid_y = static_cast<int>(emulation::grid.y);
+    *threads = emulation::last_threads;
+}
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     switch (attribute) {
         case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
         case cudaDevAttrComputeCapabilityMinor: *value = 9; break;
         case cudaDevAttrMultiProcessorCount: *value = number("EMULATION_SMS", 128); break;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = number("EMULATION_SHARED", 100 << 10); break;
         default: return cudaErrorInvalidValue;
     }
     return cudaSuccess;

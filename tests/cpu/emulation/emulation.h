@@ -1,7 +1,7 @@
 // Runs the portable CUDA kernels on a CPU, one block after another, so that their addressing, pipelines, layouts
 // and numerics are tested where there is no GPU. Included by plugins/kernels/common/ptx.cuh under SVDQ_EMULATION.
 //
-// Every CUDA thread of a block is a fiber; a fiber runs until it has to wait for others (a barrier, or an
+// Blocks run in order, or backwards where EMULATION_BACKWARDS is set. Every CUDA thread of a block is a fiber; a fiber runs until it has to wait for others (a barrier, or an
 // instruction of a whole warp). An asynchronous copy happens at the wait that its thread makes for it, no
 // sooner, so a missing wait reads old bytes. Shared memory starts as 0xff bytes (NaN).
 // Not modelled: time, races between warps that no barrier orders, memory caches.
@@ -103,6 +103,14 @@ template <class V>
 V __ldg(const V* p) { return *p; }
 template <class V>
 V __ldcg(const V* p) { return *p; }
+template <class V>
+void __stcg(V* p, V v) { *p = v; }
+inline void __threadfence() {}
+inline unsigned atomicInc(unsigned* p, unsigned last) {
+    const unsigned old = *p;
+    *p = old >= last ? 0 : old + 1;
+    return old;
+}
 
 template <class To, class From>
 To emulation_cast(From v) {

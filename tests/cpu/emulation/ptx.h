@@ -38,16 +38,17 @@ template <class P>
 void keep(const P*&) {}
 inline uint32_t and_xor(uint32_t v, uint32_t mask, uint32_t flip) { return (v & mask) ^ flip; }
 
-inline uint4 load_shared_16(uint32_t addr) {
-    uint4 v;
-    std::memcpy(&v, emulation::shared_memory + addr, 16);
+template <class V>
+V load_shared(uint32_t addr) {
+    V v;
+    std::memcpy(&v, emulation::shared_memory + addr, sizeof v);
     return v;
 }
-inline uint32_t load_shared_2(uint32_t addr) {
-    uint16_t v;
-    std::memcpy(&v, emulation::shared_memory + addr, 2);
-    return v;
-}
+inline uint4 load_shared_16(uint32_t addr) { return load_shared<uint4>(addr); }
+inline uint2 load_shared_8(uint32_t addr) { return load_shared<uint2>(addr); }
+inline uint32_t load_shared_4(uint32_t addr) { return load_shared<uint32_t>(addr); }
+inline uint32_t load_shared_2(uint32_t addr) { return load_shared<uint16_t>(addr); }
+inline uint32_t load_shared_1(uint32_t addr) { return load_shared<uint8_t>(addr); }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
     emulation::warp_collective(&addr, 1, r, 4, [](const Lanes& in, Lanes& out) {

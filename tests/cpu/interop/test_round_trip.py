@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from svdq_trt.models import get_model
 from svdq_trt.nn.linear import TENSORS
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.spec.formats import Activation
 
 MODELS = ["sdxl-tiny", "flux1-tiny", "pixart-tiny"]
 W4A4 = ("int4", "nvfp4")
@@ -33,7 +35,8 @@ def assert_same(a: dict, b: dict):
 
 def assert_same_node(before, after, old, node):
     """Equal bit for bit, description and tensors."""
-    assert replace(node, sqnr_db=0, alpha=0, beta=0) == replace(old, sqnr_db=0, alpha=0, beta=0)
+    unknown = {"sqnr_db": 0, "alpha": 0, "beta": 0, "trials": ()}  # to the other format
+    assert replace(node, **unknown) == replace(old, **unknown)
     names = [f"{node.name}.{t}" for t in TENSORS]
     assert_same({n: before.tensors[n] for n in names}, {n: after.tensors[n] for n in names})
 
@@ -70,18 +73,42 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
     assert_same(after.tensors, artifact.load(tmp_path / "third.safetensors").tensors)
 
 
-@pytest.mark.parametrize("model,as_nunchakus", [*((m, False) for m in MODELS), ("flux1-tiny", True)])
-def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, as_nunchakus):
-    """As closely as adaLN rounded again and 16-bit K/V allow; without our metadata, with u4 codes behind GELU."""
-    source, spec, path = quantized(model, "int4"), get_model(model), tmp_path / "n.safetensors"
+@pytest.mark.parametrize("old_keys", [True, False])
+@pytest.mark.parametrize("fmt", W4A4)
+def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt, old_keys):
+    """Nunchaku has one rank for a model: zeros stand behind a node's own factors, and nothing else changes."""
+    source, spec = quantized("flux1-tiny", fmt, (32, 0, 16)), get_model("flux1-tiny")
+    export_nunchaku(source, tmp_path / "n.safetensors", old_keys)
+    tensors, meta = stored(tmp_path / "n.safetensors")
+    down = [t for name, t in tensors.items() if name.endswith(".lora_down" if old_keys else ".proj_down")]
+    assert {t.shape[1] for t in down} == {32} and json.loads(meta["quantization_config"])["rank"] == 32
+    import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
+    before, after = artifact.load(source), artifact.load(tmp_path / "back.safetensors")
+    nodes = [n for n in before.nodes if n.format == fmt]
+    assert {n.rank for n in nodes} == {0, 16, 32} and {n.rank for n in after.nodes if n.format == fmt} == {32}
+    for node in nodes:
+        back = {t: after.tensors[f"{node.name}.{t}"] for t in TENSORS}
+        assert not back["lora_down"][node.rank :].any() and not back["lora_up"][:, node.rank :].any()
+        back |= {"lora_down": back["lora_down"][: node.rank], "lora_up": back["lora_up"][:, : node.rank]}
+        assert_same(back, {t: before.tensors[f"{node.name}.{t}"] for t in TENSORS})
+
+
+@pytest.mark.parametrize("model,signed,bare", [*((m, False, False) for m in MODELS), ("flux1-tiny", True, False),
+                                               ("flux1-tiny", True, True)])  # fmt: skip
+def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, signed, bare):
+    """As closely as adaLN rounded again and 16-bit K/V allow; signed codes stay so unless our metadata are lost."""
+    source, spec, path = quantized(model, "int4", signed=signed), get_model(model), tmp_path / "n.safetensors"
     export_nunchaku(source, path)
-    if as_nunchakus:
+    if bare:
         tensors, strings = stored(path)
         del strings["svdq_trt"]
         save_file(tensors, path, metadata=strings)
     import_checkpoint(path, spec, tmp_path / "back.safetensors")
     loaded = artifact.load(tmp_path / "back.safetensors")
-    assert any(n.act_unsigned for n in loaded.nodes) == as_nunchakus
+    unsigned = {n.name for n in artifact.load(source).nodes if n.act_unsigned}
+    assert bool(unsigned) == (model != "sdxl-tiny" and not signed)
+    behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE}
+    assert {n.name for n in loaded.nodes if n.act_unsigned} == (behind_gelu if bare else unsigned)
     inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
     with torch.inference_mode():
         want, got = (spec.wrap(restore_model(a, spec))(*inputs).double() for a in (artifact.load(source), loaded))

@@ -11,7 +11,7 @@ from svdq_trt.quantize.curve import error_curve, node_bytes, ranks_of
 from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.spec.formats import FORMATS
+from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation
 
 N, K = 192, 256
 
@@ -34,6 +34,20 @@ def test_curve_is_what_the_quantizer_reaches(fmt):
     for rank, error in zip(ranks, got, strict=True):
         q = quantize_group([w], [None], x, FORMATS[fmt], rank, preset=PRESETS["fast"])
         assert decibels(error) == pytest.approx(q.sqnr_db, abs=1.0)
+
+
+def test_curve_of_a_layer_behind_gelu_has_unsigned_codes():
+    w, x = layer(16)
+    x = torch.nn.functional.gelu(x.float(), approximate="tanh").half()
+    shift = ACT_SHIFT[Activation.GELU_TANH]
+    absmax, ranks = x.abs().amax(0), [0, 16, 48]
+    signed, got = (error_curve(w, x, absmax, FORMATS["int4"], torch.float16, ranks, s) for s in (0.0, shift))
+    for rank, error, without in zip(ranks, got, signed, strict=True):
+        q = quantize_group([w], [None], x, FORMATS["int4"], rank, act_shift=shift, preset=PRESETS["fast"])
+        assert q.act_unsigned and decibels(error) == pytest.approx(q.sqnr_db, abs=1.0)
+        assert decibels(error) > decibels(without) + 1.5
+    a, b = (error_curve(w, x, absmax, FORMATS["w4a8"], torch.float16, [16], s) for s in (0.0, shift))
+    assert a == b  # int4 alone has unsigned codes
 
 
 def test_curve_falls_where_the_strong_directions_end():

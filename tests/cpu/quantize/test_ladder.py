@@ -21,7 +21,8 @@ FMT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
 F16 = torch.float16
 BASE = Preset("base", grids=3, tokens=0, rows=0, search_power_iterations=2, power_iterations=6)
 ITERATED = replace(BASE, iterations=4)
-ROUNDED = replace(ITERATED, gptq=True, dampings=(1.0, 4.0))
+SCALED = replace(ITERATED, scales=True)
+ROUNDED = replace(SCALED, gptq=True, dampings=(1.0, 4.0))
 REFITTED = replace(ROUNDED, refit=True)
 
 
@@ -56,11 +57,12 @@ def start(w, x, fmt, rank=16):
 @pytest.mark.parametrize("kind", ["strong", "skewed", "mild"])
 def test_every_rung_holds_or_gains_on_fresh_tokens(kind, fmt):
     w, x = layer(kind)
-    base, iterated, rounded, refitted = (fresh_sqnr(w, x, fmt, p) for p in (BASE, ITERATED, ROUNDED, REFITTED))
-    assert iterated > base + 0.2
-    assert rounded > iterated - 0.1 and refitted > rounded - 0.1  # the guard's tokens are not these
+    presets = (BASE, ITERATED, SCALED, ROUNDED, REFITTED)
+    base, iterated, scaled, rounded, refitted = (fresh_sqnr(w, x, fmt, p) for p in presets)
+    assert iterated > base + 0.2 and scaled > iterated - 0.1
+    assert rounded > scaled - 0.1 and refitted > rounded - 0.1  # the guard's tokens are not these
     if kind != "mild":
-        assert rounded > iterated + 0.5
+        assert rounded > scaled + 0.5
     assert refitted > base + 0.7
 
 
@@ -72,10 +74,10 @@ def test_gptq_beats_rounding_to_nearest_without_any_other_rung(kind, fmt):
         assert fresh_sqnr(w, x, fmt, replace(BASE, gptq=True), rank) > fresh_sqnr(w, x, fmt, BASE, rank) + 0.5
 
 
-def test_default_and_full_are_no_worse_than_fast():
+def test_default_and_best_are_no_worse_than_fast():
     w, x = layer("skewed")
-    fast, default, full = (fresh_sqnr(w, x, INT4, PRESETS[p]) for p in ("fast", "default", "full"))
-    assert default > fast + 0.5 and full > default - 0.1
+    fast, default, best = (fresh_sqnr(w, x, INT4, PRESETS[p]) for p in ("fast", "default", "best"))
+    assert default > fast + 0.5 and best > default - 0.1
 
 
 @pytest.mark.parametrize("fmt", [INT4, NVFP4, W4A8], ids=lambda f: f.name)
@@ -218,8 +220,9 @@ def test_rank_above_the_matrix_is_padded_with_zeros():
 
 
 def test_presets_name_their_rungs():
-    fast, default, full = (PRESETS[p].describe() for p in ("fast", "default", "full"))
+    fast, default, best = (PRESETS[p].describe() for p in ("fast", "default", "best"))
     assert "GPTQ" not in fast and "held-out" not in fast and fast.count(";") == 1
-    for text in (default, full):
-        assert "iterations; GPTQ (" in text and "refit" in text and text.endswith("better on held-out tokens")
-    assert "up to 3 rounds" in full and "best 3 candidates" in full
+    for text in (default, best):
+        assert "iterations; scale search; GPTQ (" in text and "refit" in text
+        assert text.endswith("better on held-out tokens")
+    assert "up to 3 rounds" in best and "best 3 candidates" in best

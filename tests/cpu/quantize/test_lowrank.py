@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svdq_trt.quantize.lowrank import balance, top_singular
+from svdq_trt.quantize.lowrank import balance, cholesky_basis, top_singular
 
 
 def weight(n: int, k: int) -> torch.Tensor:
@@ -47,3 +47,18 @@ def test_balance_equalizes_without_rounding():
     live = [0, 1, 3]
     ratio = a.abs().amax(0)[live] / b.abs().amax(1)[live]
     assert ((ratio > 0.49) & (ratio < 2.1)).all()
+
+
+def test_cholesky_basis_spans_what_householders_does():
+    a = weight(300, 24)
+    q, h = cholesky_basis(a), torch.linalg.qr(a).Q
+    torch.testing.assert_close(q.T @ q, torch.eye(24), rtol=0, atol=1e-5)
+    torch.testing.assert_close(q @ (q.T @ h), h, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dependent", "zero", "far apart"])
+def test_cholesky_basis_of_bad_columns_is_orthonormal_all_the_same(kind):
+    a = weight(300, 24)
+    a = {"dependent": a[:, [0, *range(23)]], "zero": a * 0, "far apart": a * 10.0 ** -torch.arange(24)}[kind]
+    q = cholesky_basis(a)
+    torch.testing.assert_close(q.T @ q, torch.eye(24), rtol=0, atol=1e-5)

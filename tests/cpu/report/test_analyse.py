@@ -54,6 +54,17 @@ def test_both_parts_together_are_worse_than_each(report):
     assert got.split["both"] == pytest.approx(q.sqnr_db, abs=0.05)  # the figure the quantizer gave
 
 
+def test_split_of_a_node_with_unsigned_codes():
+    g = torch.Generator().manual_seed(1)
+    x = torch.nn.functional.gelu(torch.randn(256, K, generator=g)).half()
+    w = torch.randn(N, K, generator=g)
+    q = quantize_group([w], [None], x, FORMATS["int4"], R, name="layer", act_shift=0.171875, preset=PRESETS["fast"])
+    described = Node.from_quantized(q, ("layer",), (N,))
+    got = analyse(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x, x.abs().amax(0).float())
+    assert described.act_unsigned and got.split["both"] == pytest.approx(q.sqnr_db, abs=0.05)
+    assert max(db for _, _, db in got.curve) == pytest.approx(got.split["both"], abs=1)  # the same codes
+
+
 def test_more_rank_is_better_and_larger(report):
     sweep = report[0].sweep
     assert [r for r, _, _ in sweep] == list(RANKS)

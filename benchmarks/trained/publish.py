@@ -1,0 +1,67 @@
+"""Write the results into the documentation: tables between markers of docs/evidence.md, sheets and JSON beside it.
+
+A marker pair is `<!-- NAME -->` and `<!-- end -->`, each alone on its line; what is between them is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trained.sheet import table
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE, PICTURES, RESULTS = Path("docs/evidence.md"), Path("docs/evidence"), Path("benchmarks/results")
+
+
+def publish(out: Path, models: list[str], root: Path = ROOT) -> int:
+    """Take over what trained_models.py and modelopt_compare.py (modelopt.json) wrote in `out`; 1 if there is none."""
+    page = (root / PAGE).read_text()
+    (root / PICTURES).mkdir(exist_ok=True)
+    done = []
+    for name in models:
+        if (out / f"{name}.json").exists():
+            page = replaced(page, name, _model(json.loads((out / f"{name}.json").read_text())))
+            shutil.copy(out / f"{name}.png", root / PICTURES / f"{name}.png")
+            shutil.copy(out / f"{name}.json", root / RESULTS / f"trained_{name}.json")
+            done.append(name)
+    if (out / "modelopt.json").exists():
+        page = replaced(page, "modelopt", _modelopt(json.loads((out / "modelopt.json").read_text())))
+        shutil.copy(out / "modelopt.json", root / RESULTS / "modelopt.json")
+        done.append("modelopt")
+    (root / PAGE).write_text(page)
+    print(f"{root / PAGE}: {', '.join(done) or 'nothing to publish'}")
+    return 0 if done else 1
+
+
+def replaced(page: str, name: str, text: str) -> str:
+    """The page with `text` between the markers of `name`; SystemExit where the page has none."""
+    pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->\n)"
+    page, count = re.subn(pattern, lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"{PAGE}: {count} places for '{name}', want one. Add <!-- {name} --> and <!-- end -->.")
+    return page
+
+
+def _model(results: dict[str, Any]) -> str:
+    name, trained = results["model"], results["training"]
+    return (
+        f"{results['parameters'] / 1e6:.1f} M parameters, {trained['steps']} training steps of {trained['batch']} "
+        f"pictures in {trained['seconds']:.0f} s (loss {trained['loss']:.3f}) on {results['device']}; linears "
+        f"in {results['linears']}. Of the {results['pictures']} pictures of the 16-bit model, "
+        f"{100 * results['fp16']['right_class']:.0f} % show the class that was asked for.\n\n"
+        f"![{name}: pictures of every variant](evidence/{name}.png)\n\n{table(results)}"
+    )
+
+
+def _modelopt(comparison: dict[str, Any]) -> str:
+    head = "| layers | format | ours, `fast` | ours, `default` | ModelOpt | `default` is better on |"
+    lines = [head, "|" + "---|" * 6]
+    for r in comparison["results"]:
+        mean, count = r["mean_db"], len(r["layers"])
+        lines.append(f"| {r['source']} | `{r['format']}` | {mean['fast']:.1f} | **{mean['default']:.1f}** | "
+                     f"{mean['modelopt']:.1f} | {r['default_better']} of {count} |")  # fmt: skip
+    return "\n".join(lines)

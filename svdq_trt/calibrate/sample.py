@@ -1,0 +1,205 @@
+"""Calibration inputs from a real pipeline: prompts are run, and what the denoiser is called with is kept.
+
+The file is one that ``--calibration`` reads (inputs.py). The pipeline is a diffusers folder; its own denoiser runs,
+through svdq_trt/pipeline, which knows how a pipeline's calls become a model's inputs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdq_trt.calibrate.inputs import has_batch
+from svdq_trt.engine.profile import TensorProfile
+from svdq_trt.errors import ArtifactError, UsageError
+from svdq_trt.files import read_json_object, save_tensors
+from svdq_trt.models import ModelSpec
+from svdq_trt.pipeline.attach import attach, component_of
+
+Progress = Callable[[int, int, str], None]
+_KEY = "svdq.sampling"  # of the safetensors metadata: how the inputs were made
+_MAX_PROMPT_BYTES = 16 << 20
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file, empty ones left out.
+
+    Raises:
+        ArtifactError: unreadable, too large, not UTF-8, or without a prompt.
+    """
+    try:
+        size = path.stat().st_size
+        if size > _MAX_PROMPT_BYTES:
+            raise ArtifactError(str(path), f"{size} bytes", f"a text file of at most {_MAX_PROMPT_BYTES} bytes")
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ArtifactError(str(path), f"cannot be read ({reason})", "a text file with a prompt per line") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ArtifactError(str(path), "no prompt", "a text file with a prompt per line")
+    return prompts
+
+
+def schedule(samples: int, prompts: int, steps: int) -> dict[int, set[int]]:
+    """Which denoising steps of which prompts are kept: `samples` of them, spread evenly over both.
+
+    Raises:
+        UsageError: fewer than one, or more than there are.
+    """
+    if not 1 <= samples <= prompts * steps:
+        want = f"1 to {prompts * steps}: {prompts} prompts of {steps} steps"
+        raise UsageError("--calibration-samples", str(samples), want)
+    used = min(samples, prompts)
+    chosen: dict[int, set[int]] = {}
+    for i in range(samples):  # neighbouring steps go to different prompts
+        chosen.setdefault((i % used) * prompts // used, set()).add(i * steps // samples)
+    return chosen
+
+
+def sample_inputs(
+    spec: ModelSpec,
+    pipeline: Path,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    samples: int,
+    steps: int,
+    height: int,
+    width: int,
+    guidance: float | None = None,
+    seed: int = 0,
+    progress: Progress = lambda done, total, label: None,
+) -> int:
+    """Run prompts through the pipeline and write the inputs of its denoiser to `out`.
+
+    A prompt's run ends behind its last step that is kept. The pipeline computes in the model's 16-bit type on a GPU, in
+    f32 on a CPU, and is in memory as a whole.
+
+    Args:
+        pipeline: folder with model_index.json. prompts: see read_prompts.
+        samples: denoising steps that are kept; each gives one input, or one per guidance branch.
+        steps: of a whole run. guidance: scale; the pipeline's own default when None.
+        height: of the images, pixels. width: likewise. seed: prompt i starts from noise of seed + i.
+        progress: called with (denoising steps done, all, label).
+
+    Returns:
+        the number of inputs written.
+
+    Raises:
+        ArtifactError, UnsupportedError: a pipeline that is damaged, or not of this model.
+        UsageError: see schedule.
+    """
+    chosen = schedule(samples, len(prompts), steps)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = spec.torch_dtype if device.type == "cuda" else torch.float32
+    progress(0, 1, f"loading {pipeline.name}")
+    pipe = _load(spec, pipeline, dtype).to(device)
+    total = sum(max(wanted) + 1 for wanted in chosen.values())
+    recorder = _Recorder(spec, _flat(spec, pipe), device, dtype, lambda done: progress(done, total, "sampling"))
+    attach(pipe, recorder)
+    asked: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "latent"}
+    if guidance is not None:
+        asked["guidance_scale"] = guidance
+    if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+        asked["use_resolution_binning"] = False  # the size is the one asked for
+    for index, wanted in sorted(chosen.items()):
+        recorder.begin(wanted)
+        try:
+            pipe(prompts[index], generator=torch.Generator().manual_seed(seed + index), **asked)
+        except _EnoughError:
+            continue
+        if recorder.missing():  # a distilled pipeline may run fewer steps than asked for
+            raise UsageError("--calibration-steps", f"{steps}, of which {type(pipe).__name__} runs {recorder.step + 1}",
+                             "as many as it runs")  # fmt: skip
+    note = {"model": spec.name, "pipeline": pipeline.name, "prompts": len(chosen), "samples": samples, "steps": steps,
+            "guidance": guidance, "seed": seed, "height": height, "width": width}  # fmt: skip
+    tensors = recorder.stacked()
+    save_tensors(out, tensors, {_KEY: json.dumps(note)})
+    return len(tensors[spec.inputs[0].name])
+
+
+class _EnoughError(Exception):
+    """Nothing more is wanted of this prompt."""
+
+
+class _Recorder:
+    """A Runner that runs the torch module, and keeps what it is given at the steps wanted."""
+
+    def __init__(
+        self, spec: ModelSpec, flat: nn.Module, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
+    ) -> None:
+        self.spec, self.flat, self.device, self.tick = spec, flat, device, tick
+        self.manifest: dict[str, Any] = {"model": spec.name}
+        self.inputs = [
+            TensorProfile(io.name, str(io.torch_dtype(dtype)).removeprefix("torch."), *[(1,) * len(io.dims)] * 3)
+            for io in spec.inputs
+        ]
+        self.output_names = [io.name for io in spec.outputs]
+        self.kept: dict[str, list[Tensor]] = {io.name: [] for io in spec.inputs}
+        self.done = 0
+        self.begin(set())
+
+    def begin(self, wanted: set[int]) -> None:
+        """The next prompt."""
+        self.wanted, self.step = wanted, -1
+        self._time: float | None = None
+
+    def missing(self) -> bool:
+        """Whether the run was too short."""
+        return self.step < max(self.wanted)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One call of the denoiser; calls at one timestep are one step: guidance branches may come apart."""
+        time = float(inputs["timestep"].reshape(-1)[0])
+        if time != self._time:
+            if self.step >= max(self.wanted):
+                raise _EnoughError
+            self.step, self.done, self._time = self.step + 1, self.done + 1, time
+            self.tick(self.done)
+        if self.step in self.wanted:
+            for io in self.spec.inputs:
+                value = inputs[io.name].to(io.torch_dtype(self.spec.torch_dtype)).cpu()
+                if has_batch(io) or not self.kept[io.name]:
+                    self.kept[io.name].append(value)
+        y: Tensor = self.flat(*(inputs[io.name].to(self.device) for io in self.spec.inputs))
+        return {self.output_names[0]: y}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def stacked(self) -> dict[str, Tensor]:
+        """The file's tensors."""
+        return {name: torch.cat(values).contiguous() for name, values in self.kept.items()}
+
+
+def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    index = read_json_object(folder / "model_index.json", "the index of a diffusers pipeline")
+    absent = {name: None for name, value in index.items() if value == [None, None]}  # some classes want to be told
+    variant = spec.variant if spec.variant and any(folder.glob(f"*/*.{spec.variant}.*")) else None
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=dtype, variant=variant, local_files_only=True, **absent
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ArtifactError(str(folder), f"cannot be loaded ({reason})", "a whole diffusers pipeline") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _flat(spec: ModelSpec, pipe: Any) -> nn.Module:
+    """The pipeline's denoiser with the model's flat inputs."""
+    module = getattr(pipe, component_of(pipe))
+    if not isinstance(module, spec.model_class()):
+        raise ArtifactError(type(pipe).__name__, f"a {type(module).__name__}", f"a pipeline of {spec.name}")
+    spec.family.prepare(module)
+    return spec.wrap(module.eval().requires_grad_(False))

@@ -1,0 +1,65 @@
+"""Parameters read before they are asked for, by threads, while a GPU works on those that were."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+
+Read = Callable[[str], torch.Tensor]
+BUDGET_BYTES = 2 * 10**9  # of parameters that nobody has asked for yet
+_MOST_THREADS = 8
+
+
+@contextmanager
+def read_ahead(read: Read, order: Sequence[tuple[str, int]], budget: int = BUDGET_BYTES) -> Iterator[Read]:
+    """`read` with what comes next in `order` on its way already.
+
+    Args:
+        read: name -> parameter; called from several threads.
+        order: (name, bytes) roughly in the order in which they will be asked for, a name as often as it will be. One
+            that is not on its way is read when asked for, and what follows it in `order` comes next: so a second pass
+            over the model begins anew, and a guess that was wrong costs time alone.
+        budget: bytes, at most, that are on their way or wait to be asked for.
+    """
+    pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    try:
+        yield _Ahead(read, order, budget, pool).get
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Ahead:
+    def __init__(self, read: Read, order: Sequence[tuple[str, int]], budget: int, pool: ThreadPoolExecutor) -> None:
+        self._read, self._order, self._budget, self._pool = read, order, budget, pool
+        self._coming: dict[int, Future[torch.Tensor]] = {}  # by place in the order
+        self._held = self._next = 0
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> torch.Tensor:
+        """The parameter; raises what `read` raises."""
+        with self._lock:
+            place = next((i for i in self._coming if self._order[i][0] == name), None)
+            if place is not None:
+                known = self._coming.pop(place)
+                self._held -= self._order[place][1]
+            else:
+                known = self._pool.submit(self._read, name)
+                self._go_on_after(name)
+            while self._next < len(self._order) and self._held + self._order[self._next][1] <= self._budget:
+                self._held += self._order[self._next][1]
+                self._coming[self._next] = self._pool.submit(self._read, self._order[self._next][0])
+                self._next += 1
+        return known.result()
+
+    def _go_on_after(self, name: str) -> None:
+        places = [i for i, (other, _) in enumerate(self._order) if other == name]
+        if places:
+            for future in self._coming.values():
+                future.cancel()
+            self._coming, self._held = {}, 0
+            self._next = 1 + next((i for i in places if i >= self._next), places[0])

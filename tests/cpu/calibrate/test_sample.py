@@ -1,0 +1,141 @@
+"""Inputs recorded in diffusers pipelines, small and with random weights: what is kept, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny_pipelines import sd3_parts, sdxl_parts
+
+from svdq_trt.calibrate import collect
+from svdq_trt.calibrate.inputs import InputFile
+from svdq_trt.calibrate.sample import read_prompts, sample_inputs, schedule
+from svdq_trt.checkpoint import load
+from svdq_trt.errors import ArtifactError, SvdqError, UsageError
+from svdq_trt.models import get_model
+
+pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
+SIZE = {"height": 64, "width": 128}
+PROMPTS = ["a fox", "two owls", "the sea"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Model -> the folder of a whole pipeline."""
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
+
+    made, words = {}, tmp_path_factory.mktemp("words")
+    kinds = {"sdxl-tiny": ("unet", StableDiffusionXLPipeline, sdxl_parts, {"add_watermarker": False}),
+             "sd3-tiny": ("transformer", StableDiffusion3Pipeline, sd3_parts, {})}  # fmt: skip
+    for name, (component, pipeline, parts, more) in kinds.items():
+        spec = get_model(name)
+        torch.manual_seed(1)
+        denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype)
+        made[name] = tmp_path_factory.mktemp(name)
+        pipeline(**{component: denoiser}, **parts(words), **more).save_pretrained(made[name])
+    return made
+
+
+def sampled(folders, name, out, **changes):
+    asked = {"samples": 4, "steps": 4, "guidance": 5.0, "seed": 3} | SIZE | changes
+    count = sample_inputs(get_model(name), folders[name], PROMPTS, out, **asked)
+    with safe_open(out, framework="pt") as file:
+        note = json.loads(file.metadata()["svdq.sampling"])
+        return count, {key: file.get_tensor(key) for key in file.keys()}, note  # noqa: SIM118 - not a dict
+
+
+@pytest.mark.parametrize("name", ["sdxl-tiny", "sd3-tiny"])
+def test_file_has_both_branches_of_evenly_spread_steps_and_calibrates(folders, name, tmp_path):
+    spec, out = get_model(name), tmp_path / "inputs.safetensors"
+    count, tensors, note = sampled(folders, name, out)
+    assert count == 8 and (note["steps"], note["samples"], note["prompts"]) == (4, 4, 3)
+    assert len(set(tensors["timestep"].tolist())) == 4
+    for first in range(0, 8, 2):  # without and with the prompt, from the same latent at the same step
+        latent, text = tensors[spec.inputs[0].name], tensors["encoder_hidden_states"]
+        assert torch.equal(latent[first], latent[first + 1]) and not torch.equal(text[first], text[first + 1])
+        assert tensors["timestep"][first] == tensors["timestep"][first + 1]
+    assert tensors["encoder_hidden_states"].dtype == spec.torch_dtype
+    assert InputFile(spec, out).sizes.items() >= {"batch": 8, "height": 64, "width": 128}.items()
+    module = load(spec, random_seed=0)
+    groups = spec.groups(module)[:2]
+    assert collect(module, spec, groups, data=out, tokens_per_group=16).meta["samples"] == 8
+
+
+def test_inputs_are_those_of_the_pipelines_own_run(folders, tmp_path):
+    from diffusers import StableDiffusionXLPipeline
+
+    _, tensors, _ = sampled(folders, "sdxl-tiny", tmp_path / "a.safetensors", samples=1, steps=2)
+    pipe = StableDiffusionXLPipeline.from_pretrained(folders["sdxl-tiny"], torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    seen = []
+    pipe.unet.register_forward_pre_hook(lambda m, args, kw: seen.append((args, kw)), with_kwargs=True)
+    pipe(PROMPTS[0], generator=torch.Generator().manual_seed(3), num_inference_steps=2, guidance_scale=5.0,
+         output_type="latent", **SIZE)  # fmt: skip
+    args, kwargs = seen[0]
+    torch.testing.assert_close(tensors["sample"].float(), args[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(tensors["encoder_hidden_states"].float(), kwargs["encoder_hidden_states"],
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    assert torch.equal(tensors["time_ids"], kwargs["added_cond_kwargs"]["time_ids"].float())
+
+
+def test_equal_seeds_repeat_and_no_guidance_gives_one_branch(folders, tmp_path):
+    one, two, other = (sampled(folders, "sdxl-tiny", tmp_path / f"{i}", guidance=1.0, seed=seed)
+                       for i, seed in enumerate((3, 3, 4)))  # fmt: skip
+    assert one[0] == 4 and all(torch.equal(one[1][key], two[1][key]) for key in one[1])
+    assert not torch.equal(one[1]["sample"], other[1]["sample"])
+
+
+def test_progress_ends_at_the_steps_that_are_run(folders, tmp_path):
+    calls = []
+    sample_inputs(get_model("sdxl-tiny"), folders["sdxl-tiny"], PROMPTS, tmp_path / "a", samples=2, steps=4,
+                  progress=lambda *event: calls.append(event), **SIZE)  # fmt: skip
+    # steps 0 and 2 are kept: a prompt ends behind its step, so 1 + 3 steps are run
+    assert calls[0][2].startswith("loading ") and [c[:2] for c in calls[1:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("samples,prompts,steps", [(1, 5, 20), (16, 3, 20), (16, 100, 20), (7, 2, 4), (8, 2, 4)])
+def test_schedule_spreads_over_steps_and_prompts(samples, prompts, steps):
+    chosen = schedule(samples, prompts, steps)
+    assert sum(len(wanted) for wanted in chosen.values()) == samples
+    assert len(chosen) == min(samples, prompts) and max(chosen) < prompts
+    counts = [len(wanted) for wanted in chosen.values()]
+    assert max(counts) - min(counts) <= 1
+    kept = sorted(step for wanted in chosen.values() for step in wanted)
+    assert kept == sorted(i * steps // samples for i in range(samples))
+
+
+@pytest.mark.parametrize("samples", [0, 9])
+def test_more_samples_than_steps_are_refused(samples):
+    with pytest.raises(UsageError, match=f"{samples}, want 1 to 8: 2 prompts of 4 steps"):
+        schedule(samples, 2, 4)
+
+
+def test_pipeline_of_another_model_is_refused(folders, tmp_path):
+    with pytest.raises(SvdqError, match="a SD3Transformer2DModel, want a pipeline of sdxl-tiny"):
+        sample_inputs(get_model("sdxl-tiny"), folders["sd3-tiny"], PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)
+    with pytest.raises(SvdqError, match="for sdxl"):  # the class fits, the sizes do not
+        sample_inputs(get_model("sdxl"), folders["sdxl-tiny"], PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)
+    assert not (tmp_path / "a").exists()
+
+
+def test_damaged_pipeline_is_refused(tmp_path):
+    for content, text in (("{", "not valid JSON"), ('{"_class_name": "NoSuchPipeline"}', "cannot be loaded")):
+        (tmp_path / "model_index.json").write_text(content)
+        with pytest.raises(ArtifactError, match=text):
+            sample_inputs(get_model("sdxl-tiny"), tmp_path, PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)
+
+
+@pytest.mark.parametrize("content,text", [(b"\n \n", "no prompt"), (b"\xff\xfe", "UTF-8"), (None, "cannot be read")])
+def test_unusable_prompts_are_refused(content, text, tmp_path):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=text):
+        read_prompts(path)
+
+
+def test_prompts_are_the_lines_that_are_not_empty(tmp_path):
+    (tmp_path / "p").write_text("a fox\n\n  two owls \n")
+    assert read_prompts(tmp_path / "p") == ["a fox", "two owls"]

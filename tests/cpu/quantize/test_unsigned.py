@@ -1,0 +1,105 @@
+"""Unsigned activation codes behind GELU: when they are chosen, what they gain, what the bias makes up for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from svdq_trt import SVDQLinear, ref
+from svdq_trt.calibrate import collect
+from svdq_trt.checkpoint import load
+from svdq_trt.models import TWINS, get_model
+from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.preset import PRESETS
+from svdq_trt.quantize.split import Coding, Tokens, split_weight
+from svdq_trt.ref.quant import QuantWeight, dequantize_weight
+from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, INT4, Activation
+
+SHIFT = ACT_SHIFT[Activation.GELU_TANH]
+DEFAULT = replace(PRESETS["default"], grids=3)
+NUMPY = {torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
+
+
+def layer(size: float = 1.0, n: int = 96, k: int = 256, tokens: int = 768) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight [N, K] and GELU outputs [T, K] of pre-activations about `size` large."""
+    g = torch.Generator().manual_seed(11)
+    hidden = torch.randn(tokens, 64, generator=g) @ torch.randn(64, k, generator=g) / 8
+    return torch.randn(n, k, generator=g) / k**0.5, torch.nn.functional.gelu(size * hidden, approximate="tanh")
+
+
+def fresh_sqnr(q, w, x, bias=0.0):
+    want = x.float() @ w.T + bias
+    noise = SVDQLinear.from_quantized(q)(x).float() - want
+    return float(10 * torch.log10((want - bias).square().sum() / noise.square().sum()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("preset", [PRESETS["fast"], DEFAULT], ids=lambda p: p.name)
+def test_unsigned_codes_gain_behind_gelu(preset, dtype):
+    w, x = layer()
+    bias, x = torch.linspace(-2, 2, len(w)), x.to(dtype)
+    signed, unsigned = (
+        quantize_group([w], [bias], x[:384], INT4, 16, act_dtype=dtype, act_shift=shift, preset=preset)
+        for shift in (0.0, SHIFT)
+    )
+    assert (signed.act_unsigned, signed.act_shift) == (False, 0) and unsigned.act_unsigned
+    assert unsigned.act_shift == SHIFT
+    assert fresh_sqnr(unsigned, w, x[384:], bias) > fresh_sqnr(signed, w, x[384:], bias) + 2
+    seen = x[:384][3::4] if unsigned.rungs else x[:384]
+    assert fresh_sqnr(unsigned, w, seen, bias) == pytest.approx(unsigned.sqnr_db, abs=0.1)
+
+
+def test_signed_codes_stay_where_they_are_better():
+    """Values far below the shift: it would take most of the codes' range."""
+    w, x = layer(size=0.02)
+    plain, asked = (quantize_group([w], [None], x.half(), INT4, 16, act_shift=s, preset=DEFAULT) for s in (0.0, SHIFT))
+    assert not asked.act_unsigned and asked.act_shift == 0 and asked.trials == plain.trials
+    assert all(torch.equal(asked.tensors[name], plain.tensors[name]) for name in plain.tensors)
+
+
+@pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f is not INT4], ids=lambda f: f.name)
+def test_other_formats_have_no_unsigned_codes(fmt):
+    w, x = layer()
+    q = quantize_group([w], [None], x.half(), fmt, 16, act_shift=SHIFT, preset=PRESETS["fast"])
+    assert not q.act_unsigned and q.act_shift == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_bias_is_the_references_rounded_once(dtype):
+    """b - shift * sum_k Q(W)_nk act_mul_k, of the codes as stored."""
+    w, x = layer()
+    bias = torch.linspace(-2, 2, len(w))
+    q = quantize_group([w], [bias], x.to(dtype), INT4, 16, act_dtype=dtype, act_shift=SHIFT, preset=DEFAULT)
+    t = {name: v.float().numpy() if v.is_floating_point() else v.numpy() for name, v in q.tensors.items()}
+    stored = dequantize_weight(QuantWeight(t["qweight"], t["wscale"], t["wscale2"]), INT4)
+    want = bias.double().numpy() - SHIFT * stored @ t["act_mul"].astype(np.float64)
+    assert np.array_equal(want.astype(np.float32).astype(NUMPY[dtype]).astype(np.float32), t["bias"])
+
+
+def test_search_measures_what_the_reference_computes():
+    """Tokens.error takes the shift off the codes; the node takes it off the bias: the same to the bias's rounding."""
+    w, x = layer()
+    coding, mul = Coding(True, SHIFT), torch.rand(256, generator=torch.Generator().manual_seed(1)).half().float() + 0.5
+    split = split_weight(w, mul, INT4, 16, torch.float16, 4, coding)
+    tokens = Tokens(x, x.half().float() @ w.T, mul, INT4, torch.float16, coding)
+    codes = ref.quant.quantize_act(ref.quant.smooth(x.half().numpy(), mul.half().numpy(), SHIFT), INT4, True)
+    y = codes.dequantize() @ split.rounded().double().numpy().T - split.shift_offset().numpy()
+    y += x.half().double().numpy() @ split.down.double().numpy().T @ split.up.double().numpy().T
+    want = ((y - tokens.y.double().numpy()) ** 2).sum() / tokens.energy
+    assert tokens.error(split) == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_recipes_mark_exactly_the_inputs_that_are_gelu_outputs(name):
+    """By value: a GELU's output goes below 0, and never below -0.17; no other input of a quantized linear does that."""
+    spec = get_model(name)
+    module = load(spec, random_seed=3)
+    groups = [g for g in spec.groups(module) if not g.weight_only]
+    calibration = collect(module, spec, groups, samples=1, height=spec.profile.height[0], width=spec.profile.width[0])
+    for group in groups:
+        low = float(calibration.x[group.node].min())
+        assert (-SHIFT <= low < -0.1) == (group.x_from in ACT_SHIFT), (group.node, low)
