@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from svdq_trt.compile.folder import copy_plugin
 from svdq_trt.compile.process import StageRunner
-from svdq_trt.compile.run import copy_plugin
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import select

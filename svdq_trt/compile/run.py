@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import psutil
 from svdq_trt import errors
 from svdq_trt.compile import freshness
 from svdq_trt.compile.config import BuildConfig
+from svdq_trt.compile.folder import copy_plugin, place
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
 from svdq_trt.compile.process import RssSampler
@@ -24,7 +24,7 @@ from svdq_trt.compile.ranks import SharingRunner
 from svdq_trt.compile.stages.allocate import CURVES as CURVES_FILE
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest
-from svdq_trt.files import atomic_write, remove_leftovers
+from svdq_trt.files import remove_leftovers
 from svdq_trt.quantize.preset import get_preset
 
 SAMPLED_FILE = "calibration-inputs.safetensors"
@@ -283,7 +283,7 @@ class Build:
         if not self.work.loras_id:
             if folder != quantized:  # slots alone: the artifact as it is
                 folder.mkdir(parents=True, exist_ok=True)
-                _place(quantized / "svdq.safetensors", folder / "svdq.safetensors", link=True)
+                place(quantized / "svdq.safetensors", folder / "svdq.safetensors", link=True)
             return quantize_key
         lora_key = key("lora", quantize=quantize_key, **self.work.lora_key())
         args = {"model": self.config.model, "artifact": str(quantized / "svdq.safetensors"),
@@ -341,10 +341,10 @@ class Build:
         linked = {"svdq.safetensors": True, "accuracy.png": True, "model.onnx": False, "model.onnx.data": False}
         for name, link in linked.items():
             if name != "accuracy.png" or self.config.check:
-                _place(engine.shared / name, engine.folder / name, link)
+                place(engine.shared / name, engine.folder / name, link)
         (engine.folder / SLOTS_FILE).unlink(missing_ok=True)
         if self.config.lora_slots:
-            _place(engine.shared / SLOTS_FILE, engine.folder / SLOTS_FILE, link=True)
+            place(engine.shared / SLOTS_FILE, engine.folder / SLOTS_FILE, link=True)
         library = plugin_lib.find()
         plugin = copy_plugin(library.path, engine.folder)
         incomplete = self._plan(engine, ledger, library)
@@ -380,27 +380,6 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
                     f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
                     f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset best.",
                 )  # fmt: skip
-
-
-def copy_plugin(library: Path, folder: Path) -> Path:
-    """Put the plugin library beside a plan, for runtimes that load it themselves."""
-    with atomic_write(folder / library.name) as tmp:
-        shutil.copyfile(library, tmp)
-    return folder / library.name
-
-
-def _place(source: Path, target: Path, link: bool) -> None:
-    """Put a shared artifact into an engine's folder, by hard link or as a copy with the same time stamp."""
-    before, stat = (target.stat() if target.exists() else None), source.stat()
-    if before and (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-        return
-    with atomic_write(target) as tmp:
-        tmp.unlink()
-        if link:
-            with suppress(OSError):  # another file system, or one without links
-                os.link(source, tmp)
-        if not tmp.exists():
-            shutil.copy2(source, tmp)
 
 
 def quantize(config: BuildConfig) -> list[Quantized]:
