@@ -54,6 +54,7 @@ def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
     [
         (["--format", "int3"], 2, "--format: 'int3'"),
         (["--rank", "20"], 2, "--rank: 20, want a multiple of 16"),
+        (["--device", "tpu"], 2, "--device: 'tpu', want one of auto, cpu, cuda"),
         (["--samples", "0"], 2, "--samples: 0, want 1 or more"),
         (["--model", "nope"], 2, "--model: 'nope'"),
         (["--top", "-1"], 2, "--top: -1"),
