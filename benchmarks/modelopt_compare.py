@@ -3,7 +3,7 @@
 
     pip install nvidia-modelopt
     python benchmarks/modelopt_compare.py                              # int4, layers of random models with outliers
-    python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there, too
+    python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there
     python benchmarks/modelopt_compare.py --format int4 nvfp4          # ModelOpt's nvfp4 needs a GPU
 
 Both see every other token and are judged on the rest. ModelOpt quantizes each linear by itself, as its own recipes do;
@@ -49,6 +49,7 @@ from svdq_trt.spec.formats import FORMATS
 
 OURS = ("fast", "default")
 NAMES = (*OURS, "modelopt")
+MAIN_THREADS = 4  # of the process that runs ModelOpt; the other cores have a process of one thread each
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Layer:
     name: str
     weights: list[Tensor]
     x: Tensor
+
+    def __post_init__(self) -> None:
+        # Sending a tensor to a process moves its memory, from another thread, under ModelOpt's eyes: move it now.
+        for tensor in (*self.weights, self.x):
+            tensor.share_memory_()
 
     @property
     def seen(self) -> Tensor:
@@ -78,7 +84,7 @@ class Layer:
 
 def main() -> int:
     args = _arguments()
-    torch.set_num_threads(4)  # the processes are the others
+    torch.set_num_threads(MAIN_THREADS)
     os.environ["OMP_NUM_THREADS"] = "1"  # theirs, from their start
     results, failed = [], False
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
@@ -166,7 +172,7 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[Layer]]]:
             continue
         module = loaded(TASKS[name].spec, work / "model.safetensors")
         yield f"trained {name}", _layers(TASKS[name].spec, module, Calibration.load(calibration_file(work, 1)))
-    for name in args.model:
+    for name in args.model if not args.trained else ():
         spec = get_model(name)
         module = spec.build()
         random = RandomWeights(spec, module, 0)
@@ -193,10 +199,10 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--format", nargs="+", default=["int4"], choices=("int4", "nvfp4"))
     p.add_argument("--rank", type=int, default=32)
     p.add_argument("--model", nargs="+", default=list(TASKS), choices=list(TASKS))
-    p.add_argument("--trained", type=Path, metavar="DIR", help="the --work folder of trained_models.py")
+    p.add_argument("--trained", type=Path, metavar="DIR", help="--work of trained_models.py, instead of random models")
     p.add_argument("--synthetic", action="store_true", help="also three synthetic layers of 512 x 1024")
     p.add_argument("--tokens", type=int, default=512, help="of random models, per node, half held out (default 512)")
-    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 2, 1), metavar="N")
+    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - MAIN_THREADS, 1), metavar="N")
     p.add_argument("--out", type=Path, metavar="JSON")
     p.add_argument("--verbose", action="store_true", help="print every layer, not the means alone")
     return p.parse_args()

@@ -273,6 +273,7 @@ def test_modelopt_leaves_the_weights_alone():
     g = rng()
     weights = [torch.randn(64, 128, generator=g) for _ in range(2)]
     layer = Layer("two", [w.clone() for w in weights], torch.randn(64, 128, generator=g))
+    assert layer.x.is_shared() and all(w.is_shared() for w in layer.weights), "workers read them while it runs"
     one, two = (_modelopt(layers, "int4", 16, "cpu") for layers in ([layer], [layer, layer]))
     assert all(torch.equal(a, b) for a, b in zip(layer.weights, weights, strict=True))
     assert two == one * 2 and 5 < one[0] < 40
