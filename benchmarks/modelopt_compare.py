@@ -3,7 +3,7 @@
 
     pip install nvidia-modelopt
     python benchmarks/modelopt_compare.py                              # int4, layers of random models with outliers
-    python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there, too
+    python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there
     python benchmarks/modelopt_compare.py --format int4 nvfp4          # ModelOpt's nvfp4 needs a GPU
 
 Both see every other token and are judged on the rest. ModelOpt quantizes each linear by itself, as its own recipes do;
@@ -21,6 +21,7 @@ import io
 import json
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ from svdq_trt.spec.formats import FORMATS
 
 OURS = ("fast", "default")
 NAMES = (*OURS, "modelopt")
+MAIN_THREADS = 4  # of the process that runs ModelOpt; the other cores have a process of one thread each
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Layer:
     name: str
     weights: list[Tensor]
     x: Tensor
+
+    def __post_init__(self) -> None:
+        # Sending a tensor to a process moves its memory, from another thread, under ModelOpt's eyes: move it now.
+        for tensor in (*self.weights, self.x):
+            tensor.share_memory_()
 
     @property
     def seen(self) -> Tensor:
@@ -77,7 +84,8 @@ class Layer:
 
 def main() -> int:
     args = _arguments()
-    torch.set_num_threads(4)  # the processes are the others
+    torch.set_num_threads(MAIN_THREADS)
+    os.environ["OMP_NUM_THREADS"] = "1"  # theirs, from their start
     results, failed = [], False
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         for source, layers in _sources(args):
@@ -93,23 +101,23 @@ def main() -> int:
 
 
 def _compare(source: str, layers: list[Layer], fmt: str, args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
-    """Print and return every layer's dB, ours and ModelOpt's."""
+    """Every layer's dB, ours and ModelOpt's; the means are printed."""
+    begin = time.perf_counter()
     ours = {name: [pool.submit(_ours, layer, fmt, args.rank, name) for layer in layers] for name in OURS}
     got = {"modelopt": _modelopt(layers, fmt, args.rank, "cuda" if fmt == "nvfp4" else "cpu")}  # meanwhile
     got |= {name: [future.result() for future in futures] for name, futures in ours.items()}
     rows = [{"layer": layer.name, **{n: round(got[n][i], 2) for n in NAMES}} for i, layer in enumerate(layers)]
     mean = {name: round(sum(got[name]) / len(layers), 2) for name in NAMES}
     better = sum(a > b for a, b in zip(got["default"], got["modelopt"], strict=True))
-    print(f"\n{source}, {fmt}, rank {args.rank}: dB on held-out tokens\n{'layer':<58}"
+    print(f"\n{source}, {fmt}, rank {args.rank}: dB on held-out tokens, {time.perf_counter() - begin:.0f} s\n{'':<58}"
           + "".join(f"{n:>10}" for n in NAMES))  # fmt: skip
-    for row in (*rows, {"layer": "mean dB (geometric mean of the error)", **mean}):
+    for row in (*(rows if args.verbose else ()), {"layer": "mean dB (geometric mean of the error)", **mean}):
         print(f"{row['layer']:<58}" + "".join(f"{row[n]:10.2f}" for n in NAMES))
     print(f"default is better on {better} of {len(rows)} layers", flush=True)
     return {"source": source, "format": fmt, "mean_db": mean, "default_better": better, "layers": rows}
 
 
 def _ours(layer: Layer, fmt: str, rank: int, preset: str) -> float:
-    torch.set_num_threads(1)
     q = quantize_group(layer.weights, [None] * len(layer.weights), layer.seen, FORMATS[fmt], rank,
                        act_dtype=layer.x.dtype, preset=PRESETS[preset])  # fmt: skip
     return layer.error_db(Unpacked(SVDQLinear.from_quantized(q))(layer.fresh))
@@ -164,7 +172,7 @@ def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[Layer]]]:
             continue
         module = loaded(TASKS[name].spec, work / "model.safetensors")
         yield f"trained {name}", _layers(TASKS[name].spec, module, Calibration.load(calibration_file(work, 1)))
-    for name in args.model:
+    for name in args.model if not args.trained else ():
         spec = get_model(name)
         module = spec.build()
         random = RandomWeights(spec, module, 0)
@@ -191,11 +199,12 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--format", nargs="+", default=["int4"], choices=("int4", "nvfp4"))
     p.add_argument("--rank", type=int, default=32)
     p.add_argument("--model", nargs="+", default=list(TASKS), choices=list(TASKS))
-    p.add_argument("--trained", type=Path, metavar="DIR", help="the --work folder of trained_models.py")
+    p.add_argument("--trained", type=Path, metavar="DIR", help="--work of trained_models.py, instead of random models")
     p.add_argument("--synthetic", action="store_true", help="also three synthetic layers of 512 x 1024")
     p.add_argument("--tokens", type=int, default=512, help="of random models, per node, half held out (default 512)")
-    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - 2, 1), metavar="N")
+    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) - MAIN_THREADS, 1), metavar="N")
     p.add_argument("--out", type=Path, metavar="JSON")
+    p.add_argument("--verbose", action="store_true", help="print every layer, not the means alone")
     return p.parse_args()
 
 

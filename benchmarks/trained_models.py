@@ -22,16 +22,33 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from trained.judge import judge
 from trained.tasks import TASKS
 from trained.train import MODES, train
+from trained.variants import start_worker, variants
 
-#: learning rate, batch
-SETTINGS = {"sdxl-tiny": (8e-4, 128), "flux1-tiny": (1e-3, 128)}
+
+class Settings(NamedTuple):
+    """Of a model's training."""
+
+    lr: float
+    batch: int
+    seconds: float
+    mode: str  # the first one that is tried
+
+
+#: The small FLUX starts in TF32: its backward pass in bf16 ended in CUBLAS_STATUS_EXECUTION_FAILED on an H200.
+SETTINGS = {
+    "sdxl-tiny": Settings(8e-4, 128, 50, "bf16-graph"),
+    "flux1-tiny": Settings(1e-3, 128, 75, "tf32-graph"),
+}
 
 
 def main() -> int:
@@ -48,17 +65,18 @@ def main() -> int:
     with ThreadPoolExecutor(len(args.model)) as threads:  # side by side: one's GPU work fills the other's pauses
         codes = list(threads.map(partial(_tried, args, end), args.model))
     failed = [name for name, code in zip(args.model, codes, strict=True) if code]
-    for name in args.model:
+    for name in args.model if args.stage != "train" else ():
         _report(args.out, args.work / name, name)
     if failed:
-        print(f"failed: {', '.join(failed)}; their errors are above")
+        why = f"stopped at the limit of {args.limit:.0f} s" if time.monotonic() > end else "their errors are above"
+        print(f"not finished: {', '.join(failed)}; {why}")
     return 1 if failed else 0
 
 
 def _tried(args: argparse.Namespace, end: float, name: str) -> int:
     """The exit code for one model; where training fails, it is tried again in the next, slower mode."""
     code = 1
-    for mode in MODES[MODES.index(args.mode) :]:
+    for mode in MODES[MODES.index(args.mode or SETTINGS[name].mode) :]:
         code = _ended(_start(args, name, mode), end)
         if not code or (args.work / name / "model.safetensors").exists() or time.monotonic() > end:
             break
@@ -68,10 +86,13 @@ def _tried(args: argparse.Namespace, end: float, name: str) -> int:
 
 def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
     """A process for one model: an error on the GPU can spoil a whole process."""
-    options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", args.seconds,
+    seconds = SETTINGS[name].seconds if args.seconds is None else args.seconds
+    options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", seconds,
                "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--mode", mode,
                "--linears", args.linears, "--model", name]  # fmt: skip
-    environment = os.environ | ({"DISABLE_ADDMM_CUDA_LT": "1"} if mode == "f32" else {})  # leaves cuBLASLt out, too
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # before torch is imported, there and in its workers
+    if mode == "f32":
+        environment |= {"DISABLE_ADDMM_CUDA_LT": "1"}  # leaves cuBLASLt out, too
     return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options)], env=environment,
                             start_new_session=True)  # fmt: skip
 
@@ -89,27 +110,25 @@ def _one(args: argparse.Namespace, name: str) -> None:
     """Train and judge one model."""
     task, work = TASKS[name], args.work / name
     work.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(args.workers, get_context("spawn"), _import) as pool:
-        for _ in range(args.workers if args.stage != "train" else 0):
-            pool.submit(_import)  # so that the processes start while the GPU trains
+    (work / "results.json").unlink(missing_ok=True)
+    if args.device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    with ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker) as pool:
         if args.stage != "judge":
-            rate, batch = SETTINGS[name]
+            lr, batch = SETTINGS[name].lr, SETTINGS[name].batch
             (work / "model.safetensors").unlink(missing_ok=True)
+            running = partial(_start_workers, pool, args.workers if args.stage == "all" else 0)
             record = train(task, work / "model.safetensors", seconds=args.seconds, steps=args.steps, batch=batch,
-                           lr=rate, device=args.device, mode=args.mode)  # fmt: skip
-            (work / "training.json").write_text(json.dumps({**record, "batch": batch, "lr": rate}) + "\n")
+                           lr=lr, device=args.device, mode=args.mode, running=running)  # fmt: skip
+            (work / "training.json").write_text(json.dumps({**record, "batch": batch, "lr": lr}) + "\n")
         if args.stage != "train":
-            from trained.judge import judge
-            from trained.variants import variants
-
             judge(task, work, args.device, pool, variants(), kernels=args.linears == "kernels")
 
 
-def _import() -> None:
-    """What a worker needs, which takes seconds to load."""
-    import trained.variants
-
-    trained.variants.TASKS["sdxl-tiny"].spec.model_class()
+def _start_workers(pool: Executor, count: int) -> None:
+    """So that they load while the model trains; each task without an idle worker starts one."""
+    for _ in range(count):
+        pool.submit(int)
 
 
 def _report(out: Path, work: Path, name: str) -> None:
@@ -133,16 +152,17 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--work", type=Path, metavar="DIR", help="default: OUT/work")
     p.add_argument("--model", nargs="+", default=list(TASKS), choices=list(TASKS))
     p.add_argument("--stage", default="all", choices=("all", "train", "judge"))
-    p.add_argument("--seconds", type=float, default=100, help="of training, at most (default 100)")
+    p.add_argument("--seconds", type=float, help="of training, at most (default: 50 for sdxl-tiny, 75 for flux1-tiny)")
     p.add_argument("--steps", type=int, default=8000, help="of training, at most (default 8000)")
-    p.add_argument("--limit", type=float, default=86400, metavar="S", help="end after S seconds with what there is")
+    p.add_argument("--limit", type=float, default=86400, metavar="S", help="write what there is after S seconds")
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) // 2 - 1, 1), metavar="N",
-                   help="processes that quantize, per model (default: half of the cores, less one)")  # fmt: skip
+    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) * 5 // 8, 1), metavar="N",
+                   help="processes that quantize, per model (default: 5/8 of the cores)")  # fmt: skip
     p.add_argument("--linears", default="kernels", choices=("kernels", "torch"),
                    help="what runs the quantized linears; int4 and nvfp4 kernels are slow on sm_90")  # fmt: skip
     p.add_argument("--publish", action="store_true", help="write docs/ from the results in OUT, and do nothing else")
-    p.add_argument("--mode", default=MODES[0], choices=MODES, help="of training; after an error the next one is tried")
+    p.add_argument("--mode", choices=MODES, help="of training; after an error the next one is tried (default: "
+                   "bf16-graph for sdxl-tiny, tf32-graph for flux1-tiny)")  # fmt: skip
     p.add_argument("--own-process", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args()
 

@@ -1,16 +1,18 @@
 """Quantize a trained model in every way, sample pictures with equal seeds, and measure against the 16-bit model.
 
-The quantizer runs in processes of its own, a variant each, while the pictures of those that are done are sampled.
+The quantizer runs in processes of its own, a variant each, the most important first, while the pictures of those that
+are done are sampled. Whatever is done is on disk.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 import traceback
-from collections.abc import Callable
-from concurrent.futures import Executor, as_completed
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from svdq_trt.quantize.run import restore_model
 from trained import metrics, scenes
 from trained.linears import has_kernels, unpack
 from trained.tasks import Predict, Task, sample
-from trained.variants import Variant, calibrated, loaded, make
+from trained.variants import Made, Variant, by_importance, calibrated, loaded, make
 
 SAMPLER_STEPS = 25
 PER_CLASS = 5
@@ -42,6 +44,7 @@ def judge(
     Quantized linears run in the project's kernels where those are built and `kernels` is set, else in torch.
     `work`/pictures.safetensors has SHOWN pictures of each variant and of the 16-bit model, uint8 [SHOWN, 3, H, W].
     """
+    begin = time.perf_counter()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     labels = torch.arange(scenes.CLASSES, device=device).repeat(PER_CLASS)
     noise = torch.randn(len(labels), 4, scenes.SIZE, scenes.SIZE, generator=torch.Generator().manual_seed(9)).to(device)
@@ -66,11 +69,10 @@ def judge(
     shown = {"fp16": bytes_of(want)}
     for future in calibrations:
         future.result()
-    # The longest first, so that no process is left alone with one at the end.
-    order = sorted(rows, key=lambda v: (not v.preset.gptq, not v.preset.iterations, v.preset.grids == 1))
-    waiting = {pool.submit(make, task.name, work, variant): variant for variant in order}
+    print(f"{task.name}: sampled and calibrated in {time.perf_counter() - begin:.0f} s", flush=True)
+    waiting = {pool.submit(make, task.name, work, variant): variant for variant in by_importance(rows)}
     done: dict[str, dict[str, Any]] = {}
-    for future in as_completed(waiting):
+    for future in as_done(waiting):
         variant, start = waiting[future], time.perf_counter()
         try:
             made = future.result()
@@ -91,13 +93,31 @@ def judge(
         shown[variant.key] = bytes_of(got)
         made.path.unlink()
         results["variants"] = [done[v.key] for v in rows if v.key in done]
-        (work / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        save_file(shown, work / "pictures.safetensors")
+        save(results, shown, work)
         row = done[variant.key]
-        took = f"{made.seconds:.1f} + {time.perf_counter() - start:.1f} s"
+        now = time.perf_counter()
+        took = f"{made.seconds:.1f} + {now - start:.1f} s, at {now - begin:.0f} s"
         print(f"{task.name} {variant.key:<24} layers {made.layers_db:5.1f} dB, output {row['output_db']:5.1f} dB, "
               f"PSNR {row['psnr_db']:5.1f} dB, {took}", flush=True)  # fmt: skip
     return results
+
+
+def as_done(futures: Iterable[Future[Made]]) -> Iterator[Future[Made]]:
+    """The futures as they are done; where several are, the first of them first."""
+    left = list(futures)
+    while left:
+        done = wait(left, return_when=FIRST_COMPLETED).done
+        future = next(f for f in left if f in done)
+        left.remove(future)
+        yield future
+
+
+def save(results: dict[str, Any], shown: dict[str, Tensor], work: Path) -> None:
+    """Both files whole, whenever the process is killed, and pictures of every variant that results.json has."""
+    save_file(shown, work / "pictures.new")
+    os.replace(work / "pictures.new", work / "pictures.safetensors")
+    (work / "results.new").write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(work / "results.new", work / "results.json")
 
 
 def runner(task: Task, module: nn.Module) -> Predict:

@@ -29,8 +29,9 @@ def publish(out: Path, models: list[str], root: Path = ROOT) -> int:
             shutil.copy(out / f"{name}.json", root / RESULTS / f"trained_{name}.json")
             done.append(name)
     if (out / "modelopt.json").exists():
-        page = replaced(page, "modelopt", _modelopt(json.loads((out / "modelopt.json").read_text())))
-        shutil.copy(out / "modelopt.json", root / RESULTS / "modelopt.json")
+        comparison = _merged(root / RESULTS / "modelopt.json", json.loads((out / "modelopt.json").read_text()))
+        page = replaced(page, "modelopt", _modelopt(comparison))
+        (root / RESULTS / "modelopt.json").write_text(_lines(comparison))
         done.append("modelopt")
     (root / PAGE).write_text(page)
     print(f"{root / PAGE}: {', '.join(done) or 'nothing to publish'}")
@@ -55,6 +56,22 @@ def _model(results: dict[str, Any]) -> str:
         f"{100 * results['fp16']['right_class']:.0f} % show the class that was asked for.\n\n"
         f"![{name}: pictures of every variant](evidence/{name}.png)\n\n{table(results)}"
     )
+
+
+def _merged(before: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """What was published before, with the new results in the place of those of the same layers, format and rank."""
+    old = json.loads(before.read_text()) if before.exists() else new
+    if old["rank"] != new["rank"]:
+        return new
+    results = {(r["source"], r["format"]): r for r in (*old["results"], *new["results"])}
+    order = sorted(results, key=lambda key: (not key[0].startswith("trained"), key))
+    return {**new, "results": [results[key] for key in order]}
+
+
+def _lines(comparison: dict[str, Any]) -> str:
+    """JSON, a layer per line."""
+    text = json.dumps(comparison, indent=1)
+    return re.sub(r"\{([^{}]*)\}", lambda m: "{" + " ".join(m[1].split()) + "}", text) + "\n"
 
 
 def _modelopt(comparison: dict[str, Any]) -> str:

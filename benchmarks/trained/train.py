@@ -16,25 +16,36 @@ from trained.tasks import Task, noised
 
 WARM = 100  # steps until the learning rate is reached
 EAGER = 3  # steps before a capture: they make what a capture cannot, such as tables and the optimizer's state
-MODES = ("graph", "eager", "f32")  # how a step runs on a GPU: one CUDA graph in bf16; kernel by kernel; the same in f32
+#: How a step runs on a GPU, from fast to safe: its arithmetic, and whether it is one CUDA graph or kernel by kernel.
+MODES = ("bf16-graph", "tf32-graph", "tf32", "f32")
 PACE = 10  # steps between looks at the clock: the GPU runs behind the host
 
 
 def train(
-    task: Task, out: Path, *, seconds: float, steps: int, batch: int, lr: float, device: str, mode: str = MODES[0]
+    task: Task,
+    out: Path,
+    *,
+    seconds: float,
+    steps: int,
+    batch: int,
+    lr: float,
+    device: str,
+    mode: str = MODES[0],
+    running: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
     """Write `out`, a diffusers-style .safetensors in the act dtype; returns steps, seconds and loss of the last tenth.
 
     Stops after `steps`, or when `seconds` are over; the learning rate falls to zero with whichever ends first. `mode`
-    is one of MODES; a CPU knows the last one alone.
+    is one of MODES; a CPU knows the last one alone. `running` is called once, when the first steps worked.
     """
     torch.manual_seed(0)
     begin = time.perf_counter()
     spec, on_gpu = task.spec, device == "cuda"
     if on_gpu:  # a stream of its own from the start: the default one cannot be captured
         torch.cuda.set_stream(torch.cuda.Stream())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode != "f32"
     module = spec.build(torch.float32, device).train().requires_grad_(True)
-    dtype = torch.bfloat16 if on_gpu and mode != "f32" else torch.float32
+    dtype = torch.bfloat16 if on_gpu and mode == "bf16-graph" else torch.float32
     step, rate, loss = _step(task, module, batch, lr, device, dtype)
     losses: list[float] = []
     done, count = 0.0, 0
@@ -42,8 +53,10 @@ def train(
         rate.fill_(lr * min(1.0, (count + 1) / WARM) * 0.5 * (1 + math.cos(math.pi * done)))
         step()
         count += 1
-        if on_gpu and mode == "graph" and count == EAGER:
-            step = _captured(step)
+        if count == EAGER:
+            if on_gpu and mode.endswith("graph"):
+                step = _captured(step)
+            running()
         if count % PACE == 0 or count == steps:
             losses.append(loss.item())  # waits for the GPU
         done = max(count / steps, (time.perf_counter() - begin) / seconds)

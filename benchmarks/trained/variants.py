@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from svdq_trt import calibrate
 from svdq_trt.calibrate import Calibration
-from svdq_trt.models import ModelSpec
+from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.run import quantize_model
 from svdq_trt.spec.formats import FORMATS
@@ -67,6 +67,18 @@ def variants() -> list[Variant]:
     return rows
 
 
+#: Rows that say most, in the order they are made; the others follow as the table has them.
+FIRST = (
+    "int4-rtn-r0-x1", "int4-both-r32-x1", "int4-default-r32-x1", "int4-rtn-r0-x16", "int4-both-r32-x16",
+    "w4a8-both-r32-x1", "nvfp4-both-r32-x1", "nvfp4-default-r32-x1", "w4a8-default-r32-x1",
+)  # fmt: skip
+
+
+def by_importance(rows: list[Variant]) -> list[Variant]:
+    """The rows in the order of FIRST."""
+    return sorted(rows, key=lambda v: FIRST.index(v.key) if v.key in FIRST else len(FIRST))
+
+
 class Made(NamedTuple):
     """A quantized model on disk: its artifact, the mean SQNR of its nodes, and the seconds it took."""
 
@@ -84,8 +96,18 @@ def loaded(spec: ModelSpec, checkpoint: Path, factor: float = 1.0) -> nn.Module:
     return module
 
 
+def start_worker() -> None:
+    """Make this process one that quantizes, beside others of its kind: one thread, and loaded what takes seconds.
+
+    More threads than cores cost far more than they bring: every operation waits for the slowest of its threads. The
+    process must have been started with OMP_NUM_THREADS=1, too, for what runs before this does.
+    """
+    torch.set_num_threads(1)
+    get_model("sdxl-tiny").model_class()
+
+
 def calibrated(name: str, work: Path, factor: float) -> Path:
-    """Calibrate the model under `work` on its calibration-inputs.safetensors; runs in a process of its own."""
+    """Calibrate the model under `work` on its calibration-inputs.safetensors; runs in a worker."""
     spec, out = TASKS[name].spec, calibration_file(work, factor)
     module = loaded(spec, work / "model.safetensors", factor)
     inputs = work / "calibration-inputs.safetensors"
@@ -99,8 +121,7 @@ def calibration_file(work: Path, factor: float) -> Path:
 
 
 def make(name: str, work: Path, variant: Variant) -> Made:
-    """Quantize the model under `work`, calibrated before; runs in a process of its own, on one thread."""
-    torch.set_num_threads(1)
+    """Quantize the model under `work`, calibrated before; runs in a worker."""
     begin, spec, out = time.perf_counter(), TASKS[name].spec, work / f"{variant.key}.safetensors"
     module = loaded(spec, work / "model.safetensors", variant.outliers)
     calibration = Calibration.load(calibration_file(work, variant.outliers))

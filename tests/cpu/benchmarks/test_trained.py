@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -112,7 +114,9 @@ class Small:
 def test_training_learns_and_stops_where_told(tmp_path):
     out, settings = tmp_path / "model.safetensors", {"batch": 8, "lr": 1e-2, "device": "cpu"}
     short = train(Small(), out, seconds=1e9, steps=10, **settings)
-    long = train(Small(), out, seconds=1e9, steps=150, **settings)
+    calls = []
+    long = train(Small(), out, seconds=1e9, steps=150, running=lambda: calls.append(1), **settings)
+    assert calls == [1]
     assert (short["steps"], long["steps"]) == (10, 150) and long["loss"] < 0.7 * short["loss"]
     assert {t.dtype for t in load_file(out).values()} == {torch.float16}
     start = time.perf_counter()
@@ -178,11 +182,80 @@ def test_judging_sheet_and_page(judged, tmp_path):
         publish(tmp_path, ["flux1-tiny"], tmp_path)
 
 
+def test_publishing_a_comparison_keeps_what_it_does_not_have(tmp_path):
+    def result(source, db):
+        mean = {"fast": db - 1, "default": db, "modelopt": db - 2}
+        return {"source": source, "format": "int4", "mean_db": mean, "default_better": 1,
+                "layers": [{"layer": "l", **mean}]}  # fmt: skip
+
+    page, out, results = tmp_path / PAGE, tmp_path / "out", tmp_path / "benchmarks/results/modelopt.json"
+    for folder in (page.parent, out, results.parent):
+        folder.mkdir(parents=True)
+    page.write_text("<!-- modelopt -->\n<!-- end -->\n")
+
+    def published(rank, *found):
+        (out / "modelopt.json").write_text(json.dumps({"rank": rank, "results": found}))
+        assert publish(out, [], tmp_path) == 0
+        rows = [line.split(" | ")[0] for line in page.read_text().splitlines() if "`int4`" in line]
+        return rows, json.loads(results.read_text())["results"]
+
+    old, again, trained = result("random m", 20), result("random m", 30), result("trained m", 40)
+    published(32, old, result("also random", 10))
+    assert published(32, trained, again) == (["| trained m", "| also random", "| random m"],
+                                             [trained, result("also random", 10), again])  # fmt: skip
+    assert published(16, old)[1] == [old], "another rank is another table"
+
+
 def test_publishing_nothing_says_so(tmp_path, capsys):
     (tmp_path / "docs").mkdir()
     (tmp_path / PAGE).write_text("# Top\n")
     assert publish(tmp_path, ["sdxl-tiny"], tmp_path) == 1
     assert "nothing to publish" in capsys.readouterr().out
+
+
+def test_the_most_important_rows_come_first():
+    rows = variants.variants()
+    assert len({v.key for v in rows}) == len(rows) and set(variants.FIRST) <= {v.key for v in rows}
+    ordered = variants.by_importance(rows)
+    assert [v.key for v in ordered[: len(variants.FIRST)]] == list(variants.FIRST)
+    assert ordered[len(variants.FIRST) :] == [v for v in rows if v.key not in variants.FIRST]
+
+
+def test_futures_come_as_they_are_done_the_first_submitted_first():
+    slow, quick, quicker = (Future() for _ in range(3))
+    quicker.set_result(0)
+    quick.set_result(0)
+    futures = judge.as_done([slow, quick, quicker])
+    assert next(futures) is quick
+    slow.set_result(0)
+    assert list(futures) == [slow, quicker]
+
+
+def test_a_worker_has_one_thread():
+    with ProcessPoolExecutor(1, get_context("spawn"), variants.start_worker) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 1
+
+
+def test_at_the_limit_what_is_done_is_reported(judged, tmp_path, monkeypatch, capsys):
+    _, work, _ = judged
+    work.rename(tmp_path / "flux1-tiny")
+    sleeping = partial(subprocess.Popen, ["sleep", "60"], start_new_session=True)
+    monkeypatch.setattr(trained_models, "_start", lambda *args: sleeping())
+    monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path), "--work", str(tmp_path), "--model", "flux1-tiny",
+                                      "--limit", "0.1"])  # fmt: skip
+    assert trained_models.main() == 1
+    printed = capsys.readouterr().out
+    assert "| int4 | round to nearest | 0 |" in printed and "flux1-tiny; stopped at the limit of 0 s" in printed
+    assert {p.suffix for p in tmp_path.glob("flux1-tiny.*")} == {".json", ".png", ".safetensors"}
+
+
+def test_models_processes_start_with_one_thread(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **more: started.append((command, env)))
+    monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path), "--work", str(tmp_path)])
+    trained_models._start(trained_models._arguments(), "flux1-tiny", "tf32-graph")
+    ((command, env),) = started
+    assert env["OMP_NUM_THREADS"] == "1" and command[command.index("--seconds") + 1] == "75"
 
 
 def test_a_process_past_the_limit_is_killed_with_its_children():
@@ -200,6 +273,7 @@ def test_modelopt_leaves_the_weights_alone():
     g = rng()
     weights = [torch.randn(64, 128, generator=g) for _ in range(2)]
     layer = Layer("two", [w.clone() for w in weights], torch.randn(64, 128, generator=g))
+    assert layer.x.is_shared() and all(w.is_shared() for w in layer.weights), "workers read them while it runs"
     one, two = (_modelopt(layers, "int4", 16, "cpu") for layers in ([layer], [layer, layer]))
     assert all(torch.equal(a, b) for a, b in zip(layer.weights, weights, strict=True))
     assert two == one * 2 and 5 < one[0] < 40
@@ -210,16 +284,17 @@ def test_training_is_tried_in_every_mode_and_no_further(tmp_path, monkeypatch):
 
     def start(args, name, mode):
         tried.append(mode)
-        if mode == "eager":
+        if mode == "tf32":
             (tmp_path / name / "model.safetensors").touch()
         return subprocess.Popen(["false"])
 
     monkeypatch.setattr(trained_models, "_start", start)
-    (tmp_path / "one").mkdir()
+    (tmp_path / "flux1-tiny").mkdir()
     monkeypatch.setattr(sys, "argv", ["trained_models.py", "--out", str(tmp_path)])
     args = trained_models._arguments()
     args.work = tmp_path
     later = time.monotonic() + 60
-    assert trained_models._tried(args, later, "one") == 1 and tried == ["graph", "eager"], "it was trained, then failed"
+    assert trained_models._tried(args, later, "flux1-tiny") == 1
+    assert tried == ["tf32-graph", "tf32"], "it was trained, then failed"
     monkeypatch.setattr(trained_models, "_start", lambda args, name, mode: subprocess.Popen(["true"]))
-    assert trained_models._tried(args, later, "one") == 0
+    assert trained_models._tried(args, later, "flux1-tiny") == 0
