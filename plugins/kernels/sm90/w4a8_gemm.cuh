@@ -52,7 +52,7 @@ struct GemmArgs {
 };
 
 constexpr uint32_t kSlabBarrier = 4;  // and one per warpgroup on
-constexpr int kRasterRows = 16;  // tiles along N visited before the next token tile
+constexpr int kRasterRows = 16;       // tiles along N visited before the next token tile
 constexpr int kSmemLimit = 227 * 1024;
 
 // Sizes of a kernel with kWgs consumer warpgroups and BN tokens per tile.
@@ -356,7 +356,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
             }
 
             // activation, rounding, and a transposition within the warpgroup: slabs of tokens x its features, two in
-            // turn, so that one barrier per slab is enough. Every store instruction writes whole 128-byte rows (geglu: 64).
+            // turn, so that one barrier per slab is enough. Every store instruction writes whole 128-byte rows
+            // (geglu: 64).
             const int out_n = kGeglu ? p.n / 2 : p.n;
             const int first_feature = tile.row + wg * (8 * kChunks) + 8 * (lane % kChunks);
             T* y = static_cast<T*>(p.y) + size_t(tile.token) * size_t(out_n) + first_feature;
@@ -388,15 +389,14 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                     }
                 }
                 named_barrier(kSlabBarrier + uint32_t(wg), 128);
-                constexpr int kLines = kSlabTokens * kChunks / 128;  // that a lane stores
+                constexpr int kLines = kSlabTokens * kChunks / 128;  // 16 bytes each, that a lane stores
+                const auto line_token = [&](int q) { return (4 * q + warp_in_wg) * (32 / kChunks) + lane / kChunks; };
                 uint4 line[kLines];
 #pragma unroll
-                for (int q = 0; q < kLines; ++q) {
-                    line[q] = lds128(slab + slab_at((4 * q + warp_in_wg) * (32 / kChunks) + lane / kChunks, lane % kChunks));
-                }
+                for (int q = 0; q < kLines; ++q) line[q] = lds128(slab + slab_at(line_token(q), lane % kChunks));
 #pragma unroll
                 for (int q = 0; q < kLines; ++q) {
-                    const int token = first + (4 * q + warp_in_wg) * (32 / kChunks) + lane / kChunks;
+                    const int token = first + line_token(q);
                     if (token < tokens_left) *reinterpret_cast<uint4*>(y + size_t(token) * size_t(out_n)) = line[q];
                 }
             }

@@ -9,7 +9,9 @@ namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-int tiles_along_n(const CompiledTile& t, int n_out, bool geglu) { return ceil_div(n_out, 64 * t.wgs / (geglu ? 2 : 1)); }
+int tiles_along_n(const CompiledTile& t, int n_out, bool geglu) {
+    return ceil_div(n_out, 64 * t.wgs / (geglu ? 2 : 1));
+}
 
 // The tile with the fewest cycles on the busiest SM.
 const CompiledTile& choose(int sms, int n_out, bool geglu, int m, int k, int r) {
@@ -71,8 +73,8 @@ cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
     const GemmKernel kernel = p.dtype == SVDQ_F16 ? gemm_w4a8_f16(bn, act_class(p.activation))
                                                   : gemm_w4a8_bf16(bn, act_class(p.activation));
     const int tiles = a.row_tiles * a.token_tiles;
-    return launch_kernel(kernel, dim3(unsigned(tiles < sms ? tiles : sms)), 128 * (tile.wgs + 1), size_t(tile.smem), stream,
-                         a, true);
+    const dim3 grid(unsigned(tiles < sms ? tiles : sms));
+    return launch_kernel(kernel, grid, 128 * (tile.wgs + 1), size_t(tile.smem), stream, a, true);
 }
 
 }  // namespace svdq::sm90
