@@ -16,7 +16,7 @@ from torch import nn
 
 from svdq_trt.calibrate.artifact import Calibration
 from svdq_trt.calibrate.inputs import InputFile, Inputs, batches, synthetic
-from svdq_trt.calibrate.upcast import CPU, Read, float32_layers
+from svdq_trt.calibrate.upcast import CPU, Read, exact_convolutions, float32_layers
 from svdq_trt.checkpoint.ahead import read_ahead
 from svdq_trt.errors import RangeError, UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
@@ -80,10 +80,8 @@ def collect(
     batch = 1 if read is None else min(samples, _STREAM_BATCH)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
-    # On a GPU: convolutions in f32 and not in TF32, by algorithms that give the same bits every time.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with (
-        torch.no_grad(), exact, _ahead(module, read, device) as read_next,
+        torch.no_grad(), exact_convolutions(), _ahead(module, read, device) as read_next,
         float32_layers(module, watcher.see, read_next, device),
     ):  # fmt: skip
         for count, values in batches(spec, inputs, batch):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.calibrate.inputs import has_batch
+from svdq_trt.calibrate.upcast import CPU
 from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.files import read_json_object, save_tensors
@@ -75,6 +76,7 @@ def sample_inputs(
     width: int,
     guidance: float | None = None,
     seed: int = 0,
+    device: torch.device = CPU,
     progress: Progress = lambda done, total, label: None,
 ) -> int:
     """Run prompts through the pipeline and write the inputs of its denoiser to `out`.
@@ -87,6 +89,7 @@ def sample_inputs(
         samples: denoising steps that are kept; each gives one input, or one per guidance branch.
         steps: of a whole run. guidance: scale; the pipeline's own default when None.
         height: of the images, pixels. width: likewise. seed: prompt i starts from noise of seed + i.
+        device: where the pipeline runs.
         progress: called with (denoising steps done, all, label).
 
     Returns:
@@ -97,7 +100,6 @@ def sample_inputs(
         UsageError: see schedule.
     """
     chosen = schedule(samples, len(prompts), steps)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = spec.torch_dtype if device.type == "cuda" else torch.float32
     progress(0, 1, f"loading {pipeline.name}")
     pipe = _load(spec, pipeline, dtype).to(device)
@@ -187,7 +189,8 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
     variant = spec.variant if spec.variant and any(folder.glob(f"*/*.{spec.variant}.*")) else None
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, variant=variant, local_files_only=True, **absent
+            folder, torch_dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True,
+            **absent,
         )
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -39,6 +39,11 @@ Read = Callable[[str], torch.Tensor]
 CPU = torch.device("cpu")
 
 
+def exact_convolutions() -> contextlib.AbstractContextManager[None]:
+    """On a GPU: convolutions in f32 and not in TF32, by algorithms that give the same bits every time."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 @contextlib.contextmanager
 def float32_layers(
     module: nn.Module, watch: Watch, read: Read | None = None, device: torch.device = CPU

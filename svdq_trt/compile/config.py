@@ -101,8 +101,8 @@ class RankAuto:
         """Told before any work. Raises UsageError."""
         if (self.budget_bytes is None) == (self.target_sqnr is None):
             raise UsageError("--rank auto", "none or both of --budget-bytes and --target-sqnr", "one of them")
-        if self.target_sqnr is not None and not math.isfinite(self.target_sqnr):
-            raise UsageError("--target-sqnr", f"{self.target_sqnr}", "a finite number of dB")
+        if self.target_sqnr is not None and not 0 <= self.target_sqnr <= 300:
+            raise UsageError("--target-sqnr", f"{self.target_sqnr}", "0 to 300 dB")
         if self.target_sqnr is not None and self.sensitivity is None:
             raise UsageError("--target-sqnr", "given without --sensitivity", "a scan, to predict the output by",
                              "Make one: svdq-trt sensitivity.")  # fmt: skip
@@ -222,7 +222,8 @@ class BuildConfig:
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.quantized is not None and (self.calibration or self.sampling or self.skip):
-            raise UsageError("--quantized", "given with --calibration or --skip", "it alone: nothing is quantized then")
+            raise UsageError("--quantized", "given with --calibration, --calibration-prompts or --skip",
+                             "it alone: nothing is quantized then")  # fmt: skip
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
             raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
                              "Add it, or --no-check.")  # fmt: skip

@@ -151,7 +151,7 @@ def plan_work(config: BuildConfig) -> Work:
     from svdq_trt.interop import digest
 
     spec = get_model(config.model)
-    device = resolve_device(config.device)
+    device = "cpu" if config.quantized is not None else resolve_device(config.device)
     if config.check:
         require_memory_for_check(spec, psutil.virtual_memory().total)
     profile = {

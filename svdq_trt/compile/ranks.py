@@ -52,6 +52,10 @@ def help_out() -> int:
                 StageRunner().run(job["stage"], job["args"], log.with_suffix(f".rank{rank()}.log"), lambda *_: None)
             except (SvdqError, StageCrashError) as error:
                 _publish(store, number, error)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                _publish(store, number, SvdqError(f"rank {rank()}: {error.filename or log}", reason,
+                                                  "the folder that rank 0 writes"))  # fmt: skip
             number += 1
     except KeyboardInterrupt:
         return 130

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -225,10 +226,10 @@ class Build:
             return
         sizes = {symbol: work.profile[symbol][1] for symbol in ("height", "width")}
         self.calibration = work.shared / SAMPLED_FILE
-        self.calibration_id = key("sample", sampling=sampling.identity(), sizes=sizes)
+        self.calibration_id = key("sample", sampling=sampling.identity(), sizes=sizes, device=work.device)
         args = asdict(sampling) | sizes | {
             "model": c.model, "pipeline": str(sampling.pipeline), "prompts": str(sampling.prompts),
-            "out": str(self.calibration),
+            "device": work.device, "out": str(self.calibration),
         }  # fmt: skip
         self._stage(self.ledger, "sample", f"sample    {sampling.pipeline.name}", "sample", work.shared,
                     self.calibration_id, [SAMPLED_FILE], args)  # fmt: skip
@@ -254,6 +255,8 @@ class Build:
             "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
         }  # fmt: skip
         self.screen.say(f"search: {get_preset(c.preset).describe()}; on the {_PLACES[work.device]}")
+        if c.force:
+            shutil.rmtree(folder / "svdq.safetensors.partial", ignore_errors=True)  # of a run that was stopped
         label = f"quantize  {fmt} rank {self._rank_text()}"
         self._stage(ledger, "quantize", label, "quantize", folder, quantize_key, ["svdq.safetensors"], args)
         return quantize_key

@@ -30,7 +30,8 @@ def print_summary(built: Sequence[Built]) -> None:
         sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
         nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"] if q["sqnr_db"] is not None}
         mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m["quantized"] else "none"
-        rank = f"0 to {m['rank']}" if m.get("allocation") else str(m["rank"])
+        lowest = min((q["rank"] for q in m["quantized"]), default=0)
+        rank = f"{lowest} to {m['rank']}" if m.get("allocation") else str(m["rank"])
         table.add_row(
             one.engine.folder.name, m["format"], rank, plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
             f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",

@@ -100,7 +100,8 @@ class Allocation:
 
 def describe(summary: Mapping[str, Any]) -> str:
     """One line for people, of Allocation.summary()."""
-    asked = f"{summary['target_sqnr']} dB" if summary["budget_bytes"] is None else f"{summary['budget_bytes']:,} bytes"
+    budget, target = summary.get("budget_bytes"), summary.get("target_sqnr")
+    asked = f"{target} dB" if budget is None else f"{budget:,} bytes"
     what = "at the output" if summary["gains"] else "in the nodes, on average"
     kept = f", {len(summary['kept'])} of them in 16 bit" if summary["kept"] else ""
     return (f"{summary['bytes']:,} bytes in all nodes{kept}; {summary['error_db']:.1f} dB predicted {what}; "

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.calibrate.upcast import Read, float32_layers
+from svdq_trt.calibrate.upcast import Read, exact_convolutions, float32_layers
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import atomic_write, read_json_object
 from svdq_trt.models import LinearGroup, ModelSpec
@@ -28,6 +28,7 @@ from svdq_trt.quantize.ladder import decibels
 from svdq_trt.spec.ops import op_type
 
 VERSION = 1
+_MOST_DB = 300  # what ladder.decibels ends at
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class Sensitivity:
             found = cls(**data | {"effects": tuple(Effect(**e) for e in data["effects"])})
             numbers = [found.measured_db, *(db for e in found.effects for db in (e.layer_db, e.output_db))]
             texts = [found.model, found.format, found.preset, found.inputs, *(e.node for e in found.effects)]
-            if not all(math.isfinite(v) for v in numbers) or not all(isinstance(t, str) for t in texts):
+            if not all(abs(v) <= _MOST_DB for v in numbers) or not all(isinstance(t, str) for t in texts):
                 raise ValueError("a figure that is no number, or a name that is no text")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(str(path), f"no usable scan ({error})", "a file of `svdq-trt sensitivity`") from None
         return found
 
@@ -126,7 +127,7 @@ class Probe:
     @torch.no_grad()
     def _run(self, module: nn.Module) -> list[Tensor]:
         flat = self._spec.wrap(module)
-        with _in_float32(module, self._read):
+        with exact_convolutions(), _in_float32(module, self._read):
             return [flat(*values).double() for values in self._inputs]
 
 

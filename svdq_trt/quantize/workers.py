@@ -29,6 +29,9 @@ def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     if device.type == "cuda":
+        # Loads torch's linear algebra for GPUs, which threads must not do at once.
+        torch.linalg.cholesky_ex(torch.eye(2, device=device, dtype=torch.float64))
+        torch.cuda.empty_cache()  # what calibration left there counts as used
         room = int(torch.cuda.mem_get_info(device)[0] // _GPU_WORKER_BYTES)
         workers = max(1, min(_GPU_WORKERS, room))
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from svdq_trt.compile.crew import local_rank
 from svdq_trt.compile.device import all_threads, torch_device
 from svdq_trt.compile.events import Progress
+from svdq_trt.errors import UsageError
 
 CURVES = "curves.jsonl"
 
@@ -27,6 +28,8 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     out = Path(args["out"])
     path = None if args["sensitivity"] is None else Path(args["sensitivity"])
     scan = None if path is None else Sensitivity.load(path)  # before any work
+    if scan is not None and scan.model != args["model"]:
+        raise UsageError("--sensitivity", f"{path}, a scan of {scan.model}", f"one of {args['model']}")
     device = torch_device(args["device"], local_rank())
     model = open_model(args, progress)
     calibration = calibrate(args, model, device, progress)

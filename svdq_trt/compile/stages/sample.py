@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.compile.crew import local_rank
+from svdq_trt.compile.device import torch_device
 from svdq_trt.compile.events import Progress
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, pipeline, prompts, samples, steps, guidance, seed, height, width, out."""
+    """args: model, pipeline, prompts, samples, steps, guidance, seed, height, width, device, out."""
     from svdq_trt.calibrate.sample import read_prompts, sample_inputs
     from svdq_trt.models import get_model
 
     inputs = sample_inputs(
         get_model(args["model"]), Path(args["pipeline"]), read_prompts(Path(args["prompts"])), Path(args["out"]),
         samples=args["samples"], steps=args["steps"], height=args["height"], width=args["width"],
-        guidance=args["guidance"], seed=args["seed"], progress=progress,
+        guidance=args["guidance"], seed=args["seed"], device=torch_device(args["device"], local_rank()),
+        progress=progress,
     )  # fmt: skip
     return {"inputs": inputs}
