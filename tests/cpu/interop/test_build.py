@@ -97,7 +97,7 @@ def test_plan_of_work(packed, tmp_path):
 
 
 @pytest.mark.parametrize("more,text", [
-    ({"skip": ("*",)}, "--calibration or --skip"),
+    ({"skip": ("*",)}, "--calibration, --calibration-prompts or --skip"),
     ({}, "a check without 16-bit weights"),
 ])  # fmt: skip
 def test_options_that_cannot_be_meant(packed, tmp_path, more, text):
