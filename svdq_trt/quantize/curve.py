@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt.quantize.lowrank import top_singular
+from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
 from svdq_trt.spec.formats import R_MULTIPLE, Format
@@ -24,7 +25,7 @@ from svdq_trt.spec.ops import input_shapes
 
 MAX_RANK = 128
 _SEARCH_RANKS = (0, 16, 32, 64, 128)  # the exponents depend on R, mostly where it is small
-_GRIDS = 4  # the smoothing candidates of the preset `fast`
+_GRIDS = PRESETS["fast"].grids  # its smoothing candidates
 _SEARCH_ROWS, _ROWS, _TOKENS = 256, 512, 256
 _POWER_ITERATIONS = 2
 

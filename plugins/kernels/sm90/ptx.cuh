@@ -75,11 +75,6 @@ __device__ __forceinline__ void cp_async_arrive(uint32_t bar) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
 }
 
-// Ordinary shared-memory stores become visible to TMA stores and wgmma.
-__device__ __forceinline__ void fence_proxy_async() {
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // ---- plain global memory ------------------------------------------------------------------------
 
 // 16 bytes of read-only data. Volatile, as it must stay behind wait_prerequisites().
