@@ -3,6 +3,7 @@
 
     python benchmarks/bench_engine.py --model sdxl-tiny --formats fp16,int4,w4a8,nvfp4
     python benchmarks/bench_engine.py --model sdxl --formats fp16,w4a8 --batch 2 --height 1024 --width 1024
+    python benchmarks/bench_engine.py --model sdxl --formats 'fp16,w4a8,w4a8<2M' ...    # the last with --skip '<2M'
 
 Needs a GPU and a TensorRT that runs on it. Weights are random with realistic outliers, inputs synthetic and equal
 for all. Engines are built side by side; what is timed runs alone. Latency is one call from input copy
@@ -45,7 +46,9 @@ def main() -> int:
         kind = "graph" if args.stage == "graphs" else "make"
         for fmt in formats:
             graph = str((args.graphs / args.model / f"{fmt}.onnx").resolve()) if args.graphs else ""
-            job = making | {"format": fmt, "folder": str(work / fmt), "graph": graph}
+            precision, less, limit = fmt.partition("<")
+            job = making | {"format": precision, "skip": [less + limit] if less else [], "folder": str(work / fmt),
+                            "graph": graph}  # fmt: skip
             process = _start(work, f"{kind}-{fmt}", kind, job)
             if kind == "graph":
                 process.wait()  # one at a time: the tracer's objects take gigabytes
@@ -81,7 +84,8 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="sdxl-tiny")
-    p.add_argument("--formats", default="fp16,w4a8", help="fp16 and formats of svdq_trt/spec/formats.py")
+    p.add_argument("--formats", default="fp16,w4a8", help="fp16, and formats of svdq_trt/spec/formats.py with or without "
+                   "a size below which nodes stay in 16 bit: w4a8<2M")  # fmt: skip
     p.add_argument("--rank", type=int, default=32)
     for symbol in ("batch", "height", "width"):
         p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")

@@ -27,6 +27,7 @@ import kernel_calls as calls
 import shapes
 import torch
 
+SMALL = 2_000_000  # weights below which --skip '<2M' leaves a linear in 16 bit
 BYTES_TO_ROTATE = 192e6  # over three times an H200's L2
 MAX_SETS = 48
 
@@ -263,6 +264,9 @@ def report(rows: list[dict], copy: float) -> str:
             if all("fp8" in r["us"] for r in chosen):
                 behind = [r["us"]["fp8"]["median"] / r["us"]["b"]["median"] for r in chosen]
                 line += f"; (b) alone {geomean(behind):.2f}x fp8, worst {min(behind):.2f}x"
+            mixed = [1.0 if r["shape"]["k"] * r["shape"]["n"] < SMALL else r["ratio"] for r in chosen]
+            if mixed != ratios:
+                line += f"; with the small ones in 16 bit {geomean(mixed):.3f}x, worst {min(mixed):.2f}x"
             lines.append(line)
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder."""
+    """job: model, format, skip, rank, profile, sizes, target (arch or None), backend, embed, torch_device, graph, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0, device=job["torch_device"])
@@ -73,9 +73,9 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, rank, profile, graph. Traces without weights, for `make` on another machine."""
+    """job: model, format, skip, rank, profile, graph. Traces without weights, for `make` on another machine."""
     spec, clock = get_model(job["model"]), Clock()
-    module = blank_module(spec, FORMATS.get(job["format"]), job["rank"])
+    module = blank_module(spec, FORMATS.get(job["format"]), job["rank"], job["skip"])
     info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False)
     clock.lap("export")
     return {"nodes": info["node_count"], "svdq_nodes": len(info["nodes"]), "seconds": clock.seconds}
@@ -87,7 +87,7 @@ def _quantize(
 ) -> list[artifact.Node]:
     """Quantize in place, keep the artifact, and save the module's own output to torch.npy: the op's CPU body."""
     device = job["torch_device"]
-    nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"])
+    nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"], job["skip"])
     clock.lap("quantize")
     if device == "cuda":
         ops.linear.register_kernel("cuda")(ops.reference)
@@ -96,7 +96,7 @@ def _quantize(
     torch.nn.Module.to(module, "cpu")
     torch.cuda.empty_cache()
     tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
-    artifact.save(folder / "svdq.safetensors", tensors, {"model": spec.name}, nodes)
+    artifact.save(folder / "svdq.safetensors", tensors, {"model": spec.name, "skip": job["skip"]}, nodes)
     clock.lap("torch output")
     return nodes
 

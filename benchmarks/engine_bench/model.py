@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -52,10 +52,10 @@ def random_module(spec: ModelSpec, seed: int, device: str = "cpu", threads: int 
     return module
 
 
-def blank_module(spec: ModelSpec, fmt: Format | None, rank: int) -> nn.Module:
+def blank_module(spec: ModelSpec, fmt: Format | None, rank: int, skip: Sequence[str] = ()) -> nn.Module:
     """The module, quantized to `fmt` or not, with weights that nobody has written: they take no memory."""
     module = spec.build()
-    groups = spec.groups(module) if fmt else ()
+    groups = spec.groups(module, skip) if fmt else ()
     sources = [member_tensors(module, group)[0] for group in groups]  # before any node is installed
     for group, weights in zip(groups, sources, strict=True):
         chosen = W4A16 if group.weight_only else fmt
@@ -80,9 +80,11 @@ def inputs_of(spec: ModelSpec, sizes: dict[str, int], device: str) -> tuple[torc
 
 
 @torch.no_grad()
-def quantize(module: nn.Module, spec: ModelSpec, fmt: Format, rank: int, samples: int = 2) -> list[Node]:
+def quantize(
+    module: nn.Module, spec: ModelSpec, fmt: Format, rank: int, skip: Sequence[str] = (), samples: int = 2
+) -> list[Node]:
     """Calibrate with 16-bit forwards on synthetic inputs and quantize, in place, on the module's device."""
-    groups = spec.groups(module)
+    groups = spec.groups(module, skip)
     device = next(module.parameters()).device
     amax, tokens = _calibrate(module, spec, groups, samples, device)
     sources = {group.node: member_tensors(module, group) for group in groups}  # before any node is installed

@@ -57,7 +57,9 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     q.add_argument("--calibration-steps", type=int, default=20, metavar="N", help="denoising steps (default 20)")
     q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
     q.add_argument("--calibration-seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
-    q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
+    q.add_argument("--skip", action="append", default=[], metavar="PATTERN",
+                   help="keep linears in 16 bit, repeatable: "
+                   "a name with wildcards, or '<2M': nodes with fewer weights")  # fmt: skip
     q.add_argument("--device", default="auto", help="of recording, calibration and quantizer: auto (the GPU where "
                    "there is one), cpu or cuda; torchrun --nproc-per-node N uses N GPUs")  # fmt: skip
     return source

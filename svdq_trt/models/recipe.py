@@ -18,6 +18,8 @@ from svdq_trt.spec.formats import ACT_SHIFT, K_MULTIPLE, N_MULTIPLE, R_MAX, Acti
 #: The module types that hold matmul weights; every one of them is in a group or in `kept`.
 WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6}
+
 
 @dataclass(frozen=True)
 class LinearGroup:
@@ -86,16 +88,20 @@ def complete(
         module: the model with its linears not yet replaced.
         candidates: groups the model's family would quantize.
         reasons: for every other layer, by name, why it stays.
-        skip: fnmatch patterns from the user; a pattern that hits one member keeps its whole group.
+        skip: from the user: fnmatch patterns, of which one that hits one member keeps its whole group; or `<2M`: every
+            group with fewer weights than that, but for weight_only ones.
 
     Raises:
-        UsageError: a skip pattern that matches no candidate.
+        UsageError: an entry of `skip` that matches no candidate, or is no number behind `<`.
     """
     layers = weight_layers(module)
     why = dict(reasons)
     unused = set(skip)
+    sizes = {p: _weights(p) for p in skip if p.startswith("<")}
     for group in candidates:
         hits = {p for p in skip for m in (group.node, *group.members) if fnmatch.fnmatchcase(m, p)}
+        size = sum(w.numel() for w in member_tensors(module, group)[0])
+        hits |= {p for p, limit in sizes.items() if size < limit and not group.weight_only}
         unused -= hits
         reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
         if reason:
@@ -113,6 +119,15 @@ def complete(
         "every layer is grouped or kept, once"
     )
     return Recipe(tuple(groups), kept)
+
+
+def _weights(text: str) -> int:
+    """`<2M`, `<500K` or `<2000000` -> the number of weights."""
+    number, unit = (text[1:-1], text[-1]) if text[-1] in _UNITS else (text[1:], "")
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (ValueError, OverflowError):
+        raise UsageError("--skip", f"'{text}'", "a number of weights behind <, as in '<2M'") from None
 
 
 def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:

@@ -124,6 +124,22 @@ def test_skip_that_matches_nothing_is_an_error():
         spec.recipe(spec.build(), skip=["nothing.*", "mid_block.*"])
 
 
+def test_skip_by_weights_keeps_small_groups_but_for_those_of_few_tokens(sdxl):
+    spec = get_model("sdxl")
+    kept = {g.node for g in spec.groups(sdxl)} - {g.node for g in spec.groups(sdxl, skip=["<2M"])}
+    parts = [re.fullmatch(r"(.*)\.transformer_blocks\.\d+\.(.*)", name).groups() for name in kept]
+    leaves = {(sdxl.get_submodule(block).in_channels, leaf) for block, leaf in parts}
+    always = {"attn1.to_out.0", "attn2.to_q", "attn2.to_out.0"}  # 1280 x 1280 is 1.64 M
+    assert leaves == {(c, leaf) for c in (640, 1280) for leaf in always} | {(640, "attn1.to_qkv"), (640, "ff.net.2")}
+
+
+@pytest.mark.parametrize("wrong", ["<2X", "<", "<inf", "<M"])
+def test_skip_by_something_that_is_no_number_is_an_error(wrong):
+    spec = get_model("sdxl-tiny")
+    with pytest.raises(UsageError, match="a number of weights behind <"):
+        spec.recipe(spec.build(), skip=[wrong])
+
+
 def test_group_with_unfit_k_is_kept_with_that_reason():
     tiny = get_model("sdxl-tiny")
     odd = {**tiny.config, "block_out_channels": (32, 96, 192), "attention_head_dim": (1, 3, 3)}
