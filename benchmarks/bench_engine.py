@@ -84,8 +84,8 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="sdxl-tiny")
-    p.add_argument("--formats", default="fp16,w4a8", help="fp16, and formats of svdq_trt/spec/formats.py with or without "
-                   "a size below which nodes stay in 16 bit: w4a8<2M")  # fmt: skip
+    p.add_argument("--formats", default="fp16,w4a8", help="fp16, and formats of svdq_trt/spec/formats.py, with or "
+                   "without a size below which nodes stay in 16 bit: w4a8<2M")  # fmt: skip
     p.add_argument("--rank", type=int, default=32)
     for symbol in ("batch", "height", "width"):
         p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")
