@@ -48,8 +48,7 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, skip, rank, profile, sizes, target (an arch or None), backend, embed, torch_device, graph,
-    folder."""
+    """job: model, format, skip, rank, profile, sizes, target (or None), backend, embed, torch_device, graph, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0, device=job["torch_device"])
