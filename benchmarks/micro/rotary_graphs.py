@@ -92,10 +92,9 @@ def rope_contiguous(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
 def matrix(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x·cos + (x @ P)·sin: P is a signed permutation, so the product is exact in 16 bit."""
     d = x.shape[-1]
-    even = torch.arange(0, d, 2)
-    p = torch.zeros(d, d, dtype=x.dtype)
-    p[even + 1, even], p[even, even + 1] = -1, 1
-    return (x.float() * _twice(cos) + (x @ p.to(x.device)).float() * _twice(sin)).to(x.dtype)
+    rows = [[(1 if j % 2 else -1) if j == i ^ 1 else 0 for j in range(d)] for i in range(d)]
+    p = torch.tensor(rows, dtype=x.dtype, device=x.device)
+    return (x.float() * _twice(cos) + (x @ p).float() * _twice(sin)).to(x.dtype)
 
 
 def gather(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
