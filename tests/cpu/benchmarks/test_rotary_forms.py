@@ -13,16 +13,16 @@ from rotary_forms import sqnr_db
 from rotary_graphs import FORMS, Blocks, Sizes, apart, feed, inputs_of, reference
 
 from svdq_export import write_float32_twin
-from svdq_trt.models.joint_attention import rotate
 
 SMALL = Sizes(heads=2, dim=32, text=5, side=4)
 
 
 @torch.no_grad()
-def test_the_reference_is_the_models_own_rotation():
-    inputs = inputs_of(SMALL)
-    q = Blocks(FORMS["strided"], SMALL, "rotation").norm_q(inputs["qkv"][..., :64].unflatten(-1, (2, 32)))
-    want = rotate(q.float(), (inputs["cos"], inputs["sin"])).transpose(1, 2)
+def test_the_reference_turns_pairs_as_complex_numbers():
+    qkv, cos, sin = inputs_of(SMALL).values()
+    q = Blocks(FORMS["strided"], SMALL, "rotation").norm_q(qkv[..., :64].unflatten(-1, (2, 32)))
+    pairs = torch.view_as_complex(q.float().unflatten(-1, (-1, 2))) * torch.complex(cos, sin)[:, None]
+    want = torch.view_as_real(pairs).flatten(-2).transpose(1, 2)
     torch.testing.assert_close(reference(FORMS["strided"], SMALL, "rotation", "cpu")[0], want)
     for name in ("halves", "contiguous"):
         torch.testing.assert_close(reference(FORMS[name], SMALL, "rotation", "cpu")[0], apart(want))
