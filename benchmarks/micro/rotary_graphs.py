@@ -33,7 +33,8 @@ class Sizes:
     def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Tables cos and sin [L, D/2] f32."""
         ids = torch.cat((torch.zeros(self.text, 3), image_ids(self.side, self.side)))
-        return RotaryTable(10000.0, (self.dim // 8, self.dim // 16 * 7, self.dim // 16 * 7))(ids)
+        cos, sin, _ = RotaryTable(10000.0, (self.dim // 8, self.dim // 16 * 7, self.dim // 16 * 7))(ids)
+        return cos[:, ::2], sin[:, ::2]
 
 
 @functools.cache
