@@ -1,7 +1,7 @@
 """Modules that stand in the place of diffusers' FLUX ones: attention over two streams, rotary table, split projection.
 
 They compute the same and export better: q, k, v may be one fused linear, angles are f32 (diffusers takes f64, which
-TensorRT has not), pairs are rotated by strided slices (no Squeeze). No branch depends on data or sizes.
+TensorRT has not), pairs are swapped by a product with a permutation. No branch depends on data or sizes.
 Shapes: B batch, T text tokens, S image tokens, L = T + S, H heads, D head size, C = H·D channels.
 """
 
@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
+Rotary = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class RotaryTable(nn.Module):
-    """Positions [L, axes] f32 -> cos and sin [L, D/2] f32; `axes` gives each axis' share of D."""
+    """Positions [L, axes] f32 -> cos, sin [L, D] and swap [D, D], all f32; `axes` gives each axis' share of D.
+
+    A pair has its cos and its sin twice. `x @ swap` is (-b, a) for each pair (a, b) of x: a quarter turn.
+    """
 
     def __init__(self, theta: float, axes: tuple[int, ...]) -> None:
         super().__init__()
@@ -31,7 +34,13 @@ class RotaryTable(nn.Module):
             [ids[:, i : i + 1].float() * _table(tuple(f), ids.device) for i, f in enumerate(self.frequencies)],
             dim=-1,
         )
-        return angles.cos(), angles.sin()
+        angles = torch.stack((angles, angles), dim=-1).flatten(-2)
+        return angles.cos(), angles.sin(), self._swap(ids.device)
+
+    def _swap(self, device: torch.device) -> torch.Tensor:
+        d = sum(self.axes)
+        values = ((1.0 if j % 2 else -1.0) if j == i ^ 1 else 0.0 for i in range(d) for j in range(d))
+        return _table(tuple(values), device).view(d, d)
 
 
 def _table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
@@ -49,10 +58,13 @@ def _gpu_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """Rotate the pairs (x[..., 2i], x[..., 2i + 1]) of x [B, L, H, D], in f32, back in x's dtype."""
-    cos, sin = (t[None, :, None, :] for t in rotary)
-    even, odd = x[..., 0::2].float(), x[..., 1::2].float()
-    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+    """Rotate the pairs (x[..., 2i], x[..., 2i + 1]) of x [B, L, H, D], in f32, back in x's dtype.
+
+    The product with `swap` has one term per output that is not zero, so it is exact in x's dtype.
+    """
+    cos, sin = (t[:, None] for t in rotary[:2])
+    turned = x @ rotary[2].to(x.dtype)
+    return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
 class JointAttention:

@@ -9,7 +9,7 @@ from torch import nn
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
-from svdq_trt.models.joint_attention import RotaryTable, SplitProjection
+from svdq_trt.models.joint_attention import RotaryTable, SplitProjection, rotate
 from svdq_trt.spec.formats import Activation
 
 TINY = get_model("flux1-tiny")
@@ -61,10 +61,23 @@ def test_rotary_table_equals_diffusers_in_f64():
     from diffusers.models.transformers.transformer_flux import FluxPosEmbed
 
     ids = torch.cat((torch.zeros(3, 3), torch.randint(0, 96, (50, 3)).float()))
-    cos, sin = FluxPosEmbed(10000, [16, 56, 56])(ids)
-    got = RotaryTable(10000, (16, 56, 56))(ids)
-    for mine, theirs in zip(got, (cos, sin), strict=True):
-        torch.testing.assert_close(mine.repeat_interleave(2, dim=1), theirs, rtol=0, atol=2e-5)
+    want = FluxPosEmbed(10000, [16, 56, 56])(ids)
+    got = RotaryTable(10000, (16, 56, 56))(ids)[:2]
+    for mine, theirs in zip(got, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_equals_diffusers(dtype):
+    from diffusers.models.embeddings import apply_rotary_emb
+    from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+
+    ids = torch.cat((torch.zeros(3, 3), torch.randint(0, 96, (50, 3)).float()))
+    x = torch.randn(2, 53, 3, 128).to(dtype)
+    want = apply_rotary_emb(x, FluxPosEmbed(10000, [16, 56, 56])(ids), sequence_dim=1)
+    got = rotate(x, RotaryTable(10000, (16, 56, 56))(ids))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, want, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=2e-4)
 
 
 @pytest.mark.parametrize("guidance", [True, False])
