@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+PLAIN = ("fp16", "diffusers")  # not quantized
 
 
 def main() -> int:
@@ -61,7 +62,7 @@ def main() -> int:
         jobs["torch"] = _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})
     for fmt in formats:
         jobs[f"run-{fmt}"] = _start(work, f"run-{fmt}", "engine", running | {"folder": str(work / fmt)})
-        if fmt != "fp16" and not args.engines_only:
+        if fmt not in PLAIN and not args.engines_only:
             own = {"folder": str(work / fmt), "artifact": str(work / fmt / "svdq.safetensors")}
             jobs[f"torch-{fmt}"] = _start(work, f"torch-{fmt}", "torch", common | own)
     made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # then the machine belongs to one job at a time
@@ -84,8 +85,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="sdxl-tiny")
-    p.add_argument("--formats", default="fp16,w4a8", help="fp16, and formats of svdq_trt/spec/formats.py, with or "
-                   "without a size below which nodes stay in 16 bit: w4a8<2M")  # fmt: skip
+    p.add_argument("--formats", default="fp16,w4a8", help="fp16; diffusers (the same, FLUX's rotation as "
+                   "diffusers writes it); formats of svdq_trt/spec/formats.py, or with a size below which nodes stay in "
+                   "16 bit: w4a8<2M")  # fmt: skip
     p.add_argument("--rank", type=int, default=32)
     for symbol in ("batch", "height", "width"):
         p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")

@@ -15,6 +15,7 @@ import torch
 
 from engine_bench.fill import fill_graph
 from engine_bench.model import blank_module, inputs_of, quantize, random_module
+from engine_bench.rotation import diffusers_rotation
 from svdq_trt.compile.stages.graph import export_model
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch
@@ -54,7 +55,7 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     module = random_module(spec, seed=0, device=job["torch_device"])
     clock.lap("weights")
     result: dict[str, Any] = {}
-    if job["format"] != "fp16":
+    if job["format"] in FORMATS:
         nodes = _quantize(module, spec, job, folder, clock)
         result |= {"layers": len(nodes), "layer_sqnr_db": sum(n.sqnr_db for n in nodes) / len(nodes)}
     torch.nn.Module.to(module, "cpu")
@@ -64,7 +65,8 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
     if job["graph"]:
         fill_graph(Path(job["graph"]), state, onnx)
     else:
-        export_model(module, spec, job["profile"], onnx, _silent)
+        with diffusers_rotation(job["format"] == "diffusers"):
+            export_model(module, spec, job["profile"], onnx, _silent)
     del module, state
     gc.collect()
     clock.lap("export")
@@ -76,7 +78,8 @@ def graph(job: dict[str, Any]) -> dict[str, Any]:
     """job: model, format, skip, rank, profile, graph. Traces without weights, for `make` on another machine."""
     spec, clock = get_model(job["model"]), Clock()
     module = blank_module(spec, FORMATS.get(job["format"]), job["rank"], job["skip"])
-    info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False)
+    with diffusers_rotation(job["format"] == "diffusers"):
+        info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False)
     clock.lap("export")
     return {"nodes": info["node_count"], "svdq_nodes": len(info["nodes"]), "seconds": clock.seconds}
 

@@ -1,0 +1,30 @@
+"""FLUX's rotation as diffusers writes it: what a 16-bit export without this project's rewriting has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from svdq_trt.models import joint_attention
+from svdq_trt.models.joint_attention import Rotary
+
+
+@contextlib.contextmanager
+def diffusers_rotation(wanted: bool) -> Iterator[None]:
+    """Modules traced or run inside rotate pairs by strided slices and a stack; if not `wanted`, nothing changes."""
+    own = joint_attention.rotate
+    if wanted:
+        joint_attention.rotate = _strided
+    try:
+        yield
+    finally:
+        joint_attention.rotate = own
+
+
+def _strided(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
+    """As diffusers' apply_rotary_emb, on x [B, L, H, D]."""
+    cos, sin = (t[:, None] for t in rotary[:2])
+    turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    return (x.float() * cos + turned.float() * sin).to(x.dtype)
