@@ -86,7 +86,7 @@ def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="sdxl-tiny")
     p.add_argument("--formats", default="fp16,w4a8", help="fp16; diffusers (the same, FLUX's rotation as "
-                   "diffusers writes it); formats of svdq_trt/spec/formats.py, or with a size below which nodes stay in "
+                   "diffusers writes it); formats of svdq_trt/spec/formats.py, or with a size below which nodes are in "
                    "16 bit: w4a8<2M")  # fmt: skip
     p.add_argument("--rank", type=int, default=32)
     for symbol in ("batch", "height", "width"):
