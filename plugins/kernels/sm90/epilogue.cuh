@@ -48,10 +48,18 @@ __device__ __forceinline__ float gelu_erf(float v) {
     return v >= 0.0f ? v - tail : tail;
 }
 
-// 0.5 v (1 + tanh u) = v / (1 + exp(-2u)), u = sqrt(2 / pi) (v + 0.044715 v^3)
+__device__ __forceinline__ float fast_tanh(float v) {  // relative error below 2^-11
+    float r;
+    asm("tanh.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+    return r;
+}
+
+// 0.5 v (1 + tanh u), u = sqrt(2 / pi) (v + 0.044715 v^3). One MUFU where exp and rcp would be two. Its error is
+// below 2.5e-4 of v: 70 dB under outputs of normal inputs at worst, where bf16 rounds at 55 dB.
 __device__ __forceinline__ float gelu_tanh(float v) {
-    constexpr float kScale = -2.0f * kLog2E * 0.7978845608028654f;
-    return v * fast_rcp(1.0f + fast_exp2(v * fmaf(0.044715f * kScale, v * v, kScale)));
+    constexpr float kScale = 0.7978845608028654f;
+    const float half = 0.5f * v;
+    return fmaf(half, fast_tanh(v * fmaf(0.044715f * kScale, v * v, kScale)), half);
 }
 
 __device__ __forceinline__ float silu(float v) { return v * fast_rcp(1.0f + fast_exp2(-kLog2E * v)); }
