@@ -89,9 +89,8 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     sizes = {"batch": 2, "height": 128, "width": 64}  # not the export's
     inputs = spec.example_inputs(**sizes, seed=9, dtype=torch.float32)
     module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec)).float()
-    nudged = (inputs[0] * (1 + 2.0**-23), *inputs[1:])
-    with torch.inference_mode():
-        want, again = (module(*x).double().numpy() for x in (inputs, nudged))
+    with torch.inference_mode():  # some nudges flip no code: the worst of four is the measure
+        want, *again = (module(inputs[0] * (1 + n * 2.0**-23), *inputs[1:]).double().numpy() for n in (0, 1, -1, 2, -2))
     out = built / "ort.npz"
     twin = write_float32_twin(folder / "model.onnx")
     run_onnx(twin, {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
@@ -100,7 +99,8 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     def sqnr(y):
         return 10 * np.log10((want**2).sum() / ((want - y) ** 2).sum())
 
-    assert sqnr(got) > min(sqnr(again), 45) - 6, (sqnr(got), sqnr(again))  # measured 40.3 to 84.6 and 42.2 to 117.7
+    least = min(map(sqnr, again))
+    assert sqnr(got) > min(least, 45) - 6, (sqnr(got), least)  # measured 37.8 and 36.7; in two threads 36.7 and 38.1
 
 
 def test_second_run_reuses_every_stage(built):
