@@ -20,7 +20,7 @@ import psutil
 from svdq_trt.compile.events import PEAK_RSS, Progress, parse, rebuild_error
 from svdq_trt.errors import EXIT_BUG, SvdqError
 
-_SAMPLE_S = 0.1
+_SAMPLE_S = 0.25  # a sample takes 3 ms: psutil looks at every process of the machine
 _GRACE_S = 5.0
 
 

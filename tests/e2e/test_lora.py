@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import builds
 import numpy as np
 import pytest
 import torch
@@ -21,14 +22,11 @@ from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import restore_model
 from svdq_trt.runtime import OnnxSession
 
-ROOT = Path(__file__).resolve().parents[2]
 SPEC = get_model("sdxl-tiny")
 
 
 def build(out: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    words = ["--model", "sdxl-tiny", "--random-weights", "0", "--arch", "sm_89", "--out", str(out), *args]
-    return subprocess.run([sys.executable, str(ROOT / "build_engines.py"), *words], capture_output=True, text=True,
-                          timeout=900)  # fmt: skip
+    return builds.build("sdxl-tiny", out, "--arch", "sm_89", *args)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +40,9 @@ def loras(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory, loras):
+def built(tmp_path_factory, sdxl_tiny, loras):
     out = tmp_path_factory.mktemp("engines")
+    sdxl_tiny.copy(out, "sm_89", check=False)
     done = build(out, "--lora", f"{loras[0]}:0.8", "--lora-slots", "16")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "text encoder tensors" in done.stdout and "LoRA slots: rank 16 a linear" in done.stdout

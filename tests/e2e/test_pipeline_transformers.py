@@ -5,15 +5,11 @@ Text embeddings are given, so no text encoder is needed; scheduler and guidance 
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from builds import build
 
 pytest.importorskip("transformers", reason="transformers is not installed: diffusers' pipelines import it")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def random(*shape, seed=1):
@@ -76,9 +72,7 @@ def case(request, tmp_path_factory):
     from svdq_trt.quantize.run import restore_model
 
     model, out = request.param, tmp_path_factory.mktemp("engines")
-    command = [sys.executable, str(ROOT / "build_engines.py"), "--model", model, "--random-weights", "0",
-               "--arch", "sm_90", "--backend", "tensorrt", "--no-check", "--out", str(out)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = build(model, out, "--arch", "sm_90", "--backend", "tensorrt", "--no-check")
     assert done.returncode in (0, 4), done.stderr  # 4: no TensorRT here builds for sm_90
     folder = out / f"{model}-sm_90"
     loaded = artifact.load(folder / "svdq.safetensors")

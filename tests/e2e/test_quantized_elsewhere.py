@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+
+import builds
+from builds import FIXED
 
 MODEL = "sdxl-tiny"
 
 
 def svdq(command: str, *words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "svdq_trt.cli", command, "--model", MODEL, "--arch", "sm_89", *words]
-    return subprocess.run(line, capture_output=True, text=True, timeout=600)
+    return builds.svdq(command, "--model", MODEL, "--arch", "sm_89", *words)
 
 
 def onnx_files(out: Path) -> list[bytes]:
@@ -27,10 +28,10 @@ def test_engine_is_that_of_a_direct_build(tmp_path):
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(artifact.read_bytes())
     # A backend that is not there: everything but the plan is written.
-    build = svdq("build", *weights, "--no-check", "--backend", "tensorrt", "--out", str(here))
+    build = svdq("build", *weights, *FIXED, "--no-check", "--backend", "tensorrt", "--out", str(here))
     assert build.returncode == 4 and "quantize  int4 rank 32" in build.stderr, build.stderr
     assert build.stderr.count("reused") == 1  # with the same options and folder it goes on from the artifact
-    build = svdq("build", "--quantized", str(moved), "--backend", "tensorrt", "--out", str(there))
+    build = svdq("build", "--quantized", str(moved), *FIXED, "--backend", "tensorrt", "--out", str(there))
     assert build.returncode == 4, build.stderr
     assert onnx_files(there) == onnx_files(here)
     assert (there / f"{MODEL}-sm_89" / "svdq.safetensors").read_bytes() == artifact.read_bytes()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from builds import ROOT, TIMEOUT_S
 from tiny_pipelines import sdxl_parts
 
 from svdq_trt.calibrate import Calibration
@@ -16,7 +16,6 @@ from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.models import get_model
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
@@ -32,8 +31,8 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
     words = [sys.executable, str(ROOT / "build_engines.py"), "--model", "sdxl-tiny", "--checkpoint", str(folder),
              "--calibration-prompts", str(tmp_path / "prompts.txt"), "--calibration-samples", "2",
              "--calibration-steps", "2", "--arch", "sm_90", "--backend", "tensorrt", "--no-check",
-             "--height", "64:128:128", "--width", "64", "--out", str(out)]  # fmt: skip
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+             "--batch", "1", "--height", "64:128:128", "--width", "64", "--out", str(out)]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 4, done.stderr  # no TensorRT here builds for this arch
     shared = out / "sdxl-tiny-shared"
     inputs = InputFile(spec, shared / "calibration-inputs.safetensors")
@@ -43,5 +42,5 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
     manifest = json.loads((out / "sdxl-tiny-sm_90" / "manifest.json").read_text())
     assert manifest["config"]["sampling"] | {"pipeline": "", "prompts": ""} == {
         "pipeline": "", "prompts": "", "samples": 2, "steps": 2, "guidance": None, "seed": 0}  # fmt: skip
-    again = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    again = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert again.returncode == 4 and " done " not in again.stderr, again.stderr

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import builds
 import numpy as np
 import pytest
+from builds import ROOT, svdq
 
-ROOT = Path(__file__).resolve().parents[2]
 FORMATS = {"sm_89": "int4", "sm_120": "nvfp4", "sm_80": "w4a8"}
 ALL = [word for arch in FORMATS for word in ("--arch", arch)]
-ARGS = ["--model", "sdxl-tiny", "--random-weights", "0"]
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, str(ROOT / "build_engines.py"), *ARGS, *args]
-
-
-def build(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*args), capture_output=True, text=True, timeout=600)
-
-
-def svdq(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "svdq_trt.cli", *args], capture_output=True, text=True, timeout=600)
+def build(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return builds.build("sdxl-tiny", out, *words)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory, sdxl_tiny):
     """Engines for sm_89 (int4), sm_120 (nvfp4) and sm_80 (w4a8)."""
     out = tmp_path_factory.mktemp("engines")
-    done = build(*ALL, "--out", str(out))
-    assert done.returncode == 0, done.stdout + done.stderr
+    sdxl_tiny.copy(out, *FORMATS)
     return out
 
 
@@ -99,9 +89,8 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     sizes = {"batch": 2, "height": 128, "width": 64}  # not the export's
     inputs = spec.example_inputs(**sizes, seed=9, dtype=torch.float32)
     module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec)).float()
-    nudged = (inputs[0] * (1 + 2.0**-23), *inputs[1:])
-    with torch.inference_mode():
-        want, again = (module(*x).double().numpy() for x in (inputs, nudged))
+    with torch.inference_mode():  # some nudges flip no code: the worst of four is the measure
+        want, *again = (module(inputs[0] * (1 + n * 2.0**-23), *inputs[1:]).double().numpy() for n in (0, 1, -1, 2, -2))
     out = built / "ort.npz"
     twin = write_float32_twin(folder / "model.onnx")
     run_onnx(twin, {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
@@ -110,43 +99,25 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     def sqnr(y):
         return 10 * np.log10((want**2).sum() / ((want - y) ** 2).sum())
 
-    assert sqnr(got) > min(sqnr(again), 45) - 6, (sqnr(got), sqnr(again))  # measured 40.3 to 84.6 and 42.2 to 117.7
+    least = min(map(sqnr, again))
+    assert sqnr(got) > min(least, 45) - 6, (sqnr(got), least)  # measured 37.8 and 36.7; in two threads 36.7 and 38.1
 
 
 def test_second_run_reuses_every_stage(built):
     start = time.monotonic()
-    again = build(*ALL, "--out", str(built))
+    again = build(built, *ALL)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("reused") >= 17 and " done " not in again.stderr, again.stderr
     assert time.monotonic() - start < 30
 
 
-def test_options_reach_the_artifact(tmp_path):
-    """Rank 0, skipped layers, a user's calibration inputs and another format, in one build."""
-    from safetensors.torch import save_file
-
-    from svdq_trt.models import get_model
-
-    spec = get_model("sdxl-tiny")
-    inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
-    tensors = {io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}
-    save_file(tensors, tmp_path / "calib.safetensors")
-    done = build("--arch", "sm_89", "--out", str(tmp_path), "--no-check", "--rank", "0", "--format", "w4a8", "--skip",
-                 "*.ff.net.2", "--calibration", str(tmp_path / "calib.safetensors"))  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    m = manifest(tmp_path, "sm_89")
-    assert m["rank"] == 0 and {q["format"] for q in m["quantized"]} == {"w4a8", "w4a16"}
-    skipped = [k for k in m["kept_16bit"] if k["reason"].startswith("left out by --skip")]
-    assert skipped and all(k["name"].endswith("ff.net.2") for k in skipped)
-
-
 def test_gate_is_its_own_exit_code(built):
-    done = build("--arch", "sm_89", "--out", str(built), "--min-sqnr", "90")
+    done = build(built, "--arch", "sm_89", "--min-sqnr", "90")
     assert done.returncode == 3 and "want at least 90 dB (--min-sqnr)" in done.stderr
 
 
 def test_arch_without_backend_writes_all_but_the_plan_and_says_how_to_finish(built):
-    done = build("--arch", "sm_90", "--out", str(built), "--no-check")
+    done = build(built, "--arch", "sm_90", "--no-check")
     folder = built / "sdxl-tiny-sm_90"
     assert done.returncode == 4, done.stderr
     last = done.stdout.strip().splitlines()[-1]
@@ -159,7 +130,8 @@ def test_arch_without_backend_writes_all_but_the_plan_and_says_how_to_finish(bui
 
 def test_finish_builds_the_missing_plan(built, tmp_path):
     """The same folder that --backend tensorrt leaves without a plan here is finished by the backend that exists."""
-    done = build("--arch", "sm_89", "--out", str(tmp_path), "--no-check", "--backend", "tensorrt")
+    shutil.copytree(built / "sdxl-tiny-shared", tmp_path / "sdxl-tiny-shared")
+    done = build(tmp_path, "--arch", "sm_89", "--no-check", "--backend", "tensorrt")
     assert done.returncode == 4, done.stderr
     folder = tmp_path / "sdxl-tiny-sm_89"
     assert svdq("verify", str(folder)).returncode == 1
@@ -168,8 +140,6 @@ def test_finish_builds_the_missing_plan(built, tmp_path):
 
 
 def test_verify_names_what_is_wrong(built, tmp_path):
-    import shutil
-
     folder = tmp_path / "engine"
     shutil.copytree(built / "sdxl-tiny-sm_89", folder)
     assert svdq("verify", str(folder), "--arch", "sm_89").returncode == 0
@@ -194,31 +164,6 @@ def test_verify_names_what_is_wrong(built, tmp_path):
     refused("bytes, want")
     (folder / "model.plan").write_bytes(plan[:-1] + bytes([plan[-1] ^ 1]))
     refused("another SHA-256")
-
-
-def test_killed_build_leaves_no_plan_and_resumes(tmp_path):
-    args = command("--arch", "sm_89", "--out", str(tmp_path), "--no-check")
-    partial = tmp_path / "sdxl-tiny-shared" / "int4-r32" / "svdq.safetensors.partial"
-    child = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < 5:
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    time.sleep(1)  # the stage's process dies with its parent
-    done_before = {p.name: p.stat().st_mtime_ns for p in partial.glob("*/*.safetensors")}
-    assert len(done_before) >= 5 and not (partial.parent / "svdq.safetensors").exists()
-    assert not list(tmp_path.rglob("model.plan"))
-    again = subprocess.run(args, capture_output=True, text=True, timeout=600)
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "sdxl-tiny-sm_89" / "model.plan").exists() and not partial.exists()
-    assert not [p for p in tmp_path.rglob(".*") if p.name.endswith(".tmp") or p.is_dir()]
-
-
-def test_unwritable_output_is_one_line(tmp_path):
-    (tmp_path / "file").write_text("")
-    done = build("--arch", "sm_89", "--out", str(tmp_path / "file" / "x"), "--no-check")
-    assert done.returncode == 1 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
 
 
 def test_onnx_without_the_plugin_builds_from_the_function_bodies(built, tmp_path):

@@ -1,30 +1,25 @@
 """Every tiny twin through the whole path, for sm_89 and sm_120, and compared with its 16-bit model.
 
-What only one model need show (resuming, reuse, options, errors) is in test_tiny.py.
+What only one model need show (resuming, reuse, options, errors) is in test_first_build.py and test_tiny.py.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from builds import build
 
 from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.spec.archs import AUTO_FORMAT
 from svdq_trt.spec.formats import Activation
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "sdxl-tiny"])  # that one is in test_tiny.py
 def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
-    words = [sys.executable, str(ROOT / "build_engines.py"), "--model", name, "--random-weights", "0"]
-    words += ["--out", str(tmp_path), *(w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}"))]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1800)
+    done = build(name, tmp_path, *(w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}")))
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in TWIN_ARCHS:
         check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)

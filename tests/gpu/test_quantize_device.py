@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def test_curves_on_the_gpu_are_those_of_the_cpu_and_repeat(tmp_path: Path, monke
 
 def test_streamed_model_gives_the_same_bits(tmp_path: Path, monkeypatch: Any) -> None:
     """With the same batches of samples, which calibration makes larger where it reads weights."""
-    monkeypatch.setattr("svdq_trt.calibrate.collect._STREAM_BATCH", 1)
+    collect = importlib.import_module("svdq_trt.calibrate.collect")  # the package has a function of that name
+    monkeypatch.setattr(collect, "_STREAM_BATCH", 1)
     resident = quantize(tmp_path / "resident", "flux1-tiny", "int4", "cuda", "fast")
     monkeypatch.setattr(stage, "_STREAM_BYTES", 0)
     streamed = quantize(tmp_path / "streamed", "flux1-tiny", "int4", "cuda", "fast")

@@ -1,0 +1,69 @@
+"""The builder as users call it, and sdxl-tiny's engines, which many tests start from and one builds."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TIMEOUT_S = 1800
+#: one size of everything: for tests of other things, as a graph with dynamic sizes takes twice the time to trace
+FIXED = ("--batch", "1", "--height", "64", "--width", "64")
+
+
+def command(model: str, out: Path, *words: str) -> list[str]:
+    """`build_engines.py` for a model with random weights."""
+    line = [sys.executable, str(ROOT / "build_engines.py"), "--model", model, "--random-weights", "0"]
+    return [*line, "--out", str(out), *words]
+
+
+def build(model: str, out: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(model, out, *words), capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def svdq(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "svdq_trt.cli", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+class SharedEngines:
+    """Engines of sdxl-tiny that the first test to ask for them builds, in whichever pytest-xdist worker it runs."""
+
+    def __init__(self, folder: Path) -> None:
+        """`folder` is the same for all workers of a run."""
+        folder.mkdir(exist_ok=True)
+        self.folder, self.engines = folder, folder / "engines"
+
+    def copy(self, out: Path, *archs: str, check: bool = True) -> None:
+        """Engines of `archs`, and what builds into `out` go on from, their own to change.
+
+        A copied file keeps its time, by which a build knows it.
+        """
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._build(archs, check)
+            for part in ("shared", *archs):
+                name = f"sdxl-tiny-{part}"
+                shutil.copytree(self.engines / name, out / name)
+
+    def _build(self, archs: tuple[str, ...], check: bool) -> None:
+        """Whatever of it is missing."""
+        done, failed = self.folder / "done", self.folder / "failed"
+        if failed.exists():
+            pytest.fail(f"sdxl-tiny could not be built, see the first test that asked for it\n{failed.read_text()}")
+        have = set(done.read_text().split()) if done.exists() else set()
+        want = {f"{arch}-check" if check else arch for arch in archs} - have
+        if not want:
+            return
+        words = [word for arch in archs for word in ("--arch", arch)]
+        got = build("sdxl-tiny", self.engines, *words, "--check" if check else "--no-check")
+        # 4: nothing here makes a plan for sm_90; everything else is there.
+        if got.returncode != 0 and (got.returncode, archs) != (4, ("sm_90",)):
+            failed.write_text(got.stdout + got.stderr)
+            pytest.fail(failed.read_text())
+        done.write_text(" ".join(have | {*archs} | want))

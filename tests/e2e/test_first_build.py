@@ -1,0 +1,55 @@
+"""Builds that start with nothing: options, a kill on the way, no place to write."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+from builds import FIXED, TIMEOUT_S, build, command
+
+
+def test_options_reach_the_artifact(tmp_path):
+    """Rank 0, skipped layers, a user's calibration inputs and another format, in one build."""
+    from safetensors.torch import save_file
+
+    from svdq_trt.models import get_model
+
+    spec = get_model("sdxl-tiny")
+    inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
+    tensors = {io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}
+    save_file(tensors, tmp_path / "calib.safetensors")
+    done = build("sdxl-tiny", tmp_path, "--arch", "sm_89", "--no-check", *FIXED, "--rank", "0", "--format", "w4a8",
+                 "--skip", "*.ff.net.2", "--calibration", str(tmp_path / "calib.safetensors"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    m = json.loads((tmp_path / "sdxl-tiny-sm_89" / "manifest.json").read_text())
+    assert m["rank"] == 0 and {q["format"] for q in m["quantized"]} == {"w4a8", "w4a16"}
+    skipped = [k for k in m["kept_16bit"] if k["reason"].startswith("left out by --skip")]
+    assert skipped and all(k["name"].endswith("ff.net.2") for k in skipped)
+
+
+def test_killed_build_leaves_no_plan_and_resumes(tmp_path):
+    args = command("sdxl-tiny", tmp_path, "--arch", "sm_89", "--no-check", *FIXED)
+    partial = tmp_path / "sdxl-tiny-shared" / "int4-r32" / "svdq.safetensors.partial"
+    child = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < 5:
+        time.sleep(0.05)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    time.sleep(1)  # the stage's process dies with its parent
+    done_before = {p.name: p.stat().st_mtime_ns for p in partial.glob("*/*.safetensors")}
+    assert len(done_before) >= 5 and not (partial.parent / "svdq.safetensors").exists()
+    assert not list(tmp_path.rglob("model.plan"))
+    again = subprocess.run(args, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "sdxl-tiny-sm_89" / "model.plan").exists() and not partial.exists()
+    assert not [p for p in tmp_path.rglob(".*") if p.name.endswith(".tmp") or p.is_dir()]
+
+
+def test_unwritable_output_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = build("sdxl-tiny", tmp_path / "file" / "x", "--arch", "sm_89", "--no-check")
+    assert done.returncode == 1 and "Traceback" not in done.stderr and str(tmp_path) in done.stderr
