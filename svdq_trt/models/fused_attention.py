@@ -18,7 +18,7 @@ def _project(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Se
     """Outputs of the linears `names`, [B, H, L, D] each, from the fused one where it is installed."""
     one = getattr(attn, fused, None)
     if one is not None:
-        return _parts(one(x), attn.heads, len(names)).unbind()
+        return _parts(one(x), attn.heads, len(names))
     return [_heads(getattr(attn, name)(x), attn.heads) for name in names]
 
 
@@ -28,14 +28,16 @@ def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
     return x.reshape(b, t, heads, -1).transpose(1, 2)
 
 
-def _parts(x: torch.Tensor, heads: int, parts: int) -> torch.Tensor:
-    """[B, L, parts·H·D] -> [parts, B, H, L, D].
+def _parts(x: torch.Tensor, heads: int, parts: int) -> Sequence[torch.Tensor]:
+    """[B, L, parts·H·D] -> `parts` times [B, H, L, D].
 
     One transpose for all parts: TensorRT copies every operand of attention that comes from a plugin, and writes
-    these in one kernel where `parts` slices take one each.
+    these in one kernel where `parts` slices take one each. They are sliced and reshaped, as some releases of
+    TensorRT-RTX refuse the Squeeze of an unbind().
     """
     b, t, _ = x.shape
-    return x.reshape(b, t, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    whole = x.reshape(b, t, parts, heads, -1).permute(2, 0, 3, 1, 4)
+    return [whole[i : i + 1].flatten(0, 1) for i in range(parts)]
 
 
 def _attend(
@@ -85,7 +87,7 @@ class SharedProjection:
         if index == self.count - 1:
             self.value = None
         width = both.shape[-1] // self.count
-        return _parts(both[..., index * width : (index + 1) * width], attn.heads, 2).unbind()
+        return _parts(both[..., index * width : (index + 1) * width], attn.heads, 2)
 
 
 class FusedCrossAttention:

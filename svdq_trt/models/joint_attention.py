@@ -7,11 +7,12 @@ Shapes: B batch, T text tokens, S image tokens, L = T + S, H heads, D head size,
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import nn
+
+from svdq_trt.models.constants import constant
 
 Rotary = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -31,7 +32,7 @@ class RotaryTable(nn.Module):
     def forward(self, ids: torch.Tensor) -> Rotary:
         """Angles are position times frequency, axis by axis."""
         angles = torch.cat(
-            [ids[:, i : i + 1].float() * _table(tuple(f), ids.device) for i, f in enumerate(self.frequencies)],
+            [ids[:, i : i + 1].float() * constant(tuple(f), ids.device) for i, f in enumerate(self.frequencies)],
             dim=-1,
         )
         angles = torch.stack((angles, angles), dim=-1).flatten(-2)
@@ -40,21 +41,7 @@ class RotaryTable(nn.Module):
     def _swap(self, device: torch.device) -> torch.Tensor:
         d = sum(self.axes)
         values = ((1.0 if j % 2 else -1.0) if j == i ^ 1 else 0.0 for i in range(d) for j in range(d))
-        return _table(tuple(values), device).view(d, d)
-
-
-def _table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """The values as f32; on a GPU copied there once, as a CUDA graph's capture allows no copy from the host."""
-    return (
-        _gpu_table(values, device)
-        if device.type == "cuda"
-        else torch.tensor(values, dtype=torch.float32, device=device)
-    )
-
-
-@functools.cache
-def _gpu_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=device)
+        return constant(tuple(values), device).view(d, d)
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

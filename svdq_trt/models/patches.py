@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from svdq_trt.models.constants import constant
+
 
 class Patches(nn.Module):
     """In the place of diffusers' PatchEmbed: the same numbers, computed from height and width; no table.
@@ -47,7 +49,7 @@ class Patches(nn.Module):
         else:  # the middle of a table of `most` positions
             at = (at + (self.most - count) // 2) * (self.step * self.base / self.most)
         quarter = self.channels // 4
-        frequencies = torch.tensor([10000.0 ** (-i / quarter) for i in range(quarter)], device=device)
+        frequencies = constant(tuple(10000.0 ** (-i / quarter) for i in range(quarter)), device)
         angles = at[:, None] * frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
