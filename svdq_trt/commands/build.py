@@ -53,10 +53,10 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
                    "through a diffusers pipeline and record the inputs")  # fmt: skip
     q.add_argument("--calibration-pipeline", type=Path, metavar="DIR", help="its folder (default: --checkpoint)")
-    q.add_argument("--calibration-samples", type=int, default=16, metavar="N", help="steps to record (default 16)")
-    q.add_argument("--calibration-steps", type=int, default=20, metavar="N", help="denoising steps (default 20)")
+    q.add_argument("--calibration-samples", type=int, metavar="N", help="steps to record (default 16)")
+    q.add_argument("--calibration-steps", type=int, metavar="N", help="denoising steps (default 20)")
     q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
-    q.add_argument("--calibration-seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
+    q.add_argument("--calibration-seed", type=int, metavar="S", help="of the noise (default 0)")
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="keep linears in 16 bit, repeatable")
     q.add_argument("--device", default="auto", help="of recording, calibration and quantizer: auto (the GPU where "
                    "there is one), cpu or cuda; torchrun --nproc-per-node N uses N GPUs")  # fmt: skip
@@ -107,15 +107,16 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
 
 def _sampling(args: argparse.Namespace) -> Sampling | None:
     """The pipeline run that --calibration-prompts asks for."""
+    settings = {name: getattr(args, f"calibration_{name}")
+                for name in ("pipeline", "samples", "steps", "guidance", "seed")}  # fmt: skip
+    given = {name: value for name, value in settings.items() if value is not None}
     if args.calibration_prompts is None:
-        if args.calibration_pipeline is not None:
-            raise UsageError("--calibration-pipeline", "given alone", "--calibration-prompts with it")
+        for name in given:
+            raise UsageError(f"--calibration-{name}", "given alone", "--calibration-prompts with it")
         return None
     from svdq_trt.compile.config import Sampling
 
-    pipeline = args.calibration_pipeline or Path(args.checkpoint or "")
-    return Sampling(pipeline, args.calibration_prompts, args.calibration_samples, args.calibration_steps,
-                    args.calibration_guidance, args.calibration_seed)  # fmt: skip
+    return Sampling(**{"pipeline": Path(args.checkpoint or ""), "prompts": args.calibration_prompts} | given)
 
 
 def run(args: argparse.Namespace) -> int:
