@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from svdq_trt.compile.crew import size
+from svdq_trt.compile.crew import local_size, size
 from svdq_trt.errors import SvdqError, UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def torch_device(kind: str, local_rank: int) -> torch.device:
     import torch
 
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device("cpu")
+
+
+def ranks_on(device: torch.device) -> int:
+    """How many ranks of this machine `torch_device` sends to that device; 1 outside of torchrun."""
+    return sum(torch_device(device.type, rank) == device for rank in range(local_size()))
 
 
 def gpu_memory_error(where: str) -> SvdqError:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.compile.crew import Alone
+from svdq_trt.compile.device import ranks_on
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
 from svdq_trt.models import LinearGroup, member_tensors
@@ -75,7 +76,10 @@ def quantize_model(
     finished: dict[int, tuple[Node, SVDQLinear]] = {}
     total = sum(costs)
     mine = crew.share(costs)
-    with layer_weights(module, [groups[i] for i in mine], read, device) as sources, layer_pool(device) as pool:
+    with (
+        layer_weights(module, [groups[i] for i in mine], read, device) as sources,
+        layer_pool(device, ranks_on(device)) as pool,
+    ):
         work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial, device)
         for i, (node, layer) in zip(mine, pool.map(work, [(i, groups[i]) for i in mine]), strict=True):
             finished[i] = node, layer

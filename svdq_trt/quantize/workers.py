@@ -21,10 +21,13 @@ Members = tuple[list[Tensor], list[Tensor | None]]  # weights and biases of a gr
 
 
 @contextmanager
-def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+def layer_pool(device: torch.device, ranks: int = 1) -> Iterator[ThreadPoolExecutor]:
     """Layers side by side, one thread each, and on a GPU one stream each.
 
     On the CPU that is faster than threads inside an operation. The bits are the same for any number of workers.
+
+    Args:
+        ranks: processes that work on the device at the same time, this one among them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -32,8 +35,7 @@ def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         # Loads torch's linear algebra for GPUs, which threads must not do at once.
         torch.linalg.cholesky_ex(torch.eye(2, device=device, dtype=torch.float64))
         torch.cuda.empty_cache()  # what calibration left there counts as used
-        room = int(torch.cuda.mem_get_info(device)[0] // _GPU_WORKER_BYTES)
-        workers = max(1, min(_GPU_WORKERS, room))
+        workers = gpu_workers(torch.cuda.mem_get_info(device)[0], ranks)
     else:
         workers = threads
     pool = ThreadPoolExecutor(workers, initializer=_enter, initargs=(device,))
@@ -42,6 +44,11 @@ def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
+
+
+def gpu_workers(free: int, ranks: int) -> int:
+    """How many workers each of `ranks` processes may have on a GPU with `free` bytes."""
+    return max(1, min(_GPU_WORKERS, free // ranks // _GPU_WORKER_BYTES))
 
 
 def _enter(device: torch.device) -> None:
