@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from svdq_trt.compile.crew import local_size, size
-from svdq_trt.errors import SvdqError, UsageError
+from svdq_trt.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,6 @@ def torch_device(kind: str, local_rank: int) -> torch.device:
 def ranks_on(device: torch.device) -> int:
     """How many ranks of this machine `torch_device` sends to that device; 1 outside of torchrun."""
     return sum(torch_device(device.type, rank) == device for rank in range(local_size()))
-
-
-def gpu_memory_error(where: str) -> SvdqError:
-    """What torch's OutOfMemoryError means."""
-    return SvdqError(where, "out of GPU memory", "a GPU with more that is free",
-                     "Close other programs on it, or use --device cpu.")  # fmt: skip
 
 
 @contextmanager

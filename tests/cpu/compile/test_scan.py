@@ -10,8 +10,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 from svdq_trt import cli
+from svdq_trt.compile import scan
+from svdq_trt.compile.folder import only_writer
+from svdq_trt.quantize import artifact
 from svdq_trt.quantize.sensitivity import Sensitivity
 
 ARGS = ["sensitivity", "--model", "flux1-tiny", "--random-weights", "0", "--format", "w4a8", "--rank", "16", "--pixels",
@@ -47,6 +51,50 @@ def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
     worst = sorted(found.effects, key=lambda e: e.output_db)
     assert all(e.node in printed for e in worst[:3]) and worst[4].node not in printed
     assert f"{found.predicted_db:.1f} dB predicted" in printed and f"{found.measured_db:.1f} dB measured" in printed
+
+
+@pytest.mark.parametrize("damage", ["shorter", "same size and time", "none"])
+def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, damage):
+    made, file = [], tmp_path / scan.QUANTIZED
+
+    def stage(args, progress):
+        made.append(args["key"])
+        artifact.save(file, {"x": torch.zeros(64)}, {}, [])
+        return {}
+
+    monkeypatch.setattr(scan, "quantize_stage", stage)
+    for _ in range(2):
+        scan._quantized({"key": "k"}, tmp_path, lambda *_: None)
+    assert made == ["k"]
+    whole, stat = file.read_bytes(), file.stat()
+    if damage != "none":
+        file.write_bytes(whole[:-40] if damage == "shorter" else b"\xff" * len(whole))
+        if damage != "shorter":
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert scan._quantized({"key": "k"}, tmp_path, lambda *_: None).tensors["x"].shape == (64,)
+    assert len(made) == (1 if damage == "none" else 2) and file.read_bytes() == whole
+
+
+def test_second_scan_into_one_file_is_refused(tmp_path, capsys):
+    with only_writer(tmp_path / "scan.json.partial"):
+        assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1
+    told = capsys.readouterr().err
+    assert "scan.json.partial: another svdq-trt is writing there, want one at a time. Wait for it" in told
+
+
+def no_room_on_the_gpu(*_):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [(lambda *_: torch.empty(10**15), "out of memory, want more RAM. Close other programs."),
+     (no_room_on_the_gpu, "out of GPU memory")],
+)  # fmt: skip
+def test_lack_of_memory_is_told_as_such(tmp_path, capsys, monkeypatch, step, text):
+    monkeypatch.setattr(scan, "_quantized", step)
+    assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"svdq-trt: sensitivity: {text}")
 
 
 @pytest.mark.parametrize(
