@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.calibrate import Calibration
+from svdq_trt.calibrate.upcast import CPU
 from svdq_trt.compile.crew import Alone
 from svdq_trt.compile.device import ranks_on
 from svdq_trt.compile.events import Progress
@@ -25,11 +27,10 @@ from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
-from svdq_trt.quantize.workers import CPU, Members, layer_pool, layer_weights
+from svdq_trt.quantize.workers import Members, layer_pool, layer_weights
 from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
-    from svdq_trt.calibrate import Calibration
     from svdq_trt.models import ModelSpec
 
 
@@ -95,12 +96,16 @@ def quantize_model(
         spec.install(module, group, layer)
         nodes.append(node)
     progress(total, total, f"writing {out.name}")
-    top = rank if isinstance(rank, int) else max(rank.values(), default=0)
-    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top, "preset": preset.name,
+    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top_rank(rank), "preset": preset.name,
                             "skip": list(skip), "device": device.type, **(notes or {})}  # fmt: skip
     artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
+
+
+def top_rank(rank: int | Mapping[str, int]) -> int:
+    """The one number that says a model's rank: R asked for, or the largest of the nodes' own."""
+    return rank if isinstance(rank, int) else max(rank.values(), default=0)
 
 
 def _nothing_on_meta(name: str) -> Tensor:

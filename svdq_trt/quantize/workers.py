@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from svdq_trt.checkpoint.ahead import read_ahead
 from svdq_trt.models import LinearGroup, member_tensors, read_members
 
-CPU = torch.device("cpu")
 _GPU_WORKERS = 4  # layers side by side on one GPU: while one waits for launches or the host, others compute
 _GPU_WORKER_BYTES = 8 * 10**9  # of GPU memory that one may take, for the largest layers known
 

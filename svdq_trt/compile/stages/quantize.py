@@ -33,6 +33,8 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     of stage `allocate`, whose ranks go before `rank`; or None), preset, device ("cpu" or "cuda"), out, key; job: the
     number under which the ranks share it, absent without others.
     """
+    from svdq_trt.quantize.run import top_rank
+
     crew: Alone = Crew(args["job"]) if "job" in args else Alone()
     device = torch_device(args["device"], local_rank())
     start = time.monotonic()
@@ -56,7 +58,7 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "kept_16bit": [{"name": k.name, "reason": k.reason} for k in goal.recipe.kept],
         "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
         "nodes": len(nodes),
-        "rank": goal.rank if isinstance(goal.rank, int) else max(goal.rank.values(), default=0),
+        "rank": top_rank(goal.rank),
         "device": device.type,
         "ranks": crew.size,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
