@@ -166,6 +166,8 @@ class Build:
             freshness.store(folder, name, stage_key, files, record)
         else:
             self.screen.reused(label)
+        for note in record["value"].get("notes", ()):
+            self.screen.say(note)
         ledger.results[name] = record["value"]
         ledger.seconds[name] = round(record["seconds"], 2)
         ledger.peak_rss[name] = record["peak_rss_bytes"]

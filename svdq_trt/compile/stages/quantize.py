@@ -60,9 +60,20 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "nodes": len(nodes),
         "rank": top_rank(goal.rank),
         "device": device.type,
+        "notes": notes(args["preset"], device),
         "ranks": crew.size,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
+
+
+def notes(preset: str, device: torch.device) -> list[str]:
+    """What a person should know of how it was quantized."""
+    from svdq_trt.quantize.gptq import rounding_on
+    from svdq_trt.quantize.preset import get_preset
+
+    if device.type == "cpu" or not get_preset(preset).gptq:
+        return []
+    return [note for note in (rounding_on(device).note,) if note]
 
 
 @dataclass(frozen=True)
