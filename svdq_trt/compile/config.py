@@ -29,14 +29,14 @@ class Range:
     max: int
 
     @classmethod
-    def parse(cls, option: str, text: str, multiple: int = 1) -> Range:
-        """``2`` (fixed) or ``1:2:4``; every value a positive multiple of `multiple`."""
-        want = f"N or MIN:OPT:MAX with MIN <= OPT <= MAX, multiples of {multiple}"
+    def parse(cls, option: str, text: str) -> Range:
+        """``2`` (fixed) or ``1:2:4``. Raises UsageError."""
+        want = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
         if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
             raise UsageError(option, f"'{text}'", want)
         values = [int(part) for part in text.split(":")]
         low, opt, high = values if len(values) == 3 else values * 3
-        if not 0 < low <= opt <= high or any(v % multiple for v in (low, opt, high)):
+        if not 0 < low <= opt <= high:
             raise UsageError(option, f"'{text}'", want)
         return cls(low, opt, high)
 

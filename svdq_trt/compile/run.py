@@ -33,7 +33,6 @@ ALLOCATION_FILE = "allocation.json"
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
 
-
 _PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
 

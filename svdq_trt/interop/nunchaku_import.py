@@ -72,7 +72,7 @@ class _Import:
         keep = {key: self.reader.metadata[key] for key in ("config", "comfy_config", "model_class",
                 "quantization_config") if key in self.reader.metadata}  # fmt: skip
         self.out.meta = {"nunchaku": {"old_keys": self.old_keys, "layers": self.exact, "metadata": keep}}
-        self.out.finish(self.spec, self.module, self.groups)
+        self.out.finish(self.spec, self.groups)
         if names := self.assumed_unsigned:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             self.out.notes.append(f"{names[0]}{more}: read as taking unsigned activation codes, as nunchaku runs "

@@ -157,14 +157,16 @@ def _of_another_rank(partial: Path, index: int, group: LinearGroup) -> tuple[Nod
 
 
 def _resume(shard: Path, group: LinearGroup) -> tuple[Node, SVDQLinear] | None:
+    """The finished group; None where the file is not there, damaged, or of something else."""
     if not shard.exists():
         return None
     try:
         loaded = artifact.load(shard)
     except ArtifactError:
         return None
-    node = loaded.nodes[0]
-    return (node, layer_of(node, loaded.tensors)) if node.name == group.node else None
+    if [node.name for node in loaded.nodes] != [group.node]:
+        return None
+    return loaded.nodes[0], layer_of(loaded.nodes[0], loaded.tensors)
 
 
 def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:

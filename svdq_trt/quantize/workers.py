@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.checkpoint.ahead import read_ahead
+from svdq_trt.checkpoint.ahead import Read, read_ahead_of
 from svdq_trt.models import LinearGroup, member_tensors, read_members
 
 _GPU_WORKERS = 4  # layers side by side on one GPU: while one waits for launches or the host, others compute
@@ -58,7 +58,7 @@ def _enter(device: torch.device) -> None:
 
 @contextmanager
 def layer_weights(
-    module: nn.Module, groups: Sequence[LinearGroup], read: Callable[[str], Tensor] | None, device: torch.device
+    module: nn.Module, groups: Sequence[LinearGroup], read: Read | None, device: torch.device
 ) -> Iterator[dict[str, Callable[[], Members]]]:
     """By node, what gives the weights and biases of each group when its turn comes.
 
@@ -66,24 +66,13 @@ def layer_weights(
         groups: in the order in which they will be asked for.
         read: name -> parameter, for a module on meta. It reads ahead of a GPU; on the CPU each worker reads for itself.
     """
-    with _read_ahead(module, groups, read, device) as read_next:
+    names = [f"{member}.{leaf}" for group in groups for member in group.members for leaf in ("weight", "bias")]
+    sizes = {name: t.nbytes for name, t in module.named_parameters()}
+    with read_ahead_of(device, read, [(name, sizes[name]) for name in names if name in sizes]) as read_next:
         yield {group.node: _source(module, group, read_next) for group in groups}
 
 
-@contextmanager
-def _read_ahead(
-    module: nn.Module, groups: Sequence[LinearGroup], read: Callable[[str], Tensor] | None, device: torch.device
-) -> Iterator[Callable[[str], Tensor] | None]:
-    if read is None or device.type == "cpu":
-        yield read
-        return
-    names = [f"{member}.{leaf}" for group in groups for member in group.members for leaf in ("weight", "bias")]
-    sizes = {name: t.nbytes for name, t in module.named_parameters()}
-    with read_ahead(read, [(name, sizes[name]) for name in names if name in sizes]) as ahead:
-        yield ahead
-
-
-def _source(module: nn.Module, group: LinearGroup, read: Callable[[str], Tensor] | None) -> Callable[[], Members]:
+def _source(module: nn.Module, group: LinearGroup, read: Read | None) -> Callable[[], Members]:
     weights, biases = member_tensors(module, group)
     if read is None:
         return lambda: (weights, biases)
