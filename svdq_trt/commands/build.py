@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from svdq_trt.compile.config import Sampling
     from svdq_trt.compile.run import Built
 
+RANK, PRESET = "32", "fast"  # where nothing is said
+
 NAME = "build"
 HELP = "checkpoint -> engine folder"
 EPILOG = """\
@@ -40,14 +42,14 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
-    q.add_argument("--rank", default="32", metavar="R", help="rank of the 16-bit branch (default 32), or auto: one per "
+    q.add_argument("--rank", metavar="R", help=f"rank of the 16-bit branch (default {RANK}), or auto: one per "
                    "node, for what --budget-bytes or --target-sqnr ask (docs/allocation.md)")  # fmt: skip
     q.add_argument("--budget-bytes", metavar="N", help="--rank auto: most bytes of the quantized nodes, as 2.2GB")
     q.add_argument("--target-sqnr", type=float, metavar="DB",
                    help="--rank auto: fewest bytes predicted to give this SQNR; with --sensitivity")  # fmt: skip
     q.add_argument("--sensitivity", type=Path, metavar="FILE",
                    help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`")  # fmt: skip
-    q.add_argument("--preset", default="fast", help="how hard to search: fast, default or best (default fast)")
+    q.add_argument("--preset", help=f"how hard to search: fast, default or best (default {PRESET})")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
     q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
@@ -96,11 +98,13 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
     archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
     from svdq_trt.compile.config import RankAuto
 
-    rank, rank_auto = RankAuto.parse(args.rank, args.budget_bytes, args.target_sqnr, args.sensitivity)
+    asked = RANK if args.rank is None else args.rank
+    rank, rank_auto = RankAuto.parse(asked, args.budget_bytes, args.target_sqnr, args.sensitivity)
     return {
         "sampling": _sampling(args), "rank_auto": rank_auto,
         "model": args.model, "archs": archs, "out": args.out, "checkpoint": args.checkpoint,
-        "random_weights": args.random_weights, "format": args.format, "rank": rank, "preset": args.preset,
+        "random_weights": args.random_weights, "format": args.format, "rank": rank,
+        "preset": PRESET if args.preset is None else args.preset,
         "device": args.device, "calibration": args.calibration, "skip": tuple(args.skip), "force": args.force,
     }  # fmt: skip
 
@@ -135,6 +139,9 @@ def run(args: argparse.Namespace) -> int:
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots, allow_partial=args.allow_partial,
     )  # fmt: skip
+    for option in ("rank", "preset") if args.quantized is not None else ():
+        if getattr(args, option) is not None:
+            raise UsageError("--quantized", f"given with --{option}", "it alone: nothing is quantized then")
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
 

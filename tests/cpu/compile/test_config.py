@@ -96,6 +96,8 @@ def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path,
         (["--rank", "auto", "--target-sqnr", "nan"], "--target-sqnr: nan, want 0 to 300 dB"),
         (["--rank", "auto", "--budget-bytes", "1GB", "--sensitivity", "/no/f"], "--sensitivity: '/no/f': no such file"),
         (["--rank", "auto", "--budget-bytes", "1GB", "--quantized", "x"], "--quantized: given with --rank auto"),
+        (["--rank", "32", "--quantized", "x"], "--quantized: given with --rank, want it alone"),
+        (["--preset", "fast", "--quantized", "x"], "--quantized: given with --preset, want it alone"),
     ],
 )
 def test_bad_rank_options_are_refused(argv, text, tmp_path, capsys):
