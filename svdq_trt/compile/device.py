@@ -46,8 +46,8 @@ def torch_device(kind: str, local_rank: int) -> torch.device:
 
 
 def ranks_on(device: torch.device) -> int:
-    """How many ranks of this machine `torch_device` sends to that device; 1 outside of torchrun."""
-    return sum(torch_device(device.type, rank) == device for rank in range(local_size()))
+    """How many ranks of this machine `torch_device` sends to that device of this one; 1 outside of torchrun."""
+    return max(1, sum(torch_device(device.type, rank) == device for rank in range(local_size())))
 
 
 @contextmanager
