@@ -187,21 +187,20 @@ def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
     for node in loaded.nodes:
         group = by_node.get(node.name)
         if group is None or not _is_of(node, group, sizes) or installed & {node.name, *_whole(group)}:
-            raise ArtifactError("svdq.safetensors", f"node {node.name}", f"the nodes of model {spec.name}",
-                                "Build again with --force.")  # fmt: skip
+            known = f"the nodes of model {spec.name}"
+            raise ArtifactError("svdq.safetensors", f"node {node.name}", known, artifact.REMAKE)
         installed |= {node.name, *_whole(group)}
         spec.install(module, group, layer_of(node, loaded.tensors))
     for name, want in module.state_dict().items():
         got = loaded.tensors.get(name)
         if got is not None and (got.shape != want.shape or got.dtype != want.dtype):
             raise ArtifactError("svdq.safetensors", f"{name} is {got.dtype} {list(got.shape)}",
-                                f"{want.dtype} {list(want.shape)}",
-                                "Build again with --force.")  # fmt: skip
+                                f"{want.dtype} {list(want.shape)}", artifact.REMAKE)  # fmt: skip
     result = module.load_state_dict(loaded.tensors, strict=False, assign=True)
     if result.missing_keys or result.unexpected_keys:
         name = (result.missing_keys or result.unexpected_keys)[0]
         raise ArtifactError("svdq.safetensors", f"{name} missing or unknown", f"the tensors of {spec.name}",
-                            "Build again with --force.")  # fmt: skip
+                            artifact.REMAKE)  # fmt: skip
     return module.eval()
 
 

@@ -16,7 +16,7 @@ from svdq_trt.engine import manifest
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import atomic_write
 from svdq_trt.lora.apply import without_loras
-from svdq_trt.models import get_model
+from svdq_trt.models import get_model, read_members
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.allocate import describe
 from svdq_trt.report import figures
@@ -93,8 +93,7 @@ def _closer(
     reports, splits = {}, {}
     for index, node in enumerate(loaded.nodes):
         progress(index, len(loaded.nodes), node.name)
-        start, stop = groups[node.name].columns or (0, node.k)
-        w = torch.cat([weights.read(f"{member}.weight")[:, start:stop] for member in node.members])
+        w = torch.cat(read_members(groups[node.name], [False] * len(node.members), weights.read)[0])
         x = calibration.x[node.name]
         if node in chosen:
             reports[node.name] = analyse(node, loaded.tensors, w, x, calibration.amax[node.name])
