@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt import numerics
+from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
 from svdq_trt.quantize.split import Split, choose_scales
 from svdq_trt.spec.formats import INT4, Format
@@ -114,12 +115,12 @@ def _tried(device: torch.device) -> Rounding:
 
         one = torch.ones(BLOCK, BLOCK, device=device)
         round_block(one, one, one, one, INT4, one.clone(), one.clone())
-    except torch.cuda.OutOfMemoryError:  # says nothing of the kernel; and codes must not depend on it
-        raise
     except Exception as error:  # no Triton, no C compiler, no Python headers, no folder to cache in: each has its own
+        if out_of_memory("GPTQ", error) is not None:  # says nothing of the kernel, and codes must not depend on it
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        return Rounding(_round_block, "GPTQ runs as torch operations, some times slower, since its kernel does not run "
-                                      f"here ({reason}). Triton needs a C compiler and Python's headers.")  # fmt: skip
+        return Rounding(_round_block, "GPTQ runs as torch operations, which is slower, as its kernel does not run here "
+                                      f"({reason}). Triton needs a C compiler and Python's headers.")  # fmt: skip
     return Rounding(round_block, "")
 
 

@@ -21,7 +21,7 @@ ALLOWED = {
     ("calibrate", "pipeline"): "inputs recorded in a pipeline: its calls become a model's inputs there",
     ("calibrate", "engine"): "TensorProfile, in which a Runner describes its inputs",
     ("quantize", "nn"): "quantizing installs the module it made",
-    ("quantize", "compile"): "the Progress protocol, the ranks that share the layers and their devices",
+    ("quantize", "compile"): "the Progress protocol, the ranks that share layers and devices, what lack of memory is",
     ("lora", "compile"): "the Progress protocol",
     ("engine", "compile"): "the Progress protocol",
 }

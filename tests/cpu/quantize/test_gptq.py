@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -57,12 +58,14 @@ def test_no_triton_leaves_the_loop(kernel, monkeypatch):
     assert gptq.rounding_on(DEVICE).block is gptq._round_block
 
 
-def test_lack_of_memory_is_no_reason_for_the_loop(kernel):
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   OSError(errno.ENOMEM, "Cannot allocate memory")])  # fmt: skip
+def test_lack_of_memory_is_no_reason_for_the_loop(kernel, error):
     def fail(*_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     kernel(fail)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(type(error)):
         gptq.rounding_on(DEVICE)
 
 
