@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from svdq_trt.compile import freshness
 from svdq_trt.compile.crew import Alone, Crew, local_rank
 from svdq_trt.compile.device import all_threads, torch_device
 from svdq_trt.compile.events import Progress
+from svdq_trt.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +111,8 @@ def calibrate(args: dict[str, Any], model: OpenModel, device: torch.device, prog
 
     shared = Path(args["shared"])
     if not args["force"] and freshness.lookup(shared, "calibrate", args["calib_key"]) is not None:
-        return _finished_calibration(args, model)
+        with suppress(ArtifactError):  # damaged all the same: made again
+            return _finished_calibration(args, model)
     with all_threads():
         calibration = collect(
             model.module, model.spec, model.recipe.groups, data=args["calibration"], read=model.read, device=device,

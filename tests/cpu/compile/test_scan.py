@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from svdq_trt import cli
+from svdq_trt import calibrate, cli
 from svdq_trt.compile import scan
 from svdq_trt.compile.folder import only_writer
+from svdq_trt.compile.stages import quantize
+from svdq_trt.models import LinearGroup
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.sensitivity import Sensitivity
 
@@ -53,8 +56,16 @@ def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
     assert f"{found.predicted_db:.1f} dB predicted" in printed and f"{found.measured_db:.1f} dB measured" in printed
 
 
-@pytest.mark.parametrize("damage", ["shorter", "same size and time", "none"])
-def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, damage):
+def damage(file):
+    """Other contents; size and time say nothing of it."""
+    stat = file.stat()
+    file.write_bytes(b"\xff" * stat.st_size)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])],
+                         ids=["other contents", "shorter"])  # fmt: skip
+def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, harm):
     made, file = [], tmp_path / scan.QUANTIZED
 
     def stage(args, progress):
@@ -62,17 +73,32 @@ def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, damage):
         artifact.save(file, {"x": torch.zeros(64)}, {}, [])
         return {}
 
+    def size():
+        return len(scan._quantized({"key": "k"}, tmp_path, lambda *_: None).tensors["x"])
+
     monkeypatch.setattr(scan, "quantize_stage", stage)
-    for _ in range(2):
-        scan._quantized({"key": "k"}, tmp_path, lambda *_: None)
-    assert made == ["k"]
-    whole, stat = file.read_bytes(), file.stat()
-    if damage != "none":
-        file.write_bytes(whole[:-40] if damage == "shorter" else b"\xff" * len(whole))
-        if damage != "shorter":
-            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert scan._quantized({"key": "k"}, tmp_path, lambda *_: None).tensors["x"].shape == (64,)
-    assert len(made) == (1 if damage == "none" else 2) and file.read_bytes() == whole
+    assert size() == size() == 64 and made == ["k"]
+    harm(file)
+    assert size() == size() == 64 and made == ["k", "k"]
+
+
+def test_damaged_calibration_is_made_again(tmp_path, monkeypatch):
+    made, file = [], tmp_path / quantize.CALIBRATION
+
+    def collect(*_, **__):
+        made.append(1)
+        return calibrate.Calibration({"n": torch.ones(64)}, {"n": torch.ones(4, 64).half()}, {})
+
+    def rows():
+        args = {"shared": str(tmp_path), "force": False, "calib_key": "k", "calibration": None}
+        recipe = SimpleNamespace(groups=(LinearGroup("n", ("n",)),))
+        model = SimpleNamespace(recipe=recipe, module=None, spec=None, read=None)
+        return len(quantize.calibrate(args, model, torch.device("cpu"), lambda *_: None).x["n"])
+
+    monkeypatch.setattr(calibrate, "collect", collect)
+    assert rows() == rows() == 4 and len(made) == 1
+    damage(file)
+    assert rows() == rows() == 4 and len(made) == 2
 
 
 def test_second_scan_into_one_file_is_refused(tmp_path, capsys):
