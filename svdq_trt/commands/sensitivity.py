@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.skip), args.samples, args.pixels, args.device,
     )  # fmt: skip
     with Screen() as screen, screen.stage(f"sensitivity  {args.model} {args.format}") as progress:
-        found = run_scan(config, out, progress)
+        found = run_scan(config, out, progress, screen.say)
     picture = out.with_suffix(".png")
     with atomic_write(picture) as tmp:
         tmp.write_bytes(sensitivity(found))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,8 +69,8 @@ class ScanConfig:
             raise UsageError("--pixels", "given with --calibration", "one of them", "The file's tensors have sizes.")
 
 
-def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
-    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over.
+def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[str], None]) -> Sensitivity:
+    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over. `say` is given notes.
 
     Raises:
         SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized, or another process at
@@ -81,7 +81,7 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
     partial = out.with_name(f"{out.name}.partial")
     args = _stage_args(config, partial)
     with only_writer(partial):
-        loaded = _quantized(args, partial, progress)
+        loaded = _quantized(args, partial, progress, say)
         model = open_model(args, progress)  # again, as quantizing took the module apart
         found = _scanned(config, args["key"], loaded, model, partial / "effects.jsonl", progress)
         found.save(out)
@@ -110,12 +110,16 @@ def _stage_args(config: ScanConfig, partial: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _quantized(args: dict[str, Any], partial: Path, progress: Progress) -> artifact.Artifact:
+def _quantized(
+    args: dict[str, Any], partial: Path, progress: Progress, say: Callable[[str], None]
+) -> artifact.Artifact:
     """Every node quantized, by the quantizer's own stage unless its file is there, as it was left, under this key."""
     if freshness.lookup(partial, "quantize", args["key"]) is not None:
         with suppress(ArtifactError):  # damaged all the same: quantized again
             return artifact.load(partial / QUANTIZED)
     result = quantize_stage(args, progress)
+    for note in result["notes"]:
+        say(note)
     freshness.store(partial, "quantize", args["key"], [QUANTIZED], result)
     return artifact.load(partial / QUANTIZED)
 

@@ -66,18 +66,18 @@ def damage(file):
 @pytest.mark.parametrize("harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])],
                          ids=["other contents", "shorter"])  # fmt: skip
 def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, harm):
-    made, file = [], tmp_path / scan.QUANTIZED
+    made, said, file = [], [], tmp_path / scan.QUANTIZED
 
     def stage(args, progress):
         made.append(args["key"])
         artifact.save(file, {"x": torch.zeros(64)}, {}, [])
-        return {}
+        return {"notes": ["slow"]}
 
     def size():
-        return len(scan._quantized({"key": "k"}, tmp_path, lambda *_: None).tensors["x"])
+        return len(scan._quantized({"key": "k"}, tmp_path, lambda *_: None, said.append).tensors["x"])
 
     monkeypatch.setattr(scan, "quantize_stage", stage)
-    assert size() == size() == 64 and made == ["k"]
+    assert size() == size() == 64 and made == ["k"] and said == ["slow"]
     harm(file)
     assert size() == size() == 64 and made == ["k", "k"]
 
