@@ -12,6 +12,7 @@ from typing import NoReturn
 from svdq_trt import __version__
 from svdq_trt.commands import ALL, build
 from svdq_trt.compile import crew, ranks
+from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
 
 _EXIT_CODES = """
@@ -84,10 +85,13 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
-    except OSError as error:  # a folder that cannot be made, a link that cannot be set, a full disk
-        where, got = str(error.filename or "file"), error.strerror or str(error)
-        return _refused(ArtifactError(where, got, "a readable and writable place with free space"), args.debug)
     except Exception as error:
+        told = out_of_memory(args.command, error)
+        if told is None and isinstance(error, OSError):  # a folder that cannot be made, a link that cannot be set
+            where, got = str(error.filename or "file"), error.strerror or str(error)
+            told = ArtifactError(where, got, "a readable and writable place with free space")
+        if told is not None:
+            return _refused(told, args.debug)
         if args.debug:
             traceback.print_exc()
         print(f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",

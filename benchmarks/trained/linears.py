@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from svdq_trt import numerics
 from svdq_trt.errors import ArtifactError
-from svdq_trt.nn import capi
+from svdq_trt.nn import capi, ops
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.nn.ops import activate
 
 
 def has_kernels(device: str) -> bool:
@@ -35,14 +33,8 @@ class Unpacked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features]."""
         layer = self.layer
-        rows = x.flatten(0, -2)
-        x_hat = numerics.smooth(rows, layer.act_mul, layer.act_shift)
-        codes = numerics.fake_quantize_act(x_hat, layer.format, layer.act_unsigned)
-        y = torch.addmm(layer.bias.float(), codes, self.weight.T)
-        if layer.rank:
-            low = (rows.float() @ layer.lora_down.float().T).to(x.dtype)
-            y = torch.addmm(y, low.float(), layer.lora_up.float().T)
-        return activate(y, layer.activation).to(x.dtype).unflatten(0, x.shape[:-1])
+        return ops.with_weight(x, self.weight, layer.act_mul, layer.lora_down, layer.lora_up, layer.bias, layer.format,
+                               layer.activation, layer.act_unsigned, layer.act_shift)  # fmt: skip
 
 
 def unpack(module: nn.Module) -> None:

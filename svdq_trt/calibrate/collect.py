@@ -5,10 +5,9 @@ Letters: M tokens of one call, K input features, T rows kept.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,8 +15,8 @@ from torch import nn
 
 from svdq_trt.calibrate.artifact import Calibration
 from svdq_trt.calibrate.inputs import InputFile, Inputs, batches, synthetic
-from svdq_trt.calibrate.upcast import CPU, Read, exact_convolutions, float32_layers
-from svdq_trt.checkpoint.ahead import read_ahead
+from svdq_trt.calibrate.upcast import CPU, exact_convolutions, float32_layers
+from svdq_trt.checkpoint.ahead import Read, read_ahead_of
 from svdq_trt.errors import RangeError, UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
 
@@ -80,8 +79,9 @@ def collect(
     batch = 1 if read is None else min(samples, _STREAM_BATCH)
     watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
+    order = [(name, t.nbytes) for name, t in module.named_parameters()]
     with (
-        torch.no_grad(), exact_convolutions(), _ahead(module, read, device) as read_next,
+        torch.no_grad(), exact_convolutions(), read_ahead_of(device, read, order) as read_next,
         float32_layers(module, watcher.see, read_next, device),
     ):  # fmt: skip
         for count, values in batches(spec, inputs, batch):
@@ -93,16 +93,6 @@ def collect(
         "height": sizes[0], "width": sizes[1], "seed": seed, "tokens_per_group": tokens_per_group,
     }  # fmt: skip
     return watcher.result(meta)
-
-
-@contextlib.contextmanager
-def _ahead(module: nn.Module, read: Read | None, device: torch.device) -> Iterator[Read | None]:
-    """`read`, ahead of a GPU. On the CPU it would take cores from the model."""
-    if read is None or device.type == "cpu":
-        yield read
-        return
-    with read_ahead(read, [(name, t.nbytes) for name, t in module.named_parameters()]) as ahead:
-        yield ahead
 
 
 class _Watcher:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from svdq_trt.checkpoint.ahead import Read
+
 #: (layer's dotted name, its first positional input, its output)
 Watch = Callable[[str, torch.Tensor, torch.Tensor], None]
 
@@ -35,7 +37,6 @@ class _Scratch:
         return out.copy_(value.to(self.device))  # moved in 16 bit: copy_ alone would convert on the CPU
 
 
-Read = Callable[[str], torch.Tensor]
 CPU = torch.device("cpu")
 
 

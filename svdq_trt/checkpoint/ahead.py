@@ -33,6 +33,18 @@ def read_ahead(read: Read, order: Sequence[tuple[str, int]], budget: int = BUDGE
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def read_ahead_of(
+    device: torch.device, read: Read | None, order: Sequence[tuple[str, int]]
+) -> Iterator[Read | None]:
+    """`read_ahead` where `device` is a GPU. On the CPU, where it would take cores from the work, `read` as it is."""
+    if read is None or device.type == "cpu":
+        yield read
+        return
+    with read_ahead(read, order) as ahead:
+        yield ahead
+
+
 class _Ahead:
     def __init__(self, read: Read, order: Sequence[tuple[str, int]], budget: int, pool: ThreadPoolExecutor) -> None:
         self._read, self._order, self._budget, self._pool = read, order, budget, pool

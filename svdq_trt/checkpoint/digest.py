@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.checkpoint.random_weights import GENERATOR_VERSION
-from svdq_trt.errors import ArtifactError
+from svdq_trt.files import sha256
 from svdq_trt.models import ModelSpec
 
 
@@ -28,14 +27,5 @@ def weights_digest(spec: ModelSpec, checkpoint: str | None = None, random_seed: 
         h.update(f"random:{GENERATOR_VERSION}:{random_seed}".encode())
         return f"sha256:{h.hexdigest()}"
     for path in locate(spec, checkpoint).files:
-        h.update(file_digest(path))
+        h.update(bytes.fromhex(sha256(path)))
     return f"sha256:{h.hexdigest()}"
-
-
-def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's contents. Raises ArtifactError: unreadable."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ArtifactError(str(path), f"cannot be read ({error.strerror})", "a readable file") from error

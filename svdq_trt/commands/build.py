@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from svdq_trt.compile.config import Sampling
     from svdq_trt.compile.run import Built
 
+RANK, PRESET = "32", "fast"  # where nothing is said
+
 NAME = "build"
 HELP = "checkpoint -> engine folder"
 EPILOG = """\
@@ -40,23 +42,23 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
-    q.add_argument("--rank", default="32", metavar="R", help="rank of the 16-bit branch (default 32), or auto: one per "
+    q.add_argument("--rank", metavar="R", help=f"rank of the 16-bit branch (default {RANK}), or auto: one per "
                    "node, for what --budget-bytes or --target-sqnr ask (docs/allocation.md)")  # fmt: skip
     q.add_argument("--budget-bytes", metavar="N", help="--rank auto: most bytes of the quantized nodes, as 2.2GB")
     q.add_argument("--target-sqnr", type=float, metavar="DB",
                    help="--rank auto: fewest bytes predicted to give this SQNR; with --sensitivity")  # fmt: skip
     q.add_argument("--sensitivity", type=Path, metavar="FILE",
                    help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`")  # fmt: skip
-    q.add_argument("--preset", default="fast", help="how hard to search: fast, default or best (default fast)")
+    q.add_argument("--preset", help=f"how hard to search: fast, default or best (default {PRESET})")
     q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
     q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
                    "through a diffusers pipeline and record the inputs")  # fmt: skip
     q.add_argument("--calibration-pipeline", type=Path, metavar="DIR", help="its folder (default: --checkpoint)")
-    q.add_argument("--calibration-samples", type=int, default=16, metavar="N", help="steps to record (default 16)")
-    q.add_argument("--calibration-steps", type=int, default=20, metavar="N", help="denoising steps (default 20)")
+    q.add_argument("--calibration-samples", type=int, metavar="N", help="steps to record (default 16)")
+    q.add_argument("--calibration-steps", type=int, metavar="N", help="denoising steps (default 20)")
     q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
-    q.add_argument("--calibration-seed", type=int, default=0, metavar="S", help="of the noise (default 0)")
+    q.add_argument("--calibration-seed", type=int, metavar="S", help="of the noise (default 0)")
     q.add_argument("--skip", action="append", default=[], metavar="PATTERN",
                    help="keep linears in 16 bit, repeatable: "
                    "a name with wildcards, or '<2M': nodes with fewer weights")  # fmt: skip
@@ -98,26 +100,29 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
     archs = tuple(dict.fromkeys(parse_arch(text) for text in args.arch))  # before torch loads: typos answer at once
     from svdq_trt.compile.config import RankAuto
 
-    rank, rank_auto = RankAuto.parse(args.rank, args.budget_bytes, args.target_sqnr, args.sensitivity)
+    asked = RANK if args.rank is None else args.rank
+    rank, rank_auto = RankAuto.parse(asked, args.budget_bytes, args.target_sqnr, args.sensitivity)
     return {
         "sampling": _sampling(args), "rank_auto": rank_auto,
         "model": args.model, "archs": archs, "out": args.out, "checkpoint": args.checkpoint,
-        "random_weights": args.random_weights, "format": args.format, "rank": rank, "preset": args.preset,
+        "random_weights": args.random_weights, "format": args.format, "rank": rank,
+        "preset": PRESET if args.preset is None else args.preset,
         "device": args.device, "calibration": args.calibration, "skip": tuple(args.skip), "force": args.force,
     }  # fmt: skip
 
 
 def _sampling(args: argparse.Namespace) -> Sampling | None:
     """The pipeline run that --calibration-prompts asks for."""
+    settings = {name: getattr(args, f"calibration_{name}")
+                for name in ("pipeline", "samples", "steps", "guidance", "seed")}  # fmt: skip
+    given = {name: value for name, value in settings.items() if value is not None}
     if args.calibration_prompts is None:
-        if args.calibration_pipeline is not None:
-            raise UsageError("--calibration-pipeline", "given alone", "--calibration-prompts with it")
+        for name in given:
+            raise UsageError(f"--calibration-{name}", "given alone", "--calibration-prompts with it")
         return None
     from svdq_trt.compile.config import Sampling
 
-    pipeline = args.calibration_pipeline or Path(args.checkpoint or "")
-    return Sampling(pipeline, args.calibration_prompts, args.calibration_samples, args.calibration_steps,
-                    args.calibration_guidance, args.calibration_seed)  # fmt: skip
+    return Sampling(**{"pipeline": Path(args.checkpoint or ""), "prompts": args.calibration_prompts} | given)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,6 +141,9 @@ def run(args: argparse.Namespace) -> int:
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots, allow_partial=args.allow_partial,
     )  # fmt: skip
+    for option in ("rank", "preset") if args.quantized is not None else ():
+        if getattr(args, option) is not None:
+            raise UsageError("--quantized", f"given with --{option}", "it alone: nothing is quantized then")
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
 

@@ -10,16 +10,19 @@ from svdq_trt.errors import EXIT_OK, UsageError
 NAME = "report"
 HELP = "write an engine folder's report.html: bytes, layers, spectra, where errors come from"
 EPILOG = """\
+Reads the original weights of every node, on the CPU, to take its error apart, and looks at some nodes closely. LoRAs
+of the engine are left out of both.
+
 examples:
-  svdq-trt report engines/sdxl-tiny-sm_89               eight nodes looked at closely: some seconds each
-  svdq-trt report engines/sdxl-sm_89 --layers 0         the figures of the build alone, at once
+  svdq-trt report engines/sdxl-tiny-sm_89               eight nodes looked at closely
+  svdq-trt report engines/sdxl-sm_89 --layers 0         the figures of the build alone, at once: no weights are read
 """
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("engine", type=Path, help="folder that a build wrote")
     p.add_argument("--layers", type=int, default=8, metavar="COUNT",
-                   help="nodes to look at closely, the worst of each kind first (default 8)")  # fmt: skip
+                   help="nodes to look at closely, the worst of each kind first (default 8); 0: none")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svdq_trt.commands.build import PRESET, RANK
 from svdq_trt.errors import EXIT_OK, UsageError
 from svdq_trt.spec.formats import FORMATS
 
@@ -29,8 +30,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--checkpoint", metavar="PATH", help="diffusers folder, one .safetensors, or a hub id")
     p.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
     p.add_argument("--format", required=True, help=", ".join(FORMATS))
-    p.add_argument("--rank", type=int, default=32, metavar="R", help="of the 16-bit branch (default 32)")
-    p.add_argument("--preset", default="fast", help="as of a build (default fast)")
+    p.add_argument("--rank", type=int, default=int(RANK), metavar="R", help=f"of the 16-bit branch (default {RANK})")
+    p.add_argument("--preset", default=PRESET, help=f"as of a build (default {PRESET})")
     p.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
     p.add_argument("--skip", action="append", default=[], metavar="PATTERN",
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         tuple(args.skip), args.samples, args.pixels, args.device,
     )  # fmt: skip
     with Screen() as screen, screen.stage(f"sensitivity  {args.model} {args.format}") as progress:
-        found = run_scan(config, out, progress)
+        found = run_scan(config, out, progress, screen.say)
     picture = out.with_suffix(".png")
     with atomic_write(picture) as tmp:
         tmp.write_bytes(sensitivity(found))

@@ -7,11 +7,12 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from svdq_trt.compile.device import check_device
-from svdq_trt.errors import UsageError
+from svdq_trt.errors import UnsupportedError, UsageError
 from svdq_trt.files import sha256
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
@@ -28,14 +29,14 @@ class Range:
     max: int
 
     @classmethod
-    def parse(cls, option: str, text: str, multiple: int = 1) -> Range:
-        """``2`` (fixed) or ``1:2:4``; every value a positive multiple of `multiple`."""
-        want = f"N or MIN:OPT:MAX with MIN <= OPT <= MAX, multiples of {multiple}"
+    def parse(cls, option: str, text: str) -> Range:
+        """``2`` (fixed) or ``1:2:4``. Raises UsageError."""
+        want = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
         if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
             raise UsageError(option, f"'{text}'", want)
         values = [int(part) for part in text.split(":")]
         low, opt, high = values if len(values) == 3 else values * 3
-        if not 0 < low <= opt <= high or any(v % multiple for v in (low, opt, high)):
+        if not 0 < low <= opt <= high:
             raise UsageError(option, f"'{text}'", want)
         return cls(low, opt, high)
 
@@ -137,7 +138,11 @@ class Sampling:
     seed: int = 0
 
     def check(self) -> None:
-        """Told before any work. Raises UsageError."""
+        """Told before any work. Raises UsageError; UnsupportedError: the text encoders' library is not installed."""
+        if find_spec("transformers") is None:
+            raise UnsupportedError("--calibration-prompts", "transformers is not installed",
+                                   "it, as a pipeline's text encoders are its classes",
+                                   "pip install 'svdq-trt[prompts]'")  # fmt: skip
         if not (self.pipeline / "model_index.json").is_file():
             raise UsageError("--calibration-pipeline", f"'{self.pipeline}': no model_index.json",
                              "the folder of a whole diffusers pipeline")  # fmt: skip

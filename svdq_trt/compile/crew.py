@@ -37,6 +37,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0")) if size() > 1 else 0
 
 
+def local_size() -> int:
+    """How many processes torchrun started on this machine; 1 outside of it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if size() > 1 else 1
+
+
 def connect() -> Any:
     """The store of torchrun's agent, below a prefix of our own."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined, unused-ignore]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from svdq_trt.compile.crew import size
-from svdq_trt.errors import SvdqError, UsageError
+from svdq_trt.compile.crew import local_size, size
+from svdq_trt.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,9 @@ def torch_device(kind: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device("cpu")
 
 
-def gpu_memory_error(where: str) -> SvdqError:
-    """What torch's OutOfMemoryError means."""
-    return SvdqError(where, "out of GPU memory", "a GPU with more that is free",
-                     "Close other programs on it, or use --device cpu.")  # fmt: skip
+def ranks_on(device: torch.device) -> int:
+    """How many ranks of this machine `torch_device` sends to that device of this one; 1 outside of torchrun."""
+    return max(1, sum(torch_device(device.type, rank) == device for rank in range(local_size())))
 
 
 @contextmanager

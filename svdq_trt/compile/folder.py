@@ -1,13 +1,33 @@
-"""Files put into an engine's folder."""
+"""Folders that are written: by one process at a time, and with files put into them."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from svdq_trt.errors import ArtifactError
 from svdq_trt.files import atomic_write
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make `folder`, and hold it against other processes, which would write over this one's files.
+
+    Raises:
+        ArtifactError: another one holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(str(folder), "another svdq-trt is writing there", "one at a time",
+                                "Wait for it, or choose another --out.") from None  # fmt: skip
+        yield
 
 
 def copy_plugin(library: Path, folder: Path) -> Path:

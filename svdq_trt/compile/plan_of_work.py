@@ -44,7 +44,8 @@ _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
     "import": (
-        ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)
+        ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models",
+         "svdq_trt/quantize/artifact"), ("torch",)
     ),
     "lora": (("svdq_trt/lora", "svdq_trt/spec", "svdq_trt/models"), ("torch", "diffusers")),
     "export": ((*_GRAPH, "svdq_trt/lora/slots"), _GRAPH_LIBRARIES),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ import psutil
 from svdq_trt import errors
 from svdq_trt.compile import freshness
 from svdq_trt.compile.config import BuildConfig
-from svdq_trt.compile.folder import copy_plugin, place
+from svdq_trt.compile.folder import copy_plugin, only_writer, place
 from svdq_trt.compile.manifest_data import manifest_of
 from svdq_trt.compile.plan_of_work import CHECK_SEED, Engine, Work, key, plan_work
 from svdq_trt.compile.process import RssSampler
@@ -33,7 +32,6 @@ SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would i
 ALLOCATION_FILE = "allocation.json"
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
-
 
 _PLACES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -95,7 +93,7 @@ class Build:
         """
         sampler = RssSampler(os.getpid())
         try:
-            with self._only_build_here(), self.screen:
+            with only_writer(self.work.shared), self.screen:
                 built = self._run()
         finally:
             peak = sampler.stop()
@@ -106,7 +104,7 @@ class Build:
 
     def quantize(self) -> list[Quantized]:
         """The quantized model of each format, and nothing after it. Raises as `run`."""
-        with self._only_build_here(), self.screen:
+        with only_writer(self.work.shared), self.screen:
             self._sample()
             done = []
             for fmt in self.work.formats():
@@ -114,20 +112,6 @@ class Build:
                 self._quantize(ledger, fmt.name, folder)
                 done.append(Quantized(fmt.name, folder / "svdq.safetensors", ledger))
         return done
-
-    @contextmanager
-    def _only_build_here(self) -> Iterator[None]:
-        """Two builds of one model into one folder would write over each other."""
-        self.work.shared.mkdir(parents=True, exist_ok=True)
-        with (self.work.shared / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise errors.ArtifactError(
-                    str(self.work.shared), "another build is writing there", "one build at a time",
-                    "Wait for it, or choose another --out.",
-                ) from None  # fmt: skip
-            yield
 
     def _run(self) -> list[Built]:
         formats = self.work.formats().items()
@@ -181,6 +165,8 @@ class Build:
             freshness.store(folder, name, stage_key, files, record)
         else:
             self.screen.reused(label)
+        for note in record["value"].get("notes", ()):
+            self.screen.say(note)
         ledger.results[name] = record["value"]
         ledger.seconds[name] = round(record["seconds"], 2)
         ledger.peak_rss[name] = record["peak_rss_bytes"]

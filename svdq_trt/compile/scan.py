@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.calibrate.inputs import InputFile, synthetic
-from svdq_trt.compile.device import gpu_memory_error, resolve_device
+from svdq_trt.compile import freshness
+from svdq_trt.compile.device import resolve_device
 from svdq_trt.compile.events import Progress
+from svdq_trt.compile.folder import only_writer
 from svdq_trt.compile.plan_of_work import CHECK_SEED, key
 from svdq_trt.compile.stages.quantize import OpenModel, open_model
 from svdq_trt.compile.stages.quantize import run as quantize_stage
-from svdq_trt.errors import UsageError
-from svdq_trt.files import atomic_write
+from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.journal import Journal
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of
 from svdq_trt.quantize.sensitivity import Effect, Probe, Sensitivity, scan
 from svdq_trt.spec.formats import FORMATS
+
+QUANTIZED = "svdq.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,28 @@ class ScanConfig:
             raise UsageError("--pixels", "given with --calibration", "one of them", "The file's tensors have sizes.")
 
 
-def run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
-    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over.
+def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[str], None]) -> Sensitivity:
+    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over. `say` is given notes.
 
     Raises:
-        SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized.
+        SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized, or another process at
+            work on the same scan.
     """
     config.check()
-    try:
-        return _run_scan(replace(config, device=resolve_device(config.device)), out, progress)
-    except torch.cuda.OutOfMemoryError:
-        raise gpu_memory_error("the scan") from None
+    config = replace(config, device=resolve_device(config.device))
+    partial = out.with_name(f"{out.name}.partial")
+    args = _stage_args(config, partial)
+    with only_writer(partial):
+        loaded = _quantized(args, partial, progress, say)
+        model = open_model(args, progress)  # again, as quantizing took the module apart
+        found = _scanned(config, args["key"], loaded, model, partial / "effects.jsonl", progress)
+        found.save(out)
+        shutil.rmtree(partial)
+    return found
 
 
-def _run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
+def _stage_args(config: ScanConfig, partial: Path) -> dict[str, Any]:
+    """Of stage `quantize`, for a scan that lies in `partial`. Raises SvdqError: see run_scan."""
     from svdq_trt.checkpoint import weights_digest
     from svdq_trt.compile.config import BuildConfig
 
@@ -90,19 +101,36 @@ def _run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
     calib_key = key("calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip),
                     device=config.device)  # fmt: skip
     quantize_key = key("quantize", calibrate=calib_key, format=config.format, rank=config.rank, preset=config.preset)
-    effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
-    partial = out.with_name(f"{out.name}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
-    args = {
+    return {
         "model": config.model, "checkpoint": config.checkpoint, "random_weights": config.random_weights,
         "skip": list(config.skip), "calibration": None if config.calibration is None else str(config.calibration),
         "shared": str(partial), "calib_key": calib_key, "force": False, "format": config.format, "rank": config.rank,
-        "allocation": None, "preset": config.preset, "device": config.device,
-        "out": str(partial / "svdq.safetensors"), "key": quantize_key,
+        "allocation": None, "preset": config.preset, "device": config.device, "out": str(partial / QUANTIZED),
+        "key": quantize_key,
     }  # fmt: skip
-    loaded = _quantized(args, partial, progress)
-    model = open_model(args, progress)  # again, as quantizing took the module apart
-    journal = Journal(partial / "effects.jsonl", effects_key)
+
+
+def _quantized(
+    args: dict[str, Any], partial: Path, progress: Progress, say: Callable[[str], None]
+) -> artifact.Artifact:
+    """Every node quantized, by the quantizer's own stage unless its file is there, as it was left, under this key."""
+    if freshness.lookup(partial, "quantize", args["key"]) is not None:
+        with suppress(ArtifactError):  # damaged all the same: quantized again
+            return artifact.load(partial / QUANTIZED)
+    result = quantize_stage(args, progress)
+    for note in result["notes"]:
+        say(note)
+    freshness.store(partial, "quantize", args["key"], [QUANTIZED], result)
+    return artifact.load(partial / QUANTIZED)
+
+
+def _scanned(
+    config: ScanConfig, quantize_key: str, loaded: artifact.Artifact, model: OpenModel, effects_file: Path,
+    progress: Progress,
+) -> Sensitivity:  # fmt: skip
+    """The scan itself; `effects_file` has what is done of it."""
+    effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
+    journal = Journal(effects_file, effects_key)
     probe = _probe(config, model)
     layers = {node.name: layer_of(node, loaded.tensors).to(config.device) for node in loaded.nodes}
     effects: list[Effect] = []
@@ -111,21 +139,8 @@ def _run_scan(config: ScanConfig, out: Path, progress: Progress) -> Sensitivity:
             journal.add(effect.node, effect.output_db)
         effects.append(effect)
         progress(len(effects), len(layers), f"{effect.node}  {effect.output_db:.1f} dB")
-    found = Sensitivity(config.model, config.format, config.rank, config.preset, _describe(config), tuple(effects),
-                        probe.output_db(layers))  # fmt: skip
-    found.save(out)
-    shutil.rmtree(partial)
-    return found
-
-
-def _quantized(args: dict[str, Any], partial: Path, progress: Progress) -> artifact.Artifact:
-    """Every node quantized, by the quantizer's own stage unless it is done under this key."""
-    mark = partial / "quantized.json"
-    if not mark.is_file() or json.loads(mark.read_text()) != args["key"]:
-        quantize_stage(args, progress)
-        with atomic_write(mark) as tmp:
-            tmp.write_text(json.dumps(args["key"]))
-    return artifact.load(Path(args["out"]))
+    return Sensitivity(config.model, config.format, config.rank, config.preset, _describe(config), tuple(effects),
+                       probe.output_db(layers))  # fmt: skip
 
 
 def _probe(config: ScanConfig, model: OpenModel) -> Probe:

@@ -15,11 +15,12 @@ import signal
 import sys
 import traceback
 
-from svdq_trt.compile.device import gpu_memory_error
 from svdq_trt.compile.events import PEAK_RSS, Emitter
+from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USER, SvdqError
 
 _PR_SET_PDEATHSIG = 1
+_OF_THE_CHECK = ("reference_export", "run_onnx", "compare")
 
 
 def main() -> int:
@@ -39,28 +40,24 @@ def main() -> int:
         traceback.print_exc()
         emitter.error(error)
         return EXIT_USER
-    except OSError as error:  # full or unwritable disk, vanished file
-        traceback.print_exc()
-        where = str(error.filename or job["stage"])
-        emitter.error(SvdqError(where, error.strerror or str(error), "a readable and writable file with free space"))
-        return EXIT_USER
-    except MemoryError:
-        emitter.error(_out_of_memory(job["stage"]))
-        return EXIT_USER
     except Exception as error:
         traceback.print_exc()
-        if "not enough memory" in str(error):  # torch's CPU allocator raises RuntimeError
-            emitter.error(_out_of_memory(job["stage"]))
-            return EXIT_USER
-        if type(error).__name__ == "OutOfMemoryError":  # torch's for a GPU; most stages run without torch
-            emitter.error(gpu_memory_error(f"stage '{job['stage']}'"))
-            return EXIT_USER
-        return EXIT_BUG  # our bug: the log has the traceback
+        told = _told(job["stage"], error)
+        if told is None:
+            return EXIT_BUG  # our bug: the log has the traceback
+        emitter.error(told)
+        return EXIT_USER
     return EXIT_OK
 
 
-def _out_of_memory(stage: str) -> SvdqError:
-    return SvdqError(f"stage '{stage}'", "out of memory", "more RAM", "Close other programs, or use --no-check.")
+def _told(stage: str, error: Exception) -> SvdqError | None:
+    """The user error behind an exception that this machine or its disk is the cause of; None: it is our bug."""
+    where = f"stage '{stage}'"
+    memory = out_of_memory(where, error, "use --no-check" if stage in _OF_THE_CHECK else "")
+    if memory is None and isinstance(error, OSError):  # full or unwritable disk, vanished file
+        reason = error.strerror or str(error)
+        return SvdqError(str(error.filename or where), reason, "a readable and writable file with free space")
+    return memory
 
 
 if __name__ == "__main__":

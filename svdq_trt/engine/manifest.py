@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write, read_json_object
+from svdq_trt.files import atomic_write, read_json_object, sha256
 
 NAME = "manifest.json"
 VERSION = 1
@@ -131,9 +130,3 @@ def _verify_file(folder: Path, part: str, entry: dict[str, Any], again: str) -> 
         return
     if sha256(path) != entry["sha256"]:
         raise ArtifactError(str(path), "another SHA-256 than the manifest's", entry["sha256"], again)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

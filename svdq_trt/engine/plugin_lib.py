@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from svdq_trt.errors import ArtifactError
+from svdq_trt.files import sha256
 from svdq_trt.libraries import BUILD_HINT, PLACES, PLUGIN, PLUGIN_ENV, locate
 from svdq_trt.spec.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
@@ -50,13 +50,12 @@ def find(path: Path | None = None) -> PluginLibrary:
     path = (path or locate(PLUGIN, PLUGIN_ENV)).resolve()
     if not path.is_file():
         raise ArtifactError(where, f"no file {path}", "the built plugin library", _BUILD_HINT)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return PluginLibrary(path, sha256, _version(path, sha256))
+    digest = sha256(path)
+    return PluginLibrary(path, digest, _version(path, digest))
 
 
 @functools.lru_cache(maxsize=8)
-def _version(path: Path, sha256: str) -> str:  # sha256: a rebuilt file is another library
+def _version(path: Path, digest: str) -> str:  # digest: a rebuilt file is another library
     try:
         function = ctypes.CDLL(str(path)).svdq_version
     except (OSError, AttributeError) as error:

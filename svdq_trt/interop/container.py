@@ -7,10 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.checkpoint.digest import file_digest
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.errors import ArtifactError
-from svdq_trt.files import read_json_object
+from svdq_trt.files import read_json_object, sha256
 from svdq_trt.interop.reader import Reader
 from svdq_trt.models import ModelSpec
 
@@ -61,7 +60,7 @@ def digest(path: Path, spec: ModelSpec) -> str:
     files, beside = files_of(spec, path)
     h = hashlib.sha256(spec.name.encode())
     for file in (*files, *beside.values()):
-        h.update(file_digest(file))
+        h.update(bytes.fromhex(sha256(file)))
     return f"sha256:{h.hexdigest()}"
 
 

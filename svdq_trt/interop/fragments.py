@@ -24,7 +24,6 @@ from torch import Tensor
 
 TILE = 128  # channels of a tile: N, and K after padding
 STEP = 64  # input channels of one tile of codes
-RANK_TILE = 16
 AWQ_ROWS = 4
 
 

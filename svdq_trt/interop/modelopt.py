@@ -106,7 +106,7 @@ class _Import:
         self.reader.refuse_leftovers(self.spec.name, self.spec.derived)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
-        self.out.finish(self.spec, self.module, self.groups)
+        self.out.finish(self.spec, self.groups)
         return self.out
 
     def _group(self, group: LinearGroup) -> tuple[str, ...]:

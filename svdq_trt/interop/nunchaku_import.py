@@ -42,7 +42,10 @@ def read_nunchaku(reader: Reader, spec: ModelSpec) -> Imported:
 
 
 class _Import:
-    """One import; `left` are the model's parameters that no layer has given yet."""
+    """One import; `left` are the model's parameters that no layer has given yet.
+
+    `assumed_unsigned` are layers behind a GELU of which the file does not say that their codes were signed.
+    """
 
     def __init__(
         self, reader: Reader, spec: ModelSpec, family: Family, module: nn.Module, groups: tuple[LinearGroup, ...],
@@ -55,6 +58,7 @@ class _Import:
         hints = header_object(reader, HINTS).get("layers")
         self.hints: dict[str, Any] = hints if isinstance(hints, dict) else {}
         self.exact: dict[str, Exact] = {}
+        self.assumed_unsigned: list[str] = []
         self.old_keys = False
         self.out = Imported()
 
@@ -68,7 +72,11 @@ class _Import:
         keep = {key: self.reader.metadata[key] for key in ("config", "comfy_config", "model_class",
                 "quantization_config") if key in self.reader.metadata}  # fmt: skip
         self.out.meta = {"nunchaku": {"old_keys": self.old_keys, "layers": self.exact, "metadata": keep}}
-        self.out.finish(self.spec, self.module, self.groups)
+        self.out.finish(self.spec, self.groups)
+        if names := self.assumed_unsigned:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.out.notes.append(f"{names[0]}{more}: read as taking unsigned activation codes, as nunchaku runs "
+                                  "layers behind a GELU; the file does not say.")  # fmt: skip
         return self.out
 
     def _layer(self, layer: Layer) -> None:
@@ -88,6 +96,8 @@ class _Import:
         unsigned = layer.row.unsigned and linear.format is INT4
         if unsigned and hints.get("signed") is True:  # ours, shifted for nunchaku: undo it
             linear, unsigned = _unshifted(linear, hints), False
+        if unsigned:
+            self.assumed_unsigned.append(name)
         if linear.exact:
             self.exact[name] = linear.exact
         served = [g for g in self.groups if layer.serves(g)]

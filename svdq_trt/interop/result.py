@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from svdq_trt.errors import UnsupportedError
 from svdq_trt.interop.w4a4 import Linear4
@@ -46,7 +46,7 @@ class Imported:
         )  # fmt: skip
         self.tensors.update({f"{group.node}.{key}": tensor for key, tensor in t.items()})
 
-    def finish(self, spec: ModelSpec, module: nn.Module, groups: tuple[LinearGroup, ...]) -> None:
+    def finish(self, spec: ModelSpec, groups: tuple[LinearGroup, ...]) -> None:
         """Put nodes into the model's order and describe the artifact.
 
         Raises:

@@ -20,7 +20,9 @@ from svdq_trt.lora.read import Shapes, read_lora
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.quantize import artifact
-from svdq_trt.quantize.artifact import Node
+from svdq_trt.quantize.artifact import Artifact, Node
+
+_OWN_RANKS = "ranks_without_loras"  # key of the artifact's metadata: node -> R
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def apply_loras(
     active = [lora for lora in loras if lora.strength]
     loaded = artifact.load(source)
     rows = node_rows(loaded.nodes, spec, loaded.meta.get("skip", ()))
+    ranks = {node.name: node.rank for node in without_loras(loaded).nodes}
     tensors: dict[str, Tensor] = dict(loaded.tensors)
     nodes: list[Node] = []
     members: set[str] = set()
@@ -104,8 +107,23 @@ def apply_loras(
     summary = [describe(lora, members) | {"cut": cut} for lora in loras]
     progress(len(nodes), len(nodes), f"writing {out.name}")
     meta = {key: value for key, value in loaded.meta.items() if key not in ("version", "nodes")}
-    artifact.save(out, tensors, meta | {"loras": summary}, nodes)
+    artifact.save(out, tensors, meta | {"loras": summary, _OWN_RANKS: ranks}, nodes)
     return summary
+
+
+def without_loras(loaded: Artifact) -> Artifact:
+    """The nodes as the quantizer left them: `apply_loras` puts LoRAs behind what is there. Other layers stay."""
+    own = loaded.meta.get(_OWN_RANKS)
+    ranks: Mapping[str, Any] = own if isinstance(own, dict) else {}
+    tensors, nodes = dict(loaded.tensors), []
+    for node in loaded.nodes:
+        rank = ranks.get(node.name)
+        if isinstance(rank, int) and 0 <= rank < node.rank:  # the header may be anybody's
+            node = replace(node, rank=rank)
+            tensors[f"{node.name}.lora_down"] = tensors[f"{node.name}.lora_down"][:rank]
+            tensors[f"{node.name}.lora_up"] = tensors[f"{node.name}.lora_up"][:, :rank]
+        nodes.append(node)
+    return replace(loaded, nodes=tuple(nodes), tensors=tensors)
 
 
 def describe(lora: Loaded, quantized: set[str] | Mapping[str, Any]) -> dict[str, Any]:

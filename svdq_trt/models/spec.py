@@ -80,11 +80,6 @@ class Profile:
         """Symbol values at min (0), opt (1) or max (2)."""
         return {symbol: getattr(self, symbol)[index] for symbol in SYMBOLS}
 
-    def is_static(self, symbol: str) -> bool:
-        """True where min equals max."""
-        low, _, high = getattr(self, symbol)
-        return bool(low == high)
-
 
 class Family(Protocol):
     """What an architecture knows beyond data.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from svdq_trt import numerics
 from svdq_trt.errors import ShapeError
-from svdq_trt.spec.formats import FORMATS, Activation
+from svdq_trt.spec.formats import FORMATS, Activation, Format
 from svdq_trt.spec.ops import input_shapes
 
 
@@ -38,11 +38,27 @@ def reference(
         ShapeError: a weight input whose shape does not follow from qweight and lora_down.
     """
     _check_shapes(x, qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2, format)
-    fmt, act = FORMATS[format], Activation(activation)
+    w = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), FORMATS[format])
+    return with_weight(x, w, act_mul, lora_down, lora_up, bias, FORMATS[format], Activation(activation),
+                       bool(act_unsigned), act_shift)  # fmt: skip
+
+
+def with_weight(
+    x: Tensor,
+    w: Tensor,
+    act_mul: Tensor,
+    lora_down: Tensor,
+    lora_up: Tensor,
+    bias: Tensor,
+    fmt: Format,
+    act: Activation,
+    act_unsigned: bool,
+    act_shift: float,
+) -> Tensor:
+    """`reference` once the weight is unpacked: w [N, K] f32 is what its codes and scales mean."""
     rows = x.reshape(-1, x.shape[-1])
     x_hat = numerics.smooth(rows, act_mul, act_shift)
-    xq = numerics.fake_quantize_act(x_hat, fmt, bool(act_unsigned))
-    w = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), fmt)
+    xq = numerics.fake_quantize_act(x_hat, fmt, act_unsigned)
     y = torch.addmm(bias.float(), xq, w.T)
     if lora_down.shape[0]:
         t = (rows.float() @ lora_down.float().T).to(x.dtype)  # rounded once, as the kernels do

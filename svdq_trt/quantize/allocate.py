@@ -9,11 +9,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.calibrate import Calibration
+from svdq_trt.calibrate.upcast import CPU
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.files import atomic_write, read_json_object
@@ -23,11 +25,8 @@ from svdq_trt.quantize.curve import error_curve, node_bytes, ranks_of
 from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.sensitivity import Sensitivity
 from svdq_trt.quantize.spend import KEEP, Option, fit_budget, reach_error, total_bytes, total_error
-from svdq_trt.quantize.workers import CPU, layer_pool, layer_weights
+from svdq_trt.quantize.workers import layer_pool, layer_weights
 from svdq_trt.spec.formats import FORMATS, W4A16, Format
-
-if TYPE_CHECKING:
-    from svdq_trt.calibrate import Calibration
 
 REASON = "--rank auto: its error costs the output more than its bytes"
 

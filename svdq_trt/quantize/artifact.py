@@ -24,6 +24,7 @@ from svdq_trt.quantize.layer import QuantizedLinear
 from svdq_trt.spec.formats import FORMATS, Activation
 
 VERSION = 1
+REMAKE = "Make it again: svdq-trt quantize or build with --force."
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def load(path: Path) -> Artifact:
             header = (file.metadata() or {}).get("svdq")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(path), str(error), "a complete svdq.safetensors", "Build again with --force.") from None
+        raise ArtifactError(str(path), str(error), "a complete svdq.safetensors", REMAKE) from None
     meta, nodes = _parse(path, header)
     for node in nodes:
         _check_node(path, node, tensors)
@@ -117,7 +118,7 @@ def read_nodes(path: Path) -> tuple[Node, ...]:
         with safe_open(path, framework="np") as file:
             header = (file.metadata() or {}).get("svdq")
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(path), str(error), "a complete svdq.safetensors", "Build again with --force.") from None
+        raise ArtifactError(str(path), str(error), "a complete svdq.safetensors", REMAKE) from None
     return _parse(path, header)[1]
 
 
@@ -129,7 +130,7 @@ def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, 
     try:
         meta = json.loads(header or "null")
         if meta["version"] != VERSION:
-            raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), "Build again with --force.")
+            raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), REMAKE)
         nodes = tuple(
             Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"]),
                     "sqnr_db": math.nan if n["sqnr_db"] is None else n["sqnr_db"],
@@ -171,8 +172,8 @@ def _check_node(path: Path, node: Node, tensors: Mapping[str, Tensor]) -> None:
         tensor = tensors.get(f"{node.name}.{name}")
         got = "missing" if tensor is None else str(tuple(tensor.shape))
         if tensor is None or tuple(tensor.shape) != shape:
-            raise ArtifactError(f"{path}: {node.name}.{name}", got, str(shape), "Build again with --force.")
+            raise ArtifactError(f"{path}: {node.name}.{name}", got, str(shape), REMAKE)
         dtype = dtypes.get(name, half)
         if tensor.dtype != dtype or dtype not in (torch.int8, torch.float32, torch.float16, torch.bfloat16):
             where = f"{path}: {node.name}.{name}"
-            raise ArtifactError(where, str(tensor.dtype), str(dtype), "Build again with --force.")
+            raise ArtifactError(where, str(tensor.dtype), str(dtype), REMAKE)

@@ -15,22 +15,24 @@ directions only as zero. Measured on held-out tokens: 1 % loses up to 3 dB again
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from svdq_trt import numerics
+from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
 from svdq_trt.quantize.split import Split, choose_scales
-from svdq_trt.spec.formats import Format
+from svdq_trt.spec.formats import INT4, Format
 
 BLOCK = 128  # columns whose feedback is applied one by one; beyond the block it is one matrix product
 _TRIES = 8
+_trying = Lock()  # layers are rounded in several threads
 _POWER_ITERATIONS = 8  # of the refit; each costs far less than GPTQ does
 
 
@@ -78,7 +80,7 @@ def gptq(
     todo = residual.T[order].contiguous()  # [K, N]: a column of the weight is contiguous
     steps = scales.step.T[order // fmt.weight_group].contiguous()
     wrong, values = torch.empty_like(todo), torch.empty_like(todo)
-    rounding = _fused() if todo.is_cuda else _round_block
+    rounding = rounding_on(todo.device).block if todo.is_cuda else _round_block
     for end in range(k, 0, -BLOCK):
         start = max(0, end - BLOCK)
         feedback = (factor[start:, start:end] / factor.diagonal()[start:end]).T.contiguous()  # [block, K - start]
@@ -89,14 +91,37 @@ def gptq(
     return replace(split, values=back, scales=scales)
 
 
+class Rounding(NamedTuple):
+    """How blocks are rounded on a GPU.
+
+    Attributes:
+        block: as `_round_block`. note: why that is what runs, for people; "" where it is the kernel.
+    """
+
+    block: Callable[[Tensor, Tensor, Tensor, Tensor, Format, Tensor, Tensor], None]
+    note: str
+
+
+def rounding_on(device: torch.device) -> Rounding:
+    """The kernel of gptq_triton where it runs on that GPU, else the loop; tried once."""
+    with _trying:
+        return _tried(device)
+
+
 @cache
-def _fused() -> Callable[[Tensor, Tensor, Tensor, Tensor, Format, Tensor, Tensor], None]:
-    """`_round_block` for a GPU: one kernel where Triton, which torch for CUDA brings, has a C compiler here."""
+def _tried(device: torch.device) -> Rounding:
     try:
         from svdq_trt.quantize.gptq_triton import round_block
-    except ImportError:
-        return _round_block
-    return round_block if any(shutil.which(name) for name in ("cc", "gcc", "clang")) else _round_block
+
+        one = torch.ones(BLOCK, BLOCK, device=device)
+        round_block(one, one, one, one, INT4, one.clone(), one.clone())
+    except Exception as error:  # no Triton, no C compiler, no Python headers, no folder to cache in: each has its own
+        if out_of_memory("GPTQ", error) is not None:  # says nothing of the kernel, and codes must not depend on it
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        return Rounding(_round_block, "GPTQ runs as torch operations, which is slower, as its kernel does not run here "
+                                      f"({reason}). Triton needs a C compiler and Python's headers.")  # fmt: skip
+    return Rounding(round_block, "")
 
 
 def _round_block(

@@ -31,7 +31,7 @@ def iterate(
         u, v = top_singular(smoothed - best.rounded(), split.up.shape[1], power_iterations)
         trial = best.with_factors(u, v, act_dtype).with_rounding(w, fmt, act_dtype)
         error = tokens.error(trial)
-        if not error < best_error:  # NaN after an overflow stops too
+        if error >= best_error:
             break
         best, best_error = trial, error
     return best

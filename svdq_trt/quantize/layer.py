@@ -81,7 +81,7 @@ def quantize_group(
     Args:
         weights, biases: per member, stacked on N in this order; a missing bias is zeros.
         x: calibration tokens [T, K].
-        fmt: number format. rank: R, a multiple of 16, or 0; clamped to min(N, K).
+        fmt: number format. rank: R, a multiple of 16, or 0; beyond min(N, K) it is zeros.
         x_absmax: [K], over more tokens than x; default: of x.
         act_shift: makes every x non-negative (formats.ACT_SHIFT); int4 then tries unsigned codes, too. 0: signed ones.
         preset: how hard to search.

@@ -41,7 +41,7 @@ class Preset:
     finalists: int = 1
 
     def describe(self) -> str:
-        """One line for the log and the manifest."""
+        """One line for people."""
         rows = f"{self.rows} weight rows" if self.rows else "all weight rows"
         tokens = f"{self.tokens} tokens" if self.tokens else "all tokens"
         svd = f"subspace SVD, {self.power_iterations} power iterations" if self.power_iterations else "exact SVD"

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.calibrate import Calibration
+from svdq_trt.calibrate.upcast import CPU
 from svdq_trt.compile.crew import Alone
+from svdq_trt.compile.device import ranks_on
 from svdq_trt.compile.events import Progress
 from svdq_trt.errors import ArtifactError
 from svdq_trt.models import LinearGroup, member_tensors
@@ -24,11 +27,10 @@ from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
-from svdq_trt.quantize.workers import CPU, Members, layer_pool, layer_weights
+from svdq_trt.quantize.workers import Members, layer_pool, layer_weights
 from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
-    from svdq_trt.calibrate import Calibration
     from svdq_trt.models import ModelSpec
 
 
@@ -75,7 +77,10 @@ def quantize_model(
     finished: dict[int, tuple[Node, SVDQLinear]] = {}
     total = sum(costs)
     mine = crew.share(costs)
-    with layer_weights(module, [groups[i] for i in mine], read, device) as sources, layer_pool(device) as pool:
+    with (
+        layer_weights(module, [groups[i] for i in mine], read, device) as sources,
+        layer_pool(device, ranks_on(device)) as pool,
+    ):
         work = partial_function(_one, sources, spec, calibration, fmt, rank, preset, partial, device)
         for i, (node, layer) in zip(mine, pool.map(work, [(i, groups[i]) for i in mine]), strict=True):
             finished[i] = node, layer
@@ -91,12 +96,16 @@ def quantize_model(
         spec.install(module, group, layer)
         nodes.append(node)
     progress(total, total, f"writing {out.name}")
-    top = rank if isinstance(rank, int) else max(rank.values(), default=0)
-    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top, "preset": preset.name,
+    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top_rank(rank), "preset": preset.name,
                             "skip": list(skip), "device": device.type, **(notes or {})}  # fmt: skip
     artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
+
+
+def top_rank(rank: int | Mapping[str, int]) -> int:
+    """The one number that says a model's rank: R asked for, or the largest of the nodes' own."""
+    return rank if isinstance(rank, int) else max(rank.values(), default=0)
 
 
 def _nothing_on_meta(name: str) -> Tensor:
@@ -148,14 +157,16 @@ def _of_another_rank(partial: Path, index: int, group: LinearGroup) -> tuple[Nod
 
 
 def _resume(shard: Path, group: LinearGroup) -> tuple[Node, SVDQLinear] | None:
+    """The finished group; None where the file is not there, damaged, or of something else."""
     if not shard.exists():
         return None
     try:
         loaded = artifact.load(shard)
     except ArtifactError:
         return None
-    node = loaded.nodes[0]
-    return (node, layer_of(node, loaded.tensors)) if node.name == group.node else None
+    if [node.name for node in loaded.nodes] != [group.node]:
+        return None
+    return loaded.nodes[0], layer_of(loaded.nodes[0], loaded.tensors)
 
 
 def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:
@@ -176,21 +187,20 @@ def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
     for node in loaded.nodes:
         group = by_node.get(node.name)
         if group is None or not _is_of(node, group, sizes) or installed & {node.name, *_whole(group)}:
-            raise ArtifactError("svdq.safetensors", f"node {node.name}", f"the nodes of model {spec.name}",
-                                "Build again with --force.")  # fmt: skip
+            known = f"the nodes of model {spec.name}"
+            raise ArtifactError("svdq.safetensors", f"node {node.name}", known, artifact.REMAKE)
         installed |= {node.name, *_whole(group)}
         spec.install(module, group, layer_of(node, loaded.tensors))
     for name, want in module.state_dict().items():
         got = loaded.tensors.get(name)
         if got is not None and (got.shape != want.shape or got.dtype != want.dtype):
             raise ArtifactError("svdq.safetensors", f"{name} is {got.dtype} {list(got.shape)}",
-                                f"{want.dtype} {list(want.shape)}",
-                                "Build again with --force.")  # fmt: skip
+                                f"{want.dtype} {list(want.shape)}", artifact.REMAKE)  # fmt: skip
     result = module.load_state_dict(loaded.tensors, strict=False, assign=True)
     if result.missing_keys or result.unexpected_keys:
         name = (result.missing_keys or result.unexpected_keys)[0]
         raise ArtifactError("svdq.safetensors", f"{name} missing or unknown", f"the tensors of {spec.name}",
-                            "Build again with --force.")  # fmt: skip
+                            artifact.REMAKE)  # fmt: skip
     return module.eval()
 
 

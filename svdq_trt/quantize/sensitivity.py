@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.calibrate.upcast import Read, exact_convolutions, float32_layers
+from svdq_trt.calibrate.upcast import exact_convolutions, float32_layers
+from svdq_trt.checkpoint.ahead import Read
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import atomic_write, read_json_object
 from svdq_trt.models import LinearGroup, ModelSpec

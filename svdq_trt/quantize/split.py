@@ -5,6 +5,7 @@ Letters: N output features, K input features, R rank, T tokens. W_s = W / act_mu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -143,8 +144,12 @@ class Tokens:
         self.y, self.energy = y, float(y.square().sum()) or 1.0
 
     def error(self, split: Split) -> float:
-        """Squared error of the quantized linear's output over the energy of the wanted one."""
+        """Squared error of the quantized linear's output over the energy of the wanted one.
+
+        Infinity where scales or factors overflow: NaN would be neither better nor worse than any other error.
+        """
         y = self.quantized @ split.rounded().T
         if split.down.shape[0]:
             y.addmm_(self.x @ split.down.T, split.up.T)
-        return float((y - self.y).square().sum()) / self.energy
+        error = float((y - self.y).square().sum()) / self.energy
+        return math.inf if math.isnan(error) else error

@@ -10,10 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.checkpoint.ahead import read_ahead
+from svdq_trt.checkpoint.ahead import Read, read_ahead_of
 from svdq_trt.models import LinearGroup, member_tensors, read_members
 
-CPU = torch.device("cpu")
 _GPU_WORKERS = 4  # layers side by side on one GPU: while one waits for launches or the host, others compute
 _GPU_WORKER_BYTES = 8 * 10**9  # of GPU memory that one may take, for the largest layers known
 
@@ -21,10 +20,13 @@ Members = tuple[list[Tensor], list[Tensor | None]]  # weights and biases of a gr
 
 
 @contextmanager
-def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+def layer_pool(device: torch.device, ranks: int = 1) -> Iterator[ThreadPoolExecutor]:
     """Layers side by side, one thread each, and on a GPU one stream each.
 
     On the CPU that is faster than threads inside an operation. The bits are the same for any number of workers.
+
+    Args:
+        ranks: processes that work on the device at the same time, this one among them.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -32,8 +34,7 @@ def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         # Loads torch's linear algebra for GPUs, which threads must not do at once.
         torch.linalg.cholesky_ex(torch.eye(2, device=device, dtype=torch.float64))
         torch.cuda.empty_cache()  # what calibration left there counts as used
-        room = int(torch.cuda.mem_get_info(device)[0] // _GPU_WORKER_BYTES)
-        workers = max(1, min(_GPU_WORKERS, room))
+        workers = gpu_workers(torch.cuda.mem_get_info(device)[0], ranks)
     else:
         workers = threads
     pool = ThreadPoolExecutor(workers, initializer=_enter, initargs=(device,))
@@ -44,6 +45,11 @@ def layer_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(threads)
 
 
+def gpu_workers(free: int, ranks: int) -> int:
+    """How many workers each of `ranks` processes may have on a GPU with `free` bytes."""
+    return max(1, min(_GPU_WORKERS, free // ranks // _GPU_WORKER_BYTES))
+
+
 def _enter(device: torch.device) -> None:
     """Give a worker its stream."""
     if device.type == "cuda":
@@ -52,7 +58,7 @@ def _enter(device: torch.device) -> None:
 
 @contextmanager
 def layer_weights(
-    module: nn.Module, groups: Sequence[LinearGroup], read: Callable[[str], Tensor] | None, device: torch.device
+    module: nn.Module, groups: Sequence[LinearGroup], read: Read | None, device: torch.device
 ) -> Iterator[dict[str, Callable[[], Members]]]:
     """By node, what gives the weights and biases of each group when its turn comes.
 
@@ -60,24 +66,13 @@ def layer_weights(
         groups: in the order in which they will be asked for.
         read: name -> parameter, for a module on meta. It reads ahead of a GPU; on the CPU each worker reads for itself.
     """
-    with _read_ahead(module, groups, read, device) as read_next:
+    names = [f"{member}.{leaf}" for group in groups for member in group.members for leaf in ("weight", "bias")]
+    sizes = {name: t.nbytes for name, t in module.named_parameters()}
+    with read_ahead_of(device, read, [(name, sizes[name]) for name in names if name in sizes]) as read_next:
         yield {group.node: _source(module, group, read_next) for group in groups}
 
 
-@contextmanager
-def _read_ahead(
-    module: nn.Module, groups: Sequence[LinearGroup], read: Callable[[str], Tensor] | None, device: torch.device
-) -> Iterator[Callable[[str], Tensor] | None]:
-    if read is None or device.type == "cpu":
-        yield read
-        return
-    names = [f"{member}.{leaf}" for group in groups for member in group.members for leaf in ("weight", "bias")]
-    sizes = {name: t.nbytes for name, t in module.named_parameters()}
-    with read_ahead(read, [(name, sizes[name]) for name in names if name in sizes]) as ahead:
-        yield ahead
-
-
-def _source(module: nn.Module, group: LinearGroup, read: Callable[[str], Tensor] | None) -> Callable[[], Members]:
+def _source(module: nn.Module, group: LinearGroup, read: Read | None) -> Callable[[], Members]:
     weights, biases = member_tensors(module, group)
     if read is None:
         return lambda: (weights, biases)

@@ -15,7 +15,8 @@ from svdq_trt.checkpoint.load import open_weights
 from svdq_trt.engine import manifest
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import atomic_write
-from svdq_trt.models import get_model
+from svdq_trt.lora.apply import without_loras
+from svdq_trt.models import get_model, read_members
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.allocate import describe
 from svdq_trt.report import figures
@@ -31,16 +32,18 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
 
     Args:
         engine: folder that a build wrote. Its calibration is read from the shared folder beside it, and the original
-            weights of the layers looked at from where the build took them.
-        layers: how many nodes get a closer look; 0 for none, and then no weights are read at all.
+            weights of every node from where the build took them: each node's error is taken apart.
+        layers: how many nodes get a closer look (spectra, a rank sweep); with 0, errors are not taken apart either,
+            and nothing is read but the engine's folder.
 
     Raises:
-        ArtifactError: no manifest, no quantized model, or no calibration any more.
+        ArtifactError: no manifest, no quantized model, or no calibration of these nodes any more.
     """
     data = manifest.read(engine)
     loaded = artifact.load(engine / "svdq.safetensors")
-    chosen = representative(loaded.nodes, layers)
-    reports, splits = _closer(engine, data, loaded, chosen, progress) if chosen else ([], {})
+    quantized = without_loras(loaded)  # a LoRA is no error of the quantizer's
+    chosen = representative(quantized.nodes, layers)
+    reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
     allocation = data.get("allocation") or {}
     kept = len(allocation.get("kept", ()))
     pictures = {
@@ -84,14 +87,13 @@ def _closer(
     if not calib.is_file():
         raise ArtifactError(str(calib), "missing", "the calibration that the build left beside its engines",
                             "Run the build again, or use --layers 0.")  # fmt: skip
-    calibration = Calibration.load(calib)
-    weights = open_weights(spec, config["checkpoint"], config["random_weights"])
     groups = {g.node: g for g in spec.groups(spec.build(), tuple(config["skip"]))}
+    calibration = Calibration.load(calib, tuple(groups.values()))
+    weights = open_weights(spec, config["checkpoint"], config["random_weights"])
     reports, splits = {}, {}
     for index, node in enumerate(loaded.nodes):
         progress(index, len(loaded.nodes), node.name)
-        start, stop = groups[node.name].columns or (0, node.k)
-        w = torch.cat([weights.read(f"{member}.weight")[:, start:stop] for member in node.members])
+        w = torch.cat(read_members(groups[node.name], [False] * len(node.members), weights.read)[0])
         x = calibration.x[node.name]
         if node in chosen:
             reports[node.name] = analyse(node, loaded.tensors, w, x, calibration.amax[node.name])
@@ -142,6 +144,8 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("calibration", config["calibration"] or _sampled(config.get("sampling"))),
         ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
     ]
+    facts += [("LoRA", f"{lora['file']} at {lora['strength']:g}; not in the figures of the nodes' errors")
+              for lora in data.get("loras", ())]  # fmt: skip
     if accuracy:
         if accuracy["mean_layer_sqnr_db"] is not None:  # of an imported model it is not known
             facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))

@@ -92,6 +92,7 @@ def test_block_kernel_rounds_as_the_loop(fmt: Format, columns: int) -> None:
     steps[:, 3] = 0 if fmt is NVFP4 else 1
     values, wrong, want_values, want_wrong = (torch.empty(columns, n, device="cuda") for _ in range(4))
     operands = [t.cuda() for t in (todo, wanted, feedback, steps)]
+    assert gptq.rounding_on(operands[0].device) == (triton.round_block, "")
     triton.round_block(*operands, fmt, values, wrong)
     gptq._round_block(*operands, fmt, want_values, want_wrong)
     same = values == want_values

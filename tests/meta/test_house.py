@@ -21,13 +21,13 @@ ALLOWED = {
     ("calibrate", "pipeline"): "inputs recorded in a pipeline: its calls become a model's inputs there",
     ("calibrate", "engine"): "TensorProfile, in which a Runner describes its inputs",
     ("quantize", "nn"): "quantizing installs the module it made",
-    ("quantize", "compile"): "the Progress protocol, the ranks that share the layers",
+    ("quantize", "compile"): "the Progress protocol, the ranks that share layers and devices, what lack of memory is",
     ("lora", "compile"): "the Progress protocol",
     ("engine", "compile"): "the Progress protocol",
 }
 #: what torchrun tells its processes
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
-TORCHRUN |= {"MASTER_ADDR", "MASTER_PORT"}
+TORCHRUN |= {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
 def sources(*suffixes: str) -> list[Path]:

@@ -44,7 +44,7 @@ def test_find_not_an_elf_file_is_refused(tmp_path):
         plugin_lib.find(path)
 
 
-def test_find_foreign_library_is_refused(library):
+def test_find_foreign_library_is_refused(library, tensorrt):  # which the foreign one needs, to be loaded at all
     with pytest.raises(ArtifactError, match="svdq_version"):
         plugin_lib.find(library.path.parent / "shim" / "libtensorrt_rtx.so")
 

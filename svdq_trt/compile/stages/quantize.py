@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from svdq_trt.compile import freshness
 from svdq_trt.compile.crew import Alone, Crew, local_rank
 from svdq_trt.compile.device import all_threads, torch_device
 from svdq_trt.compile.events import Progress
+from svdq_trt.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,8 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     of stage `allocate`, whose ranks go before `rank`; or None), preset, device ("cpu" or "cuda"), out, key; job: the
     number under which the ranks share it, absent without others.
     """
+    from svdq_trt.quantize.run import top_rank
+
     crew: Alone = Crew(args["job"]) if "job" in args else Alone()
     device = torch_device(args["device"], local_rank())
     start = time.monotonic()
@@ -56,11 +60,22 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "kept_16bit": [{"name": k.name, "reason": k.reason} for k in goal.recipe.kept],
         "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
         "nodes": len(nodes),
-        "rank": goal.rank if isinstance(goal.rank, int) else max(goal.rank.values(), default=0),
+        "rank": top_rank(goal.rank),
         "device": device.type,
+        "notes": notes(args["preset"], device),
         "ranks": crew.size,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
+
+
+def notes(preset: str, device: torch.device) -> list[str]:
+    """What a person should know of how it was quantized."""
+    from svdq_trt.quantize.gptq import rounding_on
+    from svdq_trt.quantize.preset import get_preset
+
+    if device.type == "cpu" or not get_preset(preset).gptq:
+        return []
+    return [note for note in (rounding_on(device).note,) if note]
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,8 @@ def calibrate(args: dict[str, Any], model: OpenModel, device: torch.device, prog
 
     shared = Path(args["shared"])
     if not args["force"] and freshness.lookup(shared, "calibrate", args["calib_key"]) is not None:
-        return _finished_calibration(args, model)
+        with suppress(ArtifactError):  # damaged all the same: made again
+            return _finished_calibration(args, model)
     with all_threads():
         calibration = collect(
             model.module, model.spec, model.recipe.groups, data=args["calibration"], read=model.read, device=device,

@@ -21,11 +21,13 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     spec, path, out = get_model(args["model"]), Path(args["path"]), Path(args["out"])
     progress(0, 2, f"reading {path.name}")
     kept: dict[str, str] = {}
+    notes: tuple[str, ...] = ()
     if describe(path, spec).kind == "svdq-trt":
         with atomic_write(out) as tmp:
             shutil.copyfile(path / "svdq.safetensors" if path.is_dir() else path, tmp)
     else:
-        kept = import_checkpoint(path, spec, out).kept
+        report = import_checkpoint(path, spec, out)
+        kept, notes = report.kept, report.notes
     progress(1, 2, "checking the artifact")
     loaded = artifact.load(out)
     if loaded.meta.get("model") != spec.name:
@@ -44,5 +46,6 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "kept_16bit": [{"name": name, "reason": reason} for name, reason in reasons.items()],
         "mean_sqnr_db": round(sum(known) / len(known), 2) if known else None,
         "nodes": len(loaded.nodes),
+        "notes": list(notes),
         "rank": loaded.meta["rank"],
     }

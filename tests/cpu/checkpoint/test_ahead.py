@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from svdq_trt.checkpoint.ahead import read_ahead
+from svdq_trt.checkpoint.ahead import read_ahead, read_ahead_of
 
 NAMES = [f"p{i}" for i in range(20)]
 ORDER = [(name, 10) for name in NAMES]
@@ -72,3 +72,14 @@ def test_an_error_is_raised_where_the_parameter_is_asked_for():
         read("p0"), read("p2")
         with pytest.raises(ValueError, match="p3 is damaged"):
             read("p3")
+
+
+def test_only_a_gpu_is_read_ahead_of():
+    reader = Reader()
+    with read_ahead_of(torch.device("cpu"), reader, ORDER) as read:
+        assert read is reader
+    with read_ahead_of(torch.device("cuda"), reader, ORDER) as read:
+        assert int(read("p0")) == 0
+    assert len(reader.count) > 1
+    with read_ahead_of(torch.device("cuda"), None, ORDER) as read:
+        assert read is None

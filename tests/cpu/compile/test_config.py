@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 
 from svdq_trt import cli
+from svdq_trt.commands.build import quantization
+from svdq_trt.compile import config
 from svdq_trt.compile.config import BuildConfig, Range, RankAuto, Sampling, parse_bytes
-from svdq_trt.errors import UsageError
+from svdq_trt.errors import UnsupportedError, UsageError
 from svdq_trt.spec.archs import parse_arch, resolve_format
 
 
 def test_range_parses_one_number_and_three():
     assert Range.parse("--batch", "2") == Range(2, 2, 2)
-    assert Range.parse("--height", "512:1024:1536", 64) == Range(512, 1024, 1536)
+    assert Range.parse("--height", "512:1024:1536") == Range(512, 1024, 1536)
     assert str(Range(1, 2, 4)) == "1:2:4" and str(Range(2, 2, 2)) == "2"
 
 
-@pytest.mark.parametrize("text", ["", "0", "4:2:1", "1:2", "a", "1:2:3:4", "-1", "100:128:192"])
+@pytest.mark.parametrize("text", ["", "0", "4:2:1", "1:2", "a", "1:2:3:4", "-1"])
 def test_bad_range_is_refused(text):
     with pytest.raises(UsageError, match="--height"):
-        Range.parse("--height", text, 64)
+        Range.parse("--height", text)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,10 @@ def test_format_without_kernels_on_an_arch_is_refused():
         (["--model", "sdxl-tiny"], 2, "--arch"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration", "/no/f"], 2, "--calib"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--calibration-prompts", "/no/f"], 2, "no model_index.json"),
-        (["--model", "sdxl-tiny", "--arch", "sm_89", "--calibration-pipeline", "/no"], 2, "--calibration-prompts with"),
+        *((["--model", "sdxl-tiny", "--arch", "sm_89", f"--calibration-{name}", value], 2,
+           f"--calibration-{name}: given alone, want --calibration-prompts with it.")
+          for name, value in (("pipeline", "/no"), ("samples", "16"), ("steps", "4"), ("guidance", "0"),
+                              ("seed", "0"))),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--no-check", "--min-sqnr", "9"], 2, "--min-sqnr"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--min-sqnr", "nan"], 2, "--min-sqnr: nan, want a finite"),
     ],
@@ -91,6 +96,8 @@ def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path,
         (["--rank", "auto", "--target-sqnr", "nan"], "--target-sqnr: nan, want 0 to 300 dB"),
         (["--rank", "auto", "--budget-bytes", "1GB", "--sensitivity", "/no/f"], "--sensitivity: '/no/f': no such file"),
         (["--rank", "auto", "--budget-bytes", "1GB", "--quantized", "x"], "--quantized: given with --rank auto"),
+        (["--rank", "32", "--quantized", "x"], "--quantized: given with --rank, want it alone"),
+        (["--preset", "fast", "--quantized", "x"], "--quantized: given with --preset, want it alone"),
     ],
 )
 def test_bad_rank_options_are_refused(argv, text, tmp_path, capsys):
@@ -138,6 +145,23 @@ def test_bad_sampling_is_told_before_any_work(pipeline, changes, text):
     sampling = Sampling(**{"pipeline": pipeline, "prompts": pipeline / "prompts.txt"} | changes)
     with pytest.raises(UsageError, match=text):
         BuildConfig("sdxl-tiny", (89,), Path("x"), random_weights=0, sampling=sampling)
+
+
+def test_pipeline_without_its_library_is_refused_before_any_work(pipeline, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    argv = ["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration-pipeline", str(pipeline),
+            "--calibration-prompts", str(pipeline / "prompts.txt")]  # fmt: skip
+    refused(argv, 1, "--calibration-prompts: transformers is not installed", tmp_path, capsys)
+    with pytest.raises(UnsupportedError, match=r"pip install 'svdq-trt\[prompts\]'"):
+        Sampling(pipeline, pipeline / "prompts.txt").check()
+
+
+def test_sampling_options_reach_the_config(pipeline):
+    words = ["build", "--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration-prompts", "p",
+             "--calibration-pipeline", "q"]  # fmt: skip
+    given = ["--calibration-samples", "3", "--calibration-seed", "0"]
+    for more, want in (([], {}), (given, {"samples": 3, "seed": 0})):
+        assert quantization(cli.parse([*words, *more]))["sampling"] == Sampling(Path("q"), Path("p"), **want)
 
 
 def test_sampling_and_given_inputs_exclude_each_other(pipeline):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from svdq_trt.compile import events, process
+from svdq_trt.compile import events, process, worker
+from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.errors import ArtifactError, SvdqError
 
 
@@ -56,6 +57,25 @@ def test_bug_names_the_log(stage, tmp_path):
 def test_full_disk_is_a_user_error(stage):
     with pytest.raises(SvdqError, match="No space left"):
         stage("import errno\ndef run(a, p): raise OSError(errno.ENOSPC, 'No space left on device', '/x/y')")
+
+
+def test_lack_of_memory_is_a_user_error(stage):
+    with pytest.raises(SvdqError, match=r"stage 'probe': out of memory, want more RAM\. Close other programs\.$"):
+        stage("def run(a, p): raise MemoryError")
+
+
+def test_lack_of_memory_is_told_in_every_librarys_words():
+    for words in ("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 9",
+                  "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc",
+                  "unable to mmap 9 bytes: Cannot allocate memory (12)"):  # fmt: skip
+        assert "out of memory" in str(out_of_memory("x", RuntimeError(words)))
+    assert "out of GPU memory" in str(out_of_memory("x", RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling")))
+    assert out_of_memory("x", RuntimeError("Storage size calculation overflowed")) is None
+
+
+def test_way_out_of_lack_of_memory_is_one_that_the_stage_has():
+    told = {stage: str(worker._told(stage, MemoryError())) for stage in ("reference_export", "run_onnx", "quantize")}
+    assert [name for name, text in told.items() if "or use --no-check" in text] == ["reference_export", "run_onnx"]
 
 
 def test_unknown_error_type_from_a_child_is_still_a_user_error():

@@ -8,10 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from svdq_trt import cli
+from svdq_trt import calibrate, cli
+from svdq_trt.compile import scan
+from svdq_trt.compile.folder import only_writer
+from svdq_trt.compile.stages import quantize
+from svdq_trt.models import LinearGroup
+from svdq_trt.quantize import artifact
 from svdq_trt.quantize.sensitivity import Sensitivity
 
 ARGS = ["sensitivity", "--model", "flux1-tiny", "--random-weights", "0", "--format", "w4a8", "--rank", "16", "--pixels",
@@ -47,6 +54,73 @@ def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
     worst = sorted(found.effects, key=lambda e: e.output_db)
     assert all(e.node in printed for e in worst[:3]) and worst[4].node not in printed
     assert f"{found.predicted_db:.1f} dB predicted" in printed and f"{found.measured_db:.1f} dB measured" in printed
+
+
+def damage(file):
+    """Other contents; size and time say nothing of it."""
+    stat = file.stat()
+    file.write_bytes(b"\xff" * stat.st_size)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])],
+                         ids=["other contents", "shorter"])  # fmt: skip
+def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, harm):
+    made, said, file = [], [], tmp_path / scan.QUANTIZED
+
+    def stage(args, progress):
+        made.append(args["key"])
+        artifact.save(file, {"x": torch.zeros(64)}, {}, [])
+        return {"notes": ["slow"]}
+
+    def size():
+        return len(scan._quantized({"key": "k"}, tmp_path, lambda *_: None, said.append).tensors["x"])
+
+    monkeypatch.setattr(scan, "quantize_stage", stage)
+    assert size() == size() == 64 and made == ["k"] and said == ["slow"]
+    harm(file)
+    assert size() == size() == 64 and made == ["k", "k"]
+
+
+def test_damaged_calibration_is_made_again(tmp_path, monkeypatch):
+    made, file = [], tmp_path / quantize.CALIBRATION
+
+    def collect(*_, **__):
+        made.append(1)
+        return calibrate.Calibration({"n": torch.ones(64)}, {"n": torch.ones(4, 64).half()}, {})
+
+    def rows():
+        args = {"shared": str(tmp_path), "force": False, "calib_key": "k", "calibration": None}
+        recipe = SimpleNamespace(groups=(LinearGroup("n", ("n",)),))
+        model = SimpleNamespace(recipe=recipe, module=None, spec=None, read=None)
+        return len(quantize.calibrate(args, model, torch.device("cpu"), lambda *_: None).x["n"])
+
+    monkeypatch.setattr(calibrate, "collect", collect)
+    assert rows() == rows() == 4 and len(made) == 1
+    damage(file)
+    assert rows() == rows() == 4 and len(made) == 2
+
+
+def test_second_scan_into_one_file_is_refused(tmp_path, capsys):
+    with only_writer(tmp_path / "scan.json.partial"):
+        assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1
+    told = capsys.readouterr().err
+    assert "scan.json.partial: another svdq-trt is writing there, want one at a time. Wait for it" in told
+
+
+def no_room_on_the_gpu(*_):
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("step", "text"),
+    [(lambda *_: torch.empty(10**15), "out of memory, want more RAM. Close other programs."),
+     (no_room_on_the_gpu, "out of GPU memory")],
+)  # fmt: skip
+def test_lack_of_memory_is_told_as_such(tmp_path, capsys, monkeypatch, step, text):
+    monkeypatch.setattr(scan, "_quantized", step)
+    assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"svdq-trt: sensitivity: {text}")
 
 
 @pytest.mark.parametrize(

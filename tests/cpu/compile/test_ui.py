@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 from rich.console import Console
 
 from svdq_trt.compile import ui
+from svdq_trt.compile.process import StageResult
+from svdq_trt.compile.run import Build, Ledger
 from svdq_trt.compile.ui import Estimate, Screen
 
 
@@ -39,3 +42,15 @@ def test_lines_of_a_log_have_share_estimate_and_text(monkeypatch):
     assert first.split() == ["quantize", "25", "%", "30", "s", "a"]
     assert second.split() == ["quantize", "50", "%", "60", "s", "1:00", "min", "left", "b"]
     assert last.split()[:2] == ["quantize", "done"]
+
+
+def test_notes_of_a_stage_are_told_also_when_it_is_reused(tmp_path):
+    build, out = object.__new__(Build), io.StringIO()
+    build.config, build.work = SimpleNamespace(force=False), SimpleNamespace(logs=tmp_path)
+    build.screen = Screen(Console(file=out, width=200))
+    build.runner = SimpleNamespace(run=lambda *_: StageResult({"notes": ["signed codes assumed"]}, 1.0, 1))
+    for _ in range(2):
+        build._stage(Ledger(), "probe", "import", "probe", tmp_path, "key", [], {})
+    done, note, reused, again = (line.split() for line in out.getvalue().splitlines())
+    assert done[:2] == ["import", "done"] and reused == ["import", "reused"]
+    assert note == again == ["signed", "codes", "assumed"]

@@ -56,6 +56,8 @@ def test_graph_is_that_of_the_model_it_was_packed_from(packed, tmp_path):
     args = {"model": "pixart-tiny", "path": str(theirs), "out": str(tmp_path / "svdq.safetensors")}
     result = take_quantized.run(args, silent)
     assert result["rank"] == 16 and result["nodes"] == 12 and result["mean_sqnr_db"] is None
+    (note,) = result["notes"]
+    assert note.startswith("transformer_blocks.0.ff.net.2 and 1 more: read as taking unsigned activation codes")
     reasons = {k["name"]: k["reason"] for k in result["kept_16bit"]}
     assert sum("16 bit in the given checkpoint" in r for r in reasons.values()) == 4
     (tmp_path / "a").mkdir()

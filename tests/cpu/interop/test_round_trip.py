@@ -103,12 +103,13 @@ def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, 
         tensors, strings = stored(path)
         del strings["svdq_trt"]
         save_file(tensors, path, metadata=strings)
-    import_checkpoint(path, spec, tmp_path / "back.safetensors")
+    notes = import_checkpoint(path, spec, tmp_path / "back.safetensors").notes
     loaded = artifact.load(tmp_path / "back.safetensors")
     unsigned = {n.name for n in artifact.load(source).nodes if n.act_unsigned}
     assert bool(unsigned) == (model != "sdxl-tiny" and not signed)
     behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE}
     assert {n.name for n in loaded.nodes if n.act_unsigned} == (behind_gelu if bare else unsigned)
+    assert any("unsigned activation codes" in note for note in notes) == bool(bare or unsigned)
     inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
     with torch.inference_mode():
         want, got = (spec.wrap(restore_model(a, spec))(*inputs).double() for a in (artifact.load(source), loaded))

@@ -8,7 +8,7 @@ from lora_files import make_factors, write_comfy, write_kohya, write_peft
 
 from svdq_trt.checkpoint import load
 from svdq_trt.errors import ArtifactError
-from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, merge_into, open_loras
+from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, merge_into, open_loras, without_loras
 from svdq_trt.models import get_model
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of, restore_model
@@ -53,6 +53,17 @@ def test_no_code_scale_or_smoothing_changes(base, applied):
         rank = before.tensors[f"{node.name}.lora_down"].shape[0]
         assert torch.equal(after.tensors[f"{node.name}.lora_down"][:rank], before.tensors[f"{node.name}.lora_down"])
         assert torch.equal(after.tensors[f"{node.name}.lora_up"][:, :rank], before.tensors[f"{node.name}.lora_up"])
+
+
+def test_nodes_without_loras_are_the_quantizers(base, style, spec, tmp_path):
+    before, once = artifact.load(base), tmp_path / "once"
+    apply(base, once, (style, 0.8), spec=spec)
+    twice, _ = apply(once, tmp_path / "twice", (style, 0.5), spec=spec)
+    back = without_loras(twice)
+    assert back.nodes == before.nodes != twice.nodes and without_loras(before).nodes == before.nodes
+    for node in before.nodes:
+        for name in (*QUANTIZED, "lora_down", "lora_up"):
+            assert torch.equal(back.tensors[f"{node.name}.{name}"], before.tensors[f"{node.name}.{name}"])
 
 
 def test_every_layers_weight_moves_by_the_lora(base, applied, style, spec):

@@ -9,9 +9,11 @@ import torch
 
 from svdq_trt.errors import ArtifactError
 from svdq_trt.files import save_tensors
+from svdq_trt.models import LinearGroup
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.run import _resume
 from svdq_trt.spec.formats import FORMATS
 
 
@@ -31,6 +33,18 @@ def test_trials_come_back_in_decibels_without_those_that_overflowed(made, tmp_pa
     assert got == node and len(got.trials) == len(q.trials) - 1
     best = max(got.trials, key=lambda trial: trial[2])
     assert min(q.trials, key=lambda trial: trial[2])[:2] == pytest.approx(best[:2], abs=1e-4)
+
+
+def test_finished_layer_is_taken_over_only_as_what_it_is(made, tmp_path):
+    node, tensors, _ = made
+    shard, a = tmp_path / "0000", LinearGroup("a", ("a",))
+    assert _resume(shard, a) is None
+    artifact.save(shard, tensors, {}, [node])
+    assert _resume(shard, a)[0] == node and _resume(shard, LinearGroup("b", ("b",))) is None
+    artifact.save(shard, tensors, {}, [])
+    assert _resume(shard, a) is None
+    shard.write_bytes(b"torn")
+    assert _resume(shard, a) is None
 
 
 @pytest.mark.parametrize("trials", [3, [[1, 2]], ["abc"], [["a", 0, 1]], [[0, 0, None]], {"a": 1}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -65,6 +66,20 @@ def test_curve_repeats_and_a_silent_layer_has_no_error():
     a, b = (error_curve(w, x, x.abs().amax(0), FORMATS["int4"], torch.float16, [0, 32]) for _ in range(2))
     assert a == b
     assert error_curve(torch.zeros(N, K), x, x.abs().amax(0), FORMATS["int4"], torch.float16, [0, 32]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("fmt", ["int4", "w4a16"])
+def test_trial_that_overflows_does_not_hide_the_others(fmt):
+    """Unsmoothed, the first trial, one column's scale is beyond f16."""
+    w, x = layer(16)
+    w[:, 3] *= 1e6
+    x[:, 3] *= 1e-6
+    absmax, ranks = x.abs().amax(0), [0, 16]
+    plain = error_curve(w.bfloat16(), x.bfloat16(), absmax, FORMATS[fmt], torch.bfloat16, ranks)
+    got = error_curve(w, x, absmax, FORMATS[fmt], torch.float16, ranks)
+    q = quantize_group([w], [None], x, FORMATS[fmt], 0, preset=PRESETS["fast"])
+    assert q.trials[0][2] == math.inf and decibels(got[0]) == pytest.approx(q.sqnr_db, abs=1.0)
+    assert decibels(got[0]) == pytest.approx(decibels(plain[0]), abs=0.5)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

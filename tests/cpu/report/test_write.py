@@ -1,0 +1,103 @@
+"""The report of an engine folder: what is read for it, and that a LoRA is no error of the quantizer's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from svdq_trt import calibrate, cli
+from svdq_trt.checkpoint import load
+from svdq_trt.engine import manifest
+from svdq_trt.errors import ArtifactError
+from svdq_trt.lora.apply import LoraRequest, apply_loras
+from svdq_trt.models import get_model
+from svdq_trt.quantize import artifact
+from svdq_trt.quantize.preset import PRESETS
+from svdq_trt.quantize.run import quantize_model
+from svdq_trt.report import write
+from svdq_trt.spec.formats import INT4
+
+SPEC = get_model("pixart-tiny")
+SKIP = ("transformer_blocks.1.*", "*.attn2.*", "*.ff.*")  # two nodes are left
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """An engine folder with what a report reads of it, and its shared one."""
+    out = tmp_path_factory.mktemp("engines")
+    folder = out / "pixart-tiny-sm_89"
+    folder.mkdir()
+    module = load(SPEC, random_seed=0)
+    groups = SPEC.groups(module, SKIP)
+    calibration = calibrate.collect(module, SPEC, groups, samples=1, height=64, width=64)
+    calibration.save(out / "pixart-tiny-shared" / "calib.safetensors")
+    quantize_model(module, SPEC, groups, calibration, INT4, 16, PRESETS["fast"], folder / "svdq.safetensors", "key",
+                   lambda *_: None, skip=SKIP)  # fmt: skip
+    config = {"checkpoint": None, "random_weights": 0, "skip": list(SKIP), "quantized": None, "preset": "fast",
+              "calibration": None}  # fmt: skip
+    quantized = [{"node": g.node, "name": m} for g in groups for m in g.members]
+    manifest.write(folder, {
+        "model": SPEC.name, "arch": "sm_89", "format": "int4", "rank": 16, "backend": {}, "plan": {}, "inputs": [],
+        "plugin": {"file": "", "version": "", "sha256": ""}, "onnx": {"file": "", "bytes": 0}, "outputs": [],
+        "quantized": quantized, "kept_16bit": [], "fp16_weight_bytes": 1, "quantized_weight_bytes": 1, "accuracy": {},
+        "device_memory_bytes": {}, "timings_s": {}, "peak_rss_bytes": {}, "versions": {}, "config": config,
+    })  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """Write the report of a folder; returns its page's facts and error splits."""
+
+    def run(folder):
+        pages = []
+        monkeypatch.setattr(write, "render", lambda *args: pages.append(args) or "")
+        write.write_report(folder, 1, lambda *_: None)
+        _, facts, *_, splits, _ = pages[0]
+        return dict(facts), splits
+
+    return run
+
+
+def test_lora_is_not_counted_as_an_error(engine, report, tmp_path):
+    copy, source = tmp_path / engine.name, artifact.load(engine / "svdq.safetensors")
+    shutil.copytree(engine, copy)
+    shutil.copytree(engine.parent / "pixart-tiny-shared", tmp_path / "pixart-tiny-shared")
+    node, rng, lora = source.nodes[0], torch.Generator().manual_seed(0), {}
+    for member, rows in zip(node.members, node.member_rows, strict=True):
+        lora[f"transformer.{member}.lora_A.weight"] = torch.randn(4, node.k, generator=rng)
+        lora[f"transformer.{member}.lora_B.weight"] = torch.randn(rows, 4, generator=rng)
+    save_file(lora, tmp_path / "style.safetensors")
+    summary = apply_loras(engine / "svdq.safetensors", [LoraRequest(tmp_path / "style.safetensors")], SPEC, False,
+                          copy / "svdq.safetensors", lambda *_: None)  # fmt: skip
+    manifest.write(copy, json.loads((copy / "manifest.json").read_text()) | {"loras": summary})
+    assert artifact.load(copy / "svdq.safetensors").nodes[0].rank > node.rank
+
+    (plain_facts, plain), (facts, splits) = report(engine), report(copy)
+    assert set(plain) == {n.name for n in source.nodes} and splits == plain
+    assert plain[node.name]["both"] == pytest.approx(node.sqnr_db, abs=0.1)
+    assert facts.pop("LoRA").startswith("style.safetensors at 1; not in the figures") and facts == plain_facts
+
+
+def test_without_layers_nothing_but_the_folder_is_read(engine, tmp_path):
+    copy = tmp_path / engine.name
+    shutil.copytree(engine, copy)
+    assert cli.main(["report", str(copy), "--layers", "0"]) == 0
+    assert "<h2>Where errors" not in (copy / "report.html").read_text()
+    with pytest.raises(ArtifactError, match=r"calib.safetensors: missing, want the calibration .* --layers 0"):
+        write.write_report(copy, 1, lambda *_: None)
+
+
+def test_calibration_of_another_build_is_refused(engine, tmp_path):
+    copy = tmp_path / engine.name
+    shutil.copytree(engine, copy)
+    data = json.loads((copy / "manifest.json").read_text())
+    other = calibrate.Calibration({"other": torch.ones(64)}, {"other": torch.ones(4, 64).half()}, {})
+    other.save(tmp_path / "pixart-tiny-shared" / "calib.safetensors")
+    manifest.write(copy, data)
+    with pytest.raises(ArtifactError, match="made for other layers"):
+        write.write_report(copy, 1, lambda *_: None)
