@@ -94,6 +94,7 @@ PIXART_SIGMA = _spec(
     512,
     parameters=610_856_096,
     twin="pixart-tiny",
+    built=(89,),
 )
 
 PIXART_TINY = _spec(
