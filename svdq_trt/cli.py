@@ -12,8 +12,8 @@ from typing import NoReturn
 from svdq_trt import __version__
 from svdq_trt.commands import ALL, build
 from svdq_trt.compile import crew, ranks
-from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
+from svdq_trt.memory import out_of_memory
 
 _EXIT_CODES = """
 exit codes: 0 done, 1 bad input, 2 bad arguments, 3 a required accuracy missed, 4 all but a plan is written, 70 our bug

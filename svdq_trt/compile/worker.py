@@ -16,8 +16,8 @@ import sys
 import traceback
 
 from svdq_trt.compile.events import PEAK_RSS, Emitter
-from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.errors import EXIT_BUG, EXIT_OK, EXIT_USER, SvdqError
+from svdq_trt.memory import out_of_memory
 
 _PR_SET_PDEATHSIG = 1
 _OF_THE_CHECK = ("reference_export", "run_onnx", "compare")

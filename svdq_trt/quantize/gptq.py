@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt import numerics
-from svdq_trt.compile.memory import out_of_memory
+from svdq_trt.memory import out_of_memory
 from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
 from svdq_trt.quantize.split import Split, choose_scales
 from svdq_trt.spec.formats import INT4, Format

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from svdq_trt.compile import events, process, worker
-from svdq_trt.compile.memory import out_of_memory
 from svdq_trt.errors import ArtifactError, SvdqError
+from svdq_trt.memory import out_of_memory
 
 
 @pytest.fixture
