@@ -15,13 +15,13 @@ PACKAGE = ROOT / "svdq_trt"
 #: a stage may import itself and what stands before it; `commands` run everything
 ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "calibrate", "quantize", "nn", "interop", "lora"]
 ORDER += ["engine", "runtime", "check", "pipeline", "serve", "compile", "report", "commands"]
-FREE = {"errors", "files", "libraries", "spec", "numerics"}  # importable from anywhere
+FREE = {"errors", "files", "libraries", "memory", "spec", "numerics"}  # importable from anywhere
 #: module -> module: edges against the order, each with its reason
 ALLOWED = {
     ("calibrate", "pipeline"): "inputs recorded in a pipeline: its calls become a model's inputs there",
     ("calibrate", "engine"): "TensorProfile, in which a Runner describes its inputs",
     ("quantize", "nn"): "quantizing installs the module it made",
-    ("quantize", "compile"): "the Progress protocol, the ranks that share layers and devices, what lack of memory is",
+    ("quantize", "compile"): "the Progress protocol, the ranks that share layers and devices",
     ("lora", "compile"): "the Progress protocol",
     ("engine", "compile"): "the Progress protocol",
 }
