@@ -93,6 +93,7 @@ SANA = _spec(
     1024,
     parameters=1_604_462_752,
     twin="sana-tiny",
+    built=(89,),
 )
 
 SANA_TINY = _spec(
