@@ -190,6 +190,7 @@ SD35_MEDIUM = _spec(
     _FULL,
     parameters=2_243_171_520,
     twin="sd3-tiny",
+    built=(89,),
 )
 
 SD35_LARGE = _spec(
