@@ -6,6 +6,7 @@ import fcntl
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def build(model: str, out: Path, *words: str) -> subprocess.CompletedProcess[str
 def svdq(*words: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "svdq_trt.cli", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def kill_on_the_way(line: list[str], partial: Path, layers: int) -> None:
+    """Run `line` and kill it, as kill -9 does, once `layers` finished layers lie in `partial`."""
+    child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < layers:
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    time.sleep(1)  # the stage's process dies with its parent
 
 
 class SharedEngines:

@@ -59,12 +59,17 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     q.add_argument("--calibration-steps", type=int, metavar="N", help="denoising steps (default 20)")
     q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
     q.add_argument("--calibration-seed", type=int, metavar="S", help="of the noise (default 0)")
-    q.add_argument("--skip", action="append", default=[], metavar="PATTERN",
-                   help="keep linears in 16 bit, repeatable: "
-                   "a name with wildcards, or '<2M': nodes with fewer weights")  # fmt: skip
+    add_skip(q)
     q.add_argument("--device", default="auto", help="of recording, calibration and quantizer: auto (the GPU where "
                    "there is one), cpu or cuda; torchrun --nproc-per-node N uses N GPUs")  # fmt: skip
     return source
+
+
+def add_skip(p: argparse._ActionsContainer) -> None:
+    """What a recipe leaves in 16 bit at the user's wish."""
+    p.add_argument("--skip", action="append", default=[], metavar="PATTERN",
+                   help="keep linears in 16 bit, repeatable: "
+                   "a name with wildcards, or '<2M': nodes with fewer weights")  # fmt: skip
 
 
 def add_output(p: argparse.ArgumentParser) -> None:

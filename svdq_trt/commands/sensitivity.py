@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdq_trt.commands.build import PRESET, RANK
+from svdq_trt.commands.build import PRESET, RANK, add_skip
 from svdq_trt.errors import EXIT_OK, UsageError
 from svdq_trt.spec.formats import FORMATS
 
@@ -34,9 +34,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", default=PRESET, help=f"as of a build (default {PRESET})")
     p.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
                    "default: synthetic")  # fmt: skip
-    p.add_argument("--skip", action="append", default=[], metavar="PATTERN",
-                   help="keep linears in 16 bit, repeatable: "
-                   "a name with wildcards, or '<2M': nodes with fewer weights")  # fmt: skip
+    add_skip(p)
     p.add_argument("--samples", type=int, default=2, metavar="COUNT", help="inputs to run on (default 2)")
     p.add_argument("--pixels", type=int, metavar="N", help="side of the synthetic images; default: as calibration")
     p.add_argument("--device", default="auto", help="of quantizer and model: auto (the GPU where there is one), cpu or "

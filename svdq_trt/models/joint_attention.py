@@ -26,22 +26,20 @@ class RotaryTable(nn.Module):
     def __init__(self, theta: float, axes: tuple[int, ...]) -> None:
         super().__init__()
         self.axes = axes
-        # f64 here, once; a Python list, so that the module has no state of its own
-        self.frequencies = [[theta ** (-2.0 * i / dim) for i in range(dim // 2)] for dim in axes]
+        # f64 here, once; Python's numbers, so that the module has no state of its own
+        self.frequencies = [tuple(theta ** (-2.0 * i / dim) for i in range(dim // 2)) for dim in axes]
+        d = sum(axes)
+        self.swap = tuple((1.0 if j % 2 else -1.0) if j == i ^ 1 else 0.0 for i in range(d) for j in range(d))
 
     def forward(self, ids: torch.Tensor) -> Rotary:
         """Angles are position times frequency, axis by axis."""
         angles = torch.cat(
-            [ids[:, i : i + 1].float() * constant(tuple(f), ids.device) for i, f in enumerate(self.frequencies)],
+            [ids[:, i : i + 1].float() * constant(f, ids.device) for i, f in enumerate(self.frequencies)],
             dim=-1,
         )
         angles = torch.stack((angles, angles), dim=-1).flatten(-2)
-        return angles.cos(), angles.sin(), self._swap(ids.device)
-
-    def _swap(self, device: torch.device) -> torch.Tensor:
-        d = sum(self.axes)
-        values = ((1.0 if j % 2 else -1.0) if j == i ^ 1 else 0.0 for i in range(d) for j in range(d))
-        return constant(tuple(values), device).view(d, d)
+        swap = constant(self.swap, ids.device).view(angles.shape[-1], -1)
+        return angles.cos(), angles.sin(), swap
 
 
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

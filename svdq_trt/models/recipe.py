@@ -100,8 +100,9 @@ def complete(
     sizes = {p: _weights(p) for p in skip if p.startswith("<")}
     for group in candidates:
         hits = {p for p in skip for m in (group.node, *group.members) if fnmatch.fnmatchcase(m, p)}
-        size = sum(w.numel() for w in member_tensors(module, group)[0])
-        hits |= {p for p, limit in sizes.items() if size < limit and not group.weight_only}
+        if sizes and not group.weight_only:
+            size = sum(w.numel() for w in member_tensors(module, group)[0])
+            hits |= {p for p, limit in sizes.items() if size < limit}
         unused -= hits
         reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
         if reason:

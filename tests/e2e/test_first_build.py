@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import time
 
-from builds import FIXED, TIMEOUT_S, build, command
+from builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way
 
 
 def test_options_reach_the_artifact(tmp_path):
@@ -33,15 +30,8 @@ def test_options_reach_the_artifact(tmp_path):
 def test_killed_build_leaves_no_plan_and_resumes(tmp_path):
     args = command("sdxl-tiny", tmp_path, "--arch", "sm_89", "--no-check", *FIXED)
     partial = tmp_path / "sdxl-tiny-shared" / "int4-r32" / "svdq.safetensors.partial"
-    child = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < 5:
-        time.sleep(0.05)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    time.sleep(1)  # the stage's process dies with its parent
-    done_before = {p.name: p.stat().st_mtime_ns for p in partial.glob("*/*.safetensors")}
-    assert len(done_before) >= 5 and not (partial.parent / "svdq.safetensors").exists()
+    kill_on_the_way(args, partial, 5)
+    assert len(list(partial.glob("*/*.safetensors"))) >= 5 and not (partial.parent / "svdq.safetensors").exists()
     assert not list(tmp_path.rglob("model.plan"))
     again = subprocess.run(args, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert again.returncode == 0, again.stderr

@@ -75,7 +75,8 @@ def notes(preset: str, device: torch.device) -> list[str]:
 
     if device.type == "cpu" or not get_preset(preset).gptq:
         return []
-    return [note for note in (rounding_on(device).note,) if note]
+    note = rounding_on(device).note
+    return [note] if note else []
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from builds import kill_on_the_way
 from safetensors.torch import load_file
 
 from svdq_trt import cli
@@ -62,14 +60,8 @@ def test_two_ranks_write_the_bytes_of_one_process(single, tmp_path):
 
 def test_killed_run_is_finished_by_two_ranks(single, tmp_path):
     """The layers that were finished are taken over: one of them is marked, and the mark comes through."""
-    child = subprocess.Popen([sys.executable, *ARGS, "--out", str(tmp_path)], stderr=subprocess.DEVNULL)
     partial = file_in(tmp_path).with_name("svdq.safetensors.partial")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < 3:
-        time.sleep(0.02)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    time.sleep(1)  # the stage's process dies with its parent
+    kill_on_the_way([sys.executable, *ARGS, "--out", str(tmp_path)], partial, 3)
     assert not file_in(tmp_path).exists()
     shard = sorted(partial.glob("*/*.safetensors"))[0]
     (node,) = artifact.load(shard).nodes
