@@ -93,7 +93,7 @@ def bench(library: calls.Library, gemv: Gemv, m: int, rank: int, seconds: float)
         "b": timing.Body([linear.runner("svdq_linear_gemm") for linear in full]),
         "rank0": timing.Body([linear.runner() for linear in plain]),
     }
-    times = timing.time_together(bodies, seconds)
+    times = timing.time_together(bodies, seconds, warm=seconds / 4)
     return {"gemv": asdict(gemv), "m": m, "us": {name: asdict(t) for name, t in times.items()}}
 
 

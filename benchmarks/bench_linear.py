@@ -4,11 +4,13 @@
     python benchmarks/bench_linear.py --only flux_out --m 1 16 256 1024 16384   # a range of tokens
 
 Each timed body is a CUDA graph of calls that walk through several sets of inputs, weights and
-outputs, together larger than the L2, so nothing is warm that would not be in a model. With
---cold-l2 every call stands alone instead, behind a kernel that has just written over the L2: that
-adds the latency of a launch to all of them. Reported: median, p10 and p90 of a call. The rivals get
-their input in their own dtype for free and have no bias; ours starts from 16-bit x and includes bias
-and rank R. NF4 (bitsandbytes) is measured where it can be imported.
+outputs, together larger than the L2, so nothing is warm that would not be in a model. Before it is
+timed, a body runs by itself for --warm seconds: a large product draws more than the card's power limit
+within milliseconds, and a model's steps run at the clock that is left then, not at that of a card that
+has just done something lighter. With --cold-l2 every call stands alone instead, behind a kernel that has
+just written over the L2: that adds the latency of a launch to all of them. Reported: median, p10 and
+p90 of a call. The rivals get their input in their own dtype for free and have no bias; ours starts from
+16-bit x and includes bias and rank R. NF4 (bitsandbytes) is measured where it can be imported.
 """
 
 from __future__ import annotations
@@ -57,8 +59,8 @@ class ColdBody:
         calls[0]()
         torch.cuda.synchronize()
 
-    def run(self, seconds: float) -> None:
-        """About `seconds` of the machine's time; the flood hides the host's."""
+    def run(self, seconds: float, warm: float) -> None:
+        """About `seconds` of the machine's time; the flood hides the host's. Calls that stand alone need no `warm`."""
         marks = []
         for i in range(max(8, int(seconds / 300e-6))):
             self.flood.fill_(i & 1)
@@ -101,9 +103,9 @@ class Body:
         torch.cuda.synchronize()
         return [a.elapsed_time(b) * 1e3 / self.calls for a, b in pairwise(marks)]
 
-    def run(self, seconds: float) -> None:
-        """Replay for about `seconds`, after a quarter of that as warm-up."""
-        self._replay(max(1, int(seconds / 4 / self.once_s)))
+    def run(self, seconds: float, warm: float) -> None:
+        """Replay for about `seconds`, after `warm` seconds of the same that do not count."""
+        self._replay(max(1, int(warm / self.once_s)))
         self.us += self._replay(max(4, int(seconds / self.once_s)))
 
     def timing(self) -> Timing:
@@ -111,11 +113,13 @@ class Body:
         return Timing.of(self.us)
 
 
-def time_together(bodies: Mapping[str, Body | ColdBody], seconds: float, rounds: int = 3) -> dict[str, Timing]:
-    """Time all bodies in turn, several rounds: clocks drift with the heat; no one comes first."""
-    for _ in range(rounds):
-        for body in bodies.values():
-            body.run(seconds / rounds)
+def time_together(
+    bodies: Mapping[str, Body | ColdBody], seconds: float, warm: float, rounds: int = 2
+) -> dict[str, Timing]:
+    """Time all bodies in turn, there and back again: clocks drift with the heat, and no one always comes first."""
+    for i in range(rounds):
+        for body in list(bodies.values())[:: -1 if i % 2 else 1]:
+            body.run(seconds / rounds, warm)
     return {name: body.timing() for name, body in bodies.items()}
 
 
@@ -232,7 +236,7 @@ def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace,
         "rank0": [linear.runner() for linear in plain],
     }
     kind = ColdBody if args.cold_l2 else Body
-    times = time_together({name: kind(c) for name, c in calls.items() if c}, args.seconds)
+    times = time_together({name: kind(c) for name, c in calls.items() if c}, args.seconds, args.warm)
     return {"shape": asdict(shape), "us": {k: asdict(t) for k, t in times.items()}}
 
 
@@ -304,7 +308,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="substring of the shapes' names")
     parser.add_argument("--m", type=int, nargs="+", default=[], help="tokens, instead of each shape's own")
     parser.add_argument("--cold-l2", action="store_true", help="each call alone, its operands not in the L2")
-    parser.add_argument("--seconds", type=float, default=0.15, help="per timing")
+    parser.add_argument("--seconds", type=float, default=0.1, help="per timing")
+    parser.add_argument("--warm", type=float, default=0.3, help="seconds a body runs before it is timed, each time")
     parser.add_argument("--out", type=Path, default=None, help="JSON; a PNG is put beside it")
     args = parser.parse_args()
     if args.library is None:
@@ -325,7 +330,7 @@ def main() -> None:
     print(table)
     if args.out:
         machine = {"gpu": gpu, "torch": torch.__version__, "copy_bytes_per_s": copy}
-        settings = {"format": args.format, "rank": args.rank, "dtype": args.dtype, "cold_l2": args.cold_l2}
+        settings = {name: getattr(args, name) for name in ("format", "rank", "dtype", "cold_l2", "warm")}
         args.out.write_text(json.dumps({"machine": machine, **settings, "rows": rows}, indent=1))
         plot(rows, args.out.with_suffix(".png"))
 
