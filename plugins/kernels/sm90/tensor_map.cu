@@ -27,8 +27,10 @@ cudaError_t encode(CUtensorMap* map, const MatrixMap& m) {
     const cuuint64_t strides[1] = {m.row_bytes};
     const cuuint32_t box[2] = {m.box_cols, m.box_rows};
     const cuuint32_t steps[2] = {1, 1};
-    // 16-bit elements are only moved, never converted: one integer type serves f16 and bf16.
-    const auto type = m.elem_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
+    // Elements are only moved, never converted: the integer type of their size serves all.
+    const auto type = m.elem_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                      : m.elem_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
+                                          : CU_TENSOR_MAP_DATA_TYPE_UINT32;
     const CUresult r =
         fn(map, type, 2, const_cast<void*>(m.base), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
            m.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);

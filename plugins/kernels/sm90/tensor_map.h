@@ -14,7 +14,7 @@ struct MatrixMap {
     const void* base;
     uint64_t rows, cols, row_bytes;
     uint32_t box_rows, box_cols;
-    uint32_t elem_bytes;  // 1 or 2
+    uint32_t elem_bytes;  // 1, 2 or 4
     CUtensorMapSwizzle swizzle;
 };
 

@@ -58,10 +58,11 @@ cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
                                 CU_TENSOR_MAP_SWIZZLE_NONE});
     if (!e && p.r > 0)
         e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
+    if (!e)
+        e = encode(&a.x_scale, {base + ws.x_scale, 1, m, align_up(4 * m, 16), 1, token_box, 4, CU_TENSOR_MAP_SWIZZLE_NONE});
     if (e) return e;
     a.z = static_cast<const uint8_t*>(p.wscale);
     a.wscale2 = static_cast<const float*>(p.wscale2);
-    a.x_scale = reinterpret_cast<const float*>(base + ws.x_scale);
     a.lora_up = p.lora_up;
     a.bias = p.bias;
     a.y = p.y;

@@ -21,13 +21,11 @@ namespace svdq::sm90 {
 
 constexpr int kBlockK =
     128;  // codes per pipeline stage: one 128-byte swizzled row of x_q, 64 bytes of qweight
-constexpr int kTokenPad = 256;        // entries of x_scale behind the last row, all 0: (b) reads whole token tiles
 constexpr int kMaxQuantizeK = 32768;  // what a cluster of 16 CTAs holds, see w4a8_quantize.cuh
 
 constexpr size_t align_up(size_t v, size_t to) { return (v + to - 1) / to * to; }
 
-// x_q [M, Kp] int8 (order above, Kp = K rounded up to 128, padding 0) | x_scale [M + kTokenPad] f32 | t [M, R]
-// act dtype
+// x_q [M, Kp] int8 (order above, Kp = K rounded up to 128, padding 0) | x_scale [M] f32 | t [M, R] act dtype
 struct W4A8Workspace {
     size_t x_q = 0;
     size_t x_scale = 0;
@@ -36,7 +34,7 @@ struct W4A8Workspace {
 
     W4A8Workspace(int m, int k, int r) {
         x_scale = align_up(size_t(m) * align_up(size_t(k), kBlockK), 256);
-        t = align_up(x_scale + (size_t(m) + kTokenPad) * sizeof(float), 256);
+        t = align_up(x_scale + size_t(m) * sizeof(float), 256);
         bytes = t + align_up(size_t(m) * size_t(r) * 2, 256);
     }
 };

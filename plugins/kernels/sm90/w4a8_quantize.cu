@@ -16,11 +16,10 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int split(int blocks, int ctas) { return ceil_div(blocks, ctas); }
 
 // Ring stages that fit beside the rest; 0 where fewer than two do.
-int stages_that_fit(int tokens, int ctas, int blocks, int r) {
-    if (blocks > (tokens == 32 ? kMaxBlocksPerCta<32> : kMaxBlocksPerCta<16>)) return 0;
-    if (!tokens_for_all(tokens, ctas)) return 0;
+int stages_that_fit(int ctas, int blocks, int r) {
+    if (blocks > kMaxBlocksPerCta || !tokens_for_all(ctas)) return 0;
     for (int s = kMaxStages; s >= 2; --s) {
-        if (QuantizeSmem(tokens, ctas, blocks, s, r).bytes <= kSmem) return s;
+        if (QuantizeSmem(ctas, blocks, s, r).bytes <= kSmem) return s;
     }
     return 0;
 }
@@ -29,7 +28,6 @@ constexpr int kAnyTokens = 32;
 
 struct Split {
     bool streaming;  // persistent clusters, or one tile per cluster (takes every shape)
-    int tokens;      // rows per tile: 16 or 32; kAnyTokens where not streaming
     int ctas;        // CTAs that share a row, up to 16
 };
 
@@ -37,17 +35,13 @@ struct Split {
 // kernel for every shape.
 Split choose(int k, int r) {
     const int all = blocks_of(k);
-    if (all <= 16) return {false, kAnyTokens, ceil_div(all, 9)};  // short rows: two CTAs per SM beat a pipeline
+    if (all <= 16) return {false, ceil_div(all, 9)};  // short rows: two CTAs per SM beat a pipeline
     for (const int want : {r <= kRanksPerPass ? 2 : 3, 2}) {
         for (const int ctas : {1, 2, 4, 8, 16}) {
-            for (const int tokens : {32, 16}) {
-                if (stages_that_fit(tokens, ctas, split(all, ctas), r) >= want) {
-                    return {true, tokens, ctas};
-                }
-            }
+            if (stages_that_fit(ctas, split(all, ctas), r) >= want) return {true, ctas};
         }
     }
-    return {false, kAnyTokens, all <= 96 ? ceil_div(all, 12) : ceil_div(all, 16)};
+    return {false, all <= 96 ? ceil_div(all, 12) : ceil_div(all, 16)};
 }
 
 template <typename Kernel, typename Args>
@@ -88,11 +82,11 @@ cudaError_t encode_operands(CUtensorMap* x, CUtensorMap* lora_down, const svdq_l
     return e;
 }
 
-cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, int tokens, int ctas) {
+cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, int ctas) {
     const W4A8Workspace ws(p.m, p.k, p.r);
     auto* base = static_cast<uint8_t*>(p.workspace);
     QuantizeArgs a = {};
-    if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, tokens)) return e;
+    if (cudaError_t e = encode_operands(&a.x, &a.lora_down, p, kTileTokens)) return e;
     a.lora_down_rows = static_cast<const uint16_t*>(p.lora_down);
     a.act_mul = static_cast<const uint16_t*>(p.act_mul);
     a.x_q = base + ws.x_q;
@@ -101,17 +95,12 @@ cudaError_t launch_streaming(const svdq_linear_params& p, cudaStream_t stream, i
     a.m = p.m, a.k = p.k, a.r = p.r;
     a.ctas = ctas;
     a.blocks_per_cta = split(blocks_of(p.k), ctas);
-    a.stages = stages_that_fit(tokens, ctas, a.blocks_per_cta, p.r);
+    a.stages = stages_that_fit(ctas, a.blocks_per_cta, p.r);
     if (a.stages == 0) return cudaErrorInvalidConfiguration;
-    const auto pick = [&]() -> void (*)(QuantizeArgs) {
-        if (p.dtype == SVDQ_F16)
-            return tokens == 32 ? quantize_w4a8_kernel<__half, 32> : quantize_w4a8_kernel<__half, 16>;
-        return tokens == 32 ? quantize_w4a8_kernel<__nv_bfloat16, 32>
-                            : quantize_w4a8_kernel<__nv_bfloat16, 16>;
-    };
-    const int smem = QuantizeSmem(tokens, ctas, a.blocks_per_cta, a.stages, p.r).bytes;
-    const dim3 tiles(0, unsigned((p.m + tokens - 1) / tokens));
-    return launch(pick(), a, unsigned(ctas), tiles, kQuantizeThreads, smem, stream);
+    const auto kernel = p.dtype == SVDQ_F16 ? quantize_w4a8_kernel<__half> : quantize_w4a8_kernel<__nv_bfloat16>;
+    const int smem = QuantizeSmem(ctas, a.blocks_per_cta, a.stages, p.r).bytes;
+    const dim3 tiles(0, unsigned(ceil_div(p.m, kTileTokens)));
+    return launch(kernel, a, unsigned(ctas), tiles, kQuantizeThreads, smem, stream);
 }
 
 cudaError_t launch_any(const svdq_linear_params& p, cudaStream_t stream, int wanted_ctas) {
@@ -145,7 +134,7 @@ bool can_run_w4a8(const svdq_linear_params& p) {
 cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
     if (p.m == 0) return cudaSuccess;
     const Split s = choose(p.k, p.r);
-    return s.streaming ? launch_streaming(p, stream, s.tokens, s.ctas) : launch_any(p, stream, s.ctas);
+    return s.streaming ? launch_streaming(p, stream, s.ctas) : launch_any(p, stream, s.ctas);
 }
 
 }  // namespace svdq::sm90

@@ -2,14 +2,13 @@
 // once
 //
 // Persistent clusters of C = 1, 2, 4, 8 or 16 CTAs split K: CTA c owns 128-blocks c*B .. c*B+B-1 of every
-// row, keeps its part of lora_down in shared memory for good, and streams tiles of kTokens rows through a
-// ring.
+// row, keeps its part of lora_down in shared memory for good, and streams tiles of 16 rows through a ring.
 //
 //               K ->   CTA 0          CTA 1          ...    CTA C-1
 //             +--------------+--------------+--     --+--------------+
-//   kTokens   |   B x 128    |   B x 128    |         |   the rest   |   tile i      pass 2: codes
+//      16     |   B x 128    |   B x 128    |         |   the rest   |   tile i      pass 2: codes
 //             +--------------+--------------+--     --+--------------+
-//   kTokens   |              |              |         |              |   tile i+1    pass 1: absmax, t
+//      16     |              |              |         |              |   tile i+1    pass 1: absmax, t
 //             +--------------+--------------+--     --+--------------+
 //             |              |              |         |              |   tile i+2 .. being loaded
 //
@@ -54,47 +53,47 @@ constexpr int kExchangeDepth = 4;
 constexpr int kRanksPerPass = 32;
 constexpr uint32_t kPartsBarrier = 8, kActMulBarrier = 9;
 constexpr int kMaxTasks = 2;  // blocks of a row group that one warp may own
-template <int kTokens>
-inline constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kTokens);
+constexpr int kTileTokens = 16;   // rows of a tile
+constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kTileTokens);
 
 // x ring | lora_down [chunk of 64 ranks][B][2 halves] | t parts [depth][C][share of tokens][R] f32 | maxima
-// [depth][C][kTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][kTokens/16][lane] 4 f32 |
+// [depth][C][kTileTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][kTileTokens/16][lane] 4 f32 |
 // act_mul [B][128] | barriers. A pass always reads 32 rows of lora_down; rows beyond R are what follows in shared
 // memory and end in accumulators nobody reads.
 // Every CTA sums some tokens' t: what it receives paces what it sends.
-inline bool tokens_for_all(int tokens, int ctas) { return (ctas - 1) * ((tokens + ctas - 1) / ctas) < tokens; }
+inline bool tokens_for_all(int ctas) { return (ctas - 1) * ((kTileTokens + ctas - 1) / ctas) < kTileTokens; }
 
 struct QuantizeSmem {
     int stage, lora_box, lora, share, t, t_slot, maxima, warp_maxima, scratch, act_mul, barriers, bytes;
 
-    __host__ __device__ QuantizeSmem(int tokens, int ctas, int blocks, int stages, int r) {
+    __host__ __device__ QuantizeSmem(int ctas, int blocks, int stages, int r) {
         const int chunks = (r + 63) / 64;
-        stage = blocks * 2 * tokens * 128;
+        stage = blocks * 2 * kTileTokens * 128;
         lora_box = (r < 64 ? r : 64) * 128;
         lora = stages * stage;
-        share = (tokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTA may have fewer
+        share = (kTileTokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTA may have fewer
         t = lora + chunks * blocks * 2 * lora_box;
         t_slot = ctas * share * r * 4;
         maxima = t + kExchangeDepth * t_slot;
-        warp_maxima = maxima + kExchangeDepth * ctas * tokens * 4;
+        warp_maxima = maxima + kExchangeDepth * ctas * kTileTokens * 4;
         scratch = warp_maxima + 2 * kQuantizeWarps * 8 * 4;
-        act_mul = scratch + (r > 0 ? 12 * tokens / 16 * 512 : 0);
+        act_mul = scratch + (r > 0 ? 12 * kTileTokens / 16 * 512 : 0);
         barriers = act_mul + blocks * 256;
         bytes = barriers + 8 * (2 * stages + 3 * kExchangeDepth + 1) + 1024;  // alignment
     }
 };
 
-template <typename T, int kTokens>
+template <typename T>
 __global__ void __launch_bounds__(kQuantizeThreads, 1)
     quantize_w4a8_kernel(const __grid_constant__ QuantizeArgs p) {
-    constexpr int kRowGroups = kTokens / 8;
+    constexpr int kRowGroups = kTileTokens / 8;
     constexpr int kSplit =
         kQuantizeWarps / kRowGroups;     // warps that share a row group, dealing its blocks out
-    constexpr int kBox = kTokens * 128;  // 64 columns of x
-    constexpr int kRowTiles = kTokens / 16;
+    constexpr int kBox = kTileTokens * 128;  // 64 columns of x
+    constexpr int kRowTiles = kTileTokens / 16;
 
     extern __shared__ uint8_t smem_raw[];
-    const QuantizeSmem layout(kTokens, p.ctas, p.blocks_per_cta, p.stages, p.r);
+    const QuantizeSmem layout(p.ctas, p.blocks_per_cta, p.stages, p.r);
     const uint32_t x_sm = (smem_u32(smem_raw) + 1023u) & ~1023u;
     const uint32_t lora_sm = x_sm + uint32_t(layout.lora);
     const uint32_t full = x_sm + uint32_t(layout.barriers);
@@ -107,7 +106,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     const int ctas = p.ctas, cta = int(blockIdx.x) % ctas;
     const int first_tile = int(blockIdx.x) / ctas, tile_step = int(gridDim.x) / ctas;
-    const int tiles = (p.m + kTokens - 1) / kTokens;
+    const int tiles = (p.m + kTileTokens - 1) / kTileTokens;
     const int all_blocks = (p.k + kBlockK - 1) / kBlockK;
     const int first_block = cta * p.blocks_per_cta;
     const int blocks = max(0, min(p.blocks_per_cta, all_blocks - first_block));
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 mbar_arrive_expect_tx(full + 8 * stage, uint32_t(blocks * 2 * kBox));
                 uint32_t dst = x_sm + stage * uint32_t(layout.stage);
                 for (int half = 0; half < 2 * blocks; ++half, dst += kBox) {
-                    tma_load_2d(dst, &p.x, first_block * kBlockK + 64 * half, tile * kTokens,
+                    tma_load_2d(dst, &p.x, first_block * kBlockK + 64 * half, tile * kTileTokens,
                                 full + 8 * stage);
                 }
             }
@@ -166,7 +165,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 if (column < p.k) prefetch_l2(p.lora_down_rows + size_t(rank) * size_t(p.k) + column);
             }
             wait_prerequisites();  // t may still be read by the kernel before
-            const int share = layout.share, mine = max(0, min(share, kTokens - cta * share));  // tokens summed here
+            const int share = layout.share, mine = max(0, min(share, kTileTokens - cta * share));  // tokens summed here
             const uint32_t t_sm = x_sm + uint32_t(layout.t);
             const uint32_t pairs = uint32_t(p.r) / 2, part_bytes = uint32_t(share) * pairs * 8;
             int i = 0;
@@ -176,7 +175,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 mbar_wait(t_bar + 8 * d, (uint32_t(i) / kExchangeDepth) & 1);
                 for (uint32_t e = uint32_t(thread); e < uint32_t(mine) * pairs; e += 32 * kSumWarps) {
                     const uint32_t token = e / pairs, rank = 2 * (e - token * pairs);
-                    const int row = tile * kTokens + cta * share + int(token);
+                    const int row = tile * kTileTokens + cta * share + int(token);
                     uint32_t at = t_sm + d * uint32_t(layout.t_slot) + 8 * e;
                     float2 sum = {0.0f, 0.0f};
                     for (int c = 0; c < ctas; ++c, at += part_bytes) {
@@ -293,7 +292,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     } else {  // ---- x_q, x_scale ----
         warpgroup_reg_alloc<kQuantizeRegs>();
         wait_prerequisites();  // x_q may still be read by the kernel before
-        if (blockIdx.x == 0) pad_scales(p.x_scale, p.m, kQuantizeWarps * 32);
         const int row_group = warp % kRowGroups, deal = warp / kRowGroups;
         const int j = lane % 4, row = 8 * row_group + task_row(lane);
         const uint32_t max_sm = x_sm + uint32_t(layout.maxima),
@@ -326,17 +324,17 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 advance();
                 top = quad_max(max_pattern(top));
                 const uint32_t mine = warp_max_sm + uint32_t((i & 1) * kQuantizeWarps * 8) * 4;
-                if (j == 0) sts_u32(mine + uint32_t(deal * kTokens + row) * 4, top);
+                if (j == 0) sts_u32(mine + uint32_t(deal * kTileTokens + row) * 4, top);
                 named_barrier(1 + row_group, 32 * kSplit);
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
-                if (threadIdx.x == 0) mbar_arrive_expect_tx(max_bar + 8 * d, uint32_t(ctas * kTokens * 4));
+                if (threadIdx.x == 0) mbar_arrive_expect_tx(max_bar + 8 * d, uint32_t(ctas * kTileTokens * 4));
                 const int peer = deal * 4 + j;  // the warps and quads share the peers out
                 if (peer < ctas || peer + 4 * kSplit < ctas) {
                     top = 0;
 #pragma unroll
                     for (int w = 0; w < kSplit; ++w)
-                        top = max(top, lds_u32(mine + uint32_t(w * kTokens + row) * 4));
-                    const uint32_t slot = max_sm + ((d * uint32_t(ctas) + cta) * kTokens + row) * 4;
+                        top = max(top, lds_u32(mine + uint32_t(w * kTileTokens + row) * 4));
+                    const uint32_t slot = max_sm + ((d * uint32_t(ctas) + cta) * kTileTokens + row) * 4;
                     for (int c = peer; c < ctas; c += 4 * kSplit) {
                         st_async_u32(dsmem_addr(slot, uint32_t(c)), top, dsmem_addr(max_bar + 8 * d, uint32_t(c)));
                     }
@@ -348,10 +346,10 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 mbar_wait(max_bar + 8 * d, (uint32_t(i - 1) / kExchangeDepth) & 1);
                 uint32_t top = 0;
                 for (int c = j; c < ctas; c += 4) {
-                    top = max(top, lds_u32(max_sm + ((d * uint32_t(ctas) + c) * kTokens + row) * 4));
+                    top = max(top, lds_u32(max_sm + ((d * uint32_t(ctas) + c) * kTileTokens + row) * 4));
                 }
                 const RowScale scale = row_scale<T>(quad_max(top));
-                const int out_row = (tile - tile_step) * kTokens + row;
+                const int out_row = (tile - tile_step) * kTileTokens + row;
                 if (cta == 0 && deal == 0 && j == 0 && out_row < p.m) p.x_scale[out_row] = scale.stored;
                 uint8_t* codes =
                     p.x_q + (size_t(out_row) * size_t(all_blocks) + size_t(first_block)) * kBlockK;

@@ -190,7 +190,6 @@ __global__ void __launch_bounds__(kQuantizeAnyThreads, 2)
             cluster_wait();
         }
     } else {  // ---- x_q, x_scale ----
-        if (cta == 0 && blockIdx.y == 0) pad_scales(p.x_scale, p.m, kQuantizeAnyWarps * 32);
         const int row_group = warp % kRowGroups, deal = warp / kRowGroups;
         const int j = lane % 4, row = 8 * row_group + task_row(lane);
         const auto* act_mul = static_cast<const uint16_t*>(p.act_mul);

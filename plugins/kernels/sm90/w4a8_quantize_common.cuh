@@ -19,11 +19,6 @@ constexpr float kZeroAbsmax = 7.52316384526264e-37f;  // 2^-120
 
 __device__ __forceinline__ int task_row(int lane) { return 4 * (lane / 4 % 2) + lane / 8; }
 
-// The zeros behind x_scale. Called by the first `threads` threads of one CTA.
-__device__ __forceinline__ void pad_scales(float* x_scale, int m, int threads) {
-    for (int i = int(threadIdx.x); i < kTokenPad; i += threads) x_scale[m + i] = 0.0f;
-}
-
 // The lane's 32 act_mul values, two per register, from its first column k0; some other value beyond K, where x is 0.
 __device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* act_mul, int k0, int k) {
 #pragma unroll
