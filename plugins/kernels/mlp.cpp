@@ -34,19 +34,20 @@ cudaError_t run_fused(const sm80::HiddenArgs& args, int32_t sm, cudaStream_t str
 
 MlpWorkspace mlp_workspace(const svdq_mlp_params& p) {
     const int32_t m = p.fc1.m;
-    const bool fuses = sm80::can_fuse(p);
-    const int32_t small = fuses ? std::min(m, sm80::kAlwaysFusedTokens - 1) : m;  // tokens of a chain, at most
+    // Tokens of a call that takes anything but the fused large tile, at most.
+    const int32_t few = sm80::can_fuse(p, TileKind::kLarge) ? std::min(m, sm80::kAlwaysFusedTokens - 1) : m;
     const auto parts = [&](int32_t tokens, TileKind tile) {
-        return align_workspace(sm80::hidden_tiles(p.fc1, tile) * tokens * p.fc2.r * 4);
+        return sm80::can_fuse(p, tile) ? align_workspace(sm80::hidden_tiles(p, tile) * tokens * p.fc2.r * 4) : 0;
     };
     MlpWorkspace w;
     w.fc2 = bytes_of(p.fc1, m);
     w.t_parts = w.fc2 + bytes_of(p.fc2, m);
-    w.linears = align_workspace(int64_t{small} * p.fc2.k * 2);
-    w.bytes = w.linears + std::max(bytes_of(p.fc1, small), bytes_of(p.fc2, small));
-    if (fuses)
-        w.bytes = std::max(
-            w.bytes, w.t_parts + std::max(parts(m, TileKind::kLarge), parts(small, TileKind::kMedium)));
+    w.linears = align_workspace(int64_t{few} * p.fc2.k * 2);
+    const size_t chain = w.linears + std::max(bytes_of(p.fc1, few), bytes_of(p.fc2, few));
+    const size_t large = w.t_parts + parts(m, TileKind::kLarge);
+    const size_t medium = bytes_of(p.fc1, few) + bytes_of(p.fc2, few) + parts(few, TileKind::kMedium);
+    w.bytes = std::max({chain, sm80::can_fuse(p, TileKind::kLarge) ? large : 0,
+                        sm80::can_fuse(p, TileKind::kMedium) ? medium : 0});
     return w;
 }
 
@@ -60,7 +61,8 @@ cudaError_t run_mlp(const svdq_mlp_params& p, int32_t sm, cudaStream_t stream) {
     const LinearArgs fc1 = linear_args(p.fc1, base + w.fc1, sm);
     if (const auto tile = sm80::fused_tile(p, fc1.ws, sms)) {
         const LinearArgs fc2 = linear_args(p.fc2, base + w.fc2, sm);
-        return run_fused({fc1, fc2, reinterpret_cast<float*>(base + w.t_parts), *tile}, sm, stream);
+        float* const parts = reinterpret_cast<float*>(base + w.t_parts);
+        return run_fused({fc1, fc2, *tile, parts, static_cast<int>(sm80::hidden_tiles(p, *tile))}, sm, stream);
     }
     svdq_linear_params first = p.fc1, second = p.fc2;
     first.y = base + w.hidden, second.x = first.y;

@@ -14,7 +14,7 @@ namespace svdq {
 struct MlpWorkspace {
     size_t fc1 = 0, fc2 = 0, t_parts = 0;
     size_t hidden = 0, linears = 0;
-    size_t bytes = 0;  // for either way that a call with these sizes or smaller ones may go
+    size_t bytes = 0;  // for any way that a call with these tokens or fewer may go
 };
 
 // Reads formats, activations and sizes. No CUDA call.

@@ -59,7 +59,7 @@ def test_fused_large_tile(
     assert_same_bits(run_mlp(library, mlp), got)
 
 
-@pytest.mark.parametrize("rank", (0, 16, 48, 128))
+@pytest.mark.parametrize("rank", (0, 16, 48, 64))
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_every_rank(library: ctypes.CDLL, name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMULATION_SMS", "1")
@@ -70,7 +70,7 @@ def test_fused_every_rank(library: ctypes.CDLL, name: str, rank: int, monkeypatc
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_medium_tile(library: ctypes.CDLL, name: str, dtype: str, activation: Activation) -> None:
-    check_fused(library, random_mlp(name, dtype, 77, 192, 256, 72, (32, 48), activation))
+    check_fused(library, random_mlp(name, dtype, 77, 192, 256, 72, (48, 32), activation))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -99,9 +99,13 @@ def test_many_tokens_are_fused_for_any_multiprocessor(library: ctypes.CDLL, monk
     check_fused(library, random_mlp("int4", "f16", 2050, 64, 64, 8, (0, 16), Activation.GEGLU))
 
 
-def test_large_rank_equals_two_linears(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rank", "activation"), ((80, Activation.GELU), (48, Activation.GEGLU)))
+def test_large_rank_equals_two_linears(
+    library: ctypes.CDLL, rank: int, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of t would take more bytes than the 16-bit hidden: the chain."""
     monkeypatch.setenv("EMULATION_SMS", "1")
-    mlp = random_mlp("int4", "f16", 130, 64, 128, 40, (16, 144), Activation.GELU)
+    mlp = random_mlp("int4", "f16", 130, 64, 128, 40, (16, rank), activation)
     assert_same_bits(run_mlp(library, mlp), chain(library, mlp))
 
 
@@ -124,7 +128,7 @@ def workspace(library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, r: int)
 def test_workspace_grows_with_every_size(library: ctypes.CDLL) -> None:
     steps = {
         "m": (19, 77, 2047, 2048, 2176, 4608), "k": (64, 512, 2048), "hidden": (64, 1024, 5120), "n": (8, 1280),
-        "r": (0, 32, 128),
+        "r": (0, 32, 64),
     }  # fmt: skip
     for name, values in steps.items():
         for m in (154, 4096):

@@ -18,8 +18,9 @@ cudaError_t gemm_w4a16(const LinearArgs& args, cudaStream_t stream);
 // fc1's kernel (b) and fc2's kernel (a) in one: codes, scales, t of fc1 -> those of fc2.
 struct HiddenArgs {
     LinearArgs fc1, fc2;  // fc1's y and fc2's x are not used
-    float* t_parts;       // [hidden_tiles][M][R of fc2]
     TileKind tile;        // fused_tile()
+    float* t_parts;       // [t_tiles][M][R of fc2]
+    int t_tiles;          // hidden_tiles()
 };
 cudaError_t gemm_quantize_int4(const HiddenArgs& args, cudaStream_t stream);
 cudaError_t gemm_quantize_nvfp4(const HiddenArgs& args, cudaStream_t stream);

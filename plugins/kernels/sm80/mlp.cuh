@@ -20,8 +20,7 @@ cudaError_t launch_gemm_quantize(const HiddenArgs& args, cudaStream_t stream) {
         large ? launch_gemm_tile<F, T, LargeTile, QuantizeHidden<kFormat, T, LargeTile>>(g, 1, overlap, stream)
               : launch_gemm_tile<F, T, MediumTile, QuantizeHidden<kFormat, T, MediumTile>>(g, 1, overlap, stream);
     if (e != cudaSuccess || g.next.r == 0) return e;
-    const SumArgs sum = {g.t_parts, g.next.t, int64_t{g.m} * g.next.r,
-                         static_cast<int>(hidden_tiles(args.fc1.p, args.tile))};
+    const SumArgs sum = {g.t_parts, g.next.t, int64_t{g.m} * g.next.r, args.t_tiles};
     return launch_sum_parts<T>(sum, overlap, stream);
 }
 

@@ -109,12 +109,12 @@ constexpr Case kCases[] = {
 // The chain; the kernel that quantizes the hidden, by its tiles; the sum of its parts.
 constexpr MlpCase kMlpCases[] = {
     {"mlp-int4-chain", kInt4, SVDQ_ACT_GEGLU, 0, 19, 128, 128, 72, 16, 32},
-    {"mlp-int4-medium", kInt4, SVDQ_ACT_GELU_TANH, 0, 77, 192, 192, 72, 16, 48},
+    {"mlp-int4-medium", kInt4, SVDQ_ACT_GELU_TANH, 0, 77, 192, 192, 72, 16, 32},
     {"mlp-int4-large", kInt4, SVDQ_ACT_GELU, 0, 2050, 64, 192, 72, 16, 32},
     {"mlp-int4-large-geglu", kInt4, SVDQ_ACT_GEGLU, 0, 2050, 64, 128, 72, 0, 16},
     {"mlp-int4u-medium", kInt4, SVDQ_ACT_GELU, 1, 77, 128, 128, 72, 16, 16},
     {"mlp-int4u-large", kInt4, SVDQ_ACT_GELU, 1, 2050, 64, 64, 72, 16, 0},
-    {"mlp-nvfp4-medium", kNvfp4, SVDQ_ACT_GELU, 0, 77, 192, 192, 72, 16, 48},
+    {"mlp-nvfp4-medium", kNvfp4, SVDQ_ACT_GELU, 0, 77, 192, 192, 72, 16, 32},
     {"mlp-nvfp4-large", kNvfp4, SVDQ_ACT_GELU_TANH, 0, 2050, 64, 192, 72, 16, 32},
     {"mlp-nvfp4-large-geglu", kNvfp4, SVDQ_ACT_GEGLU, 0, 2050, 64, 128, 72, 0, 16},
     {"mlp-int4-split", kInt4, SVDQ_ACT_GELU, 0, 70, 128, 1024, 72, 16, 16},
