@@ -3,7 +3,7 @@
     y = act( Q(x̂)·Q(W)ᵀ + (x·lora_downᵀ)·lora_upᵀ + bias ),   x̂ = round_act_dtype((x + act_shift)·act_mul)
 
 ``SVDQLinear`` is that; ``SVDQMlp`` is two in a row, fc1 with an activation and fc2 without: fc2's x is fc1's y, in x's
-dtype. Nobody else reads fc1's y, so that kernels may quantize it where it is computed. The values are those of two nodes.
+dtype. Nobody else reads fc1's y, so kernels may quantize it where it is computed; the values are those of two nodes.
 
 Op type = kind, format and activation (``SVDQLinearInt4Geglu``, ``SVDQMlpInt4Geglu``). The C++ header
 plugins/include/svdq/contract.h is written from this file by tools/gen_contract.py; a test compares the loaded plugin
