@@ -16,6 +16,9 @@ size_t workspace_bytes(int32_t format, int32_t m, int32_t n, int32_t k, int32_t 
 // True if the library holds machine code for this format on compute capability `sm` (89, 90, ...).
 bool has_kernel(int32_t format, int32_t dtype, int32_t sm);
 
+// Programmatic dependent launch: from there on.
+constexpr bool can_overlap(int32_t sm) { return sm >= 90; }
+
 // The launchers for a call on a device of compute capability `sm`; has_kernel() holds. Those for 80 run on every
 // later one too.
 LauncherPair pick_launchers(const LinearArgs& args, int32_t sm);

@@ -44,8 +44,9 @@ constexpr int64_t kMaxParts = 512;           // of 64 x 64 floats: 8 MiB
 constexpr int64_t kMaxSplitTiles = kMaxParts / 2;
 constexpr int64_t max_splits(int64_t k) { return k < 8 * 64 ? 1 : k < 32 * 64 ? k / (4 * 64) : 8; }  // 4 steps each
 
+inline size_t align_workspace(int64_t bytes) { return static_cast<size_t>((bytes + 255) / 256 * 256); }
+
 inline Workspace workspace_layout(int32_t format, int64_t m, int64_t n, int64_t k, int64_t r) {
-    const auto align = [](int64_t v) { return static_cast<size_t>((v + 255) / 256 * 256); };
     Workspace w;
     w.m_pad = (m + 127) / 128 * 128;
     int64_t codes = 0, scales = 0;
@@ -56,16 +57,16 @@ inline Workspace workspace_layout(int32_t format, int64_t m, int64_t n, int64_t 
         default: codes = m * k * 2, scales = w.m_pad * 4; break;
     }
     w.codes = 0;
-    w.scales = w.codes + align(codes);
-    w.t = w.scales + align(scales);
-    w.counters = w.t + align(m * r * 2);
+    w.scales = w.codes + align_workspace(codes);
+    w.t = w.scales + align_workspace(scales);
+    w.counters = w.t + align_workspace(m * r * 2);
     w.parts = w.counters;
     if (max_splits(k) > 1) {
         const int64_t tiles = (m + 63) / 64 * ((n + 63) / 64);
         w.parts_bytes = (tiles * max_splits(k) < kMaxParts ? tiles * max_splits(k) : kMaxParts) * (64 * 64 * 4);
-        w.parts += align(kMaxSplitTiles * 4);
+        w.parts += align_workspace(kMaxSplitTiles * 4);
     }
-    w.bytes = w.parts + align(w.parts_bytes);
+    w.bytes = w.parts + align_workspace(w.parts_bytes);
     return w;
 }
 

@@ -34,6 +34,17 @@ class Params(ctypes.Structure):
     )
 
 
+class MlpParams(ctypes.Structure):
+    """``svdq_mlp_params`` of svdq.h."""
+
+    _fields_ = (
+        ("fc1", Params),
+        ("fc2", Params),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_bytes", ctypes.c_size_t),
+    )
+
+
 @cache
 def load_library() -> ctypes.CDLL:
     """libsvdq.so with its argument types.

@@ -7,120 +7,18 @@ and numerics. Timing, races and the real instructions are for tests/gpu.
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
+from emulated import last_launch, run
+from svdq_harness import Linear, random_linear, sqnr_db, worst
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "gpu"))
+from svdq_trt.ref.quant import Array
+from svdq_trt.spec.formats import FORMATS, Activation
+from svdq_trt.spec.tolerances import KERNEL_ERROR
 
-from svdq_harness import ACTIVATIONS, Linear, random_linear, sqnr_db, worst  # noqa: E402
-
-from svdq_trt.nn.capi import Params  # noqa: E402
-from svdq_trt.ref.quant import Array  # noqa: E402
-from svdq_trt.spec.formats import FORMATS, Activation  # noqa: E402
-from svdq_trt.spec.ops import INPUTS  # noqa: E402
-from svdq_trt.spec.tolerances import KERNEL_ERROR  # noqa: E402
-
-SOURCES = (
-    "tests/cpu/emulation/emulation.cpp",
-    "plugins/capi/svdq.cpp",
-    "plugins/kernels/dispatch.cpp",
-    "plugins/kernels/gemv/w4a16_gemv.cu",
-    *(f"plugins/kernels/sm80/{name}.cu" for name in ("int4", "nvfp4", "w4a8", "w4a16")),
-)
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 DTYPES = ("f16", "bf16")
-
-
-def cuda_headers() -> Path | None:
-    """The folder of cuda_fp16.h, from nvcc's own preprocessor."""
-    try:
-        text = subprocess.run(
-            ["nvcc", "-E", "-x", "cu", "-include", "cuda_fp16.h", "/dev/null"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    found = (line.split('"')[1] for line in text.splitlines() if line.startswith("#") and "cuda_fp16.h" in line)
-    return next((Path(path).parent for path in found if Path(path).is_absolute()), None)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The C API over emulated kernels; host memory in the place of device memory."""
-    headers = cuda_headers()
-    if headers is None:
-        pytest.skip("nvcc and its headers are needed")
-    out = tmp_path_factory.mktemp("emulated")
-    flags = "-x c++ -std=c++17 -O1 -ffp-contract=off -fPIC -fvisibility=hidden -w -DSVDQ_EMULATION -DSVDQ_WITH_SM90=0"
-    includes = [
-        f"-I{path}" for path in (ROOT / "tests/cpu/emulation", headers, ROOT / "plugins", ROOT / "plugins/include")
-    ]
-    includes += ["-include", "emulation.h", "-DSVDQ_TARGETS={89,0}", '-DSVDQ_VERSION="0"']
-
-    def compile_one(source: str) -> str:
-        target = out / (Path(source).stem + ".o")
-        subprocess.run(["g++", *flags.split(), *includes, "-c", str(ROOT / source), "-o", str(target)], check=True)
-        return str(target)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, SOURCES))
-    path = out / "libsvdq_emulated.so"
-    subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
-    lib = ctypes.CDLL(str(path))
-    lib.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
-    for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
-        getattr(lib, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
-    return lib
-
-
-def aligned(a: Array) -> Array:
-    """A copy at an address that is a multiple of 256."""
-    raw = np.empty(a.nbytes + 256, np.uint8)
-    start = -raw.ctypes.data % 256
-    copy = raw[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
-    copy[...] = a
-    return copy
-
-
-def run(library: ctypes.CDLL, linear: Linear, entries: tuple[str, ...] = ("svdq_linear",)) -> Array:
-    """y [M, N_out]; both it and the workspace start as 0xff bytes with guard bytes behind."""
-    (m, k), n, r = linear.x.shape, linear.bias.shape[0], linear.lora_down.shape[0]
-    size = ctypes.c_size_t()
-    assert library.svdq_workspace_bytes(linear.fmt.index, m, n, k, r, ctypes.byref(size)) == 0
-    n_out = linear.activation.n_out(n)
-    keep = {
-        t.name: aligned(getattr(linear.weight if t.name in linear.weight.__annotations__ else linear, t.name))
-        for t in INPUTS
-    }
-    keep["y"] = aligned(np.full((m + 1) * n_out * 2, 0xFF, np.uint8))
-    keep["workspace"] = aligned(np.full(size.value + 256, 0xFF, np.uint8))
-    p = Params(
-        format=linear.fmt.index, activation=ACTIVATIONS.index(linear.activation), dtype=int(linear.dtype == "bf16"),
-        act_unsigned=int(linear.unsigned), act_shift=linear.shift, m=m, n=n, k=k, r=r, workspace_bytes=size.value,
-        **{name: a.ctypes.data for name, a in keep.items()},
-    )  # fmt: skip
-    for entry in entries:
-        assert getattr(library, entry)(ctypes.byref(p), None) == 0
-    y = keep["y"].view(linear.x.dtype).reshape(m + 1, n_out)
-    assert (keep["y"][m * n_out * 2 :] == 0xFF).all(), "written past y"
-    assert (keep["workspace"][size.value :] == 0xFF).all(), "written past the workspace"
-    return y[:m].copy()
-
-
-def last_launch(library: ctypes.CDLL) -> tuple[int, int, int]:
-    """(tiles, splits of K, threads) of the last kernel that ran: kernel (b)."""
-    out = [ctypes.c_int() for _ in range(3)]
-    library.emulation_last_launch(*map(ctypes.byref, out))
-    return out[0].value, out[1].value, out[2].value
 
 
 def check(library: ctypes.CDLL, linear: Linear) -> Array:

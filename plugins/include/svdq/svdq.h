@@ -81,6 +81,22 @@ SVDQ_API svdq_status svdq_linear_gemm(const svdq_linear_params* p, void* stream)
 // so that they can be tested there.
 SVDQ_API svdq_status svdq_linear_portable(const svdq_linear_params* p, void* stream);
 
+// Two linears with an activation between them, a transformer's feed-forward: y = fc2(act(fc1(x))), what svdq_linear()
+// of one and then of the other gives. int4 and nvfp4. Where there are enough tokens the hidden act(fc1(x)) is quantized
+// where it is made and never in memory as 16-bit numbers: its codes and scales are the same bit for bit, only the
+// order in which fc2's t = h.lora_down^T is summed differs.
+typedef struct {
+    svdq_linear_params fc1;  // activation gelu, gelu_tanh or geglu; y and the workspace are ignored
+    svdq_linear_params fc2;  // activation none; format, dtype and m of fc1, k = columns of fc1's y; x, workspace ignored
+    void* workspace;         // svdq_mlp_workspace_bytes() bytes, any content
+    size_t workspace_bytes;
+} svdq_mlp_params;
+
+// Bytes of workspace for sizes up to the given ones. Reads formats, activations and sizes only; makes no CUDA call.
+SVDQ_API svdq_status svdq_mlp_workspace_bytes(const svdq_mlp_params* sizes, size_t* bytes);
+
+SVDQ_API svdq_status svdq_mlp(const svdq_mlp_params* p, void* stream);
+
 // 1 if a kernel for (format, dtype) is compiled in for compute capability `sm` (89, 90, ...). No CUDA call.
 SVDQ_API int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm);
 
