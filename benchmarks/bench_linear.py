@@ -124,18 +124,34 @@ def sets_for(bytes_per_set: float) -> int:
     return max(2, min(MAX_SETS, math.ceil(BYTES_TO_ROTATE / bytes_per_set)))
 
 
-def ours(library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dtype, fmt: str) -> list[calls.Linear]:
-    """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing."""
+def ours(
+    library: calls.Library,
+    shape: shapes.Shape,
+    rank: int,
+    dtype: torch.dtype,
+    fmt: str,
+    activation: str = "none",
+    xs: list[torch.Tensor] | None = None,
+) -> list[calls.Linear]:
+    """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing.
+
+    One for each of the inputs `xs` [M, K]; without them as many as exceed the L2, with inputs of their own.
+    """
     m, k, n = shape.m, shape.k, shape.n
-    bytes_per_set = m * k * 2 + n * k / 2 + m * n * 2 + m * k
-    base = torch.randn(m, k, device="cuda", dtype=dtype)
+    if xs is None:
+        base = torch.randn(m, k, device="cuda", dtype=dtype)
+        sets = sets_for(m * k * 2 + n * k / 2 + m * n * 2 + m * k)
+        xs = [base.roll(i, 0).contiguous() for i in range(sets)]
     linears = []
-    for i in range(sets_for(bytes_per_set)):
+    for x in xs:
         nibbles = torch.randint(-7, 8, (2, n, k // 2), device="cuda", dtype=torch.int8)
         qweight = (nibbles[0] & 15) | (nibbles[1] << 4)
         if fmt == "w4a8":
             wscale = torch.randint(6, 19, (k // 64, n), device="cuda", dtype=torch.int8)
             wscale2 = torch.full((n,), k**-0.5 / 50, device="cuda")
+        elif fmt == "nvfp4":
+            wscale = torch.full((k // 64, n, 4), 0x38, device="cuda", dtype=torch.int8)  # 1 in e4m3
+            wscale2 = torch.full((n,), k**-0.5 / 3, device="cuda")
         else:
             wscale = torch.full((k // 64, n), k**-0.5 / 4, device="cuda", dtype=dtype)
             wscale2 = torch.ones(n, device="cuda")
@@ -143,7 +159,7 @@ def ours(library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dt
             calls.make_linear(
                 library,
                 fmt,
-                x=base.roll(i, 0).contiguous(),
+                x=x,
                 qweight=qweight,
                 wscale=wscale,
                 act_mul=torch.rand(k, device="cuda", dtype=dtype) + 0.5,
@@ -151,6 +167,7 @@ def ours(library: calls.Library, shape: shapes.Shape, rank: int, dtype: torch.dt
                 lora_up=torch.randn(n, rank, device="cuda", dtype=dtype),
                 bias=torch.randn(n, device="cuda", dtype=dtype),
                 wscale2=wscale2,
+                activation=activation,
             )
         )
     return linears

@@ -13,7 +13,7 @@ import torch
 
 from svdq_trt.libraries import KERNELS, KERNELS_ENV, locate
 from svdq_trt.nn import capi
-from svdq_trt.nn.capi import Params
+from svdq_trt.nn.capi import MlpParams, Params
 from svdq_trt.spec.formats import FORMATS
 
 ACTIVATIONS = {a.name.lower(): i for i, a in enumerate(capi.ACTIVATIONS)}
@@ -37,6 +37,8 @@ class Library:
         self.c.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
         for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
             getattr(self.c, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
+        self.c.svdq_mlp.argtypes = [ctypes.POINTER(MlpParams), ctypes.c_void_p]
+        self.c.svdq_mlp_workspace_bytes.argtypes = [ctypes.POINTER(MlpParams), ctypes.POINTER(ctypes.c_size_t)]
 
     def workspace_bytes(self, fmt: str, m: int, n: int, k: int, r: int) -> int:
         """Bytes of workspace for sizes up to (m, n, k, r)."""
@@ -45,8 +47,14 @@ class Library:
         self._check(status, "workspace_bytes")
         return size.value
 
-    def call(self, name: str, params: Params) -> None:
-        """Enqueue svdq_linear, svdq_linear_quantize or svdq_linear_gemm on torch's current stream."""
+    def mlp_workspace_bytes(self, params: MlpParams) -> int:
+        """Bytes of workspace for these sizes."""
+        size = ctypes.c_size_t()
+        self._check(self.c.svdq_mlp_workspace_bytes(ctypes.byref(params), ctypes.byref(size)), "mlp_workspace_bytes")
+        return size.value
+
+    def call(self, name: str, params: Params | MlpParams) -> None:
+        """Enqueue svdq_linear, svdq_linear_quantize, svdq_linear_gemm or svdq_mlp on torch's current stream."""
         stream = torch.cuda.current_stream().cuda_stream
         self._check(getattr(self.c, name)(ctypes.byref(params), stream), name)
 
@@ -127,3 +135,31 @@ def make_linear(
             raise ValueError(f"{name}: want a contiguous CUDA tensor")
         setattr(params, name, tensor.data_ptr())
     return Linear(library, params, tensors)
+
+
+@dataclass
+class Mlp:
+    """svdq_mlp of two linears, the second of which reads the first one's y where each is called alone."""
+
+    fc1: Linear
+    fc2: Linear
+    params: MlpParams
+    workspace: torch.Tensor = field(repr=False)
+
+    def run(self) -> None:
+        """Enqueue svdq_mlp on the current stream."""
+        self.fc1.library.call("svdq_mlp", self.params)
+
+    def run_chain(self) -> None:
+        """Enqueue the two linears."""
+        self.fc1.run()
+        self.fc2.run()
+
+
+def make_mlp(fc1: Linear, fc2: Linear) -> Mlp:
+    """Both linears' tensors, and a workspace of 0xff bytes."""
+    params = MlpParams(fc1=fc1.params, fc2=fc2.params)
+    params.workspace_bytes = fc1.library.mlp_workspace_bytes(params)
+    workspace = torch.full((params.workspace_bytes,), 255, dtype=torch.uint8, device=fc1.y.device)
+    params.workspace = workspace.data_ptr()
+    return Mlp(fc1, fc2, params, workspace)

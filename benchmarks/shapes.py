@@ -56,3 +56,24 @@ SANA = (
     Shape("SANA", "sana_ff2", 2048, 5632, 2240),  # 5600 padded to a multiple of 64
 )
 ALL = FLUX + SDXL + PIXART + SANA
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two of the linears above with an activation between them."""
+
+    fc1: Shape
+    fc2: Shape
+    activation: str
+
+
+_BY_NAME = {shape.name: shape for shape in ALL}
+FEED_FORWARDS = tuple(
+    FeedForward(_BY_NAME[fc1], _BY_NAME[fc2], activation)
+    for fc1, fc2, activation in (
+        ("flux_fc1", "flux_fc2", "gelu_tanh"),
+        ("pixart_ff1", "pixart_ff2", "gelu_tanh"),
+        ("sdxl1280_ff1", "sdxl1280_ff2", "geglu"),
+        ("sdxl640_ff1", "sdxl640_ff2", "geglu"),
+    )
+)

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "gemv/gemv.h"
-#include "sm80/launch.h"
 #if SVDQ_WITH_SM90
 #include "sm90/w4a8.h"
 #endif
@@ -58,6 +57,10 @@ LauncherPair pick_launchers(const LinearArgs& args, int32_t sm) {
 #endif
     (void)sm;
     return {sm80::quantize_w4a8, sm80::gemm_w4a8};
+}
+
+HiddenLauncher pick_hidden_launcher(int32_t format) {
+    return format == SVDQ_FORMAT_INT4 ? sm80::gemm_quantize_int4 : sm80::gemm_quantize_nvfp4;
 }
 
 }  // namespace svdq

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "linear.h"
+#include "sm80/launch.h"
 
 namespace svdq {
 
@@ -22,5 +23,9 @@ constexpr bool can_overlap(int32_t sm) { return sm >= 90; }
 // The launchers for a call on a device of compute capability `sm`; has_kernel() holds. Those for 80 run on every
 // later one too.
 LauncherPair pick_launchers(const LinearArgs& args, int32_t sm);
+
+// For int4 and nvfp4: fc1's kernel (b) with fc2's kernel (a) in it, on every supported device.
+using HiddenLauncher = cudaError_t (*)(const sm80::HiddenArgs&, cudaStream_t);
+HiddenLauncher pick_hidden_launcher(int32_t format);
 
 }  // namespace svdq

@@ -1,4 +1,4 @@
-"""The C API over the portable CUDA kernels, compiled for the CPU (tests/cpu/emulation); host memory is device memory."""
+"""The C API over the portable CUDA kernels, compiled for the CPU (emulation/); device memory is host memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SOURCES = (
     *(f"plugins/capi/{name}.cpp" for name in ("svdq", "mlp")),
     *(f"plugins/kernels/{name}.cpp" for name in ("dispatch", "mlp")),
     "plugins/kernels/gemv/w4a16_gemv.cu",
-    *(f"plugins/kernels/sm80/{name}.cu" for name in ("int4", "nvfp4", "w4a8", "w4a16")),
+    *(f"plugins/kernels/sm80/{name}.cu" for name in ("int4", "int4_mlp", "nvfp4", "nvfp4_mlp", "w4a8", "w4a16")),
 )
 
 
@@ -149,3 +149,8 @@ def last_launch(library: ctypes.CDLL) -> tuple[int, int, int]:
     out = [ctypes.c_int() for _ in range(3)]
     library.emulation_last_launch(*map(ctypes.byref, out))
     return out[0].value, out[1].value, out[2].value
+
+
+def launches(library: ctypes.CDLL) -> int:
+    """Kernels that have run so far."""
+    return int(ctypes.c_int.in_dll(library, "emulation_launches").value)

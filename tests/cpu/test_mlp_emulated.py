@@ -6,12 +6,14 @@ import ctypes
 
 import numpy as np
 import pytest
-from emulated import run, run_mlp
+from emulated import launches, run, run_mlp
 from mlp_harness import Mlp, random_mlp
+from svdq_harness import sqnr_db, worst
 
 from svdq_trt.nn.capi import MlpParams
 from svdq_trt.ref.quant import Array
 from svdq_trt.spec.formats import Activation
+from svdq_trt.spec.tolerances import KERNEL_ERROR
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")
@@ -27,12 +29,121 @@ def assert_same_bits(a: Array, b: Array) -> None:
     np.testing.assert_array_equal(a.view(np.int16), b.view(np.int16))
 
 
+def check_fused(library: ctypes.CDLL, mlp: Mlp) -> Array:
+    """Codes and scales of the hidden are the chain's, bit for bit; y is right and the same in any order of CTAs."""
+    no_up = mlp.without_up()
+    assert_same_bits(run_mlp(library, no_up), chain(library, no_up))
+    before = launches(library)
+    got = run_mlp(library, mlp)
+    rank = mlp.fc2.lora_down.shape[0]
+    assert launches(library) - before == (4 if rank else 3), "the chain ran"
+    want, limit = mlp.fc2.with_x(run(library, mlp.fc1)).reference(), KERNEL_ERROR[mlp.fc1.dtype]
+    db = sqnr_db(want, got)
+    assert db >= limit.db, f"{db:.1f} dB, want {limit.db} ({limit.reason}); {worst(want, got)}"
+    if not rank:
+        assert_same_bits(got, chain(library, mlp))
+    return got
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_large_tile(
+    library: ctypes.CDLL, name: str, dtype: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tiles of M, the second ragged; of N too where one linear makes two blocks of a tile's columns."""
+    monkeypatch.setenv("EMULATION_SMS", "1")  # one multiprocessor: large tiles are chosen for any size
+    mlp = random_mlp(name, dtype, 205, 128, 192, 72, (16, 32), activation)
+    got = check_fused(library, mlp)
+    monkeypatch.setenv("EMULATION_BACKWARDS", "1")
+    assert_same_bits(run_mlp(library, mlp), got)
+
+
+@pytest.mark.parametrize("rank", (0, 16, 48, 64))
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_every_rank(library: ctypes.CDLL, name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMULATION_SMS", "1")
+    check_fused(library, random_mlp(name, "bf16", 133, 64, 320, 40, (0, rank), Activation.GELU_TANH))
+
+
+@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GELU_TANH))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_medium_tile(library: ctypes.CDLL, name: str, dtype: str, activation: Activation) -> None:
+    check_fused(library, random_mlp(name, dtype, 77, 192, 256, 72, (48, 32), activation))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_hidden_whose_product_is_split(library: ctypes.CDLL, name: str) -> None:
+    """fc2's K is shared by several CTAs, whose counters fc1's kernel has set to 0."""
+    check_fused(library, random_mlp(name, "bf16", 70, 128, 1024, 72, (16, 16), Activation.GELU))
+
+
+@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU))
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_non_finite_row_is_nan_and_others_are_untouched(
+    library: ctypes.CDLL, name: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EMULATION_SMS", "1")
+    mlp = random_mlp(name, "f16", 131, 128, 192, 40, (16, 16), activation)
+    clean, x = run_mlp(library, mlp), mlp.fc1.x.copy()
+    x[3, 100], x[130, 5] = np.nan, np.inf
+    got = run_mlp(library, mlp.with_x(x))
+    assert np.isnan(got[[3, 130]].astype(np.float64)).all()
+    others = np.setdiff1d(np.arange(131), [3, 130])
+    assert_same_bits(got[others], clean[others])
+
+
+def test_many_tokens_are_fused_for_any_multiprocessor(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMULATION_SMS", "256")
+    check_fused(library, random_mlp("int4", "f16", 2050, 64, 64, 8, (0, 16), Activation.GEGLU))
+
+
+@pytest.mark.parametrize(("rank", "activation"), ((80, Activation.GELU), (48, Activation.GEGLU)))
+def test_large_rank_equals_two_linears(
+    library: ctypes.CDLL, rank: int, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of t would take more bytes than the 16-bit hidden: the chain."""
+    monkeypatch.setenv("EMULATION_SMS", "1")
+    mlp = random_mlp("int4", "f16", 130, 64, 128, 40, (16, rank), activation)
+    assert_same_bits(run_mlp(library, mlp), chain(library, mlp))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_few_tokens_equal_two_linears(library: ctypes.CDLL, name: str, dtype: str, activation: Activation) -> None:
     mlp = random_mlp(name, dtype, 19, 128, 192, 72, (16, 32), activation)
     assert_same_bits(run_mlp(library, mlp), chain(library, mlp))
+
+
+def workspace(library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, r: int) -> int:
+    p, size = MlpParams(), ctypes.c_size_t()
+    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r, p.fc1.activation = m, hidden, k, r, 1
+    p.fc2.m, p.fc2.n, p.fc2.k, p.fc2.r = m, n, hidden, r
+    assert library.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(size)) == 0
+    return size.value
+
+
+def test_workspace_grows_with_every_size(library: ctypes.CDLL) -> None:
+    steps = {
+        "m": (19, 77, 2047, 2048, 2176, 4608), "k": (64, 512, 2048), "hidden": (64, 1024, 5120), "n": (8, 1280),
+        "r": (0, 32, 64),
+    }  # fmt: skip
+    for name, values in steps.items():
+        for m in (154, 4096):
+            base = {"m": m, "k": 1024, "hidden": 1024, "n": 1280, "r": 32}
+            sizes = [workspace(library, **(base | {name: v})) for v in values]
+            assert sizes == sorted(sizes), name
+
+
+def test_workspace_of_many_tokens_has_no_room_for_the_hidden(library: ctypes.CDLL) -> None:
+    m, k, hidden, n, r = 4608, 3072, 12288, 3072, 32
+    sizes = [ctypes.c_size_t() for _ in range(2)]
+    for size, (outputs, inputs) in zip(sizes, ((hidden, k), (n, hidden)), strict=True):
+        assert library.svdq_workspace_bytes(0, m, outputs, inputs, r, ctypes.byref(size)) == 0
+    chain_bytes = 2 * m * hidden + max(size.value for size in sizes)
+    assert workspace(library, m, k, hidden, n, r) < 0.8 * chain_bytes
 
 
 def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:

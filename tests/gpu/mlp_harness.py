@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from svdq_harness import Linear, random_linear
+from svdq_harness import OK, Call, Library, Linear, random_linear
 
+from svdq_trt.nn.capi import MlpParams
 from svdq_trt.ref.quant import Array
 from svdq_trt.spec.formats import Activation
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -36,3 +42,49 @@ def random_mlp(
         random_linear(first, dtype, m, outputs, k, ranks[0], activation),
         random_linear(name, dtype, m, n, hidden, ranks[1], seed=1),
     )
+
+
+class MlpCall:
+    """Both linears on the GPU; y and the workspace are fenced with guard bytes and filled with NaN."""
+
+    def __init__(self, lib: Library, mlp: Mlp) -> None:
+        import torch
+
+        self.lib, self.mlp = lib, mlp
+        self.fc1, self.fc2 = Call(lib, mlp.fc1), Call(lib, mlp.fc2)
+        self.params = MlpParams(fc1=self.fc1.params, fc2=self.fc2.params)
+        p, size = self.params, ctypes.c_size_t()
+        p.fc1.y = p.fc1.workspace = p.fc2.x = p.fc2.workspace = None
+        p.fc1.workspace_bytes = p.fc2.workspace_bytes = 0
+        assert lib.c.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(size)) == OK
+        self.workspace = torch.full((size.value + 512,), 0xFF, dtype=torch.uint8, device="cuda")
+        p.workspace, p.workspace_bytes = self.workspace.data_ptr() + 256, size.value
+
+    @property
+    def y(self) -> torch.Tensor:
+        """Guard rows, y [M, N], guard rows."""
+        return self.fc2.keep["y"]
+
+    def launch(self, stream: int | None = None) -> int:
+        """The status; does not synchronize."""
+        import torch
+
+        handle = torch.cuda.current_stream().cuda_stream if stream is None else stream
+        return int(self.lib.c.svdq_mlp(ctypes.byref(self.params), handle))
+
+    def result(self) -> Array:
+        """y [M, N] after checking that nothing was written around it or around the workspace."""
+        y = self.fc2.result()
+        for fence in (self.workspace[:256], self.workspace[-256:]):
+            assert bool((fence == 0xFF).all()), "written outside of the workspace"
+        return y
+
+    def run(self) -> Array:
+        """Launch, check the status, return y."""
+        status = self.launch()
+        assert status == OK, f"{self.lib.c.svdq_status_string(status)} cuda={self.lib.c.svdq_last_cuda_error()}"
+        return self.result()
+
+    def chain(self) -> Array:
+        """y of two calls of svdq_linear."""
+        return Call(self.lib, self.mlp.fc2.with_x(self.fc1.run())).run()

@@ -92,7 +92,8 @@ typedef struct {
     size_t workspace_bytes;
 } svdq_mlp_params;
 
-// Bytes of workspace for sizes up to the given ones. Reads formats, activations and sizes only; makes no CUDA call.
+// Bytes of workspace for these sizes, and for the same with fewer tokens. Reads formats, activations and sizes only;
+// makes no CUDA call.
 SVDQ_API svdq_status svdq_mlp_workspace_bytes(const svdq_mlp_params* sizes, size_t* bytes);
 
 SVDQ_API svdq_status svdq_mlp(const svdq_mlp_params* p, void* stream);

@@ -37,72 +37,89 @@ __device__ __forceinline__ void add_bias8(float (&v)[8], const uint16_t* bias) {
     }
 }
 
-// `slab` is this warp's; `row0`, `warp_n` place the warp in the matrix and in the CTA's tile.
-template <class T, class Tile>
-__device__ __forceinline__ void store_tile(const GemmArgs& p, const Columns<Tile>& columns, float* slab,
-                                           const float (&acc)[Tile::kMt][Tile::kNt][4], int row0, int warp_n,
-                                           int lane) {
+// m16 tiles m0 .. m0 + kTiles - 1 of this warp's accumulators -> its slab.
+template <class Tile>
+__device__ __forceinline__ void put_in_slab(float* slab, const float (&acc)[Tile::kMt][Tile::kNt][4], int m0,
+                                            int lane) {
     using S = Slab<Tile>;
-    const bool paired = p.activation == SVDQ_ACT_GEGLU;
-    const int width = paired ? Tile::kWarpN / 2 : Tile::kWarpN;
-    const int chunks = width / 8;  // of 8 outputs per row
-    const int column0 = columns.out0 + warp_n * width;
-
 #pragma unroll
-    for (int m0 = 0; m0 < Tile::kMt; m0 += S::kTiles) {
+    for (int mt = 0; mt < S::kTiles; ++mt)
 #pragma unroll
-        for (int mt = 0; mt < S::kTiles; ++mt)
-#pragma unroll
-            for (int nt = 0; nt < Tile::kNt; ++nt) {
-                const float(&d)[4] = acc[m0 + mt][nt];
-                float* at = slab + (16 * mt + lane / 4) * S::kPitch + 8 * nt + 2 * (lane % 4);
-                *reinterpret_cast<float2*>(at) = make_float2(d[0], d[1]);
-                *reinterpret_cast<float2*>(at + 8 * S::kPitch) = make_float2(d[2], d[3]);
-            }
-        __syncwarp();
-#pragma unroll 1
-        for (int i = lane; i < S::kRows * chunks; i += 32) {
-            const int in_slab = i / chunks, chunk = i % chunks;
-            const int row = row0 + 16 * m0 + in_slab;
-            const int column = column0 + 8 * chunk;
-            if (row >= p.m || column >= p.n_out) continue;
-            const float* from = slab + in_slab * S::kPitch + 8 * chunk;
-            float v[8];
-            load8(v, from);
-            add_bias8<T>(v, p.bias + column);
-            switch (p.activation) {
-                case SVDQ_ACT_GELU:
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) v[j] = gelu(v[j]);
-                    break;
-                case SVDQ_ACT_GELU_TANH:
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) v[j] = gelu_tanh(v[j]);
-                    break;
-                case SVDQ_ACT_SILU:
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) v[j] = silu(v[j]);
-                    break;
-                case SVDQ_ACT_GEGLU: {
-                    float gate[8];
-                    load8(gate, from + width);
-                    add_bias8<T>(gate, p.bias + p.n_out + column);
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) v[j] *= gelu(gate[j]);
-                    break;
-                }
-                default: break;
-            }
-            uint32_t pair[4];
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                pair[j] = TypeTraits<T>::to_pair(TypeTraits<T>::saturate(v[2 * j]),
-                                                 TypeTraits<T>::saturate(v[2 * j + 1]));
-            uint16_t* const to = p.y + static_cast<int64_t>(row) * p.n_out + column;
-            *reinterpret_cast<uint4*>(to) = make_uint4(pair[0], pair[1], pair[2], pair[3]);
+        for (int nt = 0; nt < Tile::kNt; ++nt) {
+            const float(&d)[4] = acc[m0 + mt][nt];
+            float* at = slab + (16 * mt + lane / 4) * S::kPitch + 8 * nt + 2 * (lane % 4);
+            *reinterpret_cast<float2*>(at) = make_float2(d[0], d[1]);
+            *reinterpret_cast<float2*>(at + 8 * S::kPitch) = make_float2(d[2], d[3]);
         }
-        __syncwarp();
-    }
 }
+
+// The 8 outputs from column `column` of y on: their sums lie at `from`, GEGLU's gates `width` floats behind.
+template <class T>
+__device__ __forceinline__ uint4 finish8(const GemmArgs& p, const float* from, int column, int width) {
+    float v[8];
+    load8(v, from);
+    add_bias8<T>(v, p.bias + column);
+    switch (p.activation) {
+        case SVDQ_ACT_GELU:
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = gelu(v[j]);
+            break;
+        case SVDQ_ACT_GELU_TANH:
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = gelu_tanh(v[j]);
+            break;
+        case SVDQ_ACT_SILU:
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = silu(v[j]);
+            break;
+        case SVDQ_ACT_GEGLU: {
+            float gate[8];
+            load8(gate, from + width);
+            add_bias8<T>(gate, p.bias + p.n_out + column);
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] *= gelu(gate[j]);
+            break;
+        }
+        default: break;
+    }
+    uint32_t pair[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+        pair[j] = TypeTraits<T>::to_pair(TypeTraits<T>::saturate(v[2 * j]), TypeTraits<T>::saturate(v[2 * j + 1]));
+    return make_uint4(pair[0], pair[1], pair[2], pair[3]);
+}
+
+// The epilogue of a linear: y. Others have the same members; see gemm_kernel.
+template <class T, class Tile>
+struct StoreY {
+    using Args = GemmArgs;
+    static constexpr bool kSplits = Tile::kSplits;  // K may be split
+
+    // acc: this warp's part of the tile from row m0 on; smem: the CTA's, which nobody reads any more.
+    static __device__ __forceinline__ void run(const Args& p, const Columns<Tile>& columns, uint8_t* smem,
+                                               const float (&acc)[Tile::kMt][Tile::kNt][4], int m0, int warp,
+                                               int lane) {
+        using S = Slab<Tile>;
+        const bool paired = p.activation == SVDQ_ACT_GEGLU;
+        const int width = paired ? Tile::kWarpN / 2 : Tile::kWarpN;
+        const int chunks = width / 8;  // of 8 outputs per row
+        const int row0 = m0 + warp / Tile::kWn * Tile::kWarpM, column0 = columns.out0 + warp % Tile::kWn * width;
+        float* const slab = reinterpret_cast<float*>(smem + warp * S::kBytes);
+#pragma unroll
+        for (int mt = 0; mt < Tile::kMt; mt += S::kTiles) {
+            put_in_slab<Tile>(slab, acc, mt, lane);
+            __syncwarp();
+#pragma unroll 1
+            for (int i = lane; i < S::kRows * chunks; i += 32) {
+                const int in_slab = i / chunks, chunk = i % chunks;
+                const int row = row0 + 16 * mt + in_slab, column = column0 + 8 * chunk;
+                if (row >= p.m || column >= p.n_out) continue;
+                const uint4 out = finish8<T>(p, slab + in_slab * S::kPitch + 8 * chunk, column, width);
+                *reinterpret_cast<uint4*>(p.y + static_cast<int64_t>(row) * p.n_out + column) = out;
+            }
+            __syncwarp();
+        }
+    }
+};
 
 }  // namespace svdq::sm80

@@ -29,7 +29,8 @@ __device__ __forceinline__ uint32_t e2m1_pair(uint32_t word, int j, __half2 scal
 }
 
 struct NVFP4 {
-    static constexpr int kARowBytes = 32, kAScaleBytes = 4, kBScaleBytes = 4, kStages = 4, kMinCtas = 1;
+    static constexpr int kARowBytes = 32, kAScaleBytes = 4, kBScaleBytes = 4, kStages = 4;
+    static constexpr int kMinCtas = SVDQ_NATIVE_NVFP4 ? 3 : 1;  // two on sm_120: ptx::min_ctas()
     static constexpr bool kRowScale = false;
     using Acc = float;
 

@@ -22,7 +22,7 @@
 // deterministic.
 //
 // A format (format_*.cuh) is a struct with the bytes above, an accumulator type and step(), which consumes
-// one stage.
+// one stage. What becomes of the sums is the epilogue's: StoreY (epilogue.cuh) or QuantizeHidden (mlp_epilogue.cuh).
 #pragma once
 
 #include "../common/launch.h"
@@ -140,9 +140,9 @@ __device__ __forceinline__ void load_rank(const GemmArgs& p, const Columns<Tile>
     ptx::cp_async_16(stage + S::kB + row_offset<2>(row, chunk), p.lora_up + (b_valid ? b_at : 0), b_valid);
 }
 
-template <class F, class T, class Tile>
+template <class F, class T, class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? F::kMinCtas : 1))
-    gemm_kernel(const GemmArgs p) {
+    gemm_kernel(const typename Epilogue::Args p) {
     SVDQ_DYNAMIC_SHARED(smem);
     using S = Stage<F, Tile>;
     constexpr int kMt = Tile::kMt, kNt = Tile::kNt;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
     // Steps over K, then over R; this CTA's are step .. end - 1.
     const int k_steps = p.k / 64, steps = k_steps + p.r / 16;
     int step = 0, end = steps;
-    if constexpr (Tile::kSplits) {
+    if constexpr (Epilogue::kSplits) {
         step = steps * static_cast<int>(blockIdx.y) / static_cast<int>(gridDim.y);
         end = steps * static_cast<int>(blockIdx.y + 1) / static_cast<int>(gridDim.y);
     }
@@ -244,33 +244,24 @@ __global__ void __launch_bounds__(Tile::kThreads, ptx::min_ctas(Tile::kMt > 1 ? 
     }
 
     ptx::cp_async_wait<0>();
-    if constexpr (Tile::kSplits)
+    if constexpr (Epilogue::kSplits)
         if (gridDim.y > 1 && !sum_splits<Tile>(p, acc)) return;
     __syncthreads();  // the ring becomes the slabs
-    store_tile<T, Tile>(p, columns, reinterpret_cast<float*>(smem + warp * Slab<Tile>::kBytes), acc,
-                        m0 + warp_m * Tile::kWarpM, warp_n, lane);
+    Epilogue::run(p, columns, smem, acc, m0, warp, lane);
 }
 
-template <class F, class T, class Tile>
-cudaError_t launch_gemm_tile(const GemmArgs& g, int splits, bool overlap, cudaStream_t stream) {
+template <class F, class T, class Tile, class Epilogue = StoreY<T, Tile>>
+cudaError_t launch_gemm_tile(const typename Epilogue::Args& g, int splits, bool overlap, cudaStream_t stream) {
     const int out_per_tile = g.activation == SVDQ_ACT_GEGLU ? Tile::kBn / 2 : Tile::kBn;
     const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm;
     const int64_t tiles_n = (g.n_out + out_per_tile - 1) / out_per_tile;
     if (tiles_m * tiles_n > 0x7fffffff) return cudaErrorInvalidConfiguration;
     constexpr int kShared = Stage<F, Tile>::kSharedBytes;
     const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n), static_cast<unsigned>(splits));
-    return launch_kernel(gemm_kernel<F, T, Tile>, grid, Tile::kThreads, kShared, stream, g, overlap);
+    return launch_kernel(gemm_kernel<F, T, Tile, Epilogue>, grid, Tile::kThreads, kShared, stream, g, overlap);
 }
 
-inline cudaError_t multiprocessors(int* count) {
-    int device = 0;
-    const cudaError_t e = cudaGetDevice(&device);
-    return e != cudaSuccess ? e : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-}
-
-// F is the format with the act dtype T it was made for.
-template <class F, class T>
-cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
+inline GemmArgs gemm_args(const LinearArgs& args) {
     const svdq_linear_params& p = args.p;
     GemmArgs g = {};
     g.codes = args.codes();
@@ -287,10 +278,17 @@ cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
     g.activation = p.activation;
     g.parts = args.parts();
     g.counters = args.counters();
+    return g;
+}
+
+// F is the format with the act dtype T it was made for.
+template <class F, class T>
+cudaError_t launch_gemm(const LinearArgs& args, cudaStream_t stream) {
+    const GemmArgs g = gemm_args(args);
     int sms = 0;
     const cudaError_t e = multiprocessors(&sms);
     if (e != cudaSuccess) return e;
-    const Choice choice = choose(p, args.ws, sms);
+    const Choice choice = choose(args.p, args.ws, sms);
     switch (choice.tile) {
         case TileKind::kSmall: return launch_gemm_tile<F, T, SmallTile>(g, choice.splits, args.overlap, stream);
         case TileKind::kMedium: return launch_gemm_tile<F, T, MediumTile>(g, choice.splits, args.overlap, stream);

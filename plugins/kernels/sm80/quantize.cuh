@@ -9,10 +9,7 @@
 //   M       |  w0  |  w1  |  ...  |  w7  |  w0  |  ...     x is read once, 16 bytes a lane
 //           +------+------+--   --+------+------+--
 //
-// A lane (g = lane/4, c = lane%4) holds, of each 32-element half of the block, elements 8c..8c+7 of rows g
-// and g+8 (and g+16, g+24). The sum over K does not care about order, so the same registers, two words at a
-// time, are A fragments of m16n8k16; lora_down is read in the same order and is B. A group of 64 is a quad of
-// lanes, a group of 16 a pair. Only the CTAs of R tile 0 quantize.
+// How a warp holds a block and what it makes of it: quantize_block.cuh. Only the CTAs of R tile 0 quantize.
 //
 // Operands:  x [M, K], act_mul [K], lora_down [R, K] act dtype -> codes, scales, t: see struct Workspace
 // Numerics:  common/numerics.cuh. t: fp32 over a warp's blocks in ascending order, then the warps' partial sums
@@ -21,9 +18,7 @@
 #pragma once
 
 #include "../common/launch.h"
-#include "../common/octet.cuh"
-#include "../common/ptx.cuh"
-#include "../linear.h"
+#include "quantize_block.cuh"
 
 namespace svdq::sm80 {
 
@@ -39,81 +34,6 @@ struct QuantTile {
 using FewRows = QuantTile<32, 1, 16, 4, true, 1>;    // one CTA per SM: all of its warps on one m16 tile
 using ManyRows = QuantTile<32, 1, 8, 2, false, 3>;   // three CTAs hide each other's latencies
 using LargeRank = QuantTile<64, 2, 8, 4, false, 1>;
-
-struct QuantArgs {
-    const uint16_t* x;          // [M, K] act dtype
-    const uint16_t* act_mul;    // [K]
-    const uint16_t* lora_down;  // [R, K]
-    uint8_t* codes;
-    uint8_t* scales;
-    uint16_t* t;         // [M, R]
-    uint32_t* counters;  // [kMaxSplitTiles] of kernel (b), to be 0; or nullptr
-    int64_t m_pad;
-    int m, k, r;
-    float shift;
-    float inv_qmax;  // fp32(1 / qmax)
-    bool act_unsigned;
-};
-
-// Maximum over the 2 (kLanes = 2) or 4 lanes of a quad that share a group.
-template <int kLanes>
-__device__ __forceinline__ uint32_t max_lanes(uint32_t v) {
-    v = max(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    if (kLanes == 4) v = max(v, __shfl_xor_sync(0xffffffffu, v, 2));
-    return v;
-}
-
-template <class T>
-__device__ __forceinline__ float element(const Octet& o, int i) {
-    return i % 2 ? high_to_float<T>(o.pair[i / 2]) : low_to_float<T>(o.pair[i / 2]);
-}
-
-// Where the scale of a row lies in its group's run of them; see struct Workspace.
-__device__ __forceinline__ int64_t scale_position(int64_t row) { return (row & ~15) + row % 8 * 2 + (row >> 3 & 1); }
-
-// int4: one group of 64 = both octets of the four lanes of a quad.
-template <class T>
-__device__ __forceinline__ void store_int4(const QuantArgs& p, const Octet (&x)[2], int64_t row, int block, int c,
-                                           bool valid) {
-    const uint32_t absmax = max_lanes<4>(max_halves(max_bits(max_bits(0, x[0]), x[1])));
-    const GroupScale s = group_scale<T>(absmax, p.inv_qmax, 3.4e38f);
-    if (valid) {
-#pragma unroll
-        for (int b = 0; b < 2; ++b) {
-            const auto value = [&](int i) { return element<T>(x[b], i); };
-            const uint32_t word =
-                p.act_unsigned ? int_codes<8, 4, true>(s, value) : int_codes<8, 4, false>(s, value);
-            *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
-        }
-    }
-    if (c == 0) {  // also of the padding rows of this CTA: kernel (b) copies scales 16 bytes at a time
-        const float stored = TypeTraits<T>::to_float(TypeTraits<T>::to_bits(s.scale));
-        reinterpret_cast<float*>(p.scales)[block * p.m_pad + scale_position(row)] =
-            s.finite ? stored : __int_as_float(0x7fffffff);
-    }
-}
-
-// nvfp4: octet b of lanes c = 0, 1 is group 2b, of lanes 2, 3 group 2b + 1.
-template <class T>
-__device__ __forceinline__ void store_nvfp4(const QuantArgs& p, const Octet (&x)[2], int64_t row, int block, int c,
-                                            bool valid) {
-    uint32_t bytes = 0;
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-        const uint32_t absmax = max_lanes<2>(max_halves(max_bits(0, x[b])));
-        const GroupScale s = group_scale<T>(absmax, p.inv_qmax, kFp8Max);
-        uint32_t word = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) word |= e2m1_code(element<T>(x[b], i), s) << (4 * i);
-        word = s.live ? word : 0u;
-        if (valid) *reinterpret_cast<uint32_t*>(p.codes + row * (p.k / 2) + block * 32 + b * 16 + c * 4) = word;
-        const uint32_t own = s.finite ? e4m3_byte(s.scale) : kFp8Nan;
-        const uint32_t next = __shfl_down_sync(0xffffffffu, own, 2);
-        bytes |= (own | next << 8) << (16 * b);
-    }
-    if (c == 0)  // padding rows too
-        reinterpret_cast<uint32_t*>(p.scales)[block * p.m_pad + scale_position(row)] = bytes;
-}
 
 // w4a8: even elements of the octet, then odd ones: a8_position().
 template <class T>
@@ -195,15 +115,7 @@ __global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_ke
 #pragma unroll
                 for (int j = 0; j < kAhead; ++j)
 #pragma unroll
-                    for (int mt = 0; mt < kMt; ++mt)
-#pragma unroll
-                        for (int s = 0; s < 4; ++s) {
-                            const Octet &top = x[mt][0][s / 2], &bottom = x[mt][1][s / 2], &down = w[j][s / 2];
-                            const int lo = 2 * (s % 2);
-                            const uint32_t a[4] = {top.pair[lo], bottom.pair[lo], top.pair[lo + 1],
-                                                   bottom.pair[lo + 1]};
-                            ptx::mma_16bit(T(), acc[mt][j0 + j], a, down.pair[lo], down.pair[lo + 1]);
-                        }
+                    for (int mt = 0; mt < kMt; ++mt) add_product<T>(acc[mt][j0 + j], x[mt], w[j]);
             }
         }
         if (!quantizing) continue;
@@ -219,8 +131,7 @@ __global__ void __launch_bounds__(Tile::kWarps * 32, Tile::kMinCtas) quantize_ke
                 if constexpr (kFormat == SVDQ_FORMAT_W4A16) seen[mt][h] = max_bits(max_bits(seen[mt][h], v[0]), v[1]);
                 smooth<T>(v[0], mul[0], p.shift);
                 smooth<T>(v[1], mul[1], p.shift);
-                if constexpr (kFormat == SVDQ_FORMAT_INT4) store_int4<T>(p, v, row, block, c, valid);
-                if constexpr (kFormat == SVDQ_FORMAT_NVFP4) store_nvfp4<T>(p, v, row, block, c, valid);
+                if constexpr (!kWholeRow) store_block<kFormat, T>(p, v, row, block, c, valid);
                 if constexpr (kFormat == SVDQ_FORMAT_W4A8) seen[mt][h] = max_bits(max_bits(seen[mt][h], v[0]), v[1]);
                 if constexpr (kFormat == SVDQ_FORMAT_W4A16) {
                     if (valid) store_w4a16(p, v[0], row, block * 64, c);
@@ -321,23 +232,9 @@ cudaError_t launch_quantize_as(const QuantArgs& q, cudaStream_t stream) {
 
 template <int kFormat>
 cudaError_t launch_quantize(const LinearArgs& args, cudaStream_t stream) {
-    const svdq_linear_params& p = args.p;
-    QuantArgs q = {};
-    q.x = static_cast<const uint16_t*>(p.x);
-    q.act_mul = static_cast<const uint16_t*>(p.act_mul);
-    q.lora_down = static_cast<const uint16_t*>(p.lora_down);
-    q.codes = args.codes();
-    q.scales = args.scales();
-    q.t = reinterpret_cast<uint16_t*>(args.t());
-    q.counters = args.counters();
-    q.m_pad = args.ws.m_pad;
-    q.m = p.m, q.k = p.k, q.r = p.r;
-    q.shift = p.act_shift;
-    const bool u4 = kFormat == SVDQ_FORMAT_INT4 && p.act_unsigned;
-    q.act_unsigned = u4;
-    q.inv_qmax = 1.f / (kFormat == SVDQ_FORMAT_NVFP4 ? 6.f : kFormat == SVDQ_FORMAT_W4A8 ? 127.f : u4 ? 15.f : 7.f);
-    return p.dtype == SVDQ_F16 ? launch_quantize_as<kFormat, __half>(q, stream)
-                               : launch_quantize_as<kFormat, __nv_bfloat16>(q, stream);
+    const QuantArgs q = quant_args<kFormat>(args);
+    return args.p.dtype == SVDQ_F16 ? launch_quantize_as<kFormat, __half>(q, stream)
+                                    : launch_quantize_as<kFormat, __nv_bfloat16>(q, stream);
 }
 
 }  // namespace svdq::sm80

@@ -7,6 +7,9 @@
 #include <cstdlib>
 #include <memory>
 
+extern "C" __attribute__((visibility("default"))) int emulation_launches;
+int emulation_launches = 0;  // kernels that have run
+
 namespace emulation {
 
 Thread* self = nullptr;
@@ -111,6 +114,7 @@ void warp_collective(const uint32_t* in, int in_words, uint32_t* out, int out_wo
 
 cudaError_t run(dim3 blocks, dim3 threads, size_t shared_bytes, const std::function<void()>& kernel) {
     if (shared_bytes > 227 * 1024 || threads.x > 1024 || blocks.y > 65535) return cudaErrorInvalidConfiguration;
+    ++emulation_launches;
     body = &kernel, grid = blocks, last_threads = static_cast<int>(threads.x);
     const bool backwards = std::getenv("EMULATION_BACKWARDS") != nullptr;
     const unsigned count = blocks.x * blocks.y;

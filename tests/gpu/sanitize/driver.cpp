@@ -1,4 +1,4 @@
-// Runs a named list of small linears through the C API, for compute-sanitizer, which slows a program 10 to 100
+// Runs a named list of small linears and MLPs through the C API, for compute-sanitizer, which slows a program 10 to 100
 // times: no torch, no Python, nothing but the kernels. The list reaches every kernel that the C API can pick
 // on the GPU at hand; sanitize.sh checks that.
 //
@@ -24,6 +24,13 @@ struct Case {
     const char* name;
     int32_t format, activation, act_unsigned;
     int32_t m, n, k, r;
+};
+
+// svdq_mlp(): K -> hidden -> N.
+struct MlpCase {
+    const char* name;
+    int32_t format, activation, act_unsigned;  // of fc1
+    int32_t m, k, hidden, n, r1, r2;
 };
 
 constexpr int32_t kInt4 = SVDQ_FORMAT_INT4, kW4A8 = SVDQ_FORMAT_W4A8, kNvfp4 = SVDQ_FORMAT_NVFP4,
@@ -99,6 +106,20 @@ constexpr Case kCases[] = {
     {"w4a8-rank144", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 1024, 144},
 };
 
+// The chain; the kernel that quantizes the hidden, by its tiles; the sum of its parts.
+constexpr MlpCase kMlpCases[] = {
+    {"mlp-int4-chain", kInt4, SVDQ_ACT_GEGLU, 0, 19, 128, 128, 72, 16, 32},
+    {"mlp-int4-medium", kInt4, SVDQ_ACT_GELU_TANH, 0, 77, 192, 192, 72, 16, 32},
+    {"mlp-int4-large", kInt4, SVDQ_ACT_GELU, 0, 2050, 64, 192, 72, 16, 32},
+    {"mlp-int4-large-geglu", kInt4, SVDQ_ACT_GEGLU, 0, 2050, 64, 128, 72, 0, 16},
+    {"mlp-int4u-medium", kInt4, SVDQ_ACT_GELU, 1, 77, 128, 128, 72, 16, 16},
+    {"mlp-int4u-large", kInt4, SVDQ_ACT_GELU, 1, 2050, 64, 64, 72, 16, 0},
+    {"mlp-nvfp4-medium", kNvfp4, SVDQ_ACT_GELU, 0, 77, 192, 192, 72, 16, 32},
+    {"mlp-nvfp4-large", kNvfp4, SVDQ_ACT_GELU_TANH, 0, 2050, 64, 192, 72, 16, 32},
+    {"mlp-nvfp4-large-geglu", kNvfp4, SVDQ_ACT_GEGLU, 0, 2050, 64, 128, 72, 0, 16},
+    {"mlp-int4-split", kInt4, SVDQ_ACT_GELU, 0, 70, 128, 1024, 72, 16, 16},
+};
+
 #define CUDA_OK(call) \
     do { \
         const cudaError_t e_ = (call); \
@@ -143,76 +164,120 @@ Buffer* upload(size_t count, Make make) {
 
 bool is_finite(uint16_t v, bool bf16) { return bf16 ? (v & 0x7f80) != 0x7f80 : (v & 0x7c00) != 0x7c00; }
 
-// "" or what is wrong.
-std::string run_case(const Case& c, bool bf16) {
-    const size_t m = c.m, n = c.n, k = c.k, r = c.r;
-    const auto floats = [&](size_t count, int exponent, bool positive = false) {
-        return upload<uint16_t>(count, [&] { return random_float(bf16, exponent, positive); });
-    };
-    std::vector<Buffer*> held;
-    const auto hold = [&](Buffer* b) { return held.push_back(b), b->p; };
-    svdq_linear_params p = {};
-    p.format = c.format, p.activation = c.activation, p.dtype = bf16 ? SVDQ_BF16 : SVDQ_F16;
-    p.act_unsigned = c.act_unsigned, p.act_shift = c.act_unsigned ? 0.17f : 0.f;
-    p.m = c.m, p.n = c.n, p.k = c.k, p.r = c.r;
-    p.x = hold(floats(m * k, 0));
-    p.qweight = hold(upload<uint8_t>(n * k / 2, [] {  // codes -7..7; e2m1 has no code to avoid
-        const auto code = [] { return (random_word() % 15u - 7u) & 15u; };
-        return static_cast<uint8_t>(code() | code() << 4);
-    }));
-    const size_t scales = k / 64 * n;
-    if (c.format == kW4A8) p.wscale = hold(upload<uint8_t>(scales, [] { return uint8_t(1 + random_word() % 18); }));
-    else if (c.format == kNvfp4)
-        p.wscale = hold(upload<uint8_t>(4 * scales, [] { return uint8_t(0x28 + random_word() % 16); }));
-    else p.wscale = hold(floats(scales, -6, true));
-    p.act_mul = hold(floats(k, 0, true));
-    p.lora_down = hold(floats(r * k, -6));
-    p.lora_up = hold(floats(n * r, -3));
-    p.bias = hold(floats(n, 0));
-    p.wscale2 = hold(upload<float>(n, [] { return 1e-3f; }));
-    size_t workspace_bytes = 0;
-    if (svdq_workspace_bytes(p.format, p.m, p.n, p.k, p.r, &workspace_bytes) != SVDQ_OK) return "workspace refused";
-    p.workspace_bytes = workspace_bytes;
+// A linear's operands on the device, while it lives.
+class Operands {
+public:
+    Operands() = default;
+    Operands(const Operands&) = delete;
+    ~Operands() {
+        for (Buffer* b : held_) delete b;
+    }
 
-    const size_t outputs = m * (c.activation == SVDQ_ACT_GEGLU ? n / 2 : n);
+    // All but y and the workspace.
+    svdq_linear_params make(const Case& c, bool bf16) {
+        const size_t m = c.m, n = c.n, k = c.k, r = c.r;
+        const auto floats = [&](size_t count, int exponent, bool positive = false) {
+            return hold(upload<uint16_t>(count, [&] { return random_float(bf16, exponent, positive); }));
+        };
+        svdq_linear_params p = {};
+        p.format = c.format, p.activation = c.activation, p.dtype = bf16 ? SVDQ_BF16 : SVDQ_F16;
+        p.act_unsigned = c.act_unsigned, p.act_shift = c.act_unsigned ? 0.17f : 0.f;
+        p.m = c.m, p.n = c.n, p.k = c.k, p.r = c.r;
+        p.x = floats(m * k, 0);
+        p.qweight = hold(upload<uint8_t>(n * k / 2, [] {  // codes -7..7; e2m1 has no code to avoid
+            const auto code = [] { return (random_word() % 15u - 7u) & 15u; };
+            return static_cast<uint8_t>(code() | code() << 4);
+        }));
+        const size_t scales = k / 64 * n;
+        if (c.format == kW4A8) p.wscale = hold(upload<uint8_t>(scales, [] { return uint8_t(1 + random_word() % 18); }));
+        else if (c.format == kNvfp4)
+            p.wscale = hold(upload<uint8_t>(4 * scales, [] { return uint8_t(0x28 + random_word() % 16); }));
+        else p.wscale = floats(scales, -6, true);
+        p.act_mul = floats(k, 0, true);
+        p.lora_down = floats(r * k, -6);
+        p.lora_up = floats(n * r, -3);
+        p.bias = floats(n, 0);
+        p.wscale2 = hold(upload<float>(n, [] { return 1e-3f; }));
+        return p;
+    }
+
+private:
+    const void* hold(Buffer* b) { return held_.push_back(b), b->p; }
+    std::vector<Buffer*> held_;
+};
+
+// Calls launch(workspace, y, stream) twice. "" or what is wrong.
+template <class Launch>
+std::string run_twice(size_t workspace_bytes, size_t outputs, bool bf16, Launch launch) {
     std::vector<uint16_t> results[2];
     std::string problem;
     for (int i = 0; i < 2 && problem.empty(); ++i) {
         Buffer workspace(workspace_bytes), y(outputs * 2);
         cudaStream_t stream = nullptr;
         if (i == 1) CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-        p.workspace = workspace.p, p.y = y.p;
-        const bool portable = std::strncmp(c.name, "portable", 8) == 0;
-        const svdq_status status = portable ? svdq_linear_portable(&p, stream) : svdq_linear(&p, stream);
+        const svdq_status status = launch(workspace.p, y.p, stream);
         CUDA_OK(cudaDeviceSynchronize());
         if (status != SVDQ_OK) problem = svdq_status_string(status);
         results[i].resize(outputs);
         CUDA_OK(cudaMemcpy(results[i].data(), y.p, outputs * 2, cudaMemcpyDeviceToHost));
         if (stream != nullptr) CUDA_OK(cudaStreamDestroy(stream));
     }
-    for (Buffer* b : held) delete b;
     if (!problem.empty()) return problem;
     for (const uint16_t v : results[0])
         if (!is_finite(v, bf16)) return "y is not finite";
     return results[0] == results[1] ? "" : "the second run differs";
 }
 
-}  // namespace
+std::string run_case(const Case& c, bool bf16) {
+    Operands operands;
+    svdq_linear_params p = operands.make(c, bf16);
+    if (svdq_workspace_bytes(p.format, p.m, p.n, p.k, p.r, &p.workspace_bytes) != SVDQ_OK) return "workspace refused";
+    const bool portable = std::strncmp(c.name, "portable", 8) == 0;
+    const size_t outputs = size_t(c.m) * (c.activation == SVDQ_ACT_GEGLU ? c.n / 2 : c.n);
+    return run_twice(p.workspace_bytes, outputs, bf16, [&](void* workspace, void* y, cudaStream_t stream) {
+        p.workspace = workspace, p.y = y;
+        return portable ? svdq_linear_portable(&p, stream) : svdq_linear(&p, stream);
+    });
+}
 
-int main(int argc, char** argv) {
-    int run = 0, failed = 0;
-    for (const Case& c : kCases) {
+std::string run_case(const MlpCase& c, bool bf16) {
+    Operands operands;
+    const int32_t n1 = c.activation == SVDQ_ACT_GEGLU ? 2 * c.hidden : c.hidden;
+    svdq_mlp_params p = {};
+    p.fc1 = operands.make({c.name, c.format, c.activation, c.act_unsigned, c.m, n1, c.k, c.r1}, bf16);
+    p.fc2 = operands.make({c.name, c.format, SVDQ_ACT_NONE, 0, c.m, c.n, c.hidden, c.r2}, bf16);
+    p.fc2.x = nullptr;
+    if (svdq_mlp_workspace_bytes(&p, &p.workspace_bytes) != SVDQ_OK) return "workspace refused";
+    const size_t outputs = size_t(c.m) * c.n;
+    return run_twice(p.workspace_bytes, outputs, bf16, [&](void* workspace, void* y, cudaStream_t stream) {
+        p.workspace = workspace, p.fc2.y = y;
+        return svdq_mlp(&p, stream);
+    });
+}
+
+// Runs those of `cases` that the command line names, all without arguments.
+template <class Cases>
+void run_all(const Cases& cases, int argc, char** argv, int* run, int* failed) {
+    for (const auto& c : cases) {
         bool wanted = argc == 1;
         for (int i = 1; i < argc; ++i) wanted = wanted || std::strstr(c.name, argv[i]) != nullptr;
         if (!wanted) continue;
         for (const bool bf16 : {false, true}) {
             const std::string problem = run_case(c, bf16);
-            ++run;
+            ++*run;
             if (problem.empty()) continue;
-            ++failed;
+            ++*failed;
             std::printf("%s %s: %s\n", c.name, bf16 ? "bf16" : "f16", problem.c_str());
         }
     }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    int run = 0, failed = 0;
+    run_all(kCases, argc, argv, &run, &failed);
+    run_all(kMlpCases, argc, argv, &run, &failed);
     std::printf("%d cases, %d failed\n", run, failed);
     return failed == 0 && run > 0 ? 0 : 1;
 }

@@ -1,0 +1,109 @@
+"""Time svdq_mlp against two calls of svdq_linear, on the feed-forwards of models, same run, same GPU.
+
+    python benchmarks/bench_mlp.py --rank 32 --out mlp.json
+    python benchmarks/bench_mlp.py --format int4 --only sdxl
+
+As bench_linear.py: CUDA graphs of calls that walk through sets of operands larger than the L2, medians of a call.
+`a1`, `b1`, `a2`, `b2` are the two linears' kernels alone, `chain` all four, `mlp` the one call. Workspace: the chain's
+is the hidden and the larger of both linears'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import kernel_calls as calls
+import shapes
+import torch
+from bench_linear import Body, geomean, ours, time_together
+
+
+def largest_difference(mlp: calls.Mlp) -> float:
+    """Of y to the chain's, in parts of its largest element; fc2's t is summed in another order."""
+    mlp.run_chain()
+    want = mlp.fc2.y.float().clone()
+    mlp.fc2.y.fill_(float("nan"))
+    mlp.run()
+    return float((mlp.fc2.y.float() - want).abs().max() / want.abs().max())
+
+
+def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argparse.Namespace) -> dict:
+    """All timings of one feed-forward."""
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    first = ours(library, ff.fc1, args.rank, dtype, fmt, ff.activation)
+    second = ours(library, ff.fc2, args.rank, dtype, fmt, xs=[linear.y for linear in first])
+    mlps = [calls.make_mlp(fc1, fc2) for fc1, fc2 in zip(first, second, strict=True)]
+    difference = max(largest_difference(mlp) for mlp in mlps)
+    if not difference < 0.02:  # 16-bit rounding of t and y; NaN fails too
+        raise RuntimeError(f"{ff.fc1.name}, {fmt}: svdq_mlp differs from two linears by {difference:.3g}")
+    bodies = {
+        "a1": Body([linear.runner("svdq_linear_quantize") for linear in first]),
+        "b1": Body([linear.runner("svdq_linear_gemm") for linear in first]),
+        "a2": Body([linear.runner("svdq_linear_quantize") for linear in second]),
+        "b2": Body([linear.runner("svdq_linear_gemm") for linear in second]),
+        "chain": Body([mlp.run_chain for mlp in mlps]),
+        "mlp": Body([mlp.run for mlp in mlps]),
+    }
+    times = time_together(bodies, args.seconds)
+    fc1, fc2 = first[0], second[0]
+    return {
+        "fc1": asdict(ff.fc1), "fc2": asdict(ff.fc2), "activation": ff.activation, "format": fmt,
+        "us": {name: asdict(t) for name, t in times.items()},
+        "ratio": times["chain"].median / times["mlp"].median,
+        "difference": difference,
+        "workspace": {
+            "chain": fc1.y.nbytes + max(fc1.params.workspace_bytes, fc2.params.workspace_bytes),
+            "mlp": mlps[0].params.workspace_bytes,
+        },
+    }  # fmt: skip
+
+
+def report(rows: list[dict]) -> str:
+    """Format the table."""
+    names = ("a1", "b1", "a2", "b2", "chain", "mlp")
+    lines = [f"{'feed-forward':16}{'format':>8}" + "".join(f"{n:>9}" for n in names) + f"{'ratio':>8}  workspace, MB"]
+    for row in rows:
+        times = "".join(f"{row['us'][n]['median']:9.1f}" for n in names)
+        memory = " -> ".join(f"{row['workspace'][n] / 1e6:.1f}" for n in ("chain", "mlp"))
+        lines.append(f"{row['fc1']['name']:16}{row['format']:>8}{times}{row['ratio']:8.3f}  {memory}")
+    lines.append(f"geomean {geomean([row['ratio'] for row in rows]):.3f}x the chain")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", type=Path, default=calls.find_library())
+    parser.add_argument("--format", nargs="+", default=["int4", "nvfp4"], choices=("int4", "nvfp4"))
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
+    parser.add_argument("--only", default="", help="substring of fc1's name")
+    parser.add_argument("--seconds", type=float, default=0.15, help="per timing")
+    parser.add_argument("--out", type=Path, default=None, help="JSON")
+    args = parser.parse_args()
+    if args.library is None:
+        parser.error("no libsvdq.so found: build it, or pass --library")
+    chosen = [ff for ff in shapes.FEED_FORWARDS if args.only in ff.fc1.name]
+    if not chosen:
+        parser.error(f"--only {args.only}: no feed-forward has that name")
+    torch.manual_seed(0)
+    library = calls.Library(args.library)
+    rows = []
+    for fmt in args.format:
+        for ff in chosen:
+            rows.append(bench(library, ff, fmt, args))
+            torch.cuda.empty_cache()
+    gpu = torch.cuda.get_device_name()
+    print(f"{gpu}, R = {args.rank}, {args.dtype}, us per call")
+    print(report(rows))
+    if args.out:
+        machine = {"gpu": gpu, "torch": torch.__version__}
+        settings = {"rank": args.rank, "dtype": args.dtype}
+        args.out.write_text(json.dumps({"machine": machine, **settings, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

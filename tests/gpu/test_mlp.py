@@ -1,0 +1,163 @@
+"""svdq_mlp against two calls of svdq_linear: the hidden's codes and scales bit for bit, y in dB, and the same bits
+every time. Small M runs the chain, larger ones a kernel that quantizes the hidden itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from mlp_harness import Mlp, MlpCall, random_mlp
+from svdq_harness import BAD_ARGUMENT, OK, WORKSPACE, Library, sqnr_db, worst
+
+from svdq_trt.ref.quant import Array
+from svdq_trt.spec.formats import Activation
+from svdq_trt.spec.tolerances import KERNEL_ERROR
+
+NAMES = ("int4", "int4u", "nvfp4")
+DTYPES = ("f16", "bf16")
+ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
+
+
+def assert_same_bits(a: Array, b: Array) -> None:
+    np.testing.assert_array_equal(a.view(np.int16), b.view(np.int16))
+
+
+def check(lib: Library, mlp: Mlp, by_chain: bool = False) -> None:
+    """`by_chain`: two calls are the reference, for shapes where fp64 on the host takes too long."""
+    no_up = MlpCall(lib, mlp.without_up())
+    assert_same_bits(no_up.run(), no_up.chain())
+    call = MlpCall(lib, mlp)
+    got = call.run()
+    want = call.chain() if by_chain else mlp.fc2.with_x(call.fc1.run()).reference()
+    db, limit = sqnr_db(want, got), KERNEL_ERROR[mlp.fc1.dtype]
+    assert db >= limit.db, f"{db:.1f} dB, want {limit.db} ({limit.reason}); {worst(want, got)}"
+    if not mlp.fc2.lora_down.shape[0]:
+        assert_same_bits(got, call.chain())
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "hidden", "n"),
+    [(1, 64, 64, 8), (19, 128, 192, 72), (77, 192, 256, 72), (300, 448, 1088, 136), (2050, 128, 192, 72)],
+)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_equals_two_linears(
+    svdq: Library, name: str, dtype: str, activation: Activation, m: int, k: int, hidden: int, n: int
+) -> None:
+    check(svdq, random_mlp(name, dtype, m, k, hidden, n, (16, 32), activation))
+
+
+@pytest.mark.parametrize("ranks", ((0, 0), (32, 0), (0, 16), (16, 48), (64, 128), (16, 144), (0, 1024)), ids=str)
+@pytest.mark.parametrize("m", (200, 2177))
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_every_rank(svdq: Library, name: str, m: int, ranks: tuple[int, int]) -> None:
+    check(svdq, random_mlp(name, "bf16", m, 128, 320, 40, ranks, Activation.GELU_TANH))
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "hidden", "n", "activation"),
+    [
+        (2048, 1280, 5120, 1280, Activation.GEGLU),
+        (1024, 1280, 5120, 1280, Activation.GEGLU),
+        (4096, 1152, 4608, 1152, Activation.GELU_TANH),
+        (512, 1536, 6144, 1536, Activation.GELU),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_of_models_equals_two_linears(
+    svdq: Library, name: str, m: int, k: int, hidden: int, n: int, activation: Activation
+) -> None:
+    check(svdq, random_mlp(name, "bf16", m, k, hidden, n, (32, 32), activation), by_chain=True)
+
+
+@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU))
+@pytest.mark.parametrize("m", (40, 300, 2100))
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_non_finite_row_is_nan_and_others_are_untouched(
+    svdq: Library, name: str, m: int, activation: Activation
+) -> None:
+    mlp = random_mlp(name, "f16", m, 128, 192, 72, (16, 16), activation)
+    clean, x = MlpCall(svdq, mlp).run(), mlp.fc1.x.copy()
+    assert np.isfinite(clean.astype(np.float64)).all()
+    x[3, 100], x[m - 1, 5] = np.nan, -np.inf
+    got = MlpCall(svdq, mlp.with_x(x)).run()
+    assert np.isnan(got[[3, m - 1]].astype(np.float64)).all()
+    others = np.setdiff1d(np.arange(m), [3, m - 1])
+    assert_same_bits(got[others], clean[others])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_is_bit_identical_on_two_streams(svdq: Library, name: str) -> None:
+    """A hundred calls by turns on two streams, each stream with its own workspace: every y is compared."""
+    import torch
+
+    mlps = [random_mlp(name, "bf16", m, 640, 1280, 328, (32, 32), Activation.GELU) for m in (2100, 400)]
+    want = [torch.from_numpy(MlpCall(svdq, mlp).run().view(np.int16)).cuda() for mlp in mlps]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    calls = [[MlpCall(svdq, mlp) for mlp in mlps] for _ in streams]
+    wrong = [torch.zeros((), dtype=torch.bool, device="cuda") for _ in streams]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for stream, mine, flag in zip(streams, calls, wrong, strict=True):
+            with torch.cuda.stream(stream):
+                for call, expected in zip(mine, want, strict=True):
+                    call.workspace.fill_(255)
+                    assert call.launch(stream.cuda_stream) == OK
+                    y = call.y.view(torch.int16)
+                    guard = (y.shape[0] - expected.shape[0]) // 2
+                    flag.logical_or_((y[guard:-guard] != expected).any())
+    torch.cuda.synchronize()
+    assert not any(bool(flag) for flag in wrong)
+
+
+@pytest.mark.parametrize("m", (17, 300, 2100))
+@pytest.mark.parametrize("name", NAMES)
+def test_mlp_in_a_graph(svdq: Library, name: str, m: int) -> None:
+    import torch
+
+    call = MlpCall(svdq, random_mlp(name, "f16", m, 256, 512, 136, (16, 32), Activation.GEGLU))
+    want = call.run().copy()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            assert call.launch() == OK
+    for _ in range(10):
+        call.y.fill_(float("nan"))
+        graph.replay()
+        assert_same_bits(call.result(), want)
+
+
+def test_mlp_bad_arguments_are_refused(svdq: Library) -> None:
+    mlp = random_mlp("int4", "f16", 33, 128, 192, 72, (16, 16), Activation.GELU)
+    changes = {
+        "fc1": {
+            "format": (1, 2, 3), "activation": (0, 3), "dtype": (1, 2), "act_unsigned": (2,), "act_shift": (np.nan,),
+            "m": (-1, 34), "n": (200, 64), "k": (96,), "r": (8,), "x": (None,), "qweight": (None,), "lora_up": (None,),
+        },
+        "fc2": {
+            "format": (1, 2, 3), "activation": (1, 4), "dtype": (1, 2), "act_unsigned": (2,), "act_shift": (np.inf,),
+            "m": (32,), "n": (0, 7), "k": (128,), "r": (1040,), "y": (None,), "wscale": (None,), "lora_down": (None,),
+        },
+    }  # fmt: skip
+    for linear, fields in changes.items():
+        for field, values in fields.items():
+            for value in values:
+                call = MlpCall(svdq, mlp)
+                setattr(getattr(call.params, linear), field, value)
+                assert call.launch() == BAD_ARGUMENT, f"{linear}.{field} = {value}"
+                assert np.isnan(call.result().astype(np.float64)).all(), "y was written"
+    for field, change in (("workspace", lambda _: None), ("workspace_bytes", lambda v: v - 1)):
+        call = MlpCall(svdq, mlp)
+        setattr(call.params, field, change(getattr(call.params, field)))
+        assert call.launch() == WORKSPACE
+    assert svdq.c.svdq_mlp(None, None) == BAD_ARGUMENT
+    assert svdq.c.svdq_mlp_workspace_bytes(ctypes.byref(MlpCall(svdq, mlp).params), None) == BAD_ARGUMENT
+
+
+def test_mlp_without_tokens_launches_nothing(svdq: Library) -> None:
+    call = MlpCall(svdq, random_mlp("nvfp4", "f16", 0, 128, 192, 72, (16, 16), Activation.GELU))
+    assert call.launch() == OK
