@@ -31,7 +31,8 @@ std::string show(double value) {
 constexpr char kExportAgain[] = "Export the model again with this version of svdq_trt.";
 
 std::optional<Problem> check_linear(std::string const& where, contract::FormatRow const& format,
-                                    contract::LinearNames const& names, double act_unsigned, double act_shift) {
+                                    contract::LinearNames const& names, double act_unsigned,
+                                    double act_shift) {
     std::string const got = names.act_unsigned + (" " + show(act_unsigned));
     if (act_unsigned != 0 && act_unsigned != 1) return Problem{where, got, "0 or 1", kExportAgain};
     if (act_unsigned == 1 && !format.has_unsigned)
@@ -85,7 +86,8 @@ std::optional<Problem> read_attributes(std::string const& where, contract::OpRow
     }
 
     if (values[0] != format.weight_group) {
-        return Problem{where, "group_size " + show(values[0]), std::to_string(format.weight_group), kExportAgain};
+        return Problem{where, "group_size " + show(values[0]), std::to_string(format.weight_group),
+                       kExportAgain};
     }
     out.group_size = static_cast<int32_t>(values[0]);
     for (int32_t i = 0; i < op.num_linears; ++i) {

@@ -21,12 +21,12 @@ struct Attributes {
     std::array<LinearAttributes, contract::kMaxLinears> linears;
 };
 
-// group_size, then act_unsigned and act_shift of each linear.
+// group_size, then act_unsigned and act_shift of each linear: those of linear i begin at num_attributes(i).
 constexpr int32_t num_attributes(int32_t num_linears) { return 1 + 2 * num_linears; }
 using FieldArray = std::array<nvinfer1::PluginField, num_attributes(contract::kMaxLinears)>;
 
-// Fields that point into `attributes`, which must outlive them; as many as num_attributes() of the op are in use.
-// A null pointer gives names and types only.
+// Fields that point into `attributes`, which must outlive them; num_attributes() of the op are in use. A null
+// pointer gives names and types only.
 FieldArray make_fields(contract::OpRow const& op, Attributes const* attributes);
 
 // Reads the fields that TensorRT passes, by name, in any order; unknown names are ignored.

@@ -62,6 +62,11 @@ std::string input_where(std::string const& where, contract::OpRow const& op, int
 
 int64_t divided(int64_t value, int64_t by) { return value < 0 ? kUnknown : value / by; }
 
+// Columns of the output of a linear with n rows of weight.
+int64_t columns_out(svdq_activation activation, int64_t n) {
+    return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n;
+}
+
 bool fits(Dims const& got, Dims const& want) {
     if (got.nbDims != want.nbDims) return false;
     for (int32_t i = 0; i < got.nbDims; ++i) {
@@ -141,10 +146,6 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
 }
 
 }  // namespace
-
-int64_t columns_out(svdq_activation activation, int64_t n) {
-    return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n;
-}
 
 DataType want_type(contract::OpRow const& op, int32_t index, DataType act) {
     switch (kind_of(index)) {

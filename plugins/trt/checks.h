@@ -25,9 +25,6 @@ using OpSizes = std::array<Sizes, contract::kMaxLinears>;  // as many as the op 
 
 inline constexpr int32_t kMaxInputs = 1 + contract::kMaxLinears * contract::kNumConstants;
 
-// Columns of the output of a linear with n rows of weight.
-int64_t columns_out(svdq_activation activation, int64_t n);
-
 // The dtype that input `index` must have when x has dtype `act`.
 nvinfer1::DataType want_type(contract::OpRow const& op, int32_t index, nvinfer1::DataType act);
 
@@ -35,8 +32,8 @@ nvinfer1::DataType want_type(contract::OpRow const& op, int32_t index, nvinfer1:
 std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op,
                                    nvinfer1::DataType const* types);
 
-// Compares the shapes of all inputs with the contract and fills `sizes`. Unknown dimensions are not judged, so the
-// same function serves a network with dynamic axes, a profile's limits, and the shapes of a run.
+// Compares the shapes of all inputs with the contract and fills `sizes`. Unknown dimensions are not judged, so
+// the same function serves a network with dynamic axes, a profile's limits, and the shapes of a run.
 std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op,
                                     nvinfer1::Dims const* shapes, OpSizes& sizes);
 

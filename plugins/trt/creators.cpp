@@ -15,7 +15,9 @@ using nvinfer1::PluginFieldCollection;
 class SvdqCreator final : public nvinfer1::IPluginCreatorV3One {
 public:
     explicit SvdqCreator(contract::OpRow const& op)
-        : op_(op), fields_(make_fields(op, nullptr)), field_list_{num_attributes(op.num_linears), fields_.data()} {}
+        : op_(op),
+          fields_(make_fields(op, nullptr)),
+          field_list_{num_attributes(op.num_linears), fields_.data()} {}
     SvdqCreator(SvdqCreator const&) = delete;
     SvdqCreator& operator=(SvdqCreator const&) = delete;
 

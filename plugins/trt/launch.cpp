@@ -49,8 +49,8 @@ std::string describe(contract::OpRow const& op, OpSizes const& sizes) {
 
 }  // namespace
 
-std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, OpSizes const& sizes,
-                                       size_t& bytes) {
+std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op,
+                                       OpSizes const& sizes, size_t& bytes) {
     for (int32_t i = 0; i < op.num_linears; ++i) {
         if (has_unknown(sizes[i])) {
             return Problem{where, "sizes without an upper limit",

@@ -13,8 +13,8 @@
 namespace svdq::trt {
 
 // Bytes of workspace for sizes that are all known.
-std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, OpSizes const& sizes,
-                                       size_t& bytes);
+std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op,
+                                       OpSizes const& sizes, size_t& bytes);
 
 // What TensorRT hands to enqueue().
 struct Launch {

@@ -64,8 +64,7 @@ SvdqPlugin::SvdqPlugin(contract::OpRow const& op, Attributes const& attributes, 
       fields_(make_fields(op, &attributes_)),
       field_list_{num_attributes(op.num_linears), fields_.data()} {}
 
-SvdqPlugin::SvdqPlugin(SvdqPlugin const& other)
-    : SvdqPlugin(other.op_, other.attributes_, other.where_) {
+SvdqPlugin::SvdqPlugin(SvdqPlugin const& other) : SvdqPlugin(other.op_, other.attributes_, other.where_) {
     sizes_ = other.sizes_;
 }
 
