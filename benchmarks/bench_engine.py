@@ -43,7 +43,7 @@ def main() -> int:
     common |= {"torch_device": args.torch_device, "with_profile": args.profile}
     if args.stage in ("all", "make", "graphs"):
         making = common | {"rank": args.rank, "profile": profile, "target": args.target, "backend": args.backend,
-                           "embed": args.host_code}  # fmt: skip
+                           "embed": args.host_code, "fuse_mlp": args.fuse_mlp}  # fmt: skip
         kind = "graph" if args.stage == "graphs" else "make"
         for fmt in formats:
             graph = str((args.graphs / args.model / f"{fmt}.onnx").resolve()) if args.graphs else ""
@@ -98,6 +98,8 @@ def _arguments() -> argparse.Namespace:
                    "the quantized module to compare with")  # fmt: skip
     p.add_argument("--graphs", type=Path, metavar="DIR", help="<model>/<format>.onnx exported before, for these or "
                    "wider sizes: weights are written here, tracing is left out")  # fmt: skip
+    p.add_argument("--no-fuse-mlp", dest="fuse_mlp", action="store_false", help="two ops for a feed-forward; --graphs "
+                   "has what it was exported with")  # fmt: skip
     p.add_argument("--repeat", type=int, default=50)
     p.add_argument("--no-graph", dest="graph", action="store_false")
     p.add_argument("--reopen", action="store_true", help="also time opening an engine again, with its runtime cache")

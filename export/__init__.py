@@ -1,4 +1,4 @@
-"""PyTorch to ONNX, with SVDQuant linears as ``svdq::SVDQLinear*`` nodes.
+"""PyTorch to ONNX, with SVDQuant linears as ``svdq::SVDQLinear*`` and ``svdq::SVDQMlp*`` nodes.
 
 Imported as ``svdq_export``. One file serves TensorRT with the plugin and ONNX Runtime: each op type travels
 with a function body in standard operators. Variants that share its data file: inlined, for TensorRT

@@ -20,6 +20,7 @@ from svdq_export.passes.einsum import einsum_to_transpose
 from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.inputs import parameters_to_inputs
 from svdq_export.passes.metadata import strip_metadata
+from svdq_export.passes.mlp import fuse_mlps
 from svdq_export.passes.names import drop_prefix, name_svdq_nodes
 from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
@@ -40,7 +41,7 @@ class OnnxInfo:
     Attributes:
         path: the .onnx file; weights are in ``<path>.data`` beside it.
         inputs, outputs: graph inputs and outputs, name -> (dtype, shape); a dynamic dimension is its name.
-        svdq_nodes: names of the svdq nodes, in graph order; each is its module's path.
+        svdq_nodes: names of the svdq nodes, in graph order; each is its module's path, or two: spec.ops.linear_names.
         op_types: svdq op types in use, each with a function body in the file.
         node_count: nodes of the main graph.
         data_bytes: size of the external data file.
@@ -66,6 +67,7 @@ def export_onnx(
     runtime_inputs: Sequence[str] = (),
     progress: Progress | None = None,
     weights: bool = True,
+    fuse_mlp: bool = True,
 ) -> OnnxInfo:
     """Export a module, quantized or not, at opset 23.
 
@@ -79,6 +81,7 @@ def export_onnx(
         runtime_inputs: parameters, by their names in the graph, that become inputs behind the others.
         progress: called with (stage, done, total); stages are "trace", "simplify", "write".
         weights: False writes the graph alone, with places for the weights; see write.write_graph.
+        fuse_mlp: two linears with GELU or GEGLU between them become one node where there is such an op.
 
     Returns:
         Names, types and sizes of what was written.
@@ -104,6 +107,8 @@ def export_onnx(
     if wrapped:
         drop_prefix(model, wrapped)
         parameters = {name.removeprefix(f"{wrapped}.") for name in parameters}
+    if fuse_mlp:
+        fuse_mlps(model)
     parameters_to_inputs(model, runtime_inputs)
     nodes = [node.name or "" for node in model.graph.all_nodes() if node.domain == DOMAIN]
     op_types = add_bodies(model)

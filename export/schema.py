@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx.defs import OpSchema
 
-from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
+from svdq_trt.spec.ops import DOMAIN, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
 
@@ -35,7 +35,7 @@ def _schema(op: OpSpec) -> OpSchema:
     }
     numbers = [
         OpSchema.Attribute(a.name, onnx.helper.make_attribute(a.name, _number(a.kind, a.default)), a.meaning)
-        for a in ATTRIBUTES
+        for a in op.attributes
     ]
     strings = [
         OpSchema.Attribute(
@@ -47,8 +47,8 @@ def _schema(op: OpSpec) -> OpSchema:
         op.op_type,
         DOMAIN,
         1,
-        doc=f"SVDQuant linear: {op.format.summary}; activation {op.activation.name}.",
-        inputs=[OpSchema.FormalParameter(i.name, types[i.dtype], f"{i.shape}: {i.meaning}") for i in INPUTS],
+        doc=f"SVDQuant, linears in a row: {len(op.linears)}; {op.format.summary}; activation {op.activation.name}.",
+        inputs=[OpSchema.FormalParameter(i.name, types[i.dtype], f"{i.shape}: {i.meaning}") for i in op.inputs],
         outputs=[OpSchema.FormalParameter("y", "T", "[..., N_out]")],
         type_constraints=[("T", _FLOATS, "act dtype")],
         attributes=[*numbers, *strings],

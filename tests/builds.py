@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from svdq_trt.spec.ops import linear_names
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 1800
@@ -30,6 +33,11 @@ def build(model: str, out: Path, *words: str) -> subprocess.CompletedProcess[str
 def svdq(*words: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "svdq_trt.cli", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
+
+
+def plugin_nodes(manifest: dict[str, Any]) -> list[str]:
+    """Nodes of the recipe in the engine's plugin layers, sorted; a layer of two linears stands for two."""
+    return sorted(node for layer in manifest["plugin_layers"] for node in linear_names(layer))
 
 
 def kill_on_the_way(line: list[str], partial: Path, layers: int) -> None:

@@ -53,7 +53,10 @@ def _attribute_default(spec: ops.AttributeSpec) -> str:
 
 def _inputs() -> list[str]:
     width = max(len(_camel(t.name)) for t in ops.INPUTS)
-    lines = ["// Positions of a node's inputs; the output is position kNumInputs.", "enum Input : int32_t {"]
+    lines = [
+        "// The inputs of a linear. An op of several linears has x once, then the constants of each: input_of() tells.",
+        "enum Input : int32_t {",
+    ]
     for i, t in enumerate(ops.INPUTS):
         lines.append(f"    {_camel(t.name):<{width}} = {i},  // {t.shape} {t.dtype}: {t.meaning}")
     names = ", ".join(f'"{t.name}"' for t in ops.INPUTS)
@@ -61,18 +64,41 @@ def _inputs() -> list[str]:
         *lines,
         "};",
         f"inline constexpr int32_t kNumInputs = {len(ops.INPUTS)};",
+        f"inline constexpr int32_t kNumConstants = {len(ops.INPUTS) - 1};",
         "inline constexpr std::array<char const*, kNumInputs> kInputNames{",
         f"    {names}}};",
     ]
 
 
 def _attributes() -> list[str]:
-    lines = ["// Attributes of every node, with their defaults."]
+    """Defaults, and the names of those that every op has once; the others' names are in _linears()."""
+    lines = ["// Attributes, with their defaults."]
     for a in ops.ATTRIBUTES:
         kind = "float" if a.kind == "float" else "int32_t"
-        lines.append(f'inline constexpr char k{_camel(a.name)[1:]}Name[] = "{a.name}";  // {a.meaning}')
-        lines.append(f"inline constexpr {kind} {_camel(a.name)}Default = {_attribute_default(a)};")
+        if a.of_op:
+            lines.append(f'inline constexpr char k{_camel(a.name)[1:]}Name[] = "{a.name}";')
+        lines.append(f"inline constexpr {kind} {_camel(a.name)}Default = {_attribute_default(a)};  // {a.meaning}")
     return lines
+
+
+def _linears() -> list[str]:
+    own = [a.name for a in ops.ATTRIBUTES if not a.of_op]
+    prefixes = dict.fromkeys(linear.prefix for o in ops.OPS.values() for linear in o.linears)
+    lines = [
+        "// What is a linear's own in an op: how its inputs' names begin, and its attributes.",
+        "struct LinearNames {",
+        "    char const* prefix;",
+        *(f"    char const* {name};" for name in own),
+        "};",
+    ]
+    for prefix in prefixes:
+        names = ", ".join(f'"{prefix}{name}"' for name in ("", *own))
+        lines.append(f"inline constexpr LinearNames {_c_names(prefix)}{{{names}}};")
+    return lines
+
+
+def _c_names(prefix: str) -> str:
+    return _camel(prefix.rstrip("_") or "only")
 
 
 def _formats() -> list[str]:
@@ -102,15 +128,28 @@ def _formats() -> list[str]:
 
 def _ops() -> list[str]:
     lines = [
+        f"inline constexpr int32_t kMaxLinears = {max(len(o.linears) for o in ops.OPS.values())};",
+        "struct OpLinear {",
+        "    svdq_activation activation;",
+        "    LinearNames names;",
+        "};",
         "struct OpRow {",
         "    char const* op_type;  // ONNX node = plugin creator",
         "    svdq_format format;",
-        "    svdq_activation activation;",
+        "    int32_t num_linears;  // in a row: each reads what the one before it gives",
+        "    std::array<OpLinear, kMaxLinears> linears;",
+        "",
+        "    constexpr int32_t num_inputs() const { return 1 + num_linears * kNumConstants; }",
         "};",
+        "// Position in an op of a linear's input; x of the second linear is none of the op's.",
+        "constexpr int32_t input_of(int32_t linear, Input input) {",
+        "    return input == kX ? kX : linear * kNumConstants + input;",
+        "}",
         f"inline constexpr std::array<OpRow, {len(ops.OPS)}> kOps{{{{",
     ]
     for o in ops.OPS.values():
-        lines.append(f'    {{"{o.op_type}", {_c_format(o.format.name)}, {_c_activation(o.activation)}}},')
+        linears = ", ".join(f"{{{_c_activation(one.activation)}, {_c_names(one.prefix)}}}" for one in o.linears)
+        lines.append(f'    {{"{o.op_type}", {_c_format(o.format.name)}, {len(o.linears)}, {{{{{linears}}}}}}},')
     return [*lines, "}};"]
 
 
@@ -132,7 +171,7 @@ def render() -> str:
         f"inline constexpr int32_t kRMultiple = {R_MULTIPLE};",
         f"inline constexpr int32_t kRMax = {R_MAX};",
     ]
-    parts = [constants, _inputs(), _attributes(), _formats(), _ops(), _asserts()]
+    parts = [constants, _inputs(), _attributes(), _linears(), _formats(), _ops(), _asserts()]
     body = "\n\n".join("\n".join(p) for p in parts)
     return f"{_PREAMBLE}\n{body}\n\n}}  // namespace svdq::contract\n"
 

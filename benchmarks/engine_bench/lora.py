@@ -79,7 +79,7 @@ def make_engine(folder: Path, options: dict[str, Any], reserved: int) -> None:
         table = install_slots(module, rows, spec.name, spec.torch_dtype, reserved, layer_shapes(spec))
     profile = {symbol: getattr(spec.profile, symbol) for symbol in SYMBOLS}
     inputs = table.input_names() if table else ()
-    export_model(module, spec, profile, folder / "model.onnx", lambda *_: None, inputs)
+    export_model(module, spec, profile, folder / "model.onnx", lambda *_: None, runtime_inputs=inputs)
     clock.lap("export")
     _build({"profile": profile, **options}, spec, folder, clock)
     if table is not None:

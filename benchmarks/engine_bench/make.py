@@ -49,7 +49,7 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, skip, rank, profile, sizes, target (or None), backend, embed, torch_device, graph, folder."""
+    """job: as `graph` and sizes, target (or None), backend, embed, torch_device, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0, device=job["torch_device"])
@@ -66,7 +66,7 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
         fill_graph(Path(job["graph"]), state, onnx)
     else:
         with diffusers_rotation(job["format"] == "diffusers"):
-            export_model(module, spec, job["profile"], onnx, _silent)
+            export_model(module, spec, job["profile"], onnx, _silent, fuse_mlp=job["fuse_mlp"])
     del module, state
     gc.collect()
     clock.lap("export")
@@ -75,11 +75,12 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, skip, rank, profile, graph. Traces without weights, for `make` on another machine."""
+    """job: model, format, skip, rank, profile, fuse_mlp, graph. Traces without weights, for `make` elsewhere."""
     spec, clock = get_model(job["model"]), Clock()
     module = blank_module(spec, FORMATS.get(job["format"]), job["rank"], job["skip"])
     with diffusers_rotation(job["format"] == "diffusers"):
-        info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False)
+        info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False,
+                            fuse_mlp=job["fuse_mlp"])  # fmt: skip
     clock.lap("export")
     return {"nodes": info["node_count"], "svdq_nodes": len(info["nodes"]), "seconds": clock.seconds}
 

@@ -1,4 +1,4 @@
-"""Model-local functions: what each ``svdq::SVDQLinear*`` node means, in standard operators."""
+"""Model-local functions: what each svdq node means, in standard operators."""
 
 from svdq_export.bodies.build import OPSET
 from svdq_export.bodies.linear import build_function

@@ -12,23 +12,26 @@ import onnx_ir as ir
 from svdq_export.bodies.acts import quantize_act
 from svdq_export.bodies.build import OPSET, Body
 from svdq_export.bodies.weights import dequantize_weight
-from svdq_trt.spec.formats import Activation
-from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, INPUTS, OpSpec
+from svdq_trt.spec.formats import Activation, Format
+from svdq_trt.spec.ops import DOMAIN, INPUTS, LinearSpec, OpSpec
 
 F16_MAX = 65504.0
 
 
 def build_function(op: OpSpec) -> ir.Function:
-    """The function ``svdq::<op_type>``: eight inputs, one output, the contract's attributes.
+    """The function ``svdq::<op_type>``: the contract's inputs and attributes, one output.
 
     It declares plugin_version and plugin_namespace, which the body does not read, because a function may
     only be called with attributes that it declares.
     """
     b = Body()
-    inputs = {spec.name: ir.Value(name=spec.name) for spec in INPUTS}
-    y = _linear(b, op, **inputs)
+    inputs = {spec.name: ir.Value(name=spec.name) for spec in op.inputs}
+    y = inputs["x"]
+    for linear in op.linears:
+        constants = {spec.name: inputs[linear.prefix + spec.name] for spec in INPUTS[1:]}
+        y = _linear(b, op.format, linear, x=y, **constants)
     y.name = "y"
-    attributes = [ir.Attr(a.name, _KIND[a.kind], None) for a in ATTRIBUTES]
+    attributes = [ir.Attr(a.name, _KIND[a.kind], None) for a in op.attributes]
     attributes += [ir.Attr(n, ir.AttributeType.STRING, None) for n in ("plugin_version", "plugin_namespace")]
     graph = ir.Graph(list(inputs.values()), [y], nodes=b.nodes, opset_imports={"": OPSET})
     return ir.Function(DOMAIN, op.op_type, graph=graph, attributes=attributes)
@@ -39,7 +42,8 @@ _KIND = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT}
 
 def _linear(
     b: Body,
-    op: OpSpec,
+    fmt: Format,
+    linear: LinearSpec,
     *,
     x: ir.Value,
     qweight: ir.Value,
@@ -51,18 +55,18 @@ def _linear(
     wscale2: ir.Value,
 ) -> ir.Value:
     """act( Q(x̂)·Q(W)ᵀ + (x·lora_downᵀ)·lora_upᵀ + bias ), one rounding at the end."""
-    w = dequantize_weight(b, qweight, wscale, wscale2, op.format)
+    w = dequantize_weight(b, qweight, wscale, wscale2, fmt)
     xf = b.to_f32(x)
-    shifted = b("Add", xf, b.attribute("act_shift", "float"))
+    shifted = b("Add", xf, b.attribute(linear.prefix + "act_shift", "float"))
     x_hat = b.to_f32(b("CastLike", b("Mul", shifted, b.to_f32(act_mul)), x))
-    xq = quantize_act(b, x_hat, x, op.format, b.attribute("act_unsigned", "int"))
+    xq = quantize_act(b, x_hat, x, fmt, b.attribute(linear.prefix + "act_unsigned", "int"))
     t = b.to_f32(b("CastLike", _matmul_t(b, xf, b.to_f32(lora_down)), x))  # rounded once, as the kernels do
     low_rank = _matmul_t(b, t, b.to_f32(lora_up))
     y = b("Add", b("Add", _matmul_t(b, xq, w), low_rank), b.to_f32(bias))
-    y = _clamp_to_f16(b, _activate(b, y, op.activation), x)
+    y = _clamp_to_f16(b, _activate(b, y, linear.activation), x)
     # 0 for a finite row, NaN for one with NaN or Inf. x̂ has one wherever x has, and where the product
     # overflows the act dtype; 16-bit activations pass that on by themselves.
-    mark = b("ReduceSum", b("Mul", xf if op.format.act_group is None else x_hat, 0.0), b.ints(-1), keepdims=1)
+    mark = b("ReduceSum", b("Mul", xf if fmt.act_group is None else x_hat, 0.0), b.ints(-1), keepdims=1)
     return b("CastLike", b("Add", y, mark), x)
 
 

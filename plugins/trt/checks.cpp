@@ -6,7 +6,7 @@
 namespace svdq::trt {
 namespace {
 
-using contract::kNumInputs;
+using contract::Input;
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 
@@ -45,11 +45,27 @@ Dims make_dims(std::initializer_list<int64_t> values) {
     return dims;
 }
 
-std::string input_where(std::string const& where, int32_t index) {
-    return where + ", input " + contract::kInputNames[index];
+// Which of a linear's inputs the op's input `index` is, and of which linear.
+Input kind_of(int32_t index) {
+    return index == contract::kX ? contract::kX
+                                 : static_cast<Input>((index - 1) % contract::kNumConstants + 1);
+}
+int32_t linear_of(int32_t index) {
+    return index == contract::kX ? 0 : (index - 1) / contract::kNumConstants;
+}
+
+std::string input_where(std::string const& where, contract::OpRow const& op, int32_t index) {
+    Input const kind = kind_of(index);
+    std::string const prefix = kind == contract::kX ? "" : op.linears[linear_of(index)].names.prefix;
+    return where + ", input " + prefix + contract::kInputNames[kind];
 }
 
 int64_t divided(int64_t value, int64_t by) { return value < 0 ? kUnknown : value / by; }
+
+// Columns of the output of a linear with n rows of weight.
+int64_t columns_out(svdq_activation activation, int64_t n) {
+    return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n;
+}
 
 bool fits(Dims const& got, Dims const& want) {
     if (got.nbDims != want.nbDims) return false;
@@ -60,12 +76,12 @@ bool fits(Dims const& got, Dims const& want) {
 }
 
 // `value` is positive (or zero where allowed) and a multiple of `multiple`; unknown passes.
-std::optional<Problem> check_multiple(std::string const& where, char const* letter, int64_t value,
+std::optional<Problem> check_multiple(std::string const& where, std::string const& letter, int64_t value,
                                       int64_t multiple, int64_t least, int64_t most) {
     if (value == kUnknown || (value >= least && value <= most && value % multiple == 0)) return std::nullopt;
     std::string want = "a multiple of " + std::to_string(multiple) + ", at least " + std::to_string(least);
     if (value > most) want += " and at most " + std::to_string(most);
-    return Problem{where, std::string(letter) + " = " + std::to_string(value), want, kKeep16Bit};
+    return Problem{where, letter + " = " + std::to_string(value), want, kKeep16Bit};
 }
 
 // The product of x's leading dimensions; unknown if one is.
@@ -83,10 +99,56 @@ int64_t token_count(Dims const& x) {
     return unknown ? kUnknown : m;
 }
 
+// One linear of the op: x is its own, `shapes` are the op's.
+std::optional<Problem> check_linear(std::string const& where, contract::OpRow const& op, int32_t linear,
+                                    Dims const& x, Dims const* shapes, Sizes& sizes) {
+    auto const& format = contract::kFormats[op.format];
+    auto const& [activation, names] = op.linears[linear];
+    Dims const& qweight = shapes[contract::input_of(linear, contract::kQweight)];
+    Dims const& lora_down = shapes[contract::input_of(linear, contract::kLoraDown)];
+    if (qweight.nbDims == 2) sizes.n = qweight.d[0];
+    if (lora_down.nbDims == 2) sizes.r = lora_down.d[0];
+    sizes.k = x.d[x.nbDims - 1];
+    if (sizes.k < 0 && qweight.nbDims == 2) sizes.k = qweight.d[1] < 0 ? kUnknown : qweight.d[1] * 2;
+    sizes.m = token_count(x);
+
+    constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+    int64_t const n_multiple = contract::kNMultiple * (activation == SVDQ_ACT_GEGLU ? 2 : 1);
+    std::string const prefix = names.prefix;
+    if (auto p = check_multiple(where, prefix + "K", sizes.k, contract::kKMultiple, contract::kKMultiple,
+                                format.max_k))
+        return p;
+    if (auto p = check_multiple(where, prefix + "N", sizes.n, n_multiple, n_multiple, kMax)) return p;
+    if (auto p = check_multiple(where, prefix + "R", sizes.r, contract::kRMultiple, 0, kMax)) return p;
+    if (sizes.m > kMax) {
+        return Problem{where, "M = " + std::to_string(sizes.m) + " tokens", "at most " + std::to_string(kMax),
+                       "Lower the batch or the resolution of the profile."};
+    }
+
+    int64_t const n = sizes.n, k = sizes.k, r = sizes.r, groups = divided(k, contract::kKMultiple);
+    std::array<Dims, contract::kNumInputs> want;
+    want[contract::kQweight] = make_dims({n, divided(k, 2)});
+    want[contract::kWscale] =
+        format.wscale_cols == 1 ? make_dims({groups, n}) : make_dims({groups, n, format.wscale_cols});
+    want[contract::kActMul] = make_dims({k});
+    want[contract::kLoraDown] = make_dims({r, k});
+    want[contract::kLoraUp] = make_dims({n, r});
+    want[contract::kBias] = make_dims({n});
+    want[contract::kWscale2] = make_dims({n});
+    for (int32_t i = contract::kX + 1; i < contract::kNumInputs; ++i) {
+        int32_t const index = contract::input_of(linear, static_cast<Input>(i));
+        if (!fits(shapes[index], want[i])) {
+            return Problem{input_where(where, op, index), shape_name(shapes[index]), shape_name(want[i]),
+                           kExportAgain};
+        }
+    }
+    return std::nullopt;
+}
+
 }  // namespace
 
 DataType want_type(contract::OpRow const& op, int32_t index, DataType act) {
-    switch (index) {
+    switch (kind_of(index)) {
         case contract::kQweight: return DataType::kINT8;
         case contract::kWscale:
             return contract::kFormats[op.format].wscale_is_act_dtype ? act : DataType::kINT8;
@@ -99,81 +161,30 @@ std::optional<Problem> check_types(std::string const& where, contract::OpRow con
                                    DataType const* types) {
     DataType const act = types[contract::kX];
     if (act != DataType::kHALF && act != DataType::kBF16) {
-        return Problem{input_where(where, contract::kX), type_name(act), "float16 or bfloat16",
+        return Problem{input_where(where, op, contract::kX), type_name(act), "float16 or bfloat16",
                        "Export the model in float16 or bfloat16."};
     }
-    for (int32_t i = 0; i < kNumInputs; ++i) {
+    for (int32_t i = 0; i < op.num_inputs(); ++i) {
         DataType const want = want_type(op, i, act);
         if (types[i] != want) {
-            return Problem{input_where(where, i), type_name(types[i]), type_name(want), kExportAgain};
+            return Problem{input_where(where, op, i), type_name(types[i]), type_name(want), kExportAgain};
         }
     }
     return std::nullopt;
 }
 
 std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op, Dims const* shapes,
-                                    Sizes& sizes) {
-    auto const& format = contract::kFormats[op.format];
-    Dims const& x = shapes[contract::kX];
+                                    OpSizes& sizes) {
+    Dims x = shapes[contract::kX];
     if (x.nbDims < 2 || x.nbDims > Dims::MAX_DIMS) {
-        return Problem{input_where(where, contract::kX), shape_name(x), "[..., K] with 2 to 8 dimensions",
+        return Problem{input_where(where, op, contract::kX), shape_name(x), "[..., K] with 2 to 8 dimensions",
                        kExportAgain};
     }
-    Dims const& qweight = shapes[contract::kQweight];
-    Dims const& lora_down = shapes[contract::kLoraDown];
-    if (qweight.nbDims == 2) sizes.n = qweight.d[0];
-    if (lora_down.nbDims == 2) sizes.r = lora_down.d[0];
-    sizes.k = x.d[x.nbDims - 1];
-    if (sizes.k < 0 && qweight.nbDims == 2) sizes.k = qweight.d[1] < 0 ? kUnknown : qweight.d[1] * 2;
-    sizes.m = token_count(x);
-
-    constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-    int64_t const n_multiple = contract::kNMultiple * (op.activation == SVDQ_ACT_GEGLU ? 2 : 1);
-    if (auto p =
-            check_multiple(where, "K", sizes.k, contract::kKMultiple, contract::kKMultiple, format.max_k))
-        return p;
-    if (auto p = check_multiple(where, "N", sizes.n, n_multiple, n_multiple, kMax)) return p;
-    if (auto p = check_multiple(where, "R", sizes.r, contract::kRMultiple, 0, kMax)) return p;
-    if (sizes.m > kMax) {
-        return Problem{where, "M = " + std::to_string(sizes.m) + " tokens", "at most " + std::to_string(kMax),
-                       "Lower the batch or the resolution of the profile."};
-    }
-
-    int64_t const n = sizes.n, k = sizes.k, r = sizes.r, groups = divided(k, contract::kKMultiple);
-    std::array<Dims, kNumInputs> want;
-    want[contract::kX] = x;
-    want[contract::kX].d[x.nbDims - 1] = k;
-    want[contract::kQweight] = make_dims({n, divided(k, 2)});
-    want[contract::kWscale] =
-        format.wscale_cols == 1 ? make_dims({groups, n}) : make_dims({groups, n, format.wscale_cols});
-    want[contract::kActMul] = make_dims({k});
-    want[contract::kLoraDown] = make_dims({r, k});
-    want[contract::kLoraUp] = make_dims({n, r});
-    want[contract::kBias] = make_dims({n});
-    want[contract::kWscale2] = make_dims({n});
-    for (int32_t i = 0; i < kNumInputs; ++i) {
-        if (!fits(shapes[i], want[i])) {
-            return Problem{input_where(where, i), shape_name(shapes[i]), shape_name(want[i]), kExportAgain};
-        }
+    for (int32_t i = 0; i < op.num_linears; ++i) {
+        if (auto problem = check_linear(where, op, i, x, shapes, sizes[i])) return problem;
+        x.d[x.nbDims - 1] = columns_out(op.linears[i].activation, sizes[i].n);
     }
     return std::nullopt;
-}
-
-std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, Sizes const& s,
-                                       size_t& bytes) {
-    if (s.m < 0 || s.n < 0 || s.k < 0 || s.r < 0) {
-        return Problem{where, "sizes without an upper limit",
-                       "an optimization profile with a maximum for every axis",
-                       "Give the engine builder --shapes for every dynamic axis."};
-    }
-    svdq_status const status =
-        svdq_workspace_bytes(op.format, static_cast<int32_t>(s.m), static_cast<int32_t>(s.n),
-                             static_cast<int32_t>(s.k), static_cast<int32_t>(s.r), &bytes);
-    if (status == SVDQ_OK) return std::nullopt;
-    std::string const got = "M=" + std::to_string(s.m) + " N=" + std::to_string(s.n) +
-                            " K=" + std::to_string(s.k) + " R=" + std::to_string(s.r) + " (" +
-                            svdq_status_string(status) + ")";
-    return Problem{where, got, "sizes that the kernels take (plugins/include/svdq/svdq.h)", kKeep16Bit};
 }
 
 }  // namespace svdq::trt

@@ -1,6 +1,7 @@
 // What a node's inputs must look like: pure functions over shapes and dtypes, used in both phases.
 #pragma once
 
+#include <array>
 #include <optional>
 #include <string>
 
@@ -20,20 +21,20 @@ struct Sizes {
     int64_t r = kUnknown;
 };
 
+using OpSizes = std::array<Sizes, contract::kMaxLinears>;  // as many as the op has linears are in use
+
+inline constexpr int32_t kMaxInputs = 1 + contract::kMaxLinears * contract::kNumConstants;
+
 // The dtype that input `index` must have when x has dtype `act`.
 nvinfer1::DataType want_type(contract::OpRow const& op, int32_t index, nvinfer1::DataType act);
 
-// x must be f16 or bf16, and every other input what the format asks. `types` has kNumInputs entries.
+// x must be f16 or bf16, and every other input what the format asks. `types` has an entry for each input.
 std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op,
                                    nvinfer1::DataType const* types);
 
-// Compares the eight shapes with the contract and fills `sizes`. Unknown dimensions are not judged, so the
-// same function serves a network with dynamic axes, a profile's limits, and the shapes of a run.
+// Compares the shapes of all inputs with the contract and fills `sizes`. Unknown dimensions are not judged, so
+// the same function serves a network with dynamic axes, a profile's limits, and the shapes of a run.
 std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op,
-                                    nvinfer1::Dims const* shapes, Sizes& sizes);
-
-// Bytes of workspace for sizes that are all known.
-std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op,
-                                       Sizes const& sizes, size_t& bytes);
+                                    nvinfer1::Dims const* shapes, OpSizes& sizes);
 
 }  // namespace svdq::trt

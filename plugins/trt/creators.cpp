@@ -5,32 +5,34 @@
 #include "attributes.h"
 #include "log.h"
 #include "svdq/contract.h"
-#include "svdq_linear_plugin.h"
+#include "svdq_plugin.h"
 
 namespace svdq::trt {
 namespace {
 
 using nvinfer1::PluginFieldCollection;
 
-class SvdqLinearCreator final : public nvinfer1::IPluginCreatorV3One {
+class SvdqCreator final : public nvinfer1::IPluginCreatorV3One {
 public:
-    explicit SvdqLinearCreator(contract::OpRow const& op)
-        : op_(op), fields_(make_fields(nullptr)), field_list_{kNumAttributes, fields_.data()} {}
-    SvdqLinearCreator(SvdqLinearCreator const&) = delete;
-    SvdqLinearCreator& operator=(SvdqLinearCreator const&) = delete;
+    explicit SvdqCreator(contract::OpRow const& op)
+        : op_(op),
+          fields_(make_fields(op, nullptr)),
+          field_list_{num_attributes(op.num_linears), fields_.data()} {}
+    SvdqCreator(SvdqCreator const&) = delete;
+    SvdqCreator& operator=(SvdqCreator const&) = delete;
 
     // The same in both phases: the plan holds the fields of getFieldsToSerialize().
     nvinfer1::IPluginV3* createPlugin(char const* name, PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase) noexcept override {
         return guard<nvinfer1::IPluginV3*>(
-            "SvdqLinearCreator::createPlugin", nullptr, [&]() -> SvdqLinearPlugin* {
+            "SvdqCreator::createPlugin", nullptr, [&]() -> SvdqPlugin* {
                 std::string where = layer_where(op_, name);
                 Attributes attributes;
                 if (auto problem = read_attributes(where, op_, fields, attributes)) {
                     log_error(*problem);
                     return nullptr;
                 }
-                return new SvdqLinearPlugin(op_, attributes, std::move(where));
+                return new SvdqPlugin(op_, attributes, std::move(where));
             });
     }
 
@@ -48,8 +50,8 @@ private:
 constexpr size_t kNumOps = contract::kOps.size();
 
 template <size_t... I>
-std::array<SvdqLinearCreator, kNumOps> make_creators(std::index_sequence<I...>) {
-    return {{SvdqLinearCreator(contract::kOps[I])...}};
+std::array<SvdqCreator, kNumOps> make_creators(std::index_sequence<I...>) {
+    return {{SvdqCreator(contract::kOps[I])...}};
 }
 
 // Built once, on first use; read-only afterwards.

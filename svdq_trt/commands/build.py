@@ -93,6 +93,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
     for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels")):
         e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
     e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
+    e.add_argument("--fuse-mlp", action=argparse.BooleanOptionalAction, default=True,
+                   help="one op for two linears with GELU or GEGLU between them (int4 and nvfp4)")  # fmt: skip
     c = p.add_argument_group("check")
     c.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
                    help="compare with the FP16 model in ONNX Runtime, at the smallest profile shape")  # fmt: skip
@@ -144,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     config = BuildConfig(
         **common, **ranges, backend=args.backend, check=check, min_sqnr=args.min_sqnr, quantized=args.quantized,
         loras=tuple(LoraOption.parse(text) for text in args.lora),
-        lora_slots=args.lora_slots, allow_partial=args.allow_partial,
+        lora_slots=args.lora_slots, allow_partial=args.allow_partial, fuse_mlp=args.fuse_mlp,
     )  # fmt: skip
     for option in ("rank", "preset") if args.quantized is not None else ():
         if getattr(args, option) is not None:

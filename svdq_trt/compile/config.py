@@ -174,6 +174,7 @@ class BuildConfig:
         device: auto, cpu or cuda, of calibration and quantizer.
         sampling: record the inputs in a pipeline instead.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
+        fuse_mlp: two linears with GELU or GEGLU between them are one op, where there is one.
         check, min_sqnr: compare with the FP16 model; gate in dB.
         loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
         allow_partial: leave out what of a LoRA file does not fit, instead of refusing it.
@@ -195,6 +196,7 @@ class BuildConfig:
     device: str = "auto"
     calibration: Path | None = None
     backend: str = "auto"
+    fuse_mlp: bool = True
     check: bool = True
     min_sqnr: float | None = None
     force: bool = False

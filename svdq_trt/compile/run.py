@@ -187,10 +187,10 @@ class Build:
         quantize = self._quantize if c.quantized is None else self._import
         quantize_key = quantize(ledger, fmt, quantized)
         artifact_key = self._lora(ledger, fmt, quantized, folder, quantize_key)
-        slots = {"lora_slots": c.lora_slots}
-        export_key = key("export", quantize=artifact_key, profile=self._profile_key(), **(slots if slots_file else {}))
+        options = {"lora_slots": c.lora_slots, "fuse_mlp": c.fuse_mlp}
+        export_key = key("export", quantize=artifact_key, profile=self._profile_key(), **options)
         args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
-                "out": str(folder / "model.onnx"), **slots}  # fmt: skip
+                "out": str(folder / "model.onnx"), **options}  # fmt: skip
         files = ["model.onnx", "model.onnx.data", *slots_file]
         self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
         ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}

@@ -1,19 +1,23 @@
-"""The op contract, version 1: the one place that says what an ``svdq::SVDQLinear*`` node is.
+"""The op contract, version 1: the one place that says what an ``svdq::SVDQLinear*`` or ``svdq::SVDQMlp*`` node is.
 
     y = act( Q(x̂)·Q(W)ᵀ + (x·lora_downᵀ)·lora_upᵀ + bias ),   x̂ = round_act_dtype((x + act_shift)·act_mul)
 
-Op type = format and activation (``SVDQLinearInt4Geglu``). The C++ header plugins/include/svdq/contract.h is
-written from this file by tools/gen_contract.py; a test compares the loaded plugin registry with it.
+``SVDQLinear`` is that; ``SVDQMlp`` is two in a row, fc1 with an activation and fc2 without: fc2's x is fc1's y, in x's
+dtype. Nobody else reads fc1's y, so kernels may quantize it where it is computed; the values are those of two nodes.
 
-Every node has all eight inputs, always: no bias = zeros, R = 0 = empty [0, K] and [N, 0].
+Op type = kind, format and activation (``SVDQLinearInt4Geglu``, ``SVDQMlpInt4Geglu``). The C++ header
+plugins/include/svdq/contract.h is written from this file by tools/gen_contract.py; a test compares the loaded plugin
+registry with it.
+
+Every node has all its inputs, always: no bias = zeros, R = 0 = empty [0, K] and [N, 0].
 Weights are logical, row-major, unpadded. Standard library only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from svdq_trt.spec.formats import FORMATS, K_MULTIPLE, Activation, Format
+from svdq_trt.spec.formats import FORMATS, INT4, K_MULTIPLE, NVFP4, Activation, Format
 
 DOMAIN = "svdq"
 PLUGIN_VERSION = "1"
@@ -30,6 +34,7 @@ class TensorSpec:
     meaning: str
 
 
+#: of one linear: x, then its constants
 INPUTS: tuple[TensorSpec, ...] = (
     TensorSpec("x", "[..., K]", "act", "raw activation"),
     TensorSpec("qweight", "[N, K/2]", "int8", "two 4-bit codes per byte, low nibble = even k"),
@@ -44,42 +49,93 @@ INPUTS: tuple[TensorSpec, ...] = (
 
 @dataclass(frozen=True)
 class AttributeSpec:
-    """One numeric attribute; `kind` is the ONNX attribute type."""
+    """One numeric attribute; `kind` is the ONNX attribute type. `of_op`: one for all linears of an op."""
 
     name: str
     kind: str  # "int" or "float"
     default: float
     meaning: str
+    of_op: bool = False
 
 
+#: of one linear
 ATTRIBUTES: tuple[AttributeSpec, ...] = (
-    AttributeSpec("group_size", "int", 64, "G of the weight scales"),
+    AttributeSpec("group_size", "int", 64, "G of the weight scales", of_op=True),
     AttributeSpec("act_unsigned", "int", 0, "1: u4 activation codes in 0..15 (int4 only)"),
     AttributeSpec("act_shift", "float", 0.0, "added to x before act_mul (int4 with act_unsigned)"),
 )
 
 
 @dataclass(frozen=True)
+class LinearSpec:
+    """One linear of an op: what it applies after the bias, and how its inputs' and attributes' names begin."""
+
+    activation: Activation
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class OpSpec:
-    """One op type."""
+    """One op type: linears in a row, the first reads x and each other one what stands before it gives."""
 
     op_type: str
     format: Format
-    activation: Activation
+    linears: tuple[LinearSpec, ...]
+
+    @property
+    def activation(self) -> Activation:
+        """The one in the op type's name, that of the first linear."""
+        return self.linears[0].activation
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """x, then each linear's constants."""
+        x, *constants = INPUTS
+        return (x, *(replace(t, name=linear.prefix + t.name) for linear in self.linears for t in constants))
+
+    @property
+    def attributes(self) -> tuple[AttributeSpec, ...]:
+        """Those of the whole op, then each linear's."""
+        own = [a for a in ATTRIBUTES if not a.of_op]
+        return (
+            *(a for a in ATTRIBUTES if a.of_op),
+            *(replace(a, name=linear.prefix + a.name) for linear in self.linears for a in own),
+        )
 
 
 def op_type(fmt: Format, activation: Activation = Activation.NONE) -> str:
-    """Name of the node for a format and an activation."""
+    """Name of the node of one linear."""
     return f"SVDQLinear{fmt.stem}{activation.value}"
 
 
-OPS: dict[str, OpSpec] = {
-    op_type(f, a): OpSpec(op_type(f, a), f, a) for f in FORMATS.values() for a in Activation
+def mlp_op_type(fmt: Format, activation: Activation) -> str:
+    """Name of the node of two linears with `activation` between them; in OPS where there is such an op."""
+    return f"SVDQMlp{fmt.stem}{activation.value}"
+
+
+LINEAR_OPS: dict[str, OpSpec] = {
+    op_type(f, a): OpSpec(op_type(f, a), f, (LinearSpec(a),)) for f in FORMATS.values() for a in Activation
 }
+MLP_OPS: dict[str, OpSpec] = {
+    mlp_op_type(f, a): OpSpec(mlp_op_type(f, a), f, (LinearSpec(a, "fc1_"), LinearSpec(Activation.NONE, "fc2_")))
+    for f in (INT4, NVFP4)  # the hidden activation's scales are per group: an epilogue sees all of one
+    for a in (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
+}
+OPS: dict[str, OpSpec] = LINEAR_OPS | MLP_OPS
+
+
+def mlp_name(fc1: str, fc2: str) -> str:
+    """Name of an SVDQMlp node: those of the two nodes that it stands for."""
+    return f"{fc1}+{fc2}"
+
+
+def linear_names(node: str) -> list[str]:
+    """Names of the linears in a node, by its name."""
+    return node.split("+")
 
 
 def input_shapes(fmt: Format, n: int, k: int, r: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the seven constant inputs of a node."""
+    """Shapes of the seven constants of one linear."""
     return {
         "qweight": (n, k // 2),
         "wscale": fmt.wscale_shape(n, k),

@@ -69,7 +69,7 @@ def test_manifest_says_what_is_inside_and_the_check_knows_the_lora(built, loras)
     assert len(linears) == 29
     (output,) = m["accuracy"]["outputs"]  # against the FP16 model with the LoRA merged; 24 dB, as without a LoRA
     assert output["sqnr_db"] > 21
-    assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]})
+    assert builds.plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]})
     assert {t["name"] for t in m["inputs"]} == {io.name for io in SPEC.inputs}  # slots are not the caller's business
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import builds
 import numpy as np
 import pytest
-from builds import ROOT, svdq
+from builds import ROOT, plugin_nodes, svdq
 
 FORMATS = {"sm_89": "int4", "sm_120": "nvfp4", "sm_80": "w4a8"}
 ALL = [word for arch in FORMATS for word in ("--arch", arch)]
@@ -61,7 +61,10 @@ def test_every_linear_is_in_a_node_or_kept(built, arch):
 @pytest.mark.parametrize("arch", FORMATS)
 def test_tensorrt_reports_exactly_the_manifests_nodes(built, arch):
     m = manifest(built, arch)
-    assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]})
+    assert plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]})
+    pairs = [layer for layer in m["plugin_layers"] if "+" in layer]
+    geglus = [q["node"] for q in m["quantized"] if q["activation"] == "Geglu"]
+    assert len(pairs) == (0 if m["format"] == "w4a8" else len(geglus)) and geglus, pairs
 
 
 @pytest.mark.parametrize("arch", FORMATS)
@@ -129,14 +132,21 @@ def test_arch_without_backend_writes_all_but_the_plan_and_says_how_to_finish(bui
 
 
 def test_finish_builds_the_missing_plan(built, tmp_path):
-    """The same folder that --backend tensorrt leaves without a plan here is finished by the backend that exists."""
+    """The same folder that --backend tensorrt leaves without a plan here is finished by the backend that exists.
+
+    With another graph than the one that lies there: --no-fuse-mlp quantizes nothing again, but exports again.
+    """
     shutil.copytree(built / "sdxl-tiny-shared", tmp_path / "sdxl-tiny-shared")
-    done = build(tmp_path, "--arch", "sm_89", "--no-check", "--backend", "tensorrt")
+    done = build(tmp_path, "--arch", "sm_89", "--no-check", "--backend", "tensorrt", "--no-fuse-mlp")
     assert done.returncode == 4, done.stderr
+    stages = {line.split()[0]: line.split()[-1] for line in done.stderr.splitlines() if line.startswith("  ")}
+    assert stages["quantize"] == "reused" and stages["export"] != "reused", stages
     folder = tmp_path / "sdxl-tiny-sm_89"
     assert svdq("verify", str(folder)).returncode == 1
     assert svdq("finish", str(folder)).returncode == 0
     assert svdq("verify", str(folder), "--arch", "sm_89").returncode == 0
+    m = manifest(tmp_path, "sm_89")
+    assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]}) and not m["config"]["fuse_mlp"]
 
 
 def test_verify_names_what_is_wrong(built, tmp_path):

@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 
 import pytest
-from builds import build
+from builds import build, plugin_nodes
 
 from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.spec.archs import AUTO_FORMAT
 from svdq_trt.spec.formats import Activation
+from svdq_trt.spec.ops import MLP_OPS, OPS, linear_names
 
 
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "sdxl-tiny"])  # that one is in test_tiny.py
@@ -31,7 +32,8 @@ def check(name: str, folder: Path, fmt: str) -> None:
     assert (folder / "model.plan").stat().st_size == m["plan"]["bytes"]
     assert {q["format"] for q in m["quantized"]} == {fmt, "w4a16"}
     # TensorRT compiled exactly the manifest's nodes into plugin layers, and no layer is unaccounted for.
-    assert sorted(m["plugin_layers"]) == sorted({q["node"] for q in m["quantized"]})
+    assert plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]})
+    check_feed_forwards(name, folder, m)
     assert all(k["reason"] for k in m["kept_16bit"])
     names = {q["name"] for q in m["quantized"]} | {k["name"] for k in m["kept_16bit"]}
     assert names == set(weight_layers(get_model(name).build()))
@@ -39,6 +41,19 @@ def check(name: str, folder: Path, fmt: str) -> None:
     (output,) = m["accuracy"]["outputs"]
     # Measured 21 dB and more; a wrong scale, a swapped stream or a lost branch gives less than 10.
     assert output["sqnr_db"] > 18 and output["cosine"] > 0.98, output
+
+
+def check_feed_forwards(name: str, folder: Path, m: dict) -> None:
+    """Whatever reads a GELU alone, in the same format, is one op with the linear that has it, and one layer."""
+    import onnx
+
+    spec, formats = get_model(name), {q["node"]: q["format"] for q in m["quantized"]}
+    behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE} & set(formats)
+    pairs = {layer for layer in m["plugin_layers"] if len(linear_names(layer)) == 2}
+    assert {linear_names(layer)[1] for layer in pairs} == behind_gelu, pairs
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    assert {n.name for n in graph.node if n.op_type in MLP_OPS} == pairs
+    assert behind_gelu or name == "sana-tiny"  # whose feed-forward has a convolution in the middle
 
 
 def check_unsigned(name: str, folder: Path, m: dict, fmt: str) -> None:
@@ -53,9 +68,13 @@ def check_unsigned(name: str, folder: Path, m: dict, fmt: str) -> None:
     assert {node for node, codes in want.items() if codes != (False, 0.0)} == (behind_gelu if fmt == "int4" else set())
     assert {q["node"]: (q["act_unsigned"], q["act_shift"]) for q in m["quantized"]} == want
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
-    attributes = {n.name: {a.name: onnx.helper.get_attribute_value(a) for a in n.attribute} for n in graph.node
-                  if n.domain == "svdq"}  # fmt: skip
-    assert {node: (bool(a["act_unsigned"]), a["act_shift"]) for node, a in attributes.items()} == want
+    got = {}
+    for node in (n for n in graph.node if n.domain == "svdq"):
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        for one, linear in zip(linear_names(node.name), OPS[node.op_type].linears, strict=True):
+            unsigned, shift = (attributes[linear.prefix + a] for a in ("act_unsigned", "act_shift"))
+            got[one] = bool(unsigned), shift
+    assert got == want
 
 
 def run_at_other_sizes(name: str, folder: Path) -> None:

@@ -39,6 +39,18 @@ def test_check_stale_header_fails_and_write_mends_it(generator, monkeypatch, tmp
 
 def test_contract_header_lists_every_op_and_input_in_order(generator):
     text = generator.render()
-    assert re.findall(r'^    \{"(SVDQLinear\w+)", ', text, re.M) == list(ops.OPS)
+    assert re.findall(r'^    \{"(SVDQ\w+)", ', text, re.M) == list(ops.OPS)
     names = re.search(r"kInputNames\{\s*(.*?)\}", text, re.S)[1]
     assert re.findall(r'"(\w+)"', names) == [t.name for t in ops.INPUTS]
+
+
+def test_ops_of_two_linears_have_the_inputs_and_attributes_of_both():
+    assert list(ops.MLP_OPS) == [f"SVDQMlp{f}{a}" for f in ("Int4", "NVFP4") for a in ("Gelu", "GeluTanh", "Geglu")]
+    linear, mlp = ops.OPS["SVDQLinearInt4Gelu"], ops.OPS["SVDQMlpInt4Gelu"]
+    assert linear.inputs == ops.INPUTS and linear.attributes == ops.ATTRIBUTES
+    own = [t.name for t in ops.INPUTS[1:]]
+    assert [t.name for t in mlp.inputs] == ["x", *(f"fc1_{n}" for n in own), *(f"fc2_{n}" for n in own)]
+    assert [a.name for a in mlp.attributes] == [
+        "group_size", "fc1_act_unsigned", "fc1_act_shift", "fc2_act_unsigned", "fc2_act_shift"
+    ]  # fmt: skip
+    assert ops.linear_names(ops.mlp_name("a.0", "a.2")) == ["a.0", "a.2"] and ops.linear_names("a.0#2") == ["a.0#2"]

@@ -36,14 +36,20 @@ def library() -> plugin_lib.PluginLibrary:
 
 @dataclass
 class Node:
-    """One SVDQLinear node with random weights, of which `weights` replaces some."""
+    """One node with random weights, of which `weights` replaces some; n and r are those of each linear in it."""
 
     op_type: str
-    n: int = 128
-    r: int = 16
+    n: int | tuple[int, ...] = 128
+    r: int | tuple[int, ...] = 16
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     drop_attributes: tuple[str, ...] = ()
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(N, R) of each linear."""
+        count = len(ops.OPS[self.op_type].linears)
+        return list(zip(*(v if isinstance(v, tuple) else (v,) * count for v in (self.n, self.r)), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -66,17 +72,20 @@ def make_graph() -> Callable[..., onnx.ModelProto]:
         for i, spec in enumerate(nodes):
             op = ops.OPS[spec.op_type]
             names = [f"t{i}"]
-            for name, shape in ops.input_shapes(op.format, spec.n, width, spec.r).items():
-                is_int8 = name == "qweight" or (name == "wscale" and not op.format.wscale_is_act_dtype)
-                if name in spec.weights:
-                    value = spec.weights[name]
-                elif is_int8:
-                    value = rng.integers(-100, 100, shape).astype(np.int8)
-                else:
-                    value = rng.standard_normal(shape).astype(np.float32 if name == "wscale2" else act)
-                names.append(f"linear{i}.{name}")
-                consts[names[-1]] = value
-            attributes = {"group_size": op.format.weight_group, "act_unsigned": 0, "act_shift": 0.0}
+            for linear, (n, r) in zip(op.linears, spec.sizes, strict=True):
+                for name, shape in ops.input_shapes(op.format, n, width, r).items():
+                    is_int8 = name == "qweight" or (name == "wscale" and not op.format.wscale_is_act_dtype)
+                    if linear.prefix + name in spec.weights:
+                        value = spec.weights[linear.prefix + name]
+                    elif is_int8:
+                        value = rng.integers(-100, 100, shape).astype(np.int8)
+                    else:
+                        value = rng.standard_normal(shape).astype(np.float32 if name == "wscale2" else act)
+                    names.append(f"linear{i}.{linear.prefix}{name}")
+                    consts[names[-1]] = value
+                width = linear.activation.n_out(n)
+            attributes = {a.name: int(a.default) if a.kind == "int" else a.default for a in op.attributes}
+            attributes["group_size"] = op.format.weight_group
             attributes |= {"plugin_version": ops.PLUGIN_VERSION, "plugin_namespace": ops.PLUGIN_NAMESPACE}
             attributes |= spec.attributes
             for name in spec.drop_attributes:
@@ -86,7 +95,6 @@ def make_graph() -> Callable[..., onnx.ModelProto]:
                     spec.op_type, names, [f"t{i + 1}"], name=f"linear{i}", domain=ops.DOMAIN, **attributes
                 )
             )
-            width = op.activation.n_out(spec.n)
         graph_nodes.append(helper.make_node("Neg", [f"t{len(nodes)}"], ["out"], name="after"))
         graph = helper.make_graph(
             graph_nodes,

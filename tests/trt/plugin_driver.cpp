@@ -46,34 +46,48 @@ IPluginV3OneRuntime* runtime_of(IPluginV3* plugin) {
     return static_cast<IPluginV3OneRuntime*>(plugin->getCapabilityInterface(PluginCapabilityType::kRUNTIME));
 }
 
+// The attributes of an op by the contract's names; an op of one linear has no second act_unsigned and act_shift.
 struct Values {
-    int32_t group_size, act_unsigned;
-    float act_shift;
+    int32_t group_size;
+    std::array<int32_t, contract::kMaxLinears> act_unsigned;
+    std::array<float, contract::kMaxLinears> act_shift;
     bool operator==(Values const& o) const {
         return group_size == o.group_size && act_unsigned == o.act_unsigned && act_shift == o.act_shift;
     }
 };
 
-std::unique_ptr<IPluginV3> create(IPluginCreatorV3One* creator, Values const& v, TensorRTPhase phase) {
-    std::array<PluginField, 4> const fields{{{"act_shift", &v.act_shift, PluginFieldType::kFLOAT32, 1},
-                                             {"unknown", &v, PluginFieldType::kUNKNOWN, 1},
-                                             {"group_size", &v.group_size, PluginFieldType::kINT32, 1},
-                                             {"act_unsigned", &v.act_unsigned, PluginFieldType::kINT32, 1}}};
-    PluginFieldCollection const list{4, fields.data()};
+Values values(int32_t group_size, int32_t act_unsigned, float act_shift) {
+    return {group_size, {act_unsigned, 0}, {act_shift, 0.0f}};
+}
+
+// From last to first, with one that nobody knows among them.
+std::unique_ptr<IPluginV3> create(IPluginCreatorV3One* creator, contract::OpRow const& op, Values const& v,
+                                  TensorRTPhase phase) {
+    std::vector<PluginField> fields{{"unknown", &v, PluginFieldType::kUNKNOWN, 1}};
+    for (int32_t i = op.num_linears; i-- > 0;) {
+        auto const& names = op.linears[i].names;
+        fields.push_back({names.act_shift, &v.act_shift[i], PluginFieldType::kFLOAT32, 1});
+        fields.push_back({names.act_unsigned, &v.act_unsigned[i], PluginFieldType::kINT32, 1});
+    }
+    fields.push_back({contract::kGroupSizeName, &v.group_size, PluginFieldType::kINT32, 1});
+    PluginFieldCollection const list{static_cast<int32_t>(fields.size()), fields.data()};
     return std::unique_ptr<IPluginV3>(creator->createPlugin("driver", &list, phase));
 }
 
 // What the plan would hold.
-Values serialized(IPluginV3* plugin) {
-    Values v{-1, -1, -1};
+Values serialized(IPluginV3* plugin, contract::OpRow const& op) {
+    Values v = values(-1, -1, -1);
     auto const* list = runtime_of(plugin)->getFieldsToSerialize();
-    check(list && list->nbFields == 3, "three fields are serialized");
+    check(list && list->nbFields == 1 + 2 * op.num_linears, "every attribute is serialized");
     for (int32_t i = 0; list && i < list->nbFields; ++i) {
         PluginField const& f = list->fields[i];
         check(f.length == 1, "a field holds one number");
-        if (!std::strcmp(f.name, "group_size")) v.group_size = *static_cast<int32_t const*>(f.data);
-        if (!std::strcmp(f.name, "act_unsigned")) v.act_unsigned = *static_cast<int32_t const*>(f.data);
-        if (!std::strcmp(f.name, "act_shift")) v.act_shift = *static_cast<float const*>(f.data);
+        if (!std::strcmp(f.name, contract::kGroupSizeName)) v.group_size = *static_cast<int32_t const*>(f.data);
+        for (int32_t j = 0; j < op.num_linears; ++j) {
+            auto const& names = op.linears[j].names;
+            if (!std::strcmp(f.name, names.act_unsigned)) v.act_unsigned[j] = *static_cast<int32_t const*>(f.data);
+            if (!std::strcmp(f.name, names.act_shift)) v.act_shift[j] = *static_cast<float const*>(f.data);
+        }
     }
     return v;
 }
@@ -87,80 +101,107 @@ PluginTensorDesc desc(DataType type, std::vector<int64_t> const& shape) {
     return d;
 }
 
-// The inputs and the output of an int4 node without activation.
-std::array<PluginTensorDesc, 9> int4_descs(int64_t m, int64_t n, int64_t k, int64_t r, DataType act) {
-    return {desc(act, {m, k}),      desc(DataType::kINT8, {n, k / 2}),
-            desc(act, {k / 64, n}), desc(act, {k}),
-            desc(act, {r, k}),      desc(act, {n, r}),
-            desc(act, {n}),         desc(DataType::kFLOAT, {n}),
-            desc(act, {m, n})};
+struct Shape {
+    int64_t n, k, r;
+};
+
+// The inputs and the output of an int4 op: x is [m, K of the first linear].
+std::vector<PluginTensorDesc> int4_descs(int64_t m, std::vector<Shape> const& linears, DataType act) {
+    std::vector<PluginTensorDesc> d{desc(act, {m, linears[0].k})};
+    for (auto const& [n, k, r] : linears) {
+        for (auto const& one : {desc(DataType::kINT8, {n, k / 2}), desc(act, {k / 64, n}), desc(act, {k}),
+                                desc(act, {r, k}), desc(act, {n, r}), desc(act, {n}), desc(DataType::kFLOAT, {n})})
+            d.push_back(one);
+    }
+    d.push_back(desc(act, {m, linears.back().n}));
+    return d;
 }
 
-int32_t change(IPluginV3* plugin, std::array<PluginTensorDesc, 9> const& d, int32_t inputs = 8) {
-    return runtime_of(plugin)->onShapeChange(d.data(), inputs, d.data() + 8, 1);
+// onShapeChange() with `drop` inputs too few.
+int32_t change(IPluginV3* plugin, std::vector<PluginTensorDesc> const& d, int32_t drop = 0) {
+    return runtime_of(plugin)->onShapeChange(d.data(), static_cast<int32_t>(d.size()) - 1 - drop, &d.back(), 1);
 }
 
 void check_creator(IPluginCreatorV3One* creator, contract::OpRow const& op) {
     check(!std::strcmp(creator->getPluginName(), op.op_type), "creators come in the contract's order");
     check(!std::strcmp(creator->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE"), "creator interface");
     auto const& format = contract::kFormats[op.format];
-    Values const values{format.weight_group, format.has_unsigned, format.has_unsigned ? 0.171875f : 0.0f};
+    Values given = values(format.weight_group, format.has_unsigned, format.has_unsigned ? 0.171875f : 0.0f);
+    if (op.num_linears == 2 && format.has_unsigned) given.act_unsigned[1] = 1, given.act_shift[1] = 0.25f;
 
-    auto built = create(creator, values, TensorRTPhase::kBUILD);
+    auto built = create(creator, op, given, TensorRTPhase::kBUILD);
     check(built != nullptr, "a node of the contract is created");
     if (!built) return;
-    check(serialized(built.get()) == values, "attributes are serialized");
+    check(serialized(built.get(), op) == given, "attributes are serialized");
     std::unique_ptr<IPluginV3> clone(built->clone());
     built.reset();  // a clone owns what it serializes
-    check(clone && serialized(clone.get()) == values, "a clone serializes the same");
-    auto loaded = create(creator, serialized(clone.get()), TensorRTPhase::kRUNTIME);
-    check(loaded && serialized(loaded.get()) == values, "the runtime phase reads what was serialized");
-    check(create(creator, {format.weight_group + 1, 0, 0.0f}, TensorRTPhase::kRUNTIME) == nullptr,
+    check(clone && serialized(clone.get(), op) == given, "a clone serializes the same");
+    auto loaded = create(creator, op, serialized(clone.get(), op), TensorRTPhase::kRUNTIME);
+    check(loaded && serialized(loaded.get(), op) == given, "the runtime phase reads what was serialized");
+    check(create(creator, op, values(format.weight_group + 1, 0, 0.0f), TensorRTPhase::kRUNTIME) == nullptr,
           "a wrong group_size is refused");
+    if (op.num_linears == 2) {
+        given.act_unsigned[1] = 2;
+        check(create(creator, op, given, TensorRTPhase::kRUNTIME) == nullptr, "a wrong fc2_act_unsigned is refused");
+    }
 
     std::unique_ptr<IPluginV3> bare(creator->createPlugin(nullptr, nullptr, TensorRTPhase::kBUILD));
-    check(bare && serialized(bare.get()) == Values{format.weight_group, 0, 0.0f}, "no fields: the defaults");
+    Values const defaults = values(format.weight_group, 0, 0.0f);
+    check(bare && serialized(bare.get(), op) == defaults, "no fields: the defaults");
 }
 
-void check_shapes(IPluginCreatorV3One* int4, Logger& logger) {
-    auto plugin = create(int4, {64, 0, 0.0f}, TensorRTPhase::kRUNTIME);
-    std::array<void const*, 8> in{};
-    std::array<void*, 1> out{};
-    auto const good = int4_descs(9, 128, 256, 16, DataType::kHALF);
+void check_run(IPluginV3* plugin, std::vector<PluginTensorDesc> const& good, Logger& logger) {
+    std::vector<void const*> const in(good.size() - 1);
+    std::array<void*, 1> const out{};
     auto const run = [&] {
-        return runtime_of(plugin.get())
-            ->enqueue(good.data(), good.data() + 8, in.data(), out.data(), nullptr, nullptr);
+        return runtime_of(plugin)->enqueue(good.data(), &good.back(), in.data(), out.data(), nullptr, nullptr);
     };
     int const before = logger.errors;
     check(run() != 0, "enqueue before onShapeChange fails");
     check(logger.errors > before, "and says why");
-    check(change(plugin.get(), good) == 0, "shapes of the contract are taken");
+    check(change(plugin, good) == 0, "shapes of the contract are taken");
     check(run() != 0, "null pointers fail, they do not crash");
-    check(change(plugin.get(), int4_descs(0, 128, 256, 0, DataType::kBF16)) == 0,
+    check(change(plugin, good, 1) != 0, "an input too few is refused");
+}
+
+void check_shapes(IPluginCreatorV3One* int4, contract::OpRow const& op, Logger& logger) {
+    auto plugin = create(int4, op, values(64, 0, 0.0f), TensorRTPhase::kRUNTIME);
+    auto const good = int4_descs(9, {{128, 256, 16}}, DataType::kHALF);
+    check_run(plugin.get(), good, logger);
+    check(change(plugin.get(), int4_descs(0, {{128, 256, 0}}, DataType::kBF16)) == 0,
           "no tokens and no rank are taken");
-    check(change(plugin.get(), good, 7) != 0, "seven inputs are refused");
-    check(change(plugin.get(), int4_descs(9, 128, 96, 16, DataType::kHALF)) != 0, "K = 96 is refused");
-    check(change(plugin.get(), int4_descs(9, 128, 256, 16, DataType::kFLOAT)) != 0, "float32 is refused");
-    check(change(plugin.get(), int4_descs(int64_t{1} << 40, 128, 256, 16, DataType::kHALF)) != 0,
+    check(change(plugin.get(), int4_descs(9, {{128, 96, 16}}, DataType::kHALF)) != 0, "K = 96 is refused");
+    check(change(plugin.get(), int4_descs(9, {{128, 256, 16}}, DataType::kFLOAT)) != 0, "float32 is refused");
+    check(change(plugin.get(), int4_descs(int64_t{1} << 40, {{128, 256, 16}}, DataType::kHALF)) != 0,
           "more tokens than an int32 counts are refused");
     auto huge = good;
     huge[0] = desc(DataType::kHALF, {int64_t{1} << 40, int64_t{1} << 40, 256});
     check(change(plugin.get(), huge) != 0, "a token count that overflows is refused");
 }
 
+void check_mlp_shapes(IPluginCreatorV3One* geglu, contract::OpRow const& op, Logger& logger) {
+    auto plugin = create(geglu, op, values(64, 0, 0.0f), TensorRTPhase::kRUNTIME);
+    auto const shapes = [](int64_t m, Shape fc1, Shape fc2) { return int4_descs(m, {fc1, fc2}, DataType::kHALF); };
+    check_run(plugin.get(), shapes(9, {512, 128, 16}, {128, 256, 32}), logger);
+    check(change(plugin.get(), shapes(0, {512, 128, 0}, {128, 256, 0})) == 0, "no tokens and no ranks are taken");
+    check(change(plugin.get(), shapes(9, {256, 128, 16}, {128, 256, 32})) != 0, "geglu halves fc1's columns");
+    check(change(plugin.get(), shapes(9, {192, 128, 16}, {128, 96, 32})) != 0, "fc2's K = 96 is refused");
+    check(change(plugin.get(), shapes(9, {512, 128, 16}, {132, 256, 32})) != 0, "fc2's N = 132 is refused");
+}
+
 // Contexts are clones; each keeps its own shapes, whatever the others do.
-void check_threads(IPluginCreatorV3One* int4) {
-    auto const engine = create(int4, {64, 1, 0.25f}, TensorRTPhase::kRUNTIME);
+void check_threads(IPluginCreatorV3One* int4, contract::OpRow const& op) {
+    auto const engine = create(int4, op, values(64, 1, 0.25f), TensorRTPhase::kRUNTIME);
     std::vector<std::thread> threads;
     for (int t = 0; t < 8; ++t) {
-        threads.emplace_back([&engine, t] {
+        threads.emplace_back([&engine, &op, t] {
             for (int i = 0; i < 200; ++i) {
                 std::unique_ptr<IPluginV3> context(runtime_of(engine.get())->attachToContext(nullptr));
                 check(context != nullptr, "a context gets its clone");
                 bool const good = (i + t) % 2 == 0;
-                auto const d = int4_descs(1 + i, 128, good ? 256 : 96, 16, DataType::kHALF);
+                auto const d = int4_descs(1 + i, {{128, good ? 256 : 96, 16}}, DataType::kHALF);
                 check((change(context.get(), d) == 0) == good, "shapes are judged for each context");
-                check(serialized(context.get()) == Values{64, 1, 0.25f}, "attributes hold in every thread");
+                check(serialized(context.get(), op) == values(64, 1, 0.25f), "attributes hold in every thread");
             }
         });
     }
@@ -185,14 +226,23 @@ int main(int argc, char** argv) {
     check(get_creators(count) == creators, "the list does not move");
     auto const at = [&](int32_t i) { return static_cast<IPluginCreatorV3One*>(creators[i]); };
     for (int32_t i = 0; i < count; ++i) check_creator(at(i), contract::kOps[i]);
-    check_shapes(at(0), finder.logger);
-    check_threads(at(0));
+    auto const index_of = [&](char const* op_type) {
+        int32_t i = 0;
+        while (i + 1 < count && std::strcmp(contract::kOps[i].op_type, op_type) != 0) ++i;
+        return i;
+    };
+    int32_t const linear = index_of("SVDQLinearInt4"), mlp = index_of("SVDQMlpInt4Geglu");
+    check_shapes(at(linear), contract::kOps[linear], finder.logger);
+    check_mlp_shapes(at(mlp), contract::kOps[mlp], finder.logger);
+    check_threads(at(linear), contract::kOps[linear]);
 
+    auto const wrong_group = [&] {
+        return create(at(linear), contract::kOps[linear], values(32, 0, 0.0f), TensorRTPhase::kBUILD);
+    };
     finder.fail = true;
-    check(create(at(0), {32, 0, 0.0f}, TensorRTPhase::kBUILD) == nullptr,
-          "a logger finder that throws is survived");
+    check(wrong_group() == nullptr, "a logger finder that throws is survived");
     set_finder(nullptr);
-    check(create(at(0), {32, 0, 0.0f}, TensorRTPhase::kBUILD) == nullptr, "no logger finder is survived");
+    check(wrong_group() == nullptr, "no logger finder is survived");
     std::printf("%d checks failed\n", g_failures.load());
     return g_failures != 0;
 }

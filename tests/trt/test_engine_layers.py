@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from svdq_trt.spec import ops
 from svdq_trt.spec.formats import Activation
 
 DYNAMIC = {"min": (1, 1, 128), "opt": (2, 77, 128), "max": (2, 512, 128)}
-FIRST_OF_FORMAT = [o for o in ops.OPS.values() if o.activation is Activation.NONE]
+FIRST_OF_FORMAT = [o for o in ops.LINEAR_OPS.values() if o.activation is Activation.NONE]
 
 
 def check_layer(layer, op, n, k, r, lead, dtype):
-    """The layer's tensors are the contract's, in its order."""
-    assert [t.shape for t in layer.inputs[1:]] == list(ops.input_shapes(op.format, n, k, r).values())
+    """The layer's tensors are the contract's, in its order. n and r: of each linear, where there are several."""
     scale = dtype if op.format.wscale_is_act_dtype else "Int8"
-    assert [t.dtype for t in layer.inputs] == [dtype, "Int8", scale, dtype, dtype, dtype, dtype, "Float"]
-    assert layer.inputs[0].shape == (*lead, k)
-    assert layer.outputs[0].shape == (*lead, op.activation.n_out(n))
+    shapes, dtypes, width = [(*lead, k)], [dtype], k
+    for linear, rows, rank in zip(op.linears, np.atleast_1d(n), np.atleast_1d(r), strict=True):
+        shapes += ops.input_shapes(op.format, rows, width, rank).values()
+        dtypes += ["Int8", scale, dtype, dtype, dtype, dtype, "Float"]
+        width = linear.activation.n_out(rows)
+    assert [t.shape for t in layer.inputs] == shapes
+    assert [t.dtype for t in layer.inputs] == dtypes
+    assert layer.outputs[0].shape == (*lead, width)
     assert layer.outputs[0].dtype == dtype
 
 
-@pytest.mark.parametrize("op", ops.OPS.values(), ids=lambda o: o.op_type)
+@pytest.mark.parametrize("op", ops.LINEAR_OPS.values(), ids=lambda o: o.op_type)
 def test_build_every_op_sm89_is_plugin_layer(tensorrt, make_graph, node, op):
     n = 192
     built = tensorrt.build(
@@ -42,6 +47,18 @@ def test_build_every_op_sm89_is_plugin_layer(tensorrt, make_graph, node, op):
     check_layer(built.layers[1], op, 64, op.activation.n_out(n), 32, (-1, -1), "Half")
 
 
+@pytest.mark.parametrize("op", ops.MLP_OPS.values(), ids=lambda o: o.op_type)
+def test_build_two_linears_are_one_plugin_layer(tensorrt, make_graph, node, op):
+    n, r = (256, 64), (16, 32)
+    for dtype, name, sm in (("f16", "Half", 89), ("bf16", "BFloat16", 120)):
+        graph = make_graph([node(op.op_type, n=n, r=r)], dtype=dtype)
+        built = tensorrt.build(graph, sm=sm, shapes=DYNAMIC)
+        assert built.plan is not None, built.errors
+        assert built.plugins == {"linear0": op.op_type}
+        assert [layer.nodes for layer in built.layers] == [("linear0",)]
+        check_layer(built.layers[0], op, n, 128, r, (-1, -1), name)
+
+
 @pytest.mark.parametrize("sm", [80, 86, 120])
 @pytest.mark.parametrize("op", FIRST_OF_FORMAT, ids=lambda o: o.op_type)
 def test_build_bf16_other_arch_is_plugin_layer(tensorrt, make_graph, node, op, sm):
@@ -59,7 +76,7 @@ def test_build_other_input_rank_keeps_leading_dims(tensorrt, make_graph, node, l
     check_layer(built.layers[0], op, 128, 128, 16, lead, "Half")
 
 
-@pytest.mark.parametrize("op", FIRST_OF_FORMAT, ids=lambda o: o.op_type)
+@pytest.mark.parametrize("op", [*FIRST_OF_FORMAT, ops.OPS["SVDQMlpInt4Gelu"]], ids=lambda o: o.op_type)
 def test_build_rank_zero_is_plugin_layer(tensorrt, make_graph, node, op):
     built = tensorrt.build(make_graph([node(op.op_type, r=0)]), shapes=DYNAMIC)
     assert built.plan is not None, built.errors

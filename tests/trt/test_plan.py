@@ -12,10 +12,10 @@ STATIC = {"lead": (2, 9)}
 def test_creator_fields_are_the_contracts_attributes(tensorrt):
     trt = tensorrt.module
     kinds = {"int": trt.PluginFieldType.INT32, "float": trt.PluginFieldType.FLOAT32}
-    for op_type in ops.OPS:
-        creator = trt.get_plugin_registry().get_creator(op_type, ops.PLUGIN_VERSION, ops.PLUGIN_NAMESPACE)
+    for op in ops.OPS.values():
+        creator = trt.get_plugin_registry().get_creator(op.op_type, ops.PLUGIN_VERSION, ops.PLUGIN_NAMESPACE)
         assert [(f.name, f.type) for f in creator.field_names] == [
-            (a.name, kinds[a.kind]) for a in ops.ATTRIBUTES
+            (a.name, kinds[a.kind]) for a in op.attributes
         ]
 
 
@@ -28,6 +28,17 @@ def test_plan_holds_op_type_and_attributes(tensorrt, make_graph, node):
     assert b"SVDQLinearInt4Silu\0" in plan
     for name in (a.name for a in ops.ATTRIBUTES):
         assert name.encode() in plan
+    assert shift.tobytes() in plan and shift.tobytes() not in plain
+
+
+def test_plan_holds_the_attributes_of_both_linears(tensorrt, make_graph, node):
+    shift = np.float32(0.171875)
+    attributes = {"fc2_act_unsigned": 1, "fc2_act_shift": float(shift)}
+    plan = tensorrt.build(make_graph([node("SVDQMlpInt4Gelu", attributes=attributes)], **STATIC)).plan
+    plain = tensorrt.build(make_graph([node("SVDQMlpInt4Gelu")], **STATIC)).plan
+    assert plan is not None and plain is not None
+    for name in (a.name for a in ops.OPS["SVDQMlpInt4Gelu"].attributes):
+        assert name.encode() + b"\0" in plan
     assert shift.tobytes() in plan and shift.tobytes() not in plain
 
 

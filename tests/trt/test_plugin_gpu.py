@@ -17,12 +17,13 @@ from svdq_trt.spec import ops
 from svdq_trt.spec.formats import Activation
 
 K, N = 256, 128
-PLAIN = [o for o in ops.OPS.values() if o.activation is Activation.NONE]
+PLAIN = [o for o in ops.LINEAR_OPS.values() if o.activation is Activation.NONE]
 RANGE = {"min": (1, 1, K), "opt": (1, 64, K), "max": (1, 600, K)}
 
 
-#: scales as e4m3 bytes: random ones would hold NaN
-SCALES = {"wscale": np.random.default_rng(2).integers(8, 100, (K // 64, N, 4)).astype(np.int8)}
+def scales(k, n):
+    """As e4m3 bytes: random ones would hold NaN."""
+    return np.random.default_rng(2).integers(8, 100, (k // 64, n, 4)).astype(np.int8)
 
 
 def dynamic(**changes):
@@ -30,7 +31,15 @@ def dynamic(**changes):
 
 
 def weights_of(op_type):
-    return SCALES if "NVFP4" in op_type else {}
+    return {"wscale": scales(K, N)} if "NVFP4" in op_type else {}
+
+
+def mlp_weights(op, n):
+    """The constants of each linear that are not to be random: fc1's y then is of order 1, so that nothing overflows."""
+    small = {"wscale2": np.full(n[0], 0.01, np.float32), "lora_up": np.full((n[0], 16), 0.01, np.float16)}
+    if op.format.name == "nvfp4":
+        return small | {"wscale": scales(K, n[0])}, {"wscale": scales(N, n[1])}
+    return small, {}
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +189,34 @@ def test_nan_and_inf_stay_in_their_rows(tensorrt, runtime, make_graph, node, op,
         good = [row for row in range(m) if row not in bad]
         assert torch.isnan(got[0, list(bad)]).all()
         assert torch.equal(got[0, good], want[0, good])
+
+
+@pytest.mark.parametrize("op", ops.MLP_OPS.values(), ids=lambda o: o.op_type)
+def test_two_linears_in_one_node_give_what_two_nodes_give(tensorrt, runtime, make_graph, node, op):
+    """Bit for bit but for fc2's low-rank branch, whose t may be summed in another order.
+
+    The weights are the same, as they are drawn in the order of the inputs.
+    """
+    n = (2 * N if op.activation is Activation.GEGLU else N, N)
+    by_linear = mlp_weights(op, n)
+    for rank in (0, 16):
+        r = (16, rank)
+        both = {linear.prefix + name: w for linear, own in zip(op.linears, by_linear, strict=True)
+                for name, w in own.items()}  # fmt: skip
+        one = [node(op.op_type, n=n, r=r, weights=both)]
+        two = [node(ops.op_type(op.format, linear.activation), n=n[i], r=r[i], weights=by_linear[i])
+               for i, linear in enumerate(op.linears)]  # fmt: skip
+        got, want = (Context(runtime(tensorrt.build(make_graph(nodes, k=K), **dynamic()))) for nodes in (one, two))
+        for m in (1, 7, 64, 300, 600, 64):
+            x = tokens(m)
+            if m > 64:
+                x[0, m - 1, 5] = float("nan")
+                torch.cuda.synchronize()
+            a, b = got.run(x), want.run(x)
+            assert torch.equal(a.isnan(), b.isnan()) and b.isnan().any(-1).sum() == (m > 64)
+            a, b = a.nan_to_num().double(), b.nan_to_num().double()
+            noise = (a - b).square().sum() / b.square().sum()
+            assert noise < (1e-6 if rank else 1e-300), (m, rank, float(noise))  # 1e-6: flips of t's last bit
 
 
 def test_cuda_graph_of_a_context(engine):

@@ -10,6 +10,7 @@ import pytest
 
 F16, BF16 = np.float16, np.dtype(ml_dtypes.bfloat16)
 STATIC = {"lead": (2, 9)}
+MLP = "SVDQMlpInt4Geglu"
 
 #: id -> (node arguments, graph arguments, what the message must say)
 MISTAKES = {
@@ -60,6 +61,31 @@ MISTAKES = {
         {"attributes": {"act_shift": 0.25}}, {}, "act_shift 0.25, want a finite"),
     "act_shift NaN": (
         {"attributes": {"act_unsigned": 1, "act_shift": float("nan")}}, {}, "act_shift nan, want"),
+    # Two linears in one node: the message says which.
+    "K of fc1": ({"op_type": MLP}, {"k": 96}, "fc1_K = 96, want a multiple of 64"),
+    "hidden width": ({"op_type": MLP, "n": (192, 64)}, {}, "fc2_K = 96, want a multiple of 64"),
+    "N of fc1": ({"op_type": MLP, "n": (72, 64)}, {}, "fc1_N = 72, want a multiple of 16"),
+    "N of fc2": ({"op_type": MLP, "n": (128, 60)}, {}, "fc2_N = 60, want a multiple of 8"),
+    "R of fc2": ({"op_type": MLP, "r": (16, 8)}, {}, "fc2_R = 8, want a multiple of 16"),
+    "R of fc2 beyond the kernels": ({"op_type": MLP, "r": (16, 1040)}, {}, "fc2_R=1040"),
+    "fc2 of another hidden width": (
+        {"op_type": MLP, "weights": {"fc2_qweight": np.zeros((128, 64), np.int8)}}, {},
+        "input fc2_qweight: [128, 64], want [128, 32]"),
+    "bias of fc2": (
+        {"op_type": MLP, "weights": {"fc2_bias": np.zeros(64, F16)}}, {}, "input fc2_bias: [64], want [128]"),
+    "dtype of fc1": (
+        {"op_type": MLP, "weights": {"fc1_lora_up": np.zeros((128, 16), BF16)}}, {},
+        "input fc1_lora_up: bfloat16, want float16"),
+    "dtype of fc2": (
+        {"op_type": "SVDQMlpNVFP4Gelu", "weights": {"fc2_wscale": np.ones((2, 128, 4), F16)}}, {},
+        "input fc2_wscale: float16, want int8"),
+    "act_unsigned of fc2": (
+        {"op_type": MLP, "attributes": {"fc2_act_unsigned": 2}}, {}, "fc2_act_unsigned 2, want 0 or 1"),
+    "act_unsigned of fc1 for nvfp4": (
+        {"op_type": "SVDQMlpNVFP4Gelu", "attributes": {"fc1_act_unsigned": 1}}, {}, "fc1_act_unsigned 1, want 0"),
+    "act_shift of fc2 alone": (
+        {"op_type": MLP, "attributes": {"fc1_act_unsigned": 1, "fc2_act_shift": 0.25}}, {},
+        "fc2_act_shift 0.25, want a finite number, and 0 where fc2_act_unsigned is 0"),
 }  # fmt: skip
 
 
@@ -88,13 +114,15 @@ def test_build_float32_activations_are_refused(tensorrt, make_graph, node, monke
     assert any("input x: float32, want float16 or bfloat16." in e for e in built.errors), built.errors
 
 
-def test_build_missing_input_is_refused(tensorrt, make_graph, node):
-    graph = make_graph([node("SVDQLinearInt4")], **STATIC)
+@pytest.mark.parametrize(("op_type", "count"), [("SVDQLinearInt4", 8), (MLP, 15)])
+def test_build_missing_input_is_refused(tensorrt, make_graph, node, op_type, count):
+    graph = make_graph([node(op_type)], **STATIC)
     linear = next(n for n in graph.graph.node if n.name == "linear0")
     linear.input.pop()
     built = tensorrt.build(graph)
     assert built.plan is None
-    assert any("7 inputs and 1 outputs, want 8 inputs and 1 output." in e for e in built.errors), built.errors
+    told = f"{count - 1} inputs and 1 outputs, want {count} inputs and 1 output."
+    assert any(told in e for e in built.errors), built.errors
 
 
 def test_build_after_refusals_still_works(tensorrt, make_graph, node):

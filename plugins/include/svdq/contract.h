@@ -18,7 +18,7 @@ inline constexpr int32_t kNMultiple = 8;  // twice that for Geglu
 inline constexpr int32_t kRMultiple = 16;
 inline constexpr int32_t kRMax = 1024;
 
-// Positions of a node's inputs; the output is position kNumInputs.
+// The inputs of a linear. An op of several linears has x once, then the constants of each: input_of() tells.
 enum Input : int32_t {
     kX        = 0,  // [..., K] act: raw activation
     kQweight  = 1,  // [N, K/2] int8: two 4-bit codes per byte, low nibble = even k
@@ -30,16 +30,25 @@ enum Input : int32_t {
     kWscale2  = 7,  // [N] float32: second-level weight scale; ones for int4 and w4a16
 };
 inline constexpr int32_t kNumInputs = 8;
+inline constexpr int32_t kNumConstants = 7;
 inline constexpr std::array<char const*, kNumInputs> kInputNames{
     "x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2"};
 
-// Attributes of every node, with their defaults.
-inline constexpr char kGroupSizeName[] = "group_size";  // G of the weight scales
-inline constexpr int32_t kGroupSizeDefault = 64;
-inline constexpr char kActUnsignedName[] = "act_unsigned";  // 1: u4 activation codes in 0..15 (int4 only)
-inline constexpr int32_t kActUnsignedDefault = 0;
-inline constexpr char kActShiftName[] = "act_shift";  // added to x before act_mul (int4 with act_unsigned)
-inline constexpr float kActShiftDefault = 0.0f;
+// Attributes, with their defaults.
+inline constexpr char kGroupSizeName[] = "group_size";
+inline constexpr int32_t kGroupSizeDefault = 64;  // G of the weight scales
+inline constexpr int32_t kActUnsignedDefault = 0;  // 1: u4 activation codes in 0..15 (int4 only)
+inline constexpr float kActShiftDefault = 0.0f;  // added to x before act_mul (int4 with act_unsigned)
+
+// What is a linear's own in an op: how its inputs' names begin, and its attributes.
+struct LinearNames {
+    char const* prefix;
+    char const* act_unsigned;
+    char const* act_shift;
+};
+inline constexpr LinearNames kOnly{"", "act_unsigned", "act_shift"};
+inline constexpr LinearNames kFc1{"fc1_", "fc1_act_unsigned", "fc1_act_shift"};
+inline constexpr LinearNames kFc2{"fc2_", "fc2_act_unsigned", "fc2_act_shift"};
 
 struct FormatRow {
     char const* name;
@@ -57,32 +66,50 @@ inline constexpr std::array<FormatRow, 4> kFormats{{
     {"w4a16", SVDQ_FORMAT_W4A16, 64, true, 1, false, 2147483584},
 }};
 
+inline constexpr int32_t kMaxLinears = 2;
+struct OpLinear {
+    svdq_activation activation;
+    LinearNames names;
+};
 struct OpRow {
     char const* op_type;  // ONNX node = plugin creator
     svdq_format format;
-    svdq_activation activation;
+    int32_t num_linears;  // in a row: each reads what the one before it gives
+    std::array<OpLinear, kMaxLinears> linears;
+
+    constexpr int32_t num_inputs() const { return 1 + num_linears * kNumConstants; }
 };
-inline constexpr std::array<OpRow, 20> kOps{{
-    {"SVDQLinearInt4", SVDQ_FORMAT_INT4, SVDQ_ACT_NONE},
-    {"SVDQLinearInt4Gelu", SVDQ_FORMAT_INT4, SVDQ_ACT_GELU},
-    {"SVDQLinearInt4GeluTanh", SVDQ_FORMAT_INT4, SVDQ_ACT_GELU_TANH},
-    {"SVDQLinearInt4Silu", SVDQ_FORMAT_INT4, SVDQ_ACT_SILU},
-    {"SVDQLinearInt4Geglu", SVDQ_FORMAT_INT4, SVDQ_ACT_GEGLU},
-    {"SVDQLinearW4A8", SVDQ_FORMAT_W4A8, SVDQ_ACT_NONE},
-    {"SVDQLinearW4A8Gelu", SVDQ_FORMAT_W4A8, SVDQ_ACT_GELU},
-    {"SVDQLinearW4A8GeluTanh", SVDQ_FORMAT_W4A8, SVDQ_ACT_GELU_TANH},
-    {"SVDQLinearW4A8Silu", SVDQ_FORMAT_W4A8, SVDQ_ACT_SILU},
-    {"SVDQLinearW4A8Geglu", SVDQ_FORMAT_W4A8, SVDQ_ACT_GEGLU},
-    {"SVDQLinearNVFP4", SVDQ_FORMAT_NVFP4, SVDQ_ACT_NONE},
-    {"SVDQLinearNVFP4Gelu", SVDQ_FORMAT_NVFP4, SVDQ_ACT_GELU},
-    {"SVDQLinearNVFP4GeluTanh", SVDQ_FORMAT_NVFP4, SVDQ_ACT_GELU_TANH},
-    {"SVDQLinearNVFP4Silu", SVDQ_FORMAT_NVFP4, SVDQ_ACT_SILU},
-    {"SVDQLinearNVFP4Geglu", SVDQ_FORMAT_NVFP4, SVDQ_ACT_GEGLU},
-    {"SVDQLinearW4A16", SVDQ_FORMAT_W4A16, SVDQ_ACT_NONE},
-    {"SVDQLinearW4A16Gelu", SVDQ_FORMAT_W4A16, SVDQ_ACT_GELU},
-    {"SVDQLinearW4A16GeluTanh", SVDQ_FORMAT_W4A16, SVDQ_ACT_GELU_TANH},
-    {"SVDQLinearW4A16Silu", SVDQ_FORMAT_W4A16, SVDQ_ACT_SILU},
-    {"SVDQLinearW4A16Geglu", SVDQ_FORMAT_W4A16, SVDQ_ACT_GEGLU},
+// Position in an op of a linear's input; x of the second linear is none of the op's.
+constexpr int32_t input_of(int32_t linear, Input input) {
+    return input == kX ? kX : linear * kNumConstants + input;
+}
+inline constexpr std::array<OpRow, 26> kOps{{
+    {"SVDQLinearInt4", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
+    {"SVDQLinearInt4Gelu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
+    {"SVDQLinearInt4GeluTanh", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
+    {"SVDQLinearInt4Silu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
+    {"SVDQLinearInt4Geglu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearW4A8", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
+    {"SVDQLinearW4A8Gelu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
+    {"SVDQLinearW4A8GeluTanh", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
+    {"SVDQLinearW4A8Silu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
+    {"SVDQLinearW4A8Geglu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearNVFP4", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
+    {"SVDQLinearNVFP4Gelu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
+    {"SVDQLinearNVFP4GeluTanh", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
+    {"SVDQLinearNVFP4Silu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
+    {"SVDQLinearNVFP4Geglu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearW4A16", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
+    {"SVDQLinearW4A16Gelu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
+    {"SVDQLinearW4A16GeluTanh", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
+    {"SVDQLinearW4A16Silu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
+    {"SVDQLinearW4A16Geglu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQMlpInt4Gelu", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_GELU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpInt4GeluTanh", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_GELU_TANH, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpInt4Geglu", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_GEGLU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpNVFP4Gelu", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_GELU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpNVFP4GeluTanh", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_GELU_TANH, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpNVFP4Geglu", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_GEGLU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
 }};
 
 // The C enums of svdq.h and the formats of svdq_trt/spec count alike.

@@ -9,7 +9,7 @@ from svdq_trt.compile.events import Progress
 
 
 def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, artifact, profile, out, lora_slots (0: none).
+    """args: model, artifact, profile, out, lora_slots (0: none), fuse_mlp.
 
     With slots, lora_slots.safetensors is written beside `out`.
     """
@@ -31,7 +31,7 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
         shapes = layer_shapes(spec)
         table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, args["lora_slots"], shapes)
     inputs = table.input_names() if table else ()
-    info = export_model(module, spec, args["profile"], out, progress, runtime_inputs=inputs)
+    info = export_model(module, spec, args["profile"], out, progress, runtime_inputs=inputs, fuse_mlp=args["fuse_mlp"])
     if table is not None:
         slots.save_table(out.with_name(slots.FILE), table, slots.base_factors(module, table))
         info["lora_slots"] = {"rank": table.rank, "inputs": len(table.input_names())}

@@ -22,13 +22,14 @@ def export_model(
     progress: Progress,
     weights: bool = True,
     runtime_inputs: Sequence[str] = (),
+    fuse_mlp: bool = True,
 ) -> dict[str, Any]:
     """Export `module` to `out`; sizes that the profile fixes (min = max) become static.
 
     Args:
         profile: symbol (batch, height, width, tokens) -> [min, opt, max].
         weights: False writes the graph alone.
-        runtime_inputs: parameters that become inputs, see svdq_export.export_onnx.
+        runtime_inputs, fuse_mlp: see svdq_export.export_onnx.
     """
     from svdq_export import export_onnx
 
@@ -38,7 +39,7 @@ def export_model(
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     info = export_onnx(
         spec.wrap(module), named, dynamic_shapes(spec, profile), [io.name for io in spec.outputs], out,
-        wrapped=spec.family.WRAPPED, runtime_inputs=runtime_inputs, weights=weights,
+        wrapped=spec.family.WRAPPED, runtime_inputs=runtime_inputs, weights=weights, fuse_mlp=fuse_mlp,
         progress=lambda stage, done, total: progress(done, total, stage),
     )  # fmt: skip
     return {"nodes": list(info.svdq_nodes), "op_types": list(info.op_types), "node_count": info.node_count,

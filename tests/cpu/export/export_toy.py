@@ -1,8 +1,9 @@
-"""What the export tests share: random layers, a one-node model, a small network, SQNR."""
+"""What the export tests share: random layers, models of svdq nodes, a small network, SQNR."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from svdq_export.bodies import OPSET, build_function
+from svdq_export.bodies import OPSET
+from svdq_export.passes.functions import add_bodies
 from svdq_export.schema import register_schemas
 from svdq_trt import numerics
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.spec.formats import FORMATS, Activation, Format
-from svdq_trt.spec.ops import DOMAIN, INPUTS, OpSpec
+from svdq_trt.spec.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 
 DTYPES = {
     torch.float16: ir.DataType.FLOAT16,
@@ -69,36 +71,59 @@ def random_x(k: int, dtype: torch.dtype, lead: tuple[int, ...] = (2, 9)) -> Tens
     return x.to(dtype)
 
 
+@dataclass
+class SvdqNode:
+    """A node to be: what it is, inputs 1 to the last by name, attributes other than the defaults."""
+
+    op: OpSpec
+    weights: dict[str, Tensor]
+    attributes: dict[str, float] = field(default_factory=dict)
+
+
+def in_a_row(nodes: Sequence[SvdqNode], rank: int) -> ir.Model:
+    """A graph of svdq nodes called layer0, layer1, ..., and their bodies.
+
+    bf16 comes in and goes out through f32, for numpy's sake.
+    """
+    register_schemas()
+    dtype = DTYPES[next(t.dtype for name, t in nodes[0].weights.items() if name.endswith("bias"))]
+    outer = ir.DataType.FLOAT if dtype == ir.DataType.BFLOAT16 else dtype
+    lead = [f"d{i}" for i in range(rank - 1)]
+    k = 2 * next(t for name, t in nodes[0].weights.items() if name.endswith("qweight")).shape[1]
+    x = ir.Value(name="x", type=ir.TensorType(outer), shape=ir.Shape([*lead, k]))
+    made, constants = [ir.node("Cast", [x], attributes={"to": dtype.value}, name="in")], []
+    for i, one in enumerate(nodes):
+        own = []
+        for spec in one.op.inputs[1:]:
+            tensor = ir.tensor(one.weights[spec.name], name=f"layer{i}.{spec.name}")
+            kind = ir.TensorType(tensor.dtype)
+            own.append(ir.Value(name=tensor.name, type=kind, shape=tensor.shape, const_value=tensor))
+        attributes = {a.name: int(a.default) if a.kind == "int" else a.default for a in one.op.attributes}
+        attributes |= {"group_size": one.op.format.weight_group, **one.attributes}
+        made.append(ir.node(
+            one.op.op_type, [made[-1].outputs[0], *own], domain=DOMAIN, name=f"layer{i}",
+            attributes=attributes | {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE},
+        ))  # fmt: skip
+        last = one.op.linears[-1]
+        n = last.activation.n_out(one.weights[last.prefix + "qweight"].shape[0])
+        y = made[-1].outputs[0]
+        y.name, y.type, y.shape = f"y{i}", ir.TensorType(dtype), ir.Shape([*lead, n])
+        constants += own
+    made.append(ir.node("Cast", [made[-1].outputs[0]], attributes={"to": outer.value}, name="out"))
+    y = made[-1].outputs[0]
+    y.name, y.type, y.shape = "y", ir.TensorType(outer), ir.Shape([*lead, n])
+    graph = ir.Graph([x], [y], nodes=made, initializers=constants, name="row")
+    graph.opset_imports.update({"": OPSET, DOMAIN: 1})
+    model = ir.Model(graph, ir_version=10)
+    add_bodies(model)
+    return model
+
+
 def one_node(
     op: OpSpec, weights: dict[str, Tensor], rank: int, act_unsigned: int = 0, act_shift: float = 0.0
 ) -> ir.Model:
-    """A graph of one svdq node and its body. bf16 comes in and goes out through f32, for numpy's sake."""
-    register_schemas()
-    dtype = DTYPES[weights["bias"].dtype]
-    outer = ir.DataType.FLOAT if dtype == ir.DataType.BFLOAT16 else dtype
-    n, k = weights["qweight"].shape[0], 2 * weights["qweight"].shape[1]
-    lead = [f"d{i}" for i in range(rank - 1)]
-    x = ir.Value(name="x", type=ir.TensorType(outer), shape=ir.Shape([*lead, k]))
-    constants = []
-    for spec in INPUTS[1:]:
-        tensor = ir.tensor(weights[spec.name], name=spec.name)
-        constants.append(
-            ir.Value(name=spec.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        )
-    attributes = {
-        "group_size": op.format.weight_group, "act_unsigned": act_unsigned, "act_shift": act_shift,
-        "plugin_version": "1", "plugin_namespace": "svdq",
-    }  # fmt: skip
-    into = ir.node("Cast", [x], attributes={"to": dtype.value})
-    node = ir.node(
-        op.op_type, [into.outputs[0], *constants], attributes=attributes, domain=DOMAIN, name="layer"
-    )
-    out = ir.node("Cast", [node.outputs[0]], attributes={"to": outer.value})
-    y = out.outputs[0]
-    y.name, y.type, y.shape = "y", ir.TensorType(outer), ir.Shape([*lead, op.activation.n_out(n)])
-    graph = ir.Graph([x], [y], nodes=[into, node, out], initializers=constants, name="one")
-    graph.opset_imports.update({"": OPSET, DOMAIN: 1})
-    return ir.Model(graph, ir_version=10, functions=[build_function(op)])
+    """A graph of one linear's node and its body."""
+    return in_a_row([SvdqNode(op, weights, {"act_unsigned": act_unsigned, "act_shift": act_shift})], rank)
 
 
 def session(model: bytes | str) -> ort.InferenceSession:

@@ -14,14 +14,14 @@ from svdq_export.bodies.build import Body
 from svdq_export.bodies.weights import dequantize_weight
 from svdq_trt import numerics
 from svdq_trt.spec.formats import FORMATS, INT4, Activation
-from svdq_trt.spec.ops import INPUTS, OPS, OpSpec, op_type
+from svdq_trt.spec.ops import INPUTS, LINEAR_OPS, OPS, OpSpec, op_type
 
 #: dtype -> SQNR in dB: what rounding the output to the dtype costs by itself (about 73.6 and 55.6 dB on
 #: Gaussian data; f32 shows the order of the sums and the runtimes' erf and exp). A flipped code costs more.
 LIMITS = {torch.float16: 74, torch.bfloat16: 56, torch.float32: 110}
 #: Share of equal 16-bit outputs, where they are not so small that the tail of exp shows.
 EQUAL, TAIL = 0.9, 1e-3
-ALL = pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
+ALL = pytest.mark.parametrize("op", LINEAR_OPS.values(), ids=list(LINEAR_OPS))  # pairs: test_mlp.py
 
 
 def torch_op(op: OpSpec, x, weights, act_unsigned=0, act_shift=0.0):

@@ -9,7 +9,7 @@ from export_toy import TOY_DYNAMIC, Toy, one_node, run_file, tensors, toy_inputs
 
 from svdq_export import export_onnx, write_inlined
 from svdq_trt.spec.formats import NVFP4, Activation
-from svdq_trt.spec.ops import OPS
+from svdq_trt.spec.ops import LINEAR_OPS
 
 trt = pytest.importorskip("tensorrt_rtx")
 
@@ -33,7 +33,7 @@ def build(parse, arch: str) -> bytes:
     return bytes(plan)
 
 
-@pytest.mark.parametrize("op", OPS.values(), ids=list(OPS))
+@pytest.mark.parametrize("op", LINEAR_OPS.values(), ids=list(LINEAR_OPS))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_body_builds_without_the_plugin(op, dtype):
     rank = 0 if op.activation in (Activation.NONE, Activation.GEGLU) else 16

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,14 +34,17 @@ S = 16
 
 
 class Net(nn.Module):
-    """Three nodes (one fused, one GEGLU, one without a base rank), a linear kept in 16 bit, a convolution."""
+    """Three linears (one fused, one GEGLU, one without a base rank), a linear kept in 16 bit, a convolution.
+
+    `ff` and `out` are one node of the graph; their LoRAs have slots of their own all the same.
+    """
 
     def __init__(self, dtype: torch.dtype = torch.float16) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.to_qkv = svdq("w4a16", 128, 192, 32, dtype)
         self.ff = svdq("int4", 64, 128, 16, dtype, Activation.GEGLU)
-        self.out = svdq("w4a8", 64, 64, 0, dtype)
+        self.out = svdq("int4", 64, 64, 0, dtype)
         self.proj = nn.Linear(64, 24, dtype=dtype)
         self.conv = nn.Conv2d(24, 8, 3, padding=1, dtype=dtype)
         self.requires_grad_(False)
@@ -114,6 +118,9 @@ def built_in(folder, *loras, rank):
 
 def test_empty_slots_are_the_base(slotted, slots, plain):
     path, x, _ = slotted
+    inputs = {n.name: list(n.input) for n in onnx.load(path, load_external_data=False).graph.node if n.domain == "svdq"}
+    assert list(inputs) == ["to_qkv", "ff+out"]
+    assert {f"{name}.lora_{part}" for name in ("ff", "out") for part in ("down", "up")} < {*inputs["ff+out"]}
     assert len(slots.views) == 8 and slots.views["to_qkv.lora_up"].shape == (192, 32 + 3 * S)
     assert np.array_equal(run(path, x, slots), plain)
 

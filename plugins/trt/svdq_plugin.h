@@ -1,7 +1,7 @@
 // One TensorRT plugin class for all op types of the contract: an op type is a row of contract::kOps.
 //
-// The weights are inputs, so a plugin object holds only its row, three numbers and, once shapes are known,
-// four sizes. Nothing is shared between clones: any number of contexts and threads may run at once.
+// The weights are inputs, so a plugin object holds only its row, a few numbers and, once shapes are known,
+// its sizes. Nothing is shared between clones: any number of contexts and threads may run at once.
 // The build phase makes no CUDA call, because the building machine may have no GPU.
 #pragma once
 
@@ -15,13 +15,13 @@
 
 namespace svdq::trt {
 
-class SvdqLinearPlugin final : public nvinfer1::IPluginV3,
+class SvdqPlugin final : public nvinfer1::IPluginV3,
                                public nvinfer1::IPluginV3OneCore,
                                public nvinfer1::IPluginV3OneBuild,
                                public nvinfer1::IPluginV3OneRuntime {
 public:
     // `layer` is the node's name, for messages. `op` must have static lifetime (a row of contract::kOps).
-    SvdqLinearPlugin(contract::OpRow const& op, Attributes const& attributes, std::string layer);
+    SvdqPlugin(contract::OpRow const& op, Attributes const& attributes, std::string layer);
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(
@@ -62,7 +62,7 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
-    SvdqLinearPlugin(SvdqLinearPlugin const& other);
+    SvdqPlugin(SvdqPlugin const& other);
     std::optional<Problem> check_count(int32_t nb_in, int32_t nb_out) const;
     std::optional<Problem> check_max(nvinfer1::DynamicPluginTensorDesc const* in, size_t& bytes) const;
 
@@ -70,7 +70,7 @@ private:
     Attributes const attributes_;
     std::string const where_;    // "layer 'blocks.0.to_q' (SVDQLinearInt4)"
     std::string const summary_;  // the attributes in words: timing cache key and the layer's metadata
-    Sizes sizes_;                // of the last onShapeChange
+    OpSizes sizes_;              // of the last onShapeChange
     FieldArray const fields_;    // point into attributes_
     nvinfer1::PluginFieldCollection const field_list_;
 };
