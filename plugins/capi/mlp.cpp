@@ -24,7 +24,7 @@ extern "C" {
 
 svdq_status svdq_mlp_workspace_bytes(const svdq_mlp_params* sizes, size_t* bytes) {
     if (sizes == nullptr || bytes == nullptr || !mlp_sizes_are_valid(*sizes)) return SVDQ_BAD_ARGUMENT;
-    *bytes = svdq::mlp_workspace(*sizes).bytes;
+    *bytes = svdq::mlp_workspace_bytes(*sizes);
     return SVDQ_OK;
 }
 
@@ -34,7 +34,7 @@ svdq_status svdq_mlp(const svdq_mlp_params* p, void* stream) {
         return SVDQ_BAD_ARGUMENT;
     if (p->fc1.m == 0) return SVDQ_OK;
     if (!pointers_are_valid(p->fc1, true, false) || !pointers_are_valid(p->fc2, false, true)) return SVDQ_BAD_ARGUMENT;
-    if (!is_device_pointer(p->workspace) || p->workspace_bytes < svdq::mlp_workspace(*p).bytes) return SVDQ_WORKSPACE;
+    if (!is_device_pointer(p->workspace) || p->workspace_bytes < svdq::mlp_workspace_bytes(*p)) return SVDQ_WORKSPACE;
 
     int32_t sm = 0;
     const svdq_status status = current_sm(&sm);

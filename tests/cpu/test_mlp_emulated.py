@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from emulated import launches, run, run_mlp
 from mlp_harness import Mlp, random_mlp
+from svdq_harness import ACTIVATIONS as C_ACTIVATIONS
 from svdq_harness import sqnr_db, worst
 
 from svdq_trt.nn.capi import MlpParams
@@ -117,9 +118,12 @@ def test_few_tokens_equal_two_linears(library: ctypes.CDLL, name: str, dtype: st
     assert_same_bits(run_mlp(library, mlp), chain(library, mlp))
 
 
-def workspace(library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, r: int) -> int:
+def workspace(
+    library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, r: int, activation: Activation = Activation.GELU
+) -> int:
     p, size = MlpParams(), ctypes.c_size_t()
-    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r, p.fc1.activation = m, hidden, k, r, 1
+    outputs = 2 * hidden if activation is Activation.GEGLU else hidden
+    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r, p.fc1.activation = m, outputs, k, r, C_ACTIVATIONS.index(activation)
     p.fc2.m, p.fc2.n, p.fc2.k, p.fc2.r = m, n, hidden, r
     assert library.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(size)) == 0
     return size.value
@@ -137,13 +141,24 @@ def test_workspace_grows_with_every_size(library: ctypes.CDLL) -> None:
             assert sizes == sorted(sizes), name
 
 
-def test_workspace_of_many_tokens_has_no_room_for_the_hidden(library: ctypes.CDLL) -> None:
-    m, k, hidden, n, r = 4608, 3072, 12288, 3072, 32
+@pytest.mark.parametrize(
+    ("m", "k", "hidden", "n", "activation", "share"),
+    [
+        (4608, 3072, 12288, 3072, Activation.GELU_TANH, 0.65),
+        (8192, 1152, 4608, 1152, Activation.GELU_TANH, 0.65),
+        (8192, 640, 2560, 640, Activation.GEGLU, 0.94),
+    ],
+)
+def test_workspace_of_many_tokens_is_smaller_than_two_linears(
+    library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, activation: Activation, share: float
+) -> None:
+    """`share` of the hidden in 16 bit and the larger workspace of two calls."""
+    outputs = 2 * hidden if activation is Activation.GEGLU else hidden
     sizes = [ctypes.c_size_t() for _ in range(2)]
-    for size, (outputs, inputs) in zip(sizes, ((hidden, k), (n, hidden)), strict=True):
-        assert library.svdq_workspace_bytes(0, m, outputs, inputs, r, ctypes.byref(size)) == 0
-    chain_bytes = 2 * m * hidden + max(size.value for size in sizes)
-    assert workspace(library, m, k, hidden, n, r) < 0.8 * chain_bytes
+    for size, shape in zip(sizes, ((outputs, k), (n, hidden)), strict=True):
+        assert library.svdq_workspace_bytes(0, m, *shape, 32, ctypes.byref(size)) == 0
+    two = 2 * m * hidden + max(size.value for size in sizes)
+    assert workspace(library, m, k, hidden, n, 32, activation) < share * two
 
 
 def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:

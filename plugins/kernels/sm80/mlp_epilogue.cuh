@@ -2,7 +2,7 @@
 // kernel (a) of that one would: it is the hidden of an MLP.
 //
 // As in epilogue.cuh each warp finishes up to 32 of its rows at a time in its slab, but leaves the 16-bit numbers
-// there, each 8 of them in the first half of the 32 bytes that their sums had. Then the slabs side by side hold
+// there, each 8 of them in one half of the 32 bytes that their sums had. Then the slabs side by side hold
 // kTiles x kWm m16 tiles of the hidden, and the warps of the CTA take tasks in turn:
 //
 //                 64 columns: one block of K2    64 columns
@@ -37,11 +37,15 @@ struct QuantizeHidden {
     static constexpr int kRankTile = 16;
     static_assert(Tile::kMt % S::kTiles == 0, "whole rounds");
 
-    // Element `column` of the hidden's row `in_tile` of m16 tile `tile`, both of the CTA and of this round.
+    // Which half, in bytes: a row starts 8 banks behind the one before it, so that eight lanes with 16 bytes each, four
+    // in either row, meet all banks once.
+    static __device__ __forceinline__ int half(int row) { return row % 2 * 16; }
+
+    // Elements `column`.. of the hidden's row `in_tile` of m16 tile `tile`, both of the CTA and of this round.
     static __device__ __forceinline__ Octet octet(const uint8_t* smem, int tile, int in_tile, int column, int width) {
         const int warp = tile / S::kTiles * Tile::kWn + column / width;
         const int row = tile % S::kTiles * 16 + in_tile;
-        const uint8_t* at = smem + warp * S::kBytes + row * S::kPitch * 4 + column % width * 4;
+        const uint8_t* at = smem + warp * S::kBytes + row * S::kPitch * 4 + column % width * 4 + half(row);
         const uint4 v = *reinterpret_cast<const uint4*>(at);
         return {{v.x, v.y, v.z, v.w}};
     }
@@ -119,7 +123,7 @@ struct QuantizeHidden {
                 const int in_slab = i / chunks, chunk = i % chunks, column = column0 + 8 * chunk;
                 if (m0 + warp_m * Tile::kWarpM + 16 * mt + in_slab >= p.m || column >= p.n_out) continue;
                 float* const at = slab + in_slab * S::kPitch + 8 * chunk;
-                *reinterpret_cast<uint4*>(at) = finish8<T>(p, at, column, width);
+                *reinterpret_cast<uint4*>(at + half(in_slab) / 4) = finish8<T>(p, at, column, width);
             }
             __syncthreads();
 #pragma unroll 1
