@@ -32,17 +32,4 @@ __device__ __forceinline__ uint32_t s4_pair<__nv_bfloat16>(uint32_t word, int j)
     return bit_cast<uint32_t>(__hsub2(bit_cast<__nv_bfloat162>(v), __float2bfloat162_rn(136.f)));
 }
 
-// The same pairs as q + kS4Bias, for a product that takes kS4Bias times the sum of its other operand off again: in bf16
-// that saves every subtraction. (In f16 the powers of two differ by code, and the largest is 1032.)
-template <class T>
-inline constexpr float kS4Bias = 0.f;
-template <>
-inline constexpr float kS4Bias<__nv_bfloat16> = 136.f;
-
-template <class T>
-__device__ __forceinline__ uint32_t s4_pair_biased(uint32_t word, int j) {
-    if constexpr (kS4Bias<T> == 0.f) return s4_pair<T>(word, j);
-    return ptx::and_xor(word >> (4 * j), 0x000f000fu, 0x43084308u);
-}
-
 }  // namespace svdq

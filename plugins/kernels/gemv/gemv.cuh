@@ -10,14 +10,13 @@
 //           +------+------+--   --+------+------+--
 //
 // Operands of mma.sync m16n8k16:
-//   A = W     16 rows of codes by ldmatrix, unpacked to integers in the act dtype: q, or q + 136 (common/s4.cuh)
+//   A = W     16 rows of codes by ldmatrix, unpacked to exact integers in the act dtype (common/s4.cuh)
 //   B = x^    8 tokens; a lane of a missing token takes the last one's values, its columns are not stored
 //   Shared memory: ring | bias | x^ of as many elements of K as fit kXBytes, in B's order; longer K goes in
-//   chunks | -136 times the sums of x^ over each group, where codes are q + 136. x^ is made here from x, so that no kernel has to run before this one; only t comes from kernel
+//   chunks. x^ is made here from x, so that no kernel has to run before this one; only t comes from kernel
 //   (a), and it is waited for after the whole of K.
 //
-// Numerics: a group of 64 is summed into a fresh fp32 accumulator, which starts at what q + 136 is too much (136 sum x^,
-// 1e-5 of a group's sum at most after rounding), and multiplied by its scale; fp32 across a
+// Numerics: a group of 64 is summed into a fresh fp32 accumulator and multiplied by its scale; fp32 across a
 // warp's groups in ascending order; times wscale2; low-rank into the same sums (warp w: k16 steps w, w +
 // kWarps, ...); then the warps' sums in warp order; bias; activation; one rounding. A token with NaN or Inf
 // in x becomes NaN.
@@ -60,7 +59,6 @@ struct Shape {
     static constexpr int kBias = kWarps * kRingBytes;
     static constexpr int kX = kBias + kRows * 2;
     static constexpr int kXBytes = 32 * 1024;
-    static constexpr int kSumBytes = 8 * kNt * 4;  // of one group: a float per token
     static_assert(8 * kNt * kPitch * 4 <= kRingBytes, "a warp's sums take the place of its ring");
     static_assert((kThreads & (kThreads - 1)) == 0, "a power of two");
     static_assert(kRows / 4 <= 32, "a lane per copy of scales");
@@ -88,10 +86,9 @@ struct Rows {
 
 // x^ of elements [k0, k0 + elements) of every token into `to`, as B wants it: 16-byte units
 //   [group][half of the group][token][c],  unit = elements 8c..8c+7 of the half, paired up.
-// With biased codes also -kS4Bias times the sum over each group, to sums [group][kTokens].
 // Returns a bit per token that had a NaN or Inf here.
-template <class T, int kThreads, int kTokens, bool kShift>
-__device__ __forceinline__ uint32_t prepare_x(const GemvArgs& p, uint8_t* to, float* sums, int k0, int elements) {
+template <class T, int kThreads, bool kShift>
+__device__ __forceinline__ uint32_t prepare_x(const GemvArgs& p, uint8_t* to, int k0, int elements) {
     static_assert((kThreads & (kThreads - 1)) == 0, "a power of two");
     const int side = p.m > 1 ? kThreads / 2 : kThreads;  // threads along K
     const int stride = 64 * p.m;                         // bytes from one half of a group to the next
@@ -100,22 +97,12 @@ __device__ __forceinline__ uint32_t prepare_x(const GemvArgs& p, uint8_t* to, fl
         const uint16_t* const x = p.x + static_cast<int64_t>(token) * p.k + k0;
         bool finite = true;
 #pragma unroll 2
-        for (int o = threadIdx.x & (side - 1); (o & ~31) < elements / 8; o += side) {  // whole warps
-            const bool valid = o < elements / 8;
-            Octet v = load_octet(x + 8 * o, valid);
-            const Octet mul = load_octet(p.act_mul + k0 + 8 * o, valid);
+        for (int o = threadIdx.x & (side - 1); o < elements / 8; o += side) {
+            Octet v = load_octet(x + 8 * o, true);
+            const Octet mul = load_octet(p.act_mul + k0 + 8 * o, true);
             finite = finite && max_halves(max_bits(0, v)) < TypeTraits<T>::kInfBits;
             smooth<T>(v, mul, kShift ? p.shift : 0.f);
-            if constexpr (kS4Bias<T> != 0.f) {  // eight lanes have a group
-                float sum = 0.f;
-#pragma unroll
-                for (int j = 0; j < 4; ++j) sum += low_to_float<T>(v.pair[j]) + high_to_float<T>(v.pair[j]);
-#pragma unroll
-                for (int lanes = 1; lanes < 8; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
-                if (valid && o % 8 == 0) sums[o / 8 * kTokens + token] = -kS4Bias<T> * sum;
-            }
             const Octet pairs = pair_up(v);
-            if (!valid) continue;
             *reinterpret_cast<uint4*>(to + o / 4 * stride + token * 64 + o % 4 * 16) =
                 make_uint4(pairs.pair[0], pairs.pair[1], pairs.pair[2], pairs.pair[3]);
         }
@@ -207,15 +194,13 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
     uint32_t scale_at = ring_at + S::kCodeBytes + 2 * g;
     ptx::keep(w_at[0]), ptx::keep(w_at[1]), ptx::keep(scale_at);
     const uint32_t x_stride = 64 * p.m;  // bytes from half a group to the next
-    float* const x_sums = reinterpret_cast<float*>(smem + S::kX + p.m * p.chunk * 2);
-    const uint32_t sum_at = ptx::smem_addr(x_sums) + 8 * c;  // of this lane's columns 2c, 2c + 1 of the product
     uint32_t bad = 0, step = 0;
 #pragma unroll 1
     for (int k0 = 0; k0 < p.k; k0 += p.chunk) {
         if (k0 > 0) __syncthreads();  // all warps are done with the last chunk
         const int elements = min(p.chunk, p.k - k0);
-        bad |= p.shift == 0.f ? prepare_x<T, S::kThreads, 8 * kNt, false>(p, smem + S::kX, x_sums, k0, elements)
-                              : prepare_x<T, S::kThreads, 8 * kNt, true>(p, smem + S::kX, x_sums, k0, elements);
+        bad |= p.shift == 0.f ? prepare_x<T, S::kThreads, false>(p, smem + S::kX, k0, elements)
+                              : prepare_x<T, S::kThreads, true>(p, smem + S::kX, k0, elements);
         __syncthreads();
         const uint32_t group0 = k0 / 64, pair_end = (group0 + elements / 64 + 1) / 2;
 #pragma unroll 1
@@ -236,28 +221,16 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
                         const uint4 v = ptx::load_shared_16(x_at[nt] + x_pair + (2 * i + h) * x_stride);
                         b[nt][4 * h] = v.x, b[nt][4 * h + 1] = v.y, b[nt][4 * h + 2] = v.z, b[nt][4 * h + 3] = v.w;
                     }
-                float start[kNt][4] = {};  // of columns without a token: anything
-                if constexpr (kS4Bias<T> != 0.f) {
-#pragma unroll
-                    for (int nt = 0; nt < kNt; ++nt) {
-                        const uint2 v = ptx::load_shared_8(sum_at + (2 * pair + i - group0) * S::kSumBytes + 32 * nt);
-                        start[nt][0] = start[nt][2] = __uint_as_float(v.x);
-                        start[nt][1] = start[nt][3] = __uint_as_float(v.y);
-                    }
-                }
 #pragma unroll
                 for (int tile = 0; tile < kTiles; ++tile) {
                     uint32_t w[4];
                     ptx::ldmatrix_x4(w, w_at[i] + stage + tile * 16 * 64);
-                    float d[kNt][4];
-#pragma unroll
-                    for (int e = 0; e < 4 * kNt; ++e) d[e / 4][e % 4] = start[e / 4][e % 4];
+                    float d[kNt][4] = {};
 #pragma unroll
                     for (int s = 0; s < 4; ++s) {
                         const int h = s / 2, j = 2 * (s % 2);
-                        const uint32_t a[4] = {
-                            s4_pair_biased<T>(w[2 * h], j), s4_pair_biased<T>(w[2 * h + 1], j),
-                            s4_pair_biased<T>(w[2 * h], j + 1), s4_pair_biased<T>(w[2 * h + 1], j + 1)};
+                        const uint32_t a[4] = {s4_pair<T>(w[2 * h], j), s4_pair<T>(w[2 * h + 1], j),
+                                               s4_pair<T>(w[2 * h], j + 1), s4_pair<T>(w[2 * h + 1], j + 1)};
 #pragma unroll
                         for (int nt = 0; nt < kNt; ++nt)
                             ptx::mma_16bit(T(), d[nt], a, b[nt][4 * h + j], b[nt][4 * h + j + 1]);

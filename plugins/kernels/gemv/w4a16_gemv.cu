@@ -15,8 +15,7 @@ cudaError_t launch_paired(GemvArgs g, bool overlap, cudaStream_t stream) {
     constexpr int kUnit = 128 * S::kWarps;  // one step of every warp
     const int fitting = std::max(1, S::kXBytes / (2 * g.m * kUnit)) * kUnit;
     g.chunk = std::min(g.k, fitting);
-    const int sums = kS4Bias<T> != 0.f ? g.chunk / 64 * S::kSumBytes : 0;
-    const int shared = S::kX + g.m * g.chunk * 2 + sums;
+    const int shared = S::kX + g.m * g.chunk * 2;
     const dim3 grid((g.n_out + kOutputs - 1) / kOutputs);
     return launch_kernel(gemv_kernel<T, S, kPaired>, grid, S::kThreads, shared, stream, g, overlap);
 }
