@@ -47,7 +47,7 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
         "chain": Body([mlp.run_chain for mlp in mlps]),
         "mlp": Body([mlp.run for mlp in mlps]),
     }
-    times = time_together(bodies, args.seconds)
+    times = time_together(bodies, args.seconds, args.warm)
     fc1, fc2 = first[0], second[0]
     return {
         "fc1": asdict(ff.fc1), "fc2": asdict(ff.fc2), "activation": ff.activation, "format": fmt,
@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
     parser.add_argument("--only", default="", help="substring of fc1's name")
-    parser.add_argument("--seconds", type=float, default=0.15, help="per timing")
+    parser.add_argument("--seconds", type=float, default=0.1, help="per timing")
+    parser.add_argument("--warm", type=float, default=0.1, help="seconds a body runs before it is timed, each time")
     parser.add_argument("--out", type=Path, default=None, help="JSON")
     args = parser.parse_args()
     if args.library is None:

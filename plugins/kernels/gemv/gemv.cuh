@@ -125,12 +125,15 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
 
     // A lane copies 16-byte chunk c of rows g, g + 8, ... of a step: two chunks a group. And, lanes below kRows /
     // 4, the scales of 8 rows.
-    const uint8_t* code_from[kTiles * 2];
+    constexpr int kRuns = kPaired ? kTiles : 2 * kTiles;  // of 8 rows; gates lie as values do
+    const uint8_t* code_from[2 * kTiles / kRuns];
+    uint32_t run_offset[kRuns];
 #pragma unroll
-    for (int i = 0; i < kTiles * 2; ++i) {
-        code_from[i] = p.qweight + static_cast<int64_t>(rows.weight_row(i, g)) * (p.k / 2) + 16 * c;
-        if constexpr (kTiles < 4) ptx::keep(code_from[i]);  // else registers are short
-    }
+    for (int i = 0; i < 2 * kTiles; i += kRuns)
+        code_from[i / kRuns] = p.qweight + static_cast<int64_t>(rows.weight_row(i, g)) * (p.k / 2) + 16 * c;
+#pragma unroll
+    for (int i = 0; i < kRuns; ++i)
+        run_offset[i] = static_cast<uint32_t>(rows.weight_row(i, 0) - rows.out0) * static_cast<uint32_t>(p.k / 2);
     const int scale_group = lane / (kRows / 8);
     const uint16_t* scale_from =
         p.wscale + static_cast<int64_t>(scale_group) * p.n + rows.weight_row(lane % (kRows / 8), 0);
@@ -142,7 +145,8 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
             const bool whole = 2 * pair + 1 < groups;  // else the second group is past K
 #pragma unroll
             for (int i = 0; i < kTiles * 2; ++i)
-                ptx::cp_async_16(code_to + stage + i * 512, code_from[i] + static_cast<uint64_t>(pair) * 64u,
+                ptx::cp_async_16(code_to + stage + i * 512,
+                                 code_from[i / kRuns] + static_cast<uint64_t>(pair) * 64u + run_offset[i % kRuns],
                                  whole || c < 2);
             if (lane < kRows / 4)
                 ptx::cp_async_16(scale_to + stage, scale_from + static_cast<uint64_t>(pair) * (2u * p.n),
@@ -174,10 +178,14 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
                         __ldg(reinterpret_cast<const uint2*>(p.lora_up + row * p.r + 16 * r_step + 4 * c));
             }
     };
+    auto load_scale2 = [&] {
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile)
+        for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll
-        for (int h = 0; h < 2; ++h) scale2[tile][h] = __ldg(p.wscale2 + rows.weight_row(2 * tile + h, g));
+            for (int h = 0; h < 2; ++h) scale2[tile][h] = __ldg(p.wscale2 + rows.weight_row(2 * tile + h, g));
+    };
+    constexpr bool kEarlyScale2 = kTiles * S::kWarps < 24;  // else registers are short
+    if constexpr (kEarlyScale2) load_scale2();
     constexpr bool kEarlyUp = kTiles == 1 || kTiles * S::kWarps == 8;  // else registers are short
     if constexpr (kEarlyUp) load_up(warp);
 
@@ -249,6 +257,7 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
     }
 
     // ---- low-rank branch ----------------------------------------------------------------------------------
+    if constexpr (!kEarlyScale2) load_scale2();
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile)
 #pragma unroll

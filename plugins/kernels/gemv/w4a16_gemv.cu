@@ -53,9 +53,9 @@ cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
         return even ? launch<T, Shape<3, 2, 4, 2, 3>>(g, overlap, stream)
                     : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);
     if (!even) return launch<T, Shape<4, 1, 4, 2, 3>>(g, overlap, stream);
-    // Three CTAs must fit: with little x^ and the shared memory of sm_90, four stages each do.
+    // Three CTAs must fit: with little x^ and the shared memory of sm_90, also of eight warps each, which wait less.
     constexpr int kFewTokens = 2, kMuchShared = 200 * 1024;
-    return g.m <= kFewTokens && shared >= kMuchShared ? launch<T, Shape<3, 1, 4, 4, 3>>(g, overlap, stream)
+    return g.m <= kFewTokens && shared >= kMuchShared ? launch<T, Shape<3, 1, 8, 2, 3>>(g, overlap, stream)
                                                       : launch<T, Shape<3, 1, 4, 2, 3>>(g, overlap, stream);
 }
 
