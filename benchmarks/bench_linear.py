@@ -326,7 +326,7 @@ def main() -> None:
     parser.add_argument("--m", type=int, nargs="+", default=[], help="tokens, instead of each shape's own")
     parser.add_argument("--cold-l2", action="store_true", help="each call alone, its operands not in the L2")
     parser.add_argument("--seconds", type=float, default=0.1, help="per timing")
-    parser.add_argument("--warm", type=float, default=0.3, help="seconds a body runs before it is timed, each time")
+    parser.add_argument("--warm", type=float, default=0.2, help="seconds a body runs before it is timed, each time")
     parser.add_argument("--out", type=Path, default=None, help="JSON; a PNG is put beside it")
     args = parser.parse_args()
     if args.library is None:
