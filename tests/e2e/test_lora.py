@@ -67,8 +67,8 @@ def test_manifest_says_what_is_inside_and_the_check_knows_the_lora(built, loras)
     linears = [k["name"] for k in m["kept_16bit"] if len(shapes[k["name"]]) == 2]
     assert m["lora_slots"]["rank"] == 16 and m["lora_slots"]["inputs"] == 2 * (len(nodes) + len(linears))
     assert len(linears) == 29
-    # Against the FP16 model with the LoRA merged: 21 to 24 dB by the number of threads, which orders the quantizer's sums.
-    # Without the LoRA in the engine it would be 10 to 15.
+    # Against the FP16 model with the LoRA merged: 21 to 24 dB by the number of threads, which orders the quantizer's
+    # sums. Without the LoRA in the engine it would be 10 to 15.
     (output,) = m["accuracy"]["outputs"]
     assert output["sqnr_db"] > 19
     assert builds.plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]})
