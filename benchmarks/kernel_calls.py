@@ -33,12 +33,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         """Load the library; raises OSError if it cannot be."""
-        self.c = ctypes.CDLL(str(path))
-        self.c.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
-        for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
-            getattr(self.c, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
-        self.c.svdq_mlp.argtypes = [ctypes.POINTER(MlpParams), ctypes.c_void_p]
-        self.c.svdq_mlp_workspace_bytes.argtypes = [ctypes.POINTER(MlpParams), ctypes.POINTER(ctypes.c_size_t)]
+        self.c = capi.declare(ctypes.CDLL(str(path)))
 
     def workspace_bytes(self, fmt: str, m: int, n: int, k: int, r: int) -> int:
         """Bytes of workspace for sizes up to (m, n, k, r)."""

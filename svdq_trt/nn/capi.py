@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,30 @@ class MlpParams(ctypes.Structure):
     )
 
 
+_SIZE = ctypes.POINTER(ctypes.c_size_t)
+_STREAM = ctypes.c_void_p
+_ARGTYPES: dict[str, tuple[Any, ...]] = {
+    **{
+        f"svdq_linear{part}": (ctypes.POINTER(Params), _STREAM)
+        for part in ("", "_quantize", "_gemm", "_portable")
+    },
+    "svdq_workspace_bytes": (*(ctypes.c_int32,) * 5, _SIZE),
+    "svdq_mlp": (ctypes.POINTER(MlpParams), _STREAM),
+    "svdq_mlp_workspace_bytes": (ctypes.POINTER(MlpParams), _SIZE),
+}  # fmt: skip
+
+
+def declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the types of the C API's functions, of those that the library has; returns the library."""
+    for name, argtypes in _ARGTYPES.items():
+        if function := getattr(library, name, None):
+            function.argtypes = argtypes
+    for name in ("svdq_status_string", "svdq_version"):
+        if function := getattr(library, name, None):
+            function.restype = ctypes.c_char_p
+    return library
+
+
 @cache
 def load_library() -> ctypes.CDLL:
     """libsvdq.so with its argument types.
@@ -54,13 +79,9 @@ def load_library() -> ctypes.CDLL:
     """
     path = locate(KERNELS, KERNELS_ENV)
     try:
-        library = ctypes.CDLL(str(path))
+        return declare(ctypes.CDLL(str(path)))
     except OSError as error:
         raise ArtifactError(str(path), str(error), "the built kernel library", f"{BUILD_HINT}.") from error
-    library.svdq_linear.argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
-    library.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
-    library.svdq_status_string.restype = ctypes.c_char_p
-    return library
 
 
 def linear(

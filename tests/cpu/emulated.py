@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "tests" / "gpu"))
 from mlp_harness import Mlp  # noqa: E402
 from svdq_harness import ACTIVATIONS, Linear  # noqa: E402
 
-from svdq_trt.nn.capi import MlpParams, Params  # noqa: E402
+from svdq_trt.nn.capi import MlpParams, Params, declare  # noqa: E402
 from svdq_trt.ref.quant import Array  # noqa: E402
 from svdq_trt.spec.ops import INPUTS  # noqa: E402
 
@@ -62,13 +62,7 @@ def build(headers: Path, out: Path) -> ctypes.CDLL:
         objects = list(pool.map(compile_one, SOURCES))
     path = out / "libsvdq_emulated.so"
     subprocess.run(["g++", "-shared", *objects, "-o", str(path)], check=True)
-    lib = ctypes.CDLL(str(path))
-    lib.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
-    for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm"):
-        getattr(lib, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
-    lib.svdq_mlp.argtypes = [ctypes.POINTER(MlpParams), ctypes.c_void_p]
-    lib.svdq_mlp_workspace_bytes.argtypes = [ctypes.POINTER(MlpParams), ctypes.POINTER(ctypes.c_size_t)]
-    return lib
+    return declare(ctypes.CDLL(str(path)))
 
 
 def aligned(a: Array) -> Array:

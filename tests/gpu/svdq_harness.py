@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from svdq_trt.nn.capi import MlpParams, Params
+from svdq_trt.nn.capi import Params, declare
 from svdq_trt.ref.linear import linear_unrounded, round_output
 from svdq_trt.ref.quant import Array, QuantWeight, quantize_weight
 from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation, Format
@@ -39,14 +39,7 @@ class Library:
     """The C API with its argument types."""
 
     def __init__(self) -> None:
-        self.c = ctypes.CDLL(str(library_path()))
-        for name in ("svdq_linear", "svdq_linear_quantize", "svdq_linear_gemm", "svdq_linear_portable"):
-            getattr(self.c, name).argtypes = [ctypes.POINTER(Params), ctypes.c_void_p]
-        self.c.svdq_mlp.argtypes = [ctypes.POINTER(MlpParams), ctypes.c_void_p]
-        self.c.svdq_mlp_workspace_bytes.argtypes = [ctypes.POINTER(MlpParams), ctypes.POINTER(ctypes.c_size_t)]
-        self.c.svdq_workspace_bytes.argtypes = [ctypes.c_int32] * 5 + [ctypes.POINTER(ctypes.c_size_t)]
-        self.c.svdq_status_string.restype = ctypes.c_char_p
-        self.c.svdq_version.restype = ctypes.c_char_p
+        self.c = declare(ctypes.CDLL(str(library_path())))
 
     def workspace_bytes(self, format_index: int, m: int, n: int, k: int, r: int) -> int:
         """Bytes; -1 where the arguments are refused."""
