@@ -53,11 +53,11 @@ constexpr int kExchangeDepth = 4;
 constexpr int kRanksPerPass = 32;
 constexpr uint32_t kPartsBarrier = 8, kActMulBarrier = 9;
 constexpr int kMaxTasks = 2;  // blocks of a row group that one warp may own
-constexpr int kTileTokens = 16;   // rows of a tile
+constexpr int kTileTokens = 16;  // rows of a tile: one m16 tile of the mma
 constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kTileTokens);
 
 // x ring | lora_down [chunk of 64 ranks][B][2 halves] | t parts [depth][C][share of tokens][R] f32 | maxima
-// [depth][C][kTileTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][kTileTokens/16][lane] 4 f32 |
+// [depth][C][kTileTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][lane] 4 f32 |
 // act_mul [B][128] | barriers. A pass always reads 32 rows of lora_down; rows beyond R are what follows in shared
 // memory and end in accumulators nobody reads.
 // Every CTA sums some tokens' t: what it receives paces what it sends.
@@ -77,7 +77,7 @@ struct QuantizeSmem {
         maxima = t + kExchangeDepth * t_slot;
         warp_maxima = maxima + kExchangeDepth * ctas * kTileTokens * 4;
         scratch = warp_maxima + 2 * kQuantizeWarps * 8 * 4;
-        act_mul = scratch + (r > 0 ? 12 * kTileTokens / 16 * 512 : 0);
+        act_mul = scratch + (r > 0 ? 12 * 512 : 0);
         barriers = act_mul + blocks * 256;
         bytes = barriers + 8 * (2 * stages + 3 * kExchangeDepth + 1) + 1024;  // alignment
     }
@@ -90,7 +90,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     constexpr int kSplit =
         kQuantizeWarps / kRowGroups;     // warps that share a row group, dealing its blocks out
     constexpr int kBox = kTileTokens * 128;  // 64 columns of x
-    constexpr int kRowTiles = kTileTokens / 16;
 
     extern __shared__ uint8_t smem_raw[];
     const QuantizeSmem layout(p.ctas, p.blocks_per_cta, p.stages, p.r);
@@ -199,9 +198,9 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
             const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
             // Where this thread's sums go: tokens 8h + g, ranks 8w + 2j, +1 of a pass.
-            uint32_t send_to[2 * kRowTiles], send_bar[2 * kRowTiles];
+            uint32_t send_to[2], send_bar[2];
 #pragma unroll
-            for (int h = 0; h < 2 * kRowTiles; ++h) {
+            for (int h = 0; h < 2; ++h) {
                 const int token = 8 * h + g, owner = token / share;
                 const int at = ((cta * share + token - owner * share) * p.r + 8 * w + 2 * j) * 4;
                 send_to[h] = dsmem_addr(t_sm + uint32_t(at), uint32_t(owner));
@@ -219,9 +218,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
                 mbar_wait(full + 8 * stage, phase);
                 for (int first = 0; first < p.r; first += kRanksPerPass) {
-                    float acc[kRowTiles][4][4];
-#pragma unroll
-                    for (int e = 0; e < kRowTiles * 16; ++e) acc[e / 16][e / 4 % 4][e % 4] = 0.0f;
+                    float acc[4][4] = {};
                     uint32_t x_at = x_sm + stage * uint32_t(layout.stage) + uint32_t(w / 2) * kBox + x_row;
                     uint32_t down_at = lora_sm + uint32_t(first / 64 * 2 * blocks + w / 2) * uint32_t(layout.lora_box) +
                                        uint32_t(first % 64) * 128 + down_row + down_chunk;
@@ -231,16 +228,11 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
 #pragma unroll
                         for (int n = 0; n < 4; ++n) ldmatrix_x4(down[n], down_at + n * 1024);
 #pragma unroll
-                        for (int m = 0; m < kRowTiles; ++m) {
+                        for (int s = 0; s < 2; ++s) {
+                            uint32_t xa[4];
+                            ldmatrix_x4(xa, x_at + x_chunk[s]);
 #pragma unroll
-                            for (int s = 0; s < 2; ++s) {
-                                uint32_t xa[4];
-                                ldmatrix_x4(xa, x_at + m * 2048 + x_chunk[s]);
-#pragma unroll
-                                for (int n = 0; n < 4; ++n) {
-                                    Act16<T>::mma(acc[m][n], xa, down[n][2 * s], down[n][2 * s + 1]);
-                                }
-                            }
+                            for (int n = 0; n < 4; ++n) Act16<T>::mma(acc[n], xa, down[n][2 * s], down[n][2 * s + 1]);
                         }
                         down_at += 2 * uint32_t(layout.lora_box);
                         x_at += 2 * kBox;
@@ -250,29 +242,23 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                         if (lane == 0) mbar_arrive(empty + 8 * stage);
                     }
                     // Warp w sums ranks 8w .. 8w+7 of the four warps and sends them to the tokens' owners.
-                    float own[kRowTiles][4];
+                    float own[4];
 #pragma unroll
                     for (int n = 0; n < 4; ++n) {
-                        const uint32_t to = scratch + uint32_t((3 * n + ((w - n - 1) & 3)) * kRowTiles * 512);
+                        const uint32_t to = scratch + uint32_t((3 * n + ((w - n - 1) & 3)) * 512);
+                        if (n == w) {
 #pragma unroll
-                        for (int m = 0; m < kRowTiles; ++m) {
-                            if (n == w) {
-#pragma unroll
-                                for (int e = 0; e < 4; ++e) own[m][e] = acc[m][n][e];
-                            } else {
-                                sts_f32x4(to + m * 512, acc[m][n]);
-                            }
+                            for (int e = 0; e < 4; ++e) own[e] = acc[n][e];
+                        } else {
+                            sts_f32x4(to, acc[n]);
                         }
                     }
                     named_barrier(kPartsBarrier, 128);
 #pragma unroll
                     for (int other = 0; other < 3; ++other) {
-#pragma unroll
-                        for (int m = 0; m < kRowTiles; ++m) {
-                            const uint4 v = lds128(scratch + uint32_t((3 * w + other) * kRowTiles + m) * 512);
-                            own[m][0] += __uint_as_float(v.x), own[m][1] += __uint_as_float(v.y);
-                            own[m][2] += __uint_as_float(v.z), own[m][3] += __uint_as_float(v.w);
-                        }
+                        const uint4 v = lds128(scratch + uint32_t(3 * w + other) * 512);
+                        own[0] += __uint_as_float(v.x), own[1] += __uint_as_float(v.y);
+                        own[2] += __uint_as_float(v.z), own[3] += __uint_as_float(v.w);
                     }
                     named_barrier(kPartsBarrier, 128);
                     if (first == 0 && i > 1) {
@@ -281,9 +267,9 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
                     }
                     if (first + 8 * w < p.r) {
 #pragma unroll
-                        for (int h = 0; h < 2 * kRowTiles; ++h) {
-                            st_async_f32x2(send_to[h] + d * t_slot + uint32_t(first) * 4, own[h / 2][2 * (h % 2)],
-                                           own[h / 2][2 * (h % 2) + 1], send_bar[h] + 8 * d);
+                        for (int h = 0; h < 2; ++h) {
+                            st_async_f32x2(send_to[h] + d * t_slot + uint32_t(first) * 4, own[2 * h], own[2 * h + 1],
+                                           send_bar[h] + 8 * d);
                         }
                     }
                 }
