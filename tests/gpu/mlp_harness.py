@@ -63,7 +63,7 @@ class MlpCall:
     @property
     def y(self) -> torch.Tensor:
         """Guard rows, y [M, N], guard rows."""
-        return self.fc2.keep["y"]
+        return self.fc2.y
 
     def launch(self, stream: int | None = None) -> int:
         """The status; does not synchronize."""

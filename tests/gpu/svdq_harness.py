@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from svdq_trt.ref.linear import linear_unrounded, round_output
 from svdq_trt.ref.quant import Array, QuantWeight, quantize_weight
 from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation, Format
 from svdq_trt.spec.ops import INPUTS
+from svdq_trt.spec.tolerances import KERNEL_ERROR
 
 if TYPE_CHECKING:
     import torch
@@ -170,6 +172,16 @@ class Call:
         )
 
     @property
+    def y(self) -> torch.Tensor:
+        """Guard rows, y [M, N_out], guard rows."""
+        return self.keep["y"]
+
+    @property
+    def workspace(self) -> torch.Tensor:
+        """Guard bytes, the workspace, guard bytes."""
+        return self.keep["workspace"]
+
+    @property
     def m(self) -> int:
         return self.linear.x.shape[0]
 
@@ -238,6 +250,49 @@ def sqnr_db(reference: Array, got: Array) -> float:
     if not np.isfinite(err).all():
         return -np.inf
     return float(10 * np.log10((ref**2).sum() / max((err**2).sum(), 1e-300)))
+
+
+def assert_same_bits(got: Array, want: Array) -> None:
+    """Of two arrays of 16-bit floats; NaN equals the same NaN."""
+    np.testing.assert_array_equal(got.view(np.int16), want.view(np.int16))
+
+
+def assert_accurate(got: Array, want: Array, dtype: str) -> None:
+    """As near to the reference as the kernels of a dtype have to be."""
+    db, limit = sqnr_db(want, got), KERNEL_ERROR[dtype]
+    assert db >= limit.db, f"{db:.1f} dB, want {limit.db} ({limit.reason}); {worst(want, got)}"
+
+
+def assert_bad_rows_stay_alone(got: Array, clean: Array, rows: Sequence[int]) -> None:
+    """`rows` of x had a NaN or Inf: they are NaN throughout, the others what they are without those."""
+    assert np.isnan(got[rows].astype(np.float64)).all(), "a row with NaN or Inf must be NaN throughout"
+    others = np.setdiff1d(np.arange(len(got)), rows)
+    assert_same_bits(got[others], clean[others])
+
+
+def assert_right_on_two_streams(make: Callable[[], list[Any]], want: list[Array], **launch: str) -> None:
+    """A hundred launches of each by turns on two streams, each stream with its own workspaces: every y is compared.
+
+    Args:
+        make: the calls (Call or MlpCall), anew each time. want: their y. launch: for call.launch().
+    """
+    import torch
+
+    expected = [torch.from_numpy(y.view(np.int16)).cuda() for y in want]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    calls = [make() for _ in streams]
+    wrong = [torch.zeros((), dtype=torch.bool, device="cuda") for _ in streams]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        for stream, mine, flag in zip(streams, calls, wrong, strict=True):
+            with torch.cuda.stream(stream):
+                for call, right in zip(mine, expected, strict=True):
+                    call.workspace.fill_(255)
+                    assert call.launch(stream.cuda_stream, **launch) == OK
+                    y = call.y.view(torch.int16)[GUARD_ROWS:-GUARD_ROWS]
+                    flag.logical_or_((y != right).any())
+    torch.cuda.synchronize()
+    assert not any(bool(flag) for flag in wrong)
 
 
 def worst(reference: Array, got: Array) -> str:

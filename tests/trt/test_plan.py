@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from svdq_trt.spec import ops
 
@@ -19,25 +20,14 @@ def test_creator_fields_are_the_contracts_attributes(tensorrt):
         ]
 
 
-def test_plan_holds_op_type_and_attributes(tensorrt, make_graph, node):
+@pytest.mark.parametrize(("op_type", "prefix"), (("SVDQLinearInt4Silu", ""), ("SVDQMlpInt4Gelu", "fc2_")))
+def test_plan_holds_op_type_and_attributes(tensorrt, make_graph, node, op_type, prefix):
     shift = np.float32(0.171875)
-    attributes = {"act_unsigned": 1, "act_shift": float(shift)}
-    plan = tensorrt.build(make_graph([node("SVDQLinearInt4Silu", attributes=attributes)], **STATIC)).plan
-    plain = tensorrt.build(make_graph([node("SVDQLinearInt4Silu")], **STATIC)).plan
+    attributes = {f"{prefix}act_unsigned": 1, f"{prefix}act_shift": float(shift)}
+    plan = tensorrt.build(make_graph([node(op_type, attributes=attributes)], **STATIC)).plan
+    plain = tensorrt.build(make_graph([node(op_type)], **STATIC)).plan
     assert plan is not None and plain is not None
-    assert b"SVDQLinearInt4Silu\0" in plan
-    for name in (a.name for a in ops.ATTRIBUTES):
-        assert name.encode() in plan
-    assert shift.tobytes() in plan and shift.tobytes() not in plain
-
-
-def test_plan_holds_the_attributes_of_both_linears(tensorrt, make_graph, node):
-    shift = np.float32(0.171875)
-    attributes = {"fc2_act_unsigned": 1, "fc2_act_shift": float(shift)}
-    plan = tensorrt.build(make_graph([node("SVDQMlpInt4Gelu", attributes=attributes)], **STATIC)).plan
-    plain = tensorrt.build(make_graph([node("SVDQMlpInt4Gelu")], **STATIC)).plan
-    assert plan is not None and plain is not None
-    for name in (a.name for a in ops.OPS["SVDQMlpInt4Gelu"].attributes):
+    for name in (op_type, *(a.name for a in ops.OPS[op_type].attributes)):
         assert name.encode() + b"\0" in plan
     assert shift.tobytes() in plan and shift.tobytes() not in plain
 
