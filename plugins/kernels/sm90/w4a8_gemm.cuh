@@ -16,15 +16,17 @@
 //   have the tensor cores, as far as the ring reaches.
 //   Geglu: the upper half of a tile's rows comes from the first half of N, the lower from the second, so that
 //   fragment rows g and g+8 of a thread are a pair: 32w + 8*warp + g of either half.
-//   After K come ceil(R/64) tail stages through the same ring: t as BN x 64 ranks (and x_scale in the first
-//   one's weight slot); s32 accumulators become fp32 in place and 16-bit wgmma adds lora_up . t^T.
+//   After K come ceil(R/32) tail stages through the same ring: t as BN x 32 ranks in the first half of the token slot,
+//   lora_up as rows x 32 ranks in the weight slot; in the first stage also x_scale, wscale2 and bias, in the other half.
+//   s32 accumulators become fp32 in place and 16-bit wgmma adds lora_up . t^T.
 //
 // Operands:
 //   x_q      [M, Kp] i8      w4a8_layout.h order      TMA, 128B swizzle
 //   x_scale  [M] f32         zeros beyond M           TMA
-//   t        [M, R]          act dtype                TMA, 128B swizzle
+//   t        [M, R]          act dtype                TMA, 64B swizzle; zeros from R on
+//   lora_up  [N, R]          act dtype                TMA, 64B swizzle; zeros from R on
 //   qweight  [N, K/2] bytes  row-major                TMA, 64-byte rows; 16-byte reads have no bank conflicts
-//   z        [K/64, N] i8    one per row and 64       cp.async of 8 bytes: N % 8 == 0 is too little for TMA
+//   z        [K/64, N] i8    one per row and 64       cp.async of 8 bytes: N % 8 == 0 is too little for TMA; wscale2, bias too
 //   y        [M, N_out]      act dtype                per warpgroup stmatrix.trans; stores of whole 128-byte rows
 // Tried and dropped: z from global straight into registers a stage ahead (H200: a stage then took 1000 cycles
 //   or more at any BN, 12 to 15 % of the K = 12288 and 15360 shapes); y through TMA stores (no faster); y by each warp
@@ -40,11 +42,10 @@
 namespace svdq::sm90 {
 
 struct GemmArgs {
-    CUtensorMap x_q, x_scale, qweight, t;
+    CUtensorMap x_q, x_scale, qweight, t, lora_up;
     const uint8_t* z;      // [K/64, N]
     const float* wscale2;  // [N]
-    const void* lora_up;   // [N, R] act dtype
-    const void* bias;      // [N] act dtype
+    const uint16_t* bias;  // [N] act dtype
     void* y;               // [M, N_out] act dtype
     int m, n, k, r;
     int activation;
@@ -52,6 +53,7 @@ struct GemmArgs {
 };
 
 constexpr uint32_t kSlabBarrier = 4;  // and one per warpgroup on
+constexpr int kTailRanks = 32;
 constexpr int kRasterRows = 16;       // tiles along N visited before the next token tile
 constexpr int kSmemLimit = 227 * 1024;
 
@@ -73,6 +75,9 @@ struct GemmTile {
     static constexpr int kWeightSlot = kRows * kBlockK / 2;
     static constexpr int kZSlot = 2 * kRows;  // z of two groups of 64
     static constexpr int kStage = kTokenSlot + kWeightSlot + kZSlot;
+    // Bytes from a tail stage's token slot.
+    static constexpr int kScaleAt = BN * kTailRanks * 2, kScale2At = kScaleAt + BN * 4, kBiasAt = kScale2At + kRows * 4;
+    static_assert(kRows * kTailRanks * 2 == kWeightSlot && kBiasAt + kRows * 2 <= kTokenSlot, "a tail stage is a stage");
     static constexpr int kSlabBytes = 4096;  // tokens x features that a warpgroup transposes at a time; it has two
     static constexpr int kFixed = 1024 + kWgs * 2 * kSlabBytes + 256;  // alignment, slabs, barriers
     static constexpr int kFit = (kSmemLimit - kFixed) / kStage;
@@ -173,7 +178,7 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
 
     const int tiles = p.row_tiles * p.token_tiles;
     const int k_blocks = (p.k + kBlockK - 1) / kBlockK;
-    const int tails = p.r > 64 ? (p.r + 63) / 64 : 1;
+    const int tails = p.r > kTailRanks ? (p.r + kTailRanks - 1) / kTailRanks : 1;
     uint32_t stage = 0, phase = 0;
     const auto advance = [&] {
         if (++stage == kStages) stage = 0, phase ^= 1;
@@ -188,6 +193,7 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 prefetch_tensor_map(&p.x_scale);
                 prefetch_tensor_map(&p.qweight);
                 prefetch_tensor_map(&p.t);
+                prefetch_tensor_map(&p.lora_up);
             }
             wait_prerequisites();
             const int z_groups = p.k / 64;
@@ -195,6 +201,10 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 const Tile tile = tile_at(p, index, kOutRows, BN);
                 const int second =
                     (kGeglu ? p.n / 2 : kRows / 2) + tile.row;  // row of W of the slot's lower half
+                // Row of W of the slot's `row`, clamped so that `count` of them can be read; clipped rows are not stored.
+                const auto weight_row = [&](int row, int count) {
+                    return min(row < kRows / 2 ? tile.row + row : second + row - kRows / 2, p.n - count);
+                };
                 for (int kb = 0; kb < k_blocks; ++kb, advance()) {
                     mbar_wait(empty + 8 * stage, phase ^ 1);
                     if (leader) {
@@ -206,24 +216,32 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                                     full + 8 * stage);
                     }
                     for (int c = lane; c < kZSlot / 8; c += 32) {
-                        const int row = 8 * c % kRows, group = min(2 * kb + 8 * c / kRows, z_groups - 1);
-                        const int column =
-                            min(row < kRows / 2 ? tile.row + row : second + row - kRows / 2, p.n - 8);
+                        const int group = min(2 * kb + 8 * c / kRows, z_groups - 1);
                         cp_async_8(z_sm + stage * kZSlot + 8 * uint32_t(c),
-                                   p.z + size_t(group) * size_t(p.n) + column);
+                                   p.z + size_t(group) * size_t(p.n) + weight_row(8 * c % kRows, 8));
                     }
                     cp_async_arrive(full + 8 * stage);
                 }
                 for (int tail = 0; tail < tails; ++tail, advance()) {
                     mbar_wait(empty + 8 * stage, phase ^ 1);
+                    const uint32_t bar = full + 8 * stage, tokens = x_sm + stage * kTokenSlot;
                     if (leader) {
-                        const uint32_t scale_bytes = tail == 0 ? BN * 4 : 0;
-                        mbar_arrive_expect_tx(full + 8 * stage, (p.r > 0 ? kTokenSlot : 0) + scale_bytes);
-                        if (tail == 0) {
-                            tma_load_2d(w_sm + stage * kWeightSlot, &p.x_scale, tile.token, 0, full + 8 * stage);
-                        }
+                        const uint32_t scale_bytes = tail == 0 ? BN * 4 : 0, rank_bytes = (BN + kRows) * kTailRanks * 2;
+                        mbar_arrive_expect_tx(bar, scale_bytes + (p.r > 0 ? rank_bytes : 0));
+                        if (tail == 0) tma_load_2d(tokens + Sizes::kScaleAt, &p.x_scale, tile.token, 0, bar);
                         if (p.r > 0) {
-                            tma_load_2d(x_sm + stage * kTokenSlot, &p.t, tail * 64, tile.token, full + 8 * stage);
+                            const uint32_t up_dst = w_sm + stage * kWeightSlot;
+                            tma_load_2d(tokens, &p.t, tail * kTailRanks, tile.token, bar);
+                            tma_load_2d(up_dst, &p.lora_up, tail * kTailRanks, tile.row, bar);
+                            tma_load_2d(up_dst + kWeightSlot / 2, &p.lora_up, tail * kTailRanks, second, bar);
+                        }
+                    }
+                    if (tail == 0) {
+                        for (int row = 2 * lane; row < kRows; row += 64) {
+                            cp_async_8(tokens + Sizes::kScale2At + 4 * uint32_t(row), p.wscale2 + weight_row(row, 2));
+                        }
+                        for (int row = 4 * lane; row < kRows; row += 128) {
+                            cp_async_8(tokens + Sizes::kBiasAt + 2 * uint32_t(row), p.bias + weight_row(row, 4));
                         }
                     }
                     cp_async_arrive(full + 8 * stage);
@@ -241,6 +259,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
         constexpr uint32_t kRow1 = (kGeglu ? kRows / 2 : 8) * (kBlockK / 2);
         const uint32_t z_rd = z_sm + uint32_t(t / 2) * kRows + uint32_t(row0);
         constexpr uint32_t kZRow1 = kGeglu ? kRows / 2 : 8;
+        // ldmatrix of lora_up: lane l gives row l%8 of matrix l/8; matrices 1 and 3 are the rows of row1.
+        const uint32_t up_row = uint32_t((lane / 8 % 2 ? row1 : row0) - g + lane % 8) * (kTailRanks * 2);
         const auto release = [&](uint32_t s) {
             if (lane < kReleasesPerWarp) mbar_arrive(empty + 8 * s);
         };
@@ -265,38 +285,9 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
             int32_t acc[kAcc];
 #pragma unroll
             for (int i = 0; i < kAcc; ++i) acc[i] = kMagicBits;
-            // What the tail needs from global memory: asked for two stages before the end of K, where three
-            // warpgroups leave too few registers for that, before the last wgmma has ended.
-            const int n0 = min(tile.row + row0, p.n - 1);  // clamped: clipped rows are not stored
-            const int n1 = min(kGeglu ? p.n / 2 + tile.row + row0 : tile.row + row1, p.n - 1);
-            const uint16_t* bias = static_cast<const uint16_t*>(p.bias);
-            const uint16_t* up0 = static_cast<const uint16_t*>(p.lora_up) + size_t(n0) * size_t(p.r) + 2 * t;
-            const uint16_t* up1 = static_cast<const uint16_t*>(p.lora_up) + size_t(n1) * size_t(p.r) + 2 * t;
-            const auto load_up = [&](uint32_t (&frag)[4], int first_rank) {  // zeros from R on
-                frag[0] = frag[1] = frag[2] = frag[3] = 0;
-                if (first_rank < p.r) {
-                    frag[0] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank));
-                    frag[1] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank));
-                    frag[2] = __ldg(reinterpret_cast<const uint32_t*>(up0 + first_rank + 8));
-                    frag[3] = __ldg(reinterpret_cast<const uint32_t*>(up1 + first_rank + 8));
-                }
-            };
-            float s0, s1;
-            uint16_t b0_bits, b1_bits;
-            uint32_t up[2][4];
-            const auto load_tail = [&] {
-                s0 = __ldg(p.wscale2 + n0), s1 = __ldg(p.wscale2 + n1);
-                b0_bits = __ldg(bias + n0), b1_bits = __ldg(bias + n1);
-                load_up(up[0], 0);
-                load_up(up[1], 16);
-            };
-            const int load_at = max(k_blocks - 2, 0);
             uint32_t a[4][4];
             for (int kb = 0; kb < k_blocks; ++kb) {
                 mbar_wait(full + 8 * stage, phase);
-                if constexpr (kWgs == 2) {
-                    if (kb == load_at) load_tail();
-                }
                 const uint32_t w_at = w_sm + stage * kWeightSlot + w_rd;
                 const uint32_t z0 = lds_u8(z_rd + stage * kZSlot),
                                z1 = lds_u8(z_rd + stage * kZSlot + kZRow1);
@@ -324,19 +315,21 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                 advance();
             }
 
-            if constexpr (kWgs != 2) load_tail();
             wgmma_wait<0>();
             release(stage == 0 ? kStages - 1 : stage - 1);
 
             // s32 -> fp32, scales, bias
-            const float b0 = Act16<T>::to_float(b0_bits), b1 = Act16<T>::to_float(b1_bits);
             mbar_wait(full + 8 * stage, phase);
+            const uint32_t scales = x_sm + stage * kTokenSlot + Sizes::kScaleAt;
+            const uint32_t scale2 = x_sm + stage * kTokenSlot + Sizes::kScale2At;
+            const uint32_t bias = x_sm + stage * kTokenSlot + Sizes::kBiasAt;
+            const float s0 = lds_f32(scale2 + 4 * row0), s1 = lds_f32(scale2 + 4 * row1);
+            const float b0 = Act16<T>::to_float(lds_u16(bias + 2 * row0)), b1 = Act16<T>::to_float(lds_u16(bias + 2 * row1));
             float v[kAcc];
             to_float(v, acc);
-            const uint32_t scale_at = w_sm + stage * kWeightSlot + uint32_t(t) * 8;
 #pragma unroll
             for (int j = 0; j < BN / 8; ++j) {
-                const float2 xs = lds_f32x2(scale_at + 32 * j);
+                const float2 xs = lds_f32x2(scales + 32 * j + 8 * t);
                 v[4 * j + 0] = fmaf(v[4 * j + 0], xs.x * s0, b0);
                 v[4 * j + 1] = fmaf(v[4 * j + 1], xs.y * s0, b0);
                 v[4 * j + 2] = fmaf(v[4 * j + 2], xs.x * s1, b1);
@@ -344,21 +337,18 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
             }
             for (int tail = 0; tail < tails; ++tail) {
                 if (tail > 0) mbar_wait(full + 8 * stage, phase);
-                const uint64_t b = smem_desc(x_sm + stage * kTokenSlot);
+                if (p.r > 0) {
+                    const uint64_t b = smem_desc_64(x_sm + stage * kTokenSlot);
+                    uint32_t up[2][4];
 #pragma unroll
-                for (int pair = 0; pair < 2; ++pair) {  // 32 ranks
-                    const int first = 64 * tail + 32 * pair;
-                    if (first < p.r) {
-                        if (first > 0) {
-                            load_up(up[0], first);
-                            load_up(up[1], first + 16);
-                        }
-                        wgmma_fence();
-                        wgmma_16<BN, T>(v, up[0], b + 4 * pair);
-                        wgmma_16<BN, T>(v, up[1], b + 4 * pair + 2);
-                        wgmma_commit();
-                        wgmma_wait<0>();
+                    for (int i = 0; i < 2; ++i) {
+                        ldmatrix_x4(up[i], w_sm + stage * kWeightSlot + up_row + ((2 * i + lane / 16) ^ (up_row / 128 % 4)) * 16);
                     }
+                    wgmma_fence();
+                    wgmma_16<BN, T>(v, up[0], b);
+                    wgmma_16<BN, T>(v, up[1], b + 2);
+                    wgmma_commit();
+                    wgmma_wait<0>();
                 }
                 release(stage);
                 advance();

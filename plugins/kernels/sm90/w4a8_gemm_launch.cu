@@ -7,8 +7,6 @@
 namespace svdq::sm90 {
 namespace {
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
-
 int tiles_along_n(const CompiledTile& t, int n_out, bool geglu) {
     return ceil_div(n_out, 64 * t.wgs / (geglu ? 2 : 1));
 }
@@ -57,14 +55,15 @@ cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
         e = encode(&a.qweight, {p.qweight, n, k / 2, k / 2, uint32_t(32 * tile.wgs), kBlockK / 2, 1,
                                 CU_TENSOR_MAP_SWIZZLE_NONE});
     if (!e && p.r > 0)
-        e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
+        e = encode(&a.t, {base + ws.t, m, r, 2 * r, token_box, kTailRanks, 2, CU_TENSOR_MAP_SWIZZLE_64B});
+    if (!e && p.r > 0)
+        e = encode(&a.lora_up, {p.lora_up, n, r, 2 * r, uint32_t(32 * tile.wgs), kTailRanks, 2, CU_TENSOR_MAP_SWIZZLE_64B});
     if (!e)
         e = encode(&a.x_scale, {base + ws.x_scale, 1, m, align_up(4 * m, 16), 1, token_box, 4, CU_TENSOR_MAP_SWIZZLE_NONE});
     if (e) return e;
     a.z = static_cast<const uint8_t*>(p.wscale);
     a.wscale2 = static_cast<const float*>(p.wscale2);
-    a.lora_up = p.lora_up;
-    a.bias = p.bias;
+    a.bias = static_cast<const uint16_t*>(p.bias);
     a.y = p.y;
     a.m = p.m, a.n = p.n, a.k = p.k, a.r = p.r;
     a.activation = p.activation;

@@ -21,8 +21,9 @@ namespace svdq::sm90 {
 
 constexpr int kBlockK =
     128;  // codes per pipeline stage: one 128-byte swizzled row of x_q, 64 bytes of qweight
-constexpr int kMaxQuantizeK = 32768;  // what a cluster of 16 CTAs holds, see w4a8_quantize.cuh
+constexpr int kMaxQuantizeK = 32768;  // a row in one CTA's registers: w4a8_quantize_rows.cuh
 
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr size_t align_up(size_t v, size_t to) { return (v + to - 1) / to * to; }
 
 // x_q [M, Kp] int8 (order above, Kp = K rounded up to 128, padding 0) | x_scale [M] f32 | t [M, R] act dtype

@@ -18,6 +18,11 @@ __device__ __forceinline__ uint64_t smem_desc(uint32_t addr) {
     return (uint64_t{1} << 62) | (uint64_t{1024 >> 4} << 32) | (uint64_t{1} << 16) | ((addr & 0x3ffff) >> 4);
 }
 
+// The same with 64-byte rows and 64-byte swizzle (atoms of 512 bytes, 512-aligned).
+__device__ __forceinline__ uint64_t smem_desc_64(uint32_t addr) {
+    return (uint64_t{2} << 62) | (uint64_t{512 >> 4} << 32) | (uint64_t{1} << 16) | ((addr & 0x3ffff) >> 4);
+}
+
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -39,9 +44,7 @@ __device__ __forceinline__ void wgmma_wait() {
 #define SVDQ_E8(c, i) \
     c(d[i]), c(d[i + 1]), c(d[i + 2]), c(d[i + 3]), c(d[i + 4]), c(d[i + 5]), c(d[i + 6]), c(d[i + 7])
 #define SVDQ_E16(c, i) SVDQ_E8(c, i), SVDQ_E8(c, i + 8)
-#define SVDQ_D8(c) SVDQ_E8(c, 0)
 #define SVDQ_D16(c) SVDQ_E16(c, 0)
-#define SVDQ_L8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define SVDQ_L16 SVDQ_P0
 #define SVDQ_L32 SVDQ_P0 ", " SVDQ_P1
 #define SVDQ_D32(c) SVDQ_E16(c, 0), SVDQ_E16(c, 16)
@@ -121,9 +124,9 @@ struct WgmmaSs;  // as Wgmma, A in shared memory too
                          : "l"(a), "l"(b));                                                                  \
         }                                                                                                    \
     };
-SVDQ_WGMMA_SS(16, 8, "%8", "%9")
 SVDQ_WGMMA_SS(32, 16, "%16", "%17")
 SVDQ_WGMMA_SS(64, 32, "%32", "%33")
+SVDQ_WGMMA_SS(128, 64, "%64", "%65")
 SVDQ_WGMMA_SS(256, 128, "%128", "%129")
 #undef SVDQ_WGMMA_SS
 
