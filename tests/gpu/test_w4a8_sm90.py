@@ -113,6 +113,9 @@ def assert_close(got: np.ndarray, want: np.ndarray, limit_db: float) -> None:
         (40, 256, 15360, 96),
         (33, 128, 16448, 272),
         (2048, 1280, 1280, 32),
+        (1000, 128, 2304, 64),  # the longest short K; 8 tiles of t, each split over 5 CTAs
+        (257, 264, 3136, 80),  # t in tiles of 256 rows
+        (130, 128, 24640, 32),  # too long for one read of x
     ],
 )
 def test_linear_matches_reference(library, m, n, k, r, dtype):
@@ -131,11 +134,17 @@ def test_activations_match_reference(library, m, n, k, r, activation, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("m,k", [(70, 640), (40, 3072), (35, 5184), (34, 12288), (33, 15360), (3, 64)])
-def test_codes_and_scales_are_exact(library, m, k, dtype):
-    """One weight of 7 per row of W makes y = 7 * code * scale."""
+@pytest.mark.parametrize(
+    "m,k,r",
+    [
+        *((70, 640, 0), (40, 3072, 0), (35, 5184, 16), (34, 12288, 32), (33, 15360, 0), (3, 64, 16)),
+        *((41, 3072, 64), (9, 12288, 48), (5, 15424, 128), (2, 32768, 64)),  # quantized beside lora_down
+    ],
+)
+def test_codes_and_scales_are_exact(library, m, k, r, dtype):
+    """One weight of 7 per row of W, and nothing from the low-rank branch, make y = 7 * code * scale."""
     n = min(k, 512)
-    case = Case(library, m, n, k, 0, dtype, seed=k)
+    case = Case(library, m, n, k, r, dtype, seed=k)
     rng = np.random.default_rng(1)
     columns = rng.choice(k, n, replace=False)
     one = np.zeros((n, k))
@@ -144,6 +153,7 @@ def test_codes_and_scales_are_exact(library, m, k, dtype):
     for name, value in (("qweight", qw.qweight), ("wscale", qw.wscale), ("wscale2", qw.wscale2)):
         case.linear.tensors[name].copy_(to_torch(value))
     case.linear.tensors["bias"].zero_()
+    case.linear.tensors["lora_up"].zero_()
     got = case.run()
     xq = quantize_act(smooth(case.x, case.act_mul), W4A8)
     want = (xq.values * xq.scale)[:, columns] * 7.0
@@ -154,14 +164,15 @@ def test_codes_and_scales_are_exact(library, m, k, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-def test_bad_rows_stay_alone(library, dtype):
+@pytest.mark.parametrize("k,r", [(640, 32), (3072, 32), (3072, 96)])
+def test_bad_rows_stay_alone(library, k, r, dtype):
     """NaN, Inf and zero rows; every other row is as without them."""
-    m, k = 150, 3072
+    m = 150
     x = np.random.default_rng(3).normal(0, 1, (m, k))
-    x[5, 100], x[77, 3071], x[149, 0] = np.nan, np.inf, -np.inf
+    x[5, 100], x[77, k - 1], x[149, 0] = np.nan, np.inf, -np.inf
     x[6] = 0
     x[80] = 1e-30
-    case = Case(library, m, 256, k, 32, dtype, x=x)
+    case = Case(library, m, 256, k, r, dtype, x=x)
     got, want = case.run(), case.reference()
     assert np.isnan(got[[5, 77, 149]]).all()
     assert_close(got, want, LIMIT_DB[dtype])
@@ -181,7 +192,7 @@ def test_zero_tokens_launch_nothing(library):
     torch.cuda.synchronize()
 
 
-@pytest.mark.parametrize("m,n,k,r", [(4608, 3072, 3072, 32), (1000, 1152, 12288, 128)])
+@pytest.mark.parametrize("m,n,k,r", [(4608, 3072, 3072, 32), (1000, 1152, 12288, 128), (2048, 1280, 1280, 32)])
 def test_hundred_runs_are_identical(library, m, n, k, r):
     """Poison y before each run: every element is written, and always with the same bits."""
     g = torch.Generator("cuda").manual_seed(5)
@@ -229,3 +240,25 @@ def test_graph_replay_is_identical(library):
     graph.replay()
     torch.cuda.synchronize()
     np.testing.assert_array_equal(case.linear.y.double().cpu().numpy(), want)
+
+
+@pytest.mark.parametrize("k,r", [(640, 32), (3072, 32), (3072, 128)])
+def test_linears_in_a_row_share_a_workspace(library, k, r):
+    """Kernels start before those in front of them have ended: none may overtake a reader of the one workspace."""
+    cases = [Case(library, m, 256, k, r, seed=m) for m in (1500, 1, 700, 257)]
+    want = [case.run() for case in cases]
+    workspace = cases[0].linear.tensors["workspace"]
+    for case in cases:
+        case.linear.params.workspace = workspace.data_ptr()
+        case.linear.params.workspace_bytes = workspace.numel()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for case in cases * 10:
+            case.linear.run()
+    for _ in range(20):
+        workspace.fill_(255)
+        for case in cases:
+            case.linear.y.fill_(float("nan"))
+        graph.replay()
+        for case, y in zip(cases, want, strict=True):
+            np.testing.assert_array_equal(case.linear.y.double().cpu().numpy(), y)

@@ -72,7 +72,7 @@ def test_blank_module_has_the_tensors_of_the_quantized_one(name):
 def test_times_of_overlapping_kernels_add_up_to_the_run():
     kernels = [
         ("__myl_CastMeanSubMulMean_0x1", 10.0, 0.0),
-        ("void svdq::sm90::quantize_w4a8_kernel<__half>", 5.0, 12.0),
+        ("void svdq::sm90::quantize_once_w4a8_kernel<__half>", 5.0, 12.0),
         ("void svdq::sm90::gemm_w4a8_kernel<2>", 20.0, 13.0),  # starts early, waits, ends 16 us later
         ("__myl_SlicReshTranReshMove_0x2", 3.0, 20.0),  # ends inside the one before
         ("_gemm_mha_v2_0x3", 7.0, 40.0),

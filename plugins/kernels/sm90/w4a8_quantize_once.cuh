@@ -1,5 +1,5 @@
-// quantize_w4a8 (sm_90a): kernel (a), x -> x_q, x_scale (int8 per token) and t = x . lora_down^T; x is read
-// once
+// quantize_once_w4a8 (sm_90a): kernel (a) for ranks up to 32, x -> x_q, x_scale (int8 per token) and t = x . lora_down^T; x
+// is read once
 //
 // Persistent clusters of C = 1, 2, 4, 8 or 16 CTAs split K: CTA c owns 128-blocks c*B .. c*B+B-1 of every
 // row, keeps its part of lora_down in shared memory for good, and streams tiles of 16 rows through a ring.
@@ -14,25 +14,27 @@
 //
 //   warps 0..11   pass 1 of tile i+1: smooth, absmax of the CTA's columns, st.async of the row maxima to all
 //                 CTAs; x^ stays in registers; pass 2 of tile i: the row maxima of all CTAs -> scale, codes.
-//   warps 12..15  partial t = x . lora_down^T (mma.sync, 32 ranks at a time; each warp has 32 columns of every
-//                 block), summed over the four, st.async of each token's ranks to the CTA that owns it
+//   warps 12..15  partial t = x . lora_down^T (mma.sync; each warp has 32 columns of every block), summed over the four,
+//                 st.async of each token's ranks to the CTA that owns it
 //   warp 16       loads
 //   warps 17..19  sum the C parts of the CTA's tokens, in order
 //   No CTA waits for the exchange of the tile it has just read. The buffers of the exchange are 4 deep and
 //   need no credits: a CTA sends for tile i only after it has received and used tile i-2 from every peer, which a
 //   peer sends after it has used up tile i-4.
 //
-// Tasks of warps, numerics of the codes: w4a8_quantize_common.cuh.
+// A smoothing warp's task is 8 rows of one 128-block of x, which lies in shared memory as two boxes of 64 columns, rows of
+// 128 bytes, 128-byte swizzle. Lane l has j = l%4 of row 4*(l/4%2) + l/8: rows r and r+4 in one quarter-warp make its 16-byte
+// reads free of bank conflicts. Numerics of the codes: w4a8_codes.cuh.
 // Tried and dropped: t by wgmma (m64 is twice R = 32, its chain of 8 per block longer than both passes);
 // x in registers straight from global memory, many small CTAs (20 us at R = 0 where this takes 15); 24 warps with act_mul in shared memory (12 % slower on an H200).
 // t: fp32, a warp's columns, then the four warps of a CTA, then CTAs, always in the same order; rounded once.
 #pragma once
 
-#include "w4a8_quantize_common.cuh"
+#include "w4a8_codes.cuh"
 
 namespace svdq::sm90 {
 
-struct QuantizeArgs {
+struct QuantizeOnceArgs {
     CUtensorMap x, lora_down;
     const uint16_t* lora_down_rows;  // the same memory
     const uint16_t* act_mul;         // [K] act dtype
@@ -46,33 +48,32 @@ struct QuantizeArgs {
 };
 
 constexpr int kQuantizeWarps = 12;  // that smooth and quantize
-constexpr int kQuantizeThreads = (kQuantizeWarps + 4 + 4) * 32;
+constexpr int kOnceThreads = (kQuantizeWarps + 4 + 4) * 32;
 constexpr int kQuantizeRegs = 112, kPartsRegs = 88, kLoadRegs = 56;  // the CTA starts with 640 * 96
 constexpr int kSumWarps = 3;
 constexpr int kExchangeDepth = 4;
-constexpr int kRanksPerPass = 32;
+constexpr int kOnceRanks = 32;  // at most
 constexpr uint32_t kPartsBarrier = 8, kActMulBarrier = 9;
 constexpr int kMaxTasks = 2;  // blocks of a row group that one warp may own
 constexpr int kTileTokens = 16;  // rows of a tile: one m16 tile of the mma
 constexpr int kMaxBlocksPerCta = kMaxTasks * (kQuantizeWarps * 8 / kTileTokens);
 
-// x ring | lora_down [chunk of 64 ranks][B][2 halves] | t parts [depth][C][share of tokens][R] f32 | maxima
+// x ring | lora_down [B][2 halves][R] | t parts [depth][C][share of tokens][R] f32 | maxima
 // [depth][C][kTileTokens] | maxima of the warps [2][12][8] | parts of the t warps [4][3][lane] 4 f32 |
-// act_mul [B][128] | barriers. A pass always reads 32 rows of lora_down; rows beyond R are what follows in shared
-// memory and end in accumulators nobody reads.
+// act_mul [B][128] | barriers. 32 rows of lora_down are always read; those beyond R are what follows in shared memory and end in
+// accumulators nobody reads.
 // Every CTA sums some tokens' t: what it receives paces what it sends.
 inline bool tokens_for_all(int ctas) { return (ctas - 1) * ((kTileTokens + ctas - 1) / ctas) < kTileTokens; }
 
-struct QuantizeSmem {
+struct QuantizeOnceSmem {
     int stage, lora_box, lora, share, t, t_slot, maxima, warp_maxima, scratch, act_mul, barriers, bytes;
 
-    __host__ __device__ QuantizeSmem(int ctas, int blocks, int stages, int r) {
-        const int chunks = (r + 63) / 64;
+    __host__ __device__ QuantizeOnceSmem(int ctas, int blocks, int stages, int r) {
         stage = blocks * 2 * kTileTokens * 128;
-        lora_box = (r < 64 ? r : 64) * 128;
+        lora_box = r * 128;
         lora = stages * stage;
         share = (kTileTokens + ctas - 1) / ctas;  // tokens of a tile whose t a CTA sums; the last CTA may have fewer
-        t = lora + chunks * blocks * 2 * lora_box;
+        t = lora + blocks * 2 * lora_box;
         t_slot = ctas * share * r * 4;
         maxima = t + kExchangeDepth * t_slot;
         warp_maxima = maxima + kExchangeDepth * ctas * kTileTokens * 4;
@@ -83,16 +84,34 @@ struct QuantizeSmem {
     }
 };
 
+__device__ __forceinline__ int task_row(int lane) { return 4 * (lane / 4 % 2) + lane / 8; }
+
+// The lane's 32 values of x^. block_sm: the block's first box; row: row of the tile; mul_sm: the block's 128 act_mul.
 template <typename T>
-__global__ void __launch_bounds__(kQuantizeThreads, 1)
-    quantize_w4a8_kernel(const __grid_constant__ QuantizeArgs p) {
+__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row, int j,
+                                       uint32_t mul_sm) {
+    uint4 mul[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) mul[q] = lds128(mul_sm + uint32_t(64 * q + 16 * j));
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        const uint32_t chunk = uint32_t(4 * (q & 1) + j) ^ uint32_t(row & 7);
+        const uint4 v = lds128(block_sm + uint32_t(q / 2) * box_bytes + uint32_t(row) * 128 + chunk * 16);
+        out[4 * q + 0] = Act16<T>::mul(v.x, mul[q].x), out[4 * q + 1] = Act16<T>::mul(v.y, mul[q].y);
+        out[4 * q + 2] = Act16<T>::mul(v.z, mul[q].z), out[4 * q + 3] = Act16<T>::mul(v.w, mul[q].w);
+    }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kOnceThreads, 1)
+    quantize_once_w4a8_kernel(const __grid_constant__ QuantizeOnceArgs p) {
     constexpr int kRowGroups = kTileTokens / 8;
     constexpr int kSplit =
         kQuantizeWarps / kRowGroups;     // warps that share a row group, dealing its blocks out
     constexpr int kBox = kTileTokens * 128;  // 64 columns of x
 
     extern __shared__ uint8_t smem_raw[];
-    const QuantizeSmem layout(p.ctas, p.blocks_per_cta, p.stages, p.r);
+    const QuantizeOnceSmem layout(p.ctas, p.blocks_per_cta, p.stages, p.r);
     const uint32_t x_sm = (smem_u32(smem_raw) + 1023u) & ~1023u;
     const uint32_t lora_sm = x_sm + uint32_t(layout.lora);
     const uint32_t full = x_sm + uint32_t(layout.barriers);
@@ -109,7 +128,6 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
     const int all_blocks = (p.k + kBlockK - 1) / kBlockK;
     const int first_block = cta * p.blocks_per_cta;
     const int blocks = max(0, min(p.blocks_per_cta, all_blocks - first_block));
-    const int chunks = (p.r + 63) / 64;  // of 64 ranks
 
     if (threadIdx.x == 0) {
         for (int s = 0; s < p.stages; ++s) {
@@ -139,13 +157,10 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             wait_prerequisites();
             launch_dependents();
             if (p.r > 0) {
-                mbar_arrive_expect_tx(lora_bar, uint32_t(chunks * blocks * 2 * layout.lora_box));
+                mbar_arrive_expect_tx(lora_bar, uint32_t(blocks * 2 * layout.lora_box));
                 uint32_t dst = lora_sm;
-                for (int chunk = 0; chunk < chunks; ++chunk) {
-                    for (int half = 0; half < 2 * blocks; ++half, dst += uint32_t(layout.lora_box)) {
-                        tma_load_2d(dst, &p.lora_down, first_block * kBlockK + 64 * half, 64 * chunk,
-                                    lora_bar);
-                    }
+                for (int half = 0; half < 2 * blocks; ++half, dst += uint32_t(layout.lora_box)) {
+                    tma_load_2d(dst, &p.lora_down, first_block * kBlockK + 64 * half, 0, lora_bar);
                 }
             }
             for (int tile = first_tile; tile < tiles; tile += tile_step, advance()) {
@@ -197,7 +212,7 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             const int share = layout.share;
             const uint32_t t_sm = x_sm + uint32_t(layout.t), t_slot = uint32_t(layout.t_slot);
             const uint32_t scratch = x_sm + uint32_t(layout.scratch) + uint32_t(lane) * 16;
-            // Where this thread's sums go: tokens 8h + g, ranks 8w + 2j, +1 of a pass.
+            // Where this thread's sums go: tokens 8h + g, ranks 8w + 2j, +1.
             uint32_t send_to[2], send_bar[2];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
@@ -217,60 +232,54 @@ __global__ void __launch_bounds__(kQuantizeThreads, 1)
             for (int tile = first_tile; tile < tiles; tile += tile_step, ++i, advance()) {
                 const uint32_t d = uint32_t(i) % kExchangeDepth;
                 mbar_wait(full + 8 * stage, phase);
-                for (int first = 0; first < p.r; first += kRanksPerPass) {
-                    float acc[4][4] = {};
-                    uint32_t x_at = x_sm + stage * uint32_t(layout.stage) + uint32_t(w / 2) * kBox + x_row;
-                    uint32_t down_at = lora_sm + uint32_t(first / 64 * 2 * blocks + w / 2) * uint32_t(layout.lora_box) +
-                                       uint32_t(first % 64) * 128 + down_row + down_chunk;
+                float acc[4][4] = {};
+                uint32_t x_at = x_sm + stage * uint32_t(layout.stage) + uint32_t(w / 2) * kBox + x_row;
+                uint32_t down_at = lora_sm + uint32_t(w / 2) * uint32_t(layout.lora_box) + down_row + down_chunk;
 #pragma unroll 1
-                    for (int b = 0; b < blocks; ++b) {
-                        uint32_t down[4][4];
+                for (int b = 0; b < blocks; ++b) {
+                    uint32_t down[4][4];
 #pragma unroll
-                        for (int n = 0; n < 4; ++n) ldmatrix_x4(down[n], down_at + n * 1024);
+                    for (int n = 0; n < 4; ++n) ldmatrix_x4(down[n], down_at + n * 1024);
 #pragma unroll
-                        for (int s = 0; s < 2; ++s) {
-                            uint32_t xa[4];
-                            ldmatrix_x4(xa, x_at + x_chunk[s]);
+                    for (int s = 0; s < 2; ++s) {
+                        uint32_t xa[4];
+                        ldmatrix_x4(xa, x_at + x_chunk[s]);
 #pragma unroll
-                            for (int n = 0; n < 4; ++n) Act16<T>::mma(acc[n], xa, down[n][2 * s], down[n][2 * s + 1]);
-                        }
-                        down_at += 2 * uint32_t(layout.lora_box);
-                        x_at += 2 * kBox;
+                        for (int n = 0; n < 4; ++n) Act16<T>::mma(acc[n], xa, down[n][2 * s], down[n][2 * s + 1]);
                     }
-                    if (first + kRanksPerPass >= p.r) {  // the stage has been read
-                        __syncwarp();
-                        if (lane == 0) mbar_arrive(empty + 8 * stage);
-                    }
-                    // Warp w sums ranks 8w .. 8w+7 of the four warps and sends them to the tokens' owners.
-                    float own[4];
+                    down_at += 2 * uint32_t(layout.lora_box);
+                    x_at += 2 * kBox;
+                }
+                __syncwarp();
+                if (lane == 0) mbar_arrive(empty + 8 * stage);  // the stage has been read
+                // Warp w sums ranks 8w .. 8w+7 of the four warps and sends them to the tokens' owners.
+                float own[4];
 #pragma unroll
-                    for (int n = 0; n < 4; ++n) {
-                        const uint32_t to = scratch + uint32_t((3 * n + ((w - n - 1) & 3)) * 512);
-                        if (n == w) {
+                for (int n = 0; n < 4; ++n) {
+                    const uint32_t to = scratch + uint32_t((3 * n + ((w - n - 1) & 3)) * 512);
+                    if (n == w) {
 #pragma unroll
-                            for (int e = 0; e < 4; ++e) own[e] = acc[n][e];
-                        } else {
-                            sts_f32x4(to, acc[n]);
-                        }
+                        for (int e = 0; e < 4; ++e) own[e] = acc[n][e];
+                    } else {
+                        sts_f32x4(to, acc[n]);
                     }
-                    named_barrier(kPartsBarrier, 128);
+                }
+                named_barrier(kPartsBarrier, 128);
 #pragma unroll
-                    for (int other = 0; other < 3; ++other) {
-                        const uint4 v = lds128(scratch + uint32_t(3 * w + other) * 512);
-                        own[0] += __uint_as_float(v.x), own[1] += __uint_as_float(v.y);
-                        own[2] += __uint_as_float(v.z), own[3] += __uint_as_float(v.w);
-                    }
-                    named_barrier(kPartsBarrier, 128);
-                    if (first == 0 && i > 1) {
-                        mbar_wait(summed_bar + 8 * (uint32_t(i - 2) % kExchangeDepth),
-                                  (uint32_t(i - 2) / kExchangeDepth) & 1);
-                    }
-                    if (first + 8 * w < p.r) {
+                for (int other = 0; other < 3; ++other) {
+                    const uint4 v = lds128(scratch + uint32_t(3 * w + other) * 512);
+                    own[0] += __uint_as_float(v.x), own[1] += __uint_as_float(v.y);
+                    own[2] += __uint_as_float(v.z), own[3] += __uint_as_float(v.w);
+                }
+                named_barrier(kPartsBarrier, 128);
+                if (i > 1) {
+                    mbar_wait(summed_bar + 8 * (uint32_t(i - 2) % kExchangeDepth),
+                              (uint32_t(i - 2) / kExchangeDepth) & 1);
+                }
+                if (8 * w < p.r) {
 #pragma unroll
-                        for (int h = 0; h < 2; ++h) {
-                            st_async_f32x2(send_to[h] + d * t_slot + uint32_t(first) * 4, own[2 * h], own[2 * h + 1],
-                                           send_bar[h] + 8 * d);
-                        }
+                    for (int h = 0; h < 2; ++h) {
+                        st_async_f32x2(send_to[h] + d * t_slot, own[2 * h], own[2 * h + 1], send_bar[h] + 8 * d);
                     }
                 }
             }

@@ -1,9 +1,7 @@
-// What the two kernels (a) share: reading x smoothed, and turning it into codes.
+// x^ in registers -> the row's scale, and codes: what both quantizing kernels share.
 //
-// A warp's task is 8 rows of one 128-block of x, which lies in shared memory as two boxes of 64 columns, rows
-// of 128 bytes, 128-byte swizzle. Lane l -> j = l%4, row = 4*(l/4%2) + l/8. It reads four 16-byte chunks (k =
-// 32*t + 8*j .. +7, t = 0..3) and so owns the contiguous bytes 32j .. 32j+31 of x_q's block (order:
-// w4a8_layout.h). Rows r and r+4 in one quarter-warp make these reads free of bank conflicts.
+// A quad of lanes holds a block of 128 columns of a row: lane j has k = 32*q + 8*j .. +7, q = 0..3 (registers 4q .. 4q+3), and so
+// owns the contiguous bytes 32j .. 32j+31 of x_q's block (order: w4a8_layout.h).
 //
 // Numerics: x^ = round(x * act_mul) (one 16-bit multiply rounds the same), s = absmax * f32(1/127), code =
 //   rint(x^ * (1/s)), all IEEE fp32. absmax < 2^-120: codes 0, s = 1. NaN or Inf in x^: codes 0, s = NaN.
@@ -17,8 +15,6 @@ namespace svdq::sm90 {
 
 constexpr float kZeroAbsmax = 7.52316384526264e-37f;  // 2^-120
 
-__device__ __forceinline__ int task_row(int lane) { return 4 * (lane / 4 % 2) + lane / 8; }
-
 // The lane's 32 act_mul values, two per register, from its first column k0; some other value beyond K, where x is 0.
 __device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* act_mul, int k0, int k) {
 #pragma unroll
@@ -26,34 +22,6 @@ __device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t
         const uint4 s = ldg128(act_mul + min(k0 + 32 * q, k - 8));
         out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
     }
-}
-
-// The lane's 32 values of x^. block_sm: the block's first box; row: row of the tile.
-template <typename T>
-__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row,
-                                       int j, const uint32_t (&act_mul)[16]) {
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        const uint32_t chunk = uint32_t(4 * (q & 1) + j) ^ uint32_t(row & 7);
-        const uint4 v = lds128(block_sm + uint32_t(q / 2) * box_bytes + uint32_t(row) * 128 + chunk * 16);
-        out[4 * q + 0] = Act16<T>::mul(v.x, act_mul[4 * q + 0]);
-        out[4 * q + 1] = Act16<T>::mul(v.y, act_mul[4 * q + 1]);
-        out[4 * q + 2] = Act16<T>::mul(v.z, act_mul[4 * q + 2]);
-        out[4 * q + 3] = Act16<T>::mul(v.w, act_mul[4 * q + 3]);
-    }
-}
-
-// The same with act_mul in shared memory, the block's 128 values from mul_sm.
-template <typename T>
-__device__ __forceinline__ void smooth(uint32_t (&out)[16], uint32_t block_sm, uint32_t box_bytes, int row,
-                                       int j, uint32_t mul_sm) {
-    uint32_t act_mul[16];
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        const uint4 v = lds128(mul_sm + uint32_t(64 * q + 16 * j));
-        act_mul[4 * q + 0] = v.x, act_mul[4 * q + 1] = v.y, act_mul[4 * q + 2] = v.z, act_mul[4 * q + 3] = v.w;
-    }
-    smooth<T>(out, block_sm, box_bytes, row, j, act_mul);
 }
 
 // Running maxima of |x^|, two per register; NaN wins over everything.
