@@ -91,6 +91,16 @@ def test_kernels_know_no_framework():
             assert "__global__" not in path.read_text(), path
 
 
+def test_test_folders_can_be_run_together():
+    """Folders of tests are no packages: two modules of one name, as several conftest are, would be one of them."""
+    modules = [p for p in (ROOT / "tests").rglob("*.py") if p.name != "conftest.py"]
+    modules += [p for folder in ("benchmarks", "benchmarks/micro") for p in (ROOT / folder).glob("*.py")]
+    by_name: dict[str, Path] = {}
+    for path in modules:
+        assert by_name.setdefault(path.stem, path) == path, f"{path} and {by_name[path.stem]}"
+        assert not re.search(r"^\s*(from|import) conftest\b", path.read_text(), re.M), f"{path} imports a conftest"
+
+
 def test_environment_variables_are_few_and_ours():
     allowed = {"PYTHONUNBUFFERED"} | TORCHRUN
     for path in sorted(PACKAGE.rglob("*.py")):

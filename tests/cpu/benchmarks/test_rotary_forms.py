@@ -1,14 +1,8 @@
 """The forms of the rotary embedding that are timed: each is the same rotation, in torch, ONNX Runtime and TensorRT."""
 
-import sys
-
 import pytest
-import torch
-from conftest import BENCHMARKS
-
-sys.path.insert(0, str(BENCHMARKS / "micro"))
-
 import rotary_forms
+import torch
 from rotary_forms import sqnr_db
 from rotary_graphs import FORMS, Blocks, Sizes, apart, feed, inputs_of, reference
 
