@@ -172,9 +172,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report_incomplete(built: Sequence[Built]) -> int:
+    from svdq_trt.engine.manifest import finish_command
+
     missing = [one for one in built if one.incomplete is not None]
     for one in missing:
         arch = one.manifest["arch"]
         print(f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
-              f"On a machine with an {arch} GPU and TensorRT: svdq-trt finish {one.engine.folder}")  # fmt: skip
+              f"On a machine with an {arch} GPU and TensorRT: {finish_command(one.engine.folder)}")  # fmt: skip
     return EXIT_INCOMPLETE if missing else EXIT_OK
