@@ -11,12 +11,11 @@ in the time of the whole linear: bias, low-rank branch and launches included.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import bench_linear as timing
+import bench_options as options
 import kernel_calls as calls
 import torch
 
@@ -83,9 +82,9 @@ def cublas(gemv: Gemv, m: int) -> list[Callable[[], None]]:
     return found
 
 
-def bench(library: calls.Library, gemv: Gemv, m: int, rank: int, seconds: float) -> dict:
+def bench(library: calls.Library, gemv: Gemv, m: int, args: argparse.Namespace) -> dict:
     """All timings of one weight and M."""
-    full, plain = quantized(library, gemv, m, rank), quantized(library, gemv, m, 0)
+    full, plain = quantized(library, gemv, m, args.rank), quantized(library, gemv, m, 0)
     bodies = {
         "bf16": timing.Body(cublas(gemv, m)),
         "total": timing.Body([linear.runner() for linear in full]),
@@ -93,30 +92,22 @@ def bench(library: calls.Library, gemv: Gemv, m: int, rank: int, seconds: float)
         "b": timing.Body([linear.runner("svdq_linear_gemm") for linear in full]),
         "rank0": timing.Body([linear.runner() for linear in plain]),
     }
-    times = timing.time_together(bodies, seconds, warm=seconds / 4)
+    times = timing.time_together(bodies, args.seconds, args.warm)
     return {"gemv": asdict(gemv), "m": m, "us": {name: asdict(t) for name, t in times.items()}}
 
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", type=Path, default=calls.find_library())
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--only", default="", help="substring of the names")
-    parser.add_argument("--seconds", type=float, default=0.05, help="per timing")
-    parser.add_argument("--out", type=Path, default=None, help="JSON")
-    args = parser.parse_args()
-    if args.library is None:
-        parser.error("no libsvdq.so found: build it, or pass --library")
-    torch.manual_seed(0)
-    library, copy = calls.Library(args.library), timing.copy_bandwidth()
+    parser = options.make_parser(__doc__, "the weights' names", seconds=0.05, warm=0.0125)
+    args, library = options.parse(parser)
+    copy = timing.copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy {copy * 1e-12:.2f} TB/s; us, R = {args.rank}")
     print(f"{'weight':18}{'M':>4}{'bf16':>8}{'total':>8}{'p10':>7}{'p90':>7}{'a':>7}{'b':>7}{'rank0':>8}", end="")
     print(f"{'copy':>7}{'rank0':>7}{'x bf16':>8}")
     rows = []
     for gemv in (g for g in GEMVS if args.only in g.name):
         for m in gemv.tokens:
-            row = bench(library, gemv, m, args.rank, args.seconds)
+            row = bench(library, gemv, m, args)
             us = {name: t["median"] for name, t in row["us"].items()}
             row["share_of_copy"], row["share_of_copy_rank0"] = (
                 gemv.weight_bytes / (us[body] * 1e-6) / copy for body in ("total", "rank0")
@@ -129,8 +120,7 @@ def main() -> None:
                 flush=True,
             )
             rows.append(row)
-    if args.out:
-        args.out.write_text(json.dumps({"device": torch.cuda.get_device_name(), "copy": copy, "rows": rows}, indent=1))
+    options.save(args, ("rank", "warm"), rows, copy_bytes_per_s=copy)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ p90 of a call. The rivals get their input in their own dtype for free and have n
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -25,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import bench_options as options
 import kernel_calls as calls
 import shapes
 import torch
@@ -237,8 +237,9 @@ def copy_bandwidth() -> float:
     return 2 * a.numel() * 4 / statistics.median(seconds[2:])
 
 
-def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace, dtype: torch.dtype) -> dict:
+def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace) -> dict:
     """All timings of one shape."""
+    dtype = options.DTYPES[args.dtype]
     linears = ours(library, shape, args.rank, dtype, args.format)
     plain = ours(library, shape, 0, dtype, args.format)
     for linear in linears:
@@ -317,38 +318,25 @@ def plot(rows: list[dict], path: Path) -> None:
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", type=Path, default=calls.find_library())
+    parser = options.make_parser(__doc__, "the shapes' names", seconds=0.1, warm=0.2)
+    options.add_dtype(parser)
     parser.add_argument("--format", default="w4a8", choices=("int4", "w4a8", "nvfp4", "w4a16"))
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
-    parser.add_argument("--only", default="", help="substring of the shapes' names")
     parser.add_argument("--m", type=int, nargs="+", default=[], help="tokens, instead of each shape's own")
     parser.add_argument("--cold-l2", action="store_true", help="each call alone, its operands not in the L2")
-    parser.add_argument("--seconds", type=float, default=0.1, help="per timing")
-    parser.add_argument("--warm", type=float, default=0.2, help="seconds a body runs before it is timed, each time")
-    parser.add_argument("--out", type=Path, default=None, help="JSON; a PNG is put beside it")
-    args = parser.parse_args()
-    if args.library is None:
-        parser.error("no libsvdq.so found: build it, or pass --library")
-    torch.manual_seed(0)
-    library = calls.Library(args.library)
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    args, library = options.parse(parser)
     copy = copy_bandwidth()
     rows = []
     for shape in shapes.ALL:
         if args.only in shape.name:
             for m in args.m or [shape.m]:
-                rows.append(bench(library, replace(shape, m=m), args, dtype))
+                rows.append(bench(library, replace(shape, m=m), args))
                 torch.cuda.empty_cache()
     table = report(rows, copy)
     gpu = torch.cuda.get_device_name()
     print(f"{gpu}, copy {copy / 1e12:.2f} TB/s, R = {args.rank}, {args.dtype}, us per call")
     print(table)
+    options.save(args, ("format", "rank", "dtype", "cold_l2", "warm"), rows, copy_bytes_per_s=copy)
     if args.out:
-        machine = {"gpu": gpu, "torch": torch.__version__, "copy_bytes_per_s": copy}
-        settings = {name: getattr(args, name) for name in ("format", "rank", "dtype", "cold_l2", "warm")}
-        args.out.write_text(json.dumps({"machine": machine, **settings, "rows": rows}, indent=1))
         plot(rows, args.out.with_suffix(".png"))
 
 

@@ -11,10 +11,9 @@ is the hidden and the larger of both linears'.
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 
+import bench_options as options
 import kernel_calls as calls
 import shapes
 import torch
@@ -32,7 +31,7 @@ def largest_difference(mlp: calls.Mlp) -> float:
 
 def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argparse.Namespace) -> dict:
     """All timings of one feed-forward."""
-    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[args.dtype]
+    dtype = options.DTYPES[args.dtype]
     first = ours(library, ff.fc1, args.rank, dtype, fmt, ff.activation)
     second = ours(library, ff.fc2, args.rank, dtype, fmt, xs=[linear.y for linear in first])
     mlps = [calls.make_mlp(fc1, fc2) for fc1, fc2 in zip(first, second, strict=True)]
@@ -75,35 +74,21 @@ def report(rows: list[dict]) -> str:
 
 def main() -> None:
     """Parse, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--library", type=Path, default=calls.find_library())
+    parser = options.make_parser(__doc__, "fc1's name", seconds=0.1, warm=0.1)
+    options.add_dtype(parser)
     parser.add_argument("--format", nargs="+", default=["int4", "nvfp4"], choices=("int4", "nvfp4"))
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--dtype", default="bf16", choices=("f16", "bf16"))
-    parser.add_argument("--only", default="", help="substring of fc1's name")
-    parser.add_argument("--seconds", type=float, default=0.1, help="per timing")
-    parser.add_argument("--warm", type=float, default=0.1, help="seconds a body runs before it is timed, each time")
-    parser.add_argument("--out", type=Path, default=None, help="JSON")
-    args = parser.parse_args()
-    if args.library is None:
-        parser.error("no libsvdq.so found: build it, or pass --library")
+    args, library = options.parse(parser)
     chosen = [ff for ff in shapes.FEED_FORWARDS if args.only in ff.fc1.name]
     if not chosen:
         parser.error(f"--only {args.only}: no feed-forward has that name")
-    torch.manual_seed(0)
-    library = calls.Library(args.library)
     rows = []
     for fmt in args.format:
         for ff in chosen:
             rows.append(bench(library, ff, fmt, args))
             torch.cuda.empty_cache()
-    gpu = torch.cuda.get_device_name()
-    print(f"{gpu}, R = {args.rank}, {args.dtype}, us per call")
+    print(f"{torch.cuda.get_device_name()}, R = {args.rank}, {args.dtype}, us per call")
     print(report(rows))
-    if args.out:
-        machine = {"gpu": gpu, "torch": torch.__version__}
-        settings = {"rank": args.rank, "dtype": args.dtype}
-        args.out.write_text(json.dumps({"machine": machine, **settings, "rows": rows}, indent=1))
+    options.save(args, ("rank", "dtype", "warm"), rows)
 
 
 if __name__ == "__main__":

@@ -79,13 +79,19 @@ def fresh_sqnr(q: QuantizedLinear, w: Tensor, fresh: Tensor) -> float:
     return float(10 * torch.log10(want.square().sum() / noise.square().sum()))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def make_parser(doc: str) -> argparse.ArgumentParser:
+    """The options of a script that quantizes synthetic layers; the first line of `doc` describes it."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--size", default="512x1024", help="NxK (default 512x1024)")
     parser.add_argument("--tokens", type=int, default=512, help="calibration tokens (default 512)")
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--format", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
+    return parser
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--format", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     dtype = getattr(torch, args.dtype)

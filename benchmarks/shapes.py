@@ -15,11 +15,6 @@ class Shape:
     k: int
     n: int
 
-    @property
-    def flop(self) -> float:
-        """Operations of the dense product."""
-        return 2.0 * self.m * self.k * self.n
-
 
 #: FLUX.1 at 1024²: 4096 image and 512 text tokens.
 FLUX = (

@@ -7,10 +7,8 @@ The layers are synthetic: an MLP's second linear, which reads GELU (tanh) of cor
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from quantizer_ladder import FRESH, RUNGS, fresh_sqnr, mixture
+from quantizer_ladder import FRESH, RUNGS, fresh_sqnr, make_parser, mixture
 from torch import Tensor
 from torch.nn.functional import gelu
 
@@ -31,12 +29,7 @@ LAYERS = {"even": (1.0, 0.3), "uneven": (1.0, 1.0), "large": (3.0, 0.6)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="512x1024", help="NxK (default 512x1024)")
-    parser.add_argument("--tokens", type=int, default=512, help="calibration tokens (default 512)")
-    parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--dtype", default="float16", choices=["float16", "bfloat16"])
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     dtype = getattr(torch, args.dtype)
     n, k = map(int, args.size.split("x"))

@@ -91,7 +91,10 @@ def rope_contiguous(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
 
 
 def matrix(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x·cos + (x @ P)·sin: P is a signed permutation, so the product is exact in 16 bit."""
+    """x·cos + (x @ P)·sin: P is a signed permutation, so the product is exact in 16 bit.
+
+    It is `rotate` of svdq_trt.models.joint_attention with tables that broadcast, as all forms here take them.
+    """
     d = x.shape[-1]
     rows = [[(1 if j % 2 else -1) if j == i ^ 1 else 0 for j in range(d)] for i in range(d)]
     p = torch.tensor(rows, dtype=x.dtype, device=x.device)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from svdq_trt.compile.run import Built
 
 RANK, PRESET = "32", "fast"  # where nothing is said
+#: options that mean nothing where nothing is quantized
+_OF_QUANTIZER = ("rank", "budget_bytes", "target_sqnr", "sensitivity", "preset", "calibration", "calibration_prompts",
+                 "skip")  # fmt: skip
 
 NAME = "build"
 HELP = "checkpoint -> engine folder"
@@ -124,15 +127,24 @@ def _sampling(args: argparse.Namespace) -> Sampling | None:
                 for name in ("pipeline", "samples", "steps", "guidance", "seed")}  # fmt: skip
     given = {name: value for name, value in settings.items() if value is not None}
     if args.calibration_prompts is None:
-        for name in given:
-            raise UsageError(f"--calibration-{name}", "given alone", "--calibration-prompts with it")
+        if given:
+            raise UsageError(f"--calibration-{next(iter(given))}", "given alone", "--calibration-prompts with it")
         return None
     from svdq_trt.compile.config import Sampling
 
     return Sampling(**{"pipeline": Path(args.checkpoint or ""), "prompts": args.calibration_prompts} | given)
 
 
+def _check_quantized(args: argparse.Namespace) -> None:
+    """Refuse what steers the quantizer beside --quantized, which takes its place. Raises UsageError."""
+    given = [name for name in _OF_QUANTIZER if getattr(args, name) not in (None, [])]
+    if args.quantized is not None and given:
+        option = given[0].replace("_", "-")
+        raise UsageError("--quantized", f"given with --{option}", "it alone: nothing is quantized then")
+
+
 def run(args: argparse.Namespace) -> int:
+    _check_quantized(args)
     common = quantization(args)
     from svdq_trt.compile.config import BuildConfig, LoraOption, Range
 
@@ -148,9 +160,6 @@ def run(args: argparse.Namespace) -> int:
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots, allow_partial=args.allow_partial, fuse_mlp=args.fuse_mlp,
     )  # fmt: skip
-    for option in ("rank", "preset") if args.quantized is not None else ():
-        if getattr(args, option) is not None:
-            raise UsageError("--quantized", f"given with --{option}", "it alone: nothing is quantized then")
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
 
@@ -163,9 +172,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _report_incomplete(built: Sequence[Built]) -> int:
+    from svdq_trt.engine.manifest import finish_command
+
     missing = [one for one in built if one.incomplete is not None]
     for one in missing:
         arch = one.manifest["arch"]
         print(f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
-              f"On a machine with an {arch} GPU and TensorRT: svdq-trt finish {one.engine.folder}")  # fmt: skip
+              f"On a machine with an {arch} GPU and TensorRT: {finish_command(one.engine.folder)}")  # fmt: skip
     return EXIT_INCOMPLETE if missing else EXIT_OK

@@ -87,14 +87,14 @@ class RankAuto:
         cls, rank: str, budget: str | None, target: float | None, sensitivity: Path | None
     ) -> tuple[int, RankAuto | None]:
         """The options as given -> (R, None), or (0, what auto means). Raises UsageError."""
-        given = {"--budget-bytes": budget, "--target-sqnr": target, "--sensitivity": sensitivity}
+        options = {"--budget-bytes": budget, "--target-sqnr": target, "--sensitivity": sensitivity}
         if rank != "auto":
             try:
                 number = int(rank)
             except ValueError:
                 raise UsageError("--rank", f"'{rank}'", f"{RANK_WANT}, or auto") from None
-            for option in (name for name, value in given.items() if value is not None):
-                raise UsageError(option, f"given with --rank {rank}", "--rank auto")
+            if given := [name for name, value in options.items() if value is not None]:
+                raise UsageError(given[0], f"given with --rank {rank}", "--rank auto")
             return number, None
         return 0, cls(None if budget is None else parse_bytes("--budget-bytes", budget), target, sensitivity)
 
@@ -178,7 +178,8 @@ class BuildConfig:
         check, min_sqnr: compare with the FP16 model; gate in dB.
         loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
         allow_partial: leave out what of a LoRA file does not fit, instead of refusing it.
-        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) that takes the quantizer's place.
+        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) that takes the quantizer's place, with all that
+            steers it.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -211,8 +212,6 @@ class BuildConfig:
     def __post_init__(self) -> None:
         if self.rank_auto is not None:
             self.rank_auto.check()
-        if self.rank_auto is not None and self.quantized is not None:
-            raise UsageError("--quantized", "given with --rank auto", "it alone: nothing is quantized then")
         for lora in self.loras:
             lora.check()
         if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:
@@ -228,9 +227,6 @@ class BuildConfig:
         self.calibration_id()  # a missing file is told before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
-        if self.quantized is not None and (self.calibration or self.sampling or self.skip):
-            raise UsageError("--quantized", "given with --calibration, --calibration-prompts or --skip",
-                             "it alone: nothing is quantized then")  # fmt: skip
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
             raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
                              "Add it, or --no-check.")  # fmt: skip

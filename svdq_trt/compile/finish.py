@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svdq_trt.compile.folder import copy_plugin
+from svdq_trt.compile.folder import copy_plugin, only_writer
 from svdq_trt.compile.process import StageRunner
 from svdq_trt.compile.ui import Screen
 from svdq_trt.engine import manifest, plugin_lib
 from svdq_trt.engine.backend import select
 from svdq_trt.errors import ArtifactError
+from svdq_trt.files import remove_leftovers
 from svdq_trt.spec.archs import parse_arch
 
 
@@ -17,8 +18,16 @@ def finish(folder: Path, backend_choice: str) -> Path:
     """Build <folder>/model.plan and complete the manifest. Returns the plan's path.
 
     Raises:
-        ArtifactError: no manifest or no model.onnx. IncompleteError: still no backend for this arch here.
+        ArtifactError: no manifest or no model.onnx, or another process writes there. IncompleteError: still no backend
+            for this arch here.
     """
+    if not folder.is_dir():
+        raise ArtifactError(str(folder), "no such folder", "an engine folder")
+    with only_writer(folder):
+        return _finish(folder, backend_choice)
+
+
+def _finish(folder: Path, backend_choice: str) -> Path:
     data = manifest.read(folder)
     onnx = folder / "model.onnx"
     if not onnx.is_file():
@@ -28,6 +37,7 @@ def finish(folder: Path, backend_choice: str) -> Path:
     profiles = [{"name": t["name"], "dtype": t["dtype"], **t["shape"]} for t in data["inputs"]]
     args = {"onnx": str(onnx), "arch": arch, "backend": backend.name, "profiles": profiles,
             "plan": str(folder / "model.plan"), "plugin": str(library.path)}  # fmt: skip
+    remove_leftovers(folder, ["model.plan"])
     with Screen() as screen, screen.stage(f"plan      sm_{arch} {backend.name}") as progress:
         done = StageRunner().run("plan", args, folder / "finish.log", progress)
     plan = done.value

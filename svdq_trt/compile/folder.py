@@ -6,7 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from svdq_trt.errors import ArtifactError
@@ -14,19 +14,21 @@ from svdq_trt.files import atomic_write
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Make `folder`, and hold it against other processes, which would write over this one's files.
+def only_writer(*folders: Path) -> Iterator[None]:
+    """Make `folders`, and hold them against other processes, which would write over this one's files.
 
     Raises:
-        ArtifactError: another one holds it.
+        ArtifactError: another one holds one of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(str(folder), "another svdq-trt is writing there", "one at a time",
-                                "Wait for it, or choose another --out.") from None  # fmt: skip
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((folder / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(str(folder), "another svdq-trt is writing there", "one at a time",
+                                    "Wait for it, or choose another folder.") from None  # fmt: skip
         yield
 
 

@@ -91,15 +91,16 @@ class Build:
         Raises:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
         """
-        sampler = RssSampler(os.getpid())
-        try:
-            with only_writer(self.work.shared), self.screen:
-                built = self._run()
-        finally:
-            peak = sampler.stop()
-        for one in built:
-            one.manifest["peak_rss_bytes"]["build"] = peak
-            manifest.write(one.engine.folder, one.manifest)
+        with only_writer(self.work.shared, *(engine.folder for engine in self.work.engines)):
+            sampler = RssSampler(os.getpid())
+            try:
+                with self.screen:
+                    built = self._run()
+            finally:
+                peak = sampler.stop()
+            for one in built:
+                one.manifest["peak_rss_bytes"]["build"] = peak
+                manifest.write(one.engine.folder, one.manifest)
         return built
 
     def quantize(self) -> list[Quantized]:

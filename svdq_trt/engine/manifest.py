@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,20 @@ def verify(
         parts = (*parts, "lora_slots")
     for part in parts:
         if part == "plan" and not data[part]:
-            raise ArtifactError(str(folder), "no plan yet (the build was incomplete)", "model.plan", again)
+            raise no_plan(folder, data)
         _verify_file(folder, part, data[part], again)
     return data
+
+
+def no_plan(folder: Path, data: dict[str, Any], backend: str = "auto") -> ArtifactError:
+    """For an engine whose build ended before its plan; says where and how to finish it."""
+    return ArtifactError(str(folder), "no plan yet (the build was incomplete)", "model.plan",
+                         f"On a machine with an {data['arch']} GPU and TensorRT: {finish_command(folder, backend)}")
+
+
+def finish_command(folder: Path, backend: str = "auto") -> str:
+    """What builds an engine's plan from its model.onnx."""
+    return f"svdq-trt finish {shlex.quote(str(folder))}" + ("" if backend == "auto" else f" --backend {backend}")
 
 
 def _verify_file(folder: Path, part: str, entry: dict[str, Any], again: str) -> None:

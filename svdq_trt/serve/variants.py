@@ -78,14 +78,16 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
     if serving.device != "gpu":
         raise UsageError("--device", serving.device, "gpu for --variant tensorrt", "Or use --variant python.")
     data = manifests.read(engine)
-    _need_plan(engine, data, "tensorrt")
+    if not data["plan"]:
+        raise manifests.no_plan(engine, data, "tensorrt")
     name, version = data["backend"].get("name"), data["backend"].get("version")
     if name != "tensorrt":
         raise UnsupportedError(
             str(engine), f"a plan of {name} {version}",
             "one of full TensorRT, which is what Triton's tensorrt backend is",
             f"Serve it with --variant python or --variant onnxruntime, or, on a machine with an {data['arch']} GPU and "
-            f"Triton's release of TensorRT, build that plan: {_finish(engine)}")  # fmt: skip
+            f"Triton's release of TensorRT, build that plan: {manifests.finish_command(engine, 'tensorrt')}",
+        )  # fmt: skip
     manifests.verify(engine, parts=("plan", "plugin"))
     autoload = locate(AUTOLOAD, AUTOLOAD_ENV)
     if not autoload.is_file():
@@ -95,9 +97,7 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
 
 
 def _session(engine: Path) -> Contents:
-    data = manifests.read(engine)
-    _need_plan(engine, data, "auto")
-    manifests.verify(engine, parts=("plan", "plugin"))
+    data = manifests.verify(engine, parts=("plan", "plugin"))
     return Contents("model.py", _engine_files(engine, data, "plan", "plugin"), {"model.py": MODEL_PY},
                     {"svdq_trt_runtime": "session"})  # fmt: skip
 
@@ -144,13 +144,3 @@ def _engine_files(engine: Path, data: dict[str, Any], *parts: str) -> dict[str, 
         if part == "onnx" and weights.is_file():
             paths[weights.name] = weights
     return paths
-
-
-def _need_plan(engine: Path, data: dict[str, Any], backend: str) -> None:
-    if not data["plan"]:
-        fix = f"On a machine with an {data['arch']} GPU and TensorRT: {_finish(engine, backend)}"
-        raise ArtifactError(str(engine), "no plan yet", "model.plan", fix)
-
-
-def _finish(engine: Path, backend: str = "tensorrt") -> str:
-    return f"svdq-trt finish {shlex.quote(str(engine))}" + ("" if backend == "auto" else f" --backend {backend}")

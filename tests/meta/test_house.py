@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ ALLOWED = {
     ("lora", "compile"): "the Progress protocol",
     ("engine", "compile"): "the Progress protocol",
 }
+#: what people read; the benchmarks' own log names experiments, too
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 #: what torchrun tells its processes
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
 TORCHRUN |= {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -91,6 +94,16 @@ def test_kernels_know_no_framework():
             assert "__global__" not in path.read_text(), path
 
 
+def test_test_folders_can_be_run_together():
+    """Folders of tests are no packages: two modules of one name, as several conftest are, would be one of them."""
+    modules = [p for p in (ROOT / "tests").rglob("*.py") if p.name != "conftest.py"]
+    modules += [p for folder in ("benchmarks", "benchmarks/micro") for p in (ROOT / folder).glob("*.py")]
+    by_name: dict[str, Path] = {}
+    for path in modules:
+        assert by_name.setdefault(path.stem, path) == path, f"{path} and {by_name[path.stem]}"
+        assert not re.search(r"^\s*(from|import) conftest\b", path.read_text(), re.M), f"{path} imports a conftest"
+
+
 def test_environment_variables_are_few_and_ours():
     allowed = {"PYTHONUNBUFFERED"} | TORCHRUN
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -98,35 +111,34 @@ def test_environment_variables_are_few_and_ours():
             assert name in allowed, f"{path.relative_to(ROOT)}: {name}"
 
 
-def test_readme_links_and_files_exist():
-    text = (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_files_of_documents_exist(document):
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)[^)]*\)", text):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
     for target in re.findall(r"`((?:svdq_trt|export|plugins|tests|tools|benchmarks)/[\w./]*)`", text):
         assert (ROOT / target).exists(), target
 
 
-def test_readme_commands_parse():
-    """Every command of the README's shell blocks is one that exists, with options that exist."""
-    text = (ROOT / "README.md").read_text()
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
-    lines = [line.split("#")[0].strip() for line in blocks.splitlines()]
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_of_documents_parse(document):
+    """Every command of a document's shell blocks is one that exists, with options that exist."""
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / document).read_text(), re.S)).replace("\\\n", "")
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     from svdq_trt.cli import parse
 
-    seen = 0
-    for line in filter(None, lines):
-        words = line.split()
-        if words[0] == "make":
-            assert words[1] in targets, line
-        elif words[:2] == ["python", "build_engines.py"]:
-            parse(["build", *words[2:]])
-        elif words[0] == "svdq-trt":
-            parse(words[1:])
-        elif words[0] == "python":
-            assert (ROOT / words[1]).exists(), line
-        else:
-            assert words[0] in ("source",), line
-            continue
-        seen += 1
-    assert seen >= 3
+    for line in blocks.splitlines():
+        words = shlex.split(line, comments=True)
+        match words:
+            case []:
+                continue
+            case ["make", target]:
+                assert target in targets, line
+            case ["svdq-trt", *rest] | ["torchrun", _, _, "-m", "svdq_trt.cli", *rest]:
+                parse(rest)
+            case ["python", "build_engines.py", *rest] | ["torchrun", _, _, "build_engines.py", *rest]:
+                parse(["build", *rest])
+            case ["python", script, *_]:
+                assert (ROOT / script).exists(), line
+            case _:
+                assert words[0] in ("source", "tritonserver"), line

@@ -1,7 +1,7 @@
-"""The benchmarks are scripts, not a package: their folder joins the path."""
+"""The benchmarks are scripts, not packages: their folders join the path."""
 
 import sys
 from pathlib import Path
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "micro")]

@@ -1,18 +1,13 @@
 """The forms of the rotary embedding that are timed: each is the same rotation, in torch, ONNX Runtime and TensorRT."""
 
-import sys
-
 import pytest
-import torch
-from conftest import BENCHMARKS
-
-sys.path.insert(0, str(BENCHMARKS / "micro"))
-
 import rotary_forms
+import torch
 from rotary_forms import sqnr_db
-from rotary_graphs import FORMS, Blocks, Sizes, apart, feed, inputs_of, reference
+from rotary_graphs import FORMS, Blocks, Sizes, apart, feed, inputs_of, matrix, reference
 
 from svdq_export import write_float32_twin
+from svdq_trt.models.joint_attention import RotaryTable, rotate
 
 SMALL = Sizes(heads=2, dim=32, text=5, side=4)
 
@@ -35,6 +30,13 @@ def test_form_rotates(name):
     outputs = Blocks(form, SMALL, "rotation")(*feed(form, SMALL).values())
     for want, got in zip(reference(form, SMALL, "rotation", "cpu"), outputs, strict=True):
         assert sqnr_db(want, got) > (40 if "16" in name else 50)  # one rounding to bf16: 52 dB
+
+
+def test_matrix_is_what_the_models_do():
+    angles = RotaryTable(10000.0, (8, 24))(torch.arange(10.0).view(5, 2))
+    x = torch.randn(2, 5, 3, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    cos, sin = (t[None, :, None, ::2] for t in angles[:2])
+    assert torch.equal(matrix(x, cos, sin), rotate(x, angles))
 
 
 @torch.no_grad()

@@ -95,13 +95,17 @@ def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path,
         (["--rank", "auto", "--target-sqnr", "20"], "--target-sqnr: given without --sensitivity"),
         (["--rank", "auto", "--target-sqnr", "nan"], "--target-sqnr: nan, want 0 to 300 dB"),
         (["--rank", "auto", "--budget-bytes", "1GB", "--sensitivity", "/no/f"], "--sensitivity: '/no/f': no such file"),
-        (["--rank", "auto", "--budget-bytes", "1GB", "--quantized", "x"], "--quantized: given with --rank auto"),
-        (["--rank", "32", "--quantized", "x"], "--quantized: given with --rank, want it alone"),
-        (["--preset", "fast", "--quantized", "x"], "--quantized: given with --preset, want it alone"),
     ],
 )
 def test_bad_rank_options_are_refused(argv, text, tmp_path, capsys):
     refused(["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", *argv], 2, text, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("option", ["rank", "budget-bytes", "target-sqnr", "sensitivity", "preset", "calibration",
+                                    "calibration-prompts", "skip"])  # fmt: skip
+def test_what_steers_the_quantizer_is_refused_beside_a_quantized_model(option, tmp_path, capsys):
+    argv = ["--model", "sdxl-tiny", "--arch", "sm_89", "--quantized", "x", f"--{option}", "0"]
+    refused(argv, 2, f"--quantized: given with --{option}, want it alone", tmp_path, capsys)
 
 
 def refused(argv, code, text, tmp_path, capsys):

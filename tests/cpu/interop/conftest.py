@@ -11,7 +11,6 @@ import torch
 from svdq_trt import calibrate
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
-from svdq_trt.quantize import artifact
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.quantize.run import quantize_model
 from svdq_trt.spec.formats import FORMATS, Activation
@@ -43,8 +42,3 @@ def quantized(tmp_path_factory):
         return made[key]
 
     return make
-
-
-@pytest.fixture
-def load_artifact():
-    return artifact.load

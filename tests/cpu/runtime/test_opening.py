@@ -124,7 +124,7 @@ def test_plan_outside_the_folder(trt, folder):
 
 def test_incomplete_build(trt, folder):
     change(folder, "", plan={})
-    refused(trt, folder, ArtifactError, "no plan yet")
+    refused(trt, folder, ArtifactError, f"sm_89 GPU and TensorRT: svdq-trt finish {folder}")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 1}', '{"version": 2}'])

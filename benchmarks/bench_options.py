@@ -1,0 +1,50 @@
+"""What the kernels' benchmarks (bench_linear.py, bench_mlp.py, bench_gemv.py) take and write alike."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import kernel_calls as calls
+import torch
+
+DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_parser(doc: str, names: str, seconds: float, warm: float) -> argparse.ArgumentParser:
+    """The options of all three; --only chooses among `names`, `seconds` and `warm` are defaults.
+
+    `doc` is the script's: its first line describes it.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--library", type=Path, default=calls.find_library(), help="libsvdq.so (%(default)s)")
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--only", default="", help=f"substring of {names}")
+    parser.add_argument("--seconds", type=float, default=seconds, help="per timing (%(default)s)")
+    parser.add_argument("--warm", type=float, default=warm, help="seconds a body runs before it is timed, each time "
+                        "(%(default)s)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=None, help="JSON")
+    return parser
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The dtype of x and y, a key of DTYPES."""
+    parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES))
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, calls.Library]:
+    """The command line and the kernels; seeds torch. Exits with code 2 where no library is found."""
+    args = parser.parse_args()
+    if args.library is None:
+        parser.error("no libsvdq.so found: build it, or pass --library")
+    torch.manual_seed(0)
+    return args, calls.Library(args.library)
+
+
+def save(args: argparse.Namespace, settings: tuple[str, ...], rows: list[dict], **measured: float) -> None:
+    """Write `rows` to --out, if given, with the machine, what was `measured` of it, and the options in `settings`."""
+    if args.out:
+        machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **measured}
+        chosen = {name: getattr(args, name) for name in settings}
+        args.out.write_text(json.dumps({"machine": machine, **chosen, "rows": rows}, indent=1))
