@@ -98,7 +98,7 @@ __device__ __forceinline__ uint4 load_global_16(const void* from) {
     return v;
 }
 
-// Asks for the 64 bytes around an address in the L2.
+// Asks for the 64 bytes around an address in the L2: a hint, so allowed before wait_for_previous().
 __device__ __forceinline__ void prefetch_l2(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // ---- fragments, sm_75 -------------------------------------------------------------------------------------

@@ -16,12 +16,11 @@
 //   Shared memory: ring | bias | x^ of as many elements of K as fit kXBytes, in B's order; longer K goes in
 //   chunks. x^ is made here from x; only t comes from kernel (a), and it is waited for after the whole of K.
 //
-// W must not stand still while x^ is made, nor x wait behind W: x is asked for first, then all stages of the ring,
-// then, into the L2 alone, what the ring has no place for.
+// W must not stand still while x^ is made, nor x wait behind W: x is asked for first, then all stages of the ring.
 //
 // Programmatic dependent launch (sm_90). With a rank, kernel (a) comes before; it lets this kernel start when all
 // that was before it has ended, so only t is waited for. Without one this kernel itself may start beside any
-// other (p.early): it then asks for W in the L2, which reads nothing, and waits.
+// other (p.early), and waits for that one's end.
 //
 // Numerics: a group of 64 is summed into a fresh fp32 accumulator and multiplied by its scale; fp32 across a
 // warp's groups in ascending order; times wscale2; low-rank into the same sums (warp w: k16 steps w, w +
@@ -50,9 +49,8 @@ struct GemvArgs {
     int m, n, k, r, n_out;
     int activation;
     float shift;
-    int chunk;          // elements of K whose x^ is in shared memory at a time: a multiple of 128 kWarps, or all
-    uint32_t prefetch;  // pairs of groups of W, from the start of K, that go into the L2 ahead of their use
-    bool early;         // launched beside a kernel that may write any operand: none is read before that one's end
+    int chunk;   // elements of K whose x^ is in shared memory at a time: a multiple of 128 kWarps, or all
+    bool early;  // launched beside a kernel that may write any operand: none is read before that one's end
 };
 
 // kTiles: m16 tiles of W per CTA. kNt: n8 tiles of tokens. kMinCtas: per SM, for the register allocation.
@@ -168,26 +166,7 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
     const uint32_t ring_at = ptx::smem_addr(ring);
     const int r_steps = p.r / 16;
 
-    // Into the L2 and no further: codes and scales of this warp's pairs from the CTA's pair `first` on.
-    const auto prefetch = [&](uint32_t first) {
-#pragma unroll 1
-        for (uint32_t pair = first + warp; pair < p.prefetch; pair += S::kWarps) {
-            uint32_t at = lane;
-            ptx::keep(at);  // no registers for what does not change from pair to pair
-#pragma unroll
-            for (int run = at % 4; run < 2 * kTiles; run += 4) {
-                const int64_t row = rows.weight_row(run, at / 4);
-                ptx::prefetch_l2(p.qweight + row * (p.k / 2) + 64 * pair);
-            }
-            const uint32_t group = min(2 * pair + at % 2, groups - 1);
-            if (at < kRows / 4)
-                ptx::prefetch_l2(p.wscale + static_cast<uint64_t>(group) * p.n + rows.weight_row(at / 2, 0));
-        }
-    };
-    if (p.early) {
-        prefetch(0);
-        ptx::wait_for_previous();
-    }
+    if (p.early) ptx::wait_for_previous();
     ptx::launch_dependents();  // what comes next waits for this kernel's end before it reads or writes anything
     XPart<T, S::kThreads, kNt == 1 ? 2 : 1> x_part(p);
     x_part.load_first();
@@ -242,7 +221,6 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
     }
 #pragma unroll 1
     for (uint32_t step = 0; step < S::kStages; ++step) load_step(warp + step * S::kWarps);
-    if (!p.early) prefetch(S::kStages * S::kWarps);
 
     // ---- K ------------------------------------------------------------------------------------------------
     float acc[kTiles][kNt][4] = {};

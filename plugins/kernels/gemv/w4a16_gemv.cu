@@ -89,12 +89,6 @@ cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {
     g.activation = p.activation;
     g.shift = p.act_shift;
     g.early = args.overlap && p.r == 0;
-    int device = 0, l2 = 0;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device);
-    if (e != cudaSuccess) return e;
-    const int64_t kept = l2 / 8 * 5, pair_bytes = int64_t{p.n} * (64 + 4);  // the rest is for everything else
-    g.prefetch = static_cast<uint32_t>(std::min<int64_t>((p.k + 127) / 128, kept / pair_bytes));
     return p.dtype == SVDQ_F16 ? launch_as<__half>(g, args.overlap, stream)
                                : launch_as<__nv_bfloat16>(g, args.overlap, stream);
 }

@@ -150,7 +150,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
         case cudaDevAttrComputeCapabilityMinor: *value = 9; break;
         case cudaDevAttrMultiProcessorCount: *value = number("EMULATION_SMS", 128); break;
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = number("EMULATION_SHARED", 100 << 10); break;
-        case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
         default: return cudaErrorInvalidValue;
     }
     return cudaSuccess;
