@@ -74,7 +74,9 @@ inline Workspace workspace_layout(int32_t format, int64_t m, int64_t n, int64_t 
 struct LinearArgs {
     svdq_linear_params p;
     Workspace ws;
-    bool overlap = false;  // kernel (b) follows (a) in the same call and may be launched to start beside it
+    // The call launches (a) and (b), and the device knows programmatic dependent launch: a kernel may be launched to
+    // start beside the one before it. It then waits before it reads or writes what that one may write or read.
+    bool overlap = false;
 
     uint8_t* codes() const { return static_cast<uint8_t*>(p.workspace) + ws.codes; }
     uint8_t* scales() const { return static_cast<uint8_t*>(p.workspace) + ws.scales; }

@@ -129,6 +129,10 @@ def test_gemv_chunks_of_k(library: ctypes.CDLL, m: int, k: int) -> None:
     check(library, random_linear("w4a16", "f16", m, 24, k, 112, Activation.GELU_TANH))
 
 
+def test_gemv_rank_of_more_steps_than_warps(library: ctypes.CDLL) -> None:
+    check(library, random_linear("w4a16", "bf16", 3, 24, 128, 272))
+
+
 def test_gemv_many_rows_and_chunks(library: ctypes.CDLL) -> None:
     check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, Activation.GEGLU))
 

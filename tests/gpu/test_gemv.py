@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from svdq_harness import (
@@ -88,6 +90,34 @@ def test_gemv_repeats_in_one_graph_are_bit_identical(svdq: Library, n: int) -> N
             call.workspace.fill_(255)
         graph.replay()
         for call, expected in zip(calls, want, strict=True):
+            assert_same_bits(call.result(), expected)
+
+
+@pytest.mark.parametrize("n", (1024, SOME, MANY))
+def test_gemv_reads_what_the_one_before_has_written(svdq: Library, n: int) -> None:
+    """Every kernel starts before the one before it has ended; each linear's x is the y before it, NaN until then."""
+    import torch
+
+    ranks = (0, 32, 0, 0, 32, 16)
+    linears = [random_linear("w4a16", "bf16", 2, n if i % 2 else 1024, 1024, r, seed=i) for i, r in enumerate(ranks)]
+    calls, graph = [Call(svdq, linear) for linear in linears], torch.cuda.CUDAGraph()
+    for before, call in pairwise(calls):
+        # Rows of y are n apart and those of x 1024, which makes no difference to what is tested.
+        call.params.x = before.params.y
+    for call in calls:
+        assert call.launch() == OK
+        torch.cuda.synchronize()
+    want = [call.result() for call in calls]
+    with torch.cuda.graph(graph):
+        for call in calls:
+            assert call.launch() == OK
+    for _ in range(20):
+        for call in calls:
+            call.y.fill_(float("nan"))
+            call.workspace.fill_(255)
+        graph.replay()
+        for call, expected in zip(calls, want, strict=True):
+            assert np.isfinite(expected.astype(np.float32)).all()
             assert_same_bits(call.result(), expected)
 
 

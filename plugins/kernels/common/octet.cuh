@@ -2,6 +2,7 @@
 #pragma once
 
 #include "numerics.cuh"
+#include "ptx.cuh"
 
 namespace svdq {
 
@@ -14,6 +15,16 @@ __device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
     Octet o = {{0, 0, 0, 0}};
     if (valid) {
         const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
+        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
+    }
+    return o;
+}
+
+// The same by a load that stays where it stands, between other kinds of copies and after waits.
+__device__ __forceinline__ Octet load_octet_now(const uint16_t* p, bool valid) {
+    Octet o = {{0, 0, 0, 0}};
+    if (valid) {
+        const uint4 v = ptx::load_global_16(p);
         o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
     }
     return o;

@@ -88,6 +88,19 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+// 16 bytes that another kernel may just have written: __ldg() may be moved, also past a wait.
+__device__ __forceinline__ uint4 load_global_16(const void* from) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(from)
+                 : "memory");
+    return v;
+}
+
+// Asks for the 64 bytes around an address in the L2: a hint, so allowed before wait_for_previous().
+__device__ __forceinline__ void prefetch_l2(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
 // ---- fragments, sm_75 -------------------------------------------------------------------------------------
 
 // Four 8-row x 16-byte matrices; lanes 8i..8i+7 give the row addresses of matrix i, register i receives it.

@@ -7,10 +7,12 @@ namespace svdq::gemv {
 
 constexpr int kMaxTokens = 16;  // two n8 tiles of mma.sync
 
-// Kernel (a): t = x . lora_down^T into the workspace; launches nothing where R = 0.
+// Kernel (a): t = x . lora_down^T into the workspace; launches nothing where R = 0. With args.overlap it is launched
+// beside whatever is before it.
 cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream);
 
-// Kernel (b): everything else. It reads x itself, so with args.overlap it starts beside (a).
+// Kernel (b): everything else. It reads x itself, so with args.overlap it starts beside (a); without a rank beside
+// whatever is before it.
 cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream);
 
 }  // namespace svdq::gemv

@@ -2,7 +2,8 @@
 //
 // Grid: R / 8. A CTA makes 8 columns of t; its 16 warps take the 64-element blocks of K in turn (warp w:
 // blocks w, w + 16, ...), kAhead of them loaded together, because this kernel is one memory latency long or
-// it is too long.
+// it is too long. It may be launched beside the kernel before it: until that one has ended, lora_down only goes
+// into the L2.
 //
 //   A = x, 16 rows (M of them real)   lane (g, c): elements 8c..8c+7 of each 32, rows g and g + 8
 //   B = lora_down, 8 rows             the same elements, row g
@@ -28,13 +29,17 @@ constexpr int kDownWarps = 16;
 template <class T>
 __global__ void __launch_bounds__(32 * kDownWarps, 1) lora_down_kernel(const DownArgs p) {
     __shared__ float partial[kDownWarps][16][8];  // [warp][token][rank]
-    ptx::launch_dependents();  // kernel (b) waits for this one's end before it reads t
+    const uint16_t* const rows = p.lora_down + static_cast<int64_t>(blockIdx.x) * 8 * p.k;
+#pragma unroll 1
+    for (int i = 32 * threadIdx.x; i < 8 * p.k; i += 32 * 32 * kDownWarps) ptx::prefetch_l2(rows + i);
+    ptx::wait_for_previous();
+    ptx::launch_dependents();  // kernel (b) relies on the wait above for all it reads but t
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int g = lane / 4, c = lane % 4;
     const int blocks = p.k / 64;
     const uint16_t* const x_top = p.x + static_cast<int64_t>(g) * p.k + 8 * c;
     const uint16_t* const x_bottom = x_top + static_cast<int64_t>(8) * p.k;
-    const uint16_t* const down = p.lora_down + (static_cast<int64_t>(blockIdx.x) * 8 + g) * p.k + 8 * c;
+    const uint16_t* const down = rows + static_cast<int64_t>(g) * p.k + 8 * c;
     const bool top_valid = g < p.m, bottom_valid = g + 8 < p.m;
 
     constexpr int kAhead = 3;
@@ -48,9 +53,9 @@ __global__ void __launch_bounds__(32 * kDownWarps, 1) lora_down_kernel(const Dow
                 const int block = block0 + i * kDownWarps;
                 const bool valid = block < blocks;
                 const int k0 = 64 * block + 32 * h;
-                w[i][h] = load_octet(down + k0, valid);
-                top[i][h] = load_octet(x_top + k0, valid && top_valid);
-                bottom[i][h] = load_octet(x_bottom + k0, valid && bottom_valid);
+                w[i][h] = load_octet_now(down + k0, valid);
+                top[i][h] = load_octet_now(x_top + k0, valid && top_valid);
+                bottom[i][h] = load_octet_now(x_bottom + k0, valid && bottom_valid);
             }
 #pragma unroll
         for (int i = 0; i < kAhead; ++i)

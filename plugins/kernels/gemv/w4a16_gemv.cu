@@ -70,7 +70,7 @@ cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream) {
     d.t = reinterpret_cast<uint16_t*>(args.t());
     d.m = p.m, d.k = p.k, d.r = p.r;
     const auto kernel = p.dtype == SVDQ_F16 ? lora_down_kernel<__half> : lora_down_kernel<__nv_bfloat16>;
-    return launch_kernel(kernel, dim3(p.r / 8), 32 * kDownWarps, 0, stream, d);
+    return launch_kernel(kernel, dim3(p.r / 8), 32 * kDownWarps, 0, stream, d, args.overlap);
 }
 
 cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {
@@ -88,8 +88,9 @@ cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
     g.activation = p.activation;
     g.shift = p.act_shift;
-    const bool overlap = args.overlap && p.r > 0;  // without a rank nothing of ours ran before
-    return p.dtype == SVDQ_F16 ? launch_as<__half>(g, overlap, stream) : launch_as<__nv_bfloat16>(g, overlap, stream);
+    g.early = args.overlap && p.r == 0;
+    return p.dtype == SVDQ_F16 ? launch_as<__half>(g, args.overlap, stream)
+                               : launch_as<__nv_bfloat16>(g, args.overlap, stream);
 }
 
 }  // namespace svdq::gemv

@@ -33,6 +33,12 @@ void cp_async_wait() {
 
 inline void launch_dependents() {}
 inline void wait_for_previous() {}
+inline uint4 load_global_16(const void* from) {
+    uint4 v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+inline void prefetch_l2(const void*) {}
 inline void keep(uint32_t&) {}
 template <class P>
 void keep(const P*&) {}
