@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
     }
     uint32_t w_at = ring_at + sm80::row_offset<4>(lane % 16, lane / 16);  // of the second group: ^ 32
     uint32_t scale_at = ring_at + S::kCodeBytes + 2 * g;
-    ptx::keep(w_at), ptx::keep(scale_at);
+    ptx::keep(w_at);
     const uint32_t x_stride = 64 * p.m;  // bytes from half a group to the next
     uint32_t pair = warp;
 #pragma unroll 1
