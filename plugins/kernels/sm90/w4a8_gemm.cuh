@@ -350,6 +350,7 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                     wgmma_commit();
                     wgmma_wait<0>();
                 }
+                __syncwarp();  // without a rank nothing else has kept the lanes' reads together
                 release(stage);
                 advance();
             }
