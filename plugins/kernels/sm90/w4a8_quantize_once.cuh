@@ -25,8 +25,8 @@
 // A smoothing warp's task is 8 rows of one 128-block of x, which lies in shared memory as two boxes of 64 columns, rows of
 // 128 bytes, 128-byte swizzle. Lane l has j = l%4 of row 4*(l/4%2) + l/8: rows r and r+4 in one quarter-warp make its 16-byte
 // reads free of bank conflicts. Numerics of the codes: w4a8_codes.cuh.
-// Tried and dropped: t by wgmma (m64 is twice R = 32, its chain of 8 per block longer than both passes);
-// x in registers straight from global memory, many small CTAs (20 us at R = 0 where this takes 15); 24 warps with act_mul in shared memory (12 % slower on an H200).
+// Tried and dropped: t by wgmma (m64 is twice R = 32, its chain of 8 per block longer than both passes); 24 warps with act_mul
+// in shared memory (12 % slower on an H200).
 // t: fp32, a warp's columns, then the four warps of a CTA, then CTAs, always in the same order; rounded once.
 #pragma once
 
