@@ -93,7 +93,7 @@ size_t mlp_workspace_bytes(const svdq_mlp_params& p) {
 
 cudaError_t run_mlp(const svdq_mlp_params& p, int32_t sm, cudaStream_t stream) {
     int sms = 0;
-    const cudaError_t e = sm80::multiprocessors(&sms);
+    const cudaError_t e = multiprocessors(&sms);
     if (e != cudaSuccess) return e;
     const auto tile = sm80::fused_tile(p, layout(p.fc1, p.fc1.m), sms);
     return tile ? run_fused(p, *tile, sm, stream) : run_chain(p, sm, stream);

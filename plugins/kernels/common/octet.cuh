@@ -11,20 +11,13 @@ struct Octet {
     uint32_t pair[4];
 };
 
+// Zeros where not `valid`; nothing is read then. kInPlace: by a load that stays where it stands, between other kinds of
+// copies and after waits.
+template <bool kInPlace = false>
 __device__ __forceinline__ Octet load_octet(const uint16_t* p, bool valid) {
     Octet o = {{0, 0, 0, 0}};
     if (valid) {
-        const uint4 v = __ldg(reinterpret_cast<const uint4*>(p));
-        o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
-    }
-    return o;
-}
-
-// The same by a load that stays where it stands, between other kinds of copies and after waits.
-__device__ __forceinline__ Octet load_octet_now(const uint16_t* p, bool valid) {
-    Octet o = {{0, 0, 0, 0}};
-    if (valid) {
-        const uint4 v = ptx::load_global_16(p);
+        const uint4 v = kInPlace ? ptx::load_global_16(p) : __ldg(reinterpret_cast<const uint4*>(p));
         o.pair[0] = v.x, o.pair[1] = v.y, o.pair[2] = v.z, o.pair[3] = v.w;
     }
     return o;

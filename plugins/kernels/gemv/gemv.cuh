@@ -113,8 +113,8 @@ struct XPart {
         for (int i = 0; i < kAhead; ++i) {
             const int at = k0 + 8 * (octet + i * side);
             const bool valid = token < p.m && at < k0 + elements;
-            x[i] = load_octet_now(p.x + static_cast<int64_t>(token) * p.k + at, valid);
-            mul[i] = load_octet_now(p.act_mul + at, valid);
+            x[i] = load_octet<true>(p.x + static_cast<int64_t>(token) * p.k + at, valid);
+            mul[i] = load_octet<true>(p.act_mul + at, valid);
         }
     }
 

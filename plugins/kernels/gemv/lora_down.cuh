@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(32 * kDownWarps, 1) lora_down_kernel(const Dow
                 const int block = block0 + i * kDownWarps;
                 const bool valid = block < blocks;
                 const int k0 = 64 * block + 32 * h;
-                w[i][h] = load_octet_now(down + k0, valid);
-                top[i][h] = load_octet_now(x_top + k0, valid && top_valid);
-                bottom[i][h] = load_octet_now(x_bottom + k0, valid && bottom_valid);
+                w[i][h] = load_octet<true>(down + k0, valid);
+                top[i][h] = load_octet<true>(x_top + k0, valid && top_valid);
+                bottom[i][h] = load_octet<true>(x_bottom + k0, valid && bottom_valid);
             }
 #pragma unroll
         for (int i = 0; i < kAhead; ++i)

@@ -1,6 +1,7 @@
 // Launchers of the w4a16 kernels for few tokens, and the choice of the tile.
 #include <algorithm>
 
+#include "../common/device.h"
 #include "../common/launch.h"
 #include "gemv.cuh"
 #include "gemv.h"
@@ -43,12 +44,11 @@ cudaError_t launch_as(const GemvArgs& g, bool overlap, cudaStream_t stream) {
 
     // 64 rows a CTA, or 48 where that spreads them more evenly: N = 18432 on 132 multiprocessors are 288 CTAs, so
     // three on some and two on most, or 384, three on nearly all.
-    int device = 0, multiprocessors = 0, shared = 0;
-    cudaError_t e = cudaGetDevice(&device);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-    if (e == cudaSuccess) e = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    int sms = 0, shared = 0;
+    cudaError_t e = multiprocessors(&sms);
+    if (e == cudaSuccess) e = device_attribute(&shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
     if (e != cudaSuccess) return e;
-    const bool even = busiest(g, 48, multiprocessors) < busiest(g, 64, multiprocessors);
+    const bool even = busiest(g, 48, sms) < busiest(g, 64, sms);
     if (!one_n8)
         return even ? launch<T, Shape<3, 2, 4, 2, 3>>(g, overlap, stream)
                     : launch<T, Shape<4, 2, 4, 2, 3>>(g, overlap, stream);

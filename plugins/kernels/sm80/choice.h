@@ -7,16 +7,10 @@
 
 #include <algorithm>
 
+#include "../common/device.h"
 #include "../linear.h"
 
 namespace svdq::sm80 {
-
-// Of the current device.
-inline cudaError_t multiprocessors(int* count) {
-    int device = 0;
-    const cudaError_t e = cudaGetDevice(&device);
-    return e != cudaSuccess ? e : cudaDeviceGetAttribute(count, cudaDevAttrMultiProcessorCount, device);
-}
 
 enum class TileKind { kSmall, kMedium, kLarge };
 

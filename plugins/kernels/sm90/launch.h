@@ -1,5 +1,5 @@
-// One way to launch the kernels of sm_90a that may be clusters: dependent on the kernel before (they wait themselves,
-// wait_prerequisites()).
+// One way to launch the kernels of sm_90a that run in clusters; they may start before the kernel before has ended, and wait
+// themselves (wait_prerequisites()). Kernels without clusters: ../common/launch.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,7 +8,8 @@ namespace svdq::sm90 {
 
 // `ctas` per cluster along the grid's x. grid.x == 0: a persistent kernel, grid.y tiles for as many clusters as run at once.
 template <typename Args>
-cudaError_t launch(void (*kernel)(Args), const Args& args, int ctas, dim3 grid, int threads, int smem, cudaStream_t stream) {
+cudaError_t launch_clusters(void (*kernel)(Args), const Args& args, int ctas, dim3 grid, int threads, int smem,
+                            cudaStream_t stream) {
     cudaLaunchAttribute attrs[2] = {};
     attrs[0].id = cudaLaunchAttributeClusterDimension;
     attrs[0].val.clusterDim = {unsigned(ctas), 1, 1};

@@ -87,11 +87,6 @@ __device__ __forceinline__ uint4 ldg128_stream(const void* src, bool inside) {
     return v;
 }
 
-// Only a hint, so allowed before wait_prerequisites().
-__device__ __forceinline__ void prefetch_l2(const void* src) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(src));
-}
-
 // ---- cluster, barriers, dependent launch --------------------------------------------------------
 
 __device__ __forceinline__ void cluster_arrive() {

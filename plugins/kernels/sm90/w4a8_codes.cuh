@@ -15,15 +15,6 @@ namespace svdq::sm90 {
 
 constexpr float kZeroAbsmax = 7.52316384526264e-37f;  // 2^-120
 
-// The lane's 32 act_mul values, two per register, from its first column k0; some other value beyond K, where x is 0.
-__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* act_mul, int k0, int k) {
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-        const uint4 s = ldg128(act_mul + min(k0 + 32 * q, k - 8));
-        out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
-    }
-}
-
 // Running maxima of |x^|, two per register; NaN wins over everything.
 template <typename T>
 __device__ __forceinline__ uint32_t running_max(uint32_t top, const uint32_t (&xh)[16]) {

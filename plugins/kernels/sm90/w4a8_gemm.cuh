@@ -55,7 +55,6 @@ struct GemmArgs {
 constexpr uint32_t kSlabBarrier = 4;  // and one per warpgroup on
 constexpr int kTailRanks = 32;
 constexpr int kRasterRows = 16;       // tiles along N visited before the next token tile
-constexpr int kSmemLimit = 227 * 1024;
 
 // One lane releases a stage for its warp: each lane's reads have ended when the .sync.aligned wait behind them lets the
 // warp go on. racecheck does not know that (tests/gpu/sanitize/racecheck_limit.cu); a build for it has every lane
@@ -95,15 +94,6 @@ __device__ __forceinline__ uint32_t expand(uint32_t nibbles, uint32_t z, uint32_
     return (((nibbles & 0x0f0f0f0fu) ^ 0x08080808u) * z + c) ^ 0x80808080u;
 }
 __device__ __forceinline__ uint32_t expand_constant(uint32_t z) { return (128u - 8u * z) * 0x01010101u; }
-
-template <int BN, typename T>
-__device__ __forceinline__ void wgmma_16(float (&d)[BN / 2], const uint32_t (&a)[4], uint64_t b) {
-    if constexpr (Act16<T>::kInf == 0x7c00) {
-        Wgmma<BN>::f16(d, a, b);
-    } else {
-        Wgmma<BN>::bf16(d, a, b);
-    }
-}
 
 // s32 -> fp32 with one fp32 add in place of the slow conversion: sums start at the bits of 1.5 * 2^23, so
 // that one below 2^22 in magnitude already is the float 1.5 * 2^23 + sum. Larger ones send the warp the slow
@@ -345,8 +335,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, BN>::kThreads, 1)
                         ldmatrix_x4(up[i], w_sm + stage * kWeightSlot + up_row + ((2 * i + lane / 16) ^ (up_row / 128 % 4)) * 16);
                     }
                     wgmma_fence();
-                    wgmma_16<BN, T>(v, up[0], b);
-                    wgmma_16<BN, T>(v, up[1], b + 2);
+                    wgmma_16<T>(v, up[0], b);
+                    wgmma_16<T>(v, up[1], b + 2);
                     wgmma_commit();
                     wgmma_wait<0>();
                 }

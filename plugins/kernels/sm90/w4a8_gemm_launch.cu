@@ -1,4 +1,5 @@
 // Chooses the tile of gemm_w4a8 for a shape and launches it.
+#include "../common/device.h"
 #include "../common/launch.h"
 #include "tensor_map.h"
 #include "w4a8.h"
@@ -34,9 +35,8 @@ ActClass act_class(int activation) {
 
 cudaError_t launch_gemm_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
     if (p.m == 0) return cudaSuccess;
-    int device = 0, sms = 0;
-    if (cudaError_t e = cudaGetDevice(&device)) return e;
-    if (cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
+    int sms = 0;
+    if (const cudaError_t e = multiprocessors(&sms)) return e;
 
     const bool geglu = p.activation == SVDQ_ACT_GEGLU;
     const int n_out = geglu ? p.n / 2 : p.n;

@@ -19,6 +19,7 @@
 
 namespace svdq::sm90 {
 
+constexpr int kSmemLimit = 227 * 1024;  // of a CTA
 constexpr int kBlockK =
     128;  // codes per pipeline stage: one 128-byte swizzled row of x_q, 64 bytes of qweight
 constexpr int kMaxQuantizeK = 32768;  // a row in one CTA's registers: w4a8_quantize_rows.cuh

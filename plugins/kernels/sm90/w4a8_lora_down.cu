@@ -1,4 +1,5 @@
 // Chooses the tile and the split of K of lora_down_kernel for a shape, and launches it.
+#include "../common/device.h"
 #include "launch.h"
 #include "tensor_map.h"
 #include "w4a8_layout.h"
@@ -41,9 +42,8 @@ int split(const Choice& c, int sms, int tiles, int k) {
 }  // namespace
 
 cudaError_t launch_lora_down(const svdq_linear_params& p, cudaStream_t stream) {
-    int device = 0, sms = 0;
-    if (const cudaError_t e = cudaGetDevice(&device)) return e;
-    if (const cudaError_t e = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return e;
+    int sms = 0;
+    if (const cudaError_t e = multiprocessors(&sms)) return e;
     const Choice c = p.dtype == SVDQ_F16 ? choose<__half>(p.k, p.r) : choose<__nv_bfloat16>(p.k, p.r);
     const int tiles = ceil_div(p.m, c.rows), passes = ceil_div(p.r, c.ranks);
     const int ctas = split(c, sms, tiles * passes, p.k);
@@ -56,7 +56,7 @@ cudaError_t launch_lora_down(const svdq_linear_params& p, cudaStream_t stream) {
     a.t = reinterpret_cast<uint16_t*>(static_cast<uint8_t*>(p.workspace) + W4A8Workspace(p.m, p.k, p.r).t);
     a.m = p.m, a.k = p.k, a.r = p.r;
     const dim3 grid{unsigned(ctas), unsigned(tiles), unsigned(passes)};
-    return launch(c.kernel, a, ctas, grid, kLoraDownThreads, c.smem, stream);
+    return launch_clusters(c.kernel, a, ctas, grid, kLoraDownThreads, c.smem, stream);
 }
 
 }  // namespace svdq::sm90

@@ -91,11 +91,7 @@ __global__ void __launch_bounds__(kLoraDownThreads, kTiles == 1 ? 2 : 1)
                 for (int tile = 0; tile < kTiles; ++tile) {
                     const uint64_t a = smem_desc(at + uint32_t(kTiles * warpgroup + tile) * (64 * 128)) + 2 * q;
                     const uint64_t b = smem_desc(at + S::kXBytes) + 2 * q;
-                    if constexpr (Act16<T>::kInf == 0x7c00) {
-                        WgmmaSs<kRanks>::f16(acc[tile], a, b);
-                    } else {
-                        WgmmaSs<kRanks>::bf16(acc[tile], a, b);
-                    }
+                    wgmma_16<T>(acc[tile], a, b);
                 }
             }
             wgmma_commit();

@@ -7,7 +7,6 @@
 namespace svdq::sm90 {
 namespace {
 
-constexpr int kSmem = 227 * 1024;
 constexpr int kMaxStages = 6;
 
 int blocks_per_cta(int k, int ctas) { return ceil_div(ceil_div(k, kBlockK), ctas); }
@@ -16,7 +15,7 @@ int blocks_per_cta(int k, int ctas) { return ceil_div(ceil_div(k, kBlockK), ctas
 int stages_that_fit(int ctas, int blocks, int r) {
     if (blocks > kMaxBlocksPerCta || !tokens_for_all(ctas)) return 0;
     for (int s = kMaxStages; s >= 2; --s) {
-        if (QuantizeOnceSmem(ctas, blocks, s, r).bytes <= kSmem) return s;
+        if (QuantizeOnceSmem(ctas, blocks, s, r).bytes <= kSmemLimit) return s;
     }
     return 0;
 }
@@ -54,7 +53,7 @@ cudaError_t launch_quantize_once(const svdq_linear_params& p, cudaStream_t strea
     const auto kernel = p.dtype == SVDQ_F16 ? quantize_once_w4a8_kernel<__half> : quantize_once_w4a8_kernel<__nv_bfloat16>;
     const int smem = QuantizeOnceSmem(a.ctas, a.blocks_per_cta, a.stages, p.r).bytes;
     const dim3 tiles(0, unsigned(ceil_div(p.m, kTileTokens)));
-    return launch(kernel, a, a.ctas, tiles, kOnceThreads, smem, stream);
+    return launch_clusters(kernel, a, a.ctas, tiles, kOnceThreads, smem, stream);
 }
 
 }  // namespace svdq::sm90

@@ -30,6 +30,7 @@
 // t: fp32, a warp's columns, then the four warps of a CTA, then CTAs, always in the same order; rounded once.
 #pragma once
 
+#include "../common/ptx.cuh"
 #include "w4a8_codes.cuh"
 
 namespace svdq::sm90 {
@@ -176,7 +177,7 @@ __global__ void __launch_bounds__(kOnceThreads, 1)
             const int thread = int(threadIdx.x) - (kQuantizeWarps + 5) * 32;
             for (int e = thread; e < p.r * 2 * blocks; e += 32 * kSumWarps) {  // lines of this CTA's lora_down
                 const int rank = e / (2 * blocks), column = first_block * kBlockK + 64 * (e - rank * 2 * blocks);
-                if (column < p.k) prefetch_l2(p.lora_down_rows + size_t(rank) * size_t(p.k) + column);
+                if (column < p.k) ptx::prefetch_l2(p.lora_down_rows + size_t(rank) * size_t(p.k) + column);
             }
             wait_prerequisites();  // t may still be read by the kernel before
             const int share = layout.share, mine = max(0, min(share, kTileTokens - cta * share));  // tokens summed here

@@ -1,5 +1,5 @@
 // Chooses the rows per CTA of quantize_rows_w4a8 for a K, and launches it.
-#include "launch.h"
+#include "../common/launch.h"
 #include "w4a8_quantize.h"
 #include "w4a8_quantize_rows.cuh"
 
@@ -21,7 +21,7 @@ cudaError_t launch_quantize_rows(const svdq_linear_params& p, cudaStream_t strea
     a.rows = kThreadsWanted / per_row > 1 ? kThreadsWanted / per_row : 1;
     const int threads = ceil_div(a.rows * per_row, 32) * 32;
     const auto kernel = p.dtype == SVDQ_F16 ? quantize_rows_w4a8_kernel<__half> : quantize_rows_w4a8_kernel<__nv_bfloat16>;
-    return launch(kernel, a, 1, dim3(unsigned(ceil_div(p.m, a.rows))), threads, 0, stream);
+    return launch_kernel(kernel, dim3(unsigned(ceil_div(p.m, a.rows))), threads, 0, stream, a, true);
 }
 
 }  // namespace svdq::sm90

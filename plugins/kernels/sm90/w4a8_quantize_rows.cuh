@@ -42,6 +42,15 @@ constexpr int kMaxRowThreads = 1024;
 constexpr int kMaxRows = kMaxRowThreads / 4;  // of a CTA
 static_assert(kMaxRowThreads / 4 * kBlockK >= kMaxQuantizeK, "a CTA holds a row of every length");
 
+// The lane's 32 act_mul values, two per register, from its first column k0; some other value beyond K, where x is 0.
+__device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* act_mul, int k0, int k) {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+        const uint4 s = ldg128(act_mul + min(k0 + 32 * q, k - 8));
+        out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
+    }
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kMaxRowThreads, 1) quantize_rows_w4a8_kernel(const __grid_constant__ QuantizeRowsArgs p) {
     __shared__ uint32_t row_max[kMaxRows];

@@ -8,7 +8,10 @@
 // B (and A of the _ss forms) is K-major in shared memory, rows of 128 bytes, 128-byte swizzle: see smem_desc.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <stdint.h>
+
+#include <type_traits>
 
 namespace svdq::sm90 {
 
@@ -129,6 +132,24 @@ SVDQ_WGMMA_SS(64, 32, "%32", "%33")
 SVDQ_WGMMA_SS(128, 64, "%64", "%65")
 SVDQ_WGMMA_SS(256, 128, "%128", "%129")
 #undef SVDQ_WGMMA_SS
+
+// The 16-bit product of element type T; A in registers, or a descriptor.
+template <typename T, int kAcc>
+__device__ __forceinline__ void wgmma_16(float (&d)[kAcc], const uint32_t (&a)[4], uint64_t b) {
+    if constexpr (std::is_same_v<T, __half>) {
+        Wgmma<2 * kAcc>::f16(d, a, b);
+    } else {
+        Wgmma<2 * kAcc>::bf16(d, a, b);
+    }
+}
+template <typename T, int kAcc>
+__device__ __forceinline__ void wgmma_16(float (&d)[kAcc], uint64_t a, uint64_t b) {
+    if constexpr (std::is_same_v<T, __half>) {
+        WgmmaSs<2 * kAcc>::f16(d, a, b);
+    } else {
+        WgmmaSs<2 * kAcc>::bf16(d, a, b);
+    }
+}
 
 #undef SVDQ_P0
 #undef SVDQ_P1
