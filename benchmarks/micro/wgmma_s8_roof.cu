@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kThreads, 1) roof(const uint32_t* noise, int* 
     extern __shared__ uint8_t raw[];
     const uint32_t smem = (smem_u32(raw) + 1023u) & ~1023u;
     for (int i = int(threadIdx.x); i < kSlots * 10240; i += kThreads) sts_u32(smem + 4 * i, noise[i % 65536]);
-    fence_proxy_async();
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads what was just written
     __syncthreads();
     int32_t acc[128];
     for (int i = 0; i < 128; ++i) acc[i] = 0;
