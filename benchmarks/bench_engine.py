@@ -42,14 +42,24 @@ def main() -> int:
     formats = args.formats.split(",")
     common |= {"torch_device": args.torch_device, "with_profile": args.profile}
     if args.stage in ("all", "make", "graphs"):
-        making = common | {"rank": args.rank, "profile": profile, "target": args.target, "backend": args.backend,
-                           "embed": args.host_code, "fuse_mlp": args.fuse_mlp}  # fmt: skip
+        making = common | {
+            "rank": args.rank,
+            "profile": profile,
+            "target": args.target,
+            "backend": args.backend,
+            "embed": args.host_code,
+            "fuse_mlp": args.fuse_mlp,
+        }
         kind = "graph" if args.stage == "graphs" else "make"
         for fmt in formats:
             graph = str((args.graphs / args.model / f"{fmt}.onnx").resolve()) if args.graphs else ""
             precision, less, limit = fmt.partition("<")
-            job = making | {"format": precision, "skip": [less + limit] if less else [], "folder": str(work / fmt),
-                            "graph": graph}  # fmt: skip
+            job = making | {
+                "format": precision,
+                "skip": [less + limit] if less else [],
+                "folder": str(work / fmt),
+                "graph": graph,
+            }
             process = _start(work, f"{kind}-{fmt}", kind, job)
             if kind == "graph":
                 process.wait()  # one at a time: the tracer's objects take gigabytes
@@ -85,30 +95,54 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="sdxl-tiny")
-    p.add_argument("--formats", default="fp16,w4a8", help="fp16; diffusers (the same, FLUX's rotation as "
-                   "diffusers writes it); formats of svdq_trt/spec/formats.py, or with a size below which nodes are in "
-                   "16 bit: w4a8<2M")  # fmt: skip
+    p.add_argument(
+        "--formats",
+        default="fp16,w4a8",
+        help="fp16; diffusers (the same, FLUX's rotation as "
+        "diffusers writes it); formats of svdq_trt/spec/formats.py, or with a size below which nodes are in "
+        "16 bit: w4a8<2M",
+    )
     p.add_argument("--rank", type=int, default=32)
     for symbol in ("batch", "height", "width"):
         p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")
     p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
     p.add_argument("--backend", default="auto")
     p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
-    p.add_argument("--torch-device", default="cuda", choices=("cpu", "cuda"), help="where torch quantizes, and runs "
-                   "the quantized module to compare with")  # fmt: skip
-    p.add_argument("--graphs", type=Path, metavar="DIR", help="<model>/<format>.onnx exported before, for these or "
-                   "wider sizes: weights are written here, tracing is left out")  # fmt: skip
-    p.add_argument("--no-fuse-mlp", dest="fuse_mlp", action="store_false", help="two ops for a feed-forward; --graphs "
-                   "has what it was exported with")  # fmt: skip
+    p.add_argument(
+        "--torch-device",
+        default="cuda",
+        choices=("cpu", "cuda"),
+        help="where torch quantizes, and runs the quantized module to compare with",
+    )
+    p.add_argument(
+        "--graphs",
+        type=Path,
+        metavar="DIR",
+        help="<model>/<format>.onnx exported before, for these or "
+        "wider sizes: weights are written here, tracing is left out",
+    )
+    p.add_argument(
+        "--no-fuse-mlp",
+        dest="fuse_mlp",
+        action="store_false",
+        help="two ops for a feed-forward; --graphs has what it was exported with",
+    )
     p.add_argument("--repeat", type=int, default=50)
     p.add_argument("--no-graph", dest="graph", action="store_false")
     p.add_argument("--reopen", action="store_true", help="also time opening an engine again, with its runtime cache")
     p.add_argument("--work", type=Path, help="folder for engines and logs; default: a new temporary one")
-    p.add_argument("--stage", default="all", choices=("all", "graphs", "make", "measure"), help="a part of the work: "
-                   "graphs writes what --graphs reads and needs no GPU; make and measure share --work")  # fmt: skip
+    p.add_argument(
+        "--stage",
+        default="all",
+        choices=("all", "graphs", "make", "measure"),
+        help="a part of the work: graphs writes what --graphs reads and needs no GPU; make and measure share --work",
+    )
     p.add_argument("--engines-only", action="store_true", help="leave out the runs in torch")
-    p.add_argument("--profile", action="store_true", help="leave layers.json (what TensorRT compiled) and profile.json "
-                   "(layer and kernel times) in WORK/<format>")  # fmt: skip
+    p.add_argument(
+        "--profile",
+        action="store_true",
+        help="leave layers.json (what TensorRT compiled) and profile.json (layer and kernel times) in WORK/<format>",
+    )
     p.add_argument("--out", type=Path, metavar="JSON")
     p.add_argument("--job", help=argparse.SUPPRESS)
     return p.parse_args()
@@ -132,8 +166,9 @@ def _start(work: Path, name: str, kind: str, job: dict[str, Any]) -> subprocess.
     path = work / f"{name}.json"
     path.write_text(json.dumps({"kind": kind, **job}))
     with (work / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-u", __file__, "--job", str(path)], stdin=subprocess.PIPE,
-                                   stdout=log, stderr=log)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-u", __file__, "--job", str(path)], stdin=subprocess.PIPE, stdout=log, stderr=log
+        )
     (work / f"{name}.pid").write_text(str(process.pid))
     return process
 
@@ -187,9 +222,12 @@ def _accuracy(work: Path, formats: list[str]) -> dict[str, dict[str, dict[str, f
     found = {}
     for fmt in formats:
         got = _load(work / fmt / "engine.npy")
-        against = {"fp16 engine": work / "fp16" / "engine.npy", "torch fp16": work / "torch" / "torch.npy",
-                   "same module in torch": work / fmt / "torch.npy",
-                   "same module, our kernels": work / fmt / "kernels.npy"}  # fmt: skip
+        against = {
+            "fp16 engine": work / "fp16" / "engine.npy",
+            "torch fp16": work / "torch" / "torch.npy",
+            "same module in torch": work / fmt / "torch.npy",
+            "same module, our kernels": work / fmt / "kernels.npy",
+        }
         if fmt == "fp16":
             del against["fp16 engine"]
         refs = {name: _load(path) for name, path in against.items()}
@@ -225,12 +263,16 @@ def _print(report: dict[str, Any]) -> None:
         if "reopen_s" in e:
             notes += f", reopen and run {e['reopen_s']} s"
         plan_gb, build_s = e.get("plan_bytes", 0) / 1e9, e.get("seconds", {}).get("plan", 0)
-        print(f"{fmt + ' engine':18} {_ms(e['latency_ms'])}    {e['memory_bytes'] / 1e9:7.2f}  {plan_gb:7.3f}  "
-              f"{e['load_s']:6.1f}  {e['first_run_s']:7.1f}  {build_s:7.1f}  {notes}")  # fmt: skip
+        print(
+            f"{fmt + ' engine':18} {_ms(e['latency_ms'])}    {e['memory_bytes'] / 1e9:7.2f}  {plan_gb:7.3f}  "
+            f"{e['load_s']:6.1f}  {e['first_run_s']:7.1f}  {build_s:7.1f}  {notes}"
+        )
     for fmt, pairs in report["accuracy"].items():
         for name, a in pairs.items():
-            print(f"{fmt:6} against {name:20} SQNR {a['sqnr_db']:6.2f} dB  cosine {a['cosine']:.6f}  "
-                  f"max {a['max_abs']:.4g}")  # fmt: skip
+            print(
+                f"{fmt:6} against {name:20} SQNR {a['sqnr_db']:6.2f} dB  cosine {a['cosine']:.6f}  "
+                f"max {a['max_abs']:.4g}"
+            )
 
 
 def _ms(times: dict[str, float]) -> str:

@@ -84,8 +84,9 @@ def buffers(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     from engine_bench.lora import write_loras, write_slots
 
     files = write_loras(folder, args.model, 16, 2)
-    return [swaps(args, files, write_slots(folder, args.model, args.rank, reserved), reserved)
-            for reserved in args.slots]  # fmt: skip
+    return [
+        swaps(args, files, write_slots(folder, args.model, args.rank, reserved), reserved) for reserved in args.slots
+    ]
 
 
 def swaps(args: argparse.Namespace, files: list[Path], path: Path, reserved: int) -> dict[str, Any]:
@@ -95,8 +96,12 @@ def swaps(args: argparse.Namespace, files: list[Path], path: Path, reserved: int
     clock = time.perf_counter()
     slots = LoraSlots(path, "cuda")
     torch.cuda.synchronize()
-    result: dict[str, Any] = {"reserved": reserved, "inputs": len(slots.views), "open_s": time.perf_counter() - clock,
-                              "buffer_bytes": slots._flat.nbytes}  # fmt: skip
+    result: dict[str, Any] = {
+        "reserved": reserved,
+        "inputs": len(slots.views),
+        "open_s": time.perf_counter() - clock,
+        "buffer_bytes": slots._flat.nbytes,
+    }
     clock = time.perf_counter()
     first = slots.prepare(files[0])
     torch.cuda.synchronize()
@@ -139,8 +144,14 @@ def engine(args: argparse.Namespace, work: Path, run: bool) -> dict[str, Any]:
 
     from svdq_trt.models import get_model
 
-    options = {"format": args.format, "rank": args.rank, "target": args.target, "backend": args.backend,
-               "embed": args.host_code, "torch_device": args.torch_device}  # fmt: skip
+    options = {
+        "format": args.format,
+        "rank": args.rank,
+        "target": args.target,
+        "backend": args.backend,
+        "embed": args.host_code,
+        "torch_device": args.torch_device,
+    }
     reserved = args.slots[0]
     make_engine(work / "engine", options, reserved)
     files = write_loras(work, "sdxl-tiny", 16, 2)
@@ -182,12 +193,16 @@ def engine(args: argparse.Namespace, work: Path, run: bool) -> dict[str, Any]:
 def _print(report: dict[str, Any]) -> None:
     print(f"{report['gpu']}, {report['model']}, base rank {report['rank']}")
     for one in report["buffers"]:
-        print(f"slots {one['reserved']}: {one['inputs']} inputs, {one['buffer_bytes'] / 1e6:.0f} MB, a set "
-              f"{one['set_bytes'] / 1e6:.0f} MB; open {one['open_s']:.2f} s, prepare {one['prepare_s']:.2f} s")
+        print(
+            f"slots {one['reserved']}: {one['inputs']} inputs, {one['buffer_bytes'] / 1e6:.0f} MB, a set "
+            f"{one['set_bytes'] / 1e6:.0f} MB; open {one['open_s']:.2f} s, prepare {one['prepare_s']:.2f} s"
+        )
         _rows(one)
     if "engine" in report:
-        print(f"sdxl-tiny engine, slots {report['engine']['reserved']}, CUDA graph; back bit for bit: "
-              f"{report['engine']['back bit for bit']}; LoRA does something: {report['engine']['lora does something']}")
+        print(
+            f"sdxl-tiny engine, slots {report['engine']['reserved']}, CUDA graph; back bit for bit: "
+            f"{report['engine']['back bit for bit']}; LoRA does something: {report['engine']['lora does something']}"
+        )
         _rows(report["engine"])
 
 

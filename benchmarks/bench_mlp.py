@@ -49,7 +49,10 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
     times = time_together(bodies, args.seconds, args.warm)
     fc1, fc2 = first[0], second[0]
     return {
-        "fc1": asdict(ff.fc1), "fc2": asdict(ff.fc2), "activation": ff.activation, "format": fmt,
+        "fc1": asdict(ff.fc1),
+        "fc2": asdict(ff.fc2),
+        "activation": ff.activation,
+        "format": fmt,
         "us": {name: asdict(t) for name, t in times.items()},
         "ratio": times["chain"].median / times["mlp"].median,
         "difference": difference,
@@ -57,7 +60,7 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
             "chain": fc1.y.nbytes + max(fc1.params.workspace_bytes, fc2.params.workspace_bytes),
             "mlp": mlps[0].params.workspace_bytes,
         },
-    }  # fmt: skip
+    }
 
 
 def report(rows: list[dict]) -> str:

@@ -22,8 +22,9 @@ def make_parser(doc: str, names: str, seconds: float, warm: float) -> argparse.A
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--only", default="", help=f"substring of {names}")
     parser.add_argument("--seconds", type=float, default=seconds, help="per timing (%(default)s)")
-    parser.add_argument("--warm", type=float, default=warm, help="seconds a body runs before it is timed, each time "
-                        "(%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--warm", type=float, default=warm, help="seconds a body runs before it is timed, each time (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=None, help="JSON")
     return parser
 

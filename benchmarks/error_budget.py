@@ -62,8 +62,10 @@ def main() -> None:
     for effect in worst(found.effects, args.top):
         print(f"  {effect.output_db:6.1f} dB at the output, {effect.layer_db:5.1f} dB at the layer   {effect.node}")
     mean = sum(effect.layer_db for effect in found.effects) / len(found.effects)
-    print(f"{args.model} {args.format} rank {args.rank}: layers {mean:.1f} dB (mean), output predicted "
-          f"{found.predicted_db:.1f} dB, measured {found.measured_db:.1f} dB")  # fmt: skip
+    print(
+        f"{args.model} {args.format} rank {args.rank}: layers {mean:.1f} dB (mean), output predicted "
+        f"{found.predicted_db:.1f} dB, measured {found.measured_db:.1f} dB"
+    )
     if args.out:
         found.save(args.out)
 

@@ -109,8 +109,10 @@ def _compare(source: str, layers: list[Layer], fmt: str, args: argparse.Namespac
     rows = [{"layer": layer.name, **{n: round(got[n][i], 2) for n in NAMES}} for i, layer in enumerate(layers)]
     mean = {name: round(sum(got[name]) / len(layers), 2) for name in NAMES}
     better = sum(a > b for a, b in zip(got["default"], got["modelopt"], strict=True))
-    print(f"\n{source}, {fmt}, rank {args.rank}: dB on held-out tokens, {time.perf_counter() - begin:.0f} s\n{'':<58}"
-          + "".join(f"{n:>10}" for n in NAMES))  # fmt: skip
+    print(
+        f"\n{source}, {fmt}, rank {args.rank}: dB on held-out tokens, {time.perf_counter() - begin:.0f} s\n{'':<58}"
+        + "".join(f"{n:>10}" for n in NAMES)
+    )
     for row in (*(rows if args.verbose else ()), {"layer": "mean dB (geometric mean of the error)", **mean}):
         print(f"{row['layer']:<58}" + "".join(f"{row[n]:10.2f}" for n in NAMES))
     print(f"default is better on {better} of {len(rows)} layers", flush=True)
@@ -118,8 +120,15 @@ def _compare(source: str, layers: list[Layer], fmt: str, args: argparse.Namespac
 
 
 def _ours(layer: Layer, fmt: str, rank: int, preset: str) -> float:
-    q = quantize_group(layer.weights, [None] * len(layer.weights), layer.seen, FORMATS[fmt], rank,
-                       act_dtype=layer.x.dtype, preset=PRESETS[preset])  # fmt: skip
+    q = quantize_group(
+        layer.weights,
+        [None] * len(layer.weights),
+        layer.seen,
+        FORMATS[fmt],
+        rank,
+        act_dtype=layer.x.dtype,
+        preset=PRESETS[preset],
+    )
     return layer.error_db(Unpacked(SVDQLinear.from_quantized(q))(layer.fresh))
 
 
@@ -155,11 +164,13 @@ def _config(fmt: str, rank: int, mtq: Any) -> dict[str, object]:
         config: dict[str, object] = copy.deepcopy(mtq.NVFP4_SVDQUANT_DEFAULT_CFG)
     else:
         block = {"num_bits": 4, "block_sizes": {-1: 64}}
-        config = {"quant_cfg": [
-            {"quantizer_name": "*", "enable": False},
-            {"quantizer_name": "*weight_quantizer", "cfg": block},
-            {"quantizer_name": "*input_quantizer", "cfg": {**block, "type": "dynamic"}},
-        ]}  # fmt: skip
+        config = {
+            "quant_cfg": [
+                {"quantizer_name": "*", "enable": False},
+                {"quantizer_name": "*weight_quantizer", "cfg": block},
+                {"quantizer_name": "*input_quantizer", "cfg": {**block, "type": "dynamic"}},
+            ]
+        }
     return config | {"algorithm": {"method": "svdquant", "lowrank": rank}}
 
 

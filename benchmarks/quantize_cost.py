@@ -104,11 +104,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     device = torch_device(kind, 0)
     work = Path(tempfile.mkdtemp(prefix="quantize_cost-", dir=args.work))
     job = {
-        "model": args.model, "checkpoint": args.checkpoint, "random_weights": args.random_weights, "skip": [],
-        "calibration": None, "shared": str(work), "calib_key": "", "force": True, "format": args.format,
-        "rank": args.rank, "allocation": None, "preset": args.preset, "device": kind,
-        "out": str(work / "svdq.safetensors"), "key": "0",
-    }  # fmt: skip
+        "model": args.model,
+        "checkpoint": args.checkpoint,
+        "random_weights": args.random_weights,
+        "skip": [],
+        "calibration": None,
+        "shared": str(work),
+        "calib_key": "",
+        "force": True,
+        "format": args.format,
+        "rank": args.rank,
+        "allocation": None,
+        "preset": args.preset,
+        "device": kind,
+        "out": str(work / "svdq.safetensors"),
+        "key": "0",
+    }
     watch, nodes = Watch(args.limit_seconds), []
     layers, parameters = 0, 0
     try:
@@ -116,9 +127,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         layers, parameters = len(model.recipe.groups), model.fp16_bytes // 2
         calibration = watch.step("calibrate", lambda progress: stage.calibrate(job, model, device, progress))
         nodes = watch.step(
-            "quantize", lambda progress: stage.quantize(
+            "quantize",
+            lambda progress: stage.quantize(
                 job, model, stage.target(job, model), calibration, device, progress, Alone()
-            )
+            ),
         )
     except Limit:
         pass
@@ -126,24 +138,37 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(work)
     gpu = kind == "cuda"
     return {
-        "model": args.model, "parameters": parameters, "format": args.format, "rank": args.rank, "preset": args.preset,
-        "device": torch.cuda.get_device_name(device) if gpu else "cpu", "torch": torch.__version__,
-        "cpus": len(os.sched_getaffinity(0)), "machine": platform.processor() or platform.machine(),
-        "layers": layers, "steps": [_to_json(step) for step in watch.steps],
-        "seconds": round(time.perf_counter() - watch.begin, 2), "complete": bool(nodes),
+        "model": args.model,
+        "parameters": parameters,
+        "format": args.format,
+        "rank": args.rank,
+        "preset": args.preset,
+        "device": torch.cuda.get_device_name(device) if gpu else "cpu",
+        "torch": torch.__version__,
+        "cpus": len(os.sched_getaffinity(0)),
+        "machine": platform.processor() or platform.machine(),
+        "layers": layers,
+        "steps": [_to_json(step) for step in watch.steps],
+        "seconds": round(time.perf_counter() - watch.begin, 2),
+        "complete": bool(nodes),
         "mean_sqnr_db": round(sum(n.sqnr_db for n in nodes) / len(nodes), 2) if nodes else None,
         "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "peak_gpu_allocated_bytes": torch.cuda.max_memory_allocated(device) if gpu else 0,
         "peak_gpu_bytes": torch.cuda.max_memory_reserved(device) if gpu else 0,
         "extrapolated_seconds": _extrapolated(watch.steps, bool(nodes)),
-    }  # fmt: skip
+    }
 
 
 def _to_json(step: Step) -> dict[str, Any]:
     share = 1.0 if step.complete else step.done / step.total if step.total else 0.0
     writing = 0.0 if step.writing is None else step.start + step.seconds - step.writing
-    return {"name": step.name, "seconds": round(step.seconds, 2), "share": round(share, 4), "layers": step.calls,
-            "writing_seconds": round(writing, 2)}  # fmt: skip
+    return {
+        "name": step.name,
+        "seconds": round(step.seconds, 2),
+        "share": round(share, 4),
+        "layers": step.calls,
+        "writing_seconds": round(writing, 2),
+    }
 
 
 def _extrapolated(steps: list[Step], complete: bool) -> float | None:
@@ -155,21 +180,27 @@ def _extrapolated(steps: list[Step], complete: bool) -> float | None:
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"\n{result['model']} {result['format']} rank {result['rank']}, preset {result['preset']}, on "
-          f"{result['device']}, {result['cpus']} CPU cores")  # fmt: skip
+    print(
+        f"\n{result['model']} {result['format']} rank {result['rank']}, preset {result['preset']}, on "
+        f"{result['device']}, {result['cpus']} CPU cores"
+    )
     for step in result["steps"]:
         rate = ""
         if step["name"] == "quantize":
             rate = f"{step['layers'] / (step['seconds'] - step['writing_seconds']):.2f} layers/s"
             rate += f", then {step['writing_seconds']} s to write the artifact" if step["writing_seconds"] else ""
         print(f"  {step['name']:<10} {step['seconds']:8.1f} s  {100 * step['share']:5.1f} %  {rate}")
-    print(f"  {'all':<10} {result['seconds']:8.1f} s   peak memory {result['peak_rss_bytes'] / 1e9:.2f} GB, "
-          f"GPU {result['peak_gpu_bytes'] / 1e9:.2f} GB")  # fmt: skip
+    print(
+        f"  {'all':<10} {result['seconds']:8.1f} s   peak memory {result['peak_rss_bytes'] / 1e9:.2f} GB, "
+        f"GPU {result['peak_gpu_bytes'] / 1e9:.2f} GB"
+    )
     if result["mean_sqnr_db"] is not None:
         print(f"  {result['layers']} layers, {result['mean_sqnr_db']} dB on average")
     elif result["extrapolated_seconds"] is not None:
-        print(f"  EXTRAPOLATED, not measured: {result['extrapolated_seconds']:.0f} s for the whole, were the layers "
-              "left as costly per parameter as those done, and without writing the artifact")  # fmt: skip
+        print(
+            f"  EXTRAPOLATED, not measured: {result['extrapolated_seconds']:.0f} s for the whole, were the layers "
+            "left as costly per parameter as those done, and without writing the artifact"
+        )
     else:
         print("  stopped before the first layer: no figure for the whole")
 

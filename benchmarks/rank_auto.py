@@ -44,11 +44,20 @@ class Case:
         self.module = load(self.spec, random_seed=0)
         self.groups = self.spec.groups(self.module)
         self.calibration = calibrate.collect(self.module, self.spec, self.groups, height=pixels, width=pixels)
-        self.curves = measure_curves(self.module, self.groups, self.calibration, self.format, self.spec.torch_dtype,
-                                     Journal(work / "curves", ""), lambda *_: None)  # fmt: skip
+        self.curves = measure_curves(
+            self.module,
+            self.groups,
+            self.calibration,
+            self.format,
+            self.spec.torch_dtype,
+            Journal(work / "curves", ""),
+            lambda *_: None,
+        )
         px = pixels or self.spec.calibration_pixels
-        probes = [Probe(self.module, self.spec, self.groups, list(synthetic(self.spec, 2, px, px, seed)))
-                  for seed in (SCAN_SEED, FRESH_SEED)]  # fmt: skip
+        probes = [
+            Probe(self.module, self.spec, self.groups, list(synthetic(self.spec, 2, px, px, seed)))
+            for seed in (SCAN_SEED, FRESH_SEED)
+        ]
         self.scan_probe, self.probe = probes
 
     def quantize(self, ranks: dict[str, int]) -> tuple[dict[str, SVDQLinear], dict[str, float]]:
@@ -57,8 +66,9 @@ class Case:
         module: nn.Module = copy.deepcopy(self.module, shared)
         out = self.work / "svdq.safetensors"
         groups = [g for g in self.groups if g.node in ranks]
-        quantize_model(module, self.spec, groups, self.calibration, self.format, ranks, self.preset, out, "0" * 16,
-                       lambda *_: None)  # fmt: skip
+        quantize_model(
+            module, self.spec, groups, self.calibration, self.format, ranks, self.preset, out, "0" * 16, lambda *_: None
+        )
         loaded = artifact.load(out)
         return {n.name: layer_of(n, loaded.tensors) for n in loaded.nodes}, {n.name: n.sqnr_db for n in loaded.nodes}
 
@@ -107,8 +117,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as work:
                 for row in compare(Case(name, fmt, args.preset, args.pixels, Path(work)), args.rank):
                     predicted = "-" if row.predicted_db is None else f"{row.predicted_db:.1f}"
-                    print(f"| {name} | {fmt} | {row.label} | {row.spread} | {row.bytes / 1e6:.2f} | {predicted} | "
-                          f"{row.measured_db:.1f} |", flush=True)  # fmt: skip
+                    print(
+                        f"| {name} | {fmt} | {row.label} | {row.spread} | {row.bytes / 1e6:.2f} | {predicted} | "
+                        f"{row.measured_db:.1f} |",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

@@ -87,14 +87,34 @@ def _tried(args: argparse.Namespace, end: float, name: str) -> int:
 def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
     """A process for one model: an error on the GPU can spoil a whole process."""
     seconds = SETTINGS[name].seconds if args.seconds is None else args.seconds
-    options = ["--out", args.out, "--work", args.work, "--stage", args.stage, "--seconds", seconds,
-               "--steps", args.steps, "--device", args.device, "--workers", args.workers, "--mode", mode,
-               "--linears", args.linears, "--model", name]  # fmt: skip
+    options = [
+        "--out",
+        args.out,
+        "--work",
+        args.work,
+        "--stage",
+        args.stage,
+        "--seconds",
+        seconds,
+        "--steps",
+        args.steps,
+        "--device",
+        args.device,
+        "--workers",
+        args.workers,
+        "--mode",
+        mode,
+        "--linears",
+        args.linears,
+        "--model",
+        name,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # before torch is imported, there and in its workers
     if mode == "f32":
         environment |= {"DISABLE_ADDMM_CUDA_LT": "1"}  # leaves cuBLASLt out, too
-    return subprocess.Popen([sys.executable, __file__, "--own-process", *map(str, options)], env=environment,
-                            start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, __file__, "--own-process", *map(str, options)], env=environment, start_new_session=True
+    )
 
 
 def _ended(job: subprocess.Popen[bytes], end: float) -> int:
@@ -118,8 +138,17 @@ def _one(args: argparse.Namespace, name: str) -> None:
             lr, batch = SETTINGS[name].lr, SETTINGS[name].batch
             (work / "model.safetensors").unlink(missing_ok=True)
             running = partial(_start_workers, pool, args.workers if args.stage == "all" else 0)
-            record = train(task, work / "model.safetensors", seconds=args.seconds, steps=args.steps, batch=batch,
-                           lr=lr, device=args.device, mode=args.mode, running=running)  # fmt: skip
+            record = train(
+                task,
+                work / "model.safetensors",
+                seconds=args.seconds,
+                steps=args.steps,
+                batch=batch,
+                lr=lr,
+                device=args.device,
+                mode=args.mode,
+                running=running,
+            )
             (work / "training.json").write_text(json.dumps({**record, "batch": batch, "lr": lr}) + "\n")
         if args.stage != "train":
             judge(task, work, args.device, pool, variants(), kernels=args.linears == "kernels")
@@ -156,13 +185,26 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--steps", type=int, default=8000, help="of training, at most (default 8000)")
     p.add_argument("--limit", type=float, default=86400, metavar="S", help="write what there is after S seconds")
     p.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    p.add_argument("--workers", type=int, default=max((os.cpu_count() or 2) * 5 // 8, 1), metavar="N",
-                   help="processes that quantize, per model (default: 5/8 of the cores)")  # fmt: skip
-    p.add_argument("--linears", default="kernels", choices=("kernels", "torch"),
-                   help="what runs the quantized linears; int4 and nvfp4 kernels are slow on sm_90")  # fmt: skip
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=max((os.cpu_count() or 2) * 5 // 8, 1),
+        metavar="N",
+        help="processes that quantize, per model (default: 5/8 of the cores)",
+    )
+    p.add_argument(
+        "--linears",
+        default="kernels",
+        choices=("kernels", "torch"),
+        help="what runs the quantized linears; int4 and nvfp4 kernels are slow on sm_90",
+    )
     p.add_argument("--publish", action="store_true", help="write docs/ from the results in OUT, and do nothing else")
-    p.add_argument("--mode", choices=MODES, help="of training; after an error the next one is tried (default: "
-                   "bf16-graph for sdxl-tiny, tf32-graph for flux1-tiny)")  # fmt: skip
+    p.add_argument(
+        "--mode",
+        choices=MODES,
+        help="of training; after an error the next one is tried (default: "
+        "bf16-graph for sdxl-tiny, tf32-graph for flux1-tiny)",
+    )
     p.add_argument("--own-process", action="store_true", help=argparse.SUPPRESS)
     return p.parse_args()
 

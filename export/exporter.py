@@ -138,10 +138,18 @@ def _trace(
     with warnings.catch_warnings(), torch.no_grad(), _no_gc():
         warnings.simplefilter("ignore")  # the exporter's, about its own internals
         program = torch.onnx.export(
-            module, (), kwargs=inputs, dynamo=True, opset_version=OPSET, dynamic_shapes=shapes,
-            input_names=list(inputs), output_names=list(output_names), optimize=False, verbose=False,
+            module,
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=list(inputs),
+            output_names=list(output_names),
+            optimize=False,
+            verbose=False,
             custom_translation_table=translation_table(),
-        )  # fmt: skip
+        )
     assert program is not None
     return program.model
 

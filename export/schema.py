@@ -38,9 +38,7 @@ def _schema(op: OpSpec) -> OpSchema:
         for a in op.attributes
     ]
     strings = [
-        OpSchema.Attribute(
-            name, onnx.helper.make_attribute(name, value), "where TensorRT looks for the plugin"
-        )
+        OpSchema.Attribute(name, onnx.helper.make_attribute(name, value), "where TensorRT looks for the plugin")
         for name, value in (("plugin_version", PLUGIN_VERSION), ("plugin_namespace", PLUGIN_NAMESPACE))
     ]
     return OpSchema(

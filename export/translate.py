@@ -39,7 +39,17 @@ def _linear(  # type: ignore[no-untyped-def]  # the exporter's symbolic values h
     name = op_type(fmt, Activation(activation))
     node = Op(Opset(DOMAIN, OPSET_VERSION), name, schema(name))
     return node(
-        x, qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2,
-        group_size=fmt.weight_group, act_unsigned=int(act_unsigned), act_shift=float(act_shift),
-        plugin_version=PLUGIN_VERSION, plugin_namespace=PLUGIN_NAMESPACE,
-    )  # fmt: skip
+        x,
+        qweight,
+        wscale,
+        act_mul,
+        lora_down,
+        lora_up,
+        bias,
+        wscale2,
+        group_size=fmt.weight_group,
+        act_unsigned=int(act_unsigned),
+        act_shift=float(act_shift),
+        plugin_version=PLUGIN_VERSION,
+        plugin_namespace=PLUGIN_NAMESPACE,
+    )

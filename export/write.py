@@ -48,9 +48,14 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as tmp:
         staged = Path(tmp) / path.name
         ir.save(
-            model, staged, external_data=data_path(path).name, size_threshold_bytes=INLINE_BYTES,
-            alignment=ALIGN_BYTES, align_threshold=ALIGN_BYTES, callback=_callback(progress),
-        )  # fmt: skip
+            model,
+            staged,
+            external_data=data_path(path).name,
+            size_threshold_bytes=INLINE_BYTES,
+            alignment=ALIGN_BYTES,
+            align_threshold=ALIGN_BYTES,
+            callback=_callback(progress),
+        )
         data_path(staged).touch()  # a model without large tensors has an empty one: always two files
         check(staged)
         path.unlink(missing_ok=True)
@@ -76,9 +81,14 @@ def write_graph(model: ir.Model, path: Path, parameters: Set[str]) -> None:
         if name not in parameters or tensor is None:
             continue
         value.const_value = ir.ExternalTensor(
-            data_path(path).name, offset, tensor.nbytes, tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()), name=name, base_dir=path.parent,
-        )  # fmt: skip
+            data_path(path).name,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
+            base_dir=path.parent,
+        )
         offset += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
     path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
 

@@ -38,8 +38,12 @@ def _parser() -> _Parser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for command in ALL:
-        sub = commands.add_parser(command.NAME, help=command.HELP, epilog=command.EPILOG + _EXIT_CODES,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        sub = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            epilog=command.EPILOG + _EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         command.add_options(sub)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
     return parser
@@ -94,8 +98,10 @@ def _main(argv: Sequence[str] | None) -> int:
             return _refused(told, args.debug)
         if args.debug:
             traceback.print_exc()
-        print(f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",
+            file=sys.stderr,
+        )
         return EXIT_BUG
 
 

@@ -132,9 +132,15 @@ def stream_tensors(
 
 #: torch's name of a dtype -> safetensors'
 SAFETENSORS_DTYPES = {
-    "torch.float32": "F32", "torch.bfloat16": "BF16", "torch.float16": "F16", "torch.int64": "I64",
-    "torch.int32": "I32", "torch.int8": "I8", "torch.uint8": "U8", "torch.float8_e4m3fn": "F8_E4M3",
-}  # fmt: skip
+    "torch.float32": "F32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.float8_e4m3fn": "F8_E4M3",
+}
 _ITEM_BYTES = {"I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
@@ -159,9 +165,7 @@ def _publish(tmp: Path, path: Path) -> None:
 def _write_error(path: Path, error: OSError) -> ArtifactError:
     where = str(path)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ArtifactError(
-            where, "disk full while writing", "more space", "Free some or choose another folder."
-        )
+        return ArtifactError(where, "disk full while writing", "more space", "Free some or choose another folder.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ArtifactError(where, "not writable", "a writable folder", "Choose another folder.")
     reason = error.strerror or str(error) or type(error).__name__

@@ -21,8 +21,12 @@ def out_of_memory(where: str, error: BaseException, otherwise: str = "") -> Svdq
     text = str(error)
     # by its name: most stages run without torch
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in _GPU):
-        return SvdqError(where, "out of GPU memory", "a GPU with more that is free",
-                         "Close other programs on it, or use --device cpu.")  # fmt: skip
+        return SvdqError(
+            where,
+            "out of GPU memory",
+            "a GPU with more that is free",
+            "Close other programs on it, or use --device cpu.",
+        )
     if isinstance(error, MemoryError) or any(words in text for words in _RAM):
         fix = "Close other programs" + (f", or {otherwise}" if otherwise else "")
         return SvdqError(where, "out of memory", "more RAM", f"{fix}.")

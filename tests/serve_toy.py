@@ -26,12 +26,15 @@ def write_toy(folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx
     ]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "toy",
-        [value("x", kind, ["b", "n"]), value("t", onnx.TensorProto.FLOAT, ["b"])], [value("y", kind, ["b", "n"])],
+        nodes,
+        "toy",
+        [value("x", kind, ["b", "n"]), value("t", onnx.TensorProto.FLOAT, ["b"])],
+        [value("y", kind, ["b", "n"])],
         [numpy_helper.from_array(np.array([2], dtype), "two"), numpy_helper.from_array(np.array([1]), "axis")],
-    )  # fmt: skip
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10),
-              folder / "model.onnx")  # fmt: skip
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), folder / "model.onnx"
+    )
     for name, content in (("model.plan", b"plan"), ("libsvdq_trt_plugin.so", b"plugin")):
         (folder / name).write_bytes(content)
     manifests.write(folder, manifest(folder, dtype, backend, batch))
@@ -51,13 +54,21 @@ def manifest(folder: Path, dtype: str, backend: str, batch: tuple) -> dict[str, 
     width = (8, 16, 32)
     return {
         **{key: {} for key in empty},
-        "model": "toy", "arch": "sm_89", "format": "int4", "rank": 32, "quantized": [], "kept_16bit": [],
-        "backend": {"name": backend, "version": "1.2.3"}, "fp16_weight_bytes": 0, "quantized_weight_bytes": 0,
-        "plan": part("model.plan"), "plugin": {**part("libsvdq_trt_plugin.so"), "version": "1.0.0", "embedded": True},
+        "model": "toy",
+        "arch": "sm_89",
+        "format": "int4",
+        "rank": 32,
+        "quantized": [],
+        "kept_16bit": [],
+        "backend": {"name": backend, "version": "1.2.3"},
+        "fp16_weight_bytes": 0,
+        "quantized_weight_bytes": 0,
+        "plan": part("model.plan"),
+        "plugin": {**part("libsvdq_trt_plugin.so"), "version": "1.0.0", "embedded": True},
         "onnx": {"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size},
         "inputs": [tensor("x", dtype, batch, width), tensor("t", "float32", batch)],
         "outputs": [tensor("y", dtype, batch, width)],
-    }  # fmt: skip
+    }
 
 
 def toy_feed(batch: int = 1, width: int = 8, seed: int = 0, dtype: str = "float16") -> dict[str, np.ndarray]:

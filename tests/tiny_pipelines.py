@@ -25,10 +25,17 @@ def clip_config(size: int, hidden: int, projection: int):
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(
-        hidden_size=hidden, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=size,
-        max_position_embeddings=77, projection_dim=projection, bos_token_id=size - 2, eos_token_id=size - 1,
+        hidden_size=hidden,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=size,
+        max_position_embeddings=77,
+        projection_dim=projection,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
         pad_token_id=size - 1,
-    )  # fmt: skip
+    )
 
 
 def vae():
@@ -36,9 +43,13 @@ def vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, norm_num_groups=8, sample_size=128,
-    )  # fmt: skip
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=128,
+    )
 
 
 def sdxl_parts(folder: Path) -> dict:
@@ -53,7 +64,10 @@ def sdxl_parts(folder: Path) -> dict:
     found |= {"vae": autoencoder}
     scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     return {k: m.half().eval() for k, m in found.items()} | {
-        "tokenizer": words, "tokenizer_2": words, "scheduler": scheduler}  # fmt: skip
+        "tokenizer": words,
+        "tokenizer_2": words,
+        "scheduler": scheduler,
+    }
 
 
 def sd3_parts(folder: Path) -> dict:
@@ -65,7 +79,12 @@ def sd3_parts(folder: Path) -> dict:
     words, size = tokenizer(folder)
     encoders = [CLIPTextModelWithProjection(clip_config(size, 32, 24)).bfloat16().eval() for _ in range(2)]
     return {
-        "text_encoder": encoders[0], "text_encoder_2": encoders[1], "text_encoder_3": None,
-        "tokenizer": words, "tokenizer_2": words, "tokenizer_3": None, "vae": vae().bfloat16().eval(),
+        "text_encoder": encoders[0],
+        "text_encoder_2": encoders[1],
+        "text_encoder_3": None,
+        "tokenizer": words,
+        "tokenizer_2": words,
+        "tokenizer_3": None,
+        "vae": vae().bfloat16().eval(),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
-    }  # fmt: skip
+    }

@@ -97,9 +97,7 @@ def get_requires_for_build_editable(config_settings: Settings = None) -> list[st
     return [*_skbuild.get_requires_for_build_editable(config_settings), *_requires()]
 
 
-def build_wheel(
-    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
-) -> str:
+def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
     """PEP 517 hook."""
     _use_nvcc()
     return _skbuild.build_wheel(wheel_directory, config_settings, metadata_directory)

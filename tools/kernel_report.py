@@ -70,9 +70,19 @@ def compile_one(source: Path, arch: str, sass: bool) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = f"{folder}/{source.stem}.cubin"
         log = run(
-            "nvcc", "-std=c++17", "-O3", f"-I{ROOT}/plugins", f"-I{ROOT}/plugins/include", "-Xptxas", "-v", "-cubin",
-            f"-gencode=arch=compute_{arch},code=sm_{arch}", "-o", cubin, str(source),
-        )  # fmt: skip
+            "nvcc",
+            "-std=c++17",
+            "-O3",
+            f"-I{ROOT}/plugins",
+            f"-I{ROOT}/plugins/include",
+            "-Xptxas",
+            "-v",
+            "-cubin",
+            f"-gencode=arch=compute_{arch},code=sm_{arch}",
+            "-o",
+            cubin,
+            str(source),
+        )
         code = (
             dict(re.findall(r"Function : (\w+)(.*?)(?=Function :|\Z)", run("cuobjdump", "-sass", cubin), re.S))
             if sass

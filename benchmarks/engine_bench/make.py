@@ -79,8 +79,9 @@ def graph(job: dict[str, Any]) -> dict[str, Any]:
     spec, clock = get_model(job["model"]), Clock()
     module = blank_module(spec, FORMATS.get(job["format"]), job["rank"], job["skip"])
     with diffusers_rotation(job["format"] == "diffusers"):
-        info = export_model(module, spec, job["profile"], Path(job["graph"]), _silent, weights=False,
-                            fuse_mlp=job["fuse_mlp"])  # fmt: skip
+        info = export_model(
+            module, spec, job["profile"], Path(job["graph"]), _silent, weights=False, fuse_mlp=job["fuse_mlp"]
+        )
     clock.lap("export")
     return {"nodes": info["node_count"], "svdq_nodes": len(info["nodes"]), "seconds": clock.seconds}
 
@@ -118,27 +119,49 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     library = plugin_lib.load_into(backend.module)
     profiles = [TensorProfile(**_ranges(spec, io, job["profile"])) for io in spec.inputs]
     onnx, plan = folder / "model.onnx", folder / "model.plan"
-    info = build_plan(backend, onnx, arch, profiles, plan, _silent,
-                      embed=library.path if job["embed"] else None)  # fmt: skip
+    info = build_plan(backend, onnx, arch, profiles, plan, _silent, embed=library.path if job["embed"] else None)
     clock.lap("plan")
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in info.layers]))
     (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
     shutil.copyfile(library.path, folder / library.path.name)
     plugins = len(info.plugin_layers)
-    manifest.write(folder, {
-        "model": spec.name, "arch": f"sm_{arch}", "format": job["format"], "rank": job["rank"],
-        "backend": {"name": backend.name, "version": backend.version},
-        "plugin": {"file": library.path.name, "version": library.version, "sha256": library.sha256,
-                   "embedded": job["embed"]},
-        "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
-        "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size}, "inputs": [_json(p) for p in profiles],
-        "outputs": [],
-        "quantized": [], "kept_16bit": [], "fp16_weight_bytes": 0, "quantized_weight_bytes": 0, "accuracy": {},
-        "device_memory_bytes": info.notes, "timings_s": clock.seconds, "peak_rss_bytes": {}, "versions": {},
-        "config": {},
-    })  # fmt: skip
-    return {"plan_bytes": info.bytes, "plugin_layers": plugins, "arch": arch, "notes": info.notes,
-            "backend": f"{backend.name} {backend.version}"}  # fmt: skip
+    manifest.write(
+        folder,
+        {
+            "model": spec.name,
+            "arch": f"sm_{arch}",
+            "format": job["format"],
+            "rank": job["rank"],
+            "backend": {"name": backend.name, "version": backend.version},
+            "plugin": {
+                "file": library.path.name,
+                "version": library.version,
+                "sha256": library.sha256,
+                "embedded": job["embed"],
+            },
+            "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
+            "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size},
+            "inputs": [_json(p) for p in profiles],
+            "outputs": [],
+            "quantized": [],
+            "kept_16bit": [],
+            "fp16_weight_bytes": 0,
+            "quantized_weight_bytes": 0,
+            "accuracy": {},
+            "device_memory_bytes": info.notes,
+            "timings_s": clock.seconds,
+            "peak_rss_bytes": {},
+            "versions": {},
+            "config": {},
+        },
+    )
+    return {
+        "plan_bytes": info.bytes,
+        "plugin_layers": plugins,
+        "arch": arch,
+        "notes": info.notes,
+        "backend": f"{backend.name} {backend.version}",
+    }
 
 
 def _ranges(spec: ModelSpec, io: TensorIO, profile: dict[str, list[int]]) -> dict[str, Any]:

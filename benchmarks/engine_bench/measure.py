@@ -78,9 +78,7 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _profile(
-    session: Any, feed: dict[str, torch.Tensor]
-) -> dict[str, Any]:
+def _profile(session: Any, feed: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Kernels of one run, then the layers' times; neither through a CUDA graph."""
     session.cuda_graph, session._replay = False, None
 

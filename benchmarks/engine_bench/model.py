@@ -93,11 +93,17 @@ def quantize(
         weights, biases = sources.pop(group.node)
         with torch.no_grad():
             quantized = quantize_group(
-                weights, biases, tokens[group.node],
-                W4A16 if group.weight_only else fmt, group.rank(rank),
-                act_dtype=spec.torch_dtype, name=group.node, activation=group.activation,
-                x_absmax=amax[group.node], preset=PRESET,
-            )  # fmt: skip
+                weights,
+                biases,
+                tokens[group.node],
+                W4A16 if group.weight_only else fmt,
+                group.rank(rank),
+                act_dtype=spec.torch_dtype,
+                name=group.node,
+                activation=group.activation,
+                x_absmax=amax[group.node],
+                preset=PRESET,
+            )
         if device.type == "cuda":
             torch.cuda.current_stream().synchronize()
         return quantized, tuple(len(weight) for weight in weights)

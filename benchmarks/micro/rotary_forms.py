@@ -83,8 +83,7 @@ def build(name: str, part: str, sizes: Sizes, target: int | None, graphs: Path, 
         profiles = [TensorProfile(key, *rest) for key, rest in shapes.items()]
         info = build_plan(backend, graph, arch, profiles, plan, lambda *_: None)
     layers = [layer.name for layer in info.layers if layer.type not in ("signal", "wait")]
-    return {"layers": layers, "trace_s": round(traced - started, 2),
-            "build_s": round(time.perf_counter() - traced, 2)}  # fmt: skip
+    return {"layers": layers, "trace_s": round(traced - started, 2), "build_s": round(time.perf_counter() - traced, 2)}
 
 
 def try_build(*args: Any) -> dict[str, Any]:
@@ -140,12 +139,14 @@ def measure(name: str, part: str, sizes: Sizes, plan: Path, repeat: int) -> dict
         got = [engine.tensors[output] for output in output_names(part)]
         pairs = list(zip(want, got, strict=True))
         stream.synchronize()
-    return {"us": {key: round(ms * 1e3, 1) for key, ms in times.items()},
-            "sqnr_db": round(min(sqnr_db(w, g) for w, g in pairs), 2),
-            "max_abs": max(float((w.float() - g.float()).abs().max()) for w, g in pairs),
-            "equal_when_rounded": min(float((w.bfloat16() == g).float().mean()) for w, g in pairs),
-            "kernels_us": [(kernel, us) for kernel, us, _ in kernels],
-            "seconds": round(time.perf_counter() - started, 2)}  # fmt: skip
+    return {
+        "us": {key: round(ms * 1e3, 1) for key, ms in times.items()},
+        "sqnr_db": round(min(sqnr_db(w, g) for w, g in pairs), 2),
+        "max_abs": max(float((w.float() - g.float()).abs().max()) for w, g in pairs),
+        "equal_when_rounded": min(float((w.bfloat16() == g).float().mean()) for w, g in pairs),
+        "kernels_us": [(kernel, us) for kernel, us, _ in kernels],
+        "seconds": round(time.perf_counter() - started, 2),
+    }
 
 
 # ---- report --------------------------------------------------------------------------------------------------------
@@ -162,8 +163,10 @@ def main() -> int:
         plans = [Path(tmp) / f"{name}-{part}.plan" for name, part in jobs]
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(args.jobs, len(jobs)), mp_context=spawn) as pool:
-            futures = [pool.submit(try_build, *job, sizes, args.target, args.graphs or Path(tmp), plan)
-                       for job, plan in zip(jobs, plans, strict=True)]  # fmt: skip
+            futures = [
+                pool.submit(try_build, *job, sizes, args.target, args.graphs or Path(tmp), plan)
+                for job, plan in zip(jobs, plans, strict=True)
+            ]
             rows += [{"form": name, "part": part} for name, part in jobs]
             for row, future in zip(rows, futures, strict=True):
                 row |= future.result()
@@ -225,9 +228,12 @@ def _print(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         return
     us, none = row["us"], ("none", row["part"])
     floor = next((r["us"]["median"] for r in rows if (r["form"], r["part"]) == none and "us" in r), 0)
-    print(f"{head} {us['median']:8.1f} us ({us['p10']:.1f} to {us['p90']:.1f}), {us['median'] - floor:.1f} more; "
-          f"SQNR {row['sqnr_db']:.1f} dB, max {row['max_abs']:.3g}, equal {row['equal_when_rounded']:.5f}; "
-          f"{row['seconds']} s", flush=True)  # fmt: skip
+    print(
+        f"{head} {us['median']:8.1f} us ({us['p10']:.1f} to {us['p90']:.1f}), {us['median'] - floor:.1f} more; "
+        f"SQNR {row['sqnr_db']:.1f} dB, max {row['max_abs']:.3g}, equal {row['equal_when_rounded']:.5f}; "
+        f"{row['seconds']} s",
+        flush=True,
+    )
     for kernel, time_us in row["kernels_us"] if row["part"] == "attention" else ():
         print(f"    {time_us:8.1f} us  {kernel[:110]}", flush=True)
 

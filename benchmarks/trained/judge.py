@@ -58,13 +58,18 @@ def judge(
     real = scenes.draw(labels, torch.Generator(device=device).manual_seed(11))
     kernels = kernels and has_kernels(device)
     results: dict[str, Any] = {
-        "model": task.name, "parameters": sum(p.numel() for p in reference.parameters()),
-        "training": json.loads((work / "training.json").read_text()), "pictures": len(labels),
+        "model": task.name,
+        "parameters": sum(p.numel() for p in reference.parameters()),
+        "training": json.loads((work / "training.json").read_text()),
+        "pictures": len(labels),
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "linears": "the project's kernels" if kernels else "torch", "sampler_steps": SAMPLER_STEPS,
-        "classifier_accuracy": accuracy, "shown": chosen(labels).tolist(),
-        "fp16": metrics.compare(net, want, real, labels), "variants": [],
-    }  # fmt: skip
+        "linears": "the project's kernels" if kernels else "torch",
+        "sampler_steps": SAMPLER_STEPS,
+        "classifier_accuracy": accuracy,
+        "shown": chosen(labels).tolist(),
+        "fp16": metrics.compare(net, want, real, labels),
+        "variants": [],
+    }
     print(f"{task.name} 16 bit: {100 * results['fp16']['right_class']:.0f} % right class", flush=True)
     shown = {"fp16": bytes_of(want)}
     for future in calibrations:
@@ -82,11 +87,17 @@ def judge(
             predict = runner(task, module.to(device))
             got = sample(predict, noise, labels, SAMPLER_STEPS)
             done[variant.key] = {
-                "key": variant.key, "label": variant.label, "section": variant.section, "format": variant.format,
-                "rank": variant.rank, "outliers": variant.outliers, "layers_db": made.layers_db,
-                "output_db": along(predict, trace, labels), "quantize_s": made.seconds,
+                "key": variant.key,
+                "label": variant.label,
+                "section": variant.section,
+                "format": variant.format,
+                "rank": variant.rank,
+                "outliers": variant.outliers,
+                "layers_db": made.layers_db,
+                "output_db": along(predict, trace, labels),
+                "quantize_s": made.seconds,
                 **metrics.compare(net, got, want, labels),
-            }  # fmt: skip
+            }
         except Exception:  # the other variants count all the same
             print(f"{task.name} {variant.key} failed:\n{traceback.format_exc()}", flush=True)
             continue
@@ -97,8 +108,11 @@ def judge(
         row = done[variant.key]
         now = time.perf_counter()
         took = f"{made.seconds:.1f} + {now - start:.1f} s, at {now - begin:.0f} s"
-        print(f"{task.name} {variant.key:<24} layers {made.layers_db:5.1f} dB, output {row['output_db']:5.1f} dB, "
-              f"PSNR {row['psnr_db']:5.1f} dB, {took}", flush=True)  # fmt: skip
+        print(
+            f"{task.name} {variant.key:<24} layers {made.layers_db:5.1f} dB, output {row['output_db']:5.1f} dB, "
+            f"PSNR {row['psnr_db']:5.1f} dB, {took}",
+            flush=True,
+        )
     return results
 
 
@@ -162,8 +176,10 @@ def save_calibration_inputs(task: Task, trace: Trace, labels: Tensor, work: Path
         one = slice(i % len(x), i % len(x) + 1)
         for io, value in zip(task.spec.inputs, task.inputs(x[one], t[one], labels[one]), strict=True):
             stacked[io.name].append(value.float().cpu())
-    tensors = {io.name: torch.cat(stacked[io.name]) if has_batch(io) else stacked[io.name][0].clone()
-               for io in task.spec.inputs}  # fmt: skip
+    tensors = {
+        io.name: torch.cat(stacked[io.name]) if has_batch(io) else stacked[io.name][0].clone()
+        for io in task.spec.inputs
+    }
     save_file({name: t.contiguous() for name, t in tensors.items()}, work / "calibration-inputs.safetensors")
 
 

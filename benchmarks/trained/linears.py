@@ -33,8 +33,18 @@ class Unpacked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features]."""
         layer = self.layer
-        return ops.with_weight(x, self.weight, layer.act_mul, layer.lora_down, layer.lora_up, layer.bias, layer.format,
-                               layer.activation, layer.act_unsigned, layer.act_shift)  # fmt: skip
+        return ops.with_weight(
+            x,
+            self.weight,
+            layer.act_mul,
+            layer.lora_down,
+            layer.lora_up,
+            layer.bias,
+            layer.format,
+            layer.activation,
+            layer.act_unsigned,
+            layer.act_shift,
+        )
 
 
 def unpack(module: nn.Module) -> None:

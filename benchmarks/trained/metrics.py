@@ -21,10 +21,16 @@ class Features(nn.Module):
         super().__init__()
         widths = (4, 32, 64, 128)
         self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU(),
-                          nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
+            nn.Sequential(
+                nn.Conv2d(a, b, 3, stride=2, padding=1),
+                nn.GroupNorm(8, b),
+                nn.SiLU(),
+                nn.Conv2d(b, b, 3, padding=1),
+                nn.GroupNorm(8, b),
+                nn.SiLU(),
+            )
             for a, b in itertools.pairwise(widths)
-        )  # fmt: skip
+        )
         self.head = nn.Linear(widths[-1], scenes.CLASSES)
 
     def forward(self, x: Tensor) -> list[Tensor]:

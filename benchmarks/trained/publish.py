@@ -79,6 +79,8 @@ def _modelopt(comparison: dict[str, Any]) -> str:
     lines = [head, "|" + "---|" * 6]
     for r in comparison["results"]:
         mean, count = r["mean_db"], len(r["layers"])
-        lines.append(f"| {r['source']} | `{r['format']}` | {mean['fast']:.1f} | **{mean['default']:.1f}** | "
-                     f"{mean['modelopt']:.1f} | {r['default_better']} of {count} |")  # fmt: skip
+        lines.append(
+            f"| {r['source']} | `{r['format']}` | {mean['fast']:.1f} | **{mean['default']:.1f}** | "
+            f"{mean['modelopt']:.1f} | {r['default_better']} of {count} |"
+        )
     return "\n".join(lines)

@@ -88,8 +88,17 @@ def table(results: dict[str, Any]) -> str:
     head = "| | method | rank | layers, dB | output, dB | PSNR, dB | SSIM | features | Frechet | right class |"
     lines = [head, "|" + "---|" * 10]
     for v in results["variants"]:
-        cells = [v["section"], v["label"], str(v["rank"]), f"{v['layers_db']:.1f}", f"{v['output_db']:.1f}",
-                 f"{v['psnr_db']:.1f}", f"{v['ssim']:.3f}", f"{v['feature_distance']:.4f}", f"{v['frechet']:.3f}",
-                 f"{100 * v['right_class']:.0f} %"]  # fmt: skip
+        cells = [
+            v["section"],
+            v["label"],
+            str(v["rank"]),
+            f"{v['layers_db']:.1f}",
+            f"{v['output_db']:.1f}",
+            f"{v['psnr_db']:.1f}",
+            f"{v['ssim']:.3f}",
+            f"{v['feature_distance']:.4f}",
+            f"{v['frechet']:.3f}",
+            f"{100 * v['right_class']:.0f} %",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -78,8 +78,9 @@ def _step(
     """One optimizer step as a function, the learning rate it reads, and the loss it leaves."""
     flat = task.spec.wrap(module)
     rate, last = torch.tensor(lr, device=device), torch.zeros((), device=device)
-    optimizer = torch.optim.AdamW(module.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True,
-                                  capturable=device == "cuda")  # fmt: skip
+    optimizer = torch.optim.AdamW(
+        module.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=device == "cuda"
+    )
 
     def step() -> None:
         labels = torch.randint(scenes.CLASSES, (batch,), device=device)

@@ -69,9 +69,16 @@ def variants() -> list[Variant]:
 
 #: Rows that say most, in the order they are made; the others follow as the table has them.
 FIRST = (
-    "int4-rtn-r0-x1", "int4-both-r32-x1", "int4-default-r32-x1", "int4-rtn-r0-x16", "int4-both-r32-x16",
-    "w4a8-both-r32-x1", "nvfp4-both-r32-x1", "nvfp4-default-r32-x1", "w4a8-default-r32-x1",
-)  # fmt: skip
+    "int4-rtn-r0-x1",
+    "int4-both-r32-x1",
+    "int4-default-r32-x1",
+    "int4-rtn-r0-x16",
+    "int4-both-r32-x16",
+    "w4a8-both-r32-x1",
+    "nvfp4-both-r32-x1",
+    "nvfp4-default-r32-x1",
+    "w4a8-default-r32-x1",
+)
 
 
 def by_importance(rows: list[Variant]) -> list[Variant]:
@@ -126,9 +133,17 @@ def make(name: str, work: Path, variant: Variant) -> Made:
     module = loaded(spec, work / "model.safetensors", variant.outliers)
     calibration = Calibration.load(calibration_file(work, variant.outliers))
     nodes = quantize_model(
-        module, spec, spec.groups(module), calibration, FORMATS[variant.format], variant.rank, variant.preset, out,
-        variant.key, lambda done, total, label: None,
-    )  # fmt: skip
+        module,
+        spec,
+        spec.groups(module),
+        calibration,
+        FORMATS[variant.format],
+        variant.rank,
+        variant.preset,
+        out,
+        variant.key,
+        lambda done, total, label: None,
+    )
     return Made(out, sum(node.sqnr_db for node in nodes) / len(nodes), time.perf_counter() - begin)
 
 
@@ -191,5 +206,6 @@ def _modulated(linear: nn.Linear, part: int, readers: list[nn.Linear]) -> _Outle
     """Shift and gain are parts `part` and `part + 1` of the modulation's output."""
     k = readers[0].in_features
     shift, gain = slice(part * k, (part + 1) * k), slice((part + 1) * k, (part + 2) * k)
-    return _Outlet([linear.weight[gain], linear.bias[gain]], [linear.weight[shift], linear.bias[shift]],
-                   linear.bias[gain], readers)  # fmt: skip
+    return _Outlet(
+        [linear.weight[gain], linear.bias[gain]], [linear.weight[shift], linear.bias[shift]], linear.bias[gain], readers
+    )

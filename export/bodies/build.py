@@ -33,9 +33,7 @@ class Body:
 
     def split(self, x: ir.Value, parts: int) -> Sequence[ir.Value]:
         """Cut the last axis into equal parts."""
-        return self._tape.op_multi_out(
-            "Split", [x], attributes={"axis": -1, "num_outputs": parts}, num_outputs=parts
-        )
+        return self._tape.op_multi_out("Split", [x], attributes={"axis": -1, "num_outputs": parts}, num_outputs=parts)
 
     def constant(self, value: float) -> ir.Value:
         """A scalar f32."""

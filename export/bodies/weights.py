@@ -8,9 +8,7 @@ from svdq_export.bodies.build import Body
 from svdq_trt.spec.formats import NVFP4, W4A8, Format
 
 
-def dequantize_weight(
-    b: Body, qweight: ir.Value, wscale: ir.Value, wscale2: ir.Value, fmt: Format
-) -> ir.Value:
+def dequantize_weight(b: Body, qweight: ir.Value, wscale: ir.Value, wscale2: ir.Value, fmt: Format) -> ir.Value:
     """[N, K/2] codes and their scales -> [N, K] f32 = code · (scale · wscale2)."""
     codes = _unpack(b, qweight)
     values = _e2m1(b, codes) if fmt is NVFP4 else _s4(b, codes)

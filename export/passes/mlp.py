@@ -50,9 +50,12 @@ def _replace(graph: ir.Graph, fc1: ir.Node, fc2: ir.Node, op: OpSpec) -> None:
         own = {linear.prefix + name: node.attributes[name] for name in of_linear}
         attributes |= {name: ir.Attr(name, a.type, a.value) for name, a in own.items()}
     mlp = ir.node(
-        op.op_type, [*fc1.inputs, *fc2.inputs[1:]], attributes=attributes, domain=DOMAIN,
+        op.op_type,
+        [*fc1.inputs, *fc2.inputs[1:]],
+        attributes=attributes,
+        domain=DOMAIN,
         name=mlp_name(fc1.name or "", fc2.name or ""),
-    )  # fmt: skip
+    )
     old, new = fc2.outputs[0], mlp.outputs[0]
     new.name, new.type, new.shape = old.name, old.type, old.shape
     ir.convenience.replace_nodes_and_values(graph, fc2, [fc1, fc2], [mlp], [old], [new])

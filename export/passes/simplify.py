@@ -44,9 +44,12 @@ def simplify(model: ir.Model, parameters: Set[str]) -> None:
 
     def fold() -> None:
         optimizer.fold_constants(
-            model, onnx_shape_inference=True, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT,
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=FOLD_LIMIT,
+            output_size_limit=FOLD_LIMIT,
             should_fold=should_fold,
-        )  # fmt: skip
+        )
         passes.RemoveUnusedNodesPass()(model)
 
     passes.InlinePass()(model)

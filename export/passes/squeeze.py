@@ -73,9 +73,11 @@ def _replace(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
     name = f"{out.name}_{'shape' if target else 'index'}"
     array = np.array(target if target else 0, np.int64)
     constant = ir.Value(
-        name=name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(array.shape),
+        name=name,
+        type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape(array.shape),
         const_value=ir.tensor(array, name=name),
-    )  # fmt: skip
+    )
     graph.register_initializer(constant)
     reshape = ir.node("Reshape" if target else "Gather", [node.inputs[0], constant], name=node.name)
     reshape.metadata_props.update(node.metadata_props)

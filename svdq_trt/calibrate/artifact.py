@@ -36,9 +36,7 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Write calib.safetensors whole or not at all. Raises ArtifactError: disk full, not writable."""
-        tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {
-            f"{n}.x": t for n, t in self.x.items()
-        }
+        tensors = {f"{node}.amax": t for node, t in self.amax.items()} | {f"{n}.x": t for n, t in self.x.items()}
         note = json.dumps({"version": VERSION, "nodes": list(self.amax), "meta": self.meta})
         save_tensors(path, {k: t.contiguous() for k, t in tensors.items()}, {_KEY: note})
 
@@ -70,9 +68,7 @@ class Calibration:
                 "this model and these skips",
                 "Build again with --force.",
             )
-        out = cls(
-            {n: tensors[f"{n}.amax"] for n in nodes}, {n: tensors[f"{n}.x"] for n in nodes}, note["meta"]
-        )
+        out = cls({n: tensors[f"{n}.amax"] for n in nodes}, {n: tensors[f"{n}.x"] for n in nodes}, note["meta"])
         for node in nodes:
             _check(path, node, out.amax[node], out.x[node])
         return out
@@ -104,9 +100,7 @@ def _check(path: Path, node: str, amax: torch.Tensor, x: torch.Tensor) -> None:
             where, f"amax {list(amax.shape)}, x {list(x.shape)}", "[K] and [T, K]", "Build again with --force."
         )
     if amax.dtype != torch.float32 or x.dtype not in _ACT_DTYPES:
-        raise ArtifactError(
-            where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Build again with --force."
-        )
+        raise ArtifactError(where, f"amax {amax.dtype}, x {x.dtype}", "float32 and 16 bit", "Build again with --force.")
     check_finite(where, amax)
     check_finite(where, x)
     if amax.min() < 0:

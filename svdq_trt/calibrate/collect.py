@@ -81,17 +81,24 @@ def collect(
     flat = spec.wrap(module)
     order = [(name, t.nbytes) for name, t in module.named_parameters()]
     with (
-        torch.no_grad(), exact_convolutions(), read_ahead_of(device, read, order) as read_next,
+        torch.no_grad(),
+        exact_convolutions(),
+        read_ahead_of(device, read, order) as read_next,
         float32_layers(module, watcher.see, read_next, device),
-    ):  # fmt: skip
+    ):
         for count, values in batches(spec, inputs, batch):
             watcher.batch = count
             flat(*(value.to(device) for value in values))
             watcher.sample += count
     meta = {
-        "model": spec.name, "source": "synthetic" if data is None else Path(data).name, "samples": samples,
-        "height": sizes[0], "width": sizes[1], "seed": seed, "tokens_per_group": tokens_per_group,
-    }  # fmt: skip
+        "model": spec.name,
+        "source": "synthetic" if data is None else Path(data).name,
+        "samples": samples,
+        "height": sizes[0],
+        "width": sizes[1],
+        "seed": seed,
+        "tokens_per_group": tokens_per_group,
+    }
     return watcher.result(meta)
 
 
@@ -99,9 +106,14 @@ class _Watcher:
     """Sees every layer's call; checks all of them and records the groups' inputs."""
 
     def __init__(
-        self, spec: ModelSpec, groups: Sequence[LinearGroup], samples: int, rows: int, seed: int,
+        self,
+        spec: ModelSpec,
+        groups: Sequence[LinearGroup],
+        samples: int,
+        rows: int,
+        seed: int,
         progress: Progress | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.dtype = spec.torch_dtype
         self.limit = torch.finfo(self.dtype).max
         self.by_layer: dict[str, list[LinearGroup]] = {}
@@ -139,14 +151,10 @@ class _Watcher:
     def _check(self, name: str, t: torch.Tensor) -> None:
         low, high = torch.stack(torch.aminmax(t)).tolist()  # one wait for a GPU
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise RangeError(
-                f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights."
-            )
+            raise RangeError(f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights.")
         if max(-low, high) > self.limit:
             got = f"|value| up to {max(-low, high):.3g} in calibration"
-            raise RangeError(
-                f"layer '{name}'", got, f"at most {self.limit:.0f} ({self.dtype})", "Check the weights."
-            )
+            raise RangeError(f"layer '{name}'", got, f"at most {self.limit:.0f} ({self.dtype})", "Check the weights.")
 
     def result(self, meta: dict[str, object]) -> Calibration:
         rows = {}

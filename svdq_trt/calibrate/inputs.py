@@ -55,9 +55,7 @@ class InputFile:
         want, got = {io.name for io in spec.inputs}, set(self.file.names)
         if want != got:
             odd = min(want ^ got)
-            raise ShapeError(
-                str(path), f"{'no' if odd in want else 'unknown'} tensor '{odd}'", ", ".join(sorted(want))
-            )
+            raise ShapeError(str(path), f"{'no' if odd in want else 'unknown'} tensor '{odd}'", ", ".join(sorted(want)))
         self.sizes: dict[str, int] = {}
         for io in spec.inputs:
             self._match(f"{path}: '{io.name}'", io.dims, self.file.shape(io.name))
@@ -75,9 +73,7 @@ class InputFile:
             else:
                 fits = self.sizes.setdefault(dim.name, size * dim.divisor) == size * dim.divisor
             if not fits:
-                raise ShapeError(
-                    where, f"shape {list(shape)}", f"[{text.replace('/1', '')}], equal in all inputs"
-                )
+                raise ShapeError(where, f"shape {list(shape)}", f"[{text.replace('/1', '')}], equal in all inputs")
 
     def __iter__(self) -> Iterator[Inputs]:
         stacked = []

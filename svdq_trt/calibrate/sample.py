@@ -118,10 +118,22 @@ def sample_inputs(
         except _EnoughError:
             continue
         if recorder.missing():  # a distilled pipeline may run fewer steps than asked for
-            raise UsageError("--calibration-steps", f"{steps}, of which {type(pipe).__name__} runs {recorder.step + 1}",
-                             "as many as it runs")  # fmt: skip
-    note = {"model": spec.name, "pipeline": pipeline.name, "prompts": len(chosen), "samples": samples, "steps": steps,
-            "guidance": guidance, "seed": seed, "height": height, "width": width}  # fmt: skip
+            raise UsageError(
+                "--calibration-steps",
+                f"{steps}, of which {type(pipe).__name__} runs {recorder.step + 1}",
+                "as many as it runs",
+            )
+    note = {
+        "model": spec.name,
+        "pipeline": pipeline.name,
+        "prompts": len(chosen),
+        "samples": samples,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "height": height,
+        "width": width,
+    }
     tensors = recorder.stacked()
     save_tensors(out, tensors, {_KEY: json.dumps(note)})
     return len(tensors[spec.inputs[0].name])
@@ -189,7 +201,11 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
     variant = spec.variant if spec.variant and any(folder.glob(f"*/*.{spec.variant}.*")) else None
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, variant=variant, local_files_only=True, use_safetensors=True,
+            folder,
+            torch_dtype=dtype,
+            variant=variant,
+            local_files_only=True,
+            use_safetensors=True,
             **absent,
         )
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, KeyError) as error:

@@ -104,8 +104,12 @@ def opener(one: Subject, how: Opening) -> Callable[[], Runner]:
     if one.where == "TensorRT":
         from svdq_trt.runtime.session import Session
 
-        return lambda: Session(one.path, allow_host_code=how.allow_host_code, device=how.device,
-                               allow_arch_mismatch=how.allow_arch_mismatch)  # fmt: skip
+        return lambda: Session(
+            one.path,
+            allow_host_code=how.allow_host_code,
+            device=how.device,
+            allow_arch_mismatch=how.allow_arch_mismatch,
+        )
     from svdq_trt.runtime.onnx_session import OnnxSession
 
     return lambda: OnnxSession(one.path, device=how.onnx_device)

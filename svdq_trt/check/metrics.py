@@ -66,11 +66,14 @@ def compare_outputs(
         simple = SimpleCompareFunc(atol=np.inf, rtol=np.inf)(second, first)  # reference second
     return [
         OutputAccuracy(
-            name, float(snr[name].snr), float(cosine[name].cosine_similarity), float(simple[name].max_absdiff),
+            name,
+            float(snr[name].snr),
+            float(cosine[name].cosine_similarity),
+            float(simple[name].max_absdiff),
             float(np.abs(ref[name]).max()),
         )
         for name in ref
-    ]  # fmt: skip
+    ]
 
 
 def load_outputs(path: Path) -> dict[str, np.ndarray]:

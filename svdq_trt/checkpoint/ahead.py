@@ -34,9 +34,7 @@ def read_ahead(read: Read, order: Sequence[tuple[str, int]], budget: int = BUDGE
 
 
 @contextmanager
-def read_ahead_of(
-    device: torch.device, read: Read | None, order: Sequence[tuple[str, int]]
-) -> Iterator[Read | None]:
+def read_ahead_of(device: torch.device, read: Read | None, order: Sequence[tuple[str, int]]) -> Iterator[Read | None]:
     """`read_ahead` where `device` is a GPU. On the CPU, where it would take cores from the work, `read` as it is."""
     if read is None or device.type == "cpu":
         yield read

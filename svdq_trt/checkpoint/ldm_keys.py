@@ -30,6 +30,4 @@ def diffusers_names(spec: ModelSpec, names: Collection[str], where: str) -> dict
         raise ArtifactError(
             where, f"original-format keys that don't convert ({error})", f"a checkpoint of {spec.title}"
         ) from error
-    return {
-        new: LDM_PREFIX + old.removeprefix(LDM_PREFIX) for new, old in converted.items() if old is not None
-    }
+    return {new: LDM_PREFIX + old.removeprefix(LDM_PREFIX) for new, old in converted.items() if old is not None}

@@ -40,9 +40,7 @@ def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
     """
     if checkpoint is None:
         if not spec.hub_id:
-            raise UsageError(
-                f"model '{spec.name}'", "no weights given", "--checkpoint PATH or --random-weights SEED"
-            )
+            raise UsageError(f"model '{spec.name}'", "no weights given", "--checkpoint PATH or --random-weights SEED")
         return _in_folder(spec, _from_hub(spec, spec.hub_id))
     path = Path(checkpoint).expanduser()
     if path.is_dir():
@@ -109,9 +107,7 @@ def _sharded(root: Path, index_path: Path, config: Path) -> Source:
         raise ArtifactError(str(index_path), "no usable 'weight_map'", "a map from tensor to file name")
     for name in sorted(set(index.values())):
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ArtifactError(
-                str(index_path), f"file name '{name}'", "a .safetensors file in the same folder"
-            )
+            raise ArtifactError(str(index_path), f"file name '{name}'", "a .safetensors file in the same folder")
         if not (root / name).is_file():
             raise ArtifactError(str(root / name), "missing shard", f"the file named by {index_path.name}")
     return Source(tuple(root / n for n in sorted(set(index.values()))), config, index)
@@ -134,9 +130,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if _is_complete(spec, folder):
             return folder
-        plain = [
-            f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")
-        ]  # no such variant: take the full one
+        plain = [f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: take the full one
         return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain]))
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]

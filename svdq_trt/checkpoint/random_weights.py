@@ -103,18 +103,14 @@ def fill_random(
             progress(done, len(weights.names), name)
 
 
-def _matrix(
-    owner: str, meta: torch.Tensor, group: LinearGroup | None, seed: int, rng: torch.Generator
-) -> torch.Tensor:
+def _matrix(owner: str, meta: torch.Tensor, group: LinearGroup | None, seed: int, rng: torch.Generator) -> torch.Tensor:
     """A linear's or convolution's weight: unit normals times one factor per input channel."""
     weight = torch.empty(meta.shape, dtype=meta.dtype, device=rng.device).normal_(generator=rng)
     gain = next((g for pattern, g in _GAINS if re.fullmatch(pattern, owner)), 1.0)
     if group is None:
         return weight.mul_(gain / meta[0].numel() ** 0.5)
     scale, gamma = _outliers(group, owner, meta.shape[1], seed)
-    scale *= (
-        gain / (scale * gamma).norm()
-    )  # then the output's variance is gain², for unit-variance normalised x
+    scale *= gain / (scale * gamma).norm()  # then the output's variance is gain², for unit-variance normalised x
     return weight.mul_(scale.to(weight.device, meta.dtype))
 
 

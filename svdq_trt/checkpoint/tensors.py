@@ -97,9 +97,7 @@ def check_finite(where: str, tensor: torch.Tensor) -> None:
         return
     low, high = torch.aminmax(tensor)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ArtifactError(
-            where, "NaN or Inf", f"finite values that fit {str(tensor.dtype).removeprefix('torch.')}"
-        )
+        raise ArtifactError(where, "NaN or Inf", f"finite values that fit {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def iter_sources(files: tuple[Path, ...]) -> Iterator[tuple[TensorFile, str]]:

@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 
 RANK, PRESET = "32", "fast"  # where nothing is said
 #: options that mean nothing where nothing is quantized
-_OF_QUANTIZER = ("rank", "budget_bytes", "target_sqnr", "sensitivity", "preset", "calibration", "calibration_prompts",
-                 "skip")  # fmt: skip
+_OF_QUANTIZER = (
+    "rank",
+    "budget_bytes",
+    "target_sqnr",
+    "sensitivity",
+    "preset",
+    "calibration",
+    "calibration_prompts",
+    "skip",
+)
 
 NAME = "build"
 HELP = "checkpoint -> engine folder"
@@ -45,34 +53,59 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     source.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
     q = p.add_argument_group("quantization")
     q.add_argument("--format", default="auto", help=f"auto ({auto}) or {', '.join(FORMATS)}")
-    q.add_argument("--rank", metavar="R", help=f"rank of the 16-bit branch (default {RANK}), or auto: one per "
-                   "node, for what --budget-bytes or --target-sqnr ask (docs/allocation.md)")  # fmt: skip
+    q.add_argument(
+        "--rank",
+        metavar="R",
+        help=f"rank of the 16-bit branch (default {RANK}), or auto: one per "
+        "node, for what --budget-bytes or --target-sqnr ask (docs/allocation.md)",
+    )
     q.add_argument("--budget-bytes", metavar="N", help="--rank auto: most bytes of the quantized nodes, as 2.2GB")
-    q.add_argument("--target-sqnr", type=float, metavar="DB",
-                   help="--rank auto: fewest bytes predicted to give this SQNR; with --sensitivity")  # fmt: skip
-    q.add_argument("--sensitivity", type=Path, metavar="FILE",
-                   help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`")  # fmt: skip
+    q.add_argument(
+        "--target-sqnr",
+        type=float,
+        metavar="DB",
+        help="--rank auto: fewest bytes predicted to give this SQNR; with --sensitivity",
+    )
+    q.add_argument(
+        "--sensitivity",
+        type=Path,
+        metavar="FILE",
+        help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`",
+    )
     q.add_argument("--preset", help=f"how hard to search: fast, default or best (default {PRESET})")
-    q.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
-                   "default: synthetic")  # fmt: skip
-    q.add_argument("--calibration-prompts", type=Path, metavar="FILE", help="instead: run these prompts, one per line, "
-                   "through a diffusers pipeline and record the inputs")  # fmt: skip
+    q.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; default: synthetic"
+    )
+    q.add_argument(
+        "--calibration-prompts",
+        type=Path,
+        metavar="FILE",
+        help="instead: run these prompts, one per line, through a diffusers pipeline and record the inputs",
+    )
     q.add_argument("--calibration-pipeline", type=Path, metavar="DIR", help="its folder (default: --checkpoint)")
     q.add_argument("--calibration-samples", type=int, metavar="N", help="steps to record (default 16)")
     q.add_argument("--calibration-steps", type=int, metavar="N", help="denoising steps (default 20)")
     q.add_argument("--calibration-guidance", type=float, metavar="G", help="default: the pipeline's own")
     q.add_argument("--calibration-seed", type=int, metavar="S", help="of the noise (default 0)")
     add_skip(q)
-    q.add_argument("--device", default="auto", help="of recording, calibration and quantizer: auto (the GPU where "
-                   "there is one), cpu or cuda; torchrun --nproc-per-node N uses N GPUs")  # fmt: skip
+    q.add_argument(
+        "--device",
+        default="auto",
+        help="of recording, calibration and quantizer: auto (the GPU where "
+        "there is one), cpu or cuda; torchrun --nproc-per-node N uses N GPUs",
+    )
     return source
 
 
 def add_skip(p: argparse._ActionsContainer) -> None:
     """What a recipe leaves in 16 bit at the user's wish."""
-    p.add_argument("--skip", action="append", default=[], metavar="PATTERN",
-                   help="keep linears in 16 bit, repeatable: "
-                   "a name with wildcards, or '<2M': nodes with fewer weights")  # fmt: skip
+    p.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="keep linears in 16 bit, repeatable: a name with wildcards, or '<2M': nodes with fewer weights",
+    )
 
 
 def add_output(p: argparse.ArgumentParser) -> None:
@@ -83,24 +116,46 @@ def add_output(p: argparse.ArgumentParser) -> None:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     source = add_quantization(p)
-    source.add_argument("--quantized", type=Path, metavar="PATH",
-                        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
-                             "--checkpoint is then what the check compares with")  # fmt: skip
+    source.add_argument(
+        "--quantized",
+        type=Path,
+        metavar="PATH",
+        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
+        "--checkpoint is then what the check compares with",
+    )
     lo = p.add_argument_group("LoRA (docs/lora.md)")
-    lo.add_argument("--lora", action="append", default=[], metavar="PATH[:STRENGTH]",
-                    help=".safetensors, repeatable; joins the 16-bit branch: nothing is quantized again")  # fmt: skip
-    lo.add_argument("--lora-slots", type=int, default=0, metavar="R",
-                    help="rank per linear to fill at run time: Session.set_lora; 0 none (default)")  # fmt: skip
+    lo.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH[:STRENGTH]",
+        help=".safetensors, repeatable; joins the 16-bit branch: nothing is quantized again",
+    )
+    lo.add_argument(
+        "--lora-slots",
+        type=int,
+        default=0,
+        metavar="R",
+        help="rank per linear to fill at run time: Session.set_lora; 0 none (default)",
+    )
     lo.add_argument("--allow-partial", action="store_true", help="leave out LoRA tensors that do not fit")
     e = p.add_argument_group("engine")
     for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels")):
         e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
     e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
-    e.add_argument("--fuse-mlp", action=argparse.BooleanOptionalAction, default=True,
-                   help="one op for two linears with GELU or GEGLU between them (int4 and nvfp4)")  # fmt: skip
+    e.add_argument(
+        "--fuse-mlp",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="one op for two linears with GELU or GEGLU between them (int4 and nvfp4)",
+    )
     c = p.add_argument_group("check")
-    c.add_argument("--check", action=argparse.BooleanOptionalAction, default=True,
-                   help="compare with the FP16 model in ONNX Runtime, at the smallest profile shape")  # fmt: skip
+    c.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare with the FP16 model in ONNX Runtime, at the smallest profile shape",
+    )
     c.add_argument("--min-sqnr", type=float, metavar="DB", help="fail (exit code 3) below this output SQNR")
     add_output(p)
 
@@ -113,18 +168,28 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
     asked = RANK if args.rank is None else args.rank
     rank, rank_auto = RankAuto.parse(asked, args.budget_bytes, args.target_sqnr, args.sensitivity)
     return {
-        "sampling": _sampling(args), "rank_auto": rank_auto,
-        "model": args.model, "archs": archs, "out": args.out, "checkpoint": args.checkpoint,
-        "random_weights": args.random_weights, "format": args.format, "rank": rank,
+        "sampling": _sampling(args),
+        "rank_auto": rank_auto,
+        "model": args.model,
+        "archs": archs,
+        "out": args.out,
+        "checkpoint": args.checkpoint,
+        "random_weights": args.random_weights,
+        "format": args.format,
+        "rank": rank,
         "preset": PRESET if args.preset is None else args.preset,
-        "device": args.device, "calibration": args.calibration, "skip": tuple(args.skip), "force": args.force,
-    }  # fmt: skip
+        "device": args.device,
+        "calibration": args.calibration,
+        "skip": tuple(args.skip),
+        "force": args.force,
+    }
 
 
 def _sampling(args: argparse.Namespace) -> Sampling | None:
     """The pipeline run that --calibration-prompts asks for."""
-    settings = {name: getattr(args, f"calibration_{name}")
-                for name in ("pipeline", "samples", "steps", "guidance", "seed")}  # fmt: skip
+    settings = {
+        name: getattr(args, f"calibration_{name}") for name in ("pipeline", "samples", "steps", "guidance", "seed")
+    }
     given = {name: value for name, value in settings.items() if value is not None}
     if args.calibration_prompts is None:
         if given:
@@ -156,10 +221,17 @@ def run(args: argparse.Namespace) -> int:
     if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:
         check = False  # the file holds no 16-bit weights to compare with
     config = BuildConfig(
-        **common, **ranges, backend=args.backend, check=check, min_sqnr=args.min_sqnr, quantized=args.quantized,
+        **common,
+        **ranges,
+        backend=args.backend,
+        check=check,
+        min_sqnr=args.min_sqnr,
+        quantized=args.quantized,
         loras=tuple(LoraOption.parse(text) for text in args.lora),
-        lora_slots=args.lora_slots, allow_partial=args.allow_partial, fuse_mlp=args.fuse_mlp,
-    )  # fmt: skip
+        lora_slots=args.lora_slots,
+        allow_partial=args.allow_partial,
+        fuse_mlp=args.fuse_mlp,
+    )
     from svdq_trt.compile.run import build, gate
     from svdq_trt.compile.summary import print_summary
 
@@ -177,6 +249,8 @@ def _report_incomplete(built: Sequence[Built]) -> int:
     missing = [one for one in built if one.incomplete is not None]
     for one in missing:
         arch = one.manifest["arch"]
-        print(f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
-              f"On a machine with an {arch} GPU and TensorRT: {finish_command(one.engine.folder)}")  # fmt: skip
+        print(
+            f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
+            f"On a machine with an {arch} GPU and TensorRT: {finish_command(one.engine.folder)}"
+        )
     return EXIT_INCOMPLETE if missing else EXIT_OK

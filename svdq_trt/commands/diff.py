@@ -43,8 +43,11 @@ def add_options(p: argparse.ArgumentParser) -> None:
     r.add_argument("--runtime", default="auto", help="for engine folders: auto, tensorrt or onnx")
     r.add_argument("--onnx-device", default="auto", help="for ONNX Runtime: auto, cpu or cuda")
     r.add_argument("--device", type=int, default=0, metavar="N", help="CUDA device for TensorRT (default 0)")
-    r.add_argument("--allow-host-code", action="store_true", help="run the plugin library that the folder brings; only "
-                   "for folders you trust")  # fmt: skip
+    r.add_argument(
+        "--allow-host-code",
+        action="store_true",
+        help="run the plugin library that the folder brings; only for folders you trust",
+    )
     r.add_argument("--allow-arch-mismatch", action="store_true", help="try a plan made for another GPU")
     o = p.add_argument_group("output")
     o.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
@@ -100,5 +103,9 @@ def _to_json(found: Difference, candidate: Subject, reference: Subject, source: 
     def side(one: Subject, seconds: float) -> dict[str, Any]:
         return {"path": str(one.path), "runtime": one.where, "seconds": round(seconds, 4), "note": one.note}
 
-    return {"candidate": side(candidate, found.seconds[1]), "reference": side(reference, found.seconds[0]),
-            "inputs": source, "outputs": [finite(one.to_json()) for one in found.outputs]}  # fmt: skip
+    return {
+        "candidate": side(candidate, found.seconds[1]),
+        "reference": side(reference, found.seconds[0]),
+        "inputs": source,
+        "outputs": [finite(one.to_json()) for one in found.outputs],
+    }

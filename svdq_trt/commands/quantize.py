@@ -41,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
         result = done.ledger.results["quantize"]
         mean = "nothing quantized" if result["mean_sqnr_db"] is None else f"{result['mean_sqnr_db']:.1f} dB on average"
         size = f"{result['quantized_weight_bytes'] / 1e9:.3f} GB, {result['fp16_weight_bytes'] / 1e9:.3f} GB in 16 bit"
-        print(f"{done.path}: {args.model} {done.format} rank {rank}, {result['nodes']} nodes, {mean}, {size}, "
-              f"{done.ledger.seconds['quantize']:.0f} s on {result['device']}")  # fmt: skip
+        print(
+            f"{done.path}: {args.model} {done.format} rank {rank}, {result['nodes']} nodes, {mean}, {size}, "
+            f"{done.ledger.seconds['quantize']:.0f} s on {result['device']}"
+        )
         archs = [a for a in config.archs if resolve_format(config.format, a).name == done.format]
         if "allocate" in done.ledger.results:
             print(f"  --rank auto: {describe(done.ledger.results['allocate'])}")

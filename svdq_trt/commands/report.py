@@ -21,8 +21,13 @@ examples:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("engine", type=Path, help="folder that a build wrote")
-    p.add_argument("--layers", type=int, default=8, metavar="COUNT",
-                   help="nodes to look at closely, the worst of each kind first (default 8); 0: none")  # fmt: skip
+    p.add_argument(
+        "--layers",
+        type=int,
+        default=8,
+        metavar="COUNT",
+        help="nodes to look at closely, the worst of each kind first (default 8); 0: none",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -32,13 +32,18 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--format", required=True, help=", ".join(FORMATS))
     p.add_argument("--rank", type=int, default=int(RANK), metavar="R", help=f"of the 16-bit branch (default {RANK})")
     p.add_argument("--preset", default=PRESET, help=f"as of a build (default {PRESET})")
-    p.add_argument("--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; "
-                   "default: synthetic")  # fmt: skip
+    p.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; default: synthetic"
+    )
     add_skip(p)
     p.add_argument("--samples", type=int, default=2, metavar="COUNT", help="inputs to run on (default 2)")
     p.add_argument("--pixels", type=int, metavar="N", help="side of the synthetic images; default: as calibration")
-    p.add_argument("--device", default="auto", help="of quantizer and model: auto (the GPU where there is one), cpu or "
-                   "cuda, with room for the model in float32")  # fmt: skip
+    p.add_argument(
+        "--device",
+        default="auto",
+        help="of quantizer and model: auto (the GPU where there is one), cpu or "
+        "cuda, with room for the model in float32",
+    )
     p.add_argument("--top", type=int, default=10, metavar="COUNT", help="nodes to print, the worst first (default 10)")
     p.add_argument("--out", type=Path, metavar="FILE", help="default: MODEL-FORMAT-sensitivity.json")
 
@@ -55,9 +60,18 @@ def run(args: argparse.Namespace) -> int:
     from svdq_trt.report.figures import sensitivity
 
     config = ScanConfig(
-        args.model, args.checkpoint, args.random_weights, args.format, args.rank, args.preset, args.calibration,
-        tuple(args.skip), args.samples, args.pixels, args.device,
-    )  # fmt: skip
+        args.model,
+        args.checkpoint,
+        args.random_weights,
+        args.format,
+        args.rank,
+        args.preset,
+        args.calibration,
+        tuple(args.skip),
+        args.samples,
+        args.pixels,
+        args.device,
+    )
     with Screen() as screen, screen.stage(f"sensitivity  {args.model} {args.format}") as progress:
         found = run_scan(config, out, progress, screen.say)
     picture = out.with_suffix(".png")

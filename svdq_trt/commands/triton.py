@@ -29,10 +29,20 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--name", help="of the model in Triton (default: the engine folder's name)")
     p.add_argument("--variant", default="tensorrt", help="tensorrt, python or onnxruntime (default tensorrt)")
     p.add_argument("--device", default="gpu", help="gpu or cpu (default gpu)")
-    p.add_argument("--instances", type=int, default=1, metavar="N", help="copies of the model per device, each with "
-                   "its own memory (default 1); each runs one request at a time")  # fmt: skip
-    p.add_argument("--dynamic-batching", type=int, metavar="MICROSECONDS", help="merge waiting requests along the "
-                   "batch axis, for so long; clients then send inputs of shape [batch] as [batch, 1]")  # fmt: skip
+    p.add_argument(
+        "--instances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="copies of the model per device, each with its own memory (default 1); each runs one request at a time",
+    )
+    p.add_argument(
+        "--dynamic-batching",
+        type=int,
+        metavar="MICROSECONDS",
+        help="merge waiting requests along the "
+        "batch axis, for so long; clients then send inputs of shape [batch] as [batch, 1]",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,8 +61,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{when or 'start'}:\n  {command}")
     if serving.variant == "python":
         mib = written.largest_bytes / 2**20
-        print("\nThe Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest "
-              f"request takes {mib:.1f} MiB there, per instance.")  # fmt: skip
+        print(
+            "\nThe Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest "
+            f"request takes {mib:.1f} MiB there, per instance."
+        )
     return EXIT_OK
 
 

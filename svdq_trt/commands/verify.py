@@ -23,6 +23,8 @@ def run(args: argparse.Namespace) -> int:
 
     arch = None if args.arch is None else parse_arch(args.arch)
     data = manifest.verify(args.engine, arch, plugin_lib.find().version)
-    print(f"{args.engine}: {data['model']} for {data['arch']}, {data['format']} rank {data['rank']}, "
-          f"{data['backend']['name']} {data['backend']['version']}: manifest and digests agree")  # fmt: skip
+    print(
+        f"{args.engine}: {data['model']} for {data['arch']}, {data['format']} rank {data['rank']}, "
+        f"{data['backend']['name']} {data['backend']['version']}: manifest and digests agree"
+    )
     return EXIT_OK

@@ -105,16 +105,24 @@ class RankAuto:
         if self.target_sqnr is not None and not 0 <= self.target_sqnr <= 300:
             raise UsageError("--target-sqnr", f"{self.target_sqnr}", "0 to 300 dB")
         if self.target_sqnr is not None and self.sensitivity is None:
-            raise UsageError("--target-sqnr", "given without --sensitivity", "a scan, to predict the output by",
-                             "Make one: svdq-trt sensitivity.")  # fmt: skip
+            raise UsageError(
+                "--target-sqnr",
+                "given without --sensitivity",
+                "a scan, to predict the output by",
+                "Make one: svdq-trt sensitivity.",
+            )
         if self.sensitivity is not None and not self.sensitivity.is_file():
             raise UsageError("--sensitivity", f"'{self.sensitivity}': no such file", "a file of svdq-trt sensitivity")
 
 
 def parse_bytes(option: str, text: str) -> int:
     """``2200000000``, ``2.2GB``, ``700 MB``, ``1.5GiB`` -> bytes, rounded down. Raises UsageError."""
-    units = {"": 1, "b": 1, **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
-             **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)}}  # fmt: skip
+    units = {
+        "": 1,
+        "b": 1,
+        **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
+        **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
+    }
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in units:
         raise UsageError(option, f"'{text}'", "a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB")
@@ -140,12 +148,18 @@ class Sampling:
     def check(self) -> None:
         """Told before any work. Raises UsageError; UnsupportedError: the text encoders' library is not installed."""
         if find_spec("transformers") is None:
-            raise UnsupportedError("--calibration-prompts", "transformers is not installed",
-                                   "it, as a pipeline's text encoders are its classes",
-                                   "pip install 'svdq-trt[prompts]'")  # fmt: skip
+            raise UnsupportedError(
+                "--calibration-prompts",
+                "transformers is not installed",
+                "it, as a pipeline's text encoders are its classes",
+                "pip install 'svdq-trt[prompts]'",
+            )
         if not (self.pipeline / "model_index.json").is_file():
-            raise UsageError("--calibration-pipeline", f"'{self.pipeline}': no model_index.json",
-                             "the folder of a whole diffusers pipeline")  # fmt: skip
+            raise UsageError(
+                "--calibration-pipeline",
+                f"'{self.pipeline}': no model_index.json",
+                "the folder of a whole diffusers pipeline",
+            )
         if not self.prompts.is_file():
             raise UsageError("--calibration-prompts", f"'{self.prompts}': no such file", "a text file of prompts")
         for option, value in (("samples", self.samples), ("steps", self.steps)):
@@ -228,8 +242,12 @@ class BuildConfig:
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
-            raise UsageError("--quantized", "a check without 16-bit weights", "--checkpoint to compare with",
-                             "Add it, or --no-check.")  # fmt: skip
+            raise UsageError(
+                "--quantized",
+                "a check without 16-bit weights",
+                "--checkpoint to compare with",
+                "Add it, or --no-check.",
+            )
         if self.min_sqnr is not None and not self.check:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison

@@ -35,8 +35,14 @@ def _finish(folder: Path, backend_choice: str) -> Path:
     arch = parse_arch(data["arch"])
     backend, library = select(backend_choice, arch), plugin_lib.find()
     profiles = [{"name": t["name"], "dtype": t["dtype"], **t["shape"]} for t in data["inputs"]]
-    args = {"onnx": str(onnx), "arch": arch, "backend": backend.name, "profiles": profiles,
-            "plan": str(folder / "model.plan"), "plugin": str(library.path)}  # fmt: skip
+    args = {
+        "onnx": str(onnx),
+        "arch": arch,
+        "backend": backend.name,
+        "profiles": profiles,
+        "plan": str(folder / "model.plan"),
+        "plugin": str(library.path),
+    }
     remove_leftovers(folder, ["model.plan"])
     with Screen() as screen, screen.stage(f"plan      sm_{arch} {backend.name}") as progress:
         done = StageRunner().run("plan", args, folder / "finish.log", progress)

@@ -27,8 +27,12 @@ def only_writer(*folders: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ArtifactError(str(folder), "another svdq-trt is writing there", "one at a time",
-                                    "Wait for it, or choose another folder.") from None  # fmt: skip
+                raise ArtifactError(
+                    str(folder),
+                    "another svdq-trt is writing there",
+                    "one at a time",
+                    "Wait for it, or choose another folder.",
+                ) from None
         yield
 
 

@@ -39,8 +39,12 @@ def manifest_of(
         "format": engine.format.name,
         "rank": results["quantize"].get("rank", work.config.rank),
         "backend": plan.get("backend", {}),
-        "plugin": {"file": plugin.name, "version": library.version, "sha256": library.sha256,
-                   "embedded": incomplete is None},
+        "plugin": {
+            "file": plugin.name,
+            "version": library.version,
+            "sha256": library.sha256,
+            "embedded": incomplete is None,
+        },
         "plan": {} if incomplete else {"file": "model.plan", "bytes": plan["bytes"], "sha256": plan["sha256"]},
         "incomplete": "" if incomplete is None else str(incomplete),
         "onnx": {"file": "model.onnx", "bytes": onnx_bytes},
@@ -60,7 +64,7 @@ def manifest_of(
         "peak_rss_bytes": ledger.peak_rss,
         "versions": _versions(),
         "config": work.config.to_json(),
-    }  # fmt: skip
+    }
 
 
 def _slots(folder: Path, info: dict[str, Any] | None) -> dict[str, Any]:
@@ -72,28 +76,46 @@ def _slots(folder: Path, info: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _ranged(tensor: dict[str, Any]) -> dict[str, Any]:
-    return {"name": tensor["name"], "dtype": tensor["dtype"],
-            "shape": {bound: list(tensor[bound]) for bound in ("min", "opt", "max")}}  # fmt: skip
+    return {
+        "name": tensor["name"],
+        "dtype": tensor["dtype"],
+        "shape": {bound: list(tensor[bound]) for bound in ("min", "opt", "max")},
+    }
 
 
 def _quantized(path: Path) -> list[dict[str, Any]]:
     """One entry per original linear; linears of one node share its figures."""
     return [
-        {"name": member, "node": node.name, "format": node.format, "rank": node.rank, "K": node.k, "N": rows,
-         "activation": node.activation, "act_unsigned": node.act_unsigned, "act_shift": node.act_shift,
-         "alpha": node.alpha, "beta": node.beta,
-         "sqnr_db": None if math.isnan(node.sqnr_db) else round(node.sqnr_db, 2)}
+        {
+            "name": member,
+            "node": node.name,
+            "format": node.format,
+            "rank": node.rank,
+            "K": node.k,
+            "N": rows,
+            "activation": node.activation,
+            "act_unsigned": node.act_unsigned,
+            "act_shift": node.act_shift,
+            "alpha": node.alpha,
+            "beta": node.beta,
+            "sqnr_db": None if math.isnan(node.sqnr_db) else round(node.sqnr_db, 2),
+        }
         for node in artifact.read_nodes(path)
         for member, rows in zip(node.members, node.member_rows, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _accuracy(work: Work, results: dict[str, Any]) -> dict[str, Any]:
     if "compare" not in results:
         return {}
-    return {"against": "the FP16 ONNX in ONNX Runtime", "sizes": work.check_sizes(), "seed": CHECK_SEED,
-            "mean_layer_sqnr_db": results["quantize"]["mean_sqnr_db"],
-            "outputs": results["compare"]["outputs"], "plot": "accuracy.png"}  # fmt: skip
+    return {
+        "against": "the FP16 ONNX in ONNX Runtime",
+        "sizes": work.check_sizes(),
+        "seed": CHECK_SEED,
+        "mean_layer_sqnr_db": results["quantize"]["mean_sqnr_db"],
+        "outputs": results["compare"]["outputs"],
+        "plot": "accuracy.png",
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -37,15 +37,24 @@ _DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sample": (("svdq_trt/calibrate", "svdq_trt/pipeline", "svdq_trt/models"), ("torch", "diffusers")),
     "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
     "allocate": (
-        ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/calibrate"), ("torch",)
+        ("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models", "svdq_trt/calibrate"),
+        ("torch",),
     ),
     "sensitivity": (
-        ("svdq_trt/quantize", "svdq_trt/nn", "svdq_trt/models", "svdq_trt/calibrate"), ("torch", "diffusers")
+        ("svdq_trt/quantize", "svdq_trt/nn", "svdq_trt/models", "svdq_trt/calibrate"),
+        ("torch", "diffusers"),
     ),
     "quantize": (("svdq_trt/quantize", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models"), ("torch",)),
     "import": (
-        ("svdq_trt/interop", "svdq_trt/checkpoint", "svdq_trt/numerics", "svdq_trt/spec", "svdq_trt/models",
-         "svdq_trt/quantize/artifact"), ("torch",)
+        (
+            "svdq_trt/interop",
+            "svdq_trt/checkpoint",
+            "svdq_trt/numerics",
+            "svdq_trt/spec",
+            "svdq_trt/models",
+            "svdq_trt/quantize/artifact",
+        ),
+        ("torch",),
     ),
     "lora": (("svdq_trt/lora", "svdq_trt/spec", "svdq_trt/models"), ("torch", "diffusers")),
     "export": ((*_GRAPH, "svdq_trt/lora/slots"), _GRAPH_LIBRARIES),
@@ -117,9 +126,7 @@ class Work:
         return [self._tensor(io) for io in self.spec.outputs]
 
     def _tensor(self, io: TensorIO) -> dict[str, Any]:
-        low, opt, high = (
-            io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3)
-        )  # fmt: skip
+        low, opt, high = (io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3))
         dtype = str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch.")
         return {"name": io.name, "dtype": dtype, "min": low, "opt": opt, "max": high}
 

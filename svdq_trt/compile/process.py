@@ -56,9 +56,12 @@ class StageRunner:
         with log.open("w") as log_file:
             child = subprocess.Popen(
                 [sys.executable, "-m", "svdq_trt.compile.worker"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log_file, text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                text=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )
             self._children.add(child)
             if self._stopped:  # stop() may have come before the child was known
                 child.kill()

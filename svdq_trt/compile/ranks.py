@@ -54,8 +54,11 @@ def help_out() -> int:
                 _publish(store, number, error)
             except OSError as error:
                 reason = error.strerror or str(error)
-                _publish(store, number, SvdqError(f"rank {rank()}: {error.filename or log}", reason,
-                                                  "the folder that rank 0 writes"))  # fmt: skip
+                _publish(
+                    store,
+                    number,
+                    SvdqError(f"rank {rank()}: {error.filename or log}", reason, "the folder that rank 0 writes"),
+                )
             number += 1
     except KeyboardInterrupt:
         return 130

@@ -130,8 +130,15 @@ class Build:
             reference_key = "" if reference is None else reference.result()
         # Sessions and the builder run alone: each may take most of the machine's memory.
         if self.config.check:
-            self._run_onnx(self.ledger, "reference_run", "check     FP16 run", self.work.shared, "model-fp16.onnx",
-                           "reference.npz", reference_key)  # fmt: skip
+            self._run_onnx(
+                self.ledger,
+                "reference_run",
+                "check     FP16 run",
+                self.work.shared,
+                "model-fp16.onnx",
+                "reference.npz",
+                reference_key,
+            )
             for fmt, folder in formats:
                 self._check(per_format[fmt.name], fmt.name, folder)
         return [self._engine(engine, per_format[engine.format.name].extended()) for engine in self.work.engines]
@@ -152,9 +159,16 @@ class Build:
     # ---- stages ------------------------------------------------------------------------------------------------
 
     def _stage(
-        self, ledger: Ledger, name: str, label: str, module: str, folder: Path, stage_key: str, files: list[str],
+        self,
+        ledger: Ledger,
+        name: str,
+        label: str,
+        module: str,
+        folder: Path,
+        stage_key: str,
+        files: list[str],
         args: dict[str, Any],
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Run one stage unless it is fresh; record result, time and memory."""
         record = None if self.config.force else freshness.lookup(folder, name, stage_key)
         if record is None:
@@ -190,8 +204,13 @@ class Build:
         artifact_key = self._lora(ledger, fmt, quantized, folder, quantize_key)
         options = {"lora_slots": c.lora_slots, "fuse_mlp": c.fuse_mlp}
         export_key = key("export", quantize=artifact_key, profile=self._profile_key(), **options)
-        args = {"model": c.model, "artifact": str(folder / "svdq.safetensors"), "profile": work.profile,
-                "out": str(folder / "model.onnx"), **options}  # fmt: skip
+        args = {
+            "model": c.model,
+            "artifact": str(folder / "svdq.safetensors"),
+            "profile": work.profile,
+            "out": str(folder / "model.onnx"),
+            **options,
+        }
         files = ["model.onnx", "model.onnx.data", *slots_file]
         self._stage(ledger, "export", f"export    {fmt} ONNX", "export", folder, export_key, files, args)
         ledger.results["keys"] = {"export": export_key, "quantize": quantize_key}
@@ -214,33 +233,54 @@ class Build:
         sizes = {symbol: work.profile[symbol][1] for symbol in ("height", "width")}
         self.calibration = work.shared / SAMPLED_FILE
         self.calibration_id = key("sample", sampling=sampling.identity(), sizes=sizes, device=work.device)
-        args = asdict(sampling) | sizes | {
-            "model": c.model, "pipeline": str(sampling.pipeline), "prompts": str(sampling.prompts),
-            "device": work.device, "out": str(self.calibration),
-        }  # fmt: skip
-        self._stage(self.ledger, "sample", f"sample    {sampling.pipeline.name}", "sample", work.shared,
-                    self.calibration_id, [SAMPLED_FILE], args)  # fmt: skip
+        args = (
+            asdict(sampling)
+            | sizes
+            | {
+                "model": c.model,
+                "pipeline": str(sampling.pipeline),
+                "prompts": str(sampling.prompts),
+                "device": work.device,
+                "out": str(self.calibration),
+            }
+        )
+        self._stage(
+            self.ledger,
+            "sample",
+            f"sample    {sampling.pipeline.name}",
+            "sample",
+            work.shared,
+            self.calibration_id,
+            [SAMPLED_FILE],
+            args,
+        )
 
     def _quantize(self, ledger: Ledger, fmt: str, folder: Path) -> str:
         """Calibrate and quantize. Returns the artifact's key."""
         c, work = self.config, self.work
         skip, first = list(c.skip), work.engines[0].format.name  # --force: calibrate again, but once
-        calib_key = key("calibrate", weights=work.weights_id, inputs=self.calibration_id, skip=skip,
-                        device=work.device)  # fmt: skip
+        calib_key = key("calibrate", weights=work.weights_id, inputs=self.calibration_id, skip=skip, device=work.device)
         prepare = self._weights() | {
-            "skip": skip, "calibration": None if self.calibration is None else str(self.calibration),
-            "shared": str(work.shared), "calib_key": calib_key, "force": c.force and fmt == first, "format": fmt,
+            "skip": skip,
+            "calibration": None if self.calibration is None else str(self.calibration),
+            "shared": str(work.shared),
+            "calib_key": calib_key,
+            "force": c.force and fmt == first,
+            "format": fmt,
             "device": work.device,
-        }  # fmt: skip
+        }
         rank: int | str = c.rank
         if c.rank_auto is not None:
             rank = self._allocate(ledger, fmt, folder, calib_key, prepare)
             prepare["force"] = False  # has been calibrated
         quantize_key = key("quantize", calibrate=calib_key, format=fmt, rank=rank, preset=c.preset)
         args = prepare | {
-            "rank": c.rank, "allocation": None if c.rank_auto is None else str(folder / ALLOCATION_FILE),
-            "preset": c.preset, "out": str(folder / "svdq.safetensors"), "key": quantize_key,
-        }  # fmt: skip
+            "rank": c.rank,
+            "allocation": None if c.rank_auto is None else str(folder / ALLOCATION_FILE),
+            "preset": c.preset,
+            "out": str(folder / "svdq.safetensors"),
+            "key": quantize_key,
+        }
         self.screen.say(f"search: {get_preset(c.preset).describe()}; on the {_PLACES[work.device]}")
         if c.force:
             shutil.rmtree(folder / "svdq.safetensors.partial", ignore_errors=True)  # of a run that was stopped
@@ -258,10 +298,15 @@ class Build:
         curves_key = key("allocate", calibrate=calib_key, format=fmt)  # another budget reads the same curves
         goal = {"budget_bytes": auto.budget_bytes, "target_sqnr": auto.target_sqnr}
         allocate_key = key("allocate", curves=curves_key, scan=self.work.scan_id, **goal)
-        args = prepare | goal | {
-            "sensitivity": None if auto.sensitivity is None else str(auto.sensitivity), "curves_key": curves_key,
-            "out": str(folder / ALLOCATION_FILE),
-        }  # fmt: skip
+        args = (
+            prepare
+            | goal
+            | {
+                "sensitivity": None if auto.sensitivity is None else str(auto.sensitivity),
+                "curves_key": curves_key,
+                "out": str(folder / ALLOCATION_FILE),
+            }
+        )
         if self.config.force:
             (folder / CURVES_FILE).unlink(missing_ok=True)
         label = f"allocate  {fmt} ranks"
@@ -276,8 +321,12 @@ class Build:
                 place(quantized / "svdq.safetensors", folder / "svdq.safetensors", link=True)
             return quantize_key
         lora_key = key("lora", quantize=quantize_key, **self.work.lora_key())
-        args = {"model": self.config.model, "artifact": str(quantized / "svdq.safetensors"),
-                "out": str(folder / "svdq.safetensors"), **self.work.lora_args()}  # fmt: skip
+        args = {
+            "model": self.config.model,
+            "artifact": str(quantized / "svdq.safetensors"),
+            "out": str(folder / "svdq.safetensors"),
+            **self.work.lora_args(),
+        }
         count = len(self.work.loras_id)
         label = f"lora      {fmt} {count} file{'s' if count > 1 else ''}"
         self._stage(ledger, "lora", label, "lora", folder, lora_key, ["svdq.safetensors"], args)
@@ -289,8 +338,9 @@ class Build:
         out = {"profile": work.profile, "out": str(folder / "model-fp16.onnx")}
         args = self._weights() | out | work.lora_args()
         files = ["model-fp16.onnx", "model-fp16.onnx.data"]
-        self._stage(self.ledger, "reference_export", "check     FP16 ONNX", "reference_export", folder, export_key,
-                    files, args)  # fmt: skip
+        self._stage(
+            self.ledger, "reference_export", "check     FP16 ONNX", "reference_export", folder, export_key, files, args
+        )
         return export_key
 
     def _run_onnx(
@@ -298,8 +348,13 @@ class Build:
     ) -> str:
         sizes = self.work.check_sizes()
         run_key = key("run_onnx", source=source_key, sizes=sizes, seed=CHECK_SEED)
-        args = {"model": self.config.model, "onnx": str(folder / onnx), "sizes": sizes, "seed": CHECK_SEED,
-                "out": str(folder / out)}  # fmt: skip
+        args = {
+            "model": self.config.model,
+            "onnx": str(folder / onnx),
+            "sizes": sizes,
+            "seed": CHECK_SEED,
+            "out": str(folder / out),
+        }
         if self.config.lora_slots and name == "check_run":
             args["lora_slots"] = str(folder / SLOTS_FILE)
         self._stage(ledger, name, label, "run_onnx", folder, run_key, [out], args)
@@ -307,16 +362,21 @@ class Build:
 
     def _check(self, ledger: Ledger, fmt: str, folder: Path) -> None:
         keys = ledger.results["keys"]
-        run_key = self._run_onnx(ledger, "check_run", f"check     {fmt} run", folder, "model.onnx", "quantized.npz",
-                                 keys["export"])  # fmt: skip
+        run_key = self._run_onnx(
+            ledger, "check_run", f"check     {fmt} run", folder, "model.onnx", "quantized.npz", keys["export"]
+        )
         compare_key = key("compare", run=run_key, reference=self.work.weights_id, **self.work.lora_key())
         title = f"{self.config.model} {fmt} rank {self._rank_text()}"
         args = {
-            "reference": str(self.work.shared / "reference.npz"), "quantized": str(folder / "quantized.npz"),
-            "artifact": str(folder / "svdq.safetensors"), "title": title, "plot": str(folder / "accuracy.png"),
-        }  # fmt: skip
-        self._stage(ledger, "compare", f"check     {fmt} compare", "compare", folder, compare_key, ["accuracy.png"],
-                    args)  # fmt: skip
+            "reference": str(self.work.shared / "reference.npz"),
+            "quantized": str(folder / "quantized.npz"),
+            "artifact": str(folder / "svdq.safetensors"),
+            "title": title,
+            "plot": str(folder / "accuracy.png"),
+        }
+        self._stage(
+            ledger, "compare", f"check     {fmt} compare", "compare", folder, compare_key, ["accuracy.png"], args
+        )
         for stage in ("reference_export", "reference_run"):
             ledger.seconds[stage], ledger.peak_rss[stage] = self.ledger.seconds[stage], self.ledger.peak_rss[stage]
 
@@ -351,11 +411,23 @@ class Build:
             (engine.folder / "model.plan").unlink(missing_ok=True)  # of an earlier build: not of these weights
             return error
         profiles = self.work.profiles()
-        plan_key = key("plan", export=ledger.results["keys"]["export"], arch=engine.arch, backend=backend.name,
-                       version=backend.version, plugin=library.sha256, profiles=profiles)  # fmt: skip
-        args = {"onnx": str(engine.folder / "model.onnx"), "arch": engine.arch, "backend": backend.name,
-                "profiles": profiles, "plan": str(engine.folder / "model.plan"),
-                "plugin": str(library.path)}  # fmt: skip
+        plan_key = key(
+            "plan",
+            export=ledger.results["keys"]["export"],
+            arch=engine.arch,
+            backend=backend.name,
+            version=backend.version,
+            plugin=library.sha256,
+            profiles=profiles,
+        )
+        args = {
+            "onnx": str(engine.folder / "model.onnx"),
+            "arch": engine.arch,
+            "backend": backend.name,
+            "profiles": profiles,
+            "plan": str(engine.folder / "model.plan"),
+            "plugin": str(library.path),
+        }
         label = f"plan      sm_{engine.arch} {backend.name}"
         self._stage(ledger, "plan", label, "plan", engine.folder, plan_key, ["model.plan"], args)
         return None
@@ -367,9 +439,11 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
         for output in one.manifest["accuracy"]["outputs"]:
             if output["sqnr_db"] < min_sqnr:
                 raise errors.AccuracyError(
-                    f"{one.engine.folder.name}: {output['name']}", f"SQNR {output['sqnr_db']:.2f} dB",
-                    f"at least {min_sqnr:g} dB (--min-sqnr)", "Raise --rank, or use --preset best.",
-                )  # fmt: skip
+                    f"{one.engine.folder.name}: {output['name']}",
+                    f"SQNR {output['sqnr_db']:.2f} dB",
+                    f"at least {min_sqnr:g} dB (--min-sqnr)",
+                    "Raise --rank, or use --preset best.",
+                )
 
 
 def quantize(config: BuildConfig) -> list[Quantized]:

@@ -95,19 +95,39 @@ def _stage_args(config: ScanConfig, partial: Path) -> dict[str, Any]:
     from svdq_trt.compile.config import BuildConfig
 
     spec = get_model(config.model)
-    given = BuildConfig(config.model, (), Path(), config.checkpoint, config.random_weights, rank=config.rank,
-                        preset=config.preset, calibration=config.calibration, check=False)  # fmt: skip
+    given = BuildConfig(
+        config.model,
+        (),
+        Path(),
+        config.checkpoint,
+        config.random_weights,
+        rank=config.rank,
+        preset=config.preset,
+        calibration=config.calibration,
+        check=False,
+    )
     weights = weights_digest(spec, config.checkpoint, config.random_weights)
-    calib_key = key("calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip),
-                    device=config.device)  # fmt: skip
+    calib_key = key(
+        "calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip), device=config.device
+    )
     quantize_key = key("quantize", calibrate=calib_key, format=config.format, rank=config.rank, preset=config.preset)
     return {
-        "model": config.model, "checkpoint": config.checkpoint, "random_weights": config.random_weights,
-        "skip": list(config.skip), "calibration": None if config.calibration is None else str(config.calibration),
-        "shared": str(partial), "calib_key": calib_key, "force": False, "format": config.format, "rank": config.rank,
-        "allocation": None, "preset": config.preset, "device": config.device, "out": str(partial / QUANTIZED),
+        "model": config.model,
+        "checkpoint": config.checkpoint,
+        "random_weights": config.random_weights,
+        "skip": list(config.skip),
+        "calibration": None if config.calibration is None else str(config.calibration),
+        "shared": str(partial),
+        "calib_key": calib_key,
+        "force": False,
+        "format": config.format,
+        "rank": config.rank,
+        "allocation": None,
+        "preset": config.preset,
+        "device": config.device,
+        "out": str(partial / QUANTIZED),
         "key": quantize_key,
-    }  # fmt: skip
+    }
 
 
 def _quantized(
@@ -125,9 +145,13 @@ def _quantized(
 
 
 def _scanned(
-    config: ScanConfig, quantize_key: str, loaded: artifact.Artifact, model: OpenModel, effects_file: Path,
+    config: ScanConfig,
+    quantize_key: str,
+    loaded: artifact.Artifact,
+    model: OpenModel,
+    effects_file: Path,
     progress: Progress,
-) -> Sensitivity:  # fmt: skip
+) -> Sensitivity:
     """The scan itself; `effects_file` has what is done of it."""
     effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
     journal = Journal(effects_file, effects_key)
@@ -139,8 +163,15 @@ def _scanned(
             journal.add(effect.node, effect.output_db)
         effects.append(effect)
         progress(len(effects), len(layers), f"{effect.node}  {effect.output_db:.1f} dB")
-    return Sensitivity(config.model, config.format, config.rank, config.preset, _describe(config), tuple(effects),
-                       probe.output_db(layers))  # fmt: skip
+    return Sensitivity(
+        config.model,
+        config.format,
+        config.rank,
+        config.preset,
+        _describe(config),
+        tuple(effects),
+        probe.output_db(layers),
+    )
 
 
 def _probe(config: ScanConfig, model: OpenModel) -> Probe:

@@ -33,22 +33,34 @@ def print_summary(built: Sequence[Built]) -> None:
         lowest = min((q["rank"] for q in m["quantized"]), default=0)
         rank = f"{lowest} to {m['rank']}" if m.get("allocation") else str(m["rank"])
         table.add_row(
-            one.engine.folder.name, m["format"], rank, plan, f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
-            f"{m['fp16_weight_bytes'] / _GB:.3f} GB", mean, sqnr, f"{sum(m['timings_s'].values()):.0f} s",
-        )  # fmt: skip
+            one.engine.folder.name,
+            m["format"],
+            rank,
+            plan,
+            f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
+            f"{m['fp16_weight_bytes'] / _GB:.3f} GB",
+            mean,
+            sqnr,
+            f"{sum(m['timings_s'].values()):.0f} s",
+        )
     console = _console()
     console.print(table)
-    console.print("layers, output: SQNR against FP16, mean over layers and lowest over outputs. "
-                  "stages: the sum of their times, shared ones counted for each engine.", style="dim")  # fmt: skip
+    console.print(
+        "layers, output: SQNR against FP16, mean over layers and lowest over outputs. "
+        "stages: the sum of their times, shared ones counted for each engine.",
+        style="dim",
+    )
     for one in built:
         m = one.manifest
         kept = len(m["kept_16bit"])
         reasons = sorted({k["reason"] for k in m["kept_16bit"]})
         peak = max(m["peak_rss_bytes"].values()) / _GB
-        console.print(f"{one.engine.folder.name}: {len(m['quantized'])} linears quantized in "
-                      f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
-                      f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
-                      soft_wrap=True)  # fmt: skip
+        console.print(
+            f"{one.engine.folder.name}: {len(m['quantized'])} linears quantized in "
+            f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
+            f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
+            soft_wrap=True,
+        )
         if m.get("allocation"):
             console.print(f"    --rank auto: {describe(m['allocation'])}", style="dim", soft_wrap=True)
         for lora in m.get("loras", []):
@@ -57,11 +69,15 @@ def print_summary(built: Sequence[Built]) -> None:
                 notes.append(f"{lora['text_encoder_tensors']} text encoder tensors are the pipeline's business")
             if lora["left_out"]:
                 notes.append(f"{len(lora['left_out'])} layers left out (--allow-partial)")
-            console.print(f"    LoRA {lora['file']} at {lora['strength']:g}: {'; '.join(notes)}", style="dim",
-                          soft_wrap=True)  # fmt: skip
+            console.print(
+                f"    LoRA {lora['file']} at {lora['strength']:g}: {'; '.join(notes)}", style="dim", soft_wrap=True
+            )
         if m.get("lora_slots"):
-            console.print(f"    LoRA slots: rank {m['lora_slots']['rank']} a linear, filled by Session.set_lora",
-                          style="dim", soft_wrap=True)  # fmt: skip
+            console.print(
+                f"    LoRA slots: rank {m['lora_slots']['rank']} a linear, filled by Session.set_lora",
+                style="dim",
+                soft_wrap=True,
+            )
         for reason in reasons:
             count = sum(k["reason"] == reason for k in m["kept_16bit"])
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
@@ -92,8 +108,9 @@ def print_models() -> None:
         "built: at full size, plan and all. CI: this model is built and compared with its 16-bit outputs in every test "
         f"run, for {archs}. twin: so is a small model of its structure. -: the same code, never run for it. "
         "No column says that the engine has run on that GPU: see the README, Limits.",
-        style="dim", soft_wrap=True,
-    )  # fmt: skip
+        style="dim",
+        soft_wrap=True,
+    )
     for spec in MODELS.values():
         weights = spec.hub_id or "--random-weights or --checkpoint"
         twin = f"; its twin is {spec.twin}" if spec.twin else ""

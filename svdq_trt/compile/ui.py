@@ -44,10 +44,15 @@ class Screen:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._live = Progress(
-            TextColumn("  {task.description:<34}"), BarColumn(bar_width=28), TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", style="dim"),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
-        )  # fmt: skip
+            TextColumn("  {task.description:<34}"),
+            BarColumn(bar_width=28),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[text]}", style="dim"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
 
     def __enter__(self) -> Screen:
         self._live.start()

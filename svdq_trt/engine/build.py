@@ -54,8 +54,11 @@ def build_plan(
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx)):
         texts = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise SvdqError(str(onnx), str(logger.errors) or "; ".join(texts) or "not parsed",
-                        f"a graph that {backend.name} {backend.version} takes")  # fmt: skip
+        raise SvdqError(
+            str(onnx),
+            str(logger.errors) or "; ".join(texts) or "not parsed",
+            f"a graph that {backend.name} {backend.version} takes",
+        )
 
     config = builder.create_builder_config()
     backend.set_target(config, arch)

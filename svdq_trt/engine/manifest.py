@@ -17,11 +17,28 @@ VERSION = 1
 
 #: every key of a complete manifest and its JSON type
 _SCHEMA: dict[str, type] = {
-    "version": int, "model": str, "arch": str, "format": str, "rank": int, "backend": dict, "plugin": dict,
-    "plan": dict, "onnx": dict, "inputs": list, "outputs": list, "quantized": list, "kept_16bit": list,
-    "fp16_weight_bytes": int, "quantized_weight_bytes": int, "accuracy": dict, "device_memory_bytes": dict,
-    "timings_s": dict, "peak_rss_bytes": dict, "versions": dict, "config": dict,
-}  # fmt: skip
+    "version": int,
+    "model": str,
+    "arch": str,
+    "format": str,
+    "rank": int,
+    "backend": dict,
+    "plugin": dict,
+    "plan": dict,
+    "onnx": dict,
+    "inputs": list,
+    "outputs": list,
+    "quantized": list,
+    "kept_16bit": list,
+    "fp16_weight_bytes": int,
+    "quantized_weight_bytes": int,
+    "accuracy": dict,
+    "device_memory_bytes": dict,
+    "timings_s": dict,
+    "peak_rss_bytes": dict,
+    "versions": dict,
+    "config": dict,
+}
 
 
 #: keys of its parts that are read again
@@ -105,11 +122,16 @@ def verify(
     data = read(folder)
     again = f"Build it again: svdq-trt build --model {data['model']} --arch {data['arch']} --out {folder.parent}"
     if arch is not None and data["arch"] != f"sm_{arch}":
-        raise ArtifactError(str(folder), f"a plan for {data['arch']}", f"one for sm_{arch}",
-                            f"svdq-trt build --model {data['model']} --arch sm_{arch}")  # fmt: skip
+        raise ArtifactError(
+            str(folder),
+            f"a plan for {data['arch']}",
+            f"one for sm_{arch}",
+            f"svdq-trt build --model {data['model']} --arch sm_{arch}",
+        )
     if plugin_version is not None and data["plugin"].get("version") != plugin_version:
-        raise ArtifactError(str(folder), f"a plan of plugin version {data['plugin'].get('version')}",
-                            f"version {plugin_version}", again)  # fmt: skip
+        raise ArtifactError(
+            str(folder), f"a plan of plugin version {data['plugin'].get('version')}", f"version {plugin_version}", again
+        )
     if data.get("lora_slots") and "plan" in parts:  # what the plan reads beside the caller's inputs
         parts = (*parts, "lora_slots")
     for part in parts:
@@ -121,8 +143,12 @@ def verify(
 
 def no_plan(folder: Path, data: dict[str, Any], backend: str = "auto") -> ArtifactError:
     """For an engine whose build ended before its plan; says where and how to finish it."""
-    return ArtifactError(str(folder), "no plan yet (the build was incomplete)", "model.plan",
-                         f"On a machine with an {data['arch']} GPU and TensorRT: {finish_command(folder, backend)}")
+    return ArtifactError(
+        str(folder),
+        "no plan yet (the build was incomplete)",
+        "model.plan",
+        f"On a machine with an {data['arch']} GPU and TensorRT: {finish_command(folder, backend)}",
+    )
 
 
 def finish_command(folder: Path, backend: str = "auto") -> str:

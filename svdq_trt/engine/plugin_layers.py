@@ -70,9 +70,7 @@ class LayerReport:
 def _tensors(line: str, field: str) -> tuple[EngineTensor, ...]:
     match = re.search(rf", {field}: \[( \{{.*?\}})\]", line)  # an empty list has no braces and does not match
     found = _TENSOR.finditer(match[1]) if match else ()
-    return tuple(
-        EngineTensor(m["name"], tuple(int(d) for d in m["dims"].split(",") if d), m["dtype"]) for m in found
-    )
+    return tuple(EngineTensor(m["name"], tuple(int(d) for d in m["dims"].split(",") if d), m["dtype"]) for m in found)
 
 
 def engine_layers(report: str) -> list[EngineLayer]:

@@ -39,9 +39,7 @@ def scaling_rows(n: int, chunks: int) -> Tensor:
     return which
 
 
-def read(
-    reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dtype, hints: Exact
-) -> Linear4:
+def read(reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dtype, hints: Exact) -> Linear4:
     """The linear `name` [N, K] as a w4a16 node with rows in the model's order.
 
     Args:
@@ -84,10 +82,14 @@ def read(
     if len(down) + missing > R_MAX:
         raise RangeError(where + "'", f"rank {len(down)} with its zero points", f"at most {R_MAX}")
     tensors = {
-        "qweight": numerics.pack_nibbles(codes.to(torch.int16) - point), "wscale": stored,
-        "act_mul": torch.ones(k, dtype=dtype), "lora_down": pad(down, (0, 0, 0, missing)),
-        "lora_up": pad(up, (0, missing)), "bias": bias, "wscale2": torch.ones(n),
-    }  # fmt: skip
+        "qweight": numerics.pack_nibbles(codes.to(torch.int16) - point),
+        "wscale": stored,
+        "act_mul": torch.ones(k, dtype=dtype),
+        "lora_down": pad(down, (0, 0, 0, missing)),
+        "lora_up": pad(up, (0, missing)),
+        "bias": bias,
+        "wscale2": torch.ones(n),
+    }
     return Linear4(W4A16, {key: t.contiguous() for key, t in tensors.items()}, {k: v for k, v in exact.items() if v})
 
 
@@ -149,9 +151,10 @@ def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written,
         raw = known
     lost = difference(_minus_one(raw, chunks), t["bias"])
     out = {
-        "qweight": fragments.pack_awq((codes + point).to(torch.uint8)[back]), "wscales": t["wscale"][:, back],
+        "qweight": fragments.pack_awq((codes + point).to(torch.uint8)[back]),
+        "wscales": t["wscale"][:, back],
         "wzeros": zeros[:, back],
-    }  # fmt: skip
+    }
     if bias or bool(t["bias"].any()):
         out["bias"] = raw[back]
     if low_rank and bool(t["lora_up"].any()):

@@ -72,9 +72,12 @@ def kind_of(reader: Reader) -> str:
         return NUNCHAKU
     if any(name.endswith(".weight_scale") for name in reader.names):
         return MODELOPT
-    raise ArtifactError(str(reader.where), "no tensor of a known quantized format",
-                        "a checkpoint of nunchaku, ModelOpt (NVFP4_SVD) or svdq-trt",
-                        "Give an unquantized one with --checkpoint.")  # fmt: skip
+    raise ArtifactError(
+        str(reader.where),
+        "no tensor of a known quantized format",
+        "a checkpoint of nunchaku, ModelOpt (NVFP4_SVD) or svdq-trt",
+        "Give an unquantized one with --checkpoint.",
+    )
 
 
 def header_object(reader: Reader, key: str) -> dict[str, Any]:

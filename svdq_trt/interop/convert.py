@@ -65,8 +65,12 @@ def import_checkpoint(path: Path, spec: ModelSpec, out: Path) -> Report:
     reader = open_reader(spec, path)
     kind = kind_of(reader)
     if kind == OWN:
-        raise ArtifactError(str(path), "our own artifact", "another tool's checkpoint",
-                            "Give it to svdq-trt build --quantized as it is.")  # fmt: skip
+        raise ArtifactError(
+            str(path),
+            "our own artifact",
+            "another tool's checkpoint",
+            "Give it to svdq-trt build --quantized as it is.",
+        )
     if kind == MODELOPT:
         from svdq_trt.interop.modelopt import read_modelopt
 

@@ -47,8 +47,12 @@ def read_modelopt(reader: Reader, spec: ModelSpec) -> Imported:
     """
     for key in ("quantization_config", "_quantization_metadata"):
         if key in reader.metadata:  # written when scales may have been padded or swizzled, which cannot be told apart
-            raise UnsupportedError(f"{reader.where}: metadata '{key}'", "an export prepared for another runtime",
-                                   "the plain diffusers export", "Export again without those options.")  # fmt: skip
+            raise UnsupportedError(
+                f"{reader.where}: metadata '{key}'",
+                "an export prepared for another runtime",
+                "the plain diffusers export",
+                "Export again without those options.",
+            )
     config = header_object(reader, "config")
     quantization = config.pop("quantization_config", None)
     if config:
@@ -91,8 +95,9 @@ class _Import:
         for name, module in self.module.named_modules():
             if self.reader.has(f"{name}.weight_scale"):
                 if not isinstance(module, nn.Linear):
-                    raise UnsupportedError(f"{self.reader.where}: '{name}'", "a quantized layer that is no linear",
-                                           "linears only")  # fmt: skip
+                    raise UnsupportedError(
+                        f"{self.reader.where}: '{name}'", "a quantized layer that is no linear", "linears only"
+                    )
                 self.linears[name] = self._read(name, module.out_features, module.in_features)
         done = {member for group in self.groups for member in self._group(group)}
         for name in self.linears:
@@ -153,10 +158,14 @@ class _Import:
         if reader.has(f"{name}.bias"):
             bias = to_half(f"{where}.bias'", reader.take_finite(f"{name}.bias", FLOAT, (n,)), self.dtype)
         tensors = {
-            "qweight": codes.contiguous(), "wscale": scale.view(n, k // 64, 4).transpose(0, 1).contiguous(),
-            "act_mul": act_mul, "lora_down": down, "lora_up": up, "bias": bias,
+            "qweight": codes.contiguous(),
+            "wscale": scale.view(n, k // 64, 4).transpose(0, 1).contiguous(),
+            "act_mul": act_mul,
+            "lora_down": down,
+            "lora_up": up,
+            "bias": bias,
             "wscale2": (whole / power).repeat(n),
-        }  # fmt: skip
+        }
         return Linear4(NVFP4, tensors, {})
 
     def _centre(self, name: str, before: Tensor) -> float:

@@ -99,8 +99,9 @@ class _Export:
         if layer.row.chunks:
             written, same = awq.write(name, linear, layer.row.chunks, layer.biased)
             if not same:
-                self.out.notes.append(f"{name}: rounded again, as nunchaku has neither smoothing nor a low-rank "
-                                      "branch there.")  # fmt: skip
+                self.out.notes.append(
+                    f"{name}: rounded again, as nunchaku has neither smoothing nor a low-rank branch there."
+                )
             self._add(name, written)
         else:
             self.linears[name] = (layer, *self._with_sign(layer, name, linear, nodes))
@@ -119,11 +120,16 @@ class _Export:
         if sorted(covered) != sorted(layer.members):
             return self._from_dense(layer)
         linears = [self._take(node) for node in nodes]
-        if any(x.format is not linears[0].format or not same_bits(x.tensors["act_mul"], linears[0].tensors["act_mul"])
-               for x in linears):  # fmt: skip
-            raise UnsupportedError(f"'{layer.members[0]}' and its siblings", "smoothed each in its own way",
-                                   "one smoothing: nunchaku stacks them",
-                                   "Quantize the model with svdq-trt build.")  # fmt: skip
+        if any(
+            x.format is not linears[0].format or not same_bits(x.tensors["act_mul"], linears[0].tensors["act_mul"])
+            for x in linears
+        ):
+            raise UnsupportedError(
+                f"'{layer.members[0]}' and its siblings",
+                "smoothed each in its own way",
+                "one smoothing: nunchaku stacks them",
+                "Quantize the model with svdq-trt build.",
+            )
         linear = linears[0] if len(linears) == 1 else stack(linears)
         rows = tuple(r for node in nodes for r in node.member_rows)
         return select_rows(linear, member_rows(tuple(covered), rows, layer.members))
@@ -137,17 +143,27 @@ class _Export:
     def _from_dense(self, layer: Layer) -> Linear4:
         """An adaLN linear that we keep in 16 bit, rounded; anything else nunchaku does not run in 16 bit."""
         if not layer.row.chunks:
-            raise UnsupportedError(f"'{layer.members[0]}'", "kept in 16 bit, or only a part of it quantized",
-                                   "4 bit: nunchaku runs it in no other way",
-                                   "Quantize it, without --skip or --rank auto.")  # fmt: skip
+            raise UnsupportedError(
+                f"'{layer.members[0]}'",
+                "kept in 16 bit, or only a part of it quantized",
+                "4 bit: nunchaku runs it in no other way",
+                "Quantize it, without --skip or --rank auto.",
+            )
         (member,) = layer.members
         weight = self._dense_tensor(f"{member}.weight")
         qw = numerics.quantize_weight(weight.float(), W4A16, weight.dtype)
         n, k = weight.shape
         bias = self._dense_tensor(f"{member}.bias") if layer.biased else weight.new_zeros(n)
         self.out.notes.append(f"{member}: rounded to 4 bit, which nunchaku has there.")
-        tensors = {"qweight": qw.qweight, "wscale": qw.wscale, "act_mul": weight.new_ones(k), "wscale2": qw.wscale2,
-                   "lora_down": weight.new_zeros(0, k), "lora_up": weight.new_zeros(n, 0), "bias": bias}  # fmt: skip
+        tensors = {
+            "qweight": qw.qweight,
+            "wscale": qw.wscale,
+            "act_mul": weight.new_ones(k),
+            "wscale2": qw.wscale2,
+            "lora_down": weight.new_zeros(0, k),
+            "lora_up": weight.new_zeros(n, 0),
+            "bias": bias,
+        }
         return Linear4(W4A16, tensors, {})
 
     def _dense_tensor(self, name: str) -> Tensor:

@@ -48,9 +48,14 @@ class _Import:
     """
 
     def __init__(
-        self, reader: Reader, spec: ModelSpec, family: Family, module: nn.Module, groups: tuple[LinearGroup, ...],
+        self,
+        reader: Reader,
+        spec: ModelSpec,
+        family: Family,
+        module: nn.Module,
+        groups: tuple[LinearGroup, ...],
         quantization: dict[str, Any],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.reader, self.spec, self.dtype = reader, spec, spec.torch_dtype
         self.module, self.groups, self.quantization = module, groups, quantization
         self.layers = layers_of(family, module, groups)
@@ -69,14 +74,19 @@ class _Import:
             self.out.tensors[name] = self._float(name, shape)
         self.reader.refuse_leftovers(self.spec.name, self.spec.derived)
         self._check_quantization()
-        keep = {key: self.reader.metadata[key] for key in ("config", "comfy_config", "model_class",
-                "quantization_config") if key in self.reader.metadata}  # fmt: skip
+        keep = {
+            key: self.reader.metadata[key]
+            for key in ("config", "comfy_config", "model_class", "quantization_config")
+            if key in self.reader.metadata
+        }
         self.out.meta = {"nunchaku": {"old_keys": self.old_keys, "layers": self.exact, "metadata": keep}}
         self.out.finish(self.spec, self.groups)
         if names := self.assumed_unsigned:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            self.out.notes.append(f"{names[0]}{more}: read as taking unsigned activation codes, as nunchaku runs "
-                                  "layers behind a GELU; the file does not say.")  # fmt: skip
+            self.out.notes.append(
+                f"{names[0]}{more}: read as taking unsigned activation codes, as nunchaku runs "
+                "layers behind a GELU; the file does not say."
+            )
         return self.out
 
     def _layer(self, layer: Layer) -> None:
@@ -131,8 +141,9 @@ class _Import:
 
     def _dequantized(self, layer: Layer, linear: Linear4, unsigned: bool) -> None:
         if layer.row.part is not None:
-            raise UnsupportedError(layer.members[0], "half of it quantized, but kept whole in this model",
-                                   "a model that splits it")  # fmt: skip
+            raise UnsupportedError(
+                layer.members[0], "half of it quantized, but kept whole in this model", "a model that splits it"
+            )
         for member in layer.members:
             at = member_rows(layer.members, layer.n, (member,))
             self._give_weight(member, select_rows(linear, at), _NO_NODE, unsigned, layer.k)
@@ -152,8 +163,11 @@ class _Import:
     def _dense(self, layer: Layer, name: str) -> None:
         """A layer that is in 16 bit, perhaps under another name, stacked, or with its channels last."""
         if layer.row.part is not None:
-            raise UnsupportedError(f"{self.reader.where}: '{name}'", "not quantized",
-                                   "a quantized layer: in 16 bit it cannot be told from its other half")  # fmt: skip
+            raise UnsupportedError(
+                f"{self.reader.where}: '{name}'",
+                "not quantized",
+                "a quantized layer: in 16 bit it cannot be told from its other half",
+            )
         for leaf in ("weight", "bias"):
             shapes = [self.left.get(f"{m}.{leaf}") for m in layer.members]
             known = [s for s in shapes if s is not None]

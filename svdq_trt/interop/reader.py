@@ -87,8 +87,11 @@ class Reader:
         """
         if left := sorted(set(self._files) - self._taken - set(derived)):
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-            raise ShapeError(str(self.where), f"{len(left)} tensors that {model} has no place for ({listed})",
-                             f"a checkpoint of {model}")  # fmt: skip
+            raise ShapeError(
+                str(self.where),
+                f"{len(left)} tensors that {model} has no place for ({listed})",
+                f"a checkpoint of {model}",
+            )
 
     def _file(self, name: str) -> TensorFile:
         if name not in self._files:

@@ -40,10 +40,22 @@ class Imported:
         t = linear.tensors
         shifted = unsigned and linear.format is INT4
         self.nodes.append(
-            Node(group.node, group.members, member_rows, linear.format.name, group.activation.value,
-                 t["qweight"].shape[0], t["act_mul"].numel(), t["lora_down"].shape[0], math.nan, 0.0, 0.0,
-                 shifted, GELU_SHIFT if shifted else 0.0)
-        )  # fmt: skip
+            Node(
+                group.node,
+                group.members,
+                member_rows,
+                linear.format.name,
+                group.activation.value,
+                t["qweight"].shape[0],
+                t["act_mul"].numel(),
+                t["lora_down"].shape[0],
+                math.nan,
+                0.0,
+                0.0,
+                shifted,
+                GELU_SHIFT if shifted else 0.0,
+            )
+        )
         self.tensors.update({f"{group.node}.{key}": tensor for key, tensor in t.items()})
 
     def finish(self, spec: ModelSpec, groups: tuple[LinearGroup, ...]) -> None:
@@ -58,9 +70,12 @@ class Imported:
         self.nodes.sort(key=lambda node: (order[node.members[0]], node.name))
         four_bit = [n for n in self.nodes if n.format != "w4a16"] or self.nodes
         self.meta = {
-            "model": spec.name, "format": four_bit[0].format, "rank": max(n.rank for n in four_bit),
-            "preset": "imported", "skip": [],
-        } | self.meta  # fmt: skip
+            "model": spec.name,
+            "format": four_bit[0].format,
+            "rank": max(n.rank for n in four_bit),
+            "preset": "imported",
+            "skip": [],
+        } | self.meta
 
 
 def select_rows(linear: Linear4, at: Tensor) -> Linear4:
@@ -89,6 +104,9 @@ def stack(linears: Sequence[Linear4]) -> Linear4:
     """Linears with the same act_mul as one, rows in this order; the low-rank branches stand side by side."""
     parts = [linear.tensors for linear in linears]
     tensors = {key: torch.cat([p[key] for p in parts]) for key in ("qweight", "bias", "wscale2", "lora_down")}
-    tensors |= {"act_mul": parts[0]["act_mul"], "wscale": torch.cat([p["wscale"] for p in parts], dim=1),
-                "lora_up": torch.block_diag(*(p["lora_up"] for p in parts))}  # fmt: skip
+    tensors |= {
+        "act_mul": parts[0]["act_mul"],
+        "wscale": torch.cat([p["wscale"] for p in parts], dim=1),
+        "lora_up": torch.block_diag(*(p["lora_up"] for p in parts)),
+    }
     return Linear4(linears[0].format, tensors, {})

@@ -126,11 +126,14 @@ def read(reader: Reader, name: str, rows: Rows, k: int, dtype: torch.dtype, hint
     if reader.has(f"{name}.bias"):
         bias = fragments.unpack_vector(reader.take_finite(f"{name}.bias", HALF, (rows.total,)))[rows.at]
     tensors = {
-        "qweight": qweight[rows.at, : k64 // 2], "wscale": wscale[: k64 // STEP, rows.at], "act_mul": act_mul,
+        "qweight": qweight[rows.at, : k64 // 2],
+        "wscale": wscale[: k64 // STEP, rows.at],
+        "act_mul": act_mul,
         "lora_down": to_half(f"{where}.{keys.down}'", down[:, :k64], dtype),
-        "lora_up": to_half(f"{where}.{keys.up}'", up[rows.at], dtype), "bias": to_half(f"{where}.bias'", bias, dtype),
+        "lora_up": to_half(f"{where}.{keys.up}'", up[rows.at], dtype),
+        "bias": to_half(f"{where}.bias'", bias, dtype),
         "wscale2": wscale2,
-    }  # fmt: skip
+    }
     return Linear4(fmt, {key: t.contiguous() for key, t in tensors.items()}, {k: v for k, v in exact.items() if v})
 
 
@@ -180,13 +183,17 @@ def _low_rank(reader: Reader, name: str, keys: Keys, rows: Rows, kp: int, k: int
     shape = reader.shape(down_name)
     rank = shape[1] if len(shape) == 2 else -1
     if rank < 0 or rank % R_MULTIPLE or rank > R_MAX:
-        raise ShapeError(f"{reader.where}: '{down_name}'", f"shape {list(shape)}",
-                         f"[{kp}, R], R a multiple of {R_MULTIPLE} up to {R_MAX}")  # fmt: skip
+        raise ShapeError(
+            f"{reader.where}: '{down_name}'",
+            f"shape {list(shape)}",
+            f"[{kp}, R], R a multiple of {R_MULTIPLE} up to {R_MAX}",
+        )
     down = fragments.unpack_down(reader.take_finite(down_name, HALF, (kp, rank)))
     up = fragments.unpack_up(reader.take_finite(up_name, HALF, (rows.total, rank)))
     if bool(down[:, k:].any()):
-        raise ShapeError(f"{reader.where}: '{down_name}'", "weights where this model has only padding",
-                         "a checkpoint of this model")  # fmt: skip
+        raise ShapeError(
+            f"{reader.where}: '{down_name}'", "weights where this model has only padding", "a checkpoint of this model"
+        )
     return down, up
 
 
@@ -205,8 +212,9 @@ def write(name: str, linear: Linear4, rows: Rows, keys: Keys, bias: bool) -> Wri
     """
     t, exact = linear.tensors, linear.exact
     if linear.format not in (INT4, NVFP4):
-        raise ArtifactError(name, f"format {linear.format.name}", "int4 or nvfp4",
-                            "Quantize with --format int4 or --format nvfp4.")  # fmt: skip
+        raise ArtifactError(
+            name, f"format {linear.format.name}", "int4 or nvfp4", "Quantize with --format int4 or --format nvfp4."
+        )
     half, k = t["act_mul"].dtype, t["act_mul"].numel()
     kp = padded(k)
     smooth = reciprocal(t["act_mul"])

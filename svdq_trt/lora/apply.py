@@ -39,13 +39,14 @@ def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     Those are the linears and convolutions, but for convolutions in groups: trainers don't agree on their factors.
     """
     layers = weight_layers(spec.build(device="meta")).items()
-    return {name: tuple(m.weight.shape) for name, m in layers
-            if isinstance(m.weight, Tensor) and getattr(m, "groups", 1) == 1}  # fmt: skip
+    return {
+        name: tuple(m.weight.shape)
+        for name, m in layers
+        if isinstance(m.weight, Tensor) and getattr(m, "groups", 1) == 1
+    }
 
 
-def open_loras(
-    requests: Sequence[LoraRequest], spec: ModelSpec, shapes: Shapes, allow_partial: bool
-) -> list[Loaded]:
+def open_loras(requests: Sequence[LoraRequest], spec: ModelSpec, shapes: Shapes, allow_partial: bool) -> list[Loaded]:
     """Read the LoRA files of a build.
 
     Raises:
@@ -130,12 +131,14 @@ def describe(lora: Loaded, quantized: set[str] | Mapping[str, Any]) -> dict[str,
     """One LoRA for the manifest: identity, strength, what it hit and what was left out."""
     layers = sorted(lora.by_layer)
     return {
-        "file": lora.file.path.name, "sha256": lora.file.sha256, "strength": lora.strength,
+        "file": lora.file.path.name,
+        "sha256": lora.file.sha256,
+        "strength": lora.strength,
         "quantized_layers": [name for name in layers if name in quantized],
         "dense_layers": [name for name in layers if name not in quantized],
         "text_encoder_tensors": lora.file.text_encoder,
         "left_out": [{"name": name, "reason": reason} for name, reason in lora.file.problems],
-    }  # fmt: skip
+    }
 
 
 def merge_into(module: nn.Module, loras: Sequence[Loaded]) -> int:

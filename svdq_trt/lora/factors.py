@@ -126,8 +126,12 @@ def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> Ext
     if rank > len(down) + room:
         cut_down, cut_up, error = cut(torch.cat(downs[1:]), torch.cat(ups[1:], 1), room)
         if error > ERROR_MAX:
-            raise ShapeError(rows.name, f"rank {rank} with the LoRAs, and {100 * error:.0f} % of them lost without",
-                             f"at most {R_MAX}", "Use fewer LoRAs, or of lower rank.")  # fmt: skip
+            raise ShapeError(
+                rows.name,
+                f"rank {rank} with the LoRAs, and {100 * error:.0f} % of them lost without",
+                f"at most {R_MAX}",
+                "Use fewer LoRAs, or of lower rank.",
+            )
         downs, ups, rank = [down, cut_down], [up, cut_up], len(down) + len(cut_down)
     padding = -rank % R_MULTIPLE
     downs.append(down.new_zeros(padding, rows.k))

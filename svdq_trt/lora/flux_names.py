@@ -36,11 +36,17 @@ _ONE_TO_ONE = (
 #: pattern of the first of diffusers' layers -> (the original's name, all of diffusers' leaves in its row order)
 _FUSED = (
     (r"(transformer_blocks\.(\d+)\.attn\.)to_q", r"double_blocks.\2.img_attn.qkv", ("to_q", "to_k", "to_v")),
-    (r"(transformer_blocks\.(\d+)\.attn\.)add_q_proj", r"double_blocks.\2.txt_attn.qkv",
-     ("add_q_proj", "add_k_proj", "add_v_proj")),
-    (r"(single_transformer_blocks\.(\d+)\.)attn\.to_q", r"single_blocks.\2.linear1",
-     ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
-)  # fmt: skip
+    (
+        r"(transformer_blocks\.(\d+)\.attn\.)add_q_proj",
+        r"double_blocks.\2.txt_attn.qkv",
+        ("add_q_proj", "add_k_proj", "add_v_proj"),
+    ),
+    (
+        r"(single_transformer_blocks\.(\d+)\.)attn\.to_q",
+        r"single_blocks.\2.linear1",
+        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    ),
+)
 
 _SWAPPED = ("norm_out.linear", "final_layer.adaLN_modulation.1")  # diffusers: scale, shift; original: shift, scale
 

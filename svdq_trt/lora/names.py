@@ -24,8 +24,16 @@ from svdq_trt.models import ModelSpec
 TEXT_ENCODER = re.compile(
     r"(lora_te\d?_|lora_(clip|t5)|text_encoders?[._0-9]|te\d?\.|conditioner\.|cond_stage_model\.).*"
 )
-_DOTTED = ("", "unet.", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model.",
-           "base_model.model.transformer.", "base_model.model.unet.")  # fmt: skip
+_DOTTED = (
+    "",
+    "unet.",
+    "transformer.",
+    "diffusion_model.",
+    "model.diffusion_model.",
+    "base_model.model.",
+    "base_model.model.transformer.",
+    "base_model.model.unet.",
+)
 _UNDERSCORED = ("lora_unet_", "lora_transformer_")
 
 

@@ -99,8 +99,9 @@ def refuse_partial(path: Path, problems: Iterable[tuple[str, str]], what: str, f
     problems = list(problems)
     listed = "; ".join(f"{name}: {reason}" for name, reason in problems[:_LISTED])
     more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    raise ArtifactError(str(path), f"{len(problems)} layers that cannot be used ({listed}{more})",
-                        f"LoRA tensors that fit {what}", fix)  # fmt: skip
+    raise ArtifactError(
+        str(path), f"{len(problems)} layers that cannot be used ({listed}{more})", f"LoRA tensors that fit {what}", fix
+    )
 
 
 def read_lora(path: Path, names: Names, shapes: Shapes) -> LoraFile:
@@ -156,9 +157,7 @@ def _alpha(file: TensorFile, name: str | None) -> float | None:
     return None if name is None else float(file.read(name, torch.float32).reshape(()))
 
 
-def _misfit(
-    file: TensorFile, parts: Mapping[str, str], targets: tuple[Target, ...] | None, shapes: Shapes
-) -> str:
+def _misfit(file: TensorFile, parts: Mapping[str, str], targets: tuple[Target, ...] | None, shapes: Shapes) -> str:
     """Why these tensors cannot act on that layer; empty when they can."""
     if targets is None:
         return "no layer of this model that a LoRA can act on"

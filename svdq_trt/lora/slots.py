@@ -169,10 +169,13 @@ def load_table(path: Path) -> tuple[SlotTable, dict[str, Tensor]]:
         if data["version"] != VERSION:
             raise ArtifactError(str(path), f"version {data['version']}", str(VERSION), again)
         slots = tuple(
-            Slot(Rows(**{**s["rows"], "columns": s["rows"]["columns"] and tuple(s["rows"]["columns"])}),
-                 s["base"], s["reserved"])
+            Slot(
+                Rows(**{**s["rows"], "columns": s["rows"]["columns"] and tuple(s["rows"]["columns"])}),
+                s["base"],
+                s["reserved"],
+            )
             for s in data["slots"]
-        )  # fmt: skip
+        )
         shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
         table = SlotTable(data["model"], data["dtype"], data["rank"], slots, shapes)
     except (OSError, SafetensorError) as error:

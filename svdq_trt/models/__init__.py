@@ -12,12 +12,21 @@ from svdq_trt.models.sdxl import SDXL, SDXL_TINY, SDXL_TURBO
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 
 _ALL = (
-    SDXL, SDXL_TURBO, SDXL_TINY,
-    FLUX_DEV, FLUX_SCHNELL, FLUX_TINY, FLUX_BLOCKS,
-    PIXART_SIGMA, PIXART_TINY,
-    SANA, SANA_TINY,
-    SD35_MEDIUM, SD35_LARGE, SD3_TINY,
-)  # fmt: skip
+    SDXL,
+    SDXL_TURBO,
+    SDXL_TINY,
+    FLUX_DEV,
+    FLUX_SCHNELL,
+    FLUX_TINY,
+    FLUX_BLOCKS,
+    PIXART_SIGMA,
+    PIXART_TINY,
+    SANA,
+    SANA_TINY,
+    SD35_MEDIUM,
+    SD35_LARGE,
+    SD3_TINY,
+)
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 
 #: archs for which CI builds every twin and compares it with its 16-bit model (tests/e2e/test_twins.py)

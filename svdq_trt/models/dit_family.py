@@ -140,9 +140,12 @@ class FlatDiT(nn.Module):
     ) -> torch.Tensor:
         """The model's prediction for latents [B, C, height, width]; the mask [B, T] is 1 for text, 0 for padding."""
         out: torch.Tensor = self.transformer(
-            hidden_states, encoder_hidden_states=encoder_hidden_states, timestep=timestep,
-            encoder_attention_mask=encoder_attention_mask, return_dict=False,
-        )[0]  # fmt: skip
+            hidden_states,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep=timestep,
+            encoder_attention_mask=encoder_attention_mask,
+            return_dict=False,
+        )[0]
         return out
 
 

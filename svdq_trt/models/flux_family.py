@@ -132,9 +132,15 @@ class FlatFlux(nn.Module):
     ) -> torch.Tensor:
         """Predicted velocity, in the shape and dtype of `hidden_states`."""
         out: torch.Tensor = self.transformer(
-            hidden_states, encoder_hidden_states, pooled_projections, timestep, img_ids, txt_ids, guidance,
+            hidden_states,
+            encoder_hidden_states,
+            pooled_projections,
+            timestep,
+            img_ids,
+            txt_ids,
+            guidance,
             return_dict=False,
-        )[0]  # fmt: skip
+        )[0]
         return out
 
 

@@ -110,15 +110,11 @@ def complete(
     # Nodes that share a member by columns stand or fall together: a layer is quantized whole or not at all.
     groups = [g for g in candidates if not any(m in why for m in g.members)]
     if unused:
-        raise UsageError(
-            "--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does"
-        )
+        raise UsageError("--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does")
     grouped = [m for g in groups for m in g.members if g.columns is None or g.columns[0] == 0]
     kept = tuple(Kept(name, why[name]) for name in layers if name in why)
     # A layer without a rule, or with two, is a bug of the family's rules and must not pass silently.
-    assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), (
-        "every layer is grouped or kept, once"
-    )
+    assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), "every layer is grouped or kept, once"
     return Recipe(tuple(groups), kept)
 
 
@@ -159,9 +155,7 @@ def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, to
     return weight, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def member_tensors(
-    module: nn.Module, group: LinearGroup
-) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+def member_tensors(module: nn.Module, group: LinearGroup) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     """Weight [N, K] and bias [N] or None of each member, in order; views of the module's (on meta: shapes alone)."""
     weights: list[torch.Tensor] = []
     biases: list[torch.Tensor | None] = []

@@ -49,14 +49,11 @@ class MlpParams(ctypes.Structure):
 _SIZE = ctypes.POINTER(ctypes.c_size_t)
 _STREAM = ctypes.c_void_p
 _ARGTYPES: dict[str, tuple[Any, ...]] = {
-    **{
-        f"svdq_linear{part}": (ctypes.POINTER(Params), _STREAM)
-        for part in ("", "_quantize", "_gemm", "_portable")
-    },
+    **{f"svdq_linear{part}": (ctypes.POINTER(Params), _STREAM) for part in ("", "_quantize", "_gemm", "_portable")},
     "svdq_workspace_bytes": (*(ctypes.c_int32,) * 5, _SIZE),
     "svdq_mlp": (ctypes.POINTER(MlpParams), _STREAM),
     "svdq_mlp_workspace_bytes": (ctypes.POINTER(MlpParams), _SIZE),
-}  # fmt: skip
+}
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -112,9 +109,20 @@ def linear(
         workspace = torch.empty(max(size.value, 16), dtype=torch.uint8, device=x.device)
         y = torch.empty(m, activation.n_out(n), dtype=x.dtype, device=x.device)
         params = Params(
-            fmt.index, ACTIVATIONS.index(activation), DTYPES[x.dtype], int(act_unsigned), act_shift, m, n, k, r,
-            *(t.data_ptr() for t in held), y.data_ptr(), workspace.data_ptr(), size.value,
-        )  # fmt: skip
+            fmt.index,
+            ACTIVATIONS.index(activation),
+            DTYPES[x.dtype],
+            int(act_unsigned),
+            act_shift,
+            m,
+            n,
+            k,
+            r,
+            *(t.data_ptr() for t in held),
+            y.data_ptr(),
+            workspace.data_ptr(),
+            size.value,
+        )
         _check(library, library.svdq_linear(ctypes.byref(params), torch.cuda.current_stream().cuda_stream))
     return y
 

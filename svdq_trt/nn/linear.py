@@ -75,10 +75,15 @@ class SVDQLinear(nn.Module):
         if format not in FORMATS:
             raise UsageError("format", f"'{format}'", f"one of {', '.join(FORMATS)}")
         quantized = quantize_group(
-            [linear.weight], [linear.bias], x_calib, FORMATS[format], rank,
+            [linear.weight],
+            [linear.bias],
+            x_calib,
+            FORMATS[format],
+            rank,
             act_dtype=dtype or (linear.weight.dtype if linear.weight.dtype.itemsize == 2 else torch.float16),
-            name="linear", activation=activation,
-        )  # fmt: skip
+            name="linear",
+            activation=activation,
+        )
         return cls.from_quantized(quantized)
 
     @classmethod
@@ -104,9 +109,19 @@ class SVDQLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features], in x's dtype."""
         y: Tensor = torch.ops.svdq.linear(
-            x, self.qweight, self.wscale, self.act_mul, self.lora_down, self.lora_up, self.bias, self.wscale2,
-            self.format.name, self.activation.value, int(self.act_unsigned), self.act_shift,
-        )  # fmt: skip
+            x,
+            self.qweight,
+            self.wscale,
+            self.act_mul,
+            self.lora_down,
+            self.lora_up,
+            self.bias,
+            self.wscale2,
+            self.format.name,
+            self.activation.value,
+            int(self.act_unsigned),
+            self.act_shift,
+        )
         return y
 
     def dequantize(self) -> Tensor:

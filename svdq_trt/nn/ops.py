@@ -39,8 +39,9 @@ def reference(
     """
     _check_shapes(x, qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2, format)
     w = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), FORMATS[format])
-    return with_weight(x, w, act_mul, lora_down, lora_up, bias, FORMATS[format], Activation(activation),
-                       bool(act_unsigned), act_shift)  # fmt: skip
+    return with_weight(
+        x, w, act_mul, lora_down, lora_up, bias, FORMATS[format], Activation(activation), bool(act_unsigned), act_shift
+    )
 
 
 def with_weight(
@@ -137,8 +138,14 @@ def _check_shapes(x: Tensor, qweight: Tensor, *rest: Tensor | str) -> None:
     if x.shape[-1] != k:
         raise ShapeError("svdq::linear", f"x has {x.shape[-1]} features", f"{k} (qweight)")
     want = input_shapes(FORMATS[fmt_name], n, k, r)  # type: ignore[index]
-    got = {"wscale": wscale, "act_mul": act_mul, "lora_down": lora_down, "lora_up": lora_up,
-           "bias": bias, "wscale2": wscale2}
+    got = {
+        "wscale": wscale,
+        "act_mul": act_mul,
+        "lora_down": lora_down,
+        "lora_up": lora_up,
+        "bias": bias,
+        "wscale2": wscale2,
+    }
     for name, tensor in got.items():
         if tuple(tensor.shape) != want[name]:  # type: ignore[union-attr]
             raise ShapeError("svdq::linear", f"{name} {tuple(tensor.shape)}", str(want[name]))  # type: ignore[union-attr]

@@ -65,8 +65,9 @@ def detach(pipe: Pipe) -> Pipe:
     if not isinstance(current, Denoiser):
         raise UnsupportedError(f"pipe.{name}", f"a {type(current).__name__}", "an attached engine")
     if current.original is None:
-        raise UnsupportedError(f"pipe.{name}", "the torch module was not kept", "one to put back",
-                               f"Set pipe.{name} to a module yourself.")  # fmt: skip
+        raise UnsupportedError(
+            f"pipe.{name}", "the torch module was not kept", "one to put back", f"Set pipe.{name} to a module yourself."
+        )
     setattr(pipe, name, current.original)
     return pipe
 
@@ -80,8 +81,11 @@ def component_of(pipe: Any) -> str:
     components = getattr(pipe, "components", None)
     names = [name for name in _COMPONENTS if name in components] if isinstance(components, dict) else []
     if len(names) != 1:
-        raise UnsupportedError(type(pipe).__name__, f"{' and '.join(names) or 'no denoiser'} among its components",
-                               f"a diffusers pipeline with one of {', '.join(_COMPONENTS)}")  # fmt: skip
+        raise UnsupportedError(
+            type(pipe).__name__,
+            f"{' and '.join(names) or 'no denoiser'} among its components",
+            f"a diffusers pipeline with one of {', '.join(_COMPONENTS)}",
+        )
     return names[0]
 
 

@@ -54,8 +54,12 @@ class Denoiser(nn.Module):
         self._rank = {p.name: len(p.min) for p in runner.inputs}
         wanted, got = {io.name for io in spec.inputs}, set(self._dtypes)
         if wanted != got:
-            raise ArtifactError(f"an engine for {spec.name}", f"inputs {', '.join(sorted(got))}",
-                                ", ".join(sorted(wanted)), "Build the engine again.")  # fmt: skip
+            raise ArtifactError(
+                f"an engine for {spec.name}",
+                f"inputs {', '.join(sorted(got))}",
+                ", ".join(sorted(wanted)),
+                "Build the engine again.",
+            )
         width = getattr(self.config, "projection_class_embeddings_input_dim", None)
         if width:  # SDXL's pipelines compare it with what the text encoders give
             self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
@@ -126,8 +130,12 @@ class Denoiser(nn.Module):
                 feed[name] = tensor.contiguous()
             elif not _is_empty(value):
                 fix = _FIX.get(full_name, "")
-                raise UnsupportedError(f"pipe.{self._name}: {full_name}", f"{type(value).__name__} given",
-                                       f"nothing: the engine's inputs are {', '.join(self._dtypes)}", fix)  # fmt: skip
+                raise UnsupportedError(
+                    f"pipe.{self._name}: {full_name}",
+                    f"{type(value).__name__} given",
+                    f"nothing: the engine's inputs are {', '.join(self._dtypes)}",
+                    fix,
+                )
         for name in self._dtypes:
             if name not in feed:
                 raise UnsupportedError(

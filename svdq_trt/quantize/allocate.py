@@ -103,14 +103,23 @@ def describe(summary: Mapping[str, Any]) -> str:
     asked = f"{target} dB" if budget is None else f"{budget:,} bytes"
     what = "at the output" if summary["gains"] else "in the nodes, on average"
     kept = f", {len(summary['kept'])} of them in 16 bit" if summary["kept"] else ""
-    return (f"{summary['bytes']:,} bytes in all nodes{kept}; {summary['error_db']:.1f} dB predicted {what}; "
-            f"asked for {asked}")  # fmt: skip
+    return (
+        f"{summary['bytes']:,} bytes in all nodes{kept}; {summary['error_db']:.1f} dB predicted {what}; "
+        f"asked for {asked}"
+    )
 
 
 def measure_curves(
-    module: nn.Module, groups: Sequence[LinearGroup], calibration: Calibration, fmt: Format, act_dtype: torch.dtype,
-    journal: Journal, progress: Progress, read: Callable[[str], Tensor] | None = None, device: torch.device = CPU,
-) -> dict[str, NodeCurve]:  # fmt: skip
+    module: nn.Module,
+    groups: Sequence[LinearGroup],
+    calibration: Calibration,
+    fmt: Format,
+    act_dtype: torch.dtype,
+    journal: Journal,
+    progress: Progress,
+    read: Callable[[str], Tensor] | None = None,
+    device: torch.device = CPU,
+) -> dict[str, NodeCurve]:
     """The curve of every group, several at a time; those that `journal` has are taken over.
 
     Args:
@@ -142,9 +151,12 @@ def measure_curves(
 
 
 def allocate(
-    curves: Mapping[str, NodeCurve], budget_bytes: int | None, target_sqnr: float | None,
-    scan: Sensitivity | None = None, gains_name: str = "",
-) -> Allocation:  # fmt: skip
+    curves: Mapping[str, NodeCurve],
+    budget_bytes: int | None,
+    target_sqnr: float | None,
+    scan: Sensitivity | None = None,
+    gains_name: str = "",
+) -> Allocation:
     """Choose for all nodes: the least error within `budget_bytes`, or the fewest bytes that reach `target_sqnr` dB.
 
     Args:
@@ -168,10 +180,14 @@ def allocate(
             best = decibels(sum(min(o.error for o in some) for some in options.values()))
             raise UsageError("--target-sqnr", f"{target_sqnr:g} dB", f"at most {best:.2f}, the best that is predicted")
     return Allocation(
-        budget_bytes, target_sqnr, gains_name if scan else "", total_bytes(choice), decibels(total_error(choice)),
+        budget_bytes,
+        target_sqnr,
+        gains_name if scan else "",
+        total_bytes(choice),
+        decibels(total_error(choice)),
         {node: option.rank for node, option in choice.items() if option.rank != KEEP},
         tuple(node for node, option in choice.items() if option.rank == KEEP),
-    )  # fmt: skip
+    )
 
 
 def _gains(curves: Mapping[str, NodeCurve], scan: Sensitivity | None) -> dict[str, float]:
@@ -180,6 +196,9 @@ def _gains(curves: Mapping[str, NodeCurve], scan: Sensitivity | None) -> dict[st
     found = {effect.node: effect.gain for effect in scan.effects}
     missing = [node for node in curves if node not in found]
     if missing:
-        raise UsageError("--sensitivity", f"no figures of {missing[0]} ({len(missing)} nodes missing)",
-                         "a scan of the same model with the same --skip")  # fmt: skip
+        raise UsageError(
+            "--sensitivity",
+            f"no figures of {missing[0]} ({len(missing)} nodes missing)",
+            "a scan of the same model with the same --skip",
+        )
     return {node: found[node] for node in curves}

@@ -58,12 +58,25 @@ class Node:
         n, half_k = q.tensors["qweight"].shape
         trials = tuple(
             (round(alpha, 4), round(beta, 4), round(decibels(error), 2))
-            for alpha, beta, error in q.trials if math.isfinite(error)
-        )  # fmt: skip
+            for alpha, beta, error in q.trials
+            if math.isfinite(error)
+        )
         return cls(
-            q.name, members, rows, q.format.name, q.activation.value, n, 2 * half_k, q.tensors["lora_down"].shape[0],
-            q.sqnr_db, q.alpha, q.beta, q.act_unsigned, q.act_shift, trials,
-        )  # fmt: skip
+            q.name,
+            members,
+            rows,
+            q.format.name,
+            q.activation.value,
+            n,
+            2 * half_k,
+            q.tensors["lora_down"].shape[0],
+            q.sqnr_db,
+            q.alpha,
+            q.beta,
+            q.act_unsigned,
+            q.act_shift,
+            trials,
+        )
 
 
 @dataclass(frozen=True)
@@ -132,9 +145,15 @@ def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, 
         if meta["version"] != VERSION:
             raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), REMAKE)
         nodes = tuple(
-            Node(**{**n, "members": tuple(n["members"]), "member_rows": tuple(n["member_rows"]),
+            Node(
+                **{
+                    **n,
+                    "members": tuple(n["members"]),
+                    "member_rows": tuple(n["member_rows"]),
                     "sqnr_db": math.nan if n["sqnr_db"] is None else n["sqnr_db"],
-                    "trials": tuple((alpha, beta, db) for alpha, beta, db in n.get("trials", ()))})
+                    "trials": tuple((alpha, beta, db) for alpha, beta, db in n.get("trials", ())),
+                }
+            )
             for n in meta["nodes"]
         )
         for node in nodes:
@@ -152,11 +171,15 @@ def _check_fields(node: Node) -> None:
     texts = (node.name, node.format, node.activation, *node.members)
     numbers = (node.sqnr_db, node.alpha, node.beta, node.act_shift, *(v for trial in node.trials for v in trial))
     good = (
-        all(type(v) is int and v >= 0 for v in sizes) and all(type(v) is str for v in texts)
-        and all(type(v) in (int, float) for v in numbers) and type(node.act_unsigned) is bool
-        and math.isfinite(node.act_shift) and (node.act_shift == 0 or node.act_unsigned)
-        and (not node.act_unsigned or node.format == "int4") and len(node.members) == len(node.member_rows) > 0
-    )  # fmt: skip
+        all(type(v) is int and v >= 0 for v in sizes)
+        and all(type(v) is str for v in texts)
+        and all(type(v) in (int, float) for v in numbers)
+        and type(node.act_unsigned) is bool
+        and math.isfinite(node.act_shift)
+        and (node.act_shift == 0 or node.act_unsigned)
+        and (not node.act_unsigned or node.format == "int4")
+        and len(node.members) == len(node.member_rows) > 0
+    )
     if not good or sum(node.member_rows) != node.n:
         raise ValueError(f"node {str(node.name)[:80]!r} is not described as one")
 

@@ -119,8 +119,11 @@ def _tried(device: torch.device) -> Rounding:
         if out_of_memory("GPTQ", error) is not None:  # says nothing of the kernel, and codes must not depend on it
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        return Rounding(_round_block, "GPTQ runs as torch operations, which is slower, as its kernel does not run here "
-                                      f"({reason}). Triton needs a C compiler and Python's headers.")  # fmt: skip
+        return Rounding(
+            _round_block,
+            "GPTQ runs as torch operations, which is slower, as its kernel does not run here "
+            f"({reason}). Triton needs a C compiler and Python's headers.",
+        )
     return Rounding(round_block, "")
 
 

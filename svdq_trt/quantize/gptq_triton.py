@@ -42,9 +42,17 @@ def round_block(
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _kernel(  # type: ignore[no-untyped-def]
-    todo, wanted, columns, steps, values, wrong, n,
-    FP4: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803 (Triton's habit for constants)
-):  # fmt: skip
+    todo,
+    wanted,
+    columns,
+    steps,
+    values,
+    wrong,
+    n,
+    FP4: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = rows < n

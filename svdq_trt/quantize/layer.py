@@ -92,9 +92,12 @@ def quantize_group(
     """
     w = torch.cat([t.detach().float() for t in weights])
     _check(name, w, x, fmt, rank)
-    bias = torch.cat([
-        torch.zeros(t.shape[0]) if b is None else b.detach().float().cpu() for t, b in zip(weights, biases, strict=True)
-    ]).to(w.device)  # fmt: skip
+    bias = torch.cat(
+        [
+            torch.zeros(t.shape[0]) if b is None else b.detach().float().cpu()
+            for t, b in zip(weights, biases, strict=True)
+        ]
+    ).to(w.device)
     if not bias.isfinite().all():
         raise RangeError(name, "NaN or Inf in the bias", "finite values", "Check the checkpoint.")
     x = x.detach().float().to(w.device)
@@ -132,26 +135,42 @@ def quantize_group(
     missing = rank - split.up.shape[1]  # rank above min(N, K): the rest is zero
     down, up = F.pad(split.down, (0, 0, 0, missing)), F.pad(split.up, (0, missing))
     tensors = {
-        "qweight": qw.qweight, "wscale": qw.wscale, "act_mul": split.act_mul.to(act_dtype),
-        "lora_down": down.to(act_dtype), "lora_up": up.to(act_dtype), "bias": bias.to(act_dtype),
+        "qweight": qw.qweight,
+        "wscale": qw.wscale,
+        "act_mul": split.act_mul.to(act_dtype),
+        "lora_down": down.to(act_dtype),
+        "lora_up": up.to(act_dtype),
+        "bias": bias.to(act_dtype),
         "wscale2": qw.wscale2,
-    }  # fmt: skip
+    }
     for key in ("lora_down", "lora_up", "bias", "wscale"):
         if tensors[key].is_floating_point() and not tensors[key].isfinite().all():
             raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
     tensors = {key: t.contiguous() for key, t in tensors.items()}
     return QuantizedLinear(
-        name, fmt, activation, tensors, sqnr, best.alpha, best.beta,
+        name,
+        fmt,
+        activation,
+        tensors,
+        sqnr,
+        best.alpha,
+        best.beta,
         trials=[(t.alpha, t.beta, t.error) for t in trials if t.coding == coding],
-        act_unsigned=coding.unsigned, act_shift=coding.shift, rungs=rungs,
-    )  # fmt: skip
+        act_unsigned=coding.unsigned,
+        act_shift=coding.shift,
+        rungs=rungs,
+    )
 
 
 def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:
     n, k = w.shape
     if k % K_MULTIPLE or k > max_exact_k(fmt):
-        raise ShapeError(name, f"K = {k}", f"a multiple of {K_MULTIPLE} up to {max_exact_k(fmt)} for {fmt.name}",
-                         "Keep this layer in 16 bit.")  # fmt: skip
+        raise ShapeError(
+            name,
+            f"K = {k}",
+            f"a multiple of {K_MULTIPLE} up to {max_exact_k(fmt)} for {fmt.name}",
+            "Keep this layer in 16 bit.",
+        )
     if n % N_MULTIPLE:
         raise ShapeError(name, f"N = {n}", f"a multiple of {N_MULTIPLE}", "Keep this layer in 16 bit.")
     if rank % R_MULTIPLE or not 0 <= rank <= R_MAX:

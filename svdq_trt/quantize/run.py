@@ -96,8 +96,15 @@ def quantize_model(
         spec.install(module, group, layer)
         nodes.append(node)
     progress(total, total, f"writing {out.name}")
-    meta: dict[str, Any] = {"model": spec.name, "format": fmt.name, "rank": top_rank(rank), "preset": preset.name,
-                            "skip": list(skip), "device": device.type, **(notes or {})}  # fmt: skip
+    meta: dict[str, Any] = {
+        "model": spec.name,
+        "format": fmt.name,
+        "rank": top_rank(rank),
+        "preset": preset.name,
+        "skip": list(skip),
+        "device": device.type,
+        **(notes or {}),
+    }
     artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
@@ -133,12 +140,18 @@ def _one(
     weights, biases = source()
     own_rank = group.rank(rank) if isinstance(rank, int) else rank[group.node]
     quantized = quantize_group(
-        [w.to(device) for w in weights], biases,
-        calibration.x[group.node], W4A16 if group.weight_only else fmt, own_rank,
+        [w.to(device) for w in weights],
+        biases,
+        calibration.x[group.node],
+        W4A16 if group.weight_only else fmt,
+        own_rank,
         act_dtype=spec.torch_dtype,
-        name=group.node, activation=group.activation, x_absmax=calibration.amax[group.node],
-        act_shift=group.act_shift, preset=preset,
-    )  # fmt: skip
+        name=group.node,
+        activation=group.activation,
+        x_absmax=calibration.amax[group.node],
+        act_shift=group.act_shift,
+        preset=preset,
+    )
     node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))
     artifact.save(shard, {f"{group.node}.{k}": t.cpu() for k, t in quantized.tensors.items()}, {}, [node])
     return node, layer_of(node, artifact.load(shard).tensors)  # mapped: a finished layer takes no memory
@@ -151,8 +164,12 @@ def _shard(partial: Path, index: int) -> Path:
 def _of_another_rank(partial: Path, index: int, group: LinearGroup) -> tuple[Node, SVDQLinear]:
     done = _resume(_shard(partial, index), group)
     if done is None:
-        raise ArtifactError(str(_shard(partial, index)), "no finished layer", f"{group.node}, from another rank",
-                            "All ranks must see the same folder; run the same command to go on.")  # fmt: skip
+        raise ArtifactError(
+            str(_shard(partial, index)),
+            "no finished layer",
+            f"{group.node}, from another rank",
+            "All ranks must see the same folder; run the same command to go on.",
+        )
     return done
 
 
@@ -194,13 +211,18 @@ def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
     for name, want in module.state_dict().items():
         got = loaded.tensors.get(name)
         if got is not None and (got.shape != want.shape or got.dtype != want.dtype):
-            raise ArtifactError("svdq.safetensors", f"{name} is {got.dtype} {list(got.shape)}",
-                                f"{want.dtype} {list(want.shape)}", artifact.REMAKE)  # fmt: skip
+            raise ArtifactError(
+                "svdq.safetensors",
+                f"{name} is {got.dtype} {list(got.shape)}",
+                f"{want.dtype} {list(want.shape)}",
+                artifact.REMAKE,
+            )
     result = module.load_state_dict(loaded.tensors, strict=False, assign=True)
     if result.missing_keys or result.unexpected_keys:
         name = (result.missing_keys or result.unexpected_keys)[0]
-        raise ArtifactError("svdq.safetensors", f"{name} missing or unknown", f"the tensors of {spec.name}",
-                            artifact.REMAKE)  # fmt: skip
+        raise ArtifactError(
+            "svdq.safetensors", f"{name} missing or unknown", f"the tensors of {spec.name}", artifact.REMAKE
+        )
     return module.eval()
 
 
@@ -208,9 +230,11 @@ def _is_of(node: Node, group: LinearGroup, sizes: Mapping[str, tuple[int, ...]])
     """Is the node the group's, in its sizes and in what it computes."""
     start, stop = group.columns or (0, sizes[group.members[0]][1])
     return (
-        node.members == group.members and node.activation == group.activation.value and node.k == stop - start
+        node.members == group.members
+        and node.activation == group.activation.value
+        and node.k == stop - start
         and node.member_rows == tuple(sizes[m][0] for m in group.members)
-    )  # fmt: skip
+    )
 
 
 def _whole(group: LinearGroup) -> tuple[str, ...]:

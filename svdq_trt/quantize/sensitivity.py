@@ -101,9 +101,13 @@ class Probe:
     """
 
     def __init__(
-        self, module: nn.Module, spec: ModelSpec, groups: Sequence[LinearGroup], inputs: Sequence[tuple[Tensor, ...]],
+        self,
+        module: nn.Module,
+        spec: ModelSpec,
+        groups: Sequence[LinearGroup],
+        inputs: Sequence[tuple[Tensor, ...]],
         read: Read | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Run the 16-bit model once.
 
         Args:
@@ -158,12 +162,23 @@ class _Float32Node(SVDQLinear):
     """A node whose input and output are float32, its weights as they are, on any device."""
 
     def __init__(self, layer: SVDQLinear) -> None:
-        super().__init__(dict(layer.named_buffers()), layer.format, layer.activation, layer.act_unsigned,
-                         layer.act_shift)  # fmt: skip
+        super().__init__(
+            dict(layer.named_buffers()), layer.format, layer.activation, layer.act_unsigned, layer.act_shift
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features], float32."""
         return ops.reference(
-            x, self.qweight, self.wscale, self.act_mul, self.lora_down, self.lora_up, self.bias, self.wscale2,
-            self.format.name, self.activation.value, int(self.act_unsigned), self.act_shift,
-        )  # fmt: skip
+            x,
+            self.qweight,
+            self.wscale,
+            self.act_mul,
+            self.lora_down,
+            self.lora_up,
+            self.bias,
+            self.wscale2,
+            self.format.name,
+            self.activation.value,
+            int(self.act_unsigned),
+            self.act_shift,
+        )

@@ -121,6 +121,6 @@ def _start(options: Mapping[str, Sequence[Option]]) -> tuple[dict[str, Option], 
         _Move(node, b, b.bytes - a.bytes, a.error - b.error)
         for node, corners in hulls.items()
         for a, b in itertools.pairwise(corners)
-    ]  # fmt: skip
+    ]
     moves.sort(key=lambda m: -m.saves / m.bytes)
     return {node: corners[0] for node, corners in hulls.items()}, moves

@@ -51,8 +51,11 @@ def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) ->
     def sqnr(activations: Tensor, weight: Tensor) -> float:
         return decibels(float((activations @ weight.T + low_rank - want).square().sum()) / energy)
 
-    return {"activations": sqnr(quantized, parts.rest), "weights": sqnr(hat.float(), parts.residual),
-            "both": sqnr(quantized, parts.residual)}  # fmt: skip
+    return {
+        "activations": sqnr(quantized, parts.rest),
+        "weights": sqnr(hat.float(), parts.residual),
+        "both": sqnr(quantized, parts.residual),
+    }
 
 
 class _Parts:

@@ -119,8 +119,9 @@ def rank_sweep(reports: Sequence[LayerReport]) -> bytes:
     for i, report in enumerate(reports):
         _, base, size = report.sweep[0]
         gains = [db - base for _, db, _ in report.sweep]
-        left.plot([r for r, _, _ in report.sweep], gains, "o-", color=_colour(i), markersize=3,
-                  label=_short(report.node.name))  # fmt: skip
+        left.plot(
+            [r for r, _, _ in report.sweep], gains, "o-", color=_colour(i), markersize=3, label=_short(report.node.name)
+        )
         right.plot([bytes_ / size for _, _, bytes_ in report.sweep], gains, "o-", color=_colour(i), markersize=3)
     left.set(xlabel="rank", ylabel="dB above rank 0", title="rank sweep, plain SVD")
     right.set(xlabel="bytes of the node / bytes at rank 0", title="the same, by its price")
@@ -167,16 +168,28 @@ def sensitivity(found: Sensitivity) -> bytes:
     for i, name in enumerate(kinds):
         points = [(j, p) for j, (e, p) in enumerate(zip(effects, powers, strict=True)) if kind(e.node) == name]
         left.bar(*zip(*points, strict=True), color=_colour(i), label=name)
-    left.set(xlabel="node, in graph order", ylabel="error power / output power", yscale="log",
-             title=f"{found.model} {found.format}, rank {found.rank}: each node quantized alone")  # fmt: skip
+    left.set(
+        xlabel="node, in graph order",
+        ylabel="error power / output power",
+        yscale="log",
+        title=f"{found.model} {found.format}, rank {found.rank}: each node quantized alone",
+    )
     left.axhline(10 ** (-found.measured_db / 10), color="k", linewidth=0.8, linestyle="--")
-    left.annotate("all nodes quantized", (0, 10 ** (-found.measured_db / 10)), fontsize=8, xytext=(2, 3),
-                  textcoords="offset points")  # fmt: skip
+    left.annotate(
+        "all nodes quantized",
+        (0, 10 ** (-found.measured_db / 10)),
+        fontsize=8,
+        xytext=(2, 3),
+        textcoords="offset points",
+    )
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
     worst = sorted(zip(powers, effects, strict=True), key=lambda pair: -pair[0])[:20][::-1]
     total = sum(powers) or 1.0
-    right.barh([_short(e.node) for _, e in worst], [100 * p / total for p, _ in worst],
-               color=[_colour(kinds.index(kind(e.node))) for _, e in worst])  # fmt: skip
+    right.barh(
+        [_short(e.node) for _, e in worst],
+        [100 * p / total for p, _ in worst],
+        color=[_colour(kinds.index(kind(e.node))) for _, e in worst],
+    )
     right.tick_params(axis="y", labelsize=7)
     right.set(xlabel="share of the sum [%]", title="the worst nodes")
     for axis in (left, right):

@@ -99,11 +99,17 @@ def render(
     """
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(
-        title=title, facts=facts, pictures={name: _inline(png) for name, png in pictures.items()},
-        closer=[(layer, _inline(png)) for layer, png in closer], nodes=nodes, kept=kept,
-        splits=splits, allocation=allocation, reasons=Counter(k["reason"] for k in kept).most_common(),
+        title=title,
+        facts=facts,
+        pictures={name: _inline(png) for name, png in pictures.items()},
+        closer=[(layer, _inline(png)) for layer, png in closer],
+        nodes=nodes,
+        kept=kept,
+        splits=splits,
+        allocation=allocation,
+        reasons=Counter(k["reason"] for k in kept).most_common(),
         decibels=lambda db: "exact" if db > _EXACT_DB else f"{db:.1f}",
-    )  # fmt: skip
+    )
 
 
 def _inline(png: bytes) -> str:

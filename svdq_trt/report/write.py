@@ -76,17 +76,24 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
 
 
 def _closer(
-    engine: Path, data: Mapping[str, Any], loaded: artifact.Artifact, chosen: list[artifact.Node],
+    engine: Path,
+    data: Mapping[str, Any],
+    loaded: artifact.Artifact,
+    chosen: list[artifact.Node],
     progress: Callable[[int, int, str], None],
-) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:  # fmt: skip
+) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:
     """Reports of the chosen nodes, and the error split of every node."""
     spec, config = get_model(data["model"]), data["config"]
     if config.get("quantized"):
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
     calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
     if not calib.is_file():
-        raise ArtifactError(str(calib), "missing", "the calibration that the build left beside its engines",
-                            "Run the build again, or use --layers 0.")  # fmt: skip
+        raise ArtifactError(
+            str(calib),
+            "missing",
+            "the calibration that the build left beside its engines",
+            "Run the build again, or use --layers 0.",
+        )
     groups = {g.node: g for g in spec.groups(spec.build(), tuple(config["skip"]))}
     calibration = Calibration.load(calib, tuple(groups.values()))
     weights = open_weights(spec, config["checkpoint"], config["random_weights"])
@@ -117,8 +124,13 @@ def _part(name: str, own: Mapping[str, artifact.Node]) -> str:
     stem, _, leaf = name.rpartition(".")
     if f"{stem}." not in own:
         return "kept in 16 bit"
-    table = {"qweight": "4-bit codes", "wscale": "scales", "wscale2": "scales", "lora_down": "low-rank branch",
-             "lora_up": "low-rank branch"}  # fmt: skip
+    table = {
+        "qweight": "4-bit codes",
+        "wscale": "scales",
+        "wscale2": "scales",
+        "lora_down": "low-rank branch",
+        "lora_up": "low-rank branch",
+    }
     return table.get(leaf, "rest of the nodes")
 
 
@@ -144,8 +156,10 @@ def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("calibration", config["calibration"] or _sampled(config.get("sampling"))),
         ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
     ]
-    facts += [("LoRA", f"{lora['file']} at {lora['strength']:g}; not in the figures of the nodes' errors")
-              for lora in data.get("loras", ())]  # fmt: skip
+    facts += [
+        ("LoRA", f"{lora['file']} at {lora['strength']:g}; not in the figures of the nodes' errors")
+        for lora in data.get("loras", ())
+    ]
     if accuracy:
         if accuracy["mean_layer_sqnr_db"] is not None:  # of an imported model it is not known
             facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))

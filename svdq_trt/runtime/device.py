@@ -65,14 +65,16 @@ def open_device(memory: str, index: int) -> DeviceMemory:
     has_pycuda = importlib.util.find_spec("pycuda") is not None
     if memory == "pycuda" or (memory == "auto" and has_pycuda and "torch" not in sys.modules):
         if not has_pycuda:
-            raise UnsupportedError("memory='pycuda'", "pycuda is not installed", "pycuda",
-                                   "pip install 'svdq-trt[runtime]'")  # fmt: skip
+            raise UnsupportedError(
+                "memory='pycuda'", "pycuda is not installed", "pycuda", "pip install 'svdq-trt[runtime]'"
+            )
         from svdq_trt.runtime.device_pycuda import PycudaMemory
 
         return PycudaMemory(index)
     if importlib.util.find_spec("torch") is None:
-        raise UnsupportedError("Session", "neither torch nor pycuda is installed", "one of them",
-                               "pip install 'svdq-trt[runtime]'")  # fmt: skip
+        raise UnsupportedError(
+            "Session", "neither torch nor pycuda is installed", "one of them", "pip install 'svdq-trt[runtime]'"
+        )
     from svdq_trt.runtime.device_torch import TorchMemory
 
     return TorchMemory(index)

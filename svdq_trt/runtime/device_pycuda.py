@@ -69,16 +69,24 @@ class PycudaMemory:
     def write(self, buffer: Buffer, value: Any) -> None:
         """From the host; pageable memory is read before this returns."""
         if is_tensor(value):
-            raise UnsupportedError("Session.run", "a torch tensor to a session on pycuda", "numpy arrays",
-                                   "Open it with Session(..., memory='torch').")  # fmt: skip
+            raise UnsupportedError(
+                "Session.run",
+                "a torch tensor to a session on pycuda",
+                "numpy arrays",
+                "Open it with Session(..., memory='torch').",
+            )
         host = np.ascontiguousarray(value)
         if host.nbytes:
             cuda.memcpy_htod_async(buffer.memory, host.view(np.uint8).reshape(-1), self._stream)
 
     def tensor(self, buffer: Buffer, shape: tuple[int, ...]) -> Any:
         """Not here: see `write`."""
-        raise UnsupportedError("Session.run", "torch tensors asked of a session on pycuda", "numpy arrays",
-                               "Open it with Session(..., memory='torch').")  # fmt: skip
+        raise UnsupportedError(
+            "Session.run",
+            "torch tensors asked of a session on pycuda",
+            "numpy arrays",
+            "Open it with Session(..., memory='torch').",
+        )
 
     def array(self, buffer: Buffer, shape: tuple[int, ...]) -> np.ndarray:
         """After everything on the stream."""

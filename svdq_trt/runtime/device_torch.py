@@ -21,8 +21,9 @@ class TorchMemory:
 
     def __init__(self, index: int) -> None:
         if not torch.cuda.is_available():
-            raise UnsupportedError("torch", "sees no CUDA GPU", "a CUDA build of torch and a GPU",
-                                   "Install torch with CUDA.")  # fmt: skip
+            raise UnsupportedError(
+                "torch", "sees no CUDA GPU", "a CUDA build of torch and a GPU", "Install torch with CUDA."
+            )
         if index >= torch.cuda.device_count():
             raise UnsupportedError(f"CUDA device {index}", "not found", f"0 to {torch.cuda.device_count() - 1}")
         self.device = torch.device("cuda", index)

@@ -121,11 +121,21 @@ class LoraSlots:
             at_down, at_up = at_down + down_size, at_up + slot.rows.n * slot.reserved
         if need:
             slots = -(-need // (len(tightest.rows.first) * R_MULTIPLE)) * R_MULTIPLE
-            raise ShapeError(tightest.rows.name, f"LoRAs that take rank {need}", f"at most {tightest.reserved}",
-                             f"Build the engine with --lora-slots {slots}, or the LoRAs in with --lora.")  # fmt: skip
+            raise ShapeError(
+                tightest.rows.name,
+                f"LoRAs that take rank {need}",
+                f"at most {tightest.reserved}",
+                f"Build the engine with --lora-slots {slots}, or the LoRAs in with --lora.",
+            )
         largest = tuple(float(up.abs().max()) for up in ups)
-        return LoraSet(tuple(files), tuple(float(s) for _, s in pairs), downs.to(self.device),
-                       tuple(up.to(self.device) for up in ups), largest, self.table)  # fmt: skip
+        return LoraSet(
+            tuple(files),
+            tuple(float(s) for _, s in pairs),
+            downs.to(self.device),
+            tuple(up.to(self.device) for up in ups),
+            largest,
+            self.table,
+        )
 
     def fill(self, loras: LoraSet, strength: float = 1.0) -> None:
         """Swap a prepared set in, on the current stream; the host does not wait.
@@ -174,13 +184,20 @@ class LoraSlots:
             self._names = name_table(get_model(self.table.model), self.table.shapes)
         file = read_lora(path, self._names, self.table.shapes)
         slotted = {layer for slot in self.table.slots for layer in slot.rows.first}
-        outside = [(e.name, "a convolution, which has no slot") for e in file.entries
-                   if any(t.layer not in slotted for t in e.targets)]  # fmt: skip
+        outside = [
+            (e.name, "a convolution, which has no slot")
+            for e in file.entries
+            if any(t.layer not in slotted for t in e.targets)
+        ]
         if not allow_partial:
             file.require_whole(self.table.model, "Pass allow_partial=True to leave them out.")
             if outside:
-                refuse_partial(path, outside, f"the slots of {self.table.model}",
-                               "Pass allow_partial=True to leave them out, or build it in with --lora.")  # fmt: skip
+                refuse_partial(
+                    path,
+                    outside,
+                    f"the slots of {self.table.model}",
+                    "Pass allow_partial=True to leave them out, or build it in with --lora.",
+                )
         file.require_any(self.table.model)
         return file
 
@@ -203,8 +220,12 @@ def check_inputs_match(slots: LoraSlots | None, names: Iterator[str] | Sequence[
     have = set(names)
     missing = [name for name in slots.views if name not in have] if slots else []
     if missing:
-        raise ArtifactError("lora_slots.safetensors", f"input '{missing[0]}', which the engine lacks",
-                            "the file that was written with this engine", "Build the engine again.")  # fmt: skip
+        raise ArtifactError(
+            "lora_slots.safetensors",
+            f"input '{missing[0]}', which the engine lacks",
+            "the file that was written with this engine",
+            "Build the engine again.",
+        )
 
 
 def _view(flat: Tensor, place: tuple[int, tuple[int, int]]) -> Tensor:

@@ -146,8 +146,12 @@ def _provider(ort: Any, device: str) -> str:
     if device not in _PROVIDERS:
         raise UnsupportedError("device", f"'{device}'", f"auto, {', '.join(_PROVIDERS)}")
     if _PROVIDERS[device] not in have:
-        raise UnsupportedError("onnxruntime", f"no {_PROVIDERS[device]}", "a build that has it",
-                               "pip uninstall onnxruntime && pip install onnxruntime-gpu")  # fmt: skip
+        raise UnsupportedError(
+            "onnxruntime",
+            f"no {_PROVIDERS[device]}",
+            "a build that has it",
+            "pip uninstall onnxruntime && pip install onnxruntime-gpu",
+        )
     return _PROVIDERS[device]
 
 
@@ -160,8 +164,9 @@ def _float32_twin(file: Path) -> Path:
         try:
             write_float32_twin(file)
         except OSError as error:
-            raise ArtifactError(str(twin), f"cannot be written ({error.strerror})", "a writable folder",
-                                "Copy the engine folder.") from error  # fmt: skip
+            raise ArtifactError(
+                str(twin), f"cannot be written ({error.strerror})", "a writable folder", "Copy the engine folder."
+            ) from error
     return twin
 
 

@@ -73,8 +73,12 @@ def open_engine(
     engine = _deserialize(runtime, folder / Path(data["plan"]["file"]).name)
     if engine is None:
         fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
-        raise SvdqError(str(folder), str(logger.errors) or "not deserialized", "a plan that TensorRT loads",
-                        "" if allow_host_code else fix)  # fmt: skip
+        raise SvdqError(
+            str(folder),
+            str(logger.errors) or "not deserialized",
+            "a plan that TensorRT loads",
+            "" if allow_host_code else fix,
+        )
     seconds = {"check": checked - started, "load": time.perf_counter() - checked}
     return Opened(folder, data, backend, engine, logger, seconds)
 
@@ -91,15 +95,20 @@ def find_backend(folder: Path, data: dict[str, Any]) -> Backend:
     """
     name, version = data["backend"].get("name"), data["backend"].get("version")
     if name not in MODULES or not isinstance(version, str):
-        raise ArtifactError(f"{folder / manifest.NAME}: backend", f"{name} {version}", f"one of {', '.join(MODULES)}",
-                            "Build the engine again.")  # fmt: skip
+        raise ArtifactError(
+            f"{folder / manifest.NAME}: backend",
+            f"{name} {version}",
+            f"one of {', '.join(MODULES)}",
+            "Build the engine again.",
+        )
     found = available(name)
     fix = f"pip install {name}=={version}, or build the engine again."
     if not found:
         raise UnsupportedError(str(folder), f"no Python module {MODULES[name]}", f"{name} {version}", fix)
     if found[0].version != version:
-        raise UnsupportedError(str(folder), f"{name} {found[0].version} is installed",
-                               f"{version}, the release that wrote the plan", fix)  # fmt: skip
+        raise UnsupportedError(
+            str(folder), f"{name} {found[0].version} is installed", f"{version}, the release that wrote the plan", fix
+        )
     return found[0]
 
 

@@ -81,8 +81,9 @@ class Session:
         self._warm = False
         self._replay: Callable[[], None] | None = None
         with self._memory.running():
-            opened = open_engine(folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch,
-                                 device=device)  # fmt: skip
+            opened = open_engine(
+                folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch, device=device
+            )
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
             self.lora = self._open_slots(folder)
@@ -166,8 +167,9 @@ class Session:
         if not self.manifest.get("lora_slots"):
             return None
         if self.memory != "torch":
-            raise UnsupportedError("LoRA slots", f"memory='{self.memory}'", "memory='torch'",
-                                   "Import torch first, or pass memory='torch'.")  # fmt: skip
+            raise UnsupportedError(
+                "LoRA slots", f"memory='{self.memory}'", "memory='torch'", "Import torch first, or pass memory='torch'."
+            )
         from svdq_trt.runtime.lora import check_inputs_match, open_slots
 
         slots = open_slots(folder, self.manifest, self.device)

@@ -16,8 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 #: TensorRT's DataType by name -> numpy's name, which is torch's too
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64",
-           "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"}  # fmt: skip
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "INT8": "int8",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
 
 
 def trt_dtype_name(trt_dtype: Any) -> str:
@@ -39,10 +47,14 @@ def input_names(trt: Any, engine: Any) -> list[str]:
 def input_profiles(trt: Any, engine: Any, filled: Container[str] = ()) -> list[TensorProfile]:
     """The engine's inputs with their ranges in optimization profile 0, without those that the session fills."""
     return [
-        TensorProfile(n, trt_dtype_name(engine.get_tensor_dtype(n)),
-                      *(tuple(shape) for shape in engine.get_tensor_profile_shape(n, 0)))
-        for n in input_names(trt, engine) if n not in filled
-    ]  # fmt: skip
+        TensorProfile(
+            n,
+            trt_dtype_name(engine.get_tensor_dtype(n)),
+            *(tuple(shape) for shape in engine.get_tensor_profile_shape(n, 0)),
+        )
+        for n in input_names(trt, engine)
+        if n not in filled
+    ]
 
 
 def output_names(trt: Any, engine: Any) -> list[str]:
@@ -117,8 +129,12 @@ def check_inputs(profiles: Sequence[TensorProfile], given: Mapping[str, Any]) ->
             low <= size <= high for low, size, high in zip(profile.min, shape, profile.max, strict=True)
         )
         if not fits:
-            raise ShapeError(where, f"shape {list(shape)}", describe(profile),
-                             "Build the engine with a wider --batch, --height or --width.")  # fmt: skip
+            raise ShapeError(
+                where,
+                f"shape {list(shape)}",
+                describe(profile),
+                "Build the engine with a wider --batch, --height or --width.",
+            )
         checked[profile.name] = value
     return checked
 

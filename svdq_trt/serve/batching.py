@@ -48,5 +48,7 @@ def merged(requests: Sequence[Arrays]) -> dict[str, np.ndarray]:
 def divided(outputs: Arrays, batches: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """The outputs of a merged request for each of its parts."""
     ends = np.cumsum(batches)
-    return [{name: value[end - batch : end] for name, value in outputs.items()}
-            for batch, end in zip(batches, ends, strict=True)]  # fmt: skip
+    return [
+        {name: value[end - batch : end] for name, value in outputs.items()}
+        for batch, end in zip(batches, ends, strict=True)
+    ]

@@ -14,8 +14,16 @@ from typing import Any
 from svdq_trt.errors import ShapeError, UnsupportedError, UsageError
 
 #: dtype of the manifest -> Triton's
-DTYPES = {"float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "float32": "TYPE_FP32", "int32": "TYPE_INT32",
-          "int64": "TYPE_INT64", "int8": "TYPE_INT8", "uint8": "TYPE_UINT8", "bool": "TYPE_BOOL"}  # fmt: skip
+DTYPES = {
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "float32": "TYPE_FP32",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "int8": "TYPE_INT8",
+    "uint8": "TYPE_UINT8",
+    "bool": "TYPE_BOOL",
+}
 #: parameter of every config that this module writes: how a later run knows its own folder
 MARK = "svdq_trt_variant"
 
@@ -55,8 +63,12 @@ def model_config(manifest: dict[str, Any], serving: Serving, file: str, paramete
         config.platform = "tensorrt_plan"  # older servers know a backend by its platform
     if serving.queue_delay_us is not None:
         if batch is None or batch[0] == batch[1]:
-            raise UsageError("--dynamic-batching", f"an engine with {_told(batch)}", "a range of batches, from 1 on",
-                             "Build it with --batch 1:2:4.")  # fmt: skip
+            raise UsageError(
+                "--dynamic-batching",
+                f"an engine with {_told(batch)}",
+                "a range of batches, from 1 on",
+                "Build it with --batch 1:2:4.",
+            )
         config.max_batch_size = batch[1]
         config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
     for tensors, add in ((manifest["inputs"], config.input.add), (manifest["outputs"], config.output.add)):
@@ -125,6 +137,10 @@ def _protobuf() -> Any:
     try:
         from tritonclient.grpc import model_config_pb2
     except ImportError as error:
-        raise UnsupportedError("tritonclient", str(error), "Triton's own description of its configuration",
-                               'pip install "svdq-trt[triton]"') from error  # fmt: skip
+        raise UnsupportedError(
+            "tritonclient",
+            str(error),
+            "Triton's own description of its configuration",
+            'pip install "svdq-trt[triton]"',
+        ) from error
     return model_config_pb2

@@ -96,8 +96,12 @@ def _open(runtime: str, folder: Path, device: int, copies: int) -> Session | Onn
     if runtime == "onnxruntime":
         threads = max(1, len(os.sched_getaffinity(0)) // copies)
         return OnnxSession(folder, device="cpu", threads=threads)
-    raise ArtifactError("config.pbtxt: svdq_trt_runtime", repr(runtime), "session or onnxruntime",
-                        "Write the repository again: svdq-trt triton.")  # fmt: skip
+    raise ArtifactError(
+        "config.pbtxt: svdq_trt_runtime",
+        repr(runtime),
+        "session or onnxruntime",
+        "Write the repository again: svdq-trt triton.",
+    )
 
 
 def _refused(error: Exception) -> Any:

@@ -73,8 +73,10 @@ def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
 
 
 def _as_served(manifest: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
-    tensors = {key: [{**t, "dtype": dtypes.get(t["dtype"], t["dtype"])} for t in manifest[key]]
-               for key in ("inputs", "outputs")}  # fmt: skip
+    tensors = {
+        key: [{**t, "dtype": dtypes.get(t["dtype"], t["dtype"])} for t in manifest[key]]
+        for key in ("inputs", "outputs")
+    }
     return {**manifest, **tensors}
 
 

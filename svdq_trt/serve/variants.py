@@ -83,23 +83,29 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
     name, version = data["backend"].get("name"), data["backend"].get("version")
     if name != "tensorrt":
         raise UnsupportedError(
-            str(engine), f"a plan of {name} {version}",
+            str(engine),
+            f"a plan of {name} {version}",
             "one of full TensorRT, which is what Triton's tensorrt backend is",
             f"Serve it with --variant python or --variant onnxruntime, or, on a machine with an {data['arch']} GPU and "
             f"Triton's release of TensorRT, build that plan: {manifests.finish_command(engine, 'tensorrt')}",
-        )  # fmt: skip
+        )
     manifests.verify(engine, parts=("plan", "plugin"))
     autoload = locate(AUTOLOAD, AUTOLOAD_ENV)
     if not autoload.is_file():
-        raise ArtifactError(AUTOLOAD, f"no file {autoload}", "the library that registers the plugin when it is opened",
-                            f"{BUILD_HINT}.")  # fmt: skip
+        raise ArtifactError(
+            AUTOLOAD, f"no file {autoload}", "the library that registers the plugin when it is opened", f"{BUILD_HINT}."
+        )
     return Contents("model.plan", _engine_files(engine, data, "plan", "plugin") | {AUTOLOAD: autoload})
 
 
 def _session(engine: Path) -> Contents:
     data = manifests.verify(engine, parts=("plan", "plugin"))
-    return Contents("model.py", _engine_files(engine, data, "plan", "plugin"), {"model.py": MODEL_PY},
-                    {"svdq_trt_runtime": "session"})  # fmt: skip
+    return Contents(
+        "model.py",
+        _engine_files(engine, data, "plan", "plugin"),
+        {"model.py": MODEL_PY},
+        {"svdq_trt_runtime": "session"},
+    )
 
 
 def _onnx_session(engine: Path) -> Contents:

@@ -86,10 +86,18 @@ def params(linear: Linear, arrays: dict[str, Array], workspace_bytes: int = 0) -
     """The C struct; `arrays` must outlive its use."""
     (m, k), n, r = linear.x.shape, linear.bias.shape[0], linear.lora_down.shape[0]
     return Params(
-        format=linear.fmt.index, activation=ACTIVATIONS.index(linear.activation), dtype=int(linear.dtype == "bf16"),
-        act_unsigned=int(linear.unsigned), act_shift=linear.shift, m=m, n=n, k=k, r=r, workspace_bytes=workspace_bytes,
+        format=linear.fmt.index,
+        activation=ACTIVATIONS.index(linear.activation),
+        dtype=int(linear.dtype == "bf16"),
+        act_unsigned=int(linear.unsigned),
+        act_shift=linear.shift,
+        m=m,
+        n=n,
+        k=k,
+        r=r,
+        workspace_bytes=workspace_bytes,
         **{name: a.ctypes.data for name, a in arrays.items()},
-    )  # fmt: skip
+    )
 
 
 class Output:

@@ -62,9 +62,17 @@ def test_large_tile(library: ctypes.CDLL, name: str, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_split_k(
-    library: ctypes.CDLL, name: str, m: int, n: int, k: int, r: int, activation: Activation, tiles: int, splits: int,
+    library: ctypes.CDLL,
+    name: str,
+    m: int,
+    n: int,
+    k: int,
+    r: int,
+    activation: Activation,
+    tiles: int,
+    splits: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Right; the same bits whichever CTA of a tile comes last, and with the counters that a call leaves behind."""
     linear = random_linear(name, "bf16", m, n, k, r, activation)
     got = check(library, linear)
@@ -141,9 +149,13 @@ def test_gemv_many_rows_and_chunks(library: ctypes.CDLL) -> None:
 @pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
 @pytest.mark.parametrize("m", (1, 6, 11))
 def test_gemv_most_rows(
-    library: ctypes.CDLL, m: int, activation: Activation, multiprocessors: int, ctas: int,
+    library: ctypes.CDLL,
+    m: int,
+    activation: Activation,
+    multiprocessors: int,
+    ctas: int,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """64 rows a CTA, or 48 where they spread more evenly; eight warps for few tokens where shared memory is large."""
     monkeypatch.setenv("EMULATION_SMS", str(multiprocessors))
     linear = random_linear("w4a16", "bf16", m, 12304, 320, 32, activation)

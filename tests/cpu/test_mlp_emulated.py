@@ -122,9 +122,12 @@ def workspace(
 
 def test_workspace_grows_with_every_size(library: ctypes.CDLL) -> None:
     steps = {
-        "m": (19, 77, 2047, 2048, 2176, 4608), "k": (64, 512, 2048), "hidden": (64, 1024, 5120), "n": (8, 1280),
+        "m": (19, 77, 2047, 2048, 2176, 4608),
+        "k": (64, 512, 2048),
+        "hidden": (64, 1024, 5120),
+        "n": (8, 1280),
         "r": (0, 32, 64),
-    }  # fmt: skip
+    }
     for name, values in steps.items():
         for m in (154, 4096):
             base = {"m": m, "k": 1024, "hidden": 1024, "n": 1280, "r": 32}
@@ -165,10 +168,19 @@ def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
 
     assert status() == 0
     bad = {
-        "fc1_format": (1, 2, 3), "fc2_format": (1, 2, 3), "fc1_activation": (0, 1, 3), "fc2_activation": (1, 4),
-        "fc1_n": (192, 376), "fc2_n": (0, 7), "fc1_k": (96,), "fc2_k": (384, 128), "fc1_m": (9, -1), "fc2_m": (0,),
-        "fc1_r": (8,), "fc2_r": (1040,),
-    }  # fmt: skip
+        "fc1_format": (1, 2, 3),
+        "fc2_format": (1, 2, 3),
+        "fc1_activation": (0, 1, 3),
+        "fc2_activation": (1, 4),
+        "fc1_n": (192, 376),
+        "fc2_n": (0, 7),
+        "fc1_k": (96,),
+        "fc2_k": (384, 128),
+        "fc1_m": (9, -1),
+        "fc2_m": (0,),
+        "fc1_r": (8,),
+        "fc2_r": (1040,),
+    }
     for name, values in bad.items():
         for value in values:
             assert status(**{name: value}) == 1, f"{name} = {value}"

@@ -88,9 +88,7 @@ def test_op_matches_the_reference_to_output_rounding(fmt, dtype, activation, ran
     act_mul = (0.5 + torch.rand(k, generator=g)).to(dtype)
     down = (torch.randn(rank, k, generator=g) / 14).to(dtype)
     up, bias = torch.randn(n, rank, generator=g).to(dtype), torch.randn(n, generator=g).to(dtype)
-    y = torch.ops.svdq.linear(
-        x, qw.qweight, qw.wscale, act_mul, down, up, bias, qw.wscale2, fmt.name, activation.value
-    )
+    y = torch.ops.svdq.linear(x, qw.qweight, qw.wscale, act_mul, down, up, bias, qw.wscale2, fmt.name, activation.value)
     rqw = ref.QuantWeight(qw.qweight.numpy(), to_np(qw.wscale), qw.wscale2.numpy())
     args = (to_np(t) for t in (act_mul, down, up, bias))
     want = ref_linear.linear_unrounded(to_np(x.reshape(-1, k)), rqw, *args, fmt, activation)

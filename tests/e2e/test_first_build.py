@@ -18,8 +18,22 @@ def test_options_reach_the_artifact(tmp_path):
     inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
     tensors = {io.name: t.contiguous() for io, t in zip(spec.inputs, inputs, strict=True)}
     save_file(tensors, tmp_path / "calib.safetensors")
-    done = build("sdxl-tiny", tmp_path, "--arch", "sm_89", "--no-check", *FIXED, "--rank", "0", "--format", "w4a8",
-                 "--skip", "*.ff.net.2", "--calibration", str(tmp_path / "calib.safetensors"))  # fmt: skip
+    done = build(
+        "sdxl-tiny",
+        tmp_path,
+        "--arch",
+        "sm_89",
+        "--no-check",
+        *FIXED,
+        "--rank",
+        "0",
+        "--format",
+        "w4a8",
+        "--skip",
+        "*.ff.net.2",
+        "--calibration",
+        str(tmp_path / "calib.safetensors"),
+    )
     assert done.returncode == 0, done.stderr
     m = json.loads((tmp_path / "sdxl-tiny-sm_89" / "manifest.json").read_text())
     assert m["rank"] == 0 and {q["format"] for q in m["quantized"]} == {"w4a8", "w4a16"}

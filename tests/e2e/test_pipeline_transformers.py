@@ -20,8 +20,13 @@ def vae(channels):
     from diffusers import AutoencoderKL
 
     torch.manual_seed(0)
-    return AutoencoderKL(block_out_channels=(32,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=8,
-                         up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=channels).eval()  # fmt: skip
+    return AutoencoderKL(
+        block_out_channels=(32,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        norm_num_groups=8,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=channels,
+    ).eval()
 
 
 def flux(transformer):
@@ -39,8 +44,20 @@ def flux_call(pipe, nudge=0.0, seed=2, **options):
     """
     prompt = {"prompt_embeds": random(1, 16, 96).bfloat16(), "pooled_prompt_embeds": random(1, 48).bfloat16()}
     latents = (random(1, 4 * 8, 16, seed=seed) * (1 + nudge)).bfloat16()
-    return pipe(**(prompt | {"latents": latents, "height": 64, "width": 128, "num_inference_steps": 2,
-                             "guidance_scale": 4.0, "output_type": "latent"} | options)).images  # fmt: skip
+    return pipe(
+        **(
+            prompt
+            | {
+                "latents": latents,
+                "height": 64,
+                "width": 128,
+                "num_inference_steps": 2,
+                "guidance_scale": 4.0,
+                "output_type": "latent",
+            }
+            | options
+        )
+    ).images
 
 
 def pixart(transformer):
@@ -52,12 +69,28 @@ def pixart(transformer):
 def pixart_call(pipe, nudge=0.0, seed=2, **options):
     """Two guided steps (batch 2) at 64 x 128 pixels; the text is 9 of 24 tokens, the negative one 3."""
     mask = (torch.arange(24) < 9).long()[None]
-    prompt = {"prompt_embeds": random(1, 24, 96).half(), "prompt_attention_mask": mask,
-              "negative_prompt": None, "negative_prompt_embeds": random(1, 24, 96, seed=3).half(),
-              "negative_prompt_attention_mask": (torch.arange(24) < 3).long()[None]}  # fmt: skip
+    prompt = {
+        "prompt_embeds": random(1, 24, 96).half(),
+        "prompt_attention_mask": mask,
+        "negative_prompt": None,
+        "negative_prompt_embeds": random(1, 24, 96, seed=3).half(),
+        "negative_prompt_attention_mask": (torch.arange(24) < 3).long()[None],
+    }
     latents = (random(1, 4, 8, 16, seed=seed) * (1 + nudge)).half()
-    return pipe(**(prompt | {"latents": latents, "height": 64, "width": 128, "num_inference_steps": 2,
-                             "output_type": "latent", "use_resolution_binning": False} | options)).images  # fmt: skip
+    return pipe(
+        **(
+            prompt
+            | {
+                "latents": latents,
+                "height": 64,
+                "width": 128,
+                "num_inference_steps": 2,
+                "output_type": "latent",
+                "use_resolution_binning": False,
+            }
+            | options
+        )
+    ).images
 
 
 #: model -> its pipeline, a call of it, half the distance of two numbers of the activation dtype, least SQNR in dB

@@ -41,8 +41,10 @@ def test_auto_beats_one_rank_at_its_bytes(built):
     chosen = auto["allocation"]
     (before,), (after,) = uniform["accuracy"]["outputs"], auto["accuracy"]["outputs"]
     predicted = Sensitivity.load(scan).predicted_db
-    print(f"\nrank 32: {size} bytes, predicted {predicted:.1f} dB, measured {before['sqnr_db']:.1f}; auto: "
-          f"{chosen['bytes']} bytes, predicted {chosen['error_db']:.1f}, measured {after['sqnr_db']:.1f}")  # fmt: skip
+    print(
+        f"\nrank 32: {size} bytes, predicted {predicted:.1f} dB, measured {before['sqnr_db']:.1f}; auto: "
+        f"{chosen['bytes']} bytes, predicted {chosen['error_db']:.1f}, measured {after['sqnr_db']:.1f}"
+    )
     assert chosen["bytes"] <= size and chosen["error_db"] > predicted + 1
     assert after["sqnr_db"] > before["sqnr_db"] + 0.5
     assert auto["config"]["rank"] == "auto" and chosen["gains"] == "scan.json"

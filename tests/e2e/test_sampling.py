@@ -28,10 +28,33 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
     parts = sdxl_parts(tmp_path / "words")
     StableDiffusionXLPipeline(unet=unet, **parts, add_watermarker=False).save_pretrained(folder)
     (tmp_path / "prompts.txt").write_text("a fox\n\ntwo owls\n")
-    words = [sys.executable, str(ROOT / "build_engines.py"), "--model", "sdxl-tiny", "--checkpoint", str(folder),
-             "--calibration-prompts", str(tmp_path / "prompts.txt"), "--calibration-samples", "2",
-             "--calibration-steps", "2", "--arch", "sm_90", "--backend", "tensorrt", "--no-check",
-             "--batch", "1", "--height", "64:128:128", "--width", "64", "--out", str(out)]  # fmt: skip
+    words = [
+        sys.executable,
+        str(ROOT / "build_engines.py"),
+        "--model",
+        "sdxl-tiny",
+        "--checkpoint",
+        str(folder),
+        "--calibration-prompts",
+        str(tmp_path / "prompts.txt"),
+        "--calibration-samples",
+        "2",
+        "--calibration-steps",
+        "2",
+        "--arch",
+        "sm_90",
+        "--backend",
+        "tensorrt",
+        "--no-check",
+        "--batch",
+        "1",
+        "--height",
+        "64:128:128",
+        "--width",
+        "64",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 4, done.stderr  # no TensorRT here builds for this arch
     shared = out / "sdxl-tiny-shared"
@@ -41,6 +64,12 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
     assert (meta["source"], meta["samples"]) == ("calibration-inputs.safetensors", 4)
     manifest = json.loads((out / "sdxl-tiny-sm_90" / "manifest.json").read_text())
     assert manifest["config"]["sampling"] | {"pipeline": "", "prompts": ""} == {
-        "pipeline": "", "prompts": "", "samples": 2, "steps": 2, "guidance": None, "seed": 0}  # fmt: skip
+        "pipeline": "",
+        "prompts": "",
+        "samples": 2,
+        "steps": 2,
+        "guidance": None,
+        "seed": 0,
+    }
     again = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert again.returncode == 4 and " done " not in again.stderr, again.stderr

@@ -15,11 +15,25 @@ NAMES = ("int4", "w4a8", "nvfp4", "w4a16")
 def test_bad_arguments_are_refused(svdq: Library, name: str) -> None:
     linear = random_linear(name, "f16", 17, 72, 128, 32)
     changes = {
-        "format": (-1, 4), "activation": (-1, 5), "dtype": (-1, 2), "act_unsigned": (2, -1),
-        "act_shift": (float("nan"), float("inf")), "m": (-1,), "n": (0, -8, 7, 76), "k": (0, 32, 96, -64),
-        "r": (-16, 8, 1040), "x": (None,), "qweight": (None,), "wscale": (None,), "act_mul": (None,),
-        "lora_down": (None,), "lora_up": (None,), "bias": (None,), "wscale2": (None,), "y": (None,),
-    }  # fmt: skip
+        "format": (-1, 4),
+        "activation": (-1, 5),
+        "dtype": (-1, 2),
+        "act_unsigned": (2, -1),
+        "act_shift": (float("nan"), float("inf")),
+        "m": (-1,),
+        "n": (0, -8, 7, 76),
+        "k": (0, 32, 96, -64),
+        "r": (-16, 8, 1040),
+        "x": (None,),
+        "qweight": (None,),
+        "wscale": (None,),
+        "act_mul": (None,),
+        "lora_down": (None,),
+        "lora_up": (None,),
+        "bias": (None,),
+        "wscale2": (None,),
+        "y": (None,),
+    }
     for field, values in changes.items():
         for value in values:
             call = Call(svdq, linear)

@@ -33,9 +33,7 @@ def test_linear_matches_reference(svdq: Library, name: str, dtype: str, m: int, 
 @pytest.mark.parametrize("r", (0, 16, 32, 64, 128, 144))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_linear_every_rank_and_activation(
-    svdq: Library, name: str, dtype: str, r: int, activation: Activation
-) -> None:
+def test_linear_every_rank_and_activation(svdq: Library, name: str, dtype: str, r: int, activation: Activation) -> None:
     check(svdq, random_linear(name, dtype, 50, 208, 128, r, activation, bias=r != 16))
     check(svdq, random_linear(name, dtype, 5, 80, 192, r, activation))
 

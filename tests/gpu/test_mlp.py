@@ -118,14 +118,34 @@ def test_mlp_bad_arguments_are_refused(svdq: Library) -> None:
     mlp = random_mlp("int4", "f16", 33, 128, 192, 72, (16, 16), Activation.GELU)
     changes = {
         "fc1": {
-            "format": (1, 2, 3), "activation": (0, 3), "dtype": (1, 2), "act_unsigned": (2,), "act_shift": (np.nan,),
-            "m": (-1, 34), "n": (200, 64), "k": (96,), "r": (8,), "x": (None,), "qweight": (None,), "lora_up": (None,),
+            "format": (1, 2, 3),
+            "activation": (0, 3),
+            "dtype": (1, 2),
+            "act_unsigned": (2,),
+            "act_shift": (np.nan,),
+            "m": (-1, 34),
+            "n": (200, 64),
+            "k": (96,),
+            "r": (8,),
+            "x": (None,),
+            "qweight": (None,),
+            "lora_up": (None,),
         },
         "fc2": {
-            "format": (1, 2, 3), "activation": (1, 4), "dtype": (1, 2), "act_unsigned": (2,), "act_shift": (np.inf,),
-            "m": (32,), "n": (0, 7), "k": (128,), "r": (1040,), "y": (None,), "wscale": (None,), "lora_down": (None,),
+            "format": (1, 2, 3),
+            "activation": (1, 4),
+            "dtype": (1, 2),
+            "act_unsigned": (2,),
+            "act_shift": (np.inf,),
+            "m": (32,),
+            "n": (0, 7),
+            "k": (128,),
+            "r": (1040,),
+            "y": (None,),
+            "wscale": (None,),
+            "lora_down": (None,),
         },
-    }  # fmt: skip
+    }
     for linear, fields in changes.items():
         for field, values in fields.items():
             for value in values:

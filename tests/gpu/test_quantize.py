@@ -57,9 +57,7 @@ def test_codes_and_scales_equal_reference(svdq: Library, name: str, dtype: str, 
     act_mul = (np.ones(k) if kind in ("ties", "large") else rng.uniform(0.3, 1.7, k)).astype(t)
     shift = ACT_SHIFT[Activation.GELU] if unsigned and kind != "ties" else 0.0
     nothing = np.zeros((0, k), t), np.zeros((k, 0), t), np.zeros(k, t)
-    linear = Linear(
-        fmt, dtype, Activation.NONE, x, identity_weight(fmt, k, dtype), act_mul, *nothing, unsigned, shift
-    )
+    linear = Linear(fmt, dtype, Activation.NONE, x, identity_weight(fmt, k, dtype), act_mul, *nothing, unsigned, shift)
     with np.errstate(over="ignore"):
         exact = quantize_act(smooth(x, act_mul, shift), fmt, unsigned).dequantize()
         want = exact.astype(np.float32).astype(t)

@@ -24,24 +24,47 @@ CLOSE_DB = 0.3  # of a layer on average; single layers differ more, as rungs are
 def model_args(out: Path, model: str, fmt: str, device: str) -> dict[str, Any]:
     out.mkdir(parents=True)
     return {
-        "model": model, "checkpoint": None, "random_weights": 0, "skip": [], "calibration": None, "shared": str(out),
-        "calib_key": "c", "force": True, "format": fmt, "device": device,
-    }  # fmt: skip
+        "model": model,
+        "checkpoint": None,
+        "random_weights": 0,
+        "skip": [],
+        "calibration": None,
+        "shared": str(out),
+        "calib_key": "c",
+        "force": True,
+        "format": fmt,
+        "device": device,
+    }
 
 
 def quantize(out: Path, model: str, fmt: str, device: str, preset: str = "default") -> Path:
-    stage.run(model_args(out, model, fmt, device) | {
-        "rank": 32, "allocation": None, "preset": preset, "out": str(out / "svdq.safetensors"), "key": "0" * 32,
-    }, lambda *_: None)  # fmt: skip
+    stage.run(
+        model_args(out, model, fmt, device)
+        | {
+            "rank": 32,
+            "allocation": None,
+            "preset": preset,
+            "out": str(out / "svdq.safetensors"),
+            "key": "0" * 32,
+        },
+        lambda *_: None,
+    )
     return out / "svdq.safetensors"
 
 
 def curves(out: Path, device: str) -> dict[str, list[float]]:
     """The curves of stage `allocate`: node -> relative error at each rank."""
-    allocate.run(model_args(out, "flux1-tiny", "int4", device) | {
-        "budget_bytes": 3_000_000, "target_sqnr": None, "sensitivity": None, "curves_key": "k",
-        "out": str(out / "allocation.json"),
-    }, lambda *_: None)  # fmt: skip
+    allocate.run(
+        model_args(out, "flux1-tiny", "int4", device)
+        | {
+            "budget_bytes": 3_000_000,
+            "target_sqnr": None,
+            "sensitivity": None,
+            "curves_key": "k",
+            "out": str(out / "allocation.json"),
+        },
+        lambda *_: None,
+    )
     return {name: value["errors"] for name, value in Journal(out / allocate.CURVES, "k").values.items()}
 
 

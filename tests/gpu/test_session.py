@@ -22,8 +22,11 @@ from svdq_trt.errors import ArtifactError, ShapeError, SvdqError
 from svdq_trt.models import get_model
 
 OPTIONS = {"allow_arch_mismatch": True, "allow_host_code": os.environ.get("SVDQ_TEST_HOST_CODE") == "1"}
-SIZES = [{"batch": 1, "height": 64, "width": 64}, {"batch": 2, "height": 128, "width": 128},
-         {"batch": 4, "height": 256, "width": 64}]  # fmt: skip
+SIZES = [
+    {"batch": 1, "height": 64, "width": 64},
+    {"batch": 2, "height": 128, "width": 128},
+    {"batch": 4, "height": 256, "width": 64},
+]
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +141,9 @@ def test_pycuda_gives_the_same_bits_without_torch(folder, session, tmp_path, cud
     """In a process that never imports torch: two shapes, three runs of each."""
     if importlib.util.find_spec("pycuda") is None:
         pytest.skip("pycuda is not installed")
-    wants = [{k: v.cpu().numpy() for k, v in feed(seed=seed, **sizes).items()}
-             for sizes in SIZES[:2] for seed in (3, 4, 5)]  # fmt: skip
+    wants = [
+        {k: v.cpu().numpy() for k, v in feed(seed=seed, **sizes).items()} for sizes in SIZES[:2] for seed in (3, 4, 5)
+    ]
     for i, inputs in enumerate(wants):
         np.savez(tmp_path / f"{i}.npz", **inputs)
     code = f"""

@@ -51,6 +51,10 @@ def test_ops_of_two_linears_have_the_inputs_and_attributes_of_both():
     own = [t.name for t in ops.INPUTS[1:]]
     assert [t.name for t in mlp.inputs] == ["x", *(f"fc1_{n}" for n in own), *(f"fc2_{n}" for n in own)]
     assert [a.name for a in mlp.attributes] == [
-        "group_size", "fc1_act_unsigned", "fc1_act_shift", "fc2_act_unsigned", "fc2_act_shift"
-    ]  # fmt: skip
+        "group_size",
+        "fc1_act_unsigned",
+        "fc1_act_shift",
+        "fc2_act_unsigned",
+        "fc2_act_shift",
+    ]
     assert ops.linear_names(ops.mlp_name("a.0", "a.2")) == ["a.0", "a.2"] and ops.linear_names("a.0#2") == ["a.0#2"]

@@ -42,9 +42,11 @@ def runtime_imports(path: Path) -> set[str]:
     """First component below svdq_trt of every import outside TYPE_CHECKING."""
     tree = ast.parse(path.read_text())
     skipped = {
-        id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        id(n)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for n in ast.walk(node)
-    }  # fmt: skip
+    }
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.module:

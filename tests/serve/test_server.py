@@ -79,7 +79,7 @@ BAD = {
     "missing input": ({k: v for k, v in GOOD.items() if k != "timestep"}, "missing required input.*timestep"),
     "unknown input": ({**GOOD, "guidance": GOOD["timestep"]}, "expected 5 inputs but got 6"),
     "misspelt input": ({k.replace("sample", "smaple"): v for k, v in GOOD.items()}, "unexpected .* input 'smaple'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -135,11 +135,14 @@ def test_bfloat16_passes_both_ways(server, protocol):
     assert np.array_equal(got, toy_answer(inputs))
 
 
-@pytest.mark.parametrize(("name", "told"), [
-    ("tiny-onnx", "unable to find backend library for backend 'onnxruntime'"),
-    ("full", "unable to find backend library for backend 'tensorrt'"),
-    ("session", "torch: sees no CUDA GPU, want a CUDA build of torch and a GPU"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("tiny-onnx", "unable to find backend library for backend 'onnxruntime'"),
+        ("full", "unable to find backend library for backend 'tensorrt'"),
+        ("session", "torch: sees no CUDA GPU, want a CUDA build of torch and a GPU"),
+    ],
+)
 def test_what_this_server_cannot_run_fails_behind_its_config(server, name, told):
     """Triton takes the config; the backend or the GPU is what is missing, and nothing else takes its place."""
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
@@ -152,8 +155,11 @@ def test_metadata_is_the_engines(server):
     with tritonclient.http.InferenceServerClient(server.http) as client:
         meta = client.get_model_metadata("tiny")
     assert {i["name"]: (i["datatype"], i["shape"]) for i in meta["inputs"]} == {
-        "sample": ("FP16", [-1, 4, -1, -1]), "timestep": ("FP32", [-1]), "text_embeds": ("FP32", [-1, 64]),
-        "encoder_hidden_states": ("FP16", [-1, 77, 128]), "time_ids": ("FP32", [-1, 6]),
-    }  # fmt: skip
+        "sample": ("FP16", [-1, 4, -1, -1]),
+        "timestep": ("FP32", [-1]),
+        "text_embeds": ("FP32", [-1, 64]),
+        "encoder_hidden_states": ("FP16", [-1, 77, 128]),
+        "time_ids": ("FP32", [-1, 6]),
+    }
     (output,) = meta["outputs"]
     assert (output["name"], output["datatype"], output["shape"]) == ("out_sample", "FP16", [-1, 4, -1, -1])

@@ -47,8 +47,13 @@ def missing() -> str:
     stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
     if not stub.is_file():
         return f"this tritonserver has no Python backend for Python {PYTHON}"
-    tried = subprocess.run(["ldd", str(stub)], env={**os.environ, "LD_LIBRARY_PATH": _libraries(root)},
-                           capture_output=True, text=True, check=False)  # fmt: skip
+    tried = subprocess.run(
+        ["ldd", str(stub)],
+        env={**os.environ, "LD_LIBRARY_PATH": _libraries(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lost = [line.split()[0] for line in tried.stdout.splitlines() if "not found" in line]
     return f"the Python backend needs {', '.join(lost)}" if lost else ""
 
@@ -66,9 +71,13 @@ class TritonServer:
 
     def __enter__(self) -> TritonServer:
         self._process = subprocess.Popen(
-            self._command(), env=self._environment(), stdout=self.log.open("wb"), stderr=subprocess.STDOUT,
-            start_new_session=True, preexec_fn=_die_with_parent,
-        )  # fmt: skip
+            self._command(),
+            env=self._environment(),
+            stdout=self.log.open("wb"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
         try:
             self._wait(180)
         except BaseException:
@@ -90,12 +99,25 @@ class TritonServer:
         (backends / "python" / stub.name).chmod(0o755)
         (host, http), (_, grpc) = self.http.split(":"), self.grpc.split(":")
         return [
-            str(self.root / "bin" / "tritonserver"), "--model-repository", str(self.repository),
-            "--backend-directory", str(backends), "--disable-auto-complete-config",
-            "--model-control-mode=explicit", *(f"--load-model={name}" for name in self.models),
-            "--http-address", host, "--http-port", http, "--grpc-address", host, "--grpc-port", grpc,
-            "--allow-metrics=false", f"--backend-config=python,shm-region-prefix-name={self._shm}",
-        ]  # fmt: skip
+            str(self.root / "bin" / "tritonserver"),
+            "--model-repository",
+            str(self.repository),
+            "--backend-directory",
+            str(backends),
+            "--disable-auto-complete-config",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self.models),
+            "--http-address",
+            host,
+            "--http-port",
+            http,
+            "--grpc-address",
+            host,
+            "--grpc-port",
+            grpc,
+            "--allow-metrics=false",
+            f"--backend-config=python,shm-region-prefix-name={self._shm}",
+        ]
 
     def _environment(self) -> dict[str, str]:
         """The stub takes its packages from the first python3 on the PATH, which must be this one."""

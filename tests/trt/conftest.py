@@ -91,9 +91,7 @@ def make_graph() -> Callable[..., onnx.ModelProto]:
             for name in spec.drop_attributes:
                 del attributes[name]
             graph_nodes.append(
-                helper.make_node(
-                    spec.op_type, names, [f"t{i + 1}"], name=f"linear{i}", domain=ops.DOMAIN, **attributes
-                )
+                helper.make_node(spec.op_type, names, [f"t{i + 1}"], name=f"linear{i}", domain=ops.DOMAIN, **attributes)
             )
         graph_nodes.append(helper.make_node("Neg", [f"t{len(nodes)}"], ["out"], name="after"))
         graph = helper.make_graph(

@@ -30,9 +30,7 @@ def compiler() -> str:
 def cuda_include() -> list[str]:
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), str(Path(nvcc).parent.parent) if nvcc else None, "/usr/local/cuda"]
-    return [
-        f"-isystem{h}/include" for h in homes if h and (Path(h) / "include" / "cuda_runtime_api.h").is_file()
-    ]
+    return [f"-isystem{h}/include" for h in homes if h and (Path(h) / "include" / "cuda_runtime_api.h").is_file()]
 
 
 def official_flags() -> list[str]:

@@ -45,8 +45,11 @@ def fake_nvinfer(compiler: str, folder: Path, major: int) -> str:
 
 
 def test_opening_it_registers_every_op(beside):
-    done = opened("import tensorrt_rtx as trt", beside, "from svdq_trt.engine.plugin_lib import registered_ops\n"
-                  "print(*registered_ops(trt))")  # fmt: skip
+    done = opened(
+        "import tensorrt_rtx as trt",
+        beside,
+        "from svdq_trt.engine.plugin_lib import registered_ops\nprint(*registered_ops(trt))",
+    )
     assert set(done.stdout.split()) == set(ops.OPS) and done.stderr == ""
 
 
@@ -89,7 +92,8 @@ int main() {
     (tmp_path / "slot.cpp").write_text(source)
     homes = [os.environ.get("CUDA_HOME"), str(Path(nvcc).parent.parent) if nvcc else None, "/usr/local/cuda"]
     cuda = [f"-isystem{home}/include" for home in homes if home]
-    subprocess.run([compiler, "-w", f"-isystem{OFFICIAL}", *cuda, str(tmp_path / "slot.cpp"), "-o", str(program)],
-                   check=True)  # fmt: skip
+    subprocess.run(
+        [compiler, "-w", f"-isystem{OFFICIAL}", *cuda, str(tmp_path / "slot.cpp"), "-o", str(program)], check=True
+    )
     major, slot = subprocess.run([str(program)], capture_output=True, text=True, check=True).stdout.split()
     assert int(slot) == {10: 10, 11: 6}[int(major)]

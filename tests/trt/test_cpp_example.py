@@ -40,9 +40,15 @@ def library_dir() -> str:
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     build = tmp_path_factory.mktemp("cpp")
-    configure = ["cmake", "-S", str(ROOT / "examples" / "cpp"), "-B", str(build),
-                 f"-DTENSORRT_INCLUDE_DIR={os.environ['TENSORRT_INCLUDE_DIR']}",
-                 f"-DTENSORRT_LIBRARY_DIR={library_dir()}"]  # fmt: skip
+    configure = [
+        "cmake",
+        "-S",
+        str(ROOT / "examples" / "cpp"),
+        "-B",
+        str(build),
+        f"-DTENSORRT_INCLUDE_DIR={os.environ['TENSORRT_INCLUDE_DIR']}",
+        f"-DTENSORRT_LIBRARY_DIR={library_dir()}",
+    ]
     for command in (configure, ["cmake", "--build", str(build), "--parallel", "8"]):
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -84,9 +90,12 @@ def told(program, *words):
 
 
 BAD_ARGUMENTS = {
-    "0 files, want 3": [], "4 files, want 3": list("abcd"), "unknown option --no": ["a", "b", "c", "--no"],
-    "--device x, want a number": ["a", "b", "c", "--device", "x"], "without a value": ["a", "b", "c", "--repeat"],
-}  # fmt: skip
+    "0 files, want 3": [],
+    "4 files, want 3": list("abcd"),
+    "unknown option --no": ["a", "b", "c", "--no"],
+    "--device x, want a number": ["a", "b", "c", "--device", "x"],
+    "without a value": ["a", "b", "c", "--repeat"],
+}
 
 
 @pytest.mark.parametrize("text", BAD_ARGUMENTS)
@@ -98,9 +107,15 @@ def test_bad_arguments_are_exit_code_2(program, text):
 def test_broken_folders_are_refused_before_cuda_is_touched(program, tmp_path):
     out = tmp_path / "out"
     assert told(program, tmp_path / "none", "x", out) == (
-        1, f"svdq_run: {tmp_path}/none/manifest.json: cannot be read, want an engine manifest.\n")  # fmt: skip
-    for text, want in (("{", "JSON"), ("[]", "an object"), ('{"version": 2}', "another version"),
-                       ('{"version": 1, "plan": {}, "plugin": {}}', "no plan yet")):  # fmt: skip
+        1,
+        f"svdq_run: {tmp_path}/none/manifest.json: cannot be read, want an engine manifest.\n",
+    )
+    for text, want in (
+        ("{", "JSON"),
+        ("[]", "an object"),
+        ('{"version": 2}', "another version"),
+        ('{"version": 1, "plan": {}, "plugin": {}}', "no plan yet"),
+    ):
         (tmp_path / "manifest.json").write_text(text)
         code, said = told(program, tmp_path, "x", out)
         assert code == 1 and want in said and said.startswith(f"svdq_run: {tmp_path}"), said
@@ -149,9 +164,12 @@ def test_refuses_what_python_refuses(program, folder, inputs, tmp_path):
     refused("another SHA-256")
     (copy / "model.plan").write_bytes(plan[:-1])
     refused("bytes, want")
-    for change, text in (({"backend": {"name": "tensorrt-rtx", "version": "9.9"}}, "the release that is linked"),
-                         ({"plugin": manifest["plugin"] | {"version": "0.1.0"}}, "want 0.1.0"),
-                         ({"version": 2}, "another version"), ({"plan": {}}, "no plan yet")):  # fmt: skip
+    for change, text in (
+        ({"backend": {"name": "tensorrt-rtx", "version": "9.9"}}, "the release that is linked"),
+        ({"plugin": manifest["plugin"] | {"version": "0.1.0"}}, "want 0.1.0"),
+        ({"version": 2}, "another version"),
+        ({"plan": {}}, "no plan yet"),
+    ):
         (copy / "manifest.json").write_text(json.dumps(manifest | change))
         refused(text)
     (copy / "manifest.json").write_text(good[: len(good) // 2])

@@ -29,16 +29,12 @@ def check_layer(layer, op, n, k, r, lead, dtype):
 @pytest.mark.parametrize("op", ops.LINEAR_OPS.values(), ids=lambda o: o.op_type)
 def test_build_every_op_sm89_is_plugin_layer(tensorrt, make_graph, node, op):
     n = 192
-    built = tensorrt.build(
-        make_graph([node(op.op_type, n=n), node(op.op_type, n=64, r=32)], k=128), shapes=DYNAMIC
-    )
+    built = tensorrt.build(make_graph([node(op.op_type, n=n), node(op.op_type, n=64, r=32)], k=128), shapes=DYNAMIC)
     # Two nodes in a row; the second reads what the first left. K of the second must suit: 192 or, halved, 96.
     if op.activation is Activation.GEGLU:
         assert built.plan is None
         assert any("K = 96, want a multiple of 64" in e for e in built.errors)
-        built = tensorrt.build(
-            make_graph([node(op.op_type, n=256), node(op.op_type, n=64, r=32)]), shapes=DYNAMIC
-        )
+        built = tensorrt.build(make_graph([node(op.op_type, n=256), node(op.op_type, n=64, r=32)]), shapes=DYNAMIC)
         n = 256
     assert built.plan is not None, built.errors
     assert built.plugins == {"linear0": op.op_type, "linear1": op.op_type}
@@ -85,7 +81,5 @@ def test_build_rank_zero_is_plugin_layer(tensorrt, make_graph, node, op):
 
 
 def test_build_without_group_size_takes_the_formats(tensorrt, make_graph, node):
-    built = tensorrt.build(
-        make_graph([node("SVDQLinearNVFP4", drop_attributes=("group_size",))]), shapes=DYNAMIC
-    )
+    built = tensorrt.build(make_graph([node("SVDQLinearNVFP4", drop_attributes=("group_size",))]), shapes=DYNAMIC)
     assert built.plan is not None, built.errors

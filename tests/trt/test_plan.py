@@ -15,9 +15,7 @@ def test_creator_fields_are_the_contracts_attributes(tensorrt):
     kinds = {"int": trt.PluginFieldType.INT32, "float": trt.PluginFieldType.FLOAT32}
     for op in ops.OPS.values():
         creator = trt.get_plugin_registry().get_creator(op.op_type, ops.PLUGIN_VERSION, ops.PLUGIN_NAMESPACE)
-        assert [(f.name, f.type) for f in creator.field_names] == [
-            (a.name, kinds[a.kind]) for a in op.attributes
-        ]
+        assert [(f.name, f.type) for f in creator.field_names] == [(a.name, kinds[a.kind]) for a in op.attributes]
 
 
 @pytest.mark.parametrize(("op_type", "prefix"), (("SVDQLinearInt4Silu", ""), ("SVDQMlpInt4Gelu", "fc2_")))

@@ -201,11 +201,16 @@ def test_two_linears_in_one_node_give_what_two_nodes_give(tensorrt, runtime, mak
     by_linear = mlp_weights(op, n)
     for rank in (0, 16):
         r = (16, rank)
-        both = {linear.prefix + name: w for linear, own in zip(op.linears, by_linear, strict=True)
-                for name, w in own.items()}  # fmt: skip
+        both = {
+            linear.prefix + name: w
+            for linear, own in zip(op.linears, by_linear, strict=True)
+            for name, w in own.items()
+        }
         one = [node(op.op_type, n=n, r=r, weights=both)]
-        two = [node(ops.op_type(op.format, linear.activation), n=n[i], r=r[i], weights=by_linear[i])
-               for i, linear in enumerate(op.linears)]  # fmt: skip
+        two = [
+            node(ops.op_type(op.format, linear.activation), n=n[i], r=r[i], weights=by_linear[i])
+            for i, linear in enumerate(op.linears)
+        ]
         got, want = (Context(runtime(tensorrt.build(make_graph(nodes, k=K), **dynamic()))) for nodes in (one, two))
         for m in (1, 7, 64, 300, 600, 64):
             x = tokens(m)
@@ -241,9 +246,10 @@ def test_random_weights_are_used(tensorrt, runtime, make_graph, node):
     changed = codes.copy()
     changed[5, 7] ^= 0x11
     first, second = (
-        Context(runtime(tensorrt.build(make_graph([node("SVDQLinearInt4", n=N, weights={"qweight": w})], k=K),
-                                       **dynamic()))).run(tokens(20))
+        Context(
+            runtime(tensorrt.build(make_graph([node("SVDQLinearInt4", n=N, weights={"qweight": w})], k=K), **dynamic()))
+        ).run(tokens(20))
         for w in (codes, changed)
-    )  # fmt: skip
+    )
     different = (first != second).any(dim=1)[0]
     assert different[5] and different.sum() == 1

@@ -56,10 +56,7 @@ def test_registry_holds_exactly_the_contract(tensorrt):
 def test_load_twice_is_once(tensorrt):
     assert plugin_lib.load_into(tensorrt.module, tensorrt.library.path) == tensorrt.library
     assert len(tensorrt.module.get_plugin_registry().all_creators) == len(
-        {
-            (c.name, c.plugin_version, c.plugin_namespace)
-            for c in tensorrt.module.get_plugin_registry().all_creators
-        }
+        {(c.name, c.plugin_version, c.plugin_namespace) for c in tensorrt.module.get_plugin_registry().all_creators}
     )
 
 
@@ -70,10 +67,13 @@ def test_load_another_library_into_the_same_process_is_refused(tensorrt, tmp_pat
         plugin_lib.load_into(tensorrt.module, other)
 
 
-@pytest.mark.parametrize(("names", "told"), [
-    ([], "0 ops .* without SVDQLinearInt4, "),
-    ([*ops.OPS, "SVDQLinearInt2"], "with unknown SVDQLinearInt2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([], "0 ops .* without SVDQLinearInt4, "),
+        ([*ops.OPS, "SVDQLinearInt2"], "with unknown SVDQLinearInt2"),
+    ],
+)
 def test_load_library_of_other_ops_is_refused(library, names, told):
     with pytest.raises(ArtifactError, match=told):
         plugin_lib.load_into(fake_module(names), library.path)
@@ -87,17 +87,15 @@ def test_exports_are_the_entry_points_and_the_c_api(library):
     api = {"svdq_linear", "svdq_mlp", "svdq_workspace_bytes", "svdq_version"}
     assert {"getCreators", "setLoggerFinder", *api} <= names
     assert [n for n in names if not n.startswith("svdq_")] in (
-        ["getCreators", "setLoggerFinder"], ["setLoggerFinder", "getCreators"])  # fmt: skip
+        ["getCreators", "setLoggerFinder"],
+        ["setLoggerFinder", "getCreators"],
+    )
 
 
 def test_library_needs_no_cuda_and_no_tensorrt(library):
-    text = subprocess.run(
-        ["readelf", "-d", str(library.path)], capture_output=True, text=True, check=True
-    ).stdout
+    text = subprocess.run(["readelf", "-d", str(library.path)], capture_output=True, text=True, check=True).stdout
     assert "NEEDED" in text
-    assert not [
-        x for x in text.splitlines() if "NEEDED" in x and ("cuda" in x or "nvinfer" in x or "tensorrt" in x)
-    ]
+    assert not [x for x in text.splitlines() if "NEEDED" in x and ("cuda" in x or "nvinfer" in x or "tensorrt" in x)]
 
 
 def test_parser_without_the_environments_help_survives_a_plugin(library, tmp_path, make_graph, node):
@@ -128,7 +126,5 @@ def test_import_touches_neither_cuda_nor_tensorrt():
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'tensorrt', 'tensorrt_rtx', 'onnx')])"
     )
     root = str(plugin_lib.__file__).removesuffix("/svdq_trt/engine/plugin_lib.py")
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": root}, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

@@ -35,8 +35,17 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     calibration = calibrate(args, model, device, progress)
     journal = Journal(out.with_name(CURVES), args["curves_key"])
     with all_threads():
-        curves = measure_curves(model.module, model.recipe.groups, calibration, FORMATS[args["format"]],
-                                model.spec.torch_dtype, journal, progress, model.read, device)  # fmt: skip
+        curves = measure_curves(
+            model.module,
+            model.recipe.groups,
+            calibration,
+            FORMATS[args["format"]],
+            model.spec.torch_dtype,
+            journal,
+            progress,
+            model.read,
+            device,
+        )
     chosen = allocate(curves, args["budget_bytes"], args["target_sqnr"], scan, path.name if path else "")
     chosen.save(out)
     return chosen.summary()

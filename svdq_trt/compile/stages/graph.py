@@ -38,12 +38,23 @@ def export_model(
     inputs = spec.example_inputs(**sizes, seed=0)  # type: ignore[arg-type]
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     info = export_onnx(
-        spec.wrap(module), named, dynamic_shapes(spec, profile), [io.name for io in spec.outputs], out,
-        wrapped=spec.family.WRAPPED, runtime_inputs=runtime_inputs, weights=weights, fuse_mlp=fuse_mlp,
+        spec.wrap(module),
+        named,
+        dynamic_shapes(spec, profile),
+        [io.name for io in spec.outputs],
+        out,
+        wrapped=spec.family.WRAPPED,
+        runtime_inputs=runtime_inputs,
+        weights=weights,
+        fuse_mlp=fuse_mlp,
         progress=lambda stage, done, total: progress(done, total, stage),
-    )  # fmt: skip
-    return {"nodes": list(info.svdq_nodes), "op_types": list(info.op_types), "node_count": info.node_count,
-            "data_bytes": info.data_bytes}  # fmt: skip
+    )
+    return {
+        "nodes": list(info.svdq_nodes),
+        "op_types": list(info.op_types),
+        "node_count": info.node_count,
+        "data_bytes": info.data_bytes,
+    }
 
 
 def dynamic_shapes(spec: ModelSpec, profile: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:

@@ -22,7 +22,11 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
     out = Path(args["out"])
     summary = apply_loras(
-        Path(args["artifact"]), requests_of(args["loras"]), get_model(args["model"]), args["allow_partial"], out,
+        Path(args["artifact"]),
+        requests_of(args["loras"]),
+        get_model(args["model"]),
+        args["allow_partial"],
+        out,
         progress,
-    )  # fmt: skip
+    )
     return {"loras": summary, "quantized_weight_bytes": out.stat().st_size}

@@ -116,9 +116,14 @@ def calibrate(args: dict[str, Any], model: OpenModel, device: torch.device, prog
             return _finished_calibration(args, model)
     with all_threads():
         calibration = collect(
-            model.module, model.spec, model.recipe.groups, data=args["calibration"], read=model.read, device=device,
+            model.module,
+            model.spec,
+            model.recipe.groups,
+            data=args["calibration"],
+            read=model.read,
+            device=device,
             progress=progress,
-        )  # fmt: skip
+        )
     calibration.save(shared / CALIBRATION)
     # Recorded at once: a build that is killed while it quantizes need not calibrate again.
     freshness.store(shared, "calibrate", args["calib_key"], [CALIBRATION], {})
@@ -161,16 +166,33 @@ def target(args: dict[str, Any], model: OpenModel) -> Target:
 
 
 def quantize(
-    args: dict[str, Any], model: OpenModel, goal: Target, calibration: Calibration, device: torch.device,
-    progress: Progress, crew: Alone,
-) -> list[Node]:  # fmt: skip
+    args: dict[str, Any],
+    model: OpenModel,
+    goal: Target,
+    calibration: Calibration,
+    device: torch.device,
+    progress: Progress,
+    crew: Alone,
+) -> list[Node]:
     """svdq.safetensors; on a rank other than 0 its share of the layers, and []."""
     from svdq_trt.quantize.preset import get_preset
     from svdq_trt.quantize.run import quantize_model
     from svdq_trt.spec.formats import FORMATS
 
     return quantize_model(
-        model.module, model.spec, goal.recipe.groups, calibration, FORMATS[args["format"]], goal.rank,
-        get_preset(args["preset"]), Path(args["out"]), args["key"], progress, skip=goal.skip, read=model.read,
-        notes=goal.notes, device=device, crew=crew,
-    )  # fmt: skip
+        model.module,
+        model.spec,
+        goal.recipe.groups,
+        calibration,
+        FORMATS[args["format"]],
+        goal.rank,
+        get_preset(args["preset"]),
+        Path(args["out"]),
+        args["key"],
+        progress,
+        skip=goal.skip,
+        read=model.read,
+        notes=goal.notes,
+        device=device,
+        crew=crew,
+    )

@@ -16,9 +16,17 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     from svdq_trt.models import get_model
 
     inputs = sample_inputs(
-        get_model(args["model"]), Path(args["pipeline"]), read_prompts(Path(args["prompts"])), Path(args["out"]),
-        samples=args["samples"], steps=args["steps"], height=args["height"], width=args["width"],
-        guidance=args["guidance"], seed=args["seed"], device=torch_device(args["device"], local_rank()),
+        get_model(args["model"]),
+        Path(args["pipeline"]),
+        read_prompts(Path(args["prompts"])),
+        Path(args["out"]),
+        samples=args["samples"],
+        steps=args["steps"],
+        height=args["height"],
+        width=args["width"],
+        guidance=args["guidance"],
+        seed=args["seed"],
+        device=torch_device(args["device"], local_rank()),
         progress=progress,
-    )  # fmt: skip
+    )
     return {"inputs": inputs}

@@ -37,8 +37,9 @@ def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
     recipe = spec.recipe(module, tuple(loaded.meta.get("skip", ())))
     quantized = {member for node in loaded.nodes for member in node.members}
     reasons = {k.name: k.reason for k in recipe.kept}
-    reasons |= {m: kept.get(m, "16 bit in the given checkpoint") for g in recipe.groups for m in g.members
-                if m not in quantized}  # fmt: skip
+    reasons |= {
+        m: kept.get(m, "16 bit in the given checkpoint") for g in recipe.groups for m in g.members if m not in quantized
+    }
     known = [n.sqnr_db for n in loaded.nodes if n.sqnr_db == n.sqnr_db]
     return {
         "fp16_weight_bytes": sum(t.numel() * 2 for t in module.parameters()),

@@ -42,5 +42,7 @@ def test_results_name_machine_and_settings(monkeypatch, tmp_path):
     bench_options.save(args, ("rank", "warm"), [{"us": 1}], copy_bytes_per_s=3.0)
     assert json.loads((tmp_path / "out.json").read_text()) == {
         "machine": {"gpu": "a GPU", "torch": torch.__version__, "copy_bytes_per_s": 3.0},
-        "rank": 16, "warm": 2, "rows": [{"us": 1}],
-    }  # fmt: skip
+        "rank": 16,
+        "warm": 2,
+        "rows": [{"us": 1}],
+    }

@@ -84,8 +84,9 @@ def test_outliers_leave_the_function_alone(name, count, monkeypatch):
 def test_unpacked_linear_is_the_ops(fmt):
     g = rng()
     w, x = torch.randn(128, 128, generator=g), torch.randn(2, 24, 128, generator=g).half()
-    q = quantize_group([w], [None], x.flatten(0, 1), FORMATS[fmt], 16, activation=Activation.GEGLU,
-                       preset=PRESETS["fast"])  # fmt: skip
+    q = quantize_group(
+        [w], [None], x.flatten(0, 1), FORMATS[fmt], 16, activation=Activation.GEGLU, preset=PRESETS["fast"]
+    )
     layer = SVDQLinear.from_quantized(q)
     x[0, 3, 7] = torch.inf  # NaN in that row and nowhere else
     layer.bias += 1000  # more than f16 holds behind GEGLU
@@ -142,8 +143,13 @@ def test_metrics_of_equal_pictures():
 @pytest.fixture
 def judged(tmp_path, monkeypatch, capsys):
     """An untrained model's results, their folder, and what was printed: one row works, one does not."""
-    for module, name, value in ((scenes, "SIZE", 8), (judge, "SAMPLER_STEPS", 2), (judge, "PER_CLASS", 1),
-                                (judge, "CALIBRATION_SAMPLES", 4), (variants, "TOKENS", 64)):  # fmt: skip
+    for module, name, value in (
+        (scenes, "SIZE", 8),
+        (judge, "SAMPLER_STEPS", 2),
+        (judge, "PER_CLASS", 1),
+        (judge, "CALIBRATION_SAMPLES", 4),
+        (variants, "TOKENS", 64),
+    ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(metrics, "train_features", lambda device: (metrics.Features().requires_grad_(False), 0.5))
     task, work = TASKS["flux1-tiny"], tmp_path / "work"
@@ -189,8 +195,13 @@ def test_judging_sheet_and_page(judged, tmp_path):
 def test_publishing_a_comparison_keeps_what_it_does_not_have(tmp_path):
     def result(source, db):
         mean = {"fast": db - 1, "default": db, "modelopt": db - 2}
-        return {"source": source, "format": "int4", "mean_db": mean, "default_better": 1,
-                "layers": [{"layer": "l", **mean}]}  # fmt: skip
+        return {
+            "source": source,
+            "format": "int4",
+            "mean_db": mean,
+            "default_better": 1,
+            "layers": [{"layer": "l", **mean}],
+        }
 
     page, out, results = tmp_path / PAGE, tmp_path / "out", tmp_path / "benchmarks/results/modelopt.json"
     for folder in (page.parent, out, results.parent):
@@ -205,8 +216,10 @@ def test_publishing_a_comparison_keeps_what_it_does_not_have(tmp_path):
 
     old, again, trained = result("random m", 20), result("random m", 30), result("trained m", 40)
     published(32, old, result("also random", 10))
-    assert published(32, trained, again) == (["| trained m", "| also random", "| random m"],
-                                             [trained, result("also random", 10), again])  # fmt: skip
+    assert published(32, trained, again) == (
+        ["| trained m", "| also random", "| random m"],
+        [trained, result("also random", 10), again],
+    )
     assert published(16, old)[1] == [old], "another rank is another table"
 
 
@@ -245,8 +258,9 @@ def test_at_the_limit_what_is_done_is_reported(judged, tmp_path, monkeypatch, ca
     work.rename(tmp_path / "flux1-tiny")
     sleeping = partial(subprocess.Popen, ["sleep", "60"], start_new_session=True)
     monkeypatch.setattr(trained_models, "_start", lambda *args: sleeping())
-    monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path), "--work", str(tmp_path), "--model", "flux1-tiny",
-                                      "--limit", "0.1"])  # fmt: skip
+    monkeypatch.setattr(
+        sys, "argv", ["", "--out", str(tmp_path), "--work", str(tmp_path), "--model", "flux1-tiny", "--limit", "0.1"]
+    )
     assert trained_models.main() == 1
     printed = capsys.readouterr().out
     assert "| int4 | round to nearest | 0 |" in printed and "flux1-tiny; stopped at the limit of 0 s" in printed

@@ -49,10 +49,7 @@ def recorded(module, inputs):
 
 @pytest.fixture(scope="module")
 def truth(module):
-    inputs = [
-        SPEC.example_inputs(1, 64, 128, seed=i, dtype=torch.float32, noise=1 - (i + 0.5) / 2)
-        for i in range(2)
-    ]
+    inputs = [SPEC.example_inputs(1, 64, 128, seed=i, dtype=torch.float32, noise=1 - (i + 0.5) / 2) for i in range(2)]
     return recorded(module, inputs)
 
 
@@ -169,9 +166,7 @@ def test_user_data_is_run_sample_by_sample(module, tmp_path, groups):
     got = collect(module, SPEC, data=path)
     truth = recorded(module, [tuple(data[io.name].float() for io in SPEC.inputs)])
     for group in groups:
-        torch.testing.assert_close(
-            got.amax[group.node], truth[group.members[0]].abs().amax(0), rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(got.amax[group.node], truth[group.members[0]].abs().amax(0), rtol=1e-4, atol=1e-5)
     assert got.x[f"{BLOCK}.attn2.to_kv"].shape == (33, 128)
     assert (got.meta["samples"], got.meta["source"], got.meta["height"]) == (3, "inputs.safetensors", 64)
 

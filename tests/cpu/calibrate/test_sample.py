@@ -27,8 +27,10 @@ def folders(tmp_path_factory):
     from diffusers import StableDiffusion3Pipeline, StableDiffusionXLPipeline
 
     made, words = {}, tmp_path_factory.mktemp("words")
-    kinds = {"sdxl-tiny": ("unet", StableDiffusionXLPipeline, sdxl_parts, {"add_watermarker": False}),
-             "sd3-tiny": ("transformer", StableDiffusion3Pipeline, sd3_parts, {})}  # fmt: skip
+    kinds = {
+        "sdxl-tiny": ("unet", StableDiffusionXLPipeline, sdxl_parts, {"add_watermarker": False}),
+        "sd3-tiny": ("transformer", StableDiffusion3Pipeline, sd3_parts, {}),
+    }
     for name, (component, pipeline, parts, more) in kinds.items():
         spec = get_model(name)
         torch.manual_seed(1)
@@ -71,26 +73,42 @@ def test_inputs_are_those_of_the_pipelines_own_run(folders, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     seen = []
     pipe.unet.register_forward_pre_hook(lambda m, args, kw: seen.append((args, kw)), with_kwargs=True)
-    pipe(PROMPTS[0], generator=torch.Generator().manual_seed(3), num_inference_steps=2, guidance_scale=5.0,
-         output_type="latent", **SIZE)  # fmt: skip
+    pipe(
+        PROMPTS[0],
+        generator=torch.Generator().manual_seed(3),
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        output_type="latent",
+        **SIZE,
+    )
     args, kwargs = seen[0]
     torch.testing.assert_close(tensors["sample"].float(), args[0], rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(tensors["encoder_hidden_states"].float(), kwargs["encoder_hidden_states"],
-                               rtol=1e-3, atol=1e-3)  # fmt: skip
+    torch.testing.assert_close(
+        tensors["encoder_hidden_states"].float(), kwargs["encoder_hidden_states"], rtol=1e-3, atol=1e-3
+    )
     assert torch.equal(tensors["time_ids"], kwargs["added_cond_kwargs"]["time_ids"].float())
 
 
 def test_equal_seeds_repeat_and_no_guidance_gives_one_branch(folders, tmp_path):
-    one, two, other = (sampled(folders, "sdxl-tiny", tmp_path / f"{i}", guidance=1.0, seed=seed)
-                       for i, seed in enumerate((3, 3, 4)))  # fmt: skip
+    one, two, other = (
+        sampled(folders, "sdxl-tiny", tmp_path / f"{i}", guidance=1.0, seed=seed) for i, seed in enumerate((3, 3, 4))
+    )
     assert one[0] == 4 and all(torch.equal(one[1][key], two[1][key]) for key in one[1])
     assert not torch.equal(one[1]["sample"], other[1]["sample"])
 
 
 def test_progress_ends_at_the_steps_that_are_run(folders, tmp_path):
     calls = []
-    sample_inputs(get_model("sdxl-tiny"), folders["sdxl-tiny"], PROMPTS, tmp_path / "a", samples=2, steps=4,
-                  progress=lambda *event: calls.append(event), **SIZE)  # fmt: skip
+    sample_inputs(
+        get_model("sdxl-tiny"),
+        folders["sdxl-tiny"],
+        PROMPTS,
+        tmp_path / "a",
+        samples=2,
+        steps=4,
+        progress=lambda *event: calls.append(event),
+        **SIZE,
+    )
     # steps 0 and 2 are kept: a prompt ends behind its step, so 1 + 3 steps are run
     assert calls[0][2].startswith("loading ") and [c[:2] for c in calls[1:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 

@@ -24,11 +24,19 @@ WEIGHT = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
 
 def write(path: Path, factor: float = 1.0, dtype: int = onnx.TensorProto.FLOAT16, output: str = "y") -> Path:
     """y = factor * x W, with x [b, 8] and 16-bit inputs and outputs."""
-    nodes = [helper.make_node("Cast", ["x"], ["x32"], to=1), helper.make_node("MatMul", ["x32", "w"], ["y32"]),
-             helper.make_node("Cast", ["y32"], [output], to=dtype)]  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x32"], to=1),
+        helper.make_node("MatMul", ["x32", "w"], ["y32"]),
+        helper.make_node("Cast", ["y32"], [output], to=dtype),
+    ]
     value = helper.make_tensor_value_info
-    graph = helper.make_graph(nodes, "g", [value("x", dtype, ["b", 8])], [value(output, dtype, ["b", 8])],
-                              [numpy_helper.from_array(WEIGHT * np.float32(factor), "w")])  # fmt: skip
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", dtype, ["b", 8])],
+        [value(output, dtype, ["b", 8])],
+        [numpy_helper.from_array(WEIGHT * np.float32(factor), "w")],
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
     return path
 
@@ -39,14 +47,31 @@ def write_folder(folder: Path, factor: float) -> Path:
     size = write(folder / "model.onnx", factor).stat().st_size
     (folder / "model.plan").write_bytes(b"plan")
     x = {"name": "x", "dtype": "float16", "shape": {"min": [1, 8], "opt": [2, 8], "max": [4, 8]}}
-    manifest.write(folder, {
-        "model": "sdxl-tiny", "arch": "sm_89", "format": "int4", "rank": 32,
-        "backend": {"name": "tensorrt-rtx", "version": "1"}, "plugin": {"file": "p.so", "version": "1", "sha256": ""},
-        "plan": {"file": "model.plan", "bytes": 4, "sha256": ""}, "onnx": {"file": "model.onnx", "bytes": size},
-        "inputs": [x], "outputs": [], "quantized": [], "kept_16bit": [], "fp16_weight_bytes": 0,
-        "quantized_weight_bytes": 0, "accuracy": {}, "device_memory_bytes": {}, "timings_s": {}, "peak_rss_bytes": {},
-        "versions": {}, "config": {},
-    })  # fmt: skip
+    manifest.write(
+        folder,
+        {
+            "model": "sdxl-tiny",
+            "arch": "sm_89",
+            "format": "int4",
+            "rank": 32,
+            "backend": {"name": "tensorrt-rtx", "version": "1"},
+            "plugin": {"file": "p.so", "version": "1", "sha256": ""},
+            "plan": {"file": "model.plan", "bytes": 4, "sha256": ""},
+            "onnx": {"file": "model.onnx", "bytes": size},
+            "inputs": [x],
+            "outputs": [],
+            "quantized": [],
+            "kept_16bit": [],
+            "fp16_weight_bytes": 0,
+            "quantized_weight_bytes": 0,
+            "accuracy": {},
+            "device_memory_bytes": {},
+            "timings_s": {},
+            "peak_rss_bytes": {},
+            "versions": {},
+            "config": {},
+        },
+    )
     return folder
 
 
@@ -151,9 +176,13 @@ def test_plan_in_tensorrt_where_there_is_a_gpu(tmp_path, monkeypatch):
 )
 def test_mistakes_are_one_line(tmp_path, inputs, capsys, words, code, text):
     places = {
-        "one": write(tmp_path / "1.onnx"), "none": tmp_path / "none.onnx", "inputs": inputs, "folder": tmp_path,
-        "other": write(tmp_path / "o.onnx", output="z"), "nan": write(tmp_path / "n.onnx", float("nan")),
-    }  # fmt: skip
+        "one": write(tmp_path / "1.onnx"),
+        "none": tmp_path / "none.onnx",
+        "inputs": inputs,
+        "folder": tmp_path,
+        "other": write(tmp_path / "o.onnx", output="z"),
+        "nan": write(tmp_path / "n.onnx", float("nan")),
+    }
     assert diff(*(word.format(**places) for word in words)) == code
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert told.startswith("svdq-trt: ") and text in told, told

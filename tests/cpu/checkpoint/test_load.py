@@ -58,9 +58,7 @@ def test_pipeline_folder_with_fp16_variant(tmp_path, state):
 def test_model_folder_of_another_dtype_is_converted(tmp_path, state, dtype):
     exact = {n: t.to(torch.bfloat16).to(torch.float16) for n, t in state.items()}  # exact in all of them
     save_file({n: t.to(dtype) for n, t in exact.items()}, config(tmp_path) / f"{STEM}.safetensors")
-    if (
-        dtype is torch.bfloat16
-    ):  # f16's smallest values leave bf16 exact, but f16 subnormals are rounded on the way
+    if dtype is torch.bfloat16:  # f16's smallest values leave bf16 exact, but f16 subnormals are rounded on the way
         exact = {n: t.to(dtype).to(torch.float16) for n, t in exact.items()}
     assert_loads(tmp_path, exact)
 
@@ -78,10 +76,14 @@ def test_single_file(tmp_path, state):
 def ldm_name(name):
     """The original name of a diffusers tensor, for three levels of one resnet each."""
     fixed = {
-        "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-        "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-        "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-    }  # fmt: skip
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
     owner, leaf = name.rsplit(".", 1)
     if owner in fixed:
         return f"{fixed[owner]}.{leaf}"
@@ -98,9 +100,14 @@ def ldm_name(name):
         prefix = f"input_blocks.{2 * int(block[-1]) + 1 + i}.{at}"
     else:
         prefix = f"output_blocks.{2 * int(block[-1]) + i}.{at}"
-    for new, old in (("norm1", "in_layers.0"), ("conv1", "in_layers.2"), ("norm2", "out_layers.0"),
-                     ("conv2", "out_layers.3"), ("time_emb_proj", "emb_layers.1"),
-                     ("conv_shortcut", "skip_connection")):  # fmt: skip
+    for new, old in (
+        ("norm1", "in_layers.0"),
+        ("conv1", "in_layers.2"),
+        ("norm2", "out_layers.0"),
+        ("conv2", "out_layers.3"),
+        ("time_emb_proj", "emb_layers.1"),
+        ("conv_shortcut", "skip_connection"),
+    ):
         if kind == "resnets":
             rest = rest.replace(new, old)
     return f"{prefix}.{rest}"
@@ -191,8 +198,6 @@ def test_digest_follows_content_and_not_place(tmp_path, state):
 
 
 def test_digest_of_random_weights_follows_seed_and_model():
-    digests = {weights_digest(SPEC, random_seed=s) for s in (1, 2)} | {
-        weights_digest(get_model("sdxl"), random_seed=1)
-    }
+    digests = {weights_digest(SPEC, random_seed=s) for s in (1, 2)} | {weights_digest(get_model("sdxl"), random_seed=1)}
     assert len(digests) == 3
     assert weights_digest(SPEC, random_seed=1) in digests

@@ -47,21 +47,11 @@ def header(entries, data=b""):
         pytest.param(struct.pack("<Q", 99_000_000) + b"{}", id="header-longer-than-file"),
         pytest.param(header(b"not json"), id="header-not-json"),
         pytest.param(header(b"[" * 5000), id="header-nested"),
-        pytest.param(
-            header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}}), id="data-missing"
-        ),
-        pytest.param(
-            header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [8, 0]}}, b"0" * 16), id="backwards"
-        ),
-        pytest.param(
-            header({"a": {"dtype": "F16", "shape": [9], "data_offsets": [0, 16]}}, b"0" * 16), id="size"
-        ),
-        pytest.param(
-            header({"a": {"dtype": "F16", "shape": [2**40, 2**40], "data_offsets": [0, 16]}}), id="overflow"
-        ),
-        pytest.param(
-            header({"a": {"dtype": "X7", "shape": [8], "data_offsets": [0, 16]}}, b"0" * 16), id="dtype"
-        ),
+        pytest.param(header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [0, 16]}}), id="data-missing"),
+        pytest.param(header({"a": {"dtype": "F16", "shape": [8], "data_offsets": [8, 0]}}, b"0" * 16), id="backwards"),
+        pytest.param(header({"a": {"dtype": "F16", "shape": [9], "data_offsets": [0, 16]}}, b"0" * 16), id="size"),
+        pytest.param(header({"a": {"dtype": "F16", "shape": [2**40, 2**40], "data_offsets": [0, 16]}}), id="overflow"),
+        pytest.param(header({"a": {"dtype": "X7", "shape": [8], "data_offsets": [0, 16]}}, b"0" * 16), id="dtype"),
     ],
 )
 def test_malformed_safetensors(path, content):

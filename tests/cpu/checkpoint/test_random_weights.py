@@ -75,9 +75,7 @@ def test_activations_stay_within_float16_at_every_layer(module):
     wide = load(SPEC, random_seed=3).float()
     for name, layer in wide.named_modules():
         if not list(layer.children()):
-            layer.register_forward_hook(
-                lambda _, __, y, name=name: worst.update({name: float(y.abs().max())})
-            )
+            layer.register_forward_hook(lambda _, __, y, name=name: worst.update({name: float(y.abs().max())}))
     y = SPEC.wrap(wide)(*SPEC.example_inputs(2, 128, 128, dtype=torch.float32))
     assert 0.3 < y.std() < 3
     assert len(worst) > 100 and max(worst.values()) < 1000

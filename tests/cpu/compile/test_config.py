@@ -29,9 +29,16 @@ def test_bad_range_is_refused(text):
 
 @pytest.mark.parametrize(
     ("text", "want"),
-    [("1000", 1000), ("2.2GB", 2_200_000_000), ("700 MB", 700_000_000), ("1.5gib", 1_610_612_736), ("0.3kB", 300),
-     ("1.0000000001 GB", 1_000_000_000), ("12 b", 12)],
-)  # fmt: skip
+    [
+        ("1000", 1000),
+        ("2.2GB", 2_200_000_000),
+        ("700 MB", 700_000_000),
+        ("1.5gib", 1_610_612_736),
+        ("0.3kB", 300),
+        ("1.0000000001 GB", 1_000_000_000),
+        ("12 b", 12),
+    ],
+)
 def test_bytes_are_read_exactly(text, want):
     assert parse_bytes("--budget-bytes", text) == want
 
@@ -48,7 +55,13 @@ def test_rank_auto_stands_in_the_manifests_config(tmp_path):
 
 def test_auto_format_follows_the_arch():
     assert [resolve_format("auto", parse_arch(f"sm_{a}")).name for a in (80, 86, 89, 90, 120, 121)] == [
-        "w4a8", "int4", "int4", "w4a8", "nvfp4", "nvfp4"]  # fmt: skip
+        "w4a8",
+        "int4",
+        "int4",
+        "w4a8",
+        "nvfp4",
+        "nvfp4",
+    ]
 
 
 def test_format_without_kernels_on_an_arch_is_refused():
@@ -71,10 +84,20 @@ def test_format_without_kernels_on_an_arch_is_refused():
         (["--model", "sdxl-tiny"], 2, "--arch"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration", "/no/f"], 2, "--calib"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--calibration-prompts", "/no/f"], 2, "no model_index.json"),
-        *((["--model", "sdxl-tiny", "--arch", "sm_89", f"--calibration-{name}", value], 2,
-           f"--calibration-{name}: given alone, want --calibration-prompts with it.")
-          for name, value in (("pipeline", "/no"), ("samples", "16"), ("steps", "4"), ("guidance", "0"),
-                              ("seed", "0"))),
+        *(
+            (
+                ["--model", "sdxl-tiny", "--arch", "sm_89", f"--calibration-{name}", value],
+                2,
+                f"--calibration-{name}: given alone, want --calibration-prompts with it.",
+            )
+            for name, value in (
+                ("pipeline", "/no"),
+                ("samples", "16"),
+                ("steps", "4"),
+                ("guidance", "0"),
+                ("seed", "0"),
+            )
+        ),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--no-check", "--min-sqnr", "9"], 2, "--min-sqnr"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--min-sqnr", "nan"], 2, "--min-sqnr: nan, want a finite"),
     ],
@@ -101,8 +124,10 @@ def test_bad_rank_options_are_refused(argv, text, tmp_path, capsys):
     refused(["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", *argv], 2, text, tmp_path, capsys)
 
 
-@pytest.mark.parametrize("option", ["rank", "budget-bytes", "target-sqnr", "sensitivity", "preset", "calibration",
-                                    "calibration-prompts", "skip"])  # fmt: skip
+@pytest.mark.parametrize(
+    "option",
+    ["rank", "budget-bytes", "target-sqnr", "sensitivity", "preset", "calibration", "calibration-prompts", "skip"],
+)
 def test_what_steers_the_quantizer_is_refused_beside_a_quantized_model(option, tmp_path, capsys):
     argv = ["--model", "sdxl-tiny", "--arch", "sm_89", "--quantized", "x", f"--{option}", "0"]
     refused(argv, 2, f"--quantized: given with --{option}, want it alone", tmp_path, capsys)
@@ -153,16 +178,37 @@ def test_bad_sampling_is_told_before_any_work(pipeline, changes, text):
 
 def test_pipeline_without_its_library_is_refused_before_any_work(pipeline, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(config, "find_spec", lambda name: None)
-    argv = ["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration-pipeline", str(pipeline),
-            "--calibration-prompts", str(pipeline / "prompts.txt")]  # fmt: skip
+    argv = [
+        "--model",
+        "sdxl-tiny",
+        "--arch",
+        "sm_89",
+        "--random-weights",
+        "0",
+        "--calibration-pipeline",
+        str(pipeline),
+        "--calibration-prompts",
+        str(pipeline / "prompts.txt"),
+    ]
     refused(argv, 1, "--calibration-prompts: transformers is not installed", tmp_path, capsys)
     with pytest.raises(UnsupportedError, match=r"pip install 'svdq-trt\[prompts\]'"):
         Sampling(pipeline, pipeline / "prompts.txt").check()
 
 
 def test_sampling_options_reach_the_config(pipeline):
-    words = ["build", "--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--calibration-prompts", "p",
-             "--calibration-pipeline", "q"]  # fmt: skip
+    words = [
+        "build",
+        "--model",
+        "sdxl-tiny",
+        "--arch",
+        "sm_89",
+        "--random-weights",
+        "0",
+        "--calibration-prompts",
+        "p",
+        "--calibration-pipeline",
+        "q",
+    ]
     given = ["--calibration-samples", "3", "--calibration-seed", "0"]
     for more, want in (([], {}), (given, {"samples": 3, "seed": 0})):
         assert quantization(cli.parse([*words, *more]))["sampling"] == Sampling(Path("q"), Path("p"), **want)

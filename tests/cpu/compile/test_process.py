@@ -33,8 +33,9 @@ def test_result_progress_time_and_memory_come_back(stage):
     seen = []
     done = stage(
         "def run(args, progress):\n    progress(1, 2, 'half')\n    print('noise')\n    return {'twice': 2 * args['x']}",
-        {"x": 4}, lambda *a: seen.append(a),
-    )  # fmt: skip
+        {"x": 4},
+        lambda *a: seen.append(a),
+    )
     assert done.value == {"twice": 8} and seen == [(1, 2, "half")]
     assert done.seconds > 0 and done.peak_rss_bytes > 10e6
 
@@ -65,9 +66,11 @@ def test_lack_of_memory_is_a_user_error(stage):
 
 
 def test_lack_of_memory_is_told_in_every_librarys_words():
-    for words in ("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 9",
-                  "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc",
-                  "unable to mmap 9 bytes: Cannot allocate memory (12)"):  # fmt: skip
+    for words in (
+        "[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 9",
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc",
+        "unable to mmap 9 bytes: Cannot allocate memory (12)",
+    ):
         assert "out of memory" in str(out_of_memory("x", RuntimeError(words)))
     assert "out of GPU memory" in str(out_of_memory("x", RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling")))
     assert out_of_memory("x", RuntimeError("Storage size calculation overflowed")) is None

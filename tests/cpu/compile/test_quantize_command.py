@@ -15,8 +15,23 @@ from svdq_trt import cli
 from svdq_trt.quantize import artifact
 
 MODEL = "pixart-tiny"
-ARGS = ["-m", "svdq_trt.cli", "quantize", "--model", MODEL, "--arch", "sm_89", "--random-weights", "0", "--rank", "16",
-        "--preset", "default", "--device", "cpu"]  # fmt: skip
+ARGS = [
+    "-m",
+    "svdq_trt.cli",
+    "quantize",
+    "--model",
+    MODEL,
+    "--arch",
+    "sm_89",
+    "--random-weights",
+    "0",
+    "--rank",
+    "16",
+    "--preset",
+    "default",
+    "--device",
+    "cpu",
+]
 BUDGET = "400000"  # bytes: the model has 303,616 at rank 0
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -100,10 +115,13 @@ def test_ranks_of_their_own_are_chosen_once_for_all_ranks(tmp_path):
         (["--format", "nvfp4"], "nvfp4 for sm_89"),
         (["--rank", "auto"], "--rank auto: none or both of --budget-bytes and --target-sqnr"),
         (["--budget-bytes", "1MB"], "--budget-bytes: given with --rank 16"),
-        pytest.param(["--device", "cuda"], "--device: cuda with",
-                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device: cuda with",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys, words, text):
     assert cli.main([*ARGS[2:], *words, "--out", str(tmp_path / "out")]) == 2
     told = capsys.readouterr().err

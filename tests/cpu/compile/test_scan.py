@@ -21,8 +21,21 @@ from svdq_trt.models import LinearGroup
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.sensitivity import Sensitivity
 
-ARGS = ["sensitivity", "--model", "flux1-tiny", "--random-weights", "0", "--format", "w4a8", "--rank", "16", "--pixels",
-        "64", "--samples", "1"]  # fmt: skip
+ARGS = [
+    "sensitivity",
+    "--model",
+    "flux1-tiny",
+    "--random-weights",
+    "0",
+    "--format",
+    "w4a8",
+    "--rank",
+    "16",
+    "--pixels",
+    "64",
+    "--samples",
+    "1",
+]
 
 
 def lines(path) -> int:
@@ -63,8 +76,9 @@ def damage(file):
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-@pytest.mark.parametrize("harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])],
-                         ids=["other contents", "shorter"])  # fmt: skip
+@pytest.mark.parametrize(
+    "harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])], ids=["other contents", "shorter"]
+)
 def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, harm):
     made, said, file = [], [], tmp_path / scan.QUANTIZED
 
@@ -114,9 +128,11 @@ def no_room_on_the_gpu(*_):
 
 @pytest.mark.parametrize(
     ("step", "text"),
-    [(lambda *_: torch.empty(10**15), "out of memory, want more RAM. Close other programs."),
-     (no_room_on_the_gpu, "out of GPU memory")],
-)  # fmt: skip
+    [
+        (lambda *_: torch.empty(10**15), "out of memory, want more RAM. Close other programs."),
+        (no_room_on_the_gpu, "out of GPU memory"),
+    ],
+)
 def test_lack_of_memory_is_told_as_such(tmp_path, capsys, monkeypatch, step, text):
     monkeypatch.setattr(scan, "_quantized", step)
     assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1

@@ -16,11 +16,22 @@ from svdq_trt.models import TWINS, get_model
 
 def args(name, out, **more):
     return {
-        "model": name, "checkpoint": None, "random_weights": 0, "skip": [], "calibration": None, "shared": str(out),
-        "calib_key": "c", "force": False, "format": "int4", "rank": 16, "allocation": None, "preset": "fast",
+        "model": name,
+        "checkpoint": None,
+        "random_weights": 0,
+        "skip": [],
+        "calibration": None,
+        "shared": str(out),
+        "calib_key": "c",
+        "force": False,
+        "format": "int4",
+        "rank": 16,
+        "allocation": None,
+        "preset": "fast",
         "device": "cpu",
-        "out": str(out / "svdq.safetensors"), "key": "0" * 32,
-    } | more  # fmt: skip
+        "out": str(out / "svdq.safetensors"),
+        "key": "0" * 32,
+    } | more
 
 
 @pytest.mark.parametrize("name", ["flux1-tiny", "pixart-tiny"])
@@ -60,9 +71,13 @@ def test_calibration_of_several_samples_at_once_is_that_of_one_at_a_time(name):
 
 def test_streamed_file_is_read_by_safetensors(tmp_path):
     tensors = {
-        "b": torch.randn(3, 5), "a": torch.randint(-128, 127, (7,), dtype=torch.int8), "empty": torch.empty(0, 4),
-        "h": torch.randn(1, 3).half(), "scalar": torch.tensor(2.5), "bf": torch.randn(5).bfloat16(),
-    }  # fmt: skip
+        "b": torch.randn(3, 5),
+        "a": torch.randint(-128, 127, (7,), dtype=torch.int8),
+        "empty": torch.empty(0, 4),
+        "h": torch.randn(1, 3).half(),
+        "scalar": torch.tensor(2.5),
+        "bf": torch.randn(5).bfloat16(),
+    }
     shapes = {n: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for n, t in tensors.items()}
     stream_tensors(tmp_path / "ours", shapes, tensors.__getitem__, {"k": "v"})
     save_file(tensors, tmp_path / "theirs", metadata={"k": "v"})

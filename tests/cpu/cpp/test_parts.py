@@ -49,8 +49,22 @@ def test_json_is_pythons(driver, tmp_path):
         assert driver("json", tmp_path / "file").stdout == want
 
 
-BROKEN_JSON = ["", "{", "[1,]", '{"a"}', '{"a":1', '"x', "tru", "1 2", "[" * 100_000, '{"a":1.5}', "1e999", "\\",
-               '"\\q"', '"\\u12'] + [json.dumps({"a": {"b": [1, "x"]}})[:n] for n in range(1, 20)]  # fmt: skip
+BROKEN_JSON = [
+    "",
+    "{",
+    "[1,]",
+    '{"a"}',
+    '{"a":1',
+    '"x',
+    "tru",
+    "1 2",
+    "[" * 100_000,
+    '{"a":1.5}',
+    "1e999",
+    "\\",
+    '"\\q"',
+    '"\\u12',
+] + [json.dumps({"a": {"b": [1, "x"]}})[:n] for n in range(1, 20)]
 
 
 @pytest.mark.parametrize("text", BROKEN_JSON, ids=range(len(BROKEN_JSON)))
@@ -62,9 +76,13 @@ def test_broken_json_is_refused(driver, tmp_path, text):
 
 def test_safetensors_round_trip(driver, tmp_path):
     tensors = {
-        "x": torch.arange(24).reshape(2, 3, 4).half(), "y": torch.randn(5).bfloat16(), "empty": torch.zeros(0, 7),
-        "scalar": torch.tensor(3.5), "ids": torch.tensor([2**40]), "codes": torch.tensor([[-3, 4]], dtype=torch.int8),
-    }  # fmt: skip
+        "x": torch.arange(24).reshape(2, 3, 4).half(),
+        "y": torch.randn(5).bfloat16(),
+        "empty": torch.zeros(0, 7),
+        "scalar": torch.tensor(3.5),
+        "ids": torch.tensor([2**40]),
+        "codes": torch.tensor([[-3, 4]], dtype=torch.int8),
+    }
     save_file(tensors, tmp_path / "in", metadata={"a": "b"})
     assert driver("copy", tmp_path / "in", tmp_path / "out").returncode == 0
     got = load_file(tmp_path / "out")
@@ -79,12 +97,20 @@ def header(entry: dict) -> bytes:
 
 
 BROKEN = {
-    "empty": b"", "short": b"\x01\x00", "no header": struct.pack("<Q", 100) + b"{}", "huge": b"\xff" * 8 + b"{}",
-    "offsets beyond": header({"data_offsets": [0, 400]}), "offsets reversed": header({"data_offsets": [4, 0]}),
-    "negative": header({"data_offsets": [-4, 0]}), "shape": header({"shape": [3]}), "minus": header({"shape": [-2]}),
-    "overflow": header({"shape": [2**40, 2**40, 2**40]}), "dtype": header({"dtype": "F17"}),
-    "three": header({"data_offsets": [0, 4, 8]}), "type": header({"shape": "2"}),
-}  # fmt: skip
+    "empty": b"",
+    "short": b"\x01\x00",
+    "no header": struct.pack("<Q", 100) + b"{}",
+    "huge": b"\xff" * 8 + b"{}",
+    "offsets beyond": header({"data_offsets": [0, 400]}),
+    "offsets reversed": header({"data_offsets": [4, 0]}),
+    "negative": header({"data_offsets": [-4, 0]}),
+    "shape": header({"shape": [3]}),
+    "minus": header({"shape": [-2]}),
+    "overflow": header({"shape": [2**40, 2**40, 2**40]}),
+    "dtype": header({"dtype": "F17"}),
+    "three": header({"data_offsets": [0, 4, 8]}),
+    "type": header({"shape": "2"}),
+}
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -100,10 +100,15 @@ def in_a_row(nodes: Sequence[SvdqNode], rank: int) -> ir.Model:
             own.append(ir.Value(name=tensor.name, type=kind, shape=tensor.shape, const_value=tensor))
         attributes = {a.name: int(a.default) if a.kind == "int" else a.default for a in one.op.attributes}
         attributes |= {"group_size": one.op.format.weight_group, **one.attributes}
-        made.append(ir.node(
-            one.op.op_type, [made[-1].outputs[0], *own], domain=DOMAIN, name=f"layer{i}",
-            attributes=attributes | {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE},
-        ))  # fmt: skip
+        made.append(
+            ir.node(
+                one.op.op_type,
+                [made[-1].outputs[0], *own],
+                domain=DOMAIN,
+                name=f"layer{i}",
+                attributes=attributes | {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE},
+            )
+        )
         last = one.op.linears[-1]
         n = last.activation.n_out(one.weights[last.prefix + "qweight"].shape[0])
         y = made[-1].outputs[0]

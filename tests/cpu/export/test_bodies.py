@@ -127,9 +127,7 @@ def test_weights_decode_exactly_for_every_code_and_scale(fmt):
         assert wscale.unique().numel() == 254
     wscale2 = torch.rand(n, generator=torch.Generator().manual_seed(1))
     want = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), fmt)
-    got = fragment(
-        lambda b, *v: dequantize_weight(b, *v, fmt), qweight=qweight, wscale=wscale, wscale2=wscale2
-    )
+    got = fragment(lambda b, *v: dequantize_weight(b, *v, fmt), qweight=qweight, wscale=wscale, wscale2=wscale2)
     assert torch.equal(want, got)
 
 

@@ -14,8 +14,18 @@ from svdq_export.write import write_model
 from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.spec.formats import Activation
 
-LAYERS = ("time", "blocks.0.to_qkv", "blocks.0.to_out", "blocks.1.to_qkv", "blocks.1.to_out",
-          "up", "down", "down#2", "ff1", "ff2")  # fmt: skip
+LAYERS = (
+    "time",
+    "blocks.0.to_qkv",
+    "blocks.0.to_out",
+    "blocks.1.to_qkv",
+    "blocks.1.to_out",
+    "up",
+    "down",
+    "down#2",
+    "ff1",
+    "ff2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +52,12 @@ def test_nodes_carry_module_paths_and_the_contract_attributes(exported):
     down = next(n for n in nodes if n.name == "down")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in down.attribute}
     assert attributes == {
-        "group_size": 64, "act_unsigned": 1, "act_shift": 0.171875,
-        "plugin_version": b"1", "plugin_namespace": b"svdq",
-    }  # fmt: skip
+        "group_size": 64,
+        "act_unsigned": 1,
+        "act_shift": 0.171875,
+        "plugin_version": b"1",
+        "plugin_namespace": b"svdq",
+    }
     assert list(down.input)[1:] == [
         f"down.{n}" for n in ("qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2")
     ]
@@ -87,9 +100,7 @@ def test_batch_and_resolution_stay_dynamic(exported):
         inputs = toy_inputs(torch.float16, *sizes)
         want, got = net(**inputs).detach(), run_file(info.path, inputs)
         assert got.shape == want.shape
-        assert (
-            db(want, got) > 50
-        )  # ten layers, each rounding to f16 in its own order; see f32 for the meaning
+        assert db(want, got) > 50  # ten layers, each rounding to f16 in its own order; see f32 for the meaning
 
 
 def test_f32_export_means_what_torch_means(tmp_path):

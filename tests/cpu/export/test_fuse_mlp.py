@@ -72,20 +72,28 @@ def test_node_takes_the_names_inputs_and_attributes_of_both():
     names = ("qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2")
     assert [v.name for v in one.inputs[1:]] == [f"layer{i}.{name}" for i in (0, 1) for name in names]
     assert {name: a.value for name, a in one.attributes.items()} == {
-        "group_size": 64, "plugin_version": "1", "plugin_namespace": "svdq", "fc1_act_unsigned": 0,
-        "fc1_act_shift": 0.0, "fc2_act_unsigned": 1, "fc2_act_shift": 0.171875,
-    }  # fmt: skip
+        "group_size": 64,
+        "plugin_version": "1",
+        "plugin_namespace": "svdq",
+        "fc1_act_unsigned": 0,
+        "fc1_act_shift": 0.0,
+        "fc2_act_unsigned": 1,
+        "fc2_act_shift": 0.171875,
+    }
 
 
-@pytest.mark.parametrize(("fc1", "fc2"), [
-    ("SVDQLinearInt4", "SVDQLinearInt4"),  # no activation between
-    ("SVDQLinearInt4Silu", "SVDQLinearInt4"),  # one that no op type has
-    ("SVDQLinearInt4Gelu", "SVDQLinearInt4Gelu"),  # another behind
-    ("SVDQLinearInt4Gelu", "SVDQLinearNVFP4"),
-    ("SVDQLinearInt4Gelu", "SVDQLinearW4A16"),
-    ("SVDQLinearW4A8Gelu", "SVDQLinearW4A8"),  # formats without such an op
-    ("SVDQLinearW4A16Geglu", "SVDQLinearW4A16"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fc1", "fc2"),
+    [
+        ("SVDQLinearInt4", "SVDQLinearInt4"),  # no activation between
+        ("SVDQLinearInt4Silu", "SVDQLinearInt4"),  # one that no op type has
+        ("SVDQLinearInt4Gelu", "SVDQLinearInt4Gelu"),  # another behind
+        ("SVDQLinearInt4Gelu", "SVDQLinearNVFP4"),
+        ("SVDQLinearInt4Gelu", "SVDQLinearW4A16"),
+        ("SVDQLinearW4A8Gelu", "SVDQLinearW4A8"),  # formats without such an op
+        ("SVDQLinearW4A16Geglu", "SVDQLinearW4A16"),
+    ],
+)
 def test_pairs_without_an_op_stay(fc1, fc2):
     model = pair(fc1, fc2)
     fused(model, 0)
@@ -127,8 +135,13 @@ def test_a_hidden_that_others_need_stays(change):
 
 
 def test_pairs_in_a_row_are_found_each_once():
-    row = [node("SVDQLinearInt4Gelu", 1, K, K), node("SVDQLinearInt4", 2, K, K), node("SVDQLinearInt4", 1, K, K),
-           node("SVDQLinearInt4Geglu", 2, K, K), node("SVDQLinearInt4", 1, K, K)]  # fmt: skip
+    row = [
+        node("SVDQLinearInt4Gelu", 1, K, K),
+        node("SVDQLinearInt4", 2, K, K),
+        node("SVDQLinearInt4", 1, K, K),
+        node("SVDQLinearInt4Geglu", 2, K, K),
+        node("SVDQLinearInt4", 1, K, K),
+    ]
     model, x = in_a_row(row, RANK), random_x(K, torch.float16) * 1e-4  # five layers with random branches: it grows
     want = runner(model)(x)
     assert want.isfinite().all()
@@ -156,8 +169,15 @@ class FeedForward(nn.Module):
 def test_exported_feed_forward_is_one_node_and_the_option_keeps_two(tmp_path):
     inputs, info = {"x": random_x(K, torch.float16) * 1e-3}, {}
     for fuse in (True, False):
-        info[fuse] = export_onnx(FeedForward().eval(), inputs, {"x": {1: "m"}}, ["y"], tmp_path / f"{fuse}.onnx",
-                                 wrapped="model", fuse_mlp=fuse)  # fmt: skip
+        info[fuse] = export_onnx(
+            FeedForward().eval(),
+            inputs,
+            {"x": {1: "m"}},
+            ["y"],
+            tmp_path / f"{fuse}.onnx",
+            wrapped="model",
+            fuse_mlp=fuse,
+        )
     assert info[True].svdq_nodes == ("net.0+net.2", "net.0#2+net.2#2") and info[True].op_types == ("SVDQMlpInt4Geglu",)
     assert info[False].svdq_nodes == ("net.0", "net.2", "net.0#2", "net.2#2")
     assert torch.equal(run_file(info[True].path, inputs), run_file(info[False].path, inputs))

@@ -36,8 +36,9 @@ def quantized(tmp_path_factory):
             ranks = rank if isinstance(rank, int) else {g.node: r for g, r in zip(groups, itertools.cycle(rank))}
             data = calibrate.collect(module, spec, groups, data=None, progress=lambda *_: None)
             out = tmp_path_factory.mktemp("artifacts") / f"{model}-{fmt}-{rank}-{signed}.safetensors"
-            quantize_model(module, spec, groups, data, FORMATS[fmt], ranks, get_preset("fast"), out, "k" * 20,
-                           lambda *_: None)  # fmt: skip
+            quantize_model(
+                module, spec, groups, data, FORMATS[fmt], ranks, get_preset("fast"), out, "k" * 20, lambda *_: None
+            )
             made[key] = out
         return made[key]
 

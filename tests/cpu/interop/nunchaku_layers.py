@@ -25,9 +25,19 @@ class Truth:
 
 
 def w4a4(
-    name: str, n: int, k: int, rank: int = 32, fp4: bool = False, keys: Keys = OLD, dtype=torch.bfloat16, seed: int = 0,
-    layout: str = "stacked", members: tuple[int, ...] = (), scales: str = "", bias: bool = True,
-) -> Truth:  # fmt: skip
+    name: str,
+    n: int,
+    k: int,
+    rank: int = 32,
+    fp4: bool = False,
+    keys: Keys = OLD,
+    dtype=torch.bfloat16,
+    seed: int = 0,
+    layout: str = "stacked",
+    members: tuple[int, ...] = (),
+    scales: str = "",
+    bias: bool = True,
+) -> Truth:
     """A W4A4 layer. scales: of fp4, any of "t" (wtscale, 16 bit), "T" (f32), "c" (wcscales)."""
     g = torch.Generator().manual_seed(seed)
     rows = Rows.of(members or (n,), layout)
@@ -93,8 +103,12 @@ def awq(name: str, n: int, k: int, chunks: int, dtype=torch.bfloat16, seed: int 
         plus[1] += 1
         if chunks == 6:
             plus[4] += 1
-    t = {"qweight": f.pack_awq(reorder(codes)), "wscales": reorder(scale).T, "wzeros": reorder(zero).T,
-         "bias": reorder(plus.flatten()).to(dtype)}  # fmt: skip
+    t = {
+        "qweight": f.pack_awq(reorder(codes)),
+        "wscales": reorder(scale).T,
+        "wzeros": reorder(zero).T,
+        "bias": reorder(plus.flatten()).to(dtype),
+    }
     return Truth({f"{name}.{key}": v.contiguous() for key, v in t.items()}, weight, bias.to(dtype))
 
 

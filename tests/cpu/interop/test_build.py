@@ -46,8 +46,13 @@ def graph(artifact_path, folder):
     """model.onnx and its data, as bytes."""
     spec = get_model("pixart-tiny")
     profile = {s: list(getattr(spec.profile, s)) for s in ("batch", "height", "width", "tokens")}
-    args = {"artifact": str(artifact_path), "profile": profile, "out": str(folder / "model.onnx"), "lora_slots": 0,
-            "fuse_mlp": True}  # fmt: skip
+    args = {
+        "artifact": str(artifact_path),
+        "profile": profile,
+        "out": str(folder / "model.onnx"),
+        "lora_slots": 0,
+        "fuse_mlp": True,
+    }
     export_stage.run(args | {"model": "pixart-tiny"}, silent)
     return (folder / "model.onnx").read_bytes(), (folder / "model.onnx.data").read_bytes()
 

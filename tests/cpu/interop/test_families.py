@@ -67,23 +67,45 @@ def test_sana(tmp_path):
         truths[b] = layers
         kv, depth = torch.randn(2 * c, c).bfloat16(), torch.randn(2 * hidden, 3, 3, 1).bfloat16()
         depth_bias = torch.randn(2 * hidden).bfloat16()
-        rest |= {f"{b}.cross_attn.kv_linear.weight": kv, f"{b}.cross_attn.kv_linear.bias": kv[:, 0].clone(),
-                 f"{b}.ff.depth_conv.weight": depth, f"{b}.ff.depth_conv.bias": depth_bias}  # fmt: skip
+        rest |= {
+            f"{b}.cross_attn.kv_linear.weight": kv,
+            f"{b}.cross_attn.kv_linear.bias": kv[:, 0].clone(),
+            f"{b}.ff.depth_conv.weight": depth,
+            f"{b}.ff.depth_conv.bias": depth_bias,
+        }
         for layer in layers.values():
             rest |= layer.tensors
-    ours = [f"transformer_blocks.{i}.{name}" for i in range(2) for name in (
-        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
-        "attn2.to_out.0", "ff.conv_inverted", "ff.conv_depth", "ff.conv_point")]  # fmt: skip
+    ours = [
+        f"transformer_blocks.{i}.{name}"
+        for i in range(2)
+        for name in (
+            "attn1.to_q",
+            "attn1.to_k",
+            "attn1.to_v",
+            "attn1.to_out.0",
+            "attn2.to_q",
+            "attn2.to_k",
+            "attn2.to_v",
+            "attn2.to_out.0",
+            "ff.conv_inverted",
+            "ff.conv_depth",
+            "ff.conv_point",
+        )
+    ]
     loaded = import_file(tmp_path, spec, others(spec, ours) | rest)
     got = weights_of(loaded)
     for b, layers in truths.items():
         q, k, v = layers["attn.qkv_proj"].weight.split(c)
-        for name, want in (("attn1.to_q", q), ("attn1.to_k", k), ("attn1.to_v", v),
-                           ("attn1.to_out.0", layers["attn.out_proj"].weight),
-                           ("attn2.to_q", layers["cross_attn.q_linear"].weight),
-                           ("attn2.to_out.0", layers["cross_attn.out_proj"].weight),
-                           ("ff.conv_inverted", layers["ff.inverted_conv"].weight),
-                           ("ff.conv_point", layers["ff.point_conv"].weight)):  # fmt: skip
+        for name, want in (
+            ("attn1.to_q", q),
+            ("attn1.to_k", k),
+            ("attn1.to_v", v),
+            ("attn1.to_out.0", layers["attn.out_proj"].weight),
+            ("attn2.to_q", layers["cross_attn.q_linear"].weight),
+            ("attn2.to_out.0", layers["cross_attn.out_proj"].weight),
+            ("ff.conv_inverted", layers["ff.inverted_conv"].weight),
+            ("ff.conv_point", layers["ff.point_conv"].weight),
+        ):
             assert close(got[f"{b}.{name}"].flatten(1), want), (b, name)
         assert torch.equal(got[f"{b}.attn2.to_v"], rest[f"{b}.cross_attn.kv_linear.weight"][c:].double())
         depth = rest[f"{b}.ff.depth_conv.weight"].double()  # [2·hidden, 3, 3, 1], value and gate in turn
@@ -118,19 +140,49 @@ class _Together:
 
 def spec_of(name: str, class_path: str, config: dict, groups: list[LinearGroup]) -> ModelSpec:
     return ModelSpec(
-        name=name, title="", hub_id="", subfolder="transformer", variant="", class_path=class_path,
-        config=MappingProxyType(config), act_dtype="bfloat16", pixel_multiple=16,
-        profile=Profile((1, 1, 1), (16, 16, 16), (16, 16, 16), (1, 1, 1)), calibration_pixels=16, inputs=(), outputs=(),
+        name=name,
+        title="",
+        hub_id="",
+        subfolder="transformer",
+        variant="",
+        class_path=class_path,
+        config=MappingProxyType(config),
+        act_dtype="bfloat16",
+        pixel_multiple=16,
+        profile=Profile((1, 1, 1), (16, 16, 16), (16, 16, 16), (1, 1, 1)),
+        calibration_pixels=16,
+        inputs=(),
+        outputs=(),
         family=_Together(tuple(groups)),
-    )  # fmt: skip
+    )
 
 
-QWEN = ("diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel",
-        {"num_layers": 1, "attention_head_dim": 64, "num_attention_heads": 2, "joint_attention_dim": 64,
-         "in_channels": 16, "out_channels": 4, "axes_dims_rope": (16, 24, 24)})  # fmt: skip
-ZIMAGE = ("diffusers.models.transformers.transformer_z_image:ZImageTransformer2DModel",
-          {"in_channels": 4, "dim": 192, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 3, "n_kv_heads": 3,
-           "cap_feat_dim": 64, "axes_dims": [16, 24, 24], "axes_lens": [64, 64, 64]})  # fmt: skip
+QWEN = (
+    "diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel",
+    {
+        "num_layers": 1,
+        "attention_head_dim": 64,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 64,
+        "in_channels": 16,
+        "out_channels": 4,
+        "axes_dims_rope": (16, 24, 24),
+    },
+)
+ZIMAGE = (
+    "diffusers.models.transformers.transformer_z_image:ZImageTransformer2DModel",
+    {
+        "in_channels": 4,
+        "dim": 192,
+        "n_layers": 1,
+        "n_refiner_layers": 1,
+        "n_heads": 3,
+        "n_kv_heads": 3,
+        "cap_feat_dim": 64,
+        "axes_dims": [16, 24, 24],
+        "axes_lens": [64, 64, 64],
+    },
+)
 B = "transformer_blocks.0"
 #: nunchaku's layer -> (our node, members, chunks of adaLN)
 QWEN_LAYERS = {
@@ -140,9 +192,12 @@ QWEN_LAYERS = {
     f"{B}.attn.add_qkv_proj": (f"{B}.attn.add_qkv", tuple(f"{B}.attn.add_{m}_proj" for m in "qkv"), 0),
     f"{B}.attn.to_out.0": (f"{B}.attn.to_out.0", (f"{B}.attn.to_out.0",), 0),
     f"{B}.attn.to_add_out": (f"{B}.attn.to_add_out", (f"{B}.attn.to_add_out",), 0),
-    **{f"{B}.{s}_mlp.{m}": (f"{B}.{s}_mlp.{m}", (f"{B}.{s}_mlp.{m}",), 0)
-       for s in ("img", "txt") for m in ("net.0.proj", "net.2")},
-}  # fmt: skip
+    **{
+        f"{B}.{s}_mlp.{m}": (f"{B}.{s}_mlp.{m}", (f"{B}.{s}_mlp.{m}",), 0)
+        for s in ("img", "txt")
+        for m in ("net.0.proj", "net.2")
+    },
+}
 Z_LAYERS = {
     f"{b}.{theirs}": (f"{b}.{node}", tuple(f"{b}.{m}" for m in members), 0)
     for b in ("layers.0", "noise_refiner.0", "context_refiner.0")
@@ -165,8 +220,11 @@ def test_python_modules(tmp_path, name, model, layers, fp4):
     for seed, (theirs, (_, members, chunks)) in enumerate(layers.items()):
         linears = [modules[m] for m in members]
         n, k = sum(x.out_features for x in linears), linears[0].in_features
-        truths[theirs] = make.awq(theirs, n, k, chunks, seed=seed) if chunks else make.w4a4(
-            theirs, n, k, fp4=fp4, keys=NEW, seed=seed, scales="t", bias=linears[0].bias is not None)  # fmt: skip
+        truths[theirs] = (
+            make.awq(theirs, n, k, chunks, seed=seed)
+            if chunks
+            else make.w4a4(theirs, n, k, fp4=fp4, keys=NEW, seed=seed, scales="t", bias=linears[0].bias is not None)
+        )
         tensors |= truths[theirs].tensors
     tensors |= others(spec, [m for _, members, _ in layers.values() for m in members])
     loaded = import_file(tmp_path, spec, tensors)

@@ -87,9 +87,11 @@ def test_unpacking_is_the_inverse():
     codes = pack_nibbles(torch.randint(0, 16, (256, 192), generator=g))
     assert torch.equal(f.unpack_codes(f.pack_codes(codes)), codes)
     for pack, unpack, shape in (
-        (f.pack_vectors, f.unpack_vectors, (5, 384)), (f.pack_down, f.unpack_down, (48, 256)),
-        (f.pack_up, f.unpack_up, (256, 48)), (f.pack_vector, f.unpack_vector, (256,)),
-    ):  # fmt: skip
+        (f.pack_vectors, f.unpack_vectors, (5, 384)),
+        (f.pack_down, f.unpack_down, (48, 256)),
+        (f.pack_up, f.unpack_up, (256, 48)),
+        (f.pack_vector, f.unpack_vector, (256,)),
+    ):
         assert torch.equal(unpack(pack(ramp(*shape))), ramp(*shape))
     micro = torch.randint(-128, 128, (3, 256, 4), dtype=torch.int8, generator=g)
     assert torch.equal(f.unpack_micro(f.pack_micro(micro)), micro)

@@ -22,12 +22,55 @@ from svdq_trt.quantize.run import restore_model
 COUNT = 1000  # files of each kind
 SECONDS = 10.0  # for one file; a hang is a failure
 DTYPES = ["F16", "BF16", "F32", "F64", "I8", "U8", "I16", "I32", "I64", "F8_E4M3", "F8_E5M2", "BOOL", "X9", "", 3, None]
-SIZES = [0, 1, 2, 3, 15, 16, 63, 64, 65, 127, 128, 255, 256, 1 << 16, 1 << 31, 1 << 32, 1 << 62, (1 << 63) - 1, 1 << 64,
-         -1, 1.5, "8", None, [], True]  # fmt: skip
-JSONS = ["", "{", "[]", "null", "0", '"x"', "{}", "[" * 20_000, '{"a":' * 5_000, '{"weight": 3}',
-         '{"weight": {"dtype": []}}', '{"rank": -1}', '{"rank": 1e999}', '{"method": null}', '{"channels": [1e309]}',
-         '{"layers": {"a": {"b": "c"}}}',
-         '{"_class_name": {}}', '{"quantization_config": []}', "\u0000", "NaN"]  # fmt: skip
+SIZES = [
+    0,
+    1,
+    2,
+    3,
+    15,
+    16,
+    63,
+    64,
+    65,
+    127,
+    128,
+    255,
+    256,
+    1 << 16,
+    1 << 31,
+    1 << 32,
+    1 << 62,
+    (1 << 63) - 1,
+    1 << 64,
+    -1,
+    1.5,
+    "8",
+    None,
+    [],
+    True,
+]
+JSONS = [
+    "",
+    "{",
+    "[]",
+    "null",
+    "0",
+    '"x"',
+    "{}",
+    "[" * 20_000,
+    '{"a":' * 5_000,
+    '{"weight": 3}',
+    '{"weight": {"dtype": []}}',
+    '{"rank": -1}',
+    '{"rank": 1e999}',
+    '{"method": null}',
+    '{"channels": [1e309]}',
+    '{"layers": {"a": {"b": "c"}}}',
+    '{"_class_name": {}}',
+    '{"quantization_config": []}',
+    "\u0000",
+    "NaN",
+]
 
 
 def modelopt() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -40,12 +83,13 @@ def modelopt() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             tensors |= {
                 f"{name}.weight": torch.randint(0, 256, (n, k // 2), generator=g, dtype=torch.uint8),
                 f"{name}.weight_scale": torch.rand(n, k // 16, generator=g).to(torch.float8_e4m3fn),
-                f"{name}.weight_scale_2": torch.tensor(0.01), f"{name}.input_scale": torch.tensor(0.02),
+                f"{name}.weight_scale_2": torch.tensor(0.01),
+                f"{name}.input_scale": torch.tensor(0.02),
                 f"{name}.pre_quant_scale": torch.rand(k, generator=g).bfloat16() + 0.5,
                 f"{name}.svdquant_lora_a": torch.randn(8, k, generator=g).bfloat16(),
                 f"{name}.svdquant_lora_b": torch.randn(n, 8, generator=g).bfloat16(),
                 f"{name}.bias": torch.randn(n, generator=g).bfloat16(),
-            }  # fmt: skip
+            }
     rest = {name: torch.randn(p.shape, generator=g).bfloat16() for name, p in module.state_dict().items()}
     config = {"quantization_config": {"quant_algo": "NVFP4_SVD", "config_groups": {"group_0": {"lora_rank": 8}}}}
     return {name: rest[name] for name in rest if name not in tensors} | tensors, {"config": json.dumps(config)}
@@ -98,8 +142,15 @@ def dtype(rng, header, data, name):
 
 def same_size_dtype(rng, header, data, name):
     """Passes safetensors' own checks."""
-    same = {"F16": ["BF16", "I16"], "BF16": ["F16", "I16"], "I8": ["U8", "F8_E4M3", "BOOL"], "I32": ["F32", "U32"],
-            "F32": ["I32", "U32"], "U8": ["I8", "F8_E4M3"], "F8_E4M3": ["I8", "U8", "F8_E5M2"]}  # fmt: skip
+    same = {
+        "F16": ["BF16", "I16"],
+        "BF16": ["F16", "I16"],
+        "I8": ["U8", "F8_E4M3", "BOOL"],
+        "I32": ["F32", "U32"],
+        "F32": ["I32", "U32"],
+        "U8": ["I8", "F8_E4M3"],
+        "F8_E4M3": ["I8", "U8", "F8_E5M2"],
+    }
     header[name]["dtype"] = rng.choice(same[header[name]["dtype"]])
     return header, data
 

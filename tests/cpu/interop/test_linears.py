@@ -193,27 +193,30 @@ def put(t, name, value):
     t[f"x.{name}"] = value
 
 
-@pytest.mark.parametrize("change", [
-    broken("dtype", lambda t: put(t, "qweight", t["x.qweight"].view(torch.uint8))),
-    broken("rows", lambda t: put(t, "qweight", t["x.qweight"][:64].clone())),
-    broken("flat", lambda t: put(t, "qweight", t["x.qweight"].flatten())),
-    broken("no-scales", lambda t: t.pop("x.wscales")),
-    broken("scale-shape", lambda t: put(t, "wscales", t["x.wscales"].T.contiguous())),
-    broken("scale-nan", lambda t: t["x.wscales"].view(-1)[3:4].fill_(float("nan"))),
-    broken("scale-f32", lambda t: put(t, "wscales", t["x.wscales"].float())),
-    broken("no-smooth", lambda t: t.pop("x.smooth")),
-    broken("smooth-zero", lambda t: t["x.smooth"][5:6].zero_()),
-    broken("smooth-negative", lambda t: t["x.smooth"][5:6].neg_()),
-    broken("smooth-tiny", lambda t: t["x.smooth"][5:6].fill_(1e-39)),
-    broken("smooth-inf", lambda t: t["x.smooth"][5:6].fill_(float("inf"))),
-    broken("bias-length", lambda t: put(t, "bias", t["x.bias"][:100].clone())),
-    broken("bias-inf", lambda t: t["x.bias"][1:2].fill_(float("inf"))),
-    broken("no-up", lambda t: t.pop("x.lora_up")),
-    broken("no-down", lambda t: t.pop("x.lora_down")),
-    broken("rank-odd", lambda t: put(t, "lora_down", t["x.lora_down"][:, :20].clone())),
-    broken("rank-differs", lambda t: put(t, "lora_up", t["x.lora_up"][:, :16].clone())),
-    broken("down-nan", lambda t: t["x.lora_down"][3, 3:4].fill_(float("nan"))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken("dtype", lambda t: put(t, "qweight", t["x.qweight"].view(torch.uint8))),
+        broken("rows", lambda t: put(t, "qweight", t["x.qweight"][:64].clone())),
+        broken("flat", lambda t: put(t, "qweight", t["x.qweight"].flatten())),
+        broken("no-scales", lambda t: t.pop("x.wscales")),
+        broken("scale-shape", lambda t: put(t, "wscales", t["x.wscales"].T.contiguous())),
+        broken("scale-nan", lambda t: t["x.wscales"].view(-1)[3:4].fill_(float("nan"))),
+        broken("scale-f32", lambda t: put(t, "wscales", t["x.wscales"].float())),
+        broken("no-smooth", lambda t: t.pop("x.smooth")),
+        broken("smooth-zero", lambda t: t["x.smooth"][5:6].zero_()),
+        broken("smooth-negative", lambda t: t["x.smooth"][5:6].neg_()),
+        broken("smooth-tiny", lambda t: t["x.smooth"][5:6].fill_(1e-39)),
+        broken("smooth-inf", lambda t: t["x.smooth"][5:6].fill_(float("inf"))),
+        broken("bias-length", lambda t: put(t, "bias", t["x.bias"][:100].clone())),
+        broken("bias-inf", lambda t: t["x.bias"][1:2].fill_(float("inf"))),
+        broken("no-up", lambda t: t.pop("x.lora_up")),
+        broken("no-down", lambda t: t.pop("x.lora_down")),
+        broken("rank-odd", lambda t: put(t, "lora_down", t["x.lora_down"][:, :20].clone())),
+        broken("rank-differs", lambda t: put(t, "lora_up", t["x.lora_up"][:, :16].clone())),
+        broken("down-nan", lambda t: t["x.lora_down"][3, 3:4].fill_(float("nan"))),
+    ],
+)
 def test_broken_w4a4_is_refused(tmp_path, change):
     tensors = make.w4a4("x", 128, 128).tensors
     change(tensors)
@@ -252,14 +255,17 @@ def test_hints_that_mean_nothing_are_ignored(tmp_path, text):
     assert_same(w4a4_layer.read(reader, "x", Rows.of((128,)), 128, BF16, {"act_mul": text}).tensors, plain.tensors)
 
 
-@pytest.mark.parametrize("change", [
-    broken("dtype", lambda t: put(t, "qweight", t["x.qweight"].view(torch.int16))),
-    broken("shape", lambda t: put(t, "qweight", t["x.qweight"].T.contiguous())),
-    broken("no-scales", lambda t: t.pop("x.wscales")),
-    broken("groups", lambda t: put(t, "wzeros", t["x.wzeros"][:1].clone())),
-    broken("nan", lambda t: t["x.wscales"][0, 0:1].fill_(float("nan"))),
-    broken("bias", lambda t: put(t, "bias", t["x.bias"][:-4].clone())),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        broken("dtype", lambda t: put(t, "qweight", t["x.qweight"].view(torch.int16))),
+        broken("shape", lambda t: put(t, "qweight", t["x.qweight"].T.contiguous())),
+        broken("no-scales", lambda t: t.pop("x.wscales")),
+        broken("groups", lambda t: put(t, "wzeros", t["x.wzeros"][:1].clone())),
+        broken("nan", lambda t: t["x.wscales"][0, 0:1].fill_(float("nan"))),
+        broken("bias", lambda t: put(t, "bias", t["x.bias"][:-4].clone())),
+    ],
+)
 def test_broken_awq_is_refused(tmp_path, change):
     tensors = make.awq("x", 96, 128, 3).tensors
     change(tensors)

@@ -20,9 +20,18 @@ from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of, restore_model
 
 RANK = 8  # padded to 16
-QUANTIZATION = {"quant_method": "modelopt", "quant_algo": "NVFP4_SVD", "ignore": [],
-                "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "float", "group_size": 16},
-                                              "pre_quant_scale": True, "lora_rank": RANK}}}  # fmt: skip
+QUANTIZATION = {
+    "quant_method": "modelopt",
+    "quant_algo": "NVFP4_SVD",
+    "ignore": [],
+    "config_groups": {
+        "group_0": {
+            "weights": {"num_bits": 4, "type": "float", "group_size": 16},
+            "pre_quant_scale": True,
+            "lora_rank": RANK,
+        }
+    },
+}
 
 
 def quantize(name: str, w: torch.Tensor, scale: torch.Tensor | None, dtype) -> tuple[dict, torch.Tensor]:
@@ -42,8 +51,11 @@ def quantize(name: str, w: torch.Tensor, scale: torch.Tensor | None, dtype) -> t
     fine = (blocks.abs().amax(-1) / 6 / whole).clamp(2**-9, 448).to(E4M3)
     values = round_e2m1(blocks / (fine.float() * whole)[..., None])
     codes = e2m1_codes(values).view(n, k)
-    t |= {f"{name}.weight": (codes[:, 1::2] << 4) | codes[:, 0::2], f"{name}.weight_scale": fine,
-          f"{name}.weight_scale_2": whole}  # fmt: skip
+    t |= {
+        f"{name}.weight": (codes[:, 1::2] << 4) | codes[:, 0::2],
+        f"{name}.weight_scale": fine,
+        f"{name}.weight_scale_2": whole,
+    }
     means = (e2m1_values(codes).view(n, k // 16, 16).double() * fine.double()[..., None]).view(n, k) * whole.double()
     return t, (means + low) * (1.0 if scale is None else scale.double())
 
@@ -139,17 +151,24 @@ def changed(folder, to, edit):
 NAME = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
 
 
-@pytest.mark.parametrize("kind,text,edit", [
-    (ArtifactError, "dtype I8", lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].view(torch.int8)})),
-    (ShapeError, "shape", lambda t: t.update({f"{NAME}.weight_scale": t[f"{NAME}.weight_scale"].T.contiguous()})),
-    (RangeError, "NaN", lambda t: t[f"{NAME}.weight_scale"].view(torch.uint8)[0, 0:1].fill_(0x7F)),
-    (RangeError, "0 or below", lambda t: t[f"{NAME}.pre_quant_scale"][3:4].zero_()),
-    (ArtifactError, "NaN or Inf", lambda t: t[f"{NAME}.weight_scale_2"].fill_(float("inf"))),
-    (ArtifactError, "no tensor", lambda t: t.pop(f"{NAME}.svdquant_lora_b")),
-    (ShapeError, "shape", lambda t: t.update({f"{NAME}.svdquant_lora_a": t[f"{NAME}.svdquant_lora_a"][:4].clone()})),
-    (ShapeError, "no place for", lambda t: t.update({"extra.weight": torch.zeros(2)})),
-    (RangeError, "positive scale", lambda t: t[f"{NAME}.input_scale"].fill_(0)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind,text,edit",
+    [
+        (ArtifactError, "dtype I8", lambda t: t.update({f"{NAME}.weight": t[f"{NAME}.weight"].view(torch.int8)})),
+        (ShapeError, "shape", lambda t: t.update({f"{NAME}.weight_scale": t[f"{NAME}.weight_scale"].T.contiguous()})),
+        (RangeError, "NaN", lambda t: t[f"{NAME}.weight_scale"].view(torch.uint8)[0, 0:1].fill_(0x7F)),
+        (RangeError, "0 or below", lambda t: t[f"{NAME}.pre_quant_scale"][3:4].zero_()),
+        (ArtifactError, "NaN or Inf", lambda t: t[f"{NAME}.weight_scale_2"].fill_(float("inf"))),
+        (ArtifactError, "no tensor", lambda t: t.pop(f"{NAME}.svdquant_lora_b")),
+        (
+            ShapeError,
+            "shape",
+            lambda t: t.update({f"{NAME}.svdquant_lora_a": t[f"{NAME}.svdquant_lora_a"][:4].clone()}),
+        ),
+        (ShapeError, "no place for", lambda t: t.update({"extra.weight": torch.zeros(2)})),
+        (RangeError, "positive scale", lambda t: t[f"{NAME}.input_scale"].fill_(0)),
+    ],
+)
 def test_broken_exports_are_refused(export, tmp_path, kind, text, edit):
     folder, _ = export("sdxl-tiny", True)
     folder = changed(folder, tmp_path / "changed", edit)
@@ -167,13 +186,19 @@ def test_exports_prepared_for_another_runtime_are_refused(export, tmp_path):
         import_checkpoint(folder, get_model("sdxl-tiny"), tmp_path / "a.safetensors")
 
 
-@pytest.mark.parametrize("kind,text,quantization", [
-    (UnsupportedError, "NVFP4_AWQ", {"quant_algo": "NVFP4_AWQ"}),
-    (ArtifactError, "JSON list", []),
-    (UnsupportedError, "group_size 32", {"quant_algo": "NVFP4_SVD", "config_groups": {"group_0": {"weights":
-                                                                                       {"group_size": 32}}}}),
-    (ArtifactError, "lora_rank", {"quant_algo": "NVFP4_SVD", "config_groups": {"group_0": {"lora_rank": "8"}}}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind,text,quantization",
+    [
+        (UnsupportedError, "NVFP4_AWQ", {"quant_algo": "NVFP4_AWQ"}),
+        (ArtifactError, "JSON list", []),
+        (
+            UnsupportedError,
+            "group_size 32",
+            {"quant_algo": "NVFP4_SVD", "config_groups": {"group_0": {"weights": {"group_size": 32}}}},
+        ),
+        (ArtifactError, "lora_rank", {"quant_algo": "NVFP4_SVD", "config_groups": {"group_0": {"lora_rank": "8"}}}),
+    ],
+)
 def test_other_algorithms_are_refused(export, tmp_path, kind, text, quantization):
     folder = changed(export("sdxl-tiny", True)[0], tmp_path / "changed", lambda t: None)
     config = json.loads((folder / "config.json").read_text()) | {"quantization_config": quantization}

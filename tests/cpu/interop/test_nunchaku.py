@@ -16,9 +16,17 @@ from svdq_trt.interop.w4a4 import NEW, OLD
 from svdq_trt.quantize import artifact
 from svdq_trt.quantize.run import layer_of, restore_model
 
-FILES = [pytest.param(fp4, keys, old, id=f"{'fp4' if fp4 else 'int4'}-{'old' if keys is OLD else 'new'}-keys-"
-                      f"{'old' if old else 'new'}-names")
-         for fp4 in (False, True) for keys in (OLD, NEW) for old in (True, False)]  # fmt: skip
+FILES = [
+    pytest.param(
+        fp4,
+        keys,
+        old,
+        id=f"{'fp4' if fp4 else 'int4'}-{'old' if keys is OLD else 'new'}-keys-{'old' if old else 'new'}-names",
+    )
+    for fp4 in (False, True)
+    for keys in (OLD, NEW)
+    for old in (True, False)
+]
 NODES = {"qkv": "attn.to_qkv", "out": "attn.to_out.0", "fc1": "ff.net.0", "fc2": "ff.net.2", "norm": "norm1.linear"}
 
 
@@ -111,14 +119,17 @@ def edit_config(metadata, key, **changes):
     return metadata | {key: json.dumps(json.loads(metadata[key]) | changes)}
 
 
-@pytest.mark.parametrize("kind,text,key,changes", [
-    (ArtifactError, "channels is 9", "config", {"channels": 9}),
-    (ArtifactError, "_class_name", "config", {"_class_name": "SanaTransformer2DModel"}),
-    (ArtifactError, "method is 'gptq'", "quantization_config", {"method": "gptq"}),
-    (ArtifactError, "weight.dtype is 'fp4", "quantization_config", {"weight": {"dtype": "fp4_e2m1_all"}}),
-    (ArtifactError, "group_size is 16", "quantization_config", {"weight": {"group_size": 16}}),
-    (ArtifactError, "rank is 32", "quantization_config", {"rank": 32}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind,text,key,changes",
+    [
+        (ArtifactError, "channels is 9", "config", {"channels": 9}),
+        (ArtifactError, "_class_name", "config", {"_class_name": "SanaTransformer2DModel"}),
+        (ArtifactError, "method is 'gptq'", "quantization_config", {"method": "gptq"}),
+        (ArtifactError, "weight.dtype is 'fp4", "quantization_config", {"weight": {"dtype": "fp4_e2m1_all"}}),
+        (ArtifactError, "group_size is 16", "quantization_config", {"weight": {"group_size": 16}}),
+        (ArtifactError, "rank is 32", "quantization_config", {"rank": 32}),
+    ],
+)
 def test_header_that_contradicts_is_refused(tmp_path, kind, text, key, changes):
     tensors, metadata, _ = checkpoint(False, OLD, True)
     with pytest.raises(kind, match=text):
@@ -133,8 +144,15 @@ def test_header_that_is_no_object_is_refused(tmp_path, key, value):
         imported(tmp_path, tensors, metadata | {key: value})
 
 
-@pytest.mark.parametrize("value", ["{}", '{"layers": 3}', '{"layers": {"transformer_blocks.0.qkv_proj": []}}',
-                                   '{"layers": {"transformer_blocks.0.mlp_fc2": {"signed": true, "bias": "AAAA"}}}'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{}",
+        '{"layers": 3}',
+        '{"layers": {"transformer_blocks.0.qkv_proj": []}}',
+        '{"layers": {"transformer_blocks.0.mlp_fc2": {"signed": true, "bias": "AAAA"}}}',
+    ],
+)
 def test_own_key_with_nonsense_does_no_harm(tmp_path, value):
     tensors, metadata, _ = checkpoint(False, OLD, True)
     restore_model(imported(tmp_path, tensors, metadata | {"svdq_trt": value}), SPEC)

@@ -93,8 +93,9 @@ def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt, old_keys):
         assert_same(back, {t: before.tensors[f"{node.name}.{t}"] for t in TENSORS})
 
 
-@pytest.mark.parametrize("model,signed,bare", [*((m, False, False) for m in MODELS), ("flux1-tiny", True, False),
-                                               ("flux1-tiny", True, True)])  # fmt: skip
+@pytest.mark.parametrize(
+    "model,signed,bare", [*((m, False, False) for m in MODELS), ("flux1-tiny", True, False), ("flux1-tiny", True, True)]
+)
 def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, signed, bare):
     """As closely as adaLN rounded again and 16-bit K/V allow; signed codes stay so unless our metadata are lost."""
     source, spec, path = quantized(model, "int4", signed=signed), get_model(model), tmp_path / "n.safetensors"

@@ -70,21 +70,33 @@ class _Family:
 
 
 SPEC = ModelSpec(
-    name="toy-flux", title="", hub_id="", subfolder="transformer", variant="",
-    class_path="toy_flux:FluxTransformer2DModel", config=MappingProxyType({"channels": 8}), act_dtype="bfloat16",
+    name="toy-flux",
+    title="",
+    hub_id="",
+    subfolder="transformer",
+    variant="",
+    class_path="toy_flux:FluxTransformer2DModel",
+    config=MappingProxyType({"channels": 8}),
+    act_dtype="bfloat16",
     pixel_multiple=16,
-    profile=Profile((1, 1, 1), (16, 16, 16), (16, 16, 16), (1, 1, 1)), calibration_pixels=16, inputs=(), outputs=(),
+    profile=Profile((1, 1, 1), (16, 16, 16), (16, 16, 16), (1, 1, 1)),
+    calibration_pixels=16,
+    inputs=(),
+    outputs=(),
     family=_Family(),
-)  # fmt: skip
+)
 
 
 def checkpoint(fp4: bool, keys: Keys, old_names: bool) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
     """Tensors, metadata, and by member (or fused members) the truth of each layer."""
     names = {
-        "qkv": "qkv_proj" if old_names else "attn.to_qkv", "out": "out_proj" if old_names else "attn.to_out.0",
-        "fc1": "mlp_fc1" if old_names else "ff.net.0.proj", "fc2": "mlp_fc2" if old_names else "ff.net.2",
-        "q": "norm_q" if old_names else "attn.norm_q", "k": "norm_k" if old_names else "attn.norm_k",
-    }  # fmt: skip
+        "qkv": "qkv_proj" if old_names else "attn.to_qkv",
+        "out": "out_proj" if old_names else "attn.to_out.0",
+        "fc1": "mlp_fc1" if old_names else "ff.net.0.proj",
+        "fc2": "mlp_fc2" if old_names else "ff.net.2",
+        "q": "norm_q" if old_names else "attn.norm_q",
+        "k": "norm_k" if old_names else "attn.norm_k",
+    }
     more = {"fp4": fp4, "keys": keys, "rank": 16}
     truths = {
         "qkv": make.w4a4(f"{BLOCK}.{names['qkv']}", 3 * C, C, seed=1, scales="c", **more),
@@ -94,15 +106,20 @@ def checkpoint(fp4: bool, keys: Keys, old_names: bool) -> tuple[dict[str, torch.
         "norm": make.awq(f"{BLOCK}.norm1.linear", 6 * C, C, 6, seed=5),
     }
     g = torch.Generator().manual_seed(6)
-    plain = {"x_embedder.weight": (C, 8), "x_embedder.bias": (C,), f"{BLOCK}.{names['q']}.weight": (C,),
-             f"{BLOCK}.{names['k']}.weight": (C,)}  # fmt: skip
+    plain = {
+        "x_embedder.weight": (C, 8),
+        "x_embedder.bias": (C,),
+        f"{BLOCK}.{names['q']}.weight": (C,),
+        f"{BLOCK}.{names['k']}.weight": (C,),
+    }
     tensors = {name: torch.randn(shape, generator=g).bfloat16() for name, shape in plain.items()}
     for truth in truths.values():
         tensors |= truth.tensors
     number = {"dtype": "fp4_e2m1_all" if fp4 else "int4", "group_size": 16 if fp4 else 64}
     metadata = {
-        "config": json.dumps({"_class_name": "FluxTransformer2DModel", "channels": 8}), "comfy_config": "{}",
+        "config": json.dumps({"_class_name": "FluxTransformer2DModel", "channels": 8}),
+        "comfy_config": "{}",
         "model_class": "NunchakuFluxTransformer2dModel",
         "quantization_config": json.dumps({"method": "svdquant", "weight": number, "activation": number, "rank": 16}),
-    }  # fmt: skip
+    }
     return tensors, metadata, truths

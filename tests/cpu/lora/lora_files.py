@@ -57,9 +57,12 @@ def write_peft(path: Path, factors: Mapping[str, Factors], prefix: str = "unet."
 
 
 def write_named(
-    path: Path, factors: Mapping[str, Factors], spell: Callable[[str], str], ends: tuple[str, str] = ("down", "up"),
+    path: Path,
+    factors: Mapping[str, Factors],
+    spell: Callable[[str], str],
+    ends: tuple[str, str] = ("down", "up"),
     more: Mapping[str, torch.Tensor] | None = None,
-) -> Path:  # fmt: skip
+) -> Path:
     """``<spelling>.lora_<end>.weight`` and ``.alpha``."""
     tensors = dict(more or {})
     for name, f in factors.items():

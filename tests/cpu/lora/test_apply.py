@@ -89,9 +89,7 @@ def test_every_layers_weight_moves_by_the_lora(base, applied, style, spec):
 
 
 @pytest.mark.parametrize("strength", [0.8, -0.6])
-def test_output_is_that_of_the_model_with_the_lora_merged_before_quantization(
-    base, style, spec, tmp_path, strength
-):
+def test_output_is_that_of_the_model_with_the_lora_merged_before_quantization(base, style, spec, tmp_path, strength):
     """The quantized model with the LoRA is about as far from the merged 16-bit model as the base is from its own.
 
     What 4 bits cost sets that distance: measured 26.0 dB for the base, 25.0 and 24.3 dB with the LoRA, which changes
@@ -105,8 +103,10 @@ def test_output_is_that_of_the_model_with_the_lora_merged_before_quantization(
     without = restore_model(artifact.load(base), spec)
     with torch.inference_mode():
         # f32: the CPU has no fast f16, and the noise of interest is 4-bit
-        y = {name: spec.wrap(m.float())(*(t.float() for t in inputs)) for name, m in
-             {"full": full, "merged": merged, "lora": with_lora, "base": without}.items()}  # fmt: skip
+        y = {
+            name: spec.wrap(m.float())(*(t.float() for t in inputs))
+            for name, m in {"full": full, "merged": merged, "lora": with_lora, "base": without}.items()
+        }
     quality, reference = db(y["merged"], y["lora"]), db(y["full"], y["base"])
     change = db(y["merged"], y["base"])
     assert change < 14, change
@@ -124,8 +124,11 @@ def test_strength_zero_is_no_lora(base, style, spec, tmp_path):
 
 def test_spellings_give_the_same_artifact(base, spec, tmp_path):
     factors = make_factors(spec, every_layer(spec)[::3], rank=4, seed=2)
-    files = [write_peft(tmp_path / "p.safetensors", factors), write_kohya(tmp_path / "k.safetensors", factors, spec),
-             write_comfy(tmp_path / "c.safetensors", factors, spec)]  # fmt: skip
+    files = [
+        write_peft(tmp_path / "p.safetensors", factors),
+        write_kohya(tmp_path / "k.safetensors", factors, spec),
+        write_comfy(tmp_path / "c.safetensors", factors, spec),
+    ]
     got = [apply(base, tmp_path / f"{i}.out", (path, 0.7), spec=spec)[0] for i, path in enumerate(files)]
     for other in got[1:]:
         assert other.nodes == got[0].nodes
@@ -135,8 +138,9 @@ def test_spellings_give_the_same_artifact(base, spec, tmp_path):
 def test_two_loras_are_the_sum_of_both(base, style, spec, tmp_path):
     second = write_peft(tmp_path / "b.safetensors", make_factors(spec, every_layer(spec)[::2], rank=8, seed=3))
     both, summary = apply(base, tmp_path / "both", (style, 0.8), (second, -0.5), spec=spec)
-    one, other = (apply(base, tmp_path / str(i), lora, spec=spec)[0]
-                  for i, lora in enumerate([(style, 0.8), (second, -0.5)]))  # fmt: skip
+    one, other = (
+        apply(base, tmp_path / str(i), lora, spec=spec)[0] for i, lora in enumerate([(style, 0.8), (second, -0.5)])
+    )
     before = artifact.load(base)
     for nodes in zip(before.nodes, one.nodes, other.nodes, both.nodes, strict=True):
         sources = (before, one, other, both)
@@ -177,8 +181,9 @@ def test_more_rank_than_a_node_takes_is_cut_where_nothing_is_lost(base, spec, tm
     for old, new in zip(before.nodes, after.nodes, strict=True):
         if old.name.endswith("to_qkv"):
             got = layer_of(new, after.tensors).dequantize() - layer_of(old, before.tensors).dequantize()
-            want = torch.cat([factors[m].alpha / 512 * factors[m].up.float() @ factors[m].down.float()
-                              for m in old.members])  # fmt: skip
+            want = torch.cat(
+                [factors[m].alpha / 512 * factors[m].up.float() @ factors[m].down.float() for m in old.members]
+            )
             assert new.rank <= 16 + 256 and db(want, got) > 50, new.name
     assert all(one["error"] < 1e-5 for one in summary["cut"])
 
@@ -190,8 +195,11 @@ def test_flux(flux_base, tmp_path):
     spec = get_model("flux1-tiny")
     original, diffusers = write_flux_original(tmp_path, spec)
     requests = [[LoraRequest(p, 0.9)] for p in (original, diffusers)]
-    arts = [apply_loras(flux_base, r, spec, False, tmp_path / f"{i}.out", lambda *a: None) and
-            artifact.load(tmp_path / f"{i}.out") for i, r in enumerate(requests)]  # fmt: skip
+    arts = [
+        apply_loras(flux_base, r, spec, False, tmp_path / f"{i}.out", lambda *a: None)
+        and artifact.load(tmp_path / f"{i}.out")
+        for i, r in enumerate(requests)
+    ]
     before = artifact.load(flux_base)
     for nodes in zip(before.nodes, arts[0].nodes, arts[1].nodes, strict=True):
         assert torch.equal(before.tensors[f"{nodes[0].name}.qweight"], arts[0].tensors[f"{nodes[0].name}.qweight"])
@@ -202,8 +210,7 @@ def test_flux(flux_base, tmp_path):
     full, merged = load(spec, random_seed=0), load(spec, random_seed=0)
     merge_into(merged, open_loras(requests[0], spec, layer_shapes(spec), False))
     inputs = [t.float() for t in spec.example_inputs(batch=1, height=64, width=64, seed=5)]
-    models = {"full": full, "merged": merged, "base": restore_model(before, spec),
-              "lora": restore_model(arts[0], spec)}  # fmt: skip
+    models = {"full": full, "merged": merged, "base": restore_model(before, spec), "lora": restore_model(arts[0], spec)}
     with torch.inference_mode():
         y = {name: spec.wrap(m.float())(*inputs) for name, m in models.items()}
     quality, reference, change = db(y["merged"], y["lora"]), db(y["full"], y["base"]), db(y["merged"], y["base"])

@@ -113,8 +113,10 @@ def test_extended_branch_is_base_plus_loras(strengths):
     assert extended.error == 0
     assert down.shape[0] % 16 == 0 and down.shape[0] - 16 - 7 * len(strengths) < 16
     assert torch.equal(down[:16], base_down) and torch.equal(up[:, :16], base_up)
-    want = sum(s * dense(QKV, *(e for es in lora.by_layer.values() for e in es))
-               for s, lora in zip(strengths, loras, strict=True))  # fmt: skip
+    want = sum(
+        s * dense(QKV, *(e for es in lora.by_layer.values() for e in es))
+        for s, lora in zip(strengths, loras, strict=True)
+    )
     close(product(down[16:], up[:, 16:]), want)
 
 

@@ -92,8 +92,13 @@ def opened(monkeypatch, folder):
         engine = Engine(extra)
         trt = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"))
         manifest = {"lora_slots": {"file": FILE}} if slots else {}
-        result = SimpleNamespace(manifest=manifest, seconds={}, backend=SimpleNamespace(module=trt, version="1"),
-                                 engine=engine, logger=SimpleNamespace(errors=""))  # fmt: skip
+        result = SimpleNamespace(
+            manifest=manifest,
+            seconds={},
+            backend=SimpleNamespace(module=trt, version="1"),
+            engine=engine,
+            logger=SimpleNamespace(errors=""),
+        )
         monkeypatch.setattr(sessions, "open_device", lambda memory, index: Memory(kind))
         monkeypatch.setattr(sessions, "open_engine", lambda *args, **more: result)
         monkeypatch.setattr(sessions.Session, "_open_slots", on_the_host(sessions.Session._open_slots))

@@ -34,8 +34,9 @@ def test_built_in_and_in_slots(name, tmp_path):
     rows = node_rows(loaded.nodes, spec)
     for old, new in zip(loaded.nodes, built.nodes, strict=True):
         got = layer_of(new, built.tensors).dequantize() - layer_of(old, loaded.tensors).dequantize()
-        want = torch.cat([0.5 * factors[m].up.float().flatten(1) @ factors[m].down.float().flatten(1)
-                          for m in old.members])  # fmt: skip
+        want = torch.cat(
+            [0.5 * factors[m].up.float().flatten(1) @ factors[m].down.float().flatten(1) for m in old.members]
+        )
         if rows[old.name].columns:
             want = want[:, slice(*rows[old.name].columns)]
         assert db(want, got) > 38, old.name  # bf16 factors: 2^-9
@@ -50,6 +51,7 @@ def test_built_in_and_in_slots(name, tmp_path):
         node.lora_down, node.lora_up = slots.views[slot.down_name], slots.views[slot.up_name]
     inputs = [t.float() for t in spec.example_inputs(batch=1, height=64, width=64, seed=5)]
     with torch.inference_mode():
-        want, got, without = (spec.wrap(m.float())(*inputs)
-                              for m in (restore_model(built, spec), module, restore_model(loaded, spec)))  # fmt: skip
+        want, got, without = (
+            spec.wrap(m.float())(*inputs) for m in (restore_model(built, spec), module, restore_model(loaded, spec))
+        )
     assert db(want, without) < 25 < 32 < db(want, got), (db(want, without), db(want, got))

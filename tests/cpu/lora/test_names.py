@@ -23,8 +23,12 @@ def test_unet_names_are_what_diffusers_converts(name):
     originals = {unet_original_name(layer, layers, spec.config["layers_per_block"]): layer for layer in layers}
     assert len(originals) == len(layers) and "" not in originals
     # The converter renames whole files by rules of its own; values are the original names here.
-    file = {f"{old}.{leaf}": f"{old}.{leaf}" for old, new in originals.items() for leaf in ("weight", "bias")
-            if f"{new}.{leaf}" in parameters}  # fmt: skip
+    file = {
+        f"{old}.{leaf}": f"{old}.{leaf}"
+        for old, new in originals.items()
+        for leaf in ("weight", "bias")
+        if f"{new}.{leaf}" in parameters
+    }
     for block in range(40):  # the norms, which have no weight layer but which the converter asks for
         for side in ("input_blocks", "output_blocks"):
             if any(key.startswith(f"{side}.{block}.0.in_layers") for key in file):
@@ -81,33 +85,46 @@ def test_no_spelling_means_two_layers(name):
         assert all(0 <= row < shapes[layer][0] for layer, row in covered)
 
 
-@pytest.mark.parametrize(("key", "layer", "part"), [
-    ("unet.a.to_q.lora_A.weight", "unet.a.to_q", "down"),
-    ("a.to_q.lora_B.default.weight", "a.to_q", "up"),
-    ("a.processor.to_q_lora.down.weight", "a.processor.to_q", "down"),
-    ("unet.a.ff.net.0.proj.lora.up.weight", "unet.a.ff.net.0.proj", "up"),
-    ("a.to_k.lora_linear_layer.down.weight", "a.to_k", "down"),
-    ("lora_unet_a_to_q.lora_up.weight", "lora_unet_a_to_q", "up"),
-    ("lora_unet_conv.lora_mid.weight", "lora_unet_conv", "mid"),
-    ("lora_unet_a_to_q.alpha", "lora_unet_a_to_q", "alpha"),
-    ("lora_unet_a_to_q.dora_scale", "lora_unet_a_to_q", ""),
-    ("a.to_q.lora_magnitude_vector", "a.to_q", ""),
-    ("lora_unet_a.hada_w1_a", "lora_unet_a", ""),
-    ("lora_unet_a.lokr_w2", "lora_unet_a", ""),
-    ("diffusion_model.a.diff_b", "diffusion_model.a", ""),
-    ("a.to_q.lora_B.bias", "a.to_q", ""),
-    ("down_blocks.0.weight", "down_blocks.0.weight", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "layer", "part"),
+    [
+        ("unet.a.to_q.lora_A.weight", "unet.a.to_q", "down"),
+        ("a.to_q.lora_B.default.weight", "a.to_q", "up"),
+        ("a.processor.to_q_lora.down.weight", "a.processor.to_q", "down"),
+        ("unet.a.ff.net.0.proj.lora.up.weight", "unet.a.ff.net.0.proj", "up"),
+        ("a.to_k.lora_linear_layer.down.weight", "a.to_k", "down"),
+        ("lora_unet_a_to_q.lora_up.weight", "lora_unet_a_to_q", "up"),
+        ("lora_unet_conv.lora_mid.weight", "lora_unet_conv", "mid"),
+        ("lora_unet_a_to_q.alpha", "lora_unet_a_to_q", "alpha"),
+        ("lora_unet_a_to_q.dora_scale", "lora_unet_a_to_q", ""),
+        ("a.to_q.lora_magnitude_vector", "a.to_q", ""),
+        ("lora_unet_a.hada_w1_a", "lora_unet_a", ""),
+        ("lora_unet_a.lokr_w2", "lora_unet_a", ""),
+        ("diffusion_model.a.diff_b", "diffusion_model.a", ""),
+        ("a.to_q.lora_B.bias", "a.to_q", ""),
+        ("down_blocks.0.weight", "down_blocks.0.weight", ""),
+    ],
+)
 def test_tensor_names_are_taken_apart(key, layer, part):
     got = parse_key(key)
     assert (got.layer, got.part) == (layer, part) and bool(got.reason) == (part == "")
 
 
 def test_text_encoder_names():
-    for name in ("lora_te_text_model.alpha", "lora_te1_x.lora_up.weight", "lora_te2_x.lora_down.weight",
-                 "text_encoder.text_model.x.lora_A.weight", "text_encoder_2.x.lora_A.weight",
-                 "text_encoders.clip_l.transformer.x.lora_A.weight"):  # fmt: skip
+    for name in (
+        "lora_te_text_model.alpha",
+        "lora_te1_x.lora_up.weight",
+        "lora_te2_x.lora_down.weight",
+        "text_encoder.text_model.x.lora_A.weight",
+        "text_encoder_2.x.lora_A.weight",
+        "text_encoders.clip_l.transformer.x.lora_A.weight",
+    ):
         assert TEXT_ENCODER.fullmatch(name), name
-    for name in ("lora_unet_time_embed_0.alpha", "unet.down_blocks.0.lora_A.weight", "transformer.context_embedder.x",
-                 "text_embedder.x", "time_text_embed.text_embedder.linear_1.lora_A.weight"):  # fmt: skip
+    for name in (
+        "lora_unet_time_embed_0.alpha",
+        "unet.down_blocks.0.lora_A.weight",
+        "transformer.context_embedder.x",
+        "text_embedder.x",
+        "time_text_embed.text_embedder.linear_1.lora_A.weight",
+    ):
         assert not TEXT_ENCODER.fullmatch(name), name

@@ -16,14 +16,17 @@ from svdq_trt.errors import UsageError
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "lora.md").read_text()
 
 
-@pytest.mark.parametrize(("text", "path", "strength"), [
-    ("a.safetensors", "a.safetensors", 1.0),
-    ("a.safetensors:0.5", "a.safetensors", 0.5),
-    ("a.safetensors:-1", "a.safetensors", -1.0),
-    ("/x/a.safetensors:0", "/x/a.safetensors", 0.0),
-    ("x:y/a.safetensors", "x:y/a.safetensors", 1.0),
-    ("x:y/a.safetensors:2e-1", "x:y/a.safetensors", 0.2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "path", "strength"),
+    [
+        ("a.safetensors", "a.safetensors", 1.0),
+        ("a.safetensors:0.5", "a.safetensors", 0.5),
+        ("a.safetensors:-1", "a.safetensors", -1.0),
+        ("/x/a.safetensors:0", "/x/a.safetensors", 0.0),
+        ("x:y/a.safetensors", "x:y/a.safetensors", 1.0),
+        ("x:y/a.safetensors:2e-1", "x:y/a.safetensors", 0.2),
+    ],
+)
 def test_path_and_strength(text, path, strength):
     assert LoraOption.parse(text) == LoraOption(Path(path), strength)
 
@@ -38,8 +41,11 @@ def test_told_before_any_work(tmp_path):
     assert config(loras=(LoraOption(good, 0.5),), lora_slots=32).to_json()["loras"] == [
         {"path": str(good), "strength": 0.5}
     ]
-    for lora, text in ((LoraOption(tmp_path / "b.safetensors"), "no such file"), (LoraOption(tmp_path), "PATH"),
-                       (LoraOption(good, float("inf")), "strength inf")):  # fmt: skip
+    for lora, text in (
+        (LoraOption(tmp_path / "b.safetensors"), "no such file"),
+        (LoraOption(tmp_path), "PATH"),
+        (LoraOption(good, float("inf")), "strength inf"),
+    ):
         with pytest.raises(UsageError, match=text):
             config(loras=(lora,))
     for slots in (8, -16, 1040):

@@ -14,8 +14,14 @@ from svdq_trt.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.lora.read import read_lora
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
-LAYERS = (f"{BLOCK}.attn1.to_q", f"{BLOCK}.attn1.to_out.0", f"{BLOCK}.ff.net.0.proj", "down_blocks.1.resnets.0.conv1",
-          "time_embedding.linear_1", "down_blocks.1.attentions.0.proj_in")  # fmt: skip
+LAYERS = (
+    f"{BLOCK}.attn1.to_q",
+    f"{BLOCK}.attn1.to_out.0",
+    f"{BLOCK}.ff.net.0.proj",
+    "down_blocks.1.resnets.0.conv1",
+    "time_embedding.linear_1",
+    "down_blocks.1.attentions.0.proj_in",
+)
 
 
 def deltas(lora) -> dict[str, torch.Tensor]:
@@ -39,14 +45,18 @@ def test_every_spelling_gives_the_same_change(tmp_path, spec, names, shapes, fac
         "peft": write_peft(tmp_path / "peft.safetensors", factors),
         "kohya": write_kohya(tmp_path / "kohya.safetensors", factors, spec),
         "comfy": write_comfy(tmp_path / "comfy.safetensors", factors, spec),
-        "comfy-A-B": write_named(tmp_path / "ab.safetensors", factors,
-                                 lambda n: f"diffusion_model.{unet_original(spec, n)}"),
-        "kohya-diffusers": write_named(tmp_path / "kd.safetensors", factors,
-                                       lambda n: f"lora_unet_{n}".replace(".", "_")),
+        "comfy-A-B": write_named(
+            tmp_path / "ab.safetensors", factors, lambda n: f"diffusion_model.{unet_original(spec, n)}"
+        ),
+        "kohya-diffusers": write_named(
+            tmp_path / "kd.safetensors", factors, lambda n: f"lora_unet_{n}".replace(".", "_")
+        ),
         "bare": write_named(tmp_path / "bare.safetensors", factors, lambda n: n),
-    }  # fmt: skip
-    renamed = {k.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B."): v
-               for k, v in load_file(files["comfy-A-B"]).items()}  # fmt: skip
+    }
+    renamed = {
+        k.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B."): v
+        for k, v in load_file(files["comfy-A-B"]).items()
+    }
     save_file(renamed, files["comfy-A-B"])
     want = expected(factors)
     for kind, path in files.items():
@@ -139,18 +149,23 @@ def test_what_cannot_be_used_is_listed_and_refused(tmp_path, spec, names, shapes
         lora.require_whole(spec.name)
 
 
-@pytest.mark.parametrize(("tensor", "text"), [
-    ({"down": torch.full((4, 64), float("nan"))}, "NaN or Inf"),
-    ({"up": torch.full((64, 4), float("inf"))}, "NaN or Inf"),
-    ({"alpha": torch.tensor(float("nan"))}, "alpha nan"),
-    ({"down": torch.ones(4, 64, dtype=torch.int8)}, "dtype I8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tensor", "text"),
+    [
+        ({"down": torch.full((4, 64), float("nan"))}, "NaN or Inf"),
+        ({"up": torch.full((64, 4), float("inf"))}, "NaN or Inf"),
+        ({"alpha": torch.tensor(float("nan"))}, "alpha nan"),
+        ({"down": torch.ones(4, 64, dtype=torch.int8)}, "dtype I8"),
+    ],
+)
 def test_bad_values_are_refused_when_they_are_read(tmp_path, names, shapes, tensor, text):
     layer = "down_blocks.1.attentions.0.proj_in"
     n, k = shapes[layer]
     parts = {"down": torch.ones(4, k), "up": torch.ones(n, 4), "alpha": torch.tensor(1.0)}
-    parts |= {name: t if t.ndim == 0 else t.repeat(4, 4)[: parts[name].shape[0], : parts[name].shape[1]]
-              for name, t in tensor.items()}  # fmt: skip
+    parts |= {
+        name: t if t.ndim == 0 else t.repeat(4, 4)[: parts[name].shape[0], : parts[name].shape[1]]
+        for name, t in tensor.items()
+    }
     keys = {"down": "lora_down.weight", "up": "lora_up.weight", "alpha": "alpha"}
     save_file({f"unet.{layer}.{keys[p]}": t.contiguous() for p, t in parts.items()}, tmp_path / "x.safetensors")
     with pytest.raises(ArtifactError, match=text):
@@ -169,9 +184,11 @@ def test_pickles_and_wreckage_are_refused(tmp_path, names, shapes):
         read_lora(tmp_path / "empty.safetensors", names, shapes)
     for metadata in ("{", "[]", '"x"', "[" * 5000, '{"unet.lora_alpha": null}'):
         f = Factors(torch.ones(4, shapes["time_embedding.linear_1"][1]), torch.ones(256, 4), 1.0)
-        save_file({"unet.time_embedding.linear_1.lora_A.weight": f.down,
-                   "unet.time_embedding.linear_1.lora_B.weight": f.up}, tmp_path / "m.safetensors",
-                  metadata={"lora_adapter_metadata": metadata})  # fmt: skip
+        save_file(
+            {"unet.time_embedding.linear_1.lora_A.weight": f.down, "unet.time_embedding.linear_1.lora_B.weight": f.up},
+            tmp_path / "m.safetensors",
+            metadata={"lora_adapter_metadata": metadata},
+        )
         with pytest.raises(ArtifactError, match=r"metadata|alpha"):
             read_lora(tmp_path / "m.safetensors", names, shapes)
 

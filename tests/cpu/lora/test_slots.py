@@ -25,10 +25,20 @@ from svdq_trt.models import get_model
 from svdq_trt.runtime.lora import LoraSlots, check_inputs_match, require_slots
 from svdq_trt.spec.formats import Activation
 
-ROWS = [Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, 128), Rows("ff", {"ff.proj": 0}, 128, 64),
-        Rows("out", {"out": 0}, 64, 64)]  # fmt: skip
-SHAPES = {"to_q": (64, 128), "to_k": (64, 128), "to_v": (64, 128), "ff.proj": (128, 64), "out": (64, 64),
-          "proj": (24, 64), "conv": (8, 24, 3, 3)}  # fmt: skip
+ROWS = [
+    Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, 128),
+    Rows("ff", {"ff.proj": 0}, 128, 64),
+    Rows("out", {"out": 0}, 64, 64),
+]
+SHAPES = {
+    "to_q": (64, 128),
+    "to_k": (64, 128),
+    "to_v": (64, 128),
+    "ff.proj": (128, 64),
+    "out": (64, 64),
+    "proj": (24, 64),
+    "conv": (8, 24, 3, 3),
+}
 NODES_ONLY = ["to_q", "to_k", "to_v", "ff.proj", "out"]
 S = 16
 
@@ -239,8 +249,12 @@ def test_limits_and_refusals(slotted, tmp_path):
 def test_damaged_tables_are_refused(slotted, tmp_path):
     good = Path(slotted[2]).read_bytes()
     bad = tmp_path / FILE
-    changes = ((b"svdq_lora_slots", b"svdq_lora_slotz"), (b'version\\": 1', b'version\\": 9'),
-               (b'reserved\\": 48', b'reserved\\": xx'), (b'"ff.lora_up"', b'"fg.lora_up"'))  # fmt: skip
+    changes = (
+        (b"svdq_lora_slots", b"svdq_lora_slotz"),
+        (b'version\\": 1', b'version\\": 9'),
+        (b'reserved\\": 48', b'reserved\\": xx'),
+        (b'"ff.lora_up"', b'"fg.lora_up"'),
+    )
     for damage in (b"", good[:100], good[: len(good) // 2], *(good.replace(*change) for change in changes)):
         assert damage != good
         bad.write_bytes(damage)

@@ -25,17 +25,28 @@ def test_counts_of_quantized_and_kept_layers():
     numel = {name: p.numel() for name, p in module.named_parameters()}
     assert round(sum(numel[f"{m}.weight"] for m in four_bit) / 1e9, 2) == 8.61
     assert {k.name.split(".")[0] for k in recipe.kept} == {
-        "x_embedder", "context_embedder", "time_text_embed", "proj_out"
-    }  # fmt: skip
+        "x_embedder",
+        "context_embedder",
+        "time_text_embed",
+        "proj_out",
+    }
 
 
 def test_nodes_of_both_kinds_of_block():
     groups = {g.node: g for g in TINY.groups(TINY.build())}
     double = [n.removeprefix("transformer_blocks.1.") for n in groups if n.startswith("transformer_blocks.1.")]
     assert double == [
-        "norm1.linear", "norm1_context.linear", "attn.to_qkv", "attn.to_added_qkv", "attn.to_out.0",
-        "attn.to_add_out", "ff.net.0", "ff.net.2", "ff_context.net.0", "ff_context.net.2",
-    ]  # fmt: skip
+        "norm1.linear",
+        "norm1_context.linear",
+        "attn.to_qkv",
+        "attn.to_added_qkv",
+        "attn.to_out.0",
+        "attn.to_add_out",
+        "ff.net.0",
+        "ff.net.2",
+        "ff_context.net.0",
+        "ff_context.net.2",
+    ]
     block = "single_transformer_blocks.0"
     assert groups[f"{block}.proj_mlp"].activation is Activation.GELU_TANH
     assert groups[f"{block}.norm.linear"].weight_only

@@ -93,10 +93,15 @@ def test_nodes_of_one_block(sdxl):
     assert list(got) == [
         f"{BLOCK}.{leaf}"
         for leaf in (
-            "attn1.to_qkv", "attn1.to_out.0", "attn2.to_q", "attn2.to_kv", "attn2.to_out.0",
-            "ff.net.0", "ff.net.2",
+            "attn1.to_qkv",
+            "attn1.to_out.0",
+            "attn2.to_q",
+            "attn2.to_kv",
+            "attn2.to_out.0",
+            "ff.net.0",
+            "ff.net.2",
         )
-    ]  # fmt: skip
+    ]
     assert got[f"{BLOCK}.attn1.to_qkv"].members == tuple(f"{BLOCK}.attn1.to_{x}" for x in "qkv")
     kv = got[f"{BLOCK}.attn2.to_kv"]
     blocks = [BLOCK[:-1] + str(i) for i in range(5)]

@@ -78,9 +78,7 @@ def test_partly_fused_model_equals_the_original(spec):
     fuse(spec, module, spec.groups(module)[::2])  # alternates between fused and plain inside a block
     inputs = spec.example_inputs(1, 64, 64, dtype=torch.float32)
     with torch.inference_mode():
-        torch.testing.assert_close(
-            spec.wrap(module)(*inputs), spec.wrap(original)(*inputs), rtol=0, atol=1e-4
-        )
+        torch.testing.assert_close(spec.wrap(module)(*inputs), spec.wrap(original)(*inputs), rtol=0, atol=1e-4)
 
 
 def test_example_inputs_match_the_declared_shapes_and_seed(spec):

@@ -76,9 +76,14 @@ def test_sd3_blocks_differ_by_what_they_have():
     assert "transformer_blocks.22.ff_context.net.0" in groups
     last = {n.removeprefix("transformer_blocks.23.") for n in groups if n.startswith("transformer_blocks.23.")}
     assert last == {
-        "norm1.linear", "norm1_context.linear", "attn.to_qkv", "attn.to_added_qkv", "attn.to_out.0", "ff.net.0",
+        "norm1.linear",
+        "norm1_context.linear",
+        "attn.to_qkv",
+        "attn.to_added_qkv",
+        "attn.to_out.0",
+        "ff.net.0",
         "ff.net.2",
-    }  # fmt: skip
+    }
 
 
 def test_width_that_is_no_multiple_of_the_group_is_kept_with_that_reason():

@@ -115,11 +115,15 @@ def test_result_outlives_the_next_run(unet):
 
 
 REFUSED = {
-    "class_labels": torch.zeros(2), "timestep_cond": torch.zeros(2, 256), "attention_mask": torch.ones(2, 77),
-    "cross_attention_kwargs": {"scale": 0.5}, "down_block_additional_residuals": (torch.zeros(1),),
-    "mid_block_additional_residual": torch.zeros(1), "down_intrablock_additional_residuals": (torch.zeros(1),),
+    "class_labels": torch.zeros(2),
+    "timestep_cond": torch.zeros(2, 256),
+    "attention_mask": torch.ones(2, 77),
+    "cross_attention_kwargs": {"scale": 0.5},
+    "down_block_additional_residuals": (torch.zeros(1),),
+    "mid_block_additional_residual": torch.zeros(1),
+    "down_intrablock_additional_residuals": (torch.zeros(1),),
     "encoder_attention_mask": torch.ones(2, 77),
-}  # fmt: skip
+}
 
 
 def test_every_optional_argument_of_the_module_is_told_of():

@@ -58,8 +58,10 @@ def test_no_triton_leaves_the_loop(kernel, monkeypatch):
     assert gptq.rounding_on(DEVICE).block is gptq._round_block
 
 
-@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   OSError(errno.ENOMEM, "Cannot allocate memory")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")],
+)
 def test_lack_of_memory_is_no_reason_for_the_loop(kernel, error):
     def fail(*_):
         raise error

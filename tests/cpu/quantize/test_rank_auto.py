@@ -49,8 +49,20 @@ class Model:
         module = copy.deepcopy(self.module, {id(t): t for t in self.module.parameters()})
         out = self.folder / "svdq.safetensors"
         groups = self.spec.groups(module, kept)
-        quantize_model(module, self.spec, groups, self.calibration, FORMATS["int4"], ranks, PRESETS["fast"], out, "k",
-                       lambda *_: None, skip=kept, notes={"allocation": {"kept": list(kept)}})  # fmt: skip
+        quantize_model(
+            module,
+            self.spec,
+            groups,
+            self.calibration,
+            FORMATS["int4"],
+            ranks,
+            PRESETS["fast"],
+            out,
+            "k",
+            lambda *_: None,
+            skip=kept,
+            notes={"allocation": {"kept": list(kept)}},
+        )
         loaded = artifact.load(out)
         return {n.name: layer_of(n, loaded.tensors) for n in loaded.nodes}
 
@@ -61,8 +73,9 @@ def model(tmp_path_factory):
     module = load(spec, random_seed=0)
     groups = spec.groups(module)
     calibration = calibrate.collect(module, spec, groups, samples=2, tokens_per_group=128, height=PIXELS, width=PIXELS)
-    curves = measure_curves(module, groups, calibration, FORMATS["int4"], spec.torch_dtype,
-                            Journal(folder / "curves", "k"), lambda *_: None)  # fmt: skip
+    curves = measure_curves(
+        module, groups, calibration, FORMATS["int4"], spec.torch_dtype, Journal(folder / "curves", "k"), lambda *_: None
+    )
     probe, fresh = (Probe(module, spec, groups, list(synthetic(spec, 1, PIXELS, PIXELS, seed))) for seed in (1, 2))
     got = Model(spec, module, groups, calibration, curves, fresh, {}, None, folder)
     got.uniform = got.quantize({g.node: g.rank(RANK) for g in groups})
@@ -88,8 +101,10 @@ def test_auto_is_better_than_one_rank_at_equal_bytes(model):
     kept = sum(2 * model.curves[node].n * (model.curves[node].k + 1) for node in chosen.kept)
     assert own + kept == chosen.bytes  # what the budget counts is what is there
     uniform_db, auto_db = model.fresh.output_db(model.uniform), model.fresh.output_db(layers)
-    print(f"\nrank {RANK}: predicted {decibels(error):.1f} dB, measured {uniform_db:.1f}; auto at {chosen.bytes} of "
-          f"{size} bytes: predicted {chosen.error_db:.1f}, measured {auto_db:.1f}")  # fmt: skip
+    print(
+        f"\nrank {RANK}: predicted {decibels(error):.1f} dB, measured {uniform_db:.1f}; auto at {chosen.bytes} of "
+        f"{size} bytes: predicted {chosen.error_db:.1f}, measured {auto_db:.1f}"
+    )
     assert chosen.error_db > decibels(error) + 0.5
     assert auto_db > uniform_db + 0.5 * (chosen.error_db - decibels(error))  # one input's gains are not another's
 
@@ -191,8 +206,15 @@ def test_allocation_file_comes_back_and_a_damaged_one_is_told(tmp_path):
         Allocation.load(tmp_path / "b.json")
 
 
-@pytest.mark.parametrize("text", ["{}", '{"version": 2}', '{"version": 1, "predicted_db": 1, "effects": [{"node": 1}]}',
-                                  '{"version": 1, "predicted_db": 1, "effects": 3}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"version": 2}',
+        '{"version": 1, "predicted_db": 1, "effects": [{"node": 1}]}',
+        '{"version": 1, "predicted_db": 1, "effects": 3}',
+    ],
+)
 def test_a_file_that_is_no_scan_is_told(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(ArtifactError, match="no usable scan"):

@@ -50,9 +50,7 @@ def test_budget_is_kept_and_the_choice_is_the_best_at_every_corner(seed):
         assert error <= before  # more bytes are never worse
         before = error
         exact += error == best
-        steepest = max(
-            (a.error - b.error) for some in curves.values() for a, b in itertools.pairwise(hull(some))
-        )  # fmt: skip
+        steepest = max((a.error - b.error) for some in curves.values() for a, b in itertools.pairwise(hull(some)))
         assert error - best < steepest  # the promise: less than one move
     assert exact >= (most - least) // 2 and before == best_within(choices, most)
 
@@ -63,9 +61,13 @@ def test_choice_after_each_move_is_optimal(seed):
     curves = convex(random.Random(100 + seed), 5)
     choices = every_choice(curves)
     moves = sorted(
-        (((a.error - b.error) / (b.bytes - a.bytes), b.bytes - a.bytes)
-         for some in curves.values() for a, b in itertools.pairwise(hull(some))), key=lambda m: -m[0],
-    )  # fmt: skip
+        (
+            ((a.error - b.error) / (b.bytes - a.bytes), b.bytes - a.bytes)
+            for some in curves.values()
+            for a, b in itertools.pairwise(hull(some))
+        ),
+        key=lambda m: -m[0],
+    )
     budget = min(choices)[0]
     for _, more in moves:
         budget += more

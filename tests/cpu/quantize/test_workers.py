@@ -9,8 +9,9 @@ from svdq_trt.compile.device import ranks_on
 from svdq_trt.quantize.workers import gpu_workers
 
 
-@pytest.mark.parametrize(("free", "ranks", "want"), [(80e9, 1, 4), (80e9, 2, 4), (80e9, 4, 2), (80e9, 16, 1),
-                                                     (20e9, 1, 2), (1e9, 1, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("free", "ranks", "want"), [(80e9, 1, 4), (80e9, 2, 4), (80e9, 4, 2), (80e9, 16, 1), (20e9, 1, 2), (1e9, 1, 1)]
+)
 def test_ranks_on_one_gpu_share_its_memory(free, ranks, want):
     assert gpu_workers(int(free), ranks) == want
 

@@ -113,8 +113,16 @@ def test_representative_takes_the_worst_of_each_kind_first():
 def test_page_escapes_what_files_say(report):
     evil = "<script>alert(1)</script>"
     png = one_layer(report[0])
-    page = render(evil, [("from", evil)], {"layers": png, "bytes": png, "ranks": png}, [(report[0], png)],
-                  [node(evil)], [{"name": evil, "reason": evil}], {evil: report[0].split}, evil)  # fmt: skip
+    page = render(
+        evil,
+        [("from", evil)],
+        {"layers": png, "bytes": png, "ranks": png},
+        [(report[0], png)],
+        [node(evil)],
+        [{"name": evil, "reason": evil}],
+        {evil: report[0].split},
+        evil,
+    )
     assert "<script" not in page and page.count("data:image/png;base64,") == 4
 
 
@@ -129,12 +137,20 @@ def test_page_counts_reasons_and_names_exact_parts():
 
 
 def test_overview_figures_are_drawn_for_any_nodes(report):
-    nodes = [replace(node(f"a.{i}.attn1.to_q"), rank=16 * i, trials=((0.0, 0.0, 20.0), (0.5, 0.5, 21.0 + i)))
-             for i in range(3)]  # fmt: skip
+    nodes = [
+        replace(node(f"a.{i}.attn1.to_q"), rank=16 * i, trials=((0.0, 0.0, 20.0), (0.5, 0.5, 21.0 + i)))
+        for i in range(3)
+    ]
     splits = {n.name: report[0].split for n in nodes}
     scan = Sensitivity("m", "int4", 32, "fast", "", tuple(Effect(n.name, "op", 20, 30 + n.rank) for n in nodes), 28.0)
-    drawn = [figures.layers(nodes), figures.split(nodes, splits), figures.alphas(nodes), figures.ranks(nodes, 2),
-             figures.rank_sweep([report[0]]), figures.sensitivity(scan)]  # fmt: skip
+    drawn = [
+        figures.layers(nodes),
+        figures.split(nodes, splits),
+        figures.alphas(nodes),
+        figures.ranks(nodes, 2),
+        figures.rank_sweep([report[0]]),
+        figures.sensitivity(scan),
+    ]
     assert all(png.startswith(b"\x89PNG") for png in drawn) and len(set(drawn)) == len(drawn)
     assert figures.ranks(nodes, 0) != drawn[3]  # a bar for those in 16 bit
 

@@ -35,17 +35,53 @@ def engine(tmp_path_factory):
     groups = SPEC.groups(module, SKIP)
     calibration = calibrate.collect(module, SPEC, groups, samples=1, height=64, width=64)
     calibration.save(out / "pixart-tiny-shared" / "calib.safetensors")
-    quantize_model(module, SPEC, groups, calibration, INT4, 16, PRESETS["fast"], folder / "svdq.safetensors", "key",
-                   lambda *_: None, skip=SKIP)  # fmt: skip
-    config = {"checkpoint": None, "random_weights": 0, "skip": list(SKIP), "quantized": None, "preset": "fast",
-              "calibration": None}  # fmt: skip
+    quantize_model(
+        module,
+        SPEC,
+        groups,
+        calibration,
+        INT4,
+        16,
+        PRESETS["fast"],
+        folder / "svdq.safetensors",
+        "key",
+        lambda *_: None,
+        skip=SKIP,
+    )
+    config = {
+        "checkpoint": None,
+        "random_weights": 0,
+        "skip": list(SKIP),
+        "quantized": None,
+        "preset": "fast",
+        "calibration": None,
+    }
     quantized = [{"node": g.node, "name": m} for g in groups for m in g.members]
-    manifest.write(folder, {
-        "model": SPEC.name, "arch": "sm_89", "format": "int4", "rank": 16, "backend": {}, "plan": {}, "inputs": [],
-        "plugin": {"file": "", "version": "", "sha256": ""}, "onnx": {"file": "", "bytes": 0}, "outputs": [],
-        "quantized": quantized, "kept_16bit": [], "fp16_weight_bytes": 1, "quantized_weight_bytes": 1, "accuracy": {},
-        "device_memory_bytes": {}, "timings_s": {}, "peak_rss_bytes": {}, "versions": {}, "config": config,
-    })  # fmt: skip
+    manifest.write(
+        folder,
+        {
+            "model": SPEC.name,
+            "arch": "sm_89",
+            "format": "int4",
+            "rank": 16,
+            "backend": {},
+            "plan": {},
+            "inputs": [],
+            "plugin": {"file": "", "version": "", "sha256": ""},
+            "onnx": {"file": "", "bytes": 0},
+            "outputs": [],
+            "quantized": quantized,
+            "kept_16bit": [],
+            "fp16_weight_bytes": 1,
+            "quantized_weight_bytes": 1,
+            "accuracy": {},
+            "device_memory_bytes": {},
+            "timings_s": {},
+            "peak_rss_bytes": {},
+            "versions": {},
+            "config": config,
+        },
+    )
     return folder
 
 
@@ -72,8 +108,14 @@ def test_lora_is_not_counted_as_an_error(engine, report, tmp_path):
         lora[f"transformer.{member}.lora_A.weight"] = torch.randn(4, node.k, generator=rng)
         lora[f"transformer.{member}.lora_B.weight"] = torch.randn(rows, 4, generator=rng)
     save_file(lora, tmp_path / "style.safetensors")
-    summary = apply_loras(engine / "svdq.safetensors", [LoraRequest(tmp_path / "style.safetensors")], SPEC, False,
-                          copy / "svdq.safetensors", lambda *_: None)  # fmt: skip
+    summary = apply_loras(
+        engine / "svdq.safetensors",
+        [LoraRequest(tmp_path / "style.safetensors")],
+        SPEC,
+        False,
+        copy / "svdq.safetensors",
+        lambda *_: None,
+    )
     manifest.write(copy, json.loads((copy / "manifest.json").read_text()) | {"loras": summary})
     assert artifact.load(copy / "svdq.safetensors").nodes[0].rank > node.rank
 

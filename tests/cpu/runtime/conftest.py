@@ -74,13 +74,29 @@ def folder(tmp_path):
     plan, library = out / "model.plan", out / "libsvdq_trt_plugin.so"
     plan.write_bytes(bytes(range(256)) * 40)
     library.write_bytes(b"library of the folder")
-    manifest.write(out, {
-        "model": "sdxl-tiny", "arch": "sm_89", "format": "int4", "rank": 32,
-        "backend": {"name": "tensorrt-rtx", "version": VERSION},
-        "plugin": {"file": library.name, "version": "1.0.0", "sha256": digest(library), "embedded": True},
-        "plan": {"file": plan.name, "bytes": plan.stat().st_size, "sha256": digest(plan)},
-        "onnx": {"file": "model.onnx", "bytes": 1}, "inputs": [], "outputs": [], "quantized": [], "kept_16bit": [],
-        "fp16_weight_bytes": 0, "quantized_weight_bytes": 0, "accuracy": {}, "device_memory_bytes": {},
-        "timings_s": {}, "peak_rss_bytes": {}, "versions": {}, "config": {},
-    })  # fmt: skip
+    manifest.write(
+        out,
+        {
+            "model": "sdxl-tiny",
+            "arch": "sm_89",
+            "format": "int4",
+            "rank": 32,
+            "backend": {"name": "tensorrt-rtx", "version": VERSION},
+            "plugin": {"file": library.name, "version": "1.0.0", "sha256": digest(library), "embedded": True},
+            "plan": {"file": plan.name, "bytes": plan.stat().st_size, "sha256": digest(plan)},
+            "onnx": {"file": "model.onnx", "bytes": 1},
+            "inputs": [],
+            "outputs": [],
+            "quantized": [],
+            "kept_16bit": [],
+            "fp16_weight_bytes": 0,
+            "quantized_weight_bytes": 0,
+            "accuracy": {},
+            "device_memory_bytes": {},
+            "timings_s": {},
+            "peak_rss_bytes": {},
+            "versions": {},
+            "config": {},
+        },
+    )
     return out

@@ -50,9 +50,7 @@ def test_auto_takes_pycuda_where_torch_is_not_imported(no_gpu_pycuda):
             print(error, "torch" in sys.modules)
     """
     said = in_a_new_process(code, no_gpu_pycuda)
-    assert said == (
-        "CUDA device 0: not found (no CUDA-capable device), want an NVIDIA GPU and its driver. False"
-    )  # fmt: skip
+    assert said == ("CUDA device 0: not found (no CUDA-capable device), want an NVIDIA GPU and its driver. False")
 
 
 def test_auto_takes_torch_where_it_is_imported(no_gpu_pycuda):

@@ -26,15 +26,21 @@ def write_model(path: Path, dtype: type = np.float16) -> Path:
     """y = x W + t: x [b, 8], t [b, 1] f32, y [b, 8]."""
     act = np.dtype(dtype)
     kind = helper.np_dtype_to_tensor_dtype(act)
-    nodes = [helper.make_node("Cast", ["t"], ["t16"], to=kind), helper.make_node("MatMul", ["x", "w"], ["xw"]),
-             helper.make_node("Add", ["xw", "t16"], ["y"])]  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["t"], ["t16"], to=kind),
+        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("Add", ["xw", "t16"], ["y"]),
+    ]
     graph = helper.make_graph(
-        nodes, "g",
-        [helper.make_tensor_value_info("x", kind, ["b", 8]),
-         helper.make_tensor_value_info("t", onnx.TensorProto.FLOAT, ["b", 1])],
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", kind, ["b", 8]),
+            helper.make_tensor_value_info("t", onnx.TensorProto.FLOAT, ["b", 1]),
+        ],
         [helper.make_tensor_value_info("y", kind, ["b", 8])],
         [numpy_helper.from_array(WEIGHT.astype(act), "w")],
-    )  # fmt: skip
+    )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
     return path
 

@@ -19,13 +19,16 @@ def test_batches_that_differ_are_refused():
         batch_of({"x": np.zeros((2, 4)), "t": np.zeros(3)})
 
 
-@pytest.mark.parametrize(("batches", "groups"), [
-    ([1, 1, 1, 1], [[0, 1, 2, 3]]),
-    ([1, 1, 1, 1, 1], [[0, 1, 2, 3], [4]]),
-    ([3, 2, 1], [[0, 2], [1]]),
-    ([4, 4], [[0], [1]]),
-    ([], []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batches", "groups"),
+    [
+        ([1, 1, 1, 1], [[0, 1, 2, 3]]),
+        ([1, 1, 1, 1, 1], [[0, 1, 2, 3], [4]]),
+        ([3, 2, 1], [[0, 2], [1]]),
+        ([4, 4], [[0], [1]]),
+        ([], []),
+    ],
+)
 def test_groups_hold_at_most_the_limit(batches, groups):
     assert grouped([request(b) for b in batches], 4) == groups
 

@@ -56,14 +56,21 @@ def test_tensorrt_has_the_plan_and_both_routes_to_the_plugin(full, tmp_path, cap
     repository = tmp_path / "models"
     assert triton(full, repository) == 0
     model = repository / "toy-sm_89"
-    assert names(model) == ["1/libsvdq_trt_autoload.so", "1/libsvdq_trt_plugin.so", "1/manifest.json", "1/model.plan",
-                            "config.pbtxt"]  # fmt: skip
+    assert names(model) == [
+        "1/libsvdq_trt_autoload.so",
+        "1/libsvdq_trt_plugin.so",
+        "1/manifest.json",
+        "1/model.plan",
+        "config.pbtxt",
+    ]
     config = config_of(model)
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "tritonserver" in line]
     start = ["tritonserver", "--model-repository", str(repository), "--disable-auto-complete-config"]
-    assert lines == [[*start, "--backend-config=tensorrt,version-compatible=true"],
-                     [*start, f"--backend-config=tensorrt,plugins={model}/1/libsvdq_trt_autoload.so"]]  # fmt: skip
+    assert lines == [
+        [*start, "--backend-config=tensorrt,version-compatible=true"],
+        [*start, f"--backend-config=tensorrt,plugins={model}/1/libsvdq_trt_autoload.so"],
+    ]
 
 
 def test_plan_of_tensorrt_rtx_is_refused_in_one_sentence_with_three_ways_out(toy, tmp_path, capsys):
@@ -84,10 +91,17 @@ def test_the_finish_command_it_offers_parses(toy, tmp_path, capsys):
     assert (args.engine, args.backend) == (toy, "tensorrt")
 
 
-@pytest.mark.parametrize(("device", "runtime", "files"), [
-    ("gpu", "session", ["1/libsvdq_trt_plugin.so", "1/manifest.json", "1/model.plan", "1/model.py", "config.pbtxt"]),
-    ("cpu", "onnxruntime", ["1/manifest.json", "1/model.onnx", "1/model.py", "config.pbtxt"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("device", "runtime", "files"),
+    [
+        (
+            "gpu",
+            "session",
+            ["1/libsvdq_trt_plugin.so", "1/manifest.json", "1/model.plan", "1/model.py", "config.pbtxt"],
+        ),
+        ("cpu", "onnxruntime", ["1/manifest.json", "1/model.onnx", "1/model.py", "config.pbtxt"]),
+    ],
+)
 def test_python_says_which_runtime_it_is(toy, tmp_path, capsys, device, runtime, files):
     assert triton(toy, tmp_path / "models", "--variant", "python", "--device", device, "--name", "m") == 0
     model = tmp_path / "models" / "m"
@@ -97,9 +111,13 @@ def test_python_says_which_runtime_it_is(toy, tmp_path, capsys, device, runtime,
     compile((model / "1" / "model.py").read_text(), "model.py", "exec")
 
 
-@pytest.mark.parametrize(("dtype", "served", "file"), [
-    ("float16", "TYPE_FP16", "model.onnx"), ("bfloat16", "TYPE_FP32", "model.f32.onnx"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("dtype", "served", "file"),
+    [
+        ("float16", "TYPE_FP16", "model.onnx"),
+        ("bfloat16", "TYPE_FP32", "model.f32.onnx"),
+    ],
+)
 def test_onnxruntime_file_runs_from_the_repository_as_its_config_says(tmp_path, dtype, served, file):
     import tritonclient.grpc.model_config_pb2 as pb
 
@@ -148,15 +166,18 @@ def test_versions_added_by_hand_are_left_alone(toy, tmp_path, capsys):
     assert "holds 2" in capsys.readouterr().err and (tmp_path / "models" / "m" / "2").is_dir()
 
 
-@pytest.mark.parametrize(("options", "code", "told"), [
-    (["--variant", "tensorflow"], 2, "--variant: 'tensorflow', want one of tensorrt, python, onnxruntime"),
-    (["--device", "tpu"], 2, "--device: 'tpu', want one of gpu, cpu"),
-    (["--device", "cpu"], 2, "want gpu for --variant tensorrt"),
-    (["--name", "../m"], 2, "--name: '../m'"),
-    (["--name", ".m"], 2, "--name: '.m'"),
-    (["--instances", "0"], 2, "--instances: 0, want 1 to 64"),
-    (["--dynamic-batching", "-1"], 2, "--dynamic-batching: -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        (["--variant", "tensorflow"], 2, "--variant: 'tensorflow', want one of tensorrt, python, onnxruntime"),
+        (["--device", "tpu"], 2, "--device: 'tpu', want one of gpu, cpu"),
+        (["--device", "cpu"], 2, "want gpu for --variant tensorrt"),
+        (["--name", "../m"], 2, "--name: '../m'"),
+        (["--name", ".m"], 2, "--name: '.m'"),
+        (["--instances", "0"], 2, "--instances: 0, want 1 to 64"),
+        (["--dynamic-batching", "-1"], 2, "--dynamic-batching: -1"),
+    ],
+)
 def test_options_that_cannot_be_meant(full, tmp_path, capsys, options, code, told):
     assert triton(full, tmp_path / "models", *options) == code
     assert told in capsys.readouterr().err and not (tmp_path / "models").exists()

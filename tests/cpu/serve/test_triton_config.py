@@ -85,9 +85,11 @@ def test_largest_request(data):
 
 def test_without_tritonclient_the_extra_is_named(tmp_path):
     write_toy(tmp_path / "toy")
-    code = ("import sys; sys.modules['tritonclient'] = None; from svdq_trt.cli import main; "
-            f"sys.exit(main(['triton', {str(tmp_path / 'toy')!r}, '--repository', {str(tmp_path / 'repo')!r}, "
-            "'--variant', 'python']))")  # fmt: skip
+    code = (
+        "import sys; sys.modules['tritonclient'] = None; from svdq_trt.cli import main; "
+        f"sys.exit(main(['triton', {str(tmp_path / 'toy')!r}, '--repository', {str(tmp_path / 'repo')!r}, "
+        "'--variant', 'python']))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and 'pip install "svdq-trt[triton]"' in done.stderr
     assert not (tmp_path / "repo").exists()

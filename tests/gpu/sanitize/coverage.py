@@ -18,9 +18,17 @@ def output(*command: str) -> str:
 def launched(driver: str, cases: list[str]) -> set[str]:
     """Mangled names of the kernels that the driver ran."""
     text = output(
-        "ncu", "--csv", "--clock-control", "none", "--print-kernel-base", "mangled",
-        "--metrics", "launch__block_size", driver, *cases,
-    )  # fmt: skip
+        "ncu",
+        "--csv",
+        "--clock-control",
+        "none",
+        "--print-kernel-base",
+        "mangled",
+        "--metrics",
+        "launch__block_size",
+        driver,
+        *cases,
+    )
     rows = [line for line in text.splitlines() if line.startswith('"')]
     return {row["Kernel Name"] for row in csv.DictReader(rows)}
 
