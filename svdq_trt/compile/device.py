@@ -23,7 +23,7 @@ def check_device(option: str) -> None:
 
 
 def resolve_device(option: str) -> str:
-    """ "cpu" or "cuda" for ``--device``: auto is the GPU where torch sees one.
+    """What ``--device`` means here, "cpu" or "cuda": auto is the GPU where torch sees one.
 
     Raises:
         UsageError: another word, or cuda where there is none.
