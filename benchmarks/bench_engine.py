@@ -99,7 +99,7 @@ def _arguments() -> argparse.Namespace:
         "--formats",
         default="fp16,w4a8",
         help="fp16; diffusers (the same, FLUX's rotation as "
-        "diffusers writes it); formats of svdq_trt/spec/formats.py, or with a size below which nodes are in "
+        "diffusers writes it); formats of svdq_trt/contract/formats.py, or with a size below which nodes are in "
         "16 bit: w4a8<2M",
     )
     p.add_argument("--rank", type=int, default=32)

@@ -21,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from engine_bench.model import inputs_of, quantize, random_module
 
-from svdq_trt.compile.scan import worst
+from svdq_trt.artifact.sensitivity import Sensitivity
+from svdq_trt.build.scan import worst
+from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import get_model
-from svdq_trt.quantize.sensitivity import Probe, Sensitivity, scan
-from svdq_trt.spec.formats import FORMATS
+from svdq_trt.quantize.sensitivity import Probe, scan
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from svdq_trt.libraries import KERNELS, KERNELS_ENV, locate
+from svdq_trt.base.libraries import KERNELS, KERNELS_ENV, locate
+from svdq_trt.contract.formats import FORMATS
 from svdq_trt.nn import capi
 from svdq_trt.nn.capi import MlpParams, Params
-from svdq_trt.spec.formats import FORMATS
 
 ACTIVATIONS = {a.name.lower(): i for i, a in enumerate(capi.ACTIVATIONS)}
 

@@ -38,14 +38,14 @@ from trained.linears import Unpacked
 from trained.tasks import TASKS
 from trained.variants import calibration_file, loaded
 
-from svdq_trt import SVDQLinear, calibrate
-from svdq_trt.calibrate import Calibration
+from svdq_trt import calibrate
+from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.checkpoint.random_weights import RandomWeights
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.models import ModelSpec, get_model
-from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.spec.formats import FORMATS
 
 OURS = ("fast", "default")
 NAMES = (*OURS, "modelopt")
@@ -129,7 +129,7 @@ def _ours(layer: Layer, fmt: str, rank: int, preset: str) -> float:
         act_dtype=layer.x.dtype,
         preset=PRESETS[preset],
     )
-    return layer.error_db(Unpacked(SVDQLinear.from_quantized(q))(layer.fresh))
+    return layer.error_db(Unpacked(q.module())(layer.fresh))
 
 
 def _modelopt(layers: list[Layer], fmt: str, rank: int, device: str) -> list[float]:

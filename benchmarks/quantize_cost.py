@@ -4,7 +4,7 @@
     python benchmarks/quantize_cost.py --model flux1-dev --preset default --random-weights 0
     python benchmarks/quantize_cost.py --model sdxl --preset best --checkpoint ./sdxl-base --device cuda --out sdxl.json
 
-Runs the functions of svdq_trt/compile/stages/quantize.py in this process; no TensorRT is needed. With --limit-seconds
+Runs the functions of svdq_trt/build/stages/quantize.py in this process; no TensorRT is needed. With --limit-seconds
 it stops on the way and adds an extrapolation: the time of the layers done, times all layers' parameters over theirs.
 """
 
@@ -79,7 +79,7 @@ class Watch:
 
 def main() -> int:
     args = _arguments()
-    from svdq_trt.errors import SvdqError
+    from svdq_trt.base.errors import SvdqError
 
     try:
         result = measure(args)
@@ -96,9 +96,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run the stage's steps under a watch."""
     import torch
 
-    from svdq_trt.compile.crew import Alone
-    from svdq_trt.compile.device import resolve_device, torch_device
-    from svdq_trt.compile.stages import quantize as stage
+    from svdq_trt.base.device import resolve_device, torch_device
+    from svdq_trt.base.ranks import Alone
+    from svdq_trt.build.stages import quantize as stage
 
     kind = resolve_device(args.device)
     device = torch_device(kind, 0)

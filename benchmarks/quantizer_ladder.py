@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from svdq_trt import SVDQLinear
+from svdq_trt.contract.formats import FORMATS
 from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
 from svdq_trt.quantize.preset import PRESETS, Preset
-from svdq_trt.spec.formats import FORMATS
 
 FRESH = 2048  # tokens the quantizer does not get
 
@@ -75,7 +74,7 @@ RUNGS: dict[str, tuple[Preset, bool]] = {  # name -> preset, with a low-rank par
 def fresh_sqnr(q: QuantizedLinear, w: Tensor, fresh: Tensor) -> float:
     """SQNR in dB of the quantized w on tokens [T, K] in the act dtype."""
     want = fresh.float() @ w.T
-    noise = SVDQLinear.from_quantized(q)(fresh).float() - want
+    noise = q.module()(fresh).float() - want
     return float(10 * torch.log10(want.square().sum() / noise.square().sum()))
 
 

@@ -19,19 +19,22 @@ from typing import NamedTuple
 from torch import nn
 
 from svdq_trt import calibrate
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.allocation import Allocation
+from svdq_trt.artifact.sensitivity import Sensitivity
+from svdq_trt.base.journal import Journal
 from svdq_trt.calibrate.inputs import synthetic
 from svdq_trt.checkpoint import load
-from svdq_trt.journal import Journal
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.models import get_model
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.allocate import Allocation, allocate, measure_curves
-from svdq_trt.quantize.ladder import decibels
+from svdq_trt.nn.restore import layer_of
+from svdq_trt.quantize.allocate import allocate, measure_curves
 from svdq_trt.quantize.preset import get_preset
-from svdq_trt.quantize.run import layer_of, quantize_model
-from svdq_trt.quantize.sensitivity import Probe, Sensitivity, scan
+from svdq_trt.quantize.run import quantize_model
+from svdq_trt.quantize.sensitivity import Probe, scan
 from svdq_trt.quantize.spend import total_bytes, total_error
-from svdq_trt.spec.formats import FORMATS
 
 SCAN_SEED, FRESH_SEED = 1, 2  # calibration's is 0
 
@@ -69,7 +72,7 @@ class Case:
         quantize_model(
             module, self.spec, groups, self.calibration, self.format, ranks, self.preset, out, "0" * 16, lambda *_: None
         )
-        loaded = artifact.load(out)
+        loaded = svdq_file.load(out)
         return {n.name: layer_of(n, loaded.tensors) for n in loaded.nodes}, {n.name: n.sqnr_db for n in loaded.nodes}
 
 

@@ -12,8 +12,8 @@ from quantizer_ladder import FRESH, RUNGS, fresh_sqnr, make_parser, mixture
 from torch import Tensor
 from torch.nn.functional import gelu
 
+from svdq_trt.contract.formats import ACT_SHIFT, INT4, Activation
 from svdq_trt.quantize.layer import quantize_group
-from svdq_trt.spec.formats import ACT_SHIFT, INT4, Activation
 
 
 def gelu_layer(n: int, k: int, tokens: int, size: float, spread: float) -> tuple[Tensor, Tensor]:

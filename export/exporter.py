@@ -27,8 +27,8 @@ from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import Progress, data_path, require_onnx_suffix, write_graph, write_model
-from svdq_trt.errors import UsageError
-from svdq_trt.spec.ops import DOMAIN
+from svdq_trt.base.errors import UsageError
+from svdq_trt.contract.ops import DOMAIN
 
 Dim = torch.export.Dim | DimHint | str
 DynamicShapes = dict[str, dict[int, Dim]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 from onnx.defs import OpSchema
 
-from svdq_trt.spec.ops import DOMAIN, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
+from svdq_trt.contract.ops import DOMAIN, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
 

@@ -9,9 +9,9 @@ import torch
 from onnxscript.values import Op, Opset
 
 from svdq_export.schema import schema
+from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.contract.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, op_type
 from svdq_trt.nn import ops  # noqa: F401  (registers torch.ops.svdq.linear)
-from svdq_trt.spec.formats import FORMATS, Activation
-from svdq_trt.spec.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, op_type
 
 OPSET_VERSION = 1  # of the domain
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from svdq_trt.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError
 
 ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place
 INLINE_BYTES = 1024  # shapes and scalars stay in the .onnx, where a viewer shows them

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svdq_trt.nn.linear import SVDQLinear
+    from svdq_trt.quantize.layer import quantize_linear
 
 __version__ = "1.0.0"
-__all__ = ["SVDQLinear", "__version__"]
+__all__ = ["SVDQLinear", "__version__", "quantize_linear"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from svdq_trt.nn.linear import SVDQLinear
 
         return SVDQLinear
+    if name == "quantize_linear":
+        from svdq_trt.quantize.layer import quantize_linear
+
+        return quantize_linear
     raise AttributeError(f"module 'svdq_trt' has no attribute '{name}'")

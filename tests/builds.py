@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from svdq_trt.spec.ops import linear_names
+from svdq_trt.contract.ops import linear_names
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_S = 1800

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from svdq_trt.engine import manifest as manifests
+from svdq_trt.artifact import manifest as manifests
 
 
 def write_toy(folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx", batch: tuple = (1, 2, 4)) -> Path:

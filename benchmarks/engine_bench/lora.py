@@ -11,16 +11,15 @@ from safetensors.torch import save_file
 
 from engine_bench.make import Clock, _build
 from engine_bench.model import quantize, random_module
-from svdq_trt.compile.stages.graph import export_model
-from svdq_trt.engine import manifest
-from svdq_trt.files import sha256
+from svdq_trt.artifact import manifest, svdq_file
+from svdq_trt.base.files import sha256
+from svdq_trt.build.stages.graph import export_model
+from svdq_trt.contract.formats import FORMATS
 from svdq_trt.lora.apply import layer_shapes, node_rows
 from svdq_trt.lora.factors import Rows
 from svdq_trt.lora.slots import FILE, Slot, SlotTable, base_factors, install_slots, save_table
 from svdq_trt.models import get_model
 from svdq_trt.models.spec import SYMBOLS
-from svdq_trt.quantize import artifact
-from svdq_trt.spec.formats import FORMATS
 
 
 def write_loras(folder: Path, model: str, rank: int, count: int) -> list[Path]:
@@ -71,7 +70,7 @@ def make_engine(folder: Path, options: dict[str, Any], reserved: int) -> None:
     nodes = quantize(module, spec, FORMATS[options["format"]], options["rank"])
     torch.nn.Module.to(module, "cpu")
     tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
-    artifact.save(folder / "svdq.safetensors", tensors, {"model": spec.name}, nodes)
+    svdq_file.save(folder / "svdq.safetensors", tensors, {"model": spec.name}, nodes)
     clock.lap("quantize")
     table = None
     if reserved:

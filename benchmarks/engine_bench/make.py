@@ -16,15 +16,15 @@ import torch
 from engine_bench.fill import fill_graph
 from engine_bench.model import blank_module, inputs_of, quantize, random_module
 from engine_bench.rotation import diffusers_rotation
-from svdq_trt.compile.stages.graph import export_model
-from svdq_trt.engine import manifest, plugin_lib
+from svdq_trt.artifact import manifest, svdq_file
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.build.stages.graph import export_model
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch
 from svdq_trt.engine.build import build_plan
-from svdq_trt.engine.profile import TensorProfile
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.nn import ops
-from svdq_trt.quantize import artifact
-from svdq_trt.spec.formats import FORMATS
 
 
 class Here(Backend):
@@ -89,7 +89,7 @@ def graph(job: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _quantize(
     module: torch.nn.Module, spec: ModelSpec, job: dict[str, Any], folder: Path, clock: Clock
-) -> list[artifact.Node]:
+) -> list[svdq_file.Node]:
     """Quantize in place, keep the artifact, and save the module's own output to torch.npy: the op's CPU body."""
     device = job["torch_device"]
     nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"], job["skip"])
@@ -101,7 +101,7 @@ def _quantize(
     torch.nn.Module.to(module, "cpu")
     torch.cuda.empty_cache()
     tensors = {name: t.detach().contiguous() for name, t in module.state_dict().items()}
-    artifact.save(folder / "svdq.safetensors", tensors, {"model": spec.name, "skip": job["skip"]}, nodes)
+    svdq_file.save(folder / "svdq.safetensors", tensors, {"model": spec.name, "skip": job["skip"]}, nodes)
     clock.lap("torch output")
     return nodes
 

@@ -14,10 +14,10 @@ import torch
 
 from engine_bench.model import inputs_of, random_module
 from engine_bench.profile import kernel_times, layer_times
+from svdq_trt.artifact import svdq_file
 from svdq_trt.engine.backend import available
 from svdq_trt.models import get_model
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import restore_model
+from svdq_trt.nn.restore import restore_model
 
 WARMUP = 5
 
@@ -102,7 +102,7 @@ def torch_model(job: dict[str, Any]) -> dict[str, Any]:
     torch.cuda.synchronize()
     before = used_bytes()
     if job["artifact"]:
-        module = restore_model(artifact.load(Path(job["artifact"])), spec)
+        module = restore_model(svdq_file.load(Path(job["artifact"])), spec)
     else:
         module = random_module(spec, seed=0, device=job["torch_device"])
     flat = spec.wrap(torch.nn.Module.to(module, "cuda"))

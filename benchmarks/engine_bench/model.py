@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.checkpoint.random_weights import fill_random
+from svdq_trt.contract.formats import W4A16, Format
+from svdq_trt.contract.ops import input_shapes
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.models.recipe import member_tensors
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.quantize.artifact import Node
 from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
 from svdq_trt.quantize.preset import Preset
-from svdq_trt.spec.formats import W4A16, Format
-from svdq_trt.spec.ops import input_shapes
 
 INPUT_SEED = 20_241_107
 CALIBRATION_TOKENS = 512
@@ -114,8 +114,8 @@ def quantize(
     with pool:
         done = itertools.chain([first], pool.map(one, groups[1:]))
         for group, (quantized, rows) in zip(groups, done, strict=True):
-            nodes.append(Node.from_quantized(quantized, group.members, rows))
-            spec.install(module, group, SVDQLinear.from_quantized(quantized))
+            nodes.append(quantized.node(group.members, rows))
+            spec.install(module, group, quantized.module())
     return nodes
 
 

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from svdq_trt.artifact import svdq_file
 from svdq_trt.calibrate.inputs import has_batch
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import restore_model
+from svdq_trt.nn.restore import restore_model
 from trained import metrics, scenes
 from trained.linears import has_kernels, unpack
 from trained.tasks import Predict, Task, sample
@@ -81,7 +81,7 @@ def judge(
         variant, start = waiting[future], time.perf_counter()
         try:
             made = future.result()
-            module = restore_model(artifact.load(made.path), task.spec)
+            module = restore_model(svdq_file.load(made.path), task.spec)
             if not kernels:
                 unpack(module)
             predict = runner(task, module.to(device))

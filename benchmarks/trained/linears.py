@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from svdq_trt import numerics
-from svdq_trt.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.contract import numerics
 from svdq_trt.nn import capi, ops
 from svdq_trt.nn.linear import SVDQLinear
 

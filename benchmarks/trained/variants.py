@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from svdq_trt import calibrate
-from svdq_trt.calibrate import Calibration
+from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.run import quantize_model
-from svdq_trt.spec.formats import FORMATS
 from trained.tasks import TASKS
 
 TOKENS = 512  # calibration rows of a node

@@ -1,4 +1,4 @@
-// The one exception of this program: "where: got, want." as in svdq_trt/errors.py.
+// The one exception of this program: "where: got, want." as in svdq_trt/base/errors.py.
 #pragma once
 
 #include <stdexcept>

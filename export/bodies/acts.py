@@ -1,4 +1,4 @@
-"""Function bodies, activation side: x̂ -> code · stored scale, as svdq_trt.numerics.fake_quantize_act."""
+"""Function bodies, activation side: x̂ -> code · stored scale, as svdq_trt.contract.numerics.fake_quantize_act."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from svdq_export.bodies.build import Body
-from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, INT4, NVFP4, ZERO_GROUP_ABSMAX, Format
+from svdq_trt.contract.formats import FP4_MAX, FP8_MAX, INT4, NVFP4, ZERO_GROUP_ABSMAX, Format
 
 
 def quantize_act(b: Body, x_hat: ir.Value, like: ir.Value, fmt: Format, unsigned: ir.Value) -> ir.Value:

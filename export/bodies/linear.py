@@ -12,8 +12,8 @@ import onnx_ir as ir
 from svdq_export.bodies.acts import quantize_act
 from svdq_export.bodies.build import OPSET, Body
 from svdq_export.bodies.weights import dequantize_weight
-from svdq_trt.spec.formats import Activation, Format
-from svdq_trt.spec.ops import DOMAIN, INPUTS, LinearSpec, OpSpec
+from svdq_trt.contract.formats import Activation, Format
+from svdq_trt.contract.ops import DOMAIN, INPUTS, LinearSpec, OpSpec
 
 F16_MAX = 65504.0
 

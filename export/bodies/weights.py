@@ -1,11 +1,11 @@
-"""Function bodies, weight side: codes and scales -> [N, K] f32, as svdq_trt.numerics.dequantize_weight."""
+"""Function bodies, weight side: codes and scales -> [N, K] f32, as svdq_trt.contract.numerics.dequantize_weight."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from svdq_export.bodies.build import Body
-from svdq_trt.spec.formats import NVFP4, W4A8, Format
+from svdq_trt.contract.formats import NVFP4, W4A8, Format
 
 
 def dequantize_weight(b: Body, qweight: ir.Value, wscale: ir.Value, wscale2: ir.Value, fmt: Format) -> ir.Value:

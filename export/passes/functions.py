@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from svdq_export.bodies import build_function
 from svdq_export.translate import OPSET_VERSION
-from svdq_trt.spec.ops import DOMAIN, OPS
+from svdq_trt.contract.ops import DOMAIN, OPS
 
 
 def add_bodies(model: ir.Model) -> list[str]:

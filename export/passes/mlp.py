@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from svdq_trt.spec.formats import Activation
-from svdq_trt.spec.ops import ATTRIBUTES, DOMAIN, LINEAR_OPS, MLP_OPS, OpSpec, mlp_name, mlp_op_type
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.ops import ATTRIBUTES, DOMAIN, LINEAR_OPS, MLP_OPS, OpSpec, mlp_name, mlp_op_type
 
 
 def fuse_mlps(model: ir.Model) -> int:

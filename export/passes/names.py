@@ -9,7 +9,7 @@ import ast
 
 import onnx_ir as ir
 
-from svdq_trt.spec.ops import DOMAIN
+from svdq_trt.contract.ops import DOMAIN
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, then the fx node
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svdq_trt.calibrate.artifact import Calibration
+from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.calibrate.collect import collect
 
 __all__ = ["Calibration", "collect"]

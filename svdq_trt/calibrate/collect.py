@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from svdq_trt.calibrate.artifact import Calibration
+from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.base.errors import RangeError, UsageError
 from svdq_trt.calibrate.inputs import InputFile, Inputs, batches, synthetic
-from svdq_trt.calibrate.upcast import CPU, exact_convolutions, float32_layers
+from svdq_trt.calibrate.upcast import exact_convolutions, float32_layers
 from svdq_trt.checkpoint.ahead import Read, read_ahead_of
-from svdq_trt.errors import RangeError, UsageError
+from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import LinearGroup, ModelSpec
 
 Progress = Callable[[int, int, str], None]

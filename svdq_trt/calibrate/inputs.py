@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from svdq_trt.checkpoint.tensors import TensorFile, check_finite
-from svdq_trt.errors import ShapeError
+from svdq_trt.artifact.tensor_file import TensorFile, check_finite
+from svdq_trt.base.errors import ShapeError
 from svdq_trt.models import Axis, ModelSpec, TensorIO
 from svdq_trt.models.spec import SYMBOLS
 

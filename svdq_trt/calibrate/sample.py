@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.artifact.tensor_file import save_tensors
+from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.files import read_json_object
 from svdq_trt.calibrate.inputs import has_batch
-from svdq_trt.calibrate.upcast import CPU
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import ArtifactError, UsageError
-from svdq_trt.files import read_json_object, save_tensors
+from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
 from svdq_trt.pipeline.attach import attach, component_of
 

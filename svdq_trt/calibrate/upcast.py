@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from svdq_trt.checkpoint.ahead import Read
+from svdq_trt.contract.numerics import CPU
 
 #: (layer's dotted name, its first positional input, its output)
 Watch = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -35,9 +36,6 @@ class _Scratch:
             self._buffers[name] = torch.empty(n, device=self.device)
         out = self._buffers[name][:n].view(value.shape)
         return out.copy_(value.to(self.device))  # moved in 16 bit: copy_ alone would convert on the CPU
-
-
-CPU = torch.device("cpu")
 
 
 def exact_convolutions() -> contextlib.AbstractContextManager[None]:

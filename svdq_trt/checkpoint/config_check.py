@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import read_json_object
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import read_json_object
 from svdq_trt.models import ModelSpec
 
 #: Keys that change no weight and no arithmetic.

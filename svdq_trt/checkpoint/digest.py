@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
+from svdq_trt.base.files import sha256
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.checkpoint.random_weights import GENERATOR_VERSION
-from svdq_trt.files import sha256
 from svdq_trt.models import ModelSpec
 
 

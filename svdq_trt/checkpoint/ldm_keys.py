@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from svdq_trt.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError
 from svdq_trt.models import ModelSpec
 
 LDM_PREFIX = "model.diffusion_model."

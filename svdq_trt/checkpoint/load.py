@@ -8,12 +8,12 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from svdq_trt.artifact.tensor_file import TensorFile, check_finite, iter_sources
+from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.ldm_keys import LDM_PREFIX, diffusers_names
 from svdq_trt.checkpoint.locate import Source, locate
 from svdq_trt.checkpoint.random_weights import RandomWeights
-from svdq_trt.checkpoint.tensors import TensorFile, check_finite, iter_sources
-from svdq_trt.errors import ArtifactError, ShapeError, UsageError
 from svdq_trt.models import ModelSpec
 
 Progress = Callable[[int, int, str], None]

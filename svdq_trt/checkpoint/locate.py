@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdq_trt.errors import ArtifactError, SvdqError, UsageError
-from svdq_trt.files import read_json_object
+from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
+from svdq_trt.base.files import read_json_object
 from svdq_trt.models import ModelSpec
 
 _STEM = "diffusion_pytorch_model"

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from svdq_trt.errors import UsageError
+from svdq_trt.base.errors import UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
 
 GENERATOR_VERSION = 1  # raise it with any change of the values, so that digests change too

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from svdq_trt.errors import IncompleteError, UsageError
+from svdq_trt.base.errors import IncompleteError, UsageError
 
 #: backend name -> Python module, in the order in which `auto` asks.
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.compile.events import Progress
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import SvdqError
+from svdq_trt.base.files import atomic_write
+from svdq_trt.base.progress import Progress
 from svdq_trt.engine.backend import Backend
 from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import SvdqError
-from svdq_trt.files import atomic_write
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import sha256
-from svdq_trt.libraries import BUILD_HINT, PLACES, PLUGIN, PLUGIN_ENV, locate
-from svdq_trt.spec.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import sha256
+from svdq_trt.base.libraries import BUILD_HINT, PLACES, PLUGIN, PLUGIN_ENV, locate
+from svdq_trt.contract.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 _SHIM = Path("shim") / "libtensorrt_rtx.so"
 _BUILD_HINT = f"{BUILD_HINT}, or set {PLUGIN_ENV} to a built {PLUGIN}."

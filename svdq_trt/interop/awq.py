@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from svdq_trt import numerics
-from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.base.errors import RangeError, ShapeError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import R_MAX, R_MULTIPLE, W4A16
 from svdq_trt.interop import fragments
 from svdq_trt.interop.exact import difference, restore, same_bits
 from svdq_trt.interop.fragments import AWQ_ROWS, STEP, padded
 from svdq_trt.interop.reader import HALF, Reader, to_half
 from svdq_trt.interop.w4a4 import OLD, Exact, Linear4, Written, dequantize
-from svdq_trt.spec.formats import R_MAX, R_MULTIPLE, W4A16
 
 GROUPS_PADDED = 16  # some writers round the number of groups up to this
 

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import read_json_object, sha256
 from svdq_trt.checkpoint.locate import locate
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import read_json_object, sha256
 from svdq_trt.interop.reader import Reader
 from svdq_trt.models import ModelSpec
 

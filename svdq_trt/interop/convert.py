@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from svdq_trt.errors import ArtifactError, UsageError
-from svdq_trt.files import SAFETENSORS_DTYPES, stream_tensors
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.tensor_file import SAFETENSORS_DTYPES, stream_tensors
+from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.interop.container import MODELOPT, OWN, OWN_NAME, files_of, kind_of, open_reader
 from svdq_trt.interop.nunchaku_export import write_nunchaku
 from svdq_trt.interop.nunchaku_import import read_nunchaku
 from svdq_trt.models import ModelSpec, get_model
-from svdq_trt.quantize import artifact
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def describe(path: Path, spec: ModelSpec) -> Description:
     kind = kind_of(reader)
     if kind == OWN:
         (path,) = files_of(spec, path)[0]
-        nodes = [n for n in artifact.read_nodes(path) if n.format != "w4a16"]
+        nodes = [n for n in svdq_file.read_nodes(path) if n.format != "w4a16"]
         if not nodes:
             raise ArtifactError(str(path), "no node with quantized activations", "a quantized model")
         return Description(kind, nodes[0].format)
@@ -78,7 +78,7 @@ def import_checkpoint(path: Path, spec: ModelSpec, out: Path) -> Report:
     else:
         done = read_nunchaku(reader, spec)
     done.meta["imported_from"] = kind
-    artifact.save_streamed(out, done.tensors, done.tensors.__getitem__, done.meta, done.nodes)
+    svdq_file.save_streamed(out, done.tensors, done.tensors.__getitem__, done.meta, done.nodes)
     return Report(kind, done.meta["format"], done.meta["rank"], len(done.nodes), done.kept, tuple(done.notes))
 
 
@@ -88,7 +88,7 @@ def export_nunchaku(path: Path, out: Path, old_keys: bool | None = None) -> Repo
     Raises:
         ArtifactError: no artifact there. UnsupportedError: something that nunchaku cannot run.
     """
-    loaded = artifact.load(path / OWN_NAME if path.is_dir() else path)
+    loaded = svdq_file.load(path / OWN_NAME if path.is_dir() else path)
     try:
         spec = get_model(str(loaded.meta.get("model")))
     except UsageError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.interop.families import Family, Row, family_of
 from svdq_trt.interop.w4a4 import Rows
 from svdq_trt.models import LinearGroup, ModelSpec

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError, UnsupportedError
+from svdq_trt.contract.formats import FP8_MAX, K_MULTIPLE, N_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE, Activation
 from svdq_trt.interop.container import header_object
 from svdq_trt.interop.exact import same_bits
 from svdq_trt.interop.reader import FLOAT, Reader, to_half
@@ -31,7 +32,6 @@ from svdq_trt.interop.result import Imported, stack
 from svdq_trt.interop.w4a4 import Linear4, dequantize
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.quantize.lowrank import balance
-from svdq_trt.spec.formats import FP8_MAX, K_MULTIPLE, N_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE, Activation
 
 _TOP = FP8_MAX / 4  # the largest calibrated group scale goes here: headroom above, 15 binades below
 _F16_MUL_MAX = 2.0**15

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdq_trt import numerics
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.artifact.svdq_file import Artifact, Node
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A16, Activation
 from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.exact import difference, same_bits
 from svdq_trt.interop.families import Family
@@ -21,8 +23,6 @@ from svdq_trt.interop.result import GELU_SHIFT, member_rows, select_rows, stack
 from svdq_trt.interop.w4a4 import Exact, Linear4, Written
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.nn.linear import TENSORS
-from svdq_trt.quantize.artifact import Artifact, Node
-from svdq_trt.spec.formats import FORMATS, INT4, NVFP4, W4A16, Activation
 
 
 @dataclass

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.errors import ArtifactError, UnsupportedError
+from svdq_trt.contract.formats import INT4
 from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.container import header_object
 from svdq_trt.interop.exact import restore
@@ -17,7 +18,6 @@ from svdq_trt.interop.reader import FLOAT, Reader, to_half
 from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows, select_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
-from svdq_trt.spec.formats import INT4
 
 HINTS = "svdq_trt"  # our own key in the metadata of files we write
 _IN_16_BIT = "16 bit in the imported checkpoint"

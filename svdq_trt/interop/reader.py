@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svdq_trt.checkpoint.tensors import TensorFile, check_finite, iter_sources
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError
+from svdq_trt.artifact.tensor_file import TensorFile, check_finite, iter_sources
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
 
 HALF = ("F16", "BF16")
 FLOAT = ("F16", "BF16", "F32")

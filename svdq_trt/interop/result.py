@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.artifact.svdq_file import Node
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.contract.formats import ACT_SHIFT, INT4, N_MULTIPLE, Activation
 from svdq_trt.interop.w4a4 import Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
-from svdq_trt.quantize.artifact import Node
-from svdq_trt.spec.formats import ACT_SHIFT, INT4, N_MULTIPLE, Activation
 
 GELU_SHIFT = ACT_SHIFT[Activation.GELU_TANH]
 

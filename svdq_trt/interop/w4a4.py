@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from svdq_trt import numerics
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import INT4, NVFP4, R_MAX, R_MULTIPLE, Format
 from svdq_trt.interop import fragments
 from svdq_trt.interop.exact import difference, reciprocal, restore, same_bits
 from svdq_trt.interop.fragments import STEP, padded
 from svdq_trt.interop.reader import FLOAT, HALF, Reader, to_half
-from svdq_trt.spec.formats import INT4, NVFP4, R_MAX, R_MULTIPLE, Format
 
 Exact = dict[str, Any]
 
@@ -62,7 +62,7 @@ class Linear4(NamedTuple):
     """A quantized linear.
 
     Attributes:
-        tensors: of the op contract (svdq_trt/spec/ops.py), N rows, K padded to 64.
+        tensors: of the op contract (svdq_trt/contract/ops.py), N rows, K padded to 64.
         exact: what the tensors cannot hold of the file they came from, for the way back (see exact.py).
     """
 

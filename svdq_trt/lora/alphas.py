@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import read_json_object
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import read_json_object
 
 _DIFFUSERS = "lora_adapter_metadata"  # JSON: {"unet.lora_alpha": 16, "unet.alpha_pattern": {...}, ...}
 _PEFT = "base_model.model."

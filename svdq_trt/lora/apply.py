@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from svdq_trt.compile.events import Progress
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.svdq_file import Artifact, Node
+from svdq_trt.base.progress import Progress
 from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import Shapes, read_lora
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.recipe import weight_layers
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.artifact import Artifact, Node
 
 _OWN_RANKS = "ranks_without_loras"  # key of the artifact's metadata: node -> R
 
@@ -86,7 +86,7 @@ def apply_loras(
     loras = open_loras(requests, spec, layer_shapes(spec), allow_partial)
     # At strength 0 a LoRA is not there: the result has the base's ranks, and its bits.
     active = [lora for lora in loras if lora.strength]
-    loaded = artifact.load(source)
+    loaded = svdq_file.load(source)
     rows = node_rows(loaded.nodes, spec, loaded.meta.get("skip", ()))
     ranks = {node.name: node.rank for node in without_loras(loaded).nodes}
     tensors: dict[str, Tensor] = dict(loaded.tensors)
@@ -108,7 +108,7 @@ def apply_loras(
     summary = [describe(lora, members) | {"cut": cut} for lora in loras]
     progress(len(nodes), len(nodes), f"writing {out.name}")
     meta = {key: value for key, value in loaded.meta.items() if key not in ("version", "nodes")}
-    artifact.save(out, tensors, meta | {"loras": summary, _OWN_RANKS: ranks}, nodes)
+    svdq_file.save(out, tensors, meta | {"loras": summary, _OWN_RANKS: ranks}, nodes)
     return summary
 
 

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.base.errors import RangeError, ShapeError
+from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
 from svdq_trt.lora.names import Target
 from svdq_trt.lora.read import Entry, LoraFile
 from svdq_trt.quantize.lowrank import balance
-from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
 ERROR_MAX = 0.02  # of a LoRA's change that may be cut off, below what 4-bit weights cost (5 % and more)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svdq_trt.checkpoint.tensors import TensorFile, check_finite
-from svdq_trt.errors import ArtifactError, UsageError
-from svdq_trt.files import sha256
+from svdq_trt.artifact.tensor_file import TensorFile, check_finite
+from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.files import sha256
+from svdq_trt.contract.formats import R_MAX
 from svdq_trt.lora.alphas import Alphas
 from svdq_trt.lora.names import TEXT_ENCODER, Names, Target
 from svdq_trt.lora.tensor_keys import parse_key
-from svdq_trt.spec.formats import R_MAX
 
 Shapes = Mapping[str, tuple[int, ...]]
 _LISTED = 8  # problems named in an error; the manifest has all

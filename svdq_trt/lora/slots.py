@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from svdq_trt.errors import ArtifactError, ShapeError
-from svdq_trt.files import save_tensors
+from svdq_trt.artifact.tensor_file import save_tensors
+from svdq_trt.base.errors import ArtifactError, ShapeError
+from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
 from svdq_trt.lora.factors import Rows
 from svdq_trt.lora.read import Shapes
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.spec.formats import R_MAX, R_MULTIPLE
 
 FILE = "lora_slots.safetensors"
 VERSION = 1

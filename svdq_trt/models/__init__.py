@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svdq_trt.errors import UsageError
+from svdq_trt.base.errors import UsageError
 from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
 from svdq_trt.models.pixart import PIXART_SIGMA, PIXART_TINY
 from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, read_members, stack_group

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.contract.formats import Activation
 from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttention
 from svdq_trt.models.patches import compute_positions
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
 from svdq_trt.models.synthetic import smooth_image
-from svdq_trt.spec.formats import Activation
 
 _SHARED_REASONS = (
     (r"(pos_embed|patch_embed)\.proj", "first convolution: its error enters every block"),

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.contract.formats import Activation
 from svdq_trt.models.joint_attention import JointAttention, RotaryTable, SplitProjection, single_block_forward
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
-from svdq_trt.spec.formats import Activation
 
 #: Why a layer outside the blocks stays in 16 bit.
 _REASONS = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from svdq_trt.errors import UsageError
-from svdq_trt.spec.formats import ACT_SHIFT, K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
+from svdq_trt.base.errors import UsageError
+from svdq_trt.contract.formats import ACT_SHIFT, K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 
 #: The module types that hold matmul weights; every one of them is in a group or in `kept`.
 WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.models.flux_family import double_block
 from svdq_trt.models.joint_attention import JointAttention
 from svdq_trt.models.patches import compute_positions

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from svdq_trt.errors import ShapeError
+from svdq_trt.base.errors import ShapeError
 from svdq_trt.models.recipe import LinearGroup, Recipe
 
 #: Symbols an axis may depend on. `batch` and `tokens` count; `height` and `width` are pixels of the image.

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.contract.formats import Activation
 from svdq_trt.models.fused_attention import FusedCrossAttention, FusedSelfAttention, SharedProjection
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.spec import TensorIO
 from svdq_trt.models.synthetic import smooth_image
-from svdq_trt.spec.formats import Activation
 
 #: Why a layer that no transformer block owns stays in 16 bit. First match wins; every layer must match one.
 _REASONS = (

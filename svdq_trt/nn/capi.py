@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdq_trt.errors import ArtifactError, UnsupportedError
-from svdq_trt.libraries import BUILD_HINT, KERNELS, KERNELS_ENV, locate
-from svdq_trt.spec.formats import Activation, Format
-from svdq_trt.spec.ops import INPUTS
+from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.base.libraries import BUILD_HINT, KERNELS, KERNELS_ENV, locate
+from svdq_trt.contract.formats import Activation, Format
+from svdq_trt.contract.ops import INPUTS
 
 #: order of the C enums
 ACTIVATIONS = tuple(Activation)

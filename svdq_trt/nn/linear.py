@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from svdq_trt import numerics
-from svdq_trt.errors import UsageError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import Activation, Format
 from svdq_trt.nn import ops  # noqa: F401  (registers torch.ops.svdq.linear)
-from svdq_trt.spec.formats import FORMATS, Activation, Format
 
 if TYPE_CHECKING:
-    from svdq_trt.quantize.layer import QuantizedLinear
+    pass
 
 TENSORS = ("qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2")
 
@@ -21,7 +20,7 @@ TENSORS = ("qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wsca
 class SVDQLinear(nn.Module):
     """y = act( Q(x·act_mul)·Q(W)ᵀ + (x·lora_downᵀ)·lora_upᵀ + bias ).
 
-    All tensors are buffers in the op contract's layout (svdq_trt/spec/ops.py), so the state dict is the artifact.
+    All tensors are buffers in the op contract's layout (svdq_trt/contract/ops.py), so the state dict is the artifact.
 
     Attributes:
         format: number format; fixes dtypes and group sizes.
@@ -50,46 +49,6 @@ class SVDQLinear(nn.Module):
         self.act_unsigned, self.act_shift = act_unsigned, act_shift
         for name in TENSORS:
             self.register_buffer(name, tensors[name])
-
-    @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        x_calib: Tensor,
-        format: str = "int4",
-        rank: int = 32,
-        activation: Activation = Activation.NONE,
-        dtype: torch.dtype | None = None,
-    ) -> SVDQLinear:
-        """Quantize one linear on sample inputs [M, K]: smoothing search, SVD, rounding.
-
-        `dtype` is the 16-bit act dtype; default: the linear's own when it is f16 or bf16, else f16.
-
-        Raises:
-            UsageError: an unknown format.
-            ShapeError: K % 64 != 0, N % 8 != 0, or x_calib is not [M, K].
-            RangeError: NaN or Inf in the weight or in x_calib.
-        """
-        from svdq_trt.quantize.layer import quantize_group
-
-        if format not in FORMATS:
-            raise UsageError("format", f"'{format}'", f"one of {', '.join(FORMATS)}")
-        quantized = quantize_group(
-            [linear.weight],
-            [linear.bias],
-            x_calib,
-            FORMATS[format],
-            rank,
-            act_dtype=dtype or (linear.weight.dtype if linear.weight.dtype.itemsize == 2 else torch.float16),
-            name="linear",
-            activation=activation,
-        )
-        return cls.from_quantized(quantized)
-
-    @classmethod
-    def from_quantized(cls, q: QuantizedLinear) -> SVDQLinear:
-        """Wrap the quantizer's result."""
-        return cls(q.tensors, q.format, q.activation, q.act_unsigned, q.act_shift)
 
     @property
     def in_features(self) -> int:

@@ -1,6 +1,6 @@
 """``torch.ops.svdq.linear``: the op contract as a torch op, with fake, CPU and CUDA implementations.
 
-The arguments are svdq_trt/spec/ops.py's inputs and attributes; `format` and `activation` select the op type
+The arguments are svdq_trt/contract/ops.py's inputs and attributes; `format` and `activation` select the op type
 that the exporter writes. The CPU body follows the reference to output rounding; on CUDA the project's kernels run.
 """
 
@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from svdq_trt import numerics
-from svdq_trt.errors import ShapeError
-from svdq_trt.spec.formats import FORMATS, Activation, Format
-from svdq_trt.spec.ops import input_shapes
+from svdq_trt.base.errors import ShapeError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, Activation, Format
+from svdq_trt.contract.ops import input_shapes
 
 
 def reference(
@@ -32,7 +32,7 @@ def reference(
 ) -> Tensor:
     """The op's body in torch, on any device; also in f32, as an op of 16-bit weights and no rounding between them.
 
-    Y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/spec/ops.py for the other shapes.
+    Y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/contract/ops.py for the other shapes.
 
     Raises:
         ShapeError: a weight input whose shape does not follow from qweight and lora_down.

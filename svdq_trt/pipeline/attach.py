@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.errors import UnsupportedError
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.pipeline.denoiser import Denoiser
 from svdq_trt.runtime.protocol import Runner

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from svdq_trt.errors import ArtifactError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError
 
 if TYPE_CHECKING:
     from svdq_trt.models import ModelSpec

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from svdq_trt.contract.formats import R_MULTIPLE, Format
+from svdq_trt.contract.ops import input_shapes
 from svdq_trt.quantize.lowrank import top_singular
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
-from svdq_trt.spec.formats import R_MULTIPLE, Format
-from svdq_trt.spec.ops import input_shapes
 
 MAX_RANK = 128
 _SEARCH_RANKS = (0, 16, 32, 64, 128)  # the exponents depend on R, mostly where it is small

@@ -24,11 +24,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from svdq_trt import numerics
-from svdq_trt.memory import out_of_memory
+from svdq_trt.base.memory import out_of_memory
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import INT4, Format
 from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
 from svdq_trt.quantize.split import Split, choose_scales
-from svdq_trt.spec.formats import INT4, Format
 
 BLOCK = 128  # columns whose feedback is applied one by one; beyond the block it is one matrix product
 _TRIES = 8

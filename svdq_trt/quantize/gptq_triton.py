@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from svdq_trt.spec.formats import NVFP4, Format
+from svdq_trt.contract.formats import NVFP4, Format
 
 _ROWS = 32  # of a program: 128 x 32 values in 128 threads are 32 registers each
 _compiling = Lock()  # Triton's cache of compiled kernels is not made for threads

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from svdq_trt.contract.formats import Format
 from svdq_trt.quantize.lowrank import top_singular
 from svdq_trt.quantize.split import Split, Tokens
-from svdq_trt.spec.formats import Format
 
 
 def iterate(

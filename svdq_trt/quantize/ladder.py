@@ -12,12 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from svdq_trt.contract.formats import Format
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.quantize.gptq import curvature, damping, gptq, refit
 from svdq_trt.quantize.iterate import iterate
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.quantize.scales import importance
 from svdq_trt.quantize.split import Split, Tokens
-from svdq_trt.spec.formats import Format
 
 MIN_TOKENS = 32  # below this, nothing is fitted: 8 held-out tokens are the least that tell anything
 _EVERY = 4  # every fourth token is held out; they come sorted by sample, so all samples are on both sides
@@ -29,11 +30,6 @@ class Rung(NamedTuple):
     name: str
     sqnr_db: float
     kept: bool
-
-
-def decibels(error: float) -> float:
-    """SQNR of a relative squared error, at most 300 dB."""
-    return -10 * math.log10(max(error, 1e-30))
 
 
 def climb(

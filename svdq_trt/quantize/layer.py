@@ -7,22 +7,26 @@ residual; activations quantized; squared error of the linear's output on calibra
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from svdq_trt import numerics
-from svdq_trt.errors import RangeError, ShapeError
-from svdq_trt.quantize.ladder import Rung, climb, decibels
+from svdq_trt.artifact.svdq_file import Node
+from svdq_trt.base.errors import RangeError, ShapeError, UsageError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
+from svdq_trt.contract.ops import max_exact_k
+from svdq_trt.contract.sqnr import decibels
+from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.quantize.ladder import Rung, climb
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
-from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
-from svdq_trt.spec.ops import max_exact_k
 
 
 @dataclass
@@ -36,8 +40,8 @@ class QuantizedLinear:
             rungs were tried, on those held out from them.
         alpha, beta: the chosen smoothing exponents.
         trials: (alpha, beta, relative squared error) of every candidate, with the activation codes chosen.
-        act_unsigned, act_shift: the activation codes chosen, see svdq_trt/spec/ops.py; the bias makes up for the shift.
-        rungs: what the preset tried beyond the plain split, see ladder.climb; empty where it tries nothing.
+        act_unsigned, act_shift: the activation codes chosen (contract/ops.py); the bias makes up for the shift.
+        rungs: what the preset tried beyond the plain split (ladder.climb); empty where it tries nothing.
     """
 
     name: str
@@ -51,6 +55,35 @@ class QuantizedLinear:
     act_unsigned: bool = False
     act_shift: float = 0.0
     rungs: list[Rung] = field(default_factory=list)
+
+    def node(self, members: tuple[str, ...], rows: tuple[int, ...]) -> Node:
+        """What the artifact says of it: `members` are the original linears, with `rows` of N each."""
+        n, half_k = self.tensors["qweight"].shape
+        trials = tuple(
+            (round(alpha, 4), round(beta, 4), round(decibels(error), 2))
+            for alpha, beta, error in self.trials
+            if math.isfinite(error)
+        )
+        return Node(
+            name=self.name,
+            members=members,
+            member_rows=rows,
+            format=self.format.name,
+            activation=self.activation.value,
+            n=n,
+            k=2 * half_k,
+            rank=self.tensors["lora_down"].shape[0],
+            sqnr_db=self.sqnr_db,
+            alpha=self.alpha,
+            beta=self.beta,
+            act_unsigned=self.act_unsigned,
+            act_shift=self.act_shift,
+            trials=trials,
+        )
+
+    def module(self) -> SVDQLinear:
+        """The torch module that runs it."""
+        return SVDQLinear(self.tensors, self.format, self.activation, self.act_unsigned, self.act_shift)
 
 
 class Trial(NamedTuple):
@@ -160,6 +193,37 @@ def quantize_group(
         act_shift=coding.shift,
         rungs=rungs,
     )
+
+
+def quantize_linear(
+    linear: nn.Linear,
+    x_calib: Tensor,
+    format: str = "int4",
+    rank: int = 32,
+    activation: Activation = Activation.NONE,
+    dtype: torch.dtype | None = None,
+) -> SVDQLinear:
+    """Quantize one linear on sample inputs [M, K]: smoothing search, SVD, rounding.
+
+    `dtype` is the 16-bit act dtype; default: the linear's own when it is f16 or bf16, else f16.
+
+    Raises:
+        UsageError: an unknown format.
+        ShapeError: K % 64 != 0, N % 8 != 0, or x_calib is not [M, K].
+        RangeError: NaN or Inf in the weight or in x_calib.
+    """
+    if format not in FORMATS:
+        raise UsageError("format", f"'{format}'", f"one of {', '.join(FORMATS)}")
+    return quantize_group(
+        [linear.weight],
+        [linear.bias],
+        x_calib,
+        FORMATS[format],
+        rank,
+        act_dtype=dtype or (linear.weight.dtype if linear.weight.dtype.itemsize == 2 else torch.float16),
+        name="linear",
+        activation=activation,
+    ).module()
 
 
 def _check(name: str, w: Tensor, x: Tensor, fmt: Format, rank: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svdq_trt.errors import UsageError
+from svdq_trt.base.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -15,20 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.calibrate import Calibration
-from svdq_trt.calibrate.upcast import CPU
-from svdq_trt.compile.crew import Alone
-from svdq_trt.compile.device import ranks_on
-from svdq_trt.compile.events import Progress
-from svdq_trt.errors import ArtifactError
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.artifact.svdq_file import Node
+from svdq_trt.base.device import ranks_on
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.progress import Progress
+from svdq_trt.base.ranks import Alone
+from svdq_trt.contract.formats import W4A16, Format
+from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import LinearGroup, member_tensors
-from svdq_trt.nn.linear import TENSORS, SVDQLinear
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.artifact import Node
+from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.nn.restore import layer_of
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.quantize.workers import Members, layer_pool, layer_weights
-from svdq_trt.spec.formats import FORMATS, W4A16, Activation, Format
 
 if TYPE_CHECKING:
     from svdq_trt.models import ModelSpec
@@ -105,7 +106,7 @@ def quantize_model(
         "device": device.type,
         **(notes or {}),
     }
-    artifact.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
+    svdq_file.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
 
@@ -152,9 +153,9 @@ def _one(
         act_shift=group.act_shift,
         preset=preset,
     )
-    node = Node.from_quantized(quantized, group.members, tuple(len(w) for w in weights))
-    artifact.save(shard, {f"{group.node}.{k}": t.cpu() for k, t in quantized.tensors.items()}, {}, [node])
-    return node, layer_of(node, artifact.load(shard).tensors)  # mapped: a finished layer takes no memory
+    node = quantized.node(group.members, tuple(len(w) for w in weights))
+    svdq_file.save(shard, {f"{group.node}.{k}": t.cpu() for k, t in quantized.tensors.items()}, {}, [node])
+    return node, layer_of(node, svdq_file.load(shard).tensors)  # mapped: a finished layer takes no memory
 
 
 def _shard(partial: Path, index: int) -> Path:
@@ -178,65 +179,9 @@ def _resume(shard: Path, group: LinearGroup) -> tuple[Node, SVDQLinear] | None:
     if not shard.exists():
         return None
     try:
-        loaded = artifact.load(shard)
+        loaded = svdq_file.load(shard)
     except ArtifactError:
         return None
     if [node.name for node in loaded.nodes] != [group.node]:
         return None
     return loaded.nodes[0], layer_of(loaded.nodes[0], loaded.tensors)
-
-
-def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:
-    """The module of a node, from the tensors of its artifact."""
-    own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
-    return SVDQLinear(own, FORMATS[node.format], Activation(node.activation), node.act_unsigned, node.act_shift)
-
-
-def restore_model(loaded: artifact.Artifact, spec: ModelSpec) -> nn.Module:
-    """The quantized module of an artifact: structure on meta, tensors memory-mapped."""
-    module = spec.build(device="meta")
-    groups = spec.groups(module, tuple(loaded.meta.get("skip", ())))
-    # Imported linears that share no smoothing are nodes of their own, though the recipe would fuse them.
-    by_node = {m: LinearGroup(m, (m,)) for g in groups if len(g.members) > 1 for m in g.members}
-    by_node |= {group.node: group for group in groups}
-    sizes = {name: tuple(m.weight.shape) for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-    installed: set[str] = set()
-    for node in loaded.nodes:
-        group = by_node.get(node.name)
-        if group is None or not _is_of(node, group, sizes) or installed & {node.name, *_whole(group)}:
-            known = f"the nodes of model {spec.name}"
-            raise ArtifactError("svdq.safetensors", f"node {node.name}", known, artifact.REMAKE)
-        installed |= {node.name, *_whole(group)}
-        spec.install(module, group, layer_of(node, loaded.tensors))
-    for name, want in module.state_dict().items():
-        got = loaded.tensors.get(name)
-        if got is not None and (got.shape != want.shape or got.dtype != want.dtype):
-            raise ArtifactError(
-                "svdq.safetensors",
-                f"{name} is {got.dtype} {list(got.shape)}",
-                f"{want.dtype} {list(want.shape)}",
-                artifact.REMAKE,
-            )
-    result = module.load_state_dict(loaded.tensors, strict=False, assign=True)
-    if result.missing_keys or result.unexpected_keys:
-        name = (result.missing_keys or result.unexpected_keys)[0]
-        raise ArtifactError(
-            "svdq.safetensors", f"{name} missing or unknown", f"the tensors of {spec.name}", artifact.REMAKE
-        )
-    return module.eval()
-
-
-def _is_of(node: Node, group: LinearGroup, sizes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Is the node the group's, in its sizes and in what it computes."""
-    start, stop = group.columns or (0, sizes[group.members[0]][1])
-    return (
-        node.members == group.members
-        and node.activation == group.activation.value
-        and node.k == stop - start
-        and node.member_rows == tuple(sizes[m][0] for m in group.members)
-    )
-
-
-def _whole(group: LinearGroup) -> tuple[str, ...]:
-    """Members that no other node may have; those split by columns belong to several."""
-    return group.members if group.columns is None else ()

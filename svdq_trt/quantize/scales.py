@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdq_trt import numerics
-from svdq_trt.spec.formats import NVFP4, Format
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import NVFP4, Format
 
 #: Near absmax: GPTQ moves weights beyond their group's absmax, and clipping further brought nothing there.
 _INTEGER = (1.06, 0.94, 0.88)

@@ -8,90 +8,21 @@ the sum over the nodes predicts what quantizing all of them does.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.artifact.sensitivity import Effect
 from svdq_trt.calibrate.upcast import exact_convolutions, float32_layers
 from svdq_trt.checkpoint.ahead import Read
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write, read_json_object
+from svdq_trt.contract.ops import op_type
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.nn import ops
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.quantize.ladder import decibels
-from svdq_trt.spec.ops import op_type
-
-VERSION = 1
-_MOST_DB = 300  # what ladder.decibels ends at
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One node quantized alone: SQNR of its own output on calibration tokens, and of the model's, in dB."""
-
-    node: str
-    op: str
-    layer_db: float
-    output_db: float
-
-    @property
-    def gain(self) -> float:
-        """Relative error of the model's output per relative error of the node's."""
-        return float(10 ** ((self.layer_db - self.output_db) / 10))
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """A finished scan.
-
-    Attributes:
-        model, format, rank, preset: what was quantized, and how. inputs: what the model ran on, for people.
-        effects: one per node, in graph order.
-        measured_db: SQNR of the output with all nodes quantized.
-    """
-
-    model: str
-    format: str
-    rank: int
-    preset: str
-    inputs: str
-    effects: tuple[Effect, ...]
-    measured_db: float
-
-    @property
-    def predicted_db(self) -> float:
-        """SQNR of the output with all nodes quantized, if their errors are independent."""
-        return decibels(math.fsum(10 ** (-e.output_db / 10) for e in self.effects))
-
-    def save(self, path: Path) -> None:
-        """Write JSON, whole or not at all."""
-        data = {"version": VERSION, **asdict(self), "predicted_db": self.predicted_db}
-        with atomic_write(path) as tmp:
-            tmp.write_text(json.dumps(data, indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Sensitivity:
-        """Read a scan. Raises ArtifactError: missing, not JSON, or not such a file."""
-        data = read_json_object(path, "a file of `svdq-trt sensitivity`")
-        try:
-            if data.pop("version") != VERSION:
-                raise ValueError("another version")
-            data.pop("predicted_db")
-            found = cls(**data | {"effects": tuple(Effect(**e) for e in data["effects"])})
-            numbers = [found.measured_db, *(db for e in found.effects for db in (e.layer_db, e.output_db))]
-            texts = [found.model, found.format, found.preset, found.inputs, *(e.node for e in found.effects)]
-            if not all(abs(v) <= _MOST_DB for v in numbers) or not all(isinstance(t, str) for t in texts):
-                raise ValueError("a figure that is no number, or a name that is no text")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(str(path), f"no usable scan ({error})", "a file of `svdq-trt sensitivity`") from None
-        return found
 
 
 class Probe:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdq_trt.spec.formats import FP4_MAX, FP8_MAX, NVFP4, Format
+from svdq_trt.contract.formats import FP4_MAX, FP8_MAX, NVFP4, Format
 
 #: nvfp4 activations have e4m3 group scales and no tensor scale: place the largest calibrated group scale two
 #: powers of two below 448, which leaves headroom above and 15 normal binades below.

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from svdq_trt import numerics
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import INT4, Format
 from svdq_trt.quantize.lowrank import balance, top_singular
 from svdq_trt.quantize.scales import search_scales
-from svdq_trt.spec.formats import INT4, Format
 
 
 @dataclass(frozen=True)

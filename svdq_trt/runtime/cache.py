@@ -12,8 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import atomic_write
 
 
 def cache_path(folder: Path, gpu: str, version: str) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from svdq_trt.errors import UnsupportedError, UsageError
+from svdq_trt.base.errors import UnsupportedError, UsageError
 
 MEMORIES = ("auto", "torch", "pycuda")
 

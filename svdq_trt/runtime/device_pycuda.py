@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pycuda.driver as cuda
 
-from svdq_trt.errors import SvdqError, UnsupportedError
+from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.shapes import is_tensor, numpy_dtype
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the legacy default stream

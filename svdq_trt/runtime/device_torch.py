@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from svdq_trt.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.runtime.shapes import as_array, as_tensor
 
 

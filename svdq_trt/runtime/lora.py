@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
+from svdq_trt.contract.formats import R_MULTIPLE
 from svdq_trt.lora.factors import unit_factors
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import LoraFile, read_lora, refuse_partial
 from svdq_trt.lora.slots import Slot, SlotTable, load_table
 from svdq_trt.models import get_model
-from svdq_trt.spec.formats import R_MULTIPLE
 
 _ALIGN = 128  # elements between starts of tensors: 256 bytes
 _DOWN, _UP = 64, 16  # elements of a piece

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import ArtifactError
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import ArtifactError
 
 if TYPE_CHECKING:
     import onnx

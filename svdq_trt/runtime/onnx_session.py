@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svdq_trt.engine import manifest as manifests
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.runtime.onnx_graph import read_graph
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, manifest_profiles, numpy_dtype
 

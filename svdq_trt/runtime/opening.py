@@ -14,10 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from svdq_trt.engine import manifest, plugin_lib
+from svdq_trt.artifact import manifest
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
 from svdq_trt.engine.last_errors import LastErrors
-from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from svdq_trt.engine.profile import TensorProfile
+    from svdq_trt.artifact.manifest import TensorProfile
 
 
 class Runner(Protocol):

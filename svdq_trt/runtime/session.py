@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import SvdqError, UnsupportedError
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
 from svdq_trt.runtime.device import DeviceMemory, open_device
 from svdq_trt.runtime.opening import open_engine

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import ShapeError
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import ShapeError
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from svdq_trt.errors import ShapeError
+from svdq_trt.base.errors import ShapeError
 
 Arrays = Mapping[str, np.ndarray]
 

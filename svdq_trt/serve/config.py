@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from svdq_trt.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
 
 #: dtype of the manifest -> Triton's
 DTYPES = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import triton_python_backend_utils as pb  # exists in Triton's stub process alone
 
-from svdq_trt.errors import ArtifactError, ShapeError, SvdqError
+from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs
 from svdq_trt.serve.batching import batch_of, divided, grouped, merged
 from svdq_trt.serve.config import batch_range

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.engine import manifest as manifests
-from svdq_trt.errors import ArtifactError, UsageError
+from svdq_trt.artifact import manifest as manifests
+from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.serve import config as configs
 from svdq_trt.serve.config import Serving
 from svdq_trt.serve.variants import Contents, contents, server_lines

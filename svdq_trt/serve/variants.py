@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.engine import manifest as manifests
-from svdq_trt.errors import ArtifactError, UnsupportedError, UsageError
-from svdq_trt.libraries import AUTOLOAD, AUTOLOAD_ENV, BUILD_HINT, locate
+from svdq_trt.artifact import manifest as manifests
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
+from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV, BUILD_HINT, locate
 from svdq_trt.serve.config import Serving
 
 VARIANTS = ("tensorrt", "python", "onnxruntime")

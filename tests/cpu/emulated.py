@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT / "tests" / "gpu"))
 from mlp_harness import Mlp  # noqa: E402
 from svdq_harness import ACTIVATIONS, Linear  # noqa: E402
 
+from svdq_trt.contract.ops import INPUTS  # noqa: E402
+from svdq_trt.contract.reference.quant import Array  # noqa: E402
 from svdq_trt.nn.capi import MlpParams, Params, declare  # noqa: E402
-from svdq_trt.ref.quant import Array  # noqa: E402
-from svdq_trt.spec.ops import INPUTS  # noqa: E402
 
 SOURCES = (
     "tests/cpu/emulation/emulation.cpp",

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from svdq_trt.errors import ArtifactError
-from svdq_trt.files import atomic_write, read_json_object
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import atomic_write, read_json_object
 
 
 def test_atomic_write_publishes_only_at_the_end(tmp_path):
@@ -49,8 +49,8 @@ def test_atomic_write_into_a_file_as_folder_is_an_artifact_error(tmp_path):
 def test_save_tensors_tells_the_systems_error_and_leaves_nothing(tmp_path):
     """A real one: the child may write 4 KiB to a file."""
     code = (
-        "import resource, signal, sys, torch; from svdq_trt.errors import ArtifactError;"
-        "from svdq_trt.files import save_tensors\n"
+        "import resource, signal, sys, torch; from svdq_trt.base.errors import ArtifactError;"
+        "from svdq_trt.base.files import save_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: save_tensors(sys.argv[1], {'a': torch.zeros(1 << 16)}, {})\n"
         "except ArtifactError as error: print(error)"

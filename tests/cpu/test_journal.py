@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from svdq_trt.journal import Journal
+from svdq_trt.base.journal import Journal
 
 
 def test_values_come_back_under_the_same_key_only(tmp_path):

@@ -13,8 +13,8 @@ import pytest
 from emulated import last_launch, run
 from svdq_harness import Linear, assert_accurate, assert_bad_rows_stay_alone, assert_same_bits, random_linear
 
-from svdq_trt.ref.quant import Array
-from svdq_trt.spec.formats import FORMATS, Activation
+from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.contract.reference.quant import Array
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 DTYPES = ("f16", "bf16")

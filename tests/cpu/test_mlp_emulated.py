@@ -11,9 +11,9 @@ from mlp_harness import Mlp, random_mlp
 from svdq_harness import ACTIVATIONS as C_ACTIVATIONS
 from svdq_harness import assert_accurate, assert_bad_rows_stay_alone, assert_same_bits
 
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.reference.quant import Array
 from svdq_trt.nn.capi import MlpParams
-from svdq_trt.ref.quant import Array
-from svdq_trt.spec.formats import Activation
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")

@@ -1,4 +1,4 @@
-"""svdq_trt.numerics and torch.ops.svdq.linear against the reference."""
+"""svdq_trt.contract.numerics and torch.ops.svdq.linear against the reference."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from svdq_trt import numerics
-from svdq_trt.errors import ShapeError
+from svdq_trt.base.errors import ShapeError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.contract.reference import linear as ref_linear
+from svdq_trt.contract.reference import quant as ref
 from svdq_trt.nn import ops  # noqa: F401
-from svdq_trt.ref import linear as ref_linear
-from svdq_trt.ref import quant as ref
-from svdq_trt.spec.formats import FORMATS, Activation
 
 DTYPES = {torch.float16: np.float16, torch.bfloat16: ml_dtypes.bfloat16}
 FMT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)

@@ -15,11 +15,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "cpu" / "lora"))
 from lora_files import make_factors, write_kohya, write_peft
 
-from svdq_trt.errors import ArtifactError
+from svdq_trt.artifact import svdq_file
+from svdq_trt.base.errors import ArtifactError
 from svdq_trt.lora.apply import layer_shapes
 from svdq_trt.models import get_model
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import restore_model
+from svdq_trt.nn.restore import restore_model
 from svdq_trt.runtime import OnnxSession
 
 SPEC = get_model("sdxl-tiny")
@@ -81,7 +81,7 @@ def test_slots_swap_in_onnx_runtime(built, loras):
         session.set_lora(loras[1], 0.5)
         once = session.run(feed())["out_sample"]
         views = session.lora.views
-        module = restore_model(artifact.load(built / "svdq.safetensors"), SPEC)
+        module = restore_model(svdq_file.load(built / "svdq.safetensors"), SPEC)
         for slot in session.lora.table.slots:
             node = module.get_submodule(slot.rows.name)
             if slot.base:

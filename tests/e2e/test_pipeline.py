@@ -32,11 +32,11 @@ def session(folder):
 def pipe(folder, tmp_path_factory):
     from diffusers import StableDiffusionXLPipeline
 
+    from svdq_trt.artifact import svdq_file
     from svdq_trt.models import get_model
-    from svdq_trt.quantize import artifact
-    from svdq_trt.quantize.run import restore_model
+    from svdq_trt.nn.restore import restore_model
 
-    unet = restore_model(artifact.load(folder / "svdq.safetensors"), get_model("sdxl-tiny"))
+    unet = restore_model(svdq_file.load(folder / "svdq.safetensors"), get_model("sdxl-tiny"))
     made = StableDiffusionXLPipeline(unet=unet, **sdxl_parts(tmp_path_factory.mktemp("words")), add_watermarker=False)
     made.set_progress_bar_config(disable=True)
     return made
@@ -104,7 +104,7 @@ def test_image_to_image_shares_the_engine(pipe, session):
 
 
 def test_what_the_engine_cannot_do_is_one_sentence(pipe, session):
-    from svdq_trt.errors import ShapeError, SvdqError
+    from svdq_trt.base.errors import ShapeError, SvdqError
     from svdq_trt.pipeline import attach, detach
 
     attach(pipe, session)

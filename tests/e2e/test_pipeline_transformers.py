@@ -100,15 +100,15 @@ CASES = {"flux1-tiny": (flux, flux_call, 2.0**-8, 25), "pixart-tiny": (pixart, p
 @pytest.fixture(scope="module", params=CASES)
 def case(request, tmp_path_factory):
     """The model's name, its engine folder for sm_90 (w4a8, no plan), and a pipeline with its torch module."""
+    from svdq_trt.artifact import svdq_file
     from svdq_trt.models import get_model
-    from svdq_trt.quantize import artifact
-    from svdq_trt.quantize.run import restore_model
+    from svdq_trt.nn.restore import restore_model
 
     model, out = request.param, tmp_path_factory.mktemp("engines")
     done = build(model, out, "--arch", "sm_90", "--backend", "tensorrt", "--no-check")
     assert done.returncode in (0, 4), done.stderr  # 4: no TensorRT here builds for sm_90
     folder = out / f"{model}-sm_90"
-    loaded = artifact.load(folder / "svdq.safetensors")
+    loaded = svdq_file.load(folder / "svdq.safetensors")
     pipe = CASES[model][0](quantized_module(get_model(model), loaded, restore_model))
     pipe.set_progress_bar_config(disable=True)
     return model, folder, pipe
@@ -148,7 +148,7 @@ def test_pipeline_gives_the_torch_modules_result(case):
 
 
 def test_attention_kwargs_are_refused(case):
-    from svdq_trt.errors import UnsupportedError
+    from svdq_trt.base.errors import UnsupportedError
     from svdq_trt.pipeline import attach, detach
     from svdq_trt.runtime import OnnxSession
 

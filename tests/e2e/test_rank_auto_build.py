@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from builds import svdq
 
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.sensitivity import Sensitivity
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.sensitivity import Sensitivity
 
 WEIGHTS = ["--model", "sdxl-tiny", "--random-weights", "0"]
 
@@ -29,7 +29,7 @@ def built(tmp_path_factory, sdxl_tiny):
     done = svdq("sensitivity", *WEIGHTS, "--format", "int4", "--pixels", "128", "--samples", "1", "--out", str(scan))
     assert done.returncode == 0, done.stdout + done.stderr
     uniform, _ = build(out, "--rank", "32")
-    loaded = artifact.load(out / "sdxl-tiny-sm_89" / "svdq.safetensors")
+    loaded = svdq_file.load(out / "sdxl-tiny-sm_89" / "svdq.safetensors")
     own = tuple(f"{node.name}." for node in loaded.nodes)
     size = sum(t.numel() * t.element_size() for name, t in loaded.tensors.items() if name.startswith(own))
     return out, scan, uniform, size
@@ -68,6 +68,6 @@ def test_same_again_is_reused_and_another_budget_is_not(built):
     words = [*WEIGHTS, "--arch", "sm_89", "--out", str(out), *args[:3], str(int(0.9 * size)), *args[4:]]
     done = svdq("quantize", *words)
     assert done.returncode == 0, done.stderr
-    less = artifact.load(out / "sdxl-tiny-shared" / "int4-rauto" / "svdq.safetensors").meta["allocation"]
+    less = svdq_file.load(out / "sdxl-tiny-shared" / "int4-rauto" / "svdq.safetensors").meta["allocation"]
     assert less["bytes"] <= 0.9 * size and done.stderr.count(" done ") == 2  # allocate and quantize
     assert less["error_db"] < first["allocation"]["error_db"]

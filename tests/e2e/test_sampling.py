@@ -11,7 +11,7 @@ import torch
 from builds import ROOT, TIMEOUT_S
 from tiny_pipelines import sdxl_parts
 
-from svdq_trt.calibrate import Calibration
+from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.models import get_model
 

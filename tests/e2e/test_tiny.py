@@ -83,15 +83,15 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     import torch
 
     from svdq_export import write_float32_twin
-    from svdq_trt.check.onnx_run import run_onnx
+    from svdq_trt.artifact import svdq_file
+    from svdq_trt.evaluate.onnx_run import run_onnx
     from svdq_trt.models import get_model
-    from svdq_trt.quantize import artifact
-    from svdq_trt.quantize.run import restore_model
+    from svdq_trt.nn.restore import restore_model
 
     spec, folder = get_model("sdxl-tiny"), built / "sdxl-tiny-sm_89"
     sizes = {"batch": 2, "height": 128, "width": 64}  # not the export's
     inputs = spec.example_inputs(**sizes, seed=9, dtype=torch.float32)
-    module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec)).float()
+    module = spec.wrap(restore_model(svdq_file.load(folder / "svdq.safetensors"), spec)).float()
     with torch.inference_mode():  # some nudges flip no code: the worst of four is the measure
         want, *again = (module(inputs[0] * (1 + n * 2.0**-23), *inputs[1:]).double().numpy() for n in (0, 1, -1, 2, -2))
     out = built / "ort.npz"
@@ -185,7 +185,7 @@ def test_onnx_without_the_plugin_builds_from_the_function_bodies(built, tmp_path
 from pathlib import Path
 from svdq_trt.engine.backend import available
 from svdq_trt.engine.build import build_plan
-from svdq_trt.engine.profile import TensorProfile
+from svdq_trt.artifact.manifest import TensorProfile
 import json
 m = json.loads(Path({str(built / "sdxl-tiny-sm_89" / "manifest.json")!r}).read_text())
 profiles = [TensorProfile(t["name"], t["dtype"], **{{k: tuple(v) for k, v in t["shape"].items()}}) for t in m["inputs"]]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from builds import build, plugin_nodes
 
+from svdq_trt.contract.archs import AUTO_FORMAT
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.ops import MLP_OPS, OPS, linear_names
 from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
-from svdq_trt.spec.archs import AUTO_FORMAT
-from svdq_trt.spec.formats import Activation
-from svdq_trt.spec.ops import MLP_OPS, OPS, linear_names
 
 
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "sdxl-tiny"])  # that one is in test_tiny.py
@@ -60,10 +60,10 @@ def check_unsigned(name: str, folder: Path, m: dict, fmt: str) -> None:
     """Artifact, graph and manifest say the same of the codes behind GELU; run_at_other_sizes then runs them."""
     import onnx
 
-    from svdq_trt.quantize import artifact
+    from svdq_trt.artifact import svdq_file
 
     spec = get_model(name)
-    want = {n.name: (n.act_unsigned, n.act_shift) for n in artifact.read_nodes(folder / "svdq.safetensors")}
+    want = {n.name: (n.act_unsigned, n.act_shift) for n in svdq_file.read_nodes(folder / "svdq.safetensors")}
     behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE}
     assert {node for node, codes in want.items() if codes != (False, 0.0)} == (behind_gelu if fmt == "int4" else set())
     assert {q["node"]: (q["act_unsigned"], q["act_shift"]) for q in m["quantized"]} == want
@@ -83,12 +83,12 @@ def run_at_other_sizes(name: str, folder: Path) -> None:
     import torch
 
     from svdq_export import write_float32_twin
-    from svdq_trt.check.onnx_run import run_onnx
-    from svdq_trt.quantize import artifact
-    from svdq_trt.quantize.run import restore_model
+    from svdq_trt.artifact import svdq_file
+    from svdq_trt.evaluate.onnx_run import run_onnx
+    from svdq_trt.nn.restore import restore_model
 
     spec = get_model(name)
-    module = spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec)).float()
+    module = spec.wrap(restore_model(svdq_file.load(folder / "svdq.safetensors"), spec)).float()
     onnx, out = write_float32_twin(folder / "model.onnx"), folder / "other.npz"
     low, _, high = spec.profile.height
     for batch, height, width in ((spec.profile.batch[2], low, 2 * low), (1, high, low)):

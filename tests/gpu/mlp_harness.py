@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from svdq_harness import OK, Call, Library, Linear, random_linear
 
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.reference.quant import Array
 from svdq_trt.nn.capi import MlpParams
-from svdq_trt.ref.quant import Array
-from svdq_trt.spec.formats import Activation
 
 if TYPE_CHECKING:
     import torch

@@ -14,12 +14,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from svdq_trt.contract.formats import ACT_SHIFT, FORMATS, Activation, Format
+from svdq_trt.contract.ops import INPUTS
+from svdq_trt.contract.reference.linear import linear_unrounded, round_output
+from svdq_trt.contract.reference.quant import Array, QuantWeight, quantize_weight
+from svdq_trt.contract.tolerances import KERNEL_ERROR
 from svdq_trt.nn.capi import Params, declare
-from svdq_trt.ref.linear import linear_unrounded, round_output
-from svdq_trt.ref.quant import Array, QuantWeight, quantize_weight
-from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation, Format
-from svdq_trt.spec.ops import INPUTS
-from svdq_trt.spec.tolerances import KERNEL_ERROR
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,7 @@ def to_numpy(t: torch.Tensor) -> Array:
 
 @dataclass
 class Linear:
-    """One linear and its input, on the host. Arrays as in svdq_trt/spec/ops.py; x is [M, K]."""
+    """One linear and its input, on the host. Arrays as in svdq_trt/contract/ops.py; x is [M, K]."""
 
     fmt: Format
     dtype: str

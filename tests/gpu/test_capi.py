@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from svdq_harness import BAD_ARGUMENT, OK, WORKSPACE, Call, Library, assert_same_bits, random_linear
 
-from svdq_trt.spec.formats import FORMATS, Activation
+from svdq_trt.contract.formats import FORMATS, Activation
 
 NAMES = ("int4", "w4a8", "nvfp4", "w4a16")
 

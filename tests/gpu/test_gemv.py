@@ -19,8 +19,8 @@ from svdq_harness import (
     sqnr_db,
 )
 
-from svdq_trt.ref.quant import Array
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.reference.quant import Array
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from svdq_harness import Call, Library, Linear, assert_accurate, random_linear
 
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract.formats import Activation
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 DTYPES = ("f16", "bf16")

@@ -75,8 +75,8 @@ def test_swaps_between_steps(folder, loras, cuda_graph):
 
 
 def test_engine_is_the_torch_module_with_the_same_lora(folder, loras):
-    from svdq_trt.quantize import artifact
-    from svdq_trt.quantize.run import restore_model
+    from svdq_trt.artifact import svdq_file
+    from svdq_trt.nn.restore import restore_model
     from svdq_trt.runtime import Session
 
     spec, inputs = get_model("sdxl-tiny"), feed()
@@ -86,7 +86,7 @@ def test_engine_is_the_torch_module_with_the_same_lora(folder, loras):
         got = out(session).cpu()
         views = {name: view.cpu() for name, view in session.lora.views.items()}
         table = session.lora.table
-    module = restore_model(artifact.load(folder / "svdq.safetensors"), spec)
+    module = restore_model(svdq_file.load(folder / "svdq.safetensors"), spec)
     for slot in table.slots:
         node = module.get_submodule(slot.rows.name)
         if slot.base:

@@ -20,7 +20,7 @@ from svdq_harness import (
     assert_same_bits,
 )
 
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract.formats import Activation
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")

@@ -14,7 +14,7 @@ from svdq_harness import (
     random_linear,
 )
 
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract.formats import Activation
 
 PORTABLE = "svdq_linear_portable"
 

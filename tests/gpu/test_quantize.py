@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from svdq_harness import NUMPY_DTYPE, Call, Library, Linear, assert_bad_rows_stay_alone, random_linear, split_name
 
-from svdq_trt.ref.quant import Array, QuantWeight, pack_nibbles, quantize_act, smooth
-from svdq_trt.spec.formats import ACT_SHIFT, NVFP4, W4A8, Activation, Format
+from svdq_trt.contract.formats import ACT_SHIFT, NVFP4, W4A8, Activation, Format
+from svdq_trt.contract.reference.quant import Array, QuantWeight, pack_nibbles, quantize_act, smooth
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from svdq_trt.compile.stages import allocate
-from svdq_trt.compile.stages import quantize as stage
-from svdq_trt.journal import Journal
+from svdq_trt.artifact.svdq_file import read_nodes
+from svdq_trt.base.journal import Journal
+from svdq_trt.build.stages import allocate
+from svdq_trt.build.stages import quantize as stage
+from svdq_trt.contract.formats import INT4, NVFP4, Format
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.quantize import gptq, workers
-from svdq_trt.quantize.artifact import read_nodes
-from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.lowrank import cholesky_basis
-from svdq_trt.spec.formats import INT4, NVFP4, Format
 
 CLOSE_DB = 0.3  # of a layer on average; single layers differ more, as rungs are chosen by tokens held out
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from svdq_trt.errors import ArtifactError, ShapeError, SvdqError
+from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError
 from svdq_trt.models import get_model
 
 OPTIONS = {"allow_arch_mismatch": True, "allow_host_code": os.environ.get("SVDQ_TEST_HOST_CODE") == "1"}
@@ -53,11 +53,11 @@ def feed(device="cuda", seed=3, **sizes):
 
 @pytest.fixture(scope="module")
 def module(folder):
-    from svdq_trt.quantize import artifact
-    from svdq_trt.quantize.run import restore_model
+    from svdq_trt.artifact import svdq_file
+    from svdq_trt.nn.restore import restore_model
 
     spec = get_model("sdxl-tiny")
-    return spec.wrap(restore_model(artifact.load(folder / "svdq.safetensors"), spec))
+    return spec.wrap(restore_model(svdq_file.load(folder / "svdq.safetensors"), spec))
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -163,7 +163,7 @@ assert "torch" not in sys.modules
 
 
 def test_pycuda_session_beside_torch_refuses_tensors(folder, session):
-    from svdq_trt.errors import UnsupportedError
+    from svdq_trt.base.errors import UnsupportedError
     from svdq_trt.runtime import Session
 
     if importlib.util.find_spec("pycuda") is None:

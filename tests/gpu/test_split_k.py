@@ -15,7 +15,7 @@ from svdq_harness import (
     random_linear,
 )
 
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract.formats import Activation
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 PORTABLE = "svdq_linear_portable"  # w4a8 has other kernels on sm_90

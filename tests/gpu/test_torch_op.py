@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svdq_trt import SVDQLinear
-from svdq_trt.spec.formats import FORMATS, Activation
+from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.quantize.layer import quantize_linear
 
 
 @pytest.mark.parametrize("fmt", list(FORMATS))
@@ -16,7 +16,7 @@ def test_module_on_cuda_equals_the_module_on_the_cpu(fmt, dtype, rank):
     torch.manual_seed(0)
     linear = torch.nn.Linear(192, 256).to(dtype)
     calib = torch.randn(64, 192)
-    module = SVDQLinear.from_linear(linear, calib, format=fmt, rank=rank, activation=Activation.GEGLU)
+    module = quantize_linear(linear, calib, format=fmt, rank=rank, activation=Activation.GEGLU)
     x = torch.randn(2, 33, 192).to(dtype)
     want = module(x).double()
     got = module.cuda()(x.cuda()).cpu().double()
@@ -27,7 +27,7 @@ def test_module_on_cuda_equals_the_module_on_the_cpu(fmt, dtype, rank):
 
 def test_x_that_is_a_misaligned_view_is_taken():
     torch.manual_seed(0)
-    module = SVDQLinear.from_linear(torch.nn.Linear(64, 64).half(), torch.randn(32, 64), rank=16).cuda()
+    module = quantize_linear(torch.nn.Linear(64, 64).half(), torch.randn(32, 64), rank=16).cuda()
     flat = torch.randn(8 * 64 + 1, device="cuda").half()
     view = flat[1:].view(8, 64)
     assert view.data_ptr() % 16
@@ -35,6 +35,6 @@ def test_x_that_is_a_misaligned_view_is_taken():
 
 
 def test_float32_is_refused():
-    module = SVDQLinear.from_linear(torch.nn.Linear(64, 64).half(), torch.randn(32, 64), rank=16).cuda()
+    module = quantize_linear(torch.nn.Linear(64, 64).half(), torch.randn(32, 64), rank=16).cuda()
     with pytest.raises(Exception, match=r"x is torch\.float32, want float16 or bfloat16"):
         module(torch.zeros(4, 64, device="cuda"))

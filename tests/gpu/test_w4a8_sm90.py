@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import kernel_calls as calls  # noqa: E402
 
-from svdq_trt.ref.linear import linear_unrounded  # noqa: E402
-from svdq_trt.ref.quant import QuantWeight, quantize_act, quantize_weight, smooth  # noqa: E402
-from svdq_trt.spec.formats import W4A8, Activation  # noqa: E402
-from svdq_trt.spec.tolerances import KERNEL_ERROR  # noqa: E402
+from svdq_trt.contract.formats import W4A8, Activation  # noqa: E402
+from svdq_trt.contract.reference.linear import linear_unrounded  # noqa: E402
+from svdq_trt.contract.reference.quant import QuantWeight, quantize_act, quantize_weight, smooth  # noqa: E402
+from svdq_trt.contract.tolerances import KERNEL_ERROR  # noqa: E402
 
 LIMIT_DB = {torch.float16: KERNEL_ERROR["f16"].db, torch.bfloat16: KERNEL_ERROR["bf16"].db}
 NUMPY = {torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}

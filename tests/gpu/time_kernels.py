@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from svdq_harness import Call, Library, Linear, split_name
 
-from svdq_trt.ref.quant import QuantWeight
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.reference.quant import QuantWeight
 
 
 def random_bytes_linear(name: str, n: int, k: int, r: int) -> Linear:

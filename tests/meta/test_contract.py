@@ -1,4 +1,4 @@
-"""contract.h is what tools/gen_contract.py makes of svdq_trt/spec."""
+"""contract.h is what tools/gen_contract.py makes of svdq_trt/contract."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from svdq_trt.spec import ops
+from svdq_trt.contract import ops
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import shlex
 import subprocess
@@ -13,19 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "svdq_trt"
-#: a stage may import itself and what stands before it; `commands` run everything
-ORDER = ["spec", "ref", "numerics", "models", "checkpoint", "calibrate", "quantize", "nn", "interop", "lora"]
-ORDER += ["engine", "runtime", "check", "pipeline", "serve", "compile", "report", "commands"]
-FREE = {"errors", "files", "libraries", "memory", "spec", "numerics"}  # importable from anywhere
-#: module -> module: edges against the order, each with its reason
-ALLOWED = {
-    ("calibrate", "pipeline"): "inputs recorded in a pipeline: its calls become a model's inputs there",
-    ("calibrate", "engine"): "TensorProfile, in which a Runner describes its inputs",
-    ("quantize", "nn"): "quantizing installs the module it made",
-    ("quantize", "compile"): "the Progress protocol, the ranks that share layers and devices",
-    ("lora", "compile"): "the Progress protocol",
-    ("engine", "compile"): "the Progress protocol",
-}
+#: a package imports itself and what stands before it, lazily too; no exceptions
+ORDER = ["base", "contract", "artifact", "models", "checkpoint", "nn", "calibrate", "quantize", "interop", "lora"]
+ORDER += ["engine", "svdq_export", "runtime", "evaluate", "serve", "build", "cli"]
 #: what people read; the benchmarks' own log names experiments, too
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
 #: what torchrun tells its processes
@@ -38,37 +29,66 @@ def sources(*suffixes: str) -> list[Path]:
     return [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in suffixes]
 
 
-def runtime_imports(path: Path) -> set[str]:
-    """First component below svdq_trt of every import outside TYPE_CHECKING."""
-    tree = ast.parse(path.read_text())
-    skipped = {
-        id(n)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for n in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and id(node) not in skipped and node.module:
-            parts = node.module.split(".")
-            if parts[0] == "svdq_trt":
-                found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name; the folder export/ is the package svdq_export."""
+    found = {}
+    for name, folder in (("svdq_trt", PACKAGE), ("svdq_export", ROOT / "export")):
+        for path in sorted(folder.rglob("*.py")):
+            parts = [name, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-@pytest.mark.parametrize("package", ORDER)
-def test_imports_go_one_way(package):
-    files = sorted((PACKAGE / package).rglob("*.py")) or sorted(PACKAGE.glob(f"{package}.py"))
-    before = set(ORDER[: ORDER.index(package) + 1]) | FREE
-    for path in files:
-        for name in runtime_imports(path):
-            if name in ORDER and name not in before:
-                assert (package, name) in ALLOWED, f"{path.relative_to(ROOT)} imports svdq_trt.{name}"
+def imports(path: Path, eager: bool = False) -> set[str]:
+    """Modules of ours that a file imports outside TYPE_CHECKING; `eager`: leave out what functions import."""
+    known, tree = modules(), ast.parse(path.read_text())
+    skipped = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.dump(n.test)]
+    if eager:
+        skipped += [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    out_of_sight = {id(inner) for node in skipped for inner in ast.walk(node)}
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in out_of_sight:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else node.module for name in names}
+    return found
+
+
+def package(module: str) -> str:
+    """``svdq_trt.quantize.layer`` -> ``quantize``; the root package is none of ORDER."""
+    first, *rest = module.split(".")
+    return first if first == "svdq_export" or not rest else rest[0]
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_packages_import_one_way(name):
+    before = set(ORDER[: ORDER.index(name) + 1])
+    for module, path in modules().items():
+        if package(module) == name:
+            for imported in imports(path) & modules().keys() - {"svdq_trt"}:
+                assert package(imported) in before, f"{module} imports {imported}"
 
 
 def test_every_package_has_its_place():
-    packages = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
-    assert packages <= set(ORDER), packages - set(ORDER)
+    assert {package(module) for module in modules()} - {"svdq_trt"} == set(ORDER)
+
+
+def test_modules_import_each_other_in_no_circle():
+    known = modules()
+    edges = {name: imports(path, eager=True) & known.keys() - {name} for name, path in known.items()}
+    graphlib.TopologicalSorter(edges).prepare()  # raises CycleError, which names the circle
+
+
+def test_base_needs_the_standard_library_alone():
+    for module, path in modules().items():
+        if package(module) == "base":
+            for imported in imports(path, eager=True):
+                first = imported.split(".")[0]
+                assert first in sys.stdlib_module_names or first == "svdq_trt", f"{module} imports {imported}"
 
 
 def test_files_are_small():

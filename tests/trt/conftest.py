@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.contract import ops
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport, network_plugins
-from svdq_trt.errors import ArtifactError
-from svdq_trt.spec import ops
 
 DTYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 

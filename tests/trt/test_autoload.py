@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from svdq_trt.libraries import AUTOLOAD, AUTOLOAD_ENV, locate
-from svdq_trt.spec import ops
+from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV, locate
+from svdq_trt.contract import ops
 
 OFFICIAL = os.environ.get("TENSORRT_INCLUDE_DIR")
 

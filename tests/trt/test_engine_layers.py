@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from svdq_trt.spec import ops
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract import ops
+from svdq_trt.contract.formats import Activation
 
 DYNAMIC = {"min": (1, 1, 128), "opt": (2, 77, 128), "max": (2, 512, 128)}
 FIRST_OF_FORMAT = [o for o in ops.LINEAR_OPS.values() if o.activation is Activation.NONE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from svdq_trt.spec import ops
+from svdq_trt.contract import ops
 
 STATIC = {"lead": (2, 9)}
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from svdq_trt.spec import ops
-from svdq_trt.spec.formats import Activation
+from svdq_trt.contract import ops
+from svdq_trt.contract.formats import Activation
 
 K, N = 256, 128
 PLAIN = [o for o in ops.LINEAR_OPS.values() if o.activation is Activation.NONE]

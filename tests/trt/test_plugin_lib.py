@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.contract import ops
 from svdq_trt.engine import plugin_lib
-from svdq_trt.errors import ArtifactError
-from svdq_trt.spec import ops
 
 
 def fake_module(names):

@@ -1,4 +1,4 @@
-// Activation rounding, bit for bit the arithmetic of svdq_trt/ref/quant.py: IEEE fp32, one operation at a
+// Activation rounding, bit for bit the arithmetic of svdq_trt/contract/reference/quant.py: IEEE fp32, one operation at a
 // time. The _rn intrinsics are never contracted into an FMA and ignore -use_fast_math.
 #pragma once
 

@@ -9,8 +9,8 @@ from engine_profile import by_kind, kind_of
 
 from svdq_export import export_onnx
 from svdq_export.write import data_path
+from svdq_trt.contract.formats import W4A8
 from svdq_trt.models import get_model
-from svdq_trt.spec.formats import W4A8
 
 
 class Net(torch.nn.Module):

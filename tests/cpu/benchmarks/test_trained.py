@@ -21,10 +21,9 @@ from trained.tasks import TASKS, noised, sample
 from trained.train import train
 from trained.variants import Variant, amplify
 
-from svdq_trt.nn.linear import SVDQLinear
+from svdq_trt.contract.formats import FORMATS, Activation
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.spec.formats import FORMATS, Activation
 
 
 def rng(seed=0):
@@ -87,7 +86,7 @@ def test_unpacked_linear_is_the_ops(fmt):
     q = quantize_group(
         [w], [None], x.flatten(0, 1), FORMATS[fmt], 16, activation=Activation.GEGLU, preset=PRESETS["fast"]
     )
-    layer = SVDQLinear.from_quantized(q)
+    layer = q.module()
     x[0, 3, 7] = torch.inf  # NaN in that row and nowhere else
     layer.bias += 1000  # more than f16 holds behind GEGLU
     got = Unpacked(layer)(x)

@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from svdq_trt.calibrate import Calibration
-from svdq_trt.errors import ArtifactError
+from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.base.errors import ArtifactError
 from svdq_trt.models import LinearGroup
 
 GROUPS = (LinearGroup("a.to_qkv", ("a.to_q", "a.to_k", "a.to_v")), LinearGroup("b", ("b",)))
@@ -23,7 +23,7 @@ def sample(dtype=torch.float16):
 def test_roundtrip_is_exact(tmp_path, dtype):
     want = sample(dtype)
     want.save(tmp_path / "calib.safetensors")
-    got = Calibration.load(tmp_path / "calib.safetensors", GROUPS)
+    got = Calibration.load(tmp_path / "calib.safetensors", [g.node for g in GROUPS])
     assert got.meta == want.meta and list(got.x) == list(want.x)
     for node in want.x:
         assert got.x[node].equal(want.x[node]) and got.amax[node].equal(want.amax[node])
@@ -33,7 +33,7 @@ def test_roundtrip_is_exact(tmp_path, dtype):
 def test_file_for_other_layers_is_refused(tmp_path):
     sample().save(tmp_path / "c")
     with pytest.raises(ArtifactError, match=r"made for other layers \(b, 1 differ\)"):
-        Calibration.load(tmp_path / "c", GROUPS[:1])
+        Calibration.load(tmp_path / "c", [g.node for g in GROUPS[:1]])
 
 
 def test_truncated_file_is_refused(tmp_path):

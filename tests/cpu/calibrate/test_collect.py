@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UsageError
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError, UsageError
 from svdq_trt.models import get_model
 
 SPEC = get_model("sdxl-tiny")

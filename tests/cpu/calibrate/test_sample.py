@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from tiny_pipelines import sd3_parts, sdxl_parts
 
+from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.calibrate import collect
 from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.calibrate.sample import read_prompts, sample_inputs, schedule
 from svdq_trt.checkpoint import load
-from svdq_trt.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.models import get_model
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")

@@ -12,12 +12,12 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
-from svdq_trt.check.diff import read_inputs, subject
-from svdq_trt.check.metrics import compare_outputs
+from svdq_trt.artifact import manifest
+from svdq_trt.base.errors import ArtifactError
 from svdq_trt.cli import main
-from svdq_trt.engine import manifest
 from svdq_trt.engine.backend import local_arch
-from svdq_trt.errors import ArtifactError
+from svdq_trt.evaluate.diff import read_inputs, subject
+from svdq_trt.evaluate.metrics import compare_outputs
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
 
@@ -150,7 +150,7 @@ def test_without_a_gpu_it_says_that_the_plan_is_not_run(tmp_path, inputs, capsys
 
 
 def test_plan_in_tensorrt_where_there_is_a_gpu(tmp_path, monkeypatch):
-    from svdq_trt.check import diff as module
+    from svdq_trt.evaluate import diff as module
 
     folder = write_folder(tmp_path / "engine", 1.0)
     monkeypatch.setattr(module, "local_arch", lambda: 89)

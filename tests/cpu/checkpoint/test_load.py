@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.checkpoint import load, weights_digest
-from svdq_trt.errors import ArtifactError, UsageError
 from svdq_trt.models import get_model
 
 SPEC = get_model("sdxl-tiny")

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from svdq_trt.base.errors import UsageError
 from svdq_trt.checkpoint import load
 from svdq_trt.checkpoint.random_weights import fill_random
-from svdq_trt.errors import UsageError
 from svdq_trt.models import get_model, stack_group
 
 SPEC = get_model("sdxl-tiny")

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from svdq_export.bodies import OPSET
 from svdq_export.passes.functions import add_bodies
 from svdq_export.schema import register_schemas
-from svdq_trt import numerics
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, Activation, Format
+from svdq_trt.contract.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.spec.formats import FORMATS, Activation, Format
-from svdq_trt.spec.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 
 DTYPES = {
     torch.float16: ir.DataType.FLOAT16,

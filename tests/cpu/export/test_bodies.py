@@ -12,9 +12,9 @@ from svdq_export.bodies import OPSET
 from svdq_export.bodies.acts import _round_e2m1, _round_e4m3
 from svdq_export.bodies.build import Body
 from svdq_export.bodies.weights import dequantize_weight
-from svdq_trt import numerics
-from svdq_trt.spec.formats import FORMATS, INT4, Activation
-from svdq_trt.spec.ops import INPUTS, LINEAR_OPS, OPS, OpSpec, op_type
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, INT4, Activation
+from svdq_trt.contract.ops import INPUTS, LINEAR_OPS, OPS, OpSpec, op_type
 
 #: dtype -> SQNR in dB: what rounding the output to the dtype costs by itself (about 73.6 and 55.6 dB on
 #: Gaussian data; f32 shows the order of the sums and the runtimes' erf and exp). A flipped code costs more.

@@ -11,8 +11,8 @@ from torch import nn
 from svdq_export import export_onnx
 from svdq_export.twin import write_float32_twin
 from svdq_export.write import write_model
-from svdq_trt.errors import ArtifactError, UsageError
-from svdq_trt.spec.formats import Activation
+from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.contract.formats import Activation
 
 LAYERS = (
     "time",

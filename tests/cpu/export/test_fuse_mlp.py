@@ -12,8 +12,8 @@ from torch import nn
 from svdq_export import export_onnx
 from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.mlp import fuse_mlps
-from svdq_trt.spec.formats import Activation
-from svdq_trt.spec.ops import LINEAR_OPS, MLP_OPS, linear_names
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.ops import LINEAR_OPS, MLP_OPS, linear_names
 
 K, HIDDEN, N, RANK = 128, 192, 48, 3
 UNSIGNED = {"act_unsigned": 1, "act_shift": 0.171875}

@@ -8,8 +8,8 @@ import torch
 from export_toy import TOY_DYNAMIC, Toy, one_node, run_file, tensors, toy_inputs
 
 from svdq_export import export_onnx, write_inlined
-from svdq_trt.spec.formats import NVFP4, Activation
-from svdq_trt.spec.ops import LINEAR_OPS
+from svdq_trt.contract.formats import NVFP4, Activation
+from svdq_trt.contract.ops import LINEAR_OPS
 
 trt = pytest.importorskip("tensorrt_rtx")
 

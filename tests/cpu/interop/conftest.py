@@ -10,10 +10,10 @@ import torch
 
 from svdq_trt import calibrate
 from svdq_trt.checkpoint import load
+from svdq_trt.contract.formats import FORMATS, Activation
 from svdq_trt.models import get_model
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.quantize.run import quantize_model
-from svdq_trt.spec.formats import FORMATS, Activation
 
 
 @pytest.fixture(scope="session")

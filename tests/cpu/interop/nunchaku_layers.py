@@ -9,10 +9,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from svdq_trt.contract.numerics import E4M3, e2m1_values, pack_nibbles
 from svdq_trt.interop import fragments as f
 from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.w4a4 import OLD, Keys, Rows
-from svdq_trt.numerics import E4M3, e2m1_values, pack_nibbles
 
 
 @dataclass

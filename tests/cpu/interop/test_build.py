@@ -7,18 +7,18 @@ import torch
 from safetensors.torch import load_file
 
 from svdq_trt import calibrate
+from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.plan_of_work import plan_work
+from svdq_trt.build.stages import export as export_stage
+from svdq_trt.build.stages import take_quantized
 from svdq_trt.checkpoint import load
 from svdq_trt.cli import main
-from svdq_trt.compile.config import BuildConfig
-from svdq_trt.compile.plan_of_work import plan_work
-from svdq_trt.compile.stages import export as export_stage
-from svdq_trt.compile.stages import take_quantized
-from svdq_trt.errors import ArtifactError, UsageError
+from svdq_trt.contract.formats import INT4
 from svdq_trt.interop import digest
 from svdq_trt.models import get_model
 from svdq_trt.quantize.preset import get_preset
 from svdq_trt.quantize.run import quantize_model
-from svdq_trt.spec.formats import INT4
 
 KV = ("*.attn2.to_kv",)  # nunchaku keeps cross-attention K/V in 16 bit; so does this model then
 

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from svdq_trt.artifact import svdq_file
 from svdq_trt.interop import import_checkpoint
 from svdq_trt.interop.nunchaku_export import write_nunchaku
 from svdq_trt.interop.w4a4 import NEW, OLD
 from svdq_trt.models import ModelSpec, Profile, get_model
 from svdq_trt.models.recipe import LinearGroup, Recipe
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.nn.restore import layer_of, restore_model
 
 
 def weights_of(loaded) -> dict[str, torch.Tensor]:
@@ -31,7 +31,7 @@ def weights_of(loaded) -> dict[str, torch.Tensor]:
 def import_file(tmp_path, spec, tensors):
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "n.safetensors")
     import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "a.safetensors")
-    loaded = artifact.load(tmp_path / "a.safetensors")
+    loaded = svdq_file.load(tmp_path / "a.safetensors")
     restore_model(loaded, spec)
     return loaded
 

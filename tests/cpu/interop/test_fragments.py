@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from svdq_trt.contract.numerics import pack_nibbles, unpack_nibbles
 from svdq_trt.interop import fragments as f
-from svdq_trt.numerics import pack_nibbles, unpack_nibbles
 
 
 def ramp(*shape, dtype=torch.int16):

@@ -13,11 +13,11 @@ from safetensors.torch import save
 from torch import nn
 from toy_flux import BLOCK, SPEC, checkpoint
 
-from svdq_trt.errors import SvdqError
+from svdq_trt.artifact import svdq_file
+from svdq_trt.base.errors import SvdqError
 from svdq_trt.interop import convert
 from svdq_trt.interop.w4a4 import NEW, OLD
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import restore_model
+from svdq_trt.nn.restore import restore_model
 
 COUNT = 1000  # files of each kind
 SECONDS = 10.0  # for one file; a hang is a failure
@@ -261,13 +261,13 @@ def test_damaged_artifacts_of_our_own(tmp_path):
     path, out = tmp_path / "x.safetensors", tmp_path / "a.safetensors"
     path.write_bytes(whole_file("int4-old"))
     convert.import_checkpoint(path, SPEC, out)
-    file, rng, whole = out.read_bytes(), random.Random("own"), shapes_of(artifact.load(out).tensors)
+    file, rng, whole = out.read_bytes(), random.Random("own"), shapes_of(svdq_file.load(out).tensors)
     refused = taken = 0
     for _ in range(COUNT):
         damaged = mutate(rng, file) if rng.random() < 0.5 else on_header(own_header)(rng, file)
         path.write_bytes(damaged)
         try:
-            loaded = artifact.load(path)
+            loaded = svdq_file.load(path)
             restore_model(loaded, SPEC)
         except SvdqError as error:
             refused += 1
@@ -284,7 +284,7 @@ def test_damaged_files(tmp_path, kind):
     path, out = tmp_path / "x.safetensors", tmp_path / "a.safetensors"
     path.write_bytes(file)
     convert.import_checkpoint(path, SPEC, out)
-    whole = shapes_of(artifact.load(out).tensors)
+    whole = shapes_of(svdq_file.load(out).tensors)
     refused = taken = 0
     for _ in range(COUNT):
         damaged = mutate(rng, file)
@@ -300,7 +300,7 @@ def test_damaged_files(tmp_path, kind):
             assert not out.exists()
         else:
             taken += 1
-            loaded = artifact.load(out)
+            loaded = svdq_file.load(out)
             restore_model(loaded, SPEC)
             assert shapes_of(loaded.tensors) == whole
             floats = [t for t in loaded.tensors.values() if t.is_floating_point()]

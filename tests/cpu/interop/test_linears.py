@@ -6,11 +6,11 @@ import nunchaku_layers as make
 import pytest
 import torch
 
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError, SvdqError
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, SvdqError
+from svdq_trt.contract.ops import input_shapes
 from svdq_trt.interop import awq as awq_layer
 from svdq_trt.interop import w4a4 as w4a4_layer
 from svdq_trt.interop.w4a4 import NEW, OLD, Rows
-from svdq_trt.spec.ops import input_shapes
 
 BF16, F16 = torch.bfloat16, torch.float16
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from svdq_trt.artifact import svdq_file
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, SvdqError, UnsupportedError
 from svdq_trt.checkpoint import load
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError, SvdqError, UnsupportedError
+from svdq_trt.contract.numerics import E4M3, e2m1_codes, e2m1_values, round_e2m1
 from svdq_trt.interop import describe, import_checkpoint
 from svdq_trt.models import get_model
-from svdq_trt.numerics import E4M3, e2m1_codes, e2m1_values, round_e2m1
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.nn.restore import layer_of, restore_model
 
 RANK = 8  # padded to 16
 QUANTIZATION = {
@@ -97,7 +97,7 @@ def test_import_by_value(export, tmp_path, model, shared):
     spec, (folder, meaning) = get_model(model), export(model, shared)
     assert describe(folder, spec).format == "nvfp4"
     report = import_checkpoint(folder, spec, tmp_path / "a.safetensors")
-    loaded = artifact.load(tmp_path / "a.safetensors")
+    loaded = svdq_file.load(tmp_path / "a.safetensors")
     assert report.nodes == len(loaded.nodes) and {n.format for n in loaded.nodes} == {"nvfp4"}
     seen: dict[str, list[torch.Tensor]] = {}
     for node in loaded.nodes:
@@ -122,7 +122,7 @@ def test_import_by_value(export, tmp_path, model, shared):
 def test_layers_without_svdquant_are_plain_nvfp4(export, tmp_path):
     spec, (folder, meaning) = get_model("sdxl-tiny"), export("sdxl-tiny", True, plain="ff.net.2")
     import_checkpoint(folder, spec, tmp_path / "a.safetensors")
-    loaded = artifact.load(tmp_path / "a.safetensors")
+    loaded = svdq_file.load(tmp_path / "a.safetensors")
     nodes = [n for n in loaded.nodes if n.name.endswith("ff.net.2")]
     assert nodes and all(n.rank == 0 for n in nodes)
     got = layer_of(nodes[0], loaded.tensors).dequantize().double()
@@ -133,7 +133,7 @@ def test_activations_are_centred_by_a_power_of_two(export, tmp_path):
     """input_scale 0.01: absmax 26.88, group scale 4.48, up to 112 by 2^4; the weight's value stays."""
     spec, (folder, _) = get_model("sdxl-tiny"), export("sdxl-tiny", True, plain="ff.net.2")
     import_checkpoint(folder, spec, tmp_path / "a.safetensors")
-    loaded = artifact.load(tmp_path / "a.safetensors")
+    loaded = svdq_file.load(tmp_path / "a.safetensors")
     node = next(n for n in loaded.nodes if n.name.endswith("ff.net.2"))
     assert bool((loaded.tensors[f"{node.name}.act_mul"] == 16).all())
 

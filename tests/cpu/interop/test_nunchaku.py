@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_flux import BLOCK, SPEC, checkpoint
 
-from svdq_trt.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
+from svdq_trt.artifact import svdq_file
+from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
 from svdq_trt.interop import convert
 from svdq_trt.interop.nunchaku_export import write_nunchaku
 from svdq_trt.interop.w4a4 import NEW, OLD
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.nn.restore import layer_of, restore_model
 
 FILES = [
     pytest.param(
@@ -33,7 +33,7 @@ NODES = {"qkv": "attn.to_qkv", "out": "attn.to_out.0", "fc1": "ff.net.0", "fc2":
 def imported(tmp_path, tensors, metadata=None):
     save_file(tensors, tmp_path / "n.safetensors", metadata=metadata)
     convert.import_checkpoint(tmp_path / "n.safetensors", SPEC, tmp_path / "a.safetensors")
-    return artifact.load(tmp_path / "a.safetensors")
+    return svdq_file.load(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("fp4,keys,old", FILES)
@@ -73,7 +73,7 @@ def test_older_container(tmp_path):
     (tmp_path / "config.json").write_text(metadata["config"])
     convert.import_checkpoint(tmp_path, SPEC, tmp_path / "a.safetensors")
     one = imported(tmp_path, tensors, metadata)
-    two = artifact.load(tmp_path / "a.safetensors")
+    two = svdq_file.load(tmp_path / "a.safetensors")
     assert all(torch.equal(one.tensors[n].view(torch.uint8), two.tensors[n].view(torch.uint8)) for n in one.tensors)
     (tmp_path / "unquantized_layers.safetensors").unlink()
     with pytest.raises(ArtifactError, match="both files"):

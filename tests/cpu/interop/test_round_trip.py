@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from svdq_trt.artifact import svdq_file
+from svdq_trt.contract.formats import Activation
 from svdq_trt.interop import export_nunchaku, import_checkpoint
 from svdq_trt.models import get_model
 from svdq_trt.nn.linear import TENSORS
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import layer_of, restore_model
-from svdq_trt.spec.formats import Activation
+from svdq_trt.nn.restore import layer_of, restore_model
 
 MODELS = ["sdxl-tiny", "flux1-tiny", "pixart-tiny"]
 W4A4 = ("int4", "nvfp4")
@@ -49,7 +49,7 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
     source, spec = quantized(model, fmt), get_model(model)
     export_nunchaku(source, tmp_path / "n.safetensors", old_keys)
     report = import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
-    before, after = artifact.load(source), artifact.load(tmp_path / "back.safetensors")
+    before, after = svdq_file.load(source), svdq_file.load(tmp_path / "back.safetensors")
     assert report.format == fmt and len(after.nodes) == report.nodes
     nodes = {n.name: n for n in after.nodes}
     for old in before.nodes:
@@ -70,7 +70,7 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
         strings.pop("svdq_trt", None)
     assert meta == meta_again
     import_checkpoint(tmp_path / "again.safetensors", spec, tmp_path / "third.safetensors")
-    assert_same(after.tensors, artifact.load(tmp_path / "third.safetensors").tensors)
+    assert_same(after.tensors, svdq_file.load(tmp_path / "third.safetensors").tensors)
 
 
 @pytest.mark.parametrize("old_keys", [True, False])
@@ -83,7 +83,7 @@ def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt, old_keys):
     down = [t for name, t in tensors.items() if name.endswith(".lora_down" if old_keys else ".proj_down")]
     assert {t.shape[1] for t in down} == {32} and json.loads(meta["quantization_config"])["rank"] == 32
     import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
-    before, after = artifact.load(source), artifact.load(tmp_path / "back.safetensors")
+    before, after = svdq_file.load(source), svdq_file.load(tmp_path / "back.safetensors")
     nodes = [n for n in before.nodes if n.format == fmt]
     assert {n.rank for n in nodes} == {0, 16, 32} and {n.rank for n in after.nodes if n.format == fmt} == {32}
     for node in nodes:
@@ -105,14 +105,14 @@ def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, 
         del strings["svdq_trt"]
         save_file(tensors, path, metadata=strings)
     notes = import_checkpoint(path, spec, tmp_path / "back.safetensors").notes
-    loaded = artifact.load(tmp_path / "back.safetensors")
-    unsigned = {n.name for n in artifact.load(source).nodes if n.act_unsigned}
+    loaded = svdq_file.load(tmp_path / "back.safetensors")
+    unsigned = {n.name for n in svdq_file.load(source).nodes if n.act_unsigned}
     assert bool(unsigned) == (model != "sdxl-tiny" and not signed)
     behind_gelu = {g.node for g in spec.groups(spec.build()) if g.x_from is not Activation.NONE}
     assert {n.name for n in loaded.nodes if n.act_unsigned} == (behind_gelu if bare else unsigned)
     assert any("unsigned activation codes" in note for note in notes) == bool(bare or unsigned)
     inputs = spec.example_inputs(batch=1, height=64, width=64, seed=3)
     with torch.inference_mode():
-        want, got = (spec.wrap(restore_model(a, spec))(*inputs).double() for a in (artifact.load(source), loaded))
+        want, got = (spec.wrap(restore_model(a, spec))(*inputs).double() for a in (svdq_file.load(source), loaded))
     assert want.isfinite().all()
     assert 10 * torch.log10(want.square().sum() / (got - want).square().sum()) > 15

@@ -10,10 +10,10 @@ import nunchaku_layers as make
 import torch
 from torch import nn
 
+from svdq_trt.contract.formats import Activation
 from svdq_trt.interop.w4a4 import Keys
 from svdq_trt.models import ModelSpec, Profile
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete
-from svdq_trt.spec.formats import Activation
 
 C = 64
 BLOCK = "transformer_blocks.0"

@@ -6,10 +6,10 @@ import torch
 
 from svdq_trt import calibrate
 from svdq_trt.checkpoint import load
+from svdq_trt.contract.formats import INT4
 from svdq_trt.models import get_model
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.run import quantize_model
-from svdq_trt.spec.formats import INT4
 
 
 def quantize(name, folder, rank=16):

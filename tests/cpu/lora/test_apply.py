@@ -6,12 +6,12 @@ import pytest
 import torch
 from lora_files import make_factors, write_comfy, write_kohya, write_peft
 
+from svdq_trt.artifact import svdq_file
+from svdq_trt.base.errors import ArtifactError
 from svdq_trt.checkpoint import load
-from svdq_trt.errors import ArtifactError
 from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, merge_into, open_loras, without_loras
 from svdq_trt.models import get_model
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.nn.restore import layer_of, restore_model
 
 SIZE = 0.12  # of the style, so that its change of the output exceeds the 4-bit noise
 QUANTIZED = ("qweight", "wscale", "wscale2", "act_mul", "bias")
@@ -20,7 +20,7 @@ QUANTIZED = ("qweight", "wscale", "wscale2", "act_mul", "bias")
 def apply(base, out, *loras, spec, partial=False):
     requests = [LoraRequest(path, strength) for path, strength in loras]
     summary = apply_loras(base, requests, spec, partial, out, lambda *a: None)
-    return artifact.load(out), summary
+    return svdq_file.load(out), summary
 
 
 def db(want, got):
@@ -44,7 +44,7 @@ def applied(base, style, spec, tmp_path_factory):
 
 
 def test_no_code_scale_or_smoothing_changes(base, applied):
-    before, (after, _) = artifact.load(base), applied
+    before, (after, _) = svdq_file.load(base), applied
     assert [n.name for n in after.nodes] == [n.name for n in before.nodes]
     for node in after.nodes:
         for name in QUANTIZED:
@@ -56,7 +56,7 @@ def test_no_code_scale_or_smoothing_changes(base, applied):
 
 
 def test_nodes_without_loras_are_the_quantizers(base, style, spec, tmp_path):
-    before, once = artifact.load(base), tmp_path / "once"
+    before, once = svdq_file.load(base), tmp_path / "once"
     apply(base, once, (style, 0.8), spec=spec)
     twice, _ = apply(once, tmp_path / "twice", (style, 0.5), spec=spec)
     back = without_loras(twice)
@@ -68,7 +68,7 @@ def test_nodes_without_loras_are_the_quantizers(base, style, spec, tmp_path):
 
 def test_every_layers_weight_moves_by_the_lora(base, applied, style, spec):
     """Node by node and layer by layer, against the file's own factors; to the rounding of 16-bit factors or sums."""
-    before, (after, _) = artifact.load(base), applied
+    before, (after, _) = svdq_file.load(base), applied
     factors = make_factors(spec, every_layer(spec), rank=4, seed=1, size=SIZE)
     shapes, seen = layer_shapes(spec), set()
 
@@ -100,7 +100,7 @@ def test_output_is_that_of_the_model_with_the_lora_merged_before_quantization(ba
     full, merged = load(spec, random_seed=0), load(spec, random_seed=0)
     merge_into(merged, open_loras([LoraRequest(style, strength)], spec, layer_shapes(spec), False))
     with_lora = restore_model(apply(base, tmp_path / "l.safetensors", (style, strength), spec=spec)[0], spec)
-    without = restore_model(artifact.load(base), spec)
+    without = restore_model(svdq_file.load(base), spec)
     with torch.inference_mode():
         # f32: the CPU has no fast f16, and the noise of interest is 4-bit
         y = {
@@ -116,7 +116,7 @@ def test_output_is_that_of_the_model_with_the_lora_merged_before_quantization(ba
 
 def test_strength_zero_is_no_lora(base, style, spec, tmp_path):
     after, summary = apply(base, tmp_path / "x.safetensors", (style, 0.0), spec=spec)
-    before = artifact.load(base)
+    before = svdq_file.load(base)
     assert after.nodes == before.nodes and set(after.tensors) == set(before.tensors)
     assert all(torch.equal(t, before.tensors[name]) for name, t in after.tensors.items())
     assert summary[0]["strength"] == 0 and len(summary[0]["sha256"]) == 64
@@ -141,7 +141,7 @@ def test_two_loras_are_the_sum_of_both(base, style, spec, tmp_path):
     one, other = (
         apply(base, tmp_path / str(i), lora, spec=spec)[0] for i, lora in enumerate([(style, 0.8), (second, -0.5)])
     )
-    before = artifact.load(base)
+    before = svdq_file.load(base)
     for nodes in zip(before.nodes, one.nodes, other.nodes, both.nodes, strict=True):
         sources = (before, one, other, both)
         w0, w1, w2, w12 = (layer_of(n, a.tensors).dequantize() for n, a in zip(nodes, sources, strict=True))
@@ -177,7 +177,7 @@ def test_more_rank_than_a_node_takes_is_cut_where_nothing_is_lost(base, spec, tm
     factors = make_factors(spec, layers, rank=512, size=0.02)
     path = write_peft(tmp_path / "big.safetensors", factors)
     after, (summary,) = apply(base, tmp_path / "out", (path, 1.0), spec=spec)
-    before = artifact.load(base)
+    before = svdq_file.load(base)
     for old, new in zip(before.nodes, after.nodes, strict=True):
         if old.name.endswith("to_qkv"):
             got = layer_of(new, after.tensors).dequantize() - layer_of(old, before.tensors).dequantize()
@@ -197,10 +197,10 @@ def test_flux(flux_base, tmp_path):
     requests = [[LoraRequest(p, 0.9)] for p in (original, diffusers)]
     arts = [
         apply_loras(flux_base, r, spec, False, tmp_path / f"{i}.out", lambda *a: None)
-        and artifact.load(tmp_path / f"{i}.out")
+        and svdq_file.load(tmp_path / f"{i}.out")
         for i, r in enumerate(requests)
     ]
-    before = artifact.load(flux_base)
+    before = svdq_file.load(flux_base)
     for nodes in zip(before.nodes, arts[0].nodes, arts[1].nodes, strict=True):
         assert torch.equal(before.tensors[f"{nodes[0].name}.qweight"], arts[0].tensors[f"{nodes[0].name}.qweight"])
         w0, w1, w2 = (layer_of(n, a.tensors).dequantize() for n, a in zip(nodes, (before, *arts), strict=True))

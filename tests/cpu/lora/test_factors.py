@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from svdq_trt.errors import RangeError, ShapeError
+from svdq_trt.base.errors import RangeError, ShapeError
 from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense, unit_factors
 from svdq_trt.lora.names import Target
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from svdq_trt.errors import ArtifactError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.lora.factors import Rows
 from svdq_trt.lora.slots import FILE, Slot, SlotTable, save_table
 from svdq_trt.runtime import session as sessions

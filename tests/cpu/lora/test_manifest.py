@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from svdq_trt.engine import manifest
-from svdq_trt.errors import ArtifactError
+from svdq_trt.artifact import manifest
+from svdq_trt.base.errors import ArtifactError
 
 FILE = "lora_slots.safetensors"
 

@@ -7,11 +7,11 @@ import torch
 from lora_files import make_factors, write_peft
 from lora_model import quantize
 
+from svdq_trt.artifact import svdq_file
 from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, node_rows
 from svdq_trt.lora.slots import FILE, base_factors, install_slots, save_table
 from svdq_trt.models import get_model
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.run import layer_of, restore_model
+from svdq_trt.nn.restore import layer_of, restore_model
 from svdq_trt.runtime.lora import LoraSlots
 
 
@@ -23,14 +23,14 @@ def db(want, got):
 def test_built_in_and_in_slots(name, tmp_path):
     spec, base = get_model(name), quantize(name, tmp_path)
     shapes = layer_shapes(spec)
-    loaded = artifact.load(base)
+    loaded = svdq_file.load(base)
     members = {m for node in loaded.nodes for m in node.members}
     layers = [layer for layer, shape in shapes.items() if len(shape) == 2 or layer in members]
     factors = make_factors(spec, layers, rank=4, seed=6, size=0.05, alpha=4)
     lora = write_peft(tmp_path / "a.safetensors", factors, prefix="transformer.")
 
     apply_loras(base, [LoraRequest(lora, 0.5)], spec, False, tmp_path / "built", lambda *a: None)
-    built = artifact.load(tmp_path / "built")
+    built = svdq_file.load(tmp_path / "built")
     rows = node_rows(loaded.nodes, spec)
     for old, new in zip(loaded.nodes, built.nodes, strict=True):
         got = layer_of(new, built.tensors).dequantize() - layer_of(old, loaded.tensors).dequantize()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from svdq_trt.base.errors import UsageError
+from svdq_trt.build.config import BuildConfig, LoraOption
 from svdq_trt.cli import parse
-from svdq_trt.compile.config import BuildConfig, LoraOption
-from svdq_trt.errors import UsageError
 
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "lora.md").read_text()
 

@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
 from export_toy import db, session, svdq
 
 from svdq_export import export_onnx, write_float32_twin
-from svdq_trt.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
+from svdq_trt.contract.formats import Activation
 from svdq_trt.lora.factors import Loaded, Rows, extend
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import read_lora
 from svdq_trt.lora.slots import FILE, base_factors, install_slots, load_table, save_table
 from svdq_trt.models import get_model
 from svdq_trt.runtime.lora import LoraSlots, check_inputs_match, require_slots
-from svdq_trt.spec.formats import Activation
 
 ROWS = [
     Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, 128),

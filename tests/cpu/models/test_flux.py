@@ -8,9 +8,9 @@ from torch import nn
 
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
+from svdq_trt.contract.formats import Activation
 from svdq_trt.models import get_model
 from svdq_trt.models.joint_attention import RotaryTable, SplitProjection, rotate
-from svdq_trt.spec.formats import Activation
 
 TINY = get_model("flux1-tiny")
 

@@ -6,10 +6,10 @@ import re
 import pytest
 from torch import nn
 
-from svdq_trt.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.contract.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 from svdq_trt.models import MODELS, get_model, member_tensors, stack_group
 from svdq_trt.models.recipe import weight_layers
-from svdq_trt.spec.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 

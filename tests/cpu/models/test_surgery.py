@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from svdq_trt.build.stages.graph import dynamic_shapes
 from svdq_trt.checkpoint import load
-from svdq_trt.compile.stages.graph import dynamic_shapes
+from svdq_trt.contract.formats import Activation
 from svdq_trt.models import TWINS, get_model, stack_group
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
-from svdq_trt.spec.formats import Activation
 
 
 @pytest.fixture(scope="module", params=TWINS)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.checkpoint import load
-from svdq_trt.errors import UnsupportedError
 from svdq_trt.models import get_model
 
 NAMES = ["pixart-tiny", "sana-tiny", "sd3-tiny"]

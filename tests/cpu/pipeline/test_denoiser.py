@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
 
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.models import MODELS, get_model
 from svdq_trt.pipeline import Denoiser, attach, detach
 

@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 
+from svdq_trt.contract.formats import ACT_SHIFT, FORMATS, Activation
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.quantize.curve import error_curve, node_bytes, ranks_of
-from svdq_trt.quantize.ladder import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, Activation
 
 N, K = 192, 256
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from svdq_trt.compile.stages.quantize import notes
+from svdq_trt.build.stages.quantize import notes
 from svdq_trt.quantize import gptq
 
 DEVICE = torch.device("cpu")  # in a GPU's place

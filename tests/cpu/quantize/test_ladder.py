@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from svdq_trt import SVDQLinear, numerics
-from svdq_trt.errors import RangeError
+from svdq_trt.base.errors import RangeError
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A8, W4A16
 from svdq_trt.quantize.gptq import curvature, damping, gptq, refit
 from svdq_trt.quantize.iterate import iterate
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier
 from svdq_trt.quantize.split import Tokens, split_weight
-from svdq_trt.spec.formats import FORMATS, INT4, NVFP4, W4A8, W4A16
 
 FMT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
 F16 = torch.float16
@@ -43,7 +43,7 @@ def fresh_sqnr(w, x, fmt, preset, rank=16, seen=256):
     """SQNR in dB on the tokens behind the first `seen`, which alone are given to the quantizer."""
     q = quantize_group([w], [None], x[:seen], fmt, rank, preset=preset)
     want = x[seen:].float() @ w.T
-    noise = SVDQLinear.from_quantized(q)(x[seen:]).float() - want
+    noise = q.module()(x[seen:]).float() - want
     return float(10 * torch.log10(want.square().sum() / noise.square().sum()))
 
 
@@ -151,7 +151,7 @@ def test_reported_sqnr_is_that_of_the_held_out_tokens():
     q = quantize_group([w], [None], x, NVFP4, 16, preset=REFITTED)
     held = x[3::4]
     want = held.float() @ w.T
-    noise = SVDQLinear.from_quantized(q)(held).float() - want
+    noise = q.module()(held).float() - want
     assert 10 * torch.log10(want.square().sum() / noise.square().sum()) == pytest.approx(q.sqnr_db, abs=0.05)
     kept = [r.sqnr_db for r in q.rungs if r.kept]
     assert kept == sorted(kept) and kept[-1] == q.sqnr_db
@@ -198,7 +198,7 @@ def equal_tokens(w, x):
 def test_degenerate_layers_give_finite_tensors(change, fmt):
     w, x = change(*layer("strong"))
     q = quantize_group([w], [None], x, fmt, 16, preset=REFITTED)
-    y = SVDQLinear.from_quantized(q)(x).float()
+    y = q.module()(x).float()
     want = x.float() @ w.T
     assert y.isfinite().all() and abs(q.sqnr_db) < 300
     assert (y - want).square().sum() <= 0.02 * want.square().sum()

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from svdq_trt import SVDQLinear
-from svdq_trt.errors import RangeError, ShapeError, UsageError
-from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.base.errors import RangeError, ShapeError, UsageError
+from svdq_trt.contract.formats import FORMATS, INT4, NVFP4
+from svdq_trt.quantize.layer import quantize_group, quantize_linear
 from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
-from svdq_trt.spec.formats import FORMATS, INT4, NVFP4
 
 FAST = PRESETS["fast"]
 NO_SEARCH = Preset("none", grids=1, tokens=0, rows=0, search_power_iterations=1, power_iterations=0)
@@ -48,7 +47,7 @@ def test_module_output_has_the_reported_sqnr(fmt, rank):
     linear = nn.Linear(384, 256).half()
     linear.weight.data = w.half()
     q = quantize_group([linear.weight], [linear.bias], x.half(), fmt, rank, preset=FAST)
-    module = SVDQLinear.from_quantized(q)
+    module = q.module()
     bias = linear.bias.detach().float()
     want = x.half().float() @ linear.weight.detach().float().T + bias
     got = module(x.half()).float()
@@ -61,7 +60,7 @@ def test_dequantize_is_the_effective_weight():
     w, x = case()
     linear = nn.Linear(384, 256, bias=False)
     linear.weight.data = w
-    module = SVDQLinear.from_linear(linear, x, format="w4a16", rank=32)
+    module = quantize_linear(linear, x, format="w4a16", rank=32)
     y = module(x.half()).float()
     torch.testing.assert_close(y, x.half().float() @ module.dequantize().T, rtol=2e-2, atol=2e-2)
 
@@ -117,12 +116,12 @@ def test_bad_input_is_refused_by_name(change, error, text):
 def test_layer_of_zeros_stays_zero_with_a_finite_figure(fmt):
     _, x = case()
     q = quantize_group([torch.zeros(256, 384)], [None], x, fmt, 32, preset=FAST)
-    assert q.sqnr_db == 0 and not SVDQLinear.from_quantized(q)(x.half()).any()
+    assert q.sqnr_db == 0 and not q.module()(x.half()).any()
 
 
 def test_unknown_format_is_refused():
     with pytest.raises(UsageError, match="format: 'int3', want one of int4"):
-        SVDQLinear.from_linear(nn.Linear(64, 8), torch.zeros(1, 64), format="int3")
+        quantize_linear(nn.Linear(64, 8), torch.zeros(1, 64), format="int3")
 
 
 def test_weight_that_overflows_f16_is_refused():

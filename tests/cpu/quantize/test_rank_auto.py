@@ -12,21 +12,24 @@ import torch
 from torch import nn
 
 from svdq_trt import calibrate
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.allocation import Allocation, describe
+from svdq_trt.artifact.sensitivity import Effect, Sensitivity
+from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.journal import Journal
 from svdq_trt.calibrate.inputs import synthetic
 from svdq_trt.checkpoint import load
-from svdq_trt.errors import ArtifactError, UsageError
-from svdq_trt.journal import Journal
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.contract.sqnr import decibels
 from svdq_trt.models import LinearGroup, ModelSpec, get_model
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.nn.linear import SVDQLinear
-from svdq_trt.quantize import artifact
-from svdq_trt.quantize.allocate import Allocation, NodeCurve, allocate, describe, measure_curves
-from svdq_trt.quantize.ladder import decibels
+from svdq_trt.nn.restore import layer_of, restore_model
+from svdq_trt.quantize.allocate import NodeCurve, allocate, measure_curves
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.quantize.run import layer_of, quantize_model, restore_model
-from svdq_trt.quantize.sensitivity import Effect, Probe, Sensitivity, scan
+from svdq_trt.quantize.run import quantize_model
+from svdq_trt.quantize.sensitivity import Probe, scan
 from svdq_trt.quantize.spend import total_bytes, total_error
-from svdq_trt.spec.formats import FORMATS
 
 RANK, PIXELS = 32, 64
 
@@ -63,7 +66,7 @@ class Model:
             skip=kept,
             notes={"allocation": {"kept": list(kept)}},
         )
-        loaded = artifact.load(out)
+        loaded = svdq_file.load(out)
         return {n.name: layer_of(n, loaded.tensors) for n in loaded.nodes}
 
 
@@ -79,7 +82,7 @@ def model(tmp_path_factory):
     probe, fresh = (Probe(module, spec, groups, list(synthetic(spec, 1, PIXELS, PIXELS, seed))) for seed in (1, 2))
     got = Model(spec, module, groups, calibration, curves, fresh, {}, None, folder)
     got.uniform = got.quantize({g.node: g.rank(RANK) for g in groups})
-    layer_db = {n.name: n.sqnr_db for n in artifact.read_nodes(folder / "svdq.safetensors")}
+    layer_db = {n.name: n.sqnr_db for n in svdq_file.read_nodes(folder / "svdq.safetensors")}
     effects = tuple(scan(probe, got.uniform, layer_db, {}))
     got.found = Sensitivity(spec.name, "int4", RANK, "fast", "1 synthetic", effects, probe.output_db(got.uniform))
     return got
@@ -127,7 +130,7 @@ def test_more_bytes_never_predict_a_larger_error(model):
 def test_kept_nodes_are_whole_in_the_restored_model(model):
     kept = (model.groups[0].node, model.groups[5].node)
     model.quantize({g.node: 16 for g in model.groups if g.node not in kept}, kept)
-    loaded = artifact.load(model.folder / "svdq.safetensors")
+    loaded = svdq_file.load(model.folder / "svdq.safetensors")
     module = restore_model(loaded, model.spec)
     plain = weight_layers(module)
     for group in (model.groups[0], model.groups[5]):

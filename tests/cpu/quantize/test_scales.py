@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from svdq_trt import numerics
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A8, W4A8_Z_MAX
 from svdq_trt.quantize.gptq import curvature, damping, gptq
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.quantize.scales import importance, search_scales
 from svdq_trt.quantize.split import SIGNED, split_weight
-from svdq_trt.spec.formats import FORMATS, INT4, NVFP4, W4A8, W4A8_Z_MAX
 
 FMT = pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
 F16 = torch.float16

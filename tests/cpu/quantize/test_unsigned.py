@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from svdq_trt import SVDQLinear, ref
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
+from svdq_trt.contract import reference
+from svdq_trt.contract.formats import ACT_SHIFT, FORMATS, INT4, Activation
+from svdq_trt.contract.reference.quant import QuantWeight, dequantize_weight
 from svdq_trt.models import TWINS, get_model
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.split import Coding, Tokens, split_weight
-from svdq_trt.ref.quant import QuantWeight, dequantize_weight
-from svdq_trt.spec.formats import ACT_SHIFT, FORMATS, INT4, Activation
 
 SHIFT = ACT_SHIFT[Activation.GELU_TANH]
 DEFAULT = replace(PRESETS["default"], grids=3)
@@ -33,7 +33,7 @@ def layer(size: float = 1.0, n: int = 96, k: int = 256, tokens: int = 768) -> tu
 
 def fresh_sqnr(q, w, x, bias=0.0):
     want = x.float() @ w.T + bias
-    noise = SVDQLinear.from_quantized(q)(x).float() - want
+    noise = q.module()(x).float() - want
     return float(10 * torch.log10((want - bias).square().sum() / noise.square().sum()))
 
 
@@ -86,7 +86,9 @@ def test_search_measures_what_the_reference_computes():
     coding, mul = Coding(True, SHIFT), torch.rand(256, generator=torch.Generator().manual_seed(1)).half().float() + 0.5
     split = split_weight(w, mul, INT4, 16, torch.float16, 4, coding)
     tokens = Tokens(x, x.half().float() @ w.T, mul, INT4, torch.float16, coding)
-    codes = ref.quant.quantize_act(ref.quant.smooth(x.half().numpy(), mul.half().numpy(), SHIFT), INT4, True)
+    codes = reference.quant.quantize_act(
+        reference.quant.smooth(x.half().numpy(), mul.half().numpy(), SHIFT), INT4, True
+    )
     y = codes.dequantize() @ split.rounded().double().numpy().T - split.shift_offset().numpy()
     y += x.half().double().numpy() @ split.down.double().numpy().T @ split.up.double().numpy().T
     want = ((y - tokens.y.double().numpy()) ** 2).sum() / tokens.energy

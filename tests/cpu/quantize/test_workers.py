@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svdq_trt.compile.device import ranks_on
+from svdq_trt.base.device import ranks_on
 from svdq_trt.quantize.workers import gpu_workers
 
 

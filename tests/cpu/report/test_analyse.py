@@ -10,15 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from svdq_trt.quantize.artifact import Node
+from svdq_trt.artifact.sensitivity import Effect, Sensitivity
+from svdq_trt.artifact.svdq_file import Node
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.evaluate import figures
+from svdq_trt.evaluate.analyse import RANKS, analyse, error_split, kind, representative
+from svdq_trt.evaluate.figures import one_layer
+from svdq_trt.evaluate.page import render
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
-from svdq_trt.quantize.sensitivity import Effect, Sensitivity
-from svdq_trt.report import figures
-from svdq_trt.report.analyse import RANKS, analyse, error_split, kind, representative
-from svdq_trt.report.figures import one_layer
-from svdq_trt.report.page import render
-from svdq_trt.spec.formats import FORMATS
 
 N, K, R = 96, 128, 16
 
@@ -35,7 +35,7 @@ def report():
     w += 4 * torch.randn(N, 3, generator=g) @ torch.randn(3, K, generator=g)
     x = x.half()
     q = quantize_group([w], [None], x, FORMATS["int4"], R, name="layer", preset=PRESETS["fast"])
-    described = Node.from_quantized(q, ("layer",), (N,))
+    described = q.node(("layer",), (N,))
     return analyse(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x, x.abs().amax(0).float()), q, w
 
 
@@ -59,7 +59,7 @@ def test_split_of_a_node_with_unsigned_codes():
     x = torch.nn.functional.gelu(torch.randn(256, K, generator=g)).half()
     w = torch.randn(N, K, generator=g)
     q = quantize_group([w], [None], x, FORMATS["int4"], R, name="layer", act_shift=0.171875, preset=PRESETS["fast"])
-    described = Node.from_quantized(q, ("layer",), (N,))
+    described = q.node(("layer",), (N,))
     got = analyse(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x, x.abs().amax(0).float())
     assert described.act_unsigned and got.split["both"] == pytest.approx(q.sqnr_db, abs=0.05)
     at_its_rank = {rank: db for rank, db, _ in got.sweep}[R]
@@ -86,7 +86,7 @@ def test_exact_activations_leave_the_weights_error_alone():
     g = torch.Generator().manual_seed(1)
     x, w = torch.randn(64, K, generator=g).half(), torch.randn(N, K, generator=g)
     q = quantize_group([w], [None], x, FORMATS["w4a16"], R, name="layer", preset=PRESETS["fast"])
-    described = Node.from_quantized(q, ("layer",), (N,))
+    described = q.node(("layer",), (N,))
     got = error_split(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x)
     assert got["activations"] > 55 and got["weights"] == got["both"] == pytest.approx(q.sqnr_db, abs=0.1)
 

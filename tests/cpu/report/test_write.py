@@ -10,16 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from svdq_trt import calibrate, cli
+from svdq_trt.artifact import manifest, svdq_file
+from svdq_trt.base.errors import ArtifactError
 from svdq_trt.checkpoint import load
-from svdq_trt.engine import manifest
-from svdq_trt.errors import ArtifactError
+from svdq_trt.contract.formats import INT4
+from svdq_trt.evaluate import report as report_module
 from svdq_trt.lora.apply import LoraRequest, apply_loras
 from svdq_trt.models import get_model
-from svdq_trt.quantize import artifact
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.run import quantize_model
-from svdq_trt.report import write
-from svdq_trt.spec.formats import INT4
 
 SPEC = get_model("pixart-tiny")
 SKIP = ("transformer_blocks.1.*", "*.attn2.*", "*.ff.*")  # two nodes are left
@@ -91,8 +90,8 @@ def report(monkeypatch):
 
     def run(folder):
         pages = []
-        monkeypatch.setattr(write, "render", lambda *args: pages.append(args) or "")
-        write.write_report(folder, 1, lambda *_: None)
+        monkeypatch.setattr(report_module, "render", lambda *args: pages.append(args) or "")
+        report_module.write_report(folder, 1, lambda *_: None)
         _, facts, *_, splits, _ = pages[0]
         return dict(facts), splits
 
@@ -100,7 +99,7 @@ def report(monkeypatch):
 
 
 def test_lora_is_not_counted_as_an_error(engine, report, tmp_path):
-    copy, source = tmp_path / engine.name, artifact.load(engine / "svdq.safetensors")
+    copy, source = tmp_path / engine.name, svdq_file.load(engine / "svdq.safetensors")
     shutil.copytree(engine, copy)
     shutil.copytree(engine.parent / "pixart-tiny-shared", tmp_path / "pixart-tiny-shared")
     node, rng, lora = source.nodes[0], torch.Generator().manual_seed(0), {}
@@ -117,7 +116,7 @@ def test_lora_is_not_counted_as_an_error(engine, report, tmp_path):
         lambda *_: None,
     )
     manifest.write(copy, json.loads((copy / "manifest.json").read_text()) | {"loras": summary})
-    assert artifact.load(copy / "svdq.safetensors").nodes[0].rank > node.rank
+    assert svdq_file.load(copy / "svdq.safetensors").nodes[0].rank > node.rank
 
     (plain_facts, plain), (facts, splits) = report(engine), report(copy)
     assert set(plain) == {n.name for n in source.nodes} and splits == plain
@@ -131,7 +130,7 @@ def test_without_layers_nothing_but_the_folder_is_read(engine, tmp_path):
     assert cli.main(["report", str(copy), "--layers", "0"]) == 0
     assert "<h2>Where errors" not in (copy / "report.html").read_text()
     with pytest.raises(ArtifactError, match=r"calib.safetensors: missing, want the calibration .* --layers 0"):
-        write.write_report(copy, 1, lambda *_: None)
+        report_module.write_report(copy, 1, lambda *_: None)
 
 
 def test_calibration_of_another_build_is_refused(engine, tmp_path):
@@ -142,4 +141,4 @@ def test_calibration_of_another_build_is_refused(engine, tmp_path):
     other.save(tmp_path / "pixart-tiny-shared" / "calib.safetensors")
     manifest.write(copy, data)
     with pytest.raises(ArtifactError, match="made for other layers"):
-        write.write_report(copy, 1, lambda *_: None)
+        report_module.write_report(copy, 1, lambda *_: None)

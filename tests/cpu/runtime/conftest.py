@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from svdq_trt.engine import manifest, plugin_lib
+from svdq_trt.artifact import manifest
+from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import Backend
 from svdq_trt.runtime import opening
 

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import torch
 
-from svdq_trt.errors import UnsupportedError, UsageError
+from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.runtime import device
 
 
@@ -42,7 +42,7 @@ def test_importing_a_session_loads_neither():
 
 def test_auto_takes_pycuda_where_torch_is_not_imported(no_gpu_pycuda):
     code = """
-        from svdq_trt.errors import UnsupportedError
+        from svdq_trt.base.errors import UnsupportedError
         from svdq_trt.runtime.device import open_device
         try:
             open_device("auto", 0)

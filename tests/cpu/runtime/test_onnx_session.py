@@ -16,7 +16,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from svdq_trt.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
 from svdq_trt.runtime import OnnxSession
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 8))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from svdq_trt.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.runtime import opening
 from svdq_trt.runtime.opening import open_engine
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from svdq_trt.engine.profile import TensorProfile
-from svdq_trt.errors import ShapeError
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import ShapeError
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs
 
 PROFILES = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from svdq_trt.errors import ShapeError
+from svdq_trt.base.errors import ShapeError
 from svdq_trt.serve.batching import batch_of, divided, grouped, merged
 
 

@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 from serve_toy import toy_answer, toy_feed, write_toy
 
+from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV
 from svdq_trt.cli import main
-from svdq_trt.libraries import AUTOLOAD, AUTOLOAD_ENV
 
 pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
@@ -145,7 +145,7 @@ def test_a_rebuilt_engine_does_not_change_what_is_served(toy, tmp_path):
     triton(toy, tmp_path / "models", "--variant", "python")
     before = (tmp_path / "models" / "toy-sm_89" / "1" / "manifest.json").read_bytes()
     write = json.loads(before) | {"model": "another"}
-    from svdq_trt.engine import manifest as manifests
+    from svdq_trt.artifact import manifest as manifests
 
     manifests.write(toy, write)
     assert (tmp_path / "models" / "toy-sm_89" / "1" / "manifest.json").read_bytes() == before

@@ -8,8 +8,8 @@ import sys
 import pytest
 from serve_toy import write_toy
 
-from svdq_trt.engine import manifest as manifests
-from svdq_trt.errors import ShapeError, UsageError
+from svdq_trt.artifact import manifest as manifests
+from svdq_trt.base.errors import ShapeError, UsageError
 from svdq_trt.serve.config import Serving, batch_range, dims, from_text, largest_bytes, model_config, to_text
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")

@@ -1,0 +1,122 @@
+"""Writing an artifact whole or not at all, and reading JSON that a stranger wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from svdq_trt.base.errors import ArtifactError
+
+if TYPE_CHECKING:
+    pass
+
+_JSON_MAX_BYTES = 64 << 20  # an index of 100,000 tensors is 10 MB; anything larger is not an index
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
+
+    On any exception the temporary file is removed and `path` keeps its old content. A reader therefore never
+    sees half a file, also after a power cut.
+
+    Raises:
+        ArtifactError: the folder is missing or not writable, or the disk is full.
+    """
+    path = Path(path)
+    tmp: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(fd)
+        tmp = Path(name)
+        yield tmp
+        _publish(tmp, path)
+        tmp = None
+    except OSError as error:
+        raise _write_error(path, error) from error
+    finally:
+        if tmp is not None:
+            with contextlib.suppress(OSError):
+                tmp.unlink()
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file.
+
+    Raises:
+        ArtifactError: missing or not readable.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArtifactError(str(path), f"cannot be read ({error.strerror})", "a readable file") from error
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Delete temporary files that a killed process left beside the files it was writing."""
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in folder.glob(f".{glob.escape(Path(name).stem)}-*"):  # a staging folder of the exporter
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _publish(tmp: Path, path: Path) -> None:
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(tmp, 0o666 & ~umask)  # mkstemp makes 0600; an artifact is as readable as any other file
+    fd = os.open(tmp, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(tmp, path)
+    with contextlib.suppress(OSError):  # not every file system lets a folder be synced
+        fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _write_error(path: Path, error: OSError) -> ArtifactError:
+    where = str(path)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ArtifactError(where, "disk full while writing", "more space", "Free some or choose another folder.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ArtifactError(where, "not writable", "a writable folder", "Choose another folder.")
+    reason = error.strerror or str(error) or type(error).__name__
+    return ArtifactError(where, f"cannot be written ({reason})", "a writable file path")
+
+
+def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; `what` names its role in the error.
+
+    Raises:
+        ArtifactError: missing, unreadable, larger than 64 MiB, not JSON, or not an object.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > _JSON_MAX_BYTES:
+            raise ArtifactError(str(path), f"{size} bytes", f"{what} of at most {_JSON_MAX_BYTES} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(str(path), f"cannot be read ({error.strerror})", what) from error
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are both ValueError
+        raise ArtifactError(str(path), "not valid JSON", what) from error
+    if not isinstance(value, dict):
+        raise ArtifactError(str(path), f"a JSON {type(value).__name__}", f"{what} (a JSON object)")
+    return value

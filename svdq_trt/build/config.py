@@ -1,0 +1,279 @@
+"""What one ``svdq-trt build`` is asked to do. Plain data; JSON in, JSON out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.base.device import check_device
+from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.base.files import sha256
+from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
+from svdq_trt.quantize.preset import get_preset
+
+RANK_WANT = f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """min:opt:max of one dynamic size."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, option: str, text: str) -> Range:
+        """``2`` (fixed) or ``1:2:4``. Raises UsageError."""
+        want = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
+        if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
+            raise UsageError(option, f"'{text}'", want)
+        values = [int(part) for part in text.split(":")]
+        low, opt, high = values if len(values) == 3 else values * 3
+        if not 0 < low <= opt <= high:
+            raise UsageError(option, f"'{text}'", want)
+        return cls(low, opt, high)
+
+    def __str__(self) -> str:
+        return str(self.opt) if self.min == self.max else f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class LoraOption:
+    """``--lora PATH[:STRENGTH]``."""
+
+    path: Path
+    strength: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> LoraOption:
+        """A colon and a number at the end are the strength; everything else is the path."""
+        path, colon, number = text.rpartition(":")
+        with contextlib.suppress(ValueError):
+            if colon:
+                return cls(Path(path), float(number))
+        return cls(Path(text))
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if self.path.suffix != ".safetensors" or not self.path.is_file():
+            got = f"'{self.path}'" + ("" if self.path.is_file() else ": no such file")
+            raise UsageError("--lora", got, "PATH.safetensors or PATH.safetensors:STRENGTH")
+        if not math.isfinite(self.strength):
+            raise UsageError("--lora", f"strength {self.strength}", "a finite number")
+
+
+@dataclass(frozen=True)
+class RankAuto:
+    """``--rank auto``: what the ranks are chosen for (docs/allocation.md).
+
+    Attributes:
+        budget_bytes: of the nodes' tensors. target_sqnr: predicted SQNR of the output, in dB. One of them.
+        sensitivity: file of ``svdq-trt sensitivity``.
+    """
+
+    budget_bytes: int | None = None
+    target_sqnr: float | None = None
+    sensitivity: Path | None = None
+
+    @classmethod
+    def parse(
+        cls, rank: str, budget: str | None, target: float | None, sensitivity: Path | None
+    ) -> tuple[int, RankAuto | None]:
+        """The options as given -> (R, None), or (0, what auto means). Raises UsageError."""
+        options = {"--budget-bytes": budget, "--target-sqnr": target, "--sensitivity": sensitivity}
+        if rank != "auto":
+            try:
+                number = int(rank)
+            except ValueError:
+                raise UsageError("--rank", f"'{rank}'", f"{RANK_WANT}, or auto") from None
+            if given := [name for name, value in options.items() if value is not None]:
+                raise UsageError(given[0], f"given with --rank {rank}", "--rank auto")
+            return number, None
+        return 0, cls(None if budget is None else parse_bytes("--budget-bytes", budget), target, sensitivity)
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if (self.budget_bytes is None) == (self.target_sqnr is None):
+            raise UsageError("--rank auto", "none or both of --budget-bytes and --target-sqnr", "one of them")
+        if self.target_sqnr is not None and not 0 <= self.target_sqnr <= 300:
+            raise UsageError("--target-sqnr", f"{self.target_sqnr}", "0 to 300 dB")
+        if self.target_sqnr is not None and self.sensitivity is None:
+            raise UsageError(
+                "--target-sqnr",
+                "given without --sensitivity",
+                "a scan, to predict the output by",
+                "Make one: svdq-trt sensitivity.",
+            )
+        if self.sensitivity is not None and not self.sensitivity.is_file():
+            raise UsageError("--sensitivity", f"'{self.sensitivity}': no such file", "a file of svdq-trt sensitivity")
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """``2200000000``, ``2.2GB``, ``700 MB``, ``1.5GiB`` -> bytes, rounded down. Raises UsageError."""
+    units = {
+        "": 1,
+        "b": 1,
+        **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
+        **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
+    }
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in units:
+        raise UsageError(option, f"'{text}'", "a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB")
+    return int(Fraction(match[1]) * units[match[2]])
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """``--calibration-prompts``: inputs to calibrate on are recorded in a pipeline, see calibrate/sample.py.
+
+    Attributes:
+        pipeline: diffusers folder. prompts: text file, a prompt per line.
+        samples: denoising steps to keep. steps: of a run. guidance: None is the pipeline's default. seed: of the noise.
+    """
+
+    pipeline: Path
+    prompts: Path
+    samples: int = 16
+    steps: int = 20
+    guidance: float | None = None
+    seed: int = 0
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError; UnsupportedError: the text encoders' library is not installed."""
+        if find_spec("transformers") is None:
+            raise UnsupportedError(
+                "--calibration-prompts",
+                "transformers is not installed",
+                "it, as a pipeline's text encoders are its classes",
+                "pip install 'svdq-trt[prompts]'",
+            )
+        if not (self.pipeline / "model_index.json").is_file():
+            raise UsageError(
+                "--calibration-pipeline",
+                f"'{self.pipeline}': no model_index.json",
+                "the folder of a whole diffusers pipeline",
+            )
+        if not self.prompts.is_file():
+            raise UsageError("--calibration-prompts", f"'{self.prompts}': no such file", "a text file of prompts")
+        for option, value in (("samples", self.samples), ("steps", self.steps)):
+            if value < 1:
+                raise UsageError(f"--calibration-{option}", str(value), "at least 1")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise UsageError("--calibration-guidance", str(self.guidance), "a finite number")
+
+    def identity(self) -> dict[str, Any]:
+        """What the recorded inputs depend on, for a stage's key: files by size and time, as pipelines are large."""
+        files = sorted(p for p in self.pipeline.rglob("*") if p.is_file())
+        found = [f"{p.relative_to(self.pipeline)}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
+        return {**asdict(self), "pipeline": [str(self.pipeline.resolve()), *found], "prompts": sha256(self.prompts)}
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """All options of a build, resolved; `archs` share every stage they can.
+
+    Attributes:
+        model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
+            for the model's hub id).
+        archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R; rank_auto goes before it.
+        batch, height, width: profile ranges; height and width in pixels.
+        preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
+        device: auto, cpu or cuda, of calibration and quantizer.
+        sampling: record the inputs in a pipeline instead.
+        out: output root. backend: auto, tensorrt or tensorrt-rtx.
+        fuse_mlp: two linears with GELU or GEGLU between them are one op, where there is one.
+        check, min_sqnr: compare with the FP16 model; gate in dB.
+        loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
+        allow_partial: leave out what of a LoRA file does not fit, instead of refusing it.
+        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) that takes the quantizer's place, with all that
+            steers it.
+        force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
+    """
+
+    model: str
+    archs: tuple[int, ...]
+    out: Path
+    checkpoint: str | None = None
+    random_weights: int | None = None
+    format: str = "auto"
+    rank: int = 32
+    batch: Range | None = None
+    height: Range | None = None
+    width: Range | None = None
+    preset: str = "fast"
+    device: str = "auto"
+    calibration: Path | None = None
+    backend: str = "auto"
+    fuse_mlp: bool = True
+    check: bool = True
+    min_sqnr: float | None = None
+    force: bool = False
+    skip: tuple[str, ...] = ()
+    loras: tuple[LoraOption, ...] = ()
+    lora_slots: int = 0
+    allow_partial: bool = False
+    quantized: Path | None = None
+    sampling: Sampling | None = None
+    rank_auto: RankAuto | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank_auto is not None:
+            self.rank_auto.check()
+        for lora in self.loras:
+            lora.check()
+        if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:
+            raise UsageError("--lora-slots", str(self.lora_slots), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
+        if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
+            raise UsageError("--rank", str(self.rank), RANK_WANT)
+        get_preset(self.preset)
+        check_device(self.device)
+        if self.sampling is not None:
+            self.sampling.check()
+            if self.calibration is not None:
+                raise UsageError("--calibration", "given with --calibration-prompts", "one of them")
+        self.calibration_id()  # a missing file is told before any work
+        if self.checkpoint is not None and self.random_weights is not None:
+            raise UsageError("--checkpoint and --random-weights", "both", "one of them")
+        if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
+            raise UsageError(
+                "--quantized",
+                "a check without 16-bit weights",
+                "--checkpoint to compare with",
+                "Add it, or --no-check.",
+            )
+        if self.min_sqnr is not None and not self.check:
+            raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
+        if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
+            raise UsageError("--min-sqnr", f"{self.min_sqnr}", "a finite number of dB")
+
+    def calibration_id(self) -> str:
+        """Identifies the calibration inputs, for stage keys."""
+        if self.calibration is None:
+            return "synthetic"
+        try:
+            stat = self.calibration.stat()
+        except OSError as error:
+            raise UsageError("--calibration", f"{self.calibration}: {error.strerror}", "a .safetensors file") from None
+        return f"{self.calibration.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready dict, for the manifest."""
+        data = asdict(self)
+        for key in ("out", "calibration", "quantized"):
+            data[key] = None if data[key] is None else str(data[key])
+        if self.sampling is not None:
+            paths = {"pipeline": str(self.sampling.pipeline), "prompts": str(self.sampling.prompts)}
+            data["sampling"] = asdict(self.sampling) | paths
+        if self.rank_auto is not None:
+            data["rank"] = "auto"
+            path = self.rank_auto.sensitivity
+            data["rank_auto"]["sensitivity"] = None if path is None else str(path)
+        data["loras"] = [{"path": str(lora.path), "strength": lora.strength} for lora in self.loras]
+        return data

@@ -1,0 +1,48 @@
+"""The line protocol between a stage's process and the one that shows progress.
+
+One JSON object per line on a pipe:
+    {"progress": [done, total, text]}       {"result": {...}}       {"error": {...}}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, TextIO
+
+from svdq_trt.base.errors import SvdqError, error_fields
+
+PEAK_RSS = "_peak_rss_bytes"  # key of a result that carries the child's own peak memory
+
+
+class Emitter:
+    """Child side: writes events to a stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def progress(self, done: float, total: float, text: str = "") -> None:
+        """Report progress; cheap enough to call per layer."""
+        self._send({"progress": [done, total, text]})
+
+    def result(self, value: dict[str, Any]) -> None:
+        """The stage's result, last line of a good run."""
+        self._send({"result": value})
+
+    def error(self, error: SvdqError) -> None:
+        """A user error, to be raised again by the parent."""
+        self._send({"error": error_fields(error)})
+
+    def _send(self, event: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(event) + "\n")
+        self._stream.flush()
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """One event, or None for a line that is none (a library printing to our pipe)."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        print(line.rstrip(), file=sys.stderr)
+        return None
+    return event if isinstance(event, dict) else None

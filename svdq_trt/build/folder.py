@@ -1,0 +1,57 @@
+"""Folders that are written: by one process at a time, and with files put into them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import atomic_write
+
+
+@contextmanager
+def only_writer(*folders: Path) -> Iterator[None]:
+    """Make `folders`, and hold them against other processes, which would write over this one's files.
+
+    Raises:
+        ArtifactError: another one holds one of them.
+    """
+    with ExitStack() as held:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = held.enter_context((folder / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    str(folder),
+                    "another svdq-trt is writing there",
+                    "one at a time",
+                    "Wait for it, or choose another folder.",
+                ) from None
+        yield
+
+
+def copy_plugin(library: Path, folder: Path) -> Path:
+    """Put the plugin library beside a plan, for runtimes that load it themselves."""
+    with atomic_write(folder / library.name) as tmp:
+        shutil.copyfile(library, tmp)
+    return folder / library.name
+
+
+def place(source: Path, target: Path, link: bool) -> None:
+    """Put a shared artifact into an engine's folder, by hard link or as a copy with the same time stamp."""
+    before, stat = (target.stat() if target.exists() else None), source.stat()
+    if before and (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        return
+    with atomic_write(target) as tmp:
+        tmp.unlink()
+        if link:
+            with suppress(OSError):  # another file system, or one without links
+                os.link(source, tmp)
+        if not tmp.exists():
+            shutil.copy2(source, tmp)

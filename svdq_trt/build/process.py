@@ -1,0 +1,158 @@
+"""Run one stage in a process of its own: events in, result or SvdqError out, memory and time measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from svdq_trt.base.errors import EXIT_BUG, SvdqError, rebuild_error
+from svdq_trt.base.progress import Progress
+from svdq_trt.build.events import PEAK_RSS, parse
+
+_SAMPLE_S = 0.25  # a sample takes 3 ms: psutil looks at every process of the machine
+_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage returned and what it cost."""
+
+    value: dict[str, Any]
+    seconds: float
+    peak_rss_bytes: int  # of its process tree
+
+
+class StageCrashError(RuntimeError):
+    """A stage ended with a bug of ours; its log has the traceback."""
+
+
+class StageRunner:
+    """Runs stages, from several threads if need be, and can end all that are running."""
+
+    def __init__(self) -> None:
+        self._children: set[subprocess.Popen[str]] = set()
+        self._stopped = False
+
+    def run(self, stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
+        """Run svdq_trt.build.stages.<stage>.run(args) in a child process.
+
+        Raises:
+            SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
+            StageCrashError: a bug of ours, with the last line of the log.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        start = time.monotonic()
+        with log.open("w") as log_file:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "svdq_trt.build.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                text=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+            self._children.add(child)
+            if self._stopped:  # stop() may have come before the child was known
+                child.kill()
+            sampler = RssSampler(child.pid)
+            try:
+                assert child.stdin and child.stdout
+                with suppress(BrokenPipeError):  # it died already; its exit code tells
+                    json.dump({"stage": stage, "args": args}, child.stdin)
+                    child.stdin.close()
+                value, error = _read_events(child.stdout, progress)
+                code = child.wait()
+            finally:
+                if child.poll() is None:  # Ctrl-C, or an error of ours: let it remove its temporary files
+                    child.terminate()
+                    with suppress(subprocess.TimeoutExpired):
+                        child.wait(_GRACE_S)
+                    child.kill()
+                    child.wait()
+                self._children.discard(child)
+                peak = sampler.stop()
+        if error is not None:
+            raise error
+        if value is None or code:
+            _raise_for_exit(stage, code, log)
+        assert value is not None
+        peak = max(peak, value.pop(PEAK_RSS, 0))  # the child's own figure: short stages end between two samples
+        return StageResult(value, time.monotonic() - start, peak)
+
+    def stop(self) -> None:
+        """End every running stage; none can start after it."""
+        self._stopped = True
+        for child in list(self._children):
+            child.kill()
+
+
+def _read_events(pipe: IO[str], progress: Progress) -> tuple[dict[str, Any] | None, SvdqError | None]:
+    value: dict[str, Any] | None = None
+    error: SvdqError | None = None
+    for line in pipe:
+        event = parse(line)
+        if event is None:
+            continue
+        if "progress" in event:
+            progress(*event["progress"])
+        elif "result" in event:
+            value = event["result"]
+        elif "error" in event:
+            error = rebuild_error(event["error"])
+    return value, error
+
+
+def _raise_for_exit(stage: str, code: int, log: Path) -> None:
+    with log.open(errors="replace") as file:
+        tail = deque((line.strip() for line in file if line.strip()), maxlen=1)
+    last = tail[0] if tail else "(empty log)"
+    if code < 0:
+        cause = "killed (signal 9, often lack of memory)" if code == -9 else f"ended by signal {-code}"
+        raise SvdqError(f"stage '{stage}'", cause, "it to finish", f"Last log line: {last}. Log: {log}")
+    raise StageCrashError(f"stage '{stage}' failed with exit code {code or EXIT_BUG}: {last}. Log: {log}")
+
+
+class RssSampler(threading.Thread):
+    """Peak resident memory of a process tree, sampled."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._process, self._peak, self._done = psutil.Process(pid), 0, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Sample until stopped."""
+        while True:
+            self._peak = max(self._peak, self._resident())
+            if self._done.wait(_SAMPLE_S):
+                return
+
+    def _resident(self) -> int:
+        """Bytes of the whole tree now; any process in it may end while it is looked at."""
+        total = 0
+        try:
+            tree = [self._process, *self._process.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for process in tree:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def stop(self) -> int:
+        """Stop and return the peak in bytes."""
+        self._done.set()
+        self.join()
+        return self._peak

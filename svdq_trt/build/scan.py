@@ -1,0 +1,207 @@
+"""``svdq-trt sensitivity``: quantize a model, then run it with each node quantized alone.
+
+<file>.partial/  what a killed scan goes on from: calib.safetensors, svdq.safetensors (every node quantized),
+                 effects.jsonl (a line per node that was run)
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.sensitivity import Effect, Sensitivity
+from svdq_trt.base.device import resolve_device
+from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.journal import Journal
+from svdq_trt.base.progress import Progress
+from svdq_trt.build import freshness
+from svdq_trt.build.folder import only_writer
+from svdq_trt.build.plan_of_work import CHECK_SEED, key
+from svdq_trt.build.stages.quantize import OpenModel, open_model
+from svdq_trt.build.stages.quantize import run as quantize_stage
+from svdq_trt.calibrate.inputs import InputFile, synthetic
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.models import ModelSpec, get_model
+from svdq_trt.nn.restore import layer_of
+from svdq_trt.quantize.sensitivity import Probe, scan
+
+QUANTIZED = "svdq.safetensors"
+
+
+@dataclass(frozen=True)
+class ScanConfig:
+    """What to scan.
+
+    Attributes:
+        model, checkpoint, random_weights, format, rank, preset, calibration, skip: as of a build.
+        samples: inputs to run on; the first ones of `calibration`, or synthetic ones that calibration does not use.
+        pixels: side of synthetic images; None: as calibration.
+        device: as of a build; on a GPU, the model lies there in float32.
+    """
+
+    model: str
+    checkpoint: str | None
+    random_weights: int | None
+    format: str
+    rank: int
+    preset: str
+    calibration: Path | None
+    skip: tuple[str, ...]
+    samples: int
+    pixels: int | None
+    device: str
+
+    def check(self) -> None:
+        """Told before any work. Raises UsageError."""
+        if self.format not in FORMATS:
+            raise UsageError("--format", f"'{self.format}'", f"one of {', '.join(FORMATS)}")
+        if self.samples < 1:
+            raise UsageError("--samples", f"{self.samples}", "1 or more")
+        if self.pixels is not None and self.calibration is not None:
+            raise UsageError("--pixels", "given with --calibration", "one of them", "The file's tensors have sizes.")
+
+
+def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[str], None]) -> Sensitivity:
+    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over. `say` is given notes.
+
+    Raises:
+        SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized, or another process at
+            work on the same scan.
+    """
+    config.check()
+    config = replace(config, device=resolve_device(config.device))
+    partial = out.with_name(f"{out.name}.partial")
+    args = _stage_args(config, partial)
+    with only_writer(partial):
+        loaded = _quantized(args, partial, progress, say)
+        model = open_model(args, progress)  # again, as quantizing took the module apart
+        found = _scanned(config, args["key"], loaded, model, partial / "effects.jsonl", progress)
+        found.save(out)
+        shutil.rmtree(partial)
+    return found
+
+
+def _stage_args(config: ScanConfig, partial: Path) -> dict[str, Any]:
+    """Of stage `quantize`, for a scan that lies in `partial`. Raises SvdqError: see run_scan."""
+    from svdq_trt.build.config import BuildConfig
+    from svdq_trt.checkpoint import weights_digest
+
+    spec = get_model(config.model)
+    given = BuildConfig(
+        config.model,
+        (),
+        Path(),
+        config.checkpoint,
+        config.random_weights,
+        rank=config.rank,
+        preset=config.preset,
+        calibration=config.calibration,
+        check=False,
+    )
+    weights = weights_digest(spec, config.checkpoint, config.random_weights)
+    calib_key = key(
+        "calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip), device=config.device
+    )
+    quantize_key = key("quantize", calibrate=calib_key, format=config.format, rank=config.rank, preset=config.preset)
+    return {
+        "model": config.model,
+        "checkpoint": config.checkpoint,
+        "random_weights": config.random_weights,
+        "skip": list(config.skip),
+        "calibration": None if config.calibration is None else str(config.calibration),
+        "shared": str(partial),
+        "calib_key": calib_key,
+        "force": False,
+        "format": config.format,
+        "rank": config.rank,
+        "allocation": None,
+        "preset": config.preset,
+        "device": config.device,
+        "out": str(partial / QUANTIZED),
+        "key": quantize_key,
+    }
+
+
+def _quantized(
+    args: dict[str, Any], partial: Path, progress: Progress, say: Callable[[str], None]
+) -> svdq_file.Artifact:
+    """Every node quantized, by the quantizer's own stage unless its file is there, as it was left, under this key."""
+    if freshness.lookup(partial, "quantize", args["key"]) is not None:
+        with suppress(ArtifactError):  # damaged all the same: quantized again
+            return svdq_file.load(partial / QUANTIZED)
+    result = quantize_stage(args, progress)
+    for note in result["notes"]:
+        say(note)
+    freshness.store(partial, "quantize", args["key"], [QUANTIZED], result)
+    return svdq_file.load(partial / QUANTIZED)
+
+
+def _scanned(
+    config: ScanConfig,
+    quantize_key: str,
+    loaded: svdq_file.Artifact,
+    model: OpenModel,
+    effects_file: Path,
+    progress: Progress,
+) -> Sensitivity:
+    """The scan itself; `effects_file` has what is done of it."""
+    effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
+    journal = Journal(effects_file, effects_key)
+    probe = _probe(config, model)
+    layers = {node.name: layer_of(node, loaded.tensors).to(config.device) for node in loaded.nodes}
+    effects: list[Effect] = []
+    for effect in scan(probe, layers, {node.name: node.sqnr_db for node in loaded.nodes}, journal.values):
+        if effect.node not in journal.values:
+            journal.add(effect.node, effect.output_db)
+        effects.append(effect)
+        progress(len(effects), len(layers), f"{effect.node}  {effect.output_db:.1f} dB")
+    return Sensitivity(
+        config.model,
+        config.format,
+        config.rank,
+        config.preset,
+        _describe(config),
+        tuple(effects),
+        probe.output_db(layers),
+    )
+
+
+def _probe(config: ScanConfig, model: OpenModel) -> Probe:
+    spec, module, read = model.spec, model.module, model.read
+    if config.device != "cpu":
+        if read is not None:
+            from svdq_trt.checkpoint import load
+
+            module, read = load(spec, config.checkpoint, config.random_weights), None
+        nn.Module.to(module, config.device, torch.float32)
+    return Probe(module, spec, model.recipe.groups, _inputs(config, spec), read)
+
+
+def _inputs(config: ScanConfig, spec: ModelSpec) -> list[tuple[Tensor, ...]]:
+    pixels = config.pixels or spec.calibration_pixels
+    source = (
+        synthetic(spec, config.samples, pixels, pixels, CHECK_SEED)
+        if config.calibration is None
+        else itertools.islice(InputFile(spec, config.calibration), config.samples)
+    )
+    return [tuple(t.to(config.device) for t in values) for values in source]
+
+
+def _describe(config: ScanConfig) -> str:
+    if config.calibration is not None:
+        return f"the first {config.samples} of {config.calibration.name}"
+    return f"{config.samples} synthetic" + (f" of {config.pixels} pixels" if config.pixels else "")
+
+
+def worst(effects: Sequence[Effect], count: int) -> list[Effect]:
+    """The `count` nodes that change the output most, the worst first."""
+    return sorted(effects, key=lambda e: e.output_db)[:count]

@@ -1,0 +1,82 @@
+"""Several processes of one torchrun: rank 0 runs the command, the others take a share of the layers it quantizes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.base.errors import EXIT_OK, EXIT_USER, SvdqError, error_fields
+from svdq_trt.base.progress import Progress
+from svdq_trt.base.ranks import POLL_S, connect, rank, size
+from svdq_trt.build.process import StageCrashError, StageResult, StageRunner
+
+_SHARED = ("quantize",)  # stages whose layers are shared out
+
+
+class SharingRunner(StageRunner):
+    """Rank 0's: a stage that can be shared runs on all ranks, others here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._jobs = 0
+
+    def run(self, stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
+        """As StageRunner's; raises also what failed on another rank."""
+        if size() > 1 and stage in _SHARED:
+            args = args | {"job": self._jobs}
+            connect().set(f"job/{self._jobs}", json.dumps({"stage": stage, "args": args, "log": str(log)}))
+            self._jobs += 1
+        return super().run(stage, args, log, progress)
+
+
+def dismiss() -> None:
+    """Rank 0, whatever came of its command: let the other ranks end."""
+    if size() > 1:
+        with contextlib.suppress(RuntimeError):  # the store is gone: so are they
+            connect().set("end", "")
+
+
+def help_out() -> int:
+    """Another rank's life: run rank 0's jobs until it says that there are no more. Returns the exit code.
+
+    Nothing is printed: what fails here is told by rank 0.
+    """
+    try:
+        store, number = connect(), 0
+        while (job := _next_job(store, number)) is not None:
+            log = Path(job["log"])
+            try:
+                StageRunner().run(job["stage"], job["args"], log.with_suffix(f".rank{rank()}.log"), lambda *_: None)
+            except (SvdqError, StageCrashError) as error:
+                _publish(store, number, error)
+            except OSError as error:
+                reason = error.strerror or str(error)
+                _publish(
+                    store,
+                    number,
+                    SvdqError(f"rank {rank()}: {error.filename or log}", reason, "the folder that rank 0 writes"),
+                )
+            number += 1
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError:  # the store is gone, and torchrun with it
+        return EXIT_USER
+    return EXIT_OK
+
+
+def _next_job(store: Any, number: int) -> dict[str, Any] | None:
+    while not store.check([f"job/{number}"]):
+        if store.check(["end"]):
+            return None
+        time.sleep(POLL_S)
+    job: dict[str, Any] = json.loads(store.get(f"job/{number}"))
+    return job
+
+
+def _publish(store: Any, number: int, error: SvdqError | StageCrashError) -> None:
+    if isinstance(error, StageCrashError):
+        error = SvdqError(f"rank {rank()}", str(error), "it to finish")
+    store.compare_set(f"{number}/failed", "", json.dumps(error_fields(error)))  # the first one counts

@@ -1,0 +1,135 @@
+"""Tables for people: what was built, and what can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from svdq_trt.build.run import Built
+    from svdq_trt.models import ModelSpec
+
+_GB = 1e9
+
+
+def print_summary(built: Sequence[Built]) -> None:
+    """One row per engine, on stdout."""
+    from svdq_trt.artifact.allocation import describe
+
+    table = Table(box=box.SIMPLE)
+    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages"):
+        table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
+    for one in built:
+        m = one.manifest
+        plan = f"{m['plan']['bytes'] / _GB:.3f} GB" if m["plan"] else "missing"
+        outputs = m["accuracy"].get("outputs", [])
+        sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
+        nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"] if q["sqnr_db"] is not None}
+        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m["quantized"] else "none"
+        lowest = min((q["rank"] for q in m["quantized"]), default=0)
+        rank = f"{lowest} to {m['rank']}" if m.get("allocation") else str(m["rank"])
+        table.add_row(
+            one.engine.folder.name,
+            m["format"],
+            rank,
+            plan,
+            f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
+            f"{m['fp16_weight_bytes'] / _GB:.3f} GB",
+            mean,
+            sqnr,
+            f"{sum(m['timings_s'].values()):.0f} s",
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        "layers, output: SQNR against FP16, mean over layers and lowest over outputs. "
+        "stages: the sum of their times, shared ones counted for each engine.",
+        style="dim",
+    )
+    for one in built:
+        m = one.manifest
+        kept = len(m["kept_16bit"])
+        reasons = sorted({k["reason"] for k in m["kept_16bit"]})
+        peak = max(m["peak_rss_bytes"].values()) / _GB
+        console.print(
+            f"{one.engine.folder.name}: {len(m['quantized'])} linears quantized in "
+            f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
+            f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
+            soft_wrap=True,
+        )
+        if m.get("allocation"):
+            console.print(f"    --rank auto: {describe(m['allocation'])}", style="dim", soft_wrap=True)
+        for lora in m.get("loras", []):
+            notes = [f"{len(lora['quantized_layers'])} quantized and {len(lora['dense_layers'])} 16-bit layers"]
+            if lora["text_encoder_tensors"]:
+                notes.append(f"{lora['text_encoder_tensors']} text encoder tensors are the pipeline's business")
+            if lora["left_out"]:
+                notes.append(f"{len(lora['left_out'])} layers left out (--allow-partial)")
+            console.print(
+                f"    LoRA {lora['file']} at {lora['strength']:g}: {'; '.join(notes)}", style="dim", soft_wrap=True
+            )
+        if m.get("lora_slots"):
+            console.print(
+                f"    LoRA slots: rank {m['lora_slots']['rank']} a linear, filled by Session.set_lora",
+                style="dim",
+                soft_wrap=True,
+            )
+        for reason in reasons:
+            count = sum(k["reason"] == reason for k in m["kept_16bit"])
+            console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
+
+
+def _console() -> Console:
+    """A file or a pipe has no width: never fold there."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def print_models() -> None:
+    """Support table, from the data the builder uses."""
+    from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS
+    from svdq_trt.models import MODELS, TWIN_ARCHS
+
+    console = _console()
+    table = Table(box=box.SIMPLE)
+    for column in ("model", "what", "parameters", "in", *(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())):
+        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=column != "what")
+    for spec in MODELS.values():
+        size = f"{spec.parameters / 1e9:.2f} G" if spec.parameters > 1e8 else f"{spec.parameters / 1e6:.1f} M"
+        states = [support(spec, arch) for arch in AUTO_FORMAT]
+        table.add_row(spec.name, spec.title, size, spec.act_dtype.replace("float", "f"), *states)
+    console.print(table)
+    archs = ", ".join(f"sm_{a}" for a in TWIN_ARCHS)
+    console.print(
+        "built: at full size, plan and all. CI: this model is built and compared with its 16-bit outputs in every test "
+        f"run, for {archs}. twin: so is a small model of its structure. -: the same code, never run for it. "
+        "No column says that the engine has run on that GPU: see the README, Limits.",
+        style="dim",
+        soft_wrap=True,
+    )
+    for spec in MODELS.values():
+        weights = spec.hub_id or "--random-weights or --checkpoint"
+        twin = f"; its twin is {spec.twin}" if spec.twin else ""
+        console.print(f"{spec.name}: {weights}{twin}", style="dim", soft_wrap=True)
+    archs_table = Table(box=box.SIMPLE)
+    for column in ("arch", "formats with kernels", "auto", "why"):
+        archs_table.add_column(column)
+    for arch, formats in KERNELS.items():
+        fmt, why = AUTO_FORMAT[arch]
+        archs_table.add_row(f"sm_{arch}", ", ".join(formats), fmt.name, why)
+    console.print(archs_table)
+
+
+def support(spec: ModelSpec, arch: int) -> str:
+    """One cell of the support table: what has been done with this model for this arch, in its auto format."""
+    from svdq_trt.models import TWIN_ARCHS
+
+    if arch in spec.built:
+        return "built"
+    if arch in TWIN_ARCHS:
+        return "twin" if spec.twin else "CI"
+    return "-"

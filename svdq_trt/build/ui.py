@@ -1,0 +1,93 @@
+"""What a person sees while a build runs: one line per stage with a bar, elapsed time and what it is at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from svdq_trt.base.progress import Progress as ProgressCall
+
+_NEW_S = 3.0  # of a step: too little to say how long the rest will take
+_PLAIN_EVERY_S = 20.0  # without a terminal: a line at most this often, so that a log shows life
+
+
+class Estimate:
+    """How long the present step of a stage will go on; a step is calls with one total and rising `done`."""
+
+    def __init__(self) -> None:
+        self._total = self._done = 0.0
+        self._first = (0.0, 0.0)  # what was done when the step was first seen, and when
+
+    def __call__(self, done: float, total: float, now: float) -> str:
+        """``3:20 min left``; empty while the step is new, or at its end."""
+        if total != self._total or done < self._done:
+            self._total, self._first = total, (done, now)
+        self._done = done
+        before, since = self._first
+        if not before < done < total or now - since < _NEW_S:
+            return ""
+        seconds = round((now - since) * (total - done) / (done - before))
+        return f"{seconds // 60}:{seconds % 60:02} min left"
+
+
+class Screen:
+    """Live bars on a terminal, plain lines elsewhere, both on stderr; results go to stdout.
+
+    A context manager around the whole build; stages may come from several threads.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live = Progress(
+            TextColumn("  {task.description:<34}"),
+            BarColumn(bar_width=28),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[text]}", style="dim"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Screen:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(f"  {text}", style="dim", soft_wrap=True)
+
+    def reused(self, label: str) -> None:
+        """A finished stage that is taken over."""
+        self.console.print(f"  {label:<34} reused")
+
+    @contextmanager
+    def stage(self, label: str) -> Iterator[ProgressCall]:
+        """Show a stage while it runs; yields the callback for its progress."""
+        start = said = time.monotonic()
+        task, estimate = self._live.add_task(label, total=None, text="", left=""), Estimate()
+
+        def show(done: float, total: float, text: str = "") -> None:
+            nonlocal said
+            now = time.monotonic()
+            left = estimate(done, total, now)
+            self._live.update(task, completed=done, total=total or None, text=text[-48:], left=left)
+            if self._live.disable and now - said >= _PLAIN_EVERY_S:
+                said = now
+                share = f"{100 * done / total:3.0f} %" if total else ""
+                line = f"  {label:<34} {share} {now - start:6.0f} s"
+                self.console.print("  ".join(filter(None, (line, left, text))), soft_wrap=True)
+
+        try:
+            yield show
+        finally:
+            self._live.remove_task(task)
+        self.console.print(f"  {label:<34} done  {time.monotonic() - start:6.1f} s")

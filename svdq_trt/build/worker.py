@@ -1,0 +1,64 @@
+"""Entry point of a stage's process: ``python -m svdq_trt.build.worker`` with one JSON job on stdin.
+
+A process per stage returns its memory to the system, and a library that aborts takes only the stage with it.
+Everything that libraries print goes to the stage's log; only events go to the pipe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+
+from svdq_trt.base.errors import EXIT_BUG, EXIT_OK, EXIT_USER, SvdqError
+from svdq_trt.base.memory import out_of_memory
+from svdq_trt.build.events import PEAK_RSS, Emitter
+
+_PR_SET_PDEATHSIG = 1
+_OF_THE_CHECK = ("reference_export", "run_onnx", "compare")
+
+
+def main() -> int:
+    """Run one stage; the exit code says how it ended."""
+    # A killed build must not leave a stage running on for minutes.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_USER))  # as an exception, so that files are cleaned up
+    pipe = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # stdout of libraries -> the log that the parent put behind stderr
+    emitter = Emitter(pipe)
+    job = json.load(sys.stdin)
+    try:
+        stage = importlib.import_module(f"svdq_trt.build.stages.{job['stage']}")
+        value = stage.run(job["args"], emitter.progress)
+        emitter.result(value | {PEAK_RSS: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+    except SvdqError as error:
+        traceback.print_exc()
+        emitter.error(error)
+        return EXIT_USER
+    except Exception as error:
+        traceback.print_exc()
+        told = _told(job["stage"], error)
+        if told is None:
+            return EXIT_BUG  # our bug: the log has the traceback
+        emitter.error(told)
+        return EXIT_USER
+    return EXIT_OK
+
+
+def _told(stage: str, error: Exception) -> SvdqError | None:
+    """The user error behind an exception that this machine or its disk is the cause of; None: it is our bug."""
+    where = f"stage '{stage}'"
+    memory = out_of_memory(where, error, "use --no-check" if stage in _OF_THE_CHECK else "")
+    if memory is None and isinstance(error, OSError):  # full or unwritable disk, vanished file
+        reason = error.strerror or str(error)
+        return SvdqError(str(error.filename or where), reason, "a readable and writable file with free space")
+    return memory
+
+
+if __name__ == "__main__":
+    sys.exit(main())

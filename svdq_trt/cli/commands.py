@@ -1,0 +1,47 @@
+"""The commands, one module each: NAME, HELP, EPILOG, add_options(parser), run(args) -> exit code.
+
+Importing a command must stay light (no torch, no TensorRT): what is heavy is imported inside `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Protocol
+
+from svdq_trt.cli import (
+    build,
+    diff,
+    export,
+    finish,
+    import_,
+    models,
+    quantize,
+    report,
+    sensitivity,
+    triton,
+    verify,
+)
+
+
+class Command(Protocol):
+    """What a module of this package has.
+
+    Attributes:
+        NAME: the word after ``svdq-trt``.
+        HELP: one line for the list of commands.
+        EPILOG: what stands below the options in its own ``--help``; may be empty.
+    """
+
+    NAME: str
+    HELP: str
+    EPILOG: str
+
+    def add_options(self, p: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit code. Raises SvdqError for bad input."""
+
+
+#: in the order of `svdq-trt --help`
+ALL: tuple[Command, ...] = (build, quantize, finish, verify, diff, sensitivity, report, import_, export, triton, models)

@@ -1,0 +1,37 @@
+"""``svdq-trt export``: our artifact -> a nunchaku file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from svdq_trt.base.errors import EXIT_OK
+
+NAME = "export"
+HELP = "svdq.safetensors -> a checkpoint that nunchaku reads"
+EPILOG = """\
+examples:
+  svdq-trt export engines/flux1-dev-sm_89 --out svdq-int4_r32-flux.1-dev.safetensors
+Formats int4 and nvfp4. What is exact and what is not: docs/interop.md.
+"""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("artifact", type=Path, help="svdq.safetensors, or an engine folder that holds one")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    p.add_argument(
+        "--keys",
+        choices=("old", "new"),
+        help="names as nunchaku's C++ engine (old: FLUX, SANA, SDXL) or "
+        "its Python modules have them (new); default: what the family's published files have",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from svdq_trt.interop import export_nunchaku
+
+    report = export_nunchaku(args.artifact, args.out, None if args.keys is None else args.keys == "old")
+    print(f"{args.out}: {report.format} rank {report.rank} for nunchaku, {report.nodes} nodes")
+    for note in report.notes:
+        print(f"    {note}")
+    return EXIT_OK

@@ -1,0 +1,24 @@
+"""``svdq-trt finish``: the plan of an engine folder that lacks one, built on its target."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from svdq_trt.base.errors import EXIT_OK
+
+NAME = "finish"
+HELP = "build the plan of an engine folder that lacks one, on its target"
+EPILOG = ""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("engine", type=Path, help="folder with model.onnx and manifest.json")
+    p.add_argument("--backend", default="auto", help="auto, tensorrt-rtx or tensorrt")
+
+
+def run(args: argparse.Namespace) -> int:
+    from svdq_trt.build.finish import finish
+
+    print(f"{finish(args.engine, args.backend)}: done")
+    return EXIT_OK

@@ -1,0 +1,37 @@
+"""``svdq-trt import``: another tool's quantized checkpoint -> our artifact."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from svdq_trt.base.errors import EXIT_OK
+
+NAME = "import"
+HELP = "a quantized checkpoint of nunchaku or ModelOpt -> svdq.safetensors"
+EPILOG = """\
+examples:
+  svdq-trt import svdq-int4_r32-flux.1-dev.safetensors --model flux1-dev --out flux.svdq.safetensors
+  svdq-trt build --model flux1-dev --arch sm_89 --quantized flux.svdq.safetensors
+build --quantized also takes the checkpoint itself. Nothing is quantized again: codes and scales move as they are.
+"""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("checkpoint", type=Path, help="a .safetensors file, or a folder of it (nunchaku's, diffusers')")
+    p.add_argument("--model", required=True, help="a name from `svdq-trt models`")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the artifact to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    from svdq_trt.interop import import_checkpoint
+    from svdq_trt.models import get_model
+
+    spec = get_model(args.model)
+    report = import_checkpoint(args.checkpoint, spec, args.out)
+    print(f"{args.out}: {spec.name} from {report.kind}, {report.format} rank {report.rank}, {report.nodes} nodes")
+    for reason in sorted(set(report.kept.values())):
+        print(f"    {sum(r == reason for r in report.kept.values()):4d}  {reason}")
+    for note in report.notes:
+        print(f"    {note}")
+    return EXIT_OK

@@ -1,0 +1,107 @@
+"""``svdq-trt``: one parser over svdq_trt/cli, and what an exit code means. Thin: parse, call, exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from svdq_trt import __version__
+from svdq_trt.base import ranks
+from svdq_trt.base.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
+from svdq_trt.base.memory import out_of_memory
+from svdq_trt.build import sharing
+from svdq_trt.cli import build
+from svdq_trt.cli.commands import ALL
+
+_EXIT_CODES = """
+exit codes: 0 done, 1 bad input, 2 bad arguments, 3 a required accuracy missed, 4 all but a plan is written, 70 our bug
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our error line: no usage dump in front of it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        "svdq-trt",
+        description="From a diffusion model to a TensorRT engine with 4-bit SVDQuant linears.",
+        epilog=build.EPILOG + _EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"svdq-trt {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for command in ALL:
+        sub = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            epilog=command.EPILOG + _EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_options(sub)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
+
+
+_COMMANDS = {command.NAME: command.run for command in ALL}
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line; exits with code 2 and one line where it cannot be meant."""
+    return _parser().parse_args(argv)
+
+
+def _refused(error: SvdqError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"svdq-trt: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (see ``svdq-trt --help``).
+
+    Started by torchrun, rank 0 runs it and speaks for all; the others work for it.
+    """
+    if ranks.rank():
+        return sharing.help_out()
+    try:
+        return _main(argv)
+    finally:
+        sharing.dismiss()
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    args = parse(argv)
+    try:
+        return _COMMANDS[args.command](args)
+    except SvdqError as error:
+        return _refused(error, args.debug)
+    except KeyboardInterrupt:
+        print("svdq-trt: interrupted. Finished stages are kept; run the same command to go on.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:
+        told = out_of_memory(args.command, error)
+        if told is None and isinstance(error, OSError):  # a folder that cannot be made, a link that cannot be set
+            where, got = str(error.filename or "file"), error.strerror or str(error)
+            told = ArtifactError(where, got, "a readable and writable place with free space")
+        if told is not None:
+            return _refused(told, args.debug)
+        if args.debug:
+            traceback.print_exc()
+        print(
+            f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",
+            file=sys.stderr,
+        )
+        return EXIT_BUG

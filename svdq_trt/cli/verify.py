@@ -1,0 +1,31 @@
+"""``svdq-trt verify``: is an engine folder what its manifest says."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from svdq_trt.base.errors import EXIT_OK
+from svdq_trt.contract.archs import parse_arch
+
+NAME = "verify"
+HELP = "check an engine folder: manifest, arch, plugin, digests"
+EPILOG = ""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("engine", type=Path, help="folder with manifest.json")
+    p.add_argument("--arch", metavar="SM", help="the GPU it must be for")
+
+
+def run(args: argparse.Namespace) -> int:
+    from svdq_trt.artifact import manifest
+    from svdq_trt.engine import plugin_lib
+
+    arch = None if args.arch is None else parse_arch(args.arch)
+    data = manifest.verify(args.engine, arch, plugin_lib.find().version)
+    print(
+        f"{args.engine}: {data['model']} for {data['arch']}, {data['format']} rank {data['rank']}, "
+        f"{data['backend']['name']} {data['backend']['version']}: manifest and digests agree"
+    )
+    return EXIT_OK

@@ -1,0 +1,120 @@
+"""A closer look at one node: where its error comes from, spectra, what rank would do.
+
+Letters: N output features, K input features, R rank, T calibration tokens. W_s = W / act_mul.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdq_trt.artifact.svdq_file import Node
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.contract.sqnr import decibels
+from svdq_trt.nn.linear import TENSORS
+from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.preset import Preset
+from svdq_trt.quantize.split import Coding, quantized_act
+
+RANKS = (0, 16, 32, 64, 128)
+_SWEEP = Preset("report", grids=3, tokens=256, rows=512, search_power_iterations=1, power_iterations=2)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One node's figures.
+
+    Attributes:
+        spectra: "W", "smoothed W", "residual" -> singular values, descending.
+        split: as error_split gives it.
+        sweep: (rank, SQNR in dB, bytes of the node) with a plain SVD.
+    """
+
+    node: Node
+    spectra: dict[str, list[float]]
+    split: dict[str, float]
+    sweep: list[tuple[int, float, int]]
+
+
+def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) -> dict[str, float]:
+    """SQNR in dB with only a part quantized: "activations", "weights", "both". Arguments as `analyse`."""
+    parts = _Parts(node, tensors, w)
+    hat, low_rank = numerics.smooth(x, parts.mul), x.float() @ parts.down.T @ parts.up.T
+    quantized = quantized_act(x, parts.mul, FORMATS[node.format], Coding(node.act_unsigned, node.act_shift))
+    want = x.float() @ w.float().T
+    energy = float(want.square().sum()) or 1.0
+
+    def sqnr(activations: Tensor, weight: Tensor) -> float:
+        return decibels(float((activations @ weight.T + low_rank - want).square().sum()) / energy)
+
+    return {
+        "activations": sqnr(quantized, parts.rest),
+        "weights": sqnr(hat.float(), parts.residual),
+        "both": sqnr(quantized, parts.residual),
+    }
+
+
+class _Parts:
+    """What a node's weight was taken apart into.
+
+    Attributes:
+        mul: [K] act_mul. down, up: [R, K], [N, R]. residual: [N, K] what the codes mean, in smoothed space.
+        smoothed: [N, K] W_s. rest: [N, K] W_s less the low-rank part: what the codes had to carry.
+    """
+
+    def __init__(self, node: Node, tensors: dict[str, Tensor], w: Tensor) -> None:
+        own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
+        packed = numerics.QuantWeight(own["qweight"], own["wscale"], own["wscale2"])
+        self.residual = numerics.dequantize_weight(packed, FORMATS[node.format])
+        self.mul, self.down, self.up = own["act_mul"].float(), own["lora_down"].float(), own["lora_up"].float()
+        self.smoothed = w.float() / self.mul
+        self.rest = self.smoothed - self.up @ (self.down / self.mul)
+
+
+def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absmax: Tensor) -> LayerReport:
+    """Figures of a node.
+
+    Args:
+        tensors: the artifact's, by their names in it. w: [N, K] original weight, members stacked.
+        x: [T, K] calibration tokens in the act dtype. x_absmax: [K].
+    """
+    parts, fmt, w = _Parts(node, tensors, w), FORMATS[node.format], w.float()
+    same: dict[str, Any] = {"act_dtype": x.dtype, "x_absmax": x_absmax, "act_shift": node.act_shift}
+    sweep = []
+    for rank in RANKS:
+        q = quantize_group([w], [None], x, fmt, rank, preset=_SWEEP, **same)
+        sweep.append((rank, q.sqnr_db, sum(t.numel() * t.element_size() for t in q.tensors.values())))
+    spectra = {"W": _singular(w), "smoothed W": _singular(parts.smoothed), "residual": _singular(parts.rest)}
+    return LayerReport(node, spectra, error_split(node, tensors, w, x), sweep)
+
+
+def _singular(w: Tensor) -> list[float]:
+    """All singular values, from the eigenvalues of the smaller Gram matrix in fp64."""
+    w = w.double() if w.shape[0] >= w.shape[1] else w.T.double()
+    values = torch.linalg.eigvalsh(w.T @ w).flip(0).clamp_min(0).sqrt()
+    return [float(v) for v in values]
+
+
+def representative(nodes: tuple[Node, ...], count: int) -> list[Node]:
+    """One node of every kind, as far as `count` goes, the worst ones first; then the worst of the rest.
+
+    A kind is what stands after the last number of the name (``attn1.to_qkv``), format included.
+    """
+    ordered = sorted(nodes, key=lambda n: n.sqnr_db)
+    first: dict[str, Node] = {}
+    for node in ordered:
+        first.setdefault(kind(node.name), node)
+    chosen = list(first.values())
+    chosen += [n for n in ordered if n not in chosen]
+    return chosen[:count]
+
+
+def kind(name: str) -> str:
+    """What a node is in its block, not where: ``attn1.to_qkv``, ``ff.net.2``."""
+    parts = name.removesuffix(".0").split(".")
+    tail = parts[-3:] if parts[-1].isdigit() else parts[-2:]
+    return ".".join(p for i, p in enumerate(tail) if not (p.isdigit() and i == 0))

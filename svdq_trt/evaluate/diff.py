@@ -1,0 +1,183 @@
+"""Two models on the same inputs: an engine folder in TensorRT or ONNX Runtime, an ONNX file in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from svdq_trt.artifact import manifest as manifests
+from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
+from svdq_trt.engine.backend import local_arch
+from svdq_trt.evaluate.metrics import OutputAccuracy, compare_outputs
+from svdq_trt.evaluate.runner import outputs_of
+
+if TYPE_CHECKING:
+    from svdq_trt.models import ModelSpec
+    from svdq_trt.runtime.protocol import Runner
+
+RUNTIMES = ("auto", "tensorrt", "onnx")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One side of a comparison.
+
+    Attributes:
+        path: an engine folder or an .onnx file. manifest: the folder's, {} for a file.
+        where: "TensorRT" or "ONNX Runtime". note: why not TensorRT, where that might be expected.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    where: str
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """For tables: what runs, and in what."""
+        file = "model.plan" if self.where == "TensorRT" else "model.onnx"
+        return f"{self.path / file if self.manifest else self.path} in {self.where}"
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How sessions are opened; see Session and OnnxSession."""
+
+    allow_host_code: bool = False
+    allow_arch_mismatch: bool = False
+    device: int = 0
+    onnx_device: str = "auto"
+
+
+@dataclass
+class Difference:
+    """The result.
+
+    Attributes:
+        outputs: figures per output. reference, candidate: outputs as f64. seconds: of each run.
+    """
+
+    outputs: list[OutputAccuracy]
+    reference: dict[str, np.ndarray] = field(repr=False)
+    candidate: dict[str, np.ndarray] = field(repr=False)
+    seconds: tuple[float, float]
+
+    @property
+    def worst_db(self) -> float:
+        """The lowest SQNR of all outputs."""
+        return min(one.sqnr_db for one in self.outputs)
+
+
+def subject(path: Path, runtime: str) -> Subject:
+    """What `path` is and where it will run.
+
+    Args:
+        path: an engine folder, its model.plan, or an .onnx file.
+        runtime: "auto" (an engine folder in TensorRT where it has a plan and there is a GPU), "tensorrt", "onnx".
+
+    Raises:
+        ArtifactError: none of these. UnsupportedError: TensorRT is asked for, and there is no GPU or no plan.
+    """
+    if runtime not in RUNTIMES:
+        raise UsageError("--runtime", f"'{runtime}'", f"one of {', '.join(RUNTIMES)}")
+    if path.suffix == ".onnx":
+        return Subject(path, {}, "ONNX Runtime")
+    folder = path.parent if path.name.endswith(".plan") else path
+    if path.is_file() and folder == path:
+        raise ArtifactError(str(path), "a file of another kind", "an engine folder, its model.plan, or an .onnx file")
+    data = manifests.read(folder)
+    reason = "no GPU here" if local_arch() is None else "" if data["plan"] else "it has no plan yet"
+    if reason and runtime == "tensorrt":
+        raise UnsupportedError(str(folder), reason, "a plan and a GPU to run it", "Use --runtime onnx.")
+    note = f"{folder}: {reason}, so its model.onnx runs in ONNX Runtime; the plan itself is not run." if reason else ""
+    if runtime == "onnx" or reason:
+        return Subject(folder, data, "ONNX Runtime", "" if runtime == "onnx" else note)
+    return Subject(folder, data, "TensorRT")
+
+
+def opener(one: Subject, how: Opening) -> Callable[[], Runner]:
+    """Opens it, when it is its turn."""
+    if one.where == "TensorRT":
+        from svdq_trt.runtime.session import Session
+
+        return lambda: Session(
+            one.path,
+            allow_host_code=how.allow_host_code,
+            device=how.device,
+            allow_arch_mismatch=how.allow_arch_mismatch,
+        )
+    from svdq_trt.runtime.onnx_session import OnnxSession
+
+    return lambda: OnnxSession(one.path, device=how.onnx_device)
+
+
+def compare_subjects(
+    candidate: Subject, reference: Subject, feed: Mapping[str, np.ndarray], how: Opening, say: Callable[[str], None]
+) -> Difference:
+    """Run the reference, then the candidate, each opened for its own run only.
+
+    Raises:
+        SvdqError: a side that cannot be opened or run; outputs that differ in name or shape, or are not finite.
+    """
+    results = []
+    for one in (reference, candidate):
+        say(f"running {one.label}")
+        results.append(outputs_of(opener(one, how), one.label, feed))
+    (ref, ref_seconds), (got, got_seconds) = results
+    figures = compare_outputs(ref, got, (reference.label, candidate.label))
+    return Difference(figures, ref, got, (ref_seconds, got_seconds))
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------
+
+
+def synthetic_inputs(
+    subjects: Sequence[Subject], model: str | None, sizes: Mapping[str, int | None], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The model's example inputs in f32, and their sizes: `sizes`, else the smallest of the engine's profile.
+
+    Raises:
+        UsageError: no side has a manifest and no model is named. ShapeError: a size that does not fit the model.
+    """
+    from svdq_trt.models import get_model
+
+    data = next((s.manifest for s in subjects if s.manifest), {})
+    name = model or data.get("model")
+    if name is None:
+        raise UsageError("svdq-trt diff", "two ONNX files", "to know the inputs", "Give --inputs FILE or --model NAME.")
+    spec = get_model(name)
+    chosen = {s: sizes.get(s) or low for s, low in _smallest(spec, data.get("config", {})).items()}
+    import torch
+
+    tensors = spec.example_inputs(**chosen, seed=seed, dtype=torch.float32)
+    return {io.name: t.numpy() for io, t in zip(spec.inputs, tensors, strict=True)}, chosen
+
+
+def _smallest(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, int]:
+    """The lower end of every range: the build's own if its manifest has one, else the model's default."""
+    low = spec.profile.sizes(0)
+    return low | {s: r["min"] for s, r in config.items() if s in low and isinstance(r, dict)}
+
+
+def read_inputs(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a .safetensors file, named like the model's inputs; 16-bit floats as f32.
+
+    Raises:
+        ArtifactError: unreadable. ShapeError: no tensors.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(str(path), f"cannot be read ({error})", "a .safetensors file") from error
+    if not tensors:
+        raise ShapeError(str(path), "no tensors", "one per model input")
+    low = (torch.float16, torch.bfloat16)
+    return {name: (t.float() if t.dtype in low else t).numpy() for name, t in tensors.items()}

@@ -1,0 +1,167 @@
+"""From an engine folder to report.html and its pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdq_trt.artifact import manifest, svdq_file
+from svdq_trt.artifact.allocation import describe
+from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import atomic_write
+from svdq_trt.checkpoint.load import open_weights
+from svdq_trt.evaluate import figures
+from svdq_trt.evaluate.analyse import LayerReport, analyse, error_split, representative
+from svdq_trt.evaluate.page import render
+from svdq_trt.lora.apply import without_loras
+from svdq_trt.models import get_model, read_members
+
+PAGE = "report.html"
+PICTURES = "report"
+
+
+def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], None]) -> Path:
+    """Write `engine`/report.html, self-contained, and its pictures as PNG in `engine`/report/.
+
+    Args:
+        engine: folder that a build wrote. Its calibration is read from the shared folder beside it, and the original
+            weights of every node from where the build took them: each node's error is taken apart.
+        layers: how many nodes get a closer look (spectra, a rank sweep); with 0, errors are not taken apart either,
+            and nothing is read but the engine's folder.
+
+    Raises:
+        ArtifactError: no manifest, no quantized model, or no calibration of these nodes any more.
+    """
+    data = manifest.read(engine)
+    loaded = svdq_file.load(engine / "svdq.safetensors")
+    quantized = without_loras(loaded)  # a LoRA is no error of the quantizer's
+    chosen = representative(quantized.nodes, layers)
+    reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
+    allocation = data.get("allocation") or {}
+    kept = len(allocation.get("kept", ()))
+    pictures = {
+        "layers": figures.layers(loaded.nodes),
+        "bytes": figures.sizes(_parts(loaded), data["fp16_weight_bytes"]),
+    }
+    if any(node.trials for node in loaded.nodes):
+        pictures["alphas"] = figures.alphas(loaded.nodes)
+    if kept or len({node.rank for node in loaded.nodes}) > 1:
+        pictures["ranks"] = figures.ranks(loaded.nodes, kept)
+    if reports:
+        pictures |= {"split": figures.split(loaded.nodes, splits), "rank_sweep": figures.rank_sweep(reports)}
+    closer = [(report, figures.one_layer(report)) for report in reports]
+    folder = engine / PICTURES
+    folder.mkdir(exist_ok=True)
+    named = pictures | {re.sub(r"[^\w.-]", "_", r.node.name): png for r, png in closer}
+    for old in folder.glob("*.png"):
+        if old.stem not in named:  # of an earlier report, whose closer look was at other nodes
+            old.unlink()
+    for name, png in named.items():
+        with atomic_write(folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+    ranks = f"rank{'s up to' if allocation else ''} {data['rank']}"
+    title = f"{data['model']} for {data['arch']}: {data['format']}, {ranks}"
+    chosen_ranks = describe(allocation) if allocation else ""
+    page = render(title, _facts(data), pictures, closer, loaded.nodes, data["kept_16bit"], splits, chosen_ranks)
+    with atomic_write(engine / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return engine / PAGE
+
+
+def _closer(
+    engine: Path,
+    data: Mapping[str, Any],
+    loaded: svdq_file.Artifact,
+    chosen: list[svdq_file.Node],
+    progress: Callable[[int, int, str], None],
+) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:
+    """Reports of the chosen nodes, and the error split of every node."""
+    spec, config = get_model(data["model"]), data["config"]
+    if config.get("quantized"):
+        raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
+    calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
+    if not calib.is_file():
+        raise ArtifactError(
+            str(calib),
+            "missing",
+            "the calibration that the build left beside its engines",
+            "Run the build again, or use --layers 0.",
+        )
+    groups = {g.node: g for g in spec.groups(spec.build(), tuple(config["skip"]))}
+    calibration = Calibration.load(calib, [group.node for group in groups.values()])
+    weights = open_weights(spec, config["checkpoint"], config["random_weights"])
+    reports, splits = {}, {}
+    for index, node in enumerate(loaded.nodes):
+        progress(index, len(loaded.nodes), node.name)
+        w = torch.cat(read_members(groups[node.name], [False] * len(node.members), weights.read)[0])
+        x = calibration.x[node.name]
+        if node in chosen:
+            reports[node.name] = analyse(node, loaded.tensors, w, x, calibration.amax[node.name])
+            splits[node.name] = reports[node.name].split
+        else:
+            splits[node.name] = error_split(node, loaded.tensors, w, x)
+    progress(len(loaded.nodes), len(loaded.nodes), "writing")
+    return [reports[node.name] for node in chosen], splits
+
+
+def _parts(loaded: svdq_file.Artifact) -> dict[str, int]:
+    """Bytes of the quantized model by what they are."""
+    own = {f"{node.name}.": node for node in loaded.nodes}
+    parts = dict.fromkeys(("4-bit codes", "scales", "low-rank branch", "rest of the nodes", "kept in 16 bit"), 0)
+    for name, tensor in loaded.tensors.items():
+        parts[_part(name, own)] += _bytes(tensor)
+    return parts
+
+
+def _part(name: str, own: Mapping[str, svdq_file.Node]) -> str:
+    stem, _, leaf = name.rpartition(".")
+    if f"{stem}." not in own:
+        return "kept in 16 bit"
+    table = {
+        "qweight": "4-bit codes",
+        "wscale": "scales",
+        "wscale2": "scales",
+        "lora_down": "low-rank branch",
+        "lora_up": "low-rank branch",
+    }
+    return table.get(leaf, "rest of the nodes")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _sampled(sampling: Mapping[str, Any] | None) -> str:
+    if sampling is None:
+        return "synthetic inputs"
+    return f"{sampling['samples']} steps recorded in {sampling['pipeline']}"
+
+
+def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The overview's lines."""
+    fp16, ours = data["fp16_weight_bytes"], data["quantized_weight_bytes"]
+    accuracy, config = data["accuracy"], data["config"]
+    source = config.get("quantized") or config["checkpoint"] or f"random weights, seed {config['random_weights']}"
+    facts = [
+        ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit ({100 * ours / fp16:.0f} %)"),
+        ("from", source),
+        ("preset", config["preset"]),
+        ("calibration", config["calibration"] or _sampled(config.get("sampling"))),
+        ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
+    ]
+    facts += [
+        ("LoRA", f"{lora['file']} at {lora['strength']:g}; not in the figures of the nodes' errors")
+        for lora in data.get("loras", ())
+    ]
+    if accuracy:
+        if accuracy["mean_layer_sqnr_db"] is not None:  # of an imported model it is not known
+            facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))
+        for out in accuracy["outputs"]:
+            facts.append((f"output {out['name']}", f"{out['sqnr_db']:.1f} dB against {accuracy['against']}"))
+    return facts

@@ -1,0 +1,56 @@
+"""What a person reads while a stage runs."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+from rich.console import Console
+
+from svdq_trt.build import ui
+from svdq_trt.build.process import StageResult
+from svdq_trt.build.run import Build, Ledger
+from svdq_trt.build.ui import Estimate, Screen
+
+
+def test_estimate_follows_the_work_done_in_this_step():
+    left = Estimate()
+    assert left(10, 40, 100.0) == ""  # the first call says nothing about speed
+    assert left(11, 40, 101.0) == ""  # too early
+    assert left(20, 40, 110.0) == "0:20 min left"
+    assert left(25, 40, 190.0) == "1:30 min left"
+    assert left(40, 40, 200.0) == ""
+
+
+def test_estimate_begins_anew_with_each_step():
+    left = Estimate()
+    left(0, 100, 0.0)
+    assert left(50, 100, 10.0) == "0:10 min left"
+    assert left(1, 7, 11.0) == ""
+    assert left(2, 7, 21.0) == "0:50 min left"
+    assert left(1, 7, 30.0) == ""  # the same total again: done fell
+
+
+def test_lines_of_a_log_have_share_estimate_and_text(monkeypatch):
+    now = iter(range(0, 1000, 30))
+    monkeypatch.setattr(ui.time, "monotonic", lambda: next(now))
+    out = io.StringIO()
+    with Screen(Console(file=out, width=200)) as screen, screen.stage("quantize") as progress:
+        progress(1, 4, "a")
+        progress(2, 4, "b")
+    first, second, last = out.getvalue().splitlines()
+    assert first.split() == ["quantize", "25", "%", "30", "s", "a"]
+    assert second.split() == ["quantize", "50", "%", "60", "s", "1:00", "min", "left", "b"]
+    assert last.split()[:2] == ["quantize", "done"]
+
+
+def test_notes_of_a_stage_are_told_also_when_it_is_reused(tmp_path):
+    build, out = object.__new__(Build), io.StringIO()
+    build.config, build.work = SimpleNamespace(force=False), SimpleNamespace(logs=tmp_path)
+    build.screen = Screen(Console(file=out, width=200))
+    build.runner = SimpleNamespace(run=lambda *_: StageResult({"notes": ["signed codes assumed"]}, 1.0, 1))
+    for _ in range(2):
+        build._stage(Ledger(), "probe", "import", "probe", tmp_path, "key", [], {})
+    done, note, reused, again = (line.split() for line in out.getvalue().splitlines())
+    assert done[:2] == ["import", "done"] and reused == ["import", "reused"]
+    assert note == again == ["signed", "codes", "assumed"]
