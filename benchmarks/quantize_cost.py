@@ -4,7 +4,7 @@
     python benchmarks/quantize_cost.py --model flux1-dev --preset default --random-weights 0
     python benchmarks/quantize_cost.py --model sdxl --preset best --checkpoint ./sdxl-base --device cuda --out sdxl.json
 
-Runs the functions of svdq_trt/build/stages/quantize.py in this process; no TensorRT is needed. With --limit-seconds
+Runs the steps of svdq_trt/build/stages/quantize.py in this process; no TensorRT is needed. With --limit-seconds
 it stops on the way and adds an extrapolation: the time of the layers done, times all layers' parameters over theirs.
 """
 
@@ -98,39 +98,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     from svdq_trt.base.device import resolve_device, torch_device
     from svdq_trt.base.ranks import Alone
-    from svdq_trt.build.stages import quantize as stage
+    from svdq_trt.build.stages.calibrate import Calibrate
+    from svdq_trt.build.stages.quantize import Quantize
+    from svdq_trt.build.stages.weights import Weights
 
     kind = resolve_device(args.device)
     device = torch_device(kind, 0)
     work = Path(tempfile.mkdtemp(prefix="quantize_cost-", dir=args.work))
-    job = {
-        "model": args.model,
-        "checkpoint": args.checkpoint,
-        "random_weights": args.random_weights,
-        "skip": [],
-        "calibration": None,
-        "shared": str(work),
-        "calib_key": "",
-        "force": True,
-        "format": args.format,
-        "rank": args.rank,
-        "allocation": None,
-        "preset": args.preset,
-        "device": kind,
-        "out": str(work / "svdq.safetensors"),
-        "key": "0",
-    }
+    weights = Weights(args.model, "", checkpoint=args.checkpoint, random_weights=args.random_weights)
+    calibrate = Calibrate(weights, None, (), kind, force=True, out=work / "calib.safetensors")
+    stage = Quantize(calibrate, args.format, args.rank, None, args.preset, out=work / "svdq.safetensors")
     watch, nodes = Watch(args.limit_seconds), []
     layers, parameters = 0, 0
     try:
-        model = watch.step("open", lambda progress: stage.open_model(job, progress))
+        model = watch.step("open", calibrate.open)
         layers, parameters = len(model.recipe.groups), model.fp16_bytes // 2
-        calibration = watch.step("calibrate", lambda progress: stage.calibrate(job, model, device, progress))
+        calibration = watch.step("calibrate", lambda progress: calibrate.calibration(model, device, progress))
         nodes = watch.step(
             "quantize",
-            lambda progress: stage.quantize(
-                job, model, stage.target(job, model), calibration, device, progress, Alone()
-            ),
+            lambda progress: stage.quantize(model, stage.target(model), calibration, device, progress, Alone()),
         )
     except Limit:
         pass

@@ -26,8 +26,9 @@ from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
-from svdq_export.write import Progress, data_path, require_onnx_suffix, write_graph, write_model
+from svdq_export.write import data_path, require_onnx_suffix, write_graph, write_model
 from svdq_trt.base.errors import UsageError
+from svdq_trt.base.progress import Progress
 from svdq_trt.contract.ops import DOMAIN
 
 Dim = torch.export.Dim | DimHint | str
@@ -79,7 +80,7 @@ def export_onnx(
         path: where the .onnx goes.
         wrapped: attribute of `module` that holds the real model; names in the graph are paths inside that.
         runtime_inputs: parameters, by their names in the graph, that become inputs behind the others.
-        progress: called with (stage, done, total); stages are "trace", "simplify", "write".
+        progress: called with (done, total, step); steps are "trace", "simplify", "write".
         weights: False writes the graph alone, with places for the weights; see write.write_graph.
         fuse_mlp: two linears with GELU or GEGLU between them become one node where there is such an op.
 
@@ -166,9 +167,9 @@ def _no_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _report(progress: Progress | None, stage: str, done: int) -> None:
+def _report(progress: Progress | None, step: str, done: int) -> None:
     if progress is not None:
-        progress(stage, done, 1)
+        progress(done, 1, step)
 
 
 def _name(value: ir.Value) -> str:

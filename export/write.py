@@ -11,11 +11,10 @@ import onnx
 import onnx_ir as ir
 
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.progress import Progress
 
 ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place
 INLINE_BYTES = 1024  # shapes and scalars stay in the .onnx, where a viewer shows them
-
-Progress = Callable[[str, int, int], None]
 
 
 def data_path(path: Path) -> Path:
@@ -38,7 +37,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     Args:
         model: the model; unchanged.
         path: ends in .onnx; the folder is made if missing.
-        progress: called with ("write", tensor number, tensors) before each tensor.
+        progress: called with (tensor number, tensors, "write") before each tensor.
 
     Raises:
         ArtifactError: the path has another suffix, or onnx.checker refuses the result.
@@ -127,6 +126,6 @@ def _callback(progress: Progress | None) -> Callable[[ir.TensorProtocol, object]
         return None
 
     def call(_tensor: ir.TensorProtocol, info: object) -> None:
-        progress("write", info.index + 1, info.total)  # type: ignore[attr-defined]
+        progress(info.index + 1, info.total, "write")  # type: ignore[attr-defined]
 
     return call

@@ -13,7 +13,7 @@ from engine_bench.make import Clock, _build
 from engine_bench.model import quantize, random_module
 from svdq_trt.artifact import manifest, svdq_file
 from svdq_trt.base.files import sha256
-from svdq_trt.build.stages.graph import export_model
+from svdq_trt.build.graph import export_model
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.lora.apply import layer_shapes, node_rows
 from svdq_trt.lora.factors import Rows

@@ -18,7 +18,7 @@ from engine_bench.model import blank_module, inputs_of, quantize, random_module
 from engine_bench.rotation import diffusers_rotation
 from svdq_trt.artifact import manifest, svdq_file
 from svdq_trt.artifact.manifest import TensorProfile
-from svdq_trt.build.stages.graph import export_model
+from svdq_trt.build.graph import export_model
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch

@@ -263,6 +263,11 @@ class BuildConfig:
             raise UsageError("--calibration", f"{self.calibration}: {error.strerror}", "a .safetensors file") from None
         return f"{self.calibration.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
 
+    @property
+    def rank_text(self) -> str:
+        """R, or auto."""
+        return str(self.rank) if self.rank_auto is None else "auto"
+
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dict, for the manifest."""
         data = asdict(self)

@@ -1,7 +1,7 @@
 """The line protocol between a stage's process and the one that shows progress.
 
 One JSON object per line on a pipe:
-    {"progress": [done, total, text]}       {"result": {...}}       {"error": {...}}
+    {"progress": [done, total, text]}       {"result": {...}, "peak_rss_bytes": ...}       {"error": {...}}
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import sys
 from typing import Any, TextIO
 
 from svdq_trt.base.errors import SvdqError, error_fields
-
-PEAK_RSS = "_peak_rss_bytes"  # key of a result that carries the child's own peak memory
 
 
 class Emitter:
@@ -25,9 +23,9 @@ class Emitter:
         """Report progress; cheap enough to call per layer."""
         self._send({"progress": [done, total, text]})
 
-    def result(self, value: dict[str, Any]) -> None:
-        """The stage's result, last line of a good run."""
-        self._send({"result": value})
+    def result(self, value: Any, peak_rss_bytes: int) -> None:
+        """The stage's result and the child's own peak memory, last line of a good run."""
+        self._send({"result": value, "peak_rss_bytes": peak_rss_bytes})
 
     def error(self, error: SvdqError) -> None:
         """A user error, to be raised again by the parent."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -13,23 +12,27 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 import psutil
 
 from svdq_trt.base.errors import EXIT_BUG, SvdqError, rebuild_error
 from svdq_trt.base.progress import Progress
-from svdq_trt.build.events import PEAK_RSS, parse
+from svdq_trt.build.events import parse
+from svdq_trt.build.stage import Result, Stage, from_builtins
 
 _SAMPLE_S = 0.25  # a sample takes 3 ms: psutil looks at every process of the machine
 _GRACE_S = 5.0
 
 
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage returned and what it cost."""
+R = TypeVar("R", bound=Result)
 
-    value: dict[str, Any]
+
+@dataclass(frozen=True)
+class Done(Generic[R]):
+    """What a stage returned (None: from a rank that only helped) and what it cost."""
+
+    value: R | None
     seconds: float
     peak_rss_bytes: int  # of its process tree
 
@@ -45,8 +48,8 @@ class StageRunner:
         self._children: set[subprocess.Popen[str]] = set()
         self._stopped = False
 
-    def run(self, stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
-        """Run svdq_trt.build.stages.<stage>.run(args) in a child process.
+    def run(self, stage: Stage[R], log: Path, progress: Progress) -> Done[R]:
+        """Run `stage` in a child process.
 
         Raises:
             SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
@@ -70,9 +73,9 @@ class StageRunner:
             try:
                 assert child.stdin and child.stdout
                 with suppress(BrokenPipeError):  # it died already; its exit code tells
-                    json.dump({"stage": stage, "args": args}, child.stdin)
+                    child.stdin.write(stage.to_json())
                     child.stdin.close()
-                value, error = _read_events(child.stdout, progress)
+                returned, error = _read_events(child.stdout, progress)
                 code = child.wait()
             finally:
                 if child.poll() is None:  # Ctrl-C, or an error of ours: let it remove its temporary files
@@ -85,11 +88,13 @@ class StageRunner:
                 peak = sampler.stop()
         if error is not None:
             raise error
-        if value is None or code:
-            _raise_for_exit(stage, code, log)
-        assert value is not None
-        peak = max(peak, value.pop(PEAK_RSS, 0))  # the child's own figure: short stages end between two samples
-        return StageResult(value, time.monotonic() - start, peak)
+        if returned is None or code:
+            _raise_for_exit(stage.name, code, log)
+        assert returned is not None
+        value, own_peak = returned
+        result: R | None = None if value is None else from_builtins(value, stage.result)  # type: ignore[assignment]
+        peak = max(peak, own_peak)  # the child's own figure: short stages end between two samples
+        return Done(result, time.monotonic() - start, peak)
 
     def stop(self) -> None:
         """End every running stage; none can start after it."""
@@ -98,8 +103,9 @@ class StageRunner:
             child.kill()
 
 
-def _read_events(pipe: IO[str], progress: Progress) -> tuple[dict[str, Any] | None, SvdqError | None]:
-    value: dict[str, Any] | None = None
+def _read_events(pipe: IO[str], progress: Progress) -> tuple[tuple[Any, int] | None, SvdqError | None]:
+    """What the stage returned and its own peak memory, or its error; both None where it did neither."""
+    returned: tuple[Any, int] | None = None
     error: SvdqError | None = None
     for line in pipe:
         event = parse(line)
@@ -108,10 +114,10 @@ def _read_events(pipe: IO[str], progress: Progress) -> tuple[dict[str, Any] | No
         if "progress" in event:
             progress(*event["progress"])
         elif "result" in event:
-            value = event["result"]
+            returned = event["result"], event["peak_rss_bytes"]
         elif "error" in event:
             error = rebuild_error(event["error"])
-    return value, error
+    return returned, error
 
 
 def _raise_for_exit(stage: str, code: int, log: Path) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +23,23 @@ from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.journal import Journal
 from svdq_trt.base.progress import Progress
 from svdq_trt.build import freshness
+from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.folder import only_writer
-from svdq_trt.build.plan_of_work import CHECK_SEED, key
-from svdq_trt.build.stages.quantize import OpenModel, open_model
-from svdq_trt.build.stages.quantize import run as quantize_stage
+from svdq_trt.build.model_source import OpenModel
+from svdq_trt.build.process import StageRunner
+from svdq_trt.build.stage import File, key_of, to_builtins
+from svdq_trt.build.stages.calibrate import FILE as CALIBRATION
+from svdq_trt.build.stages.calibrate import Calibrate
+from svdq_trt.build.stages.quantize import FILE as QUANTIZED
+from svdq_trt.build.stages.quantize import Quantize
+from svdq_trt.build.stages.run_onnx import SEED
+from svdq_trt.build.stages.weights import Weights
 from svdq_trt.calibrate.inputs import InputFile, synthetic
+from svdq_trt.checkpoint import load, weights_digest
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.nn.restore import layer_of
 from svdq_trt.quantize.sensitivity import Probe, scan
-
-QUANTIZED = "svdq.safetensors"
 
 
 @dataclass(frozen=True)
@@ -80,22 +85,18 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     config.check()
     config = replace(config, device=resolve_device(config.device))
     partial = out.with_name(f"{out.name}.partial")
-    args = _stage_args(config, partial)
     with only_writer(partial):
-        loaded = _quantized(args, partial, progress, say)
-        model = open_model(args, progress)  # again, as quantizing took the module apart
-        found = _scanned(config, args["key"], loaded, model, partial / "effects.jsonl", progress)
+        stage = _stage(config, partial)
+        loaded = _quantized(stage, StageRunner(), progress, say)
+        model = stage.calibrate.open(progress)
+        found = _scanned(config, stage.key, loaded, model, partial / "effects.jsonl", progress)
         found.save(out)
         shutil.rmtree(partial)
     return found
 
 
-def _stage_args(config: ScanConfig, partial: Path) -> dict[str, Any]:
-    """Of stage `quantize`, for a scan that lies in `partial`. Raises SvdqError: see run_scan."""
-    from svdq_trt.build.config import BuildConfig
-    from svdq_trt.checkpoint import weights_digest
-
-    spec = get_model(config.model)
+def _stage(config: ScanConfig, partial: Path) -> Quantize:
+    """The quantizer, for a scan that lies in `partial`. Raises SvdqError: see run_scan."""
     given = BuildConfig(
         config.model,
         (),
@@ -107,42 +108,30 @@ def _stage_args(config: ScanConfig, partial: Path) -> dict[str, Any]:
         calibration=config.calibration,
         check=False,
     )
-    weights = weights_digest(spec, config.checkpoint, config.random_weights)
-    calib_key = key(
-        "calibrate", weights=weights, inputs=given.calibration_id(), skip=list(config.skip), device=config.device
+    weights = Weights(
+        config.model,
+        weights_digest(get_model(config.model), config.checkpoint, config.random_weights),
+        checkpoint=config.checkpoint,
+        random_weights=config.random_weights,
     )
-    quantize_key = key("quantize", calibrate=calib_key, format=config.format, rank=config.rank, preset=config.preset)
-    return {
-        "model": config.model,
-        "checkpoint": config.checkpoint,
-        "random_weights": config.random_weights,
-        "skip": list(config.skip),
-        "calibration": None if config.calibration is None else str(config.calibration),
-        "shared": str(partial),
-        "calib_key": calib_key,
-        "force": False,
-        "format": config.format,
-        "rank": config.rank,
-        "allocation": None,
-        "preset": config.preset,
-        "device": config.device,
-        "out": str(partial / QUANTIZED),
-        "key": quantize_key,
-    }
+    inputs = None if config.calibration is None else File(given.calibration_id(), path=config.calibration)
+    calibrate = Calibrate(weights, inputs, config.skip, config.device, out=partial / CALIBRATION)
+    return Quantize(calibrate, config.format, config.rank, None, config.preset, out=partial / QUANTIZED)
 
 
 def _quantized(
-    args: dict[str, Any], partial: Path, progress: Progress, say: Callable[[str], None]
+    stage: Quantize, runner: StageRunner, progress: Progress, say: Callable[[str], None]
 ) -> svdq_file.Artifact:
-    """Every node quantized, by the quantizer's own stage unless its file is there, as it was left, under this key."""
-    if freshness.lookup(partial, "quantize", args["key"]) is not None:
+    """Every node quantized, by the quantizer's own stage unless its file is there, as it was left, under its key."""
+    if freshness.lookup(stage.folder, stage.name, stage.key) is not None:
         with suppress(ArtifactError):  # damaged all the same: quantized again
-            return svdq_file.load(partial / QUANTIZED)
-    result = quantize_stage(args, progress)
-    for note in result["notes"]:
+            return svdq_file.load(stage.out)
+    result = runner.run(stage, stage.folder / "quantize.log", progress).value
+    assert result is not None
+    for note in result.notes:
         say(note)
-    freshness.store(partial, "quantize", args["key"], [QUANTIZED], result)
-    return svdq_file.load(partial / QUANTIZED)
+    freshness.store(stage.folder, stage.name, stage.key, stage.files, to_builtins(result))
+    return svdq_file.load(stage.out)
 
 
 def _scanned(
@@ -154,7 +143,8 @@ def _scanned(
     progress: Progress,
 ) -> Sensitivity:
     """The scan itself; `effects_file` has what is done of it."""
-    effects_key = key("sensitivity", quantize=quantize_key, samples=config.samples, pixels=config.pixels)
+    fields = {"quantize": quantize_key, "samples": config.samples, "pixels": config.pixels}
+    effects_key = key_of("sensitivity", __name__, fields)
     journal = Journal(effects_file, effects_key)
     probe = _probe(config, model)
     layers = {node.name: layer_of(node, loaded.tensors).to(config.device) for node in loaded.nodes}
@@ -179,8 +169,6 @@ def _probe(config: ScanConfig, model: OpenModel) -> Probe:
     spec, module, read = model.spec, model.module, model.read
     if config.device != "cpu":
         if read is not None:
-            from svdq_trt.checkpoint import load
-
             module, read = load(spec, config.checkpoint, config.random_weights), None
         nn.Module.to(module, config.device, torch.float32)
     return Probe(module, spec, model.recipe.groups, _inputs(config, spec), read)
@@ -189,7 +177,7 @@ def _probe(config: ScanConfig, model: OpenModel) -> Probe:
 def _inputs(config: ScanConfig, spec: ModelSpec) -> list[tuple[Tensor, ...]]:
     pixels = config.pixels or spec.calibration_pixels
     source = (
-        synthetic(spec, config.samples, pixels, pixels, CHECK_SEED)
+        synthetic(spec, config.samples, pixels, pixels, SEED)
         if config.calibration is None
         else itertools.islice(InputFile(spec, config.calibration), config.samples)
     )

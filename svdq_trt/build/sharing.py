@@ -5,31 +5,33 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from svdq_trt.base.errors import EXIT_OK, EXIT_USER, SvdqError, error_fields
 from svdq_trt.base.progress import Progress
 from svdq_trt.base.ranks import POLL_S, connect, rank, size
-from svdq_trt.build.process import StageCrashError, StageResult, StageRunner
+from svdq_trt.build.process import Done, StageCrashError, StageRunner
+from svdq_trt.build.stage import Result, SharedStage, Stage, from_json
 
-_SHARED = ("quantize",)  # stages whose layers are shared out
+R = TypeVar("R", bound=Result)
 
 
 class SharingRunner(StageRunner):
-    """Rank 0's: a stage that can be shared runs on all ranks, others here."""
+    """Rank 0's runner: a stage that can be shared runs on all ranks, others here."""
 
     def __init__(self) -> None:
         super().__init__()
         self._jobs = 0
 
-    def run(self, stage: str, args: dict[str, Any], log: Path, progress: Progress) -> StageResult:
+    def run(self, stage: Stage[R], log: Path, progress: Progress) -> Done[R]:
         """As StageRunner's; raises also what failed on another rank."""
-        if size() > 1 and stage in _SHARED:
-            args = args | {"job": self._jobs}
-            connect().set(f"job/{self._jobs}", json.dumps({"stage": stage, "args": args, "log": str(log)}))
+        if size() > 1 and isinstance(stage, SharedStage):
+            stage = replace(stage, job=self._jobs)
+            connect().set(f"job/{self._jobs}", json.dumps({"stage": stage.to_json(), "log": str(log)}))
             self._jobs += 1
-        return super().run(stage, args, log, progress)
+        return super().run(stage, log, progress)
 
 
 def dismiss() -> None:
@@ -49,7 +51,7 @@ def help_out() -> int:
         while (job := _next_job(store, number)) is not None:
             log = Path(job["log"])
             try:
-                StageRunner().run(job["stage"], job["args"], log.with_suffix(f".rank{rank()}.log"), lambda *_: None)
+                StageRunner().run(from_json(job["stage"]), log.with_suffix(f".rank{rank()}.log"), lambda *_: None)
             except (SvdqError, StageCrashError) as error:
                 _publish(store, number, error)
             except OSError as error:

@@ -25,23 +25,23 @@ def print_summary(built: Sequence[Built]) -> None:
         table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
     for one in built:
         m = one.manifest
-        plan = f"{m['plan']['bytes'] / _GB:.3f} GB" if m["plan"] else "missing"
-        outputs = m["accuracy"].get("outputs", [])
-        sqnr = f"{min(o['sqnr_db'] for o in outputs):.1f} dB" if outputs else "not checked"
-        nodes = {q["node"]: q["sqnr_db"] for q in m["quantized"] if q["sqnr_db"] is not None}
-        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m["quantized"] else "none"
-        lowest = min((q["rank"] for q in m["quantized"]), default=0)
-        rank = f"{lowest} to {m['rank']}" if m.get("allocation") else str(m["rank"])
+        plan = "missing" if m.plan is None else f"{m.plan.bytes / _GB:.3f} GB"
+        outputs = () if m.accuracy is None else m.accuracy.outputs
+        sqnr = f"{min(o.sqnr_db for o in outputs):.1f} dB" if outputs else "not checked"
+        nodes = {q.node: q.sqnr_db for q in m.quantized if q.sqnr_db is not None}
+        mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m.quantized else "none"
+        lowest = min((q.rank for q in m.quantized), default=0)
+        rank = str(m.rank) if m.allocation is None else f"{lowest} to {m.rank}"
         table.add_row(
             one.engine.folder.name,
-            m["format"],
+            m.format,
             rank,
             plan,
-            f"{m['quantized_weight_bytes'] / _GB:.3f} GB",
-            f"{m['fp16_weight_bytes'] / _GB:.3f} GB",
+            f"{m.quantized_weight_bytes / _GB:.3f} GB",
+            f"{m.fp16_weight_bytes / _GB:.3f} GB",
             mean,
             sqnr,
-            f"{sum(m['timings_s'].values()):.0f} s",
+            f"{sum(m.timings_s.values()):.0f} s",
         )
     console = _console()
     console.print(table)
@@ -52,34 +52,32 @@ def print_summary(built: Sequence[Built]) -> None:
     )
     for one in built:
         m = one.manifest
-        kept = len(m["kept_16bit"])
-        reasons = sorted({k["reason"] for k in m["kept_16bit"]})
-        peak = max(m["peak_rss_bytes"].values()) / _GB
+        kept = len(m.kept_16bit)
+        reasons = sorted({k.reason for k in m.kept_16bit})
+        peak = max(m.peak_rss_bytes.values()) / _GB
         console.print(
-            f"{one.engine.folder.name}: {len(m['quantized'])} linears quantized in "
-            f"{len({q['node'] for q in m['quantized']})} nodes; {kept} layers kept in 16 bit; "
+            f"{one.engine.folder.name}: {len(m.quantized)} linears quantized in "
+            f"{len({q.node for q in m.quantized})} nodes; {kept} layers kept in 16 bit; "
             f"peak memory {peak:.1f} GB. Details: {one.engine.folder / 'manifest.json'}",
             soft_wrap=True,
         )
-        if m.get("allocation"):
-            console.print(f"    --rank auto: {describe(m['allocation'])}", style="dim", soft_wrap=True)
-        for lora in m.get("loras", []):
-            notes = [f"{len(lora['quantized_layers'])} quantized and {len(lora['dense_layers'])} 16-bit layers"]
-            if lora["text_encoder_tensors"]:
-                notes.append(f"{lora['text_encoder_tensors']} text encoder tensors are the pipeline's business")
-            if lora["left_out"]:
-                notes.append(f"{len(lora['left_out'])} layers left out (--allow-partial)")
+        if m.allocation is not None:
+            console.print(f"    --rank auto: {describe(m.allocation)}", style="dim", soft_wrap=True)
+        for lora in m.loras:
+            notes = [f"{len(lora.quantized_layers)} quantized and {len(lora.dense_layers)} 16-bit layers"]
+            if lora.text_encoder_tensors:
+                notes.append(f"{lora.text_encoder_tensors} text encoder tensors are the pipeline's business")
+            if lora.left_out:
+                notes.append(f"{len(lora.left_out)} layers left out (--allow-partial)")
+            console.print(f"    LoRA {lora.file} at {lora.strength:g}: {'; '.join(notes)}", style="dim", soft_wrap=True)
+        if m.lora_slots is not None:
             console.print(
-                f"    LoRA {lora['file']} at {lora['strength']:g}: {'; '.join(notes)}", style="dim", soft_wrap=True
-            )
-        if m.get("lora_slots"):
-            console.print(
-                f"    LoRA slots: rank {m['lora_slots']['rank']} a linear, filled by Session.set_lora",
+                f"    LoRA slots: rank {m.lora_slots.rank} a linear, filled by Session.set_lora",
                 style="dim",
                 soft_wrap=True,
             )
         for reason in reasons:
-            count = sum(k["reason"] == reason for k in m["kept_16bit"])
+            count = sum(k.reason == reason for k in m.kept_16bit)
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Entry point of a stage's process: ``python -m svdq_trt.build.worker`` with one JSON job on stdin.
+"""Entry point of a stage's process: ``python -m svdq_trt.build.worker`` with a stage as JSON on stdin (Stage.to_json).
 
 A process per stage returns its memory to the system, and a library that aborts takes only the stage with it.
 Everything that libraries print goes to the stage's log; only events go to the pipe.
@@ -7,8 +7,6 @@ Everything that libraries print goes to the stage's log; only events go to the p
 from __future__ import annotations
 
 import ctypes
-import importlib
-import json
 import os
 import resource
 import signal
@@ -17,10 +15,11 @@ import traceback
 
 from svdq_trt.base.errors import EXIT_BUG, EXIT_OK, EXIT_USER, SvdqError
 from svdq_trt.base.memory import out_of_memory
-from svdq_trt.build.events import PEAK_RSS, Emitter
+from svdq_trt.build.events import Emitter
+from svdq_trt.build.stage import from_json, to_builtins
 
 _PR_SET_PDEATHSIG = 1
-_OF_THE_CHECK = ("reference_export", "run_onnx", "compare")
+_OF_THE_CHECK = ("reference_export", "reference_run", "check_run", "compare")
 
 
 def main() -> int:
@@ -31,18 +30,18 @@ def main() -> int:
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout of libraries -> the log that the parent put behind stderr
     emitter = Emitter(pipe)
-    job = json.load(sys.stdin)
+    stage = from_json(sys.stdin.read())
     try:
-        stage = importlib.import_module(f"svdq_trt.build.stages.{job['stage']}")
-        value = stage.run(job["args"], emitter.progress)
-        emitter.result(value | {PEAK_RSS: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+        value = stage.run(emitter.progress)
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        emitter.result(None if value is None else to_builtins(value), peak)
     except SvdqError as error:
         traceback.print_exc()
         emitter.error(error)
         return EXIT_USER
     except Exception as error:
         traceback.print_exc()
-        told = _told(job["stage"], error)
+        told = user_error(stage.name, error)
         if told is None:
             return EXIT_BUG  # our bug: the log has the traceback
         emitter.error(told)
@@ -50,7 +49,7 @@ def main() -> int:
     return EXIT_OK
 
 
-def _told(stage: str, error: Exception) -> SvdqError | None:
+def user_error(stage: str, error: Exception) -> SvdqError | None:
     """The user error behind an exception that this machine or its disk is the cause of; None: it is our bug."""
     where = f"stage '{stage}'"
     memory = out_of_memory(where, error, "use --no-check" if stage in _OF_THE_CHECK else "")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,13 +15,13 @@ from torch import nn
 
 from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.base.errors import RangeError, UsageError
+from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import InputFile, Inputs, batches, synthetic
 from svdq_trt.calibrate.upcast import exact_convolutions, float32_layers
 from svdq_trt.checkpoint.ahead import Read, read_ahead_of
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import LinearGroup, ModelSpec
 
-Progress = Callable[[int, int, str], None]
 _STREAM_BATCH = 4
 
 

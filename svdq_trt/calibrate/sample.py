@@ -19,12 +19,12 @@ from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.artifact.tensor_file import save_tensors
 from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.files import read_json_object
+from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import has_batch
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
 from svdq_trt.pipeline.attach import attach, component_of
 
-Progress = Callable[[int, int, str], None]
 _KEY = "svdq.sampling"  # of the safetensors metadata: how the inputs were made
 _MAX_PROMPT_BYTES = 16 << 20
 
@@ -78,7 +78,7 @@ def sample_inputs(
     guidance: float | None = None,
     seed: int = 0,
     device: torch.device = CPU,
-    progress: Progress = lambda done, total, label: None,
+    progress: Progress = lambda done, total, text="": None,
 ) -> int:
     """Run prompts through the pipeline and write the inputs of its denoiser to `out`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -10,13 +10,12 @@ from torch import nn
 
 from svdq_trt.artifact.tensor_file import TensorFile, check_finite, iter_sources
 from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
+from svdq_trt.base.progress import Progress
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.ldm_keys import LDM_PREFIX, diffusers_names
 from svdq_trt.checkpoint.locate import Source, locate
 from svdq_trt.checkpoint.random_weights import RandomWeights
 from svdq_trt.models import ModelSpec
-
-Progress = Callable[[int, int, str], None]
 
 
 class Weights(Protocol):

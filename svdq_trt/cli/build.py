@@ -248,7 +248,7 @@ def _report_incomplete(built: Sequence[Built]) -> int:
 
     missing = [one for one in built if one.incomplete is not None]
     for one in missing:
-        arch = one.manifest["arch"]
+        arch = one.manifest.arch
         print(
             f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
             f"On a machine with an {arch} GPU and TensorRT: {finish_command(one.engine.folder)}"

@@ -51,9 +51,6 @@ def _parser() -> _Parser:
     return parser
 
 
-_COMMANDS = {command.NAME: command.run for command in ALL}
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; exits with code 2 and one line where it cannot be meant."""
     return _parser().parse_args(argv)
@@ -82,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     args = parse(argv)
     try:
-        return _COMMANDS[args.command](args)
+        return next(command for command in ALL if args.command == command.NAME).run(args)
     except SvdqError as error:
         return _refused(error, args.debug)
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK
 from svdq_trt.cli.build import add_output, add_quantization, quantization
+from svdq_trt.contract.archs import resolve_format
 
 NAME = "quantize"
 HELP = "checkpoint -> svdq.safetensors alone: quantize here, build elsewhere"
@@ -32,23 +33,21 @@ def run(args: argparse.Namespace) -> int:
     common = quantization(args)
     from svdq_trt.artifact.allocation import describe
     from svdq_trt.build.config import BuildConfig
-    from svdq_trt.build.run import quantize
-    from svdq_trt.contract.archs import resolve_format
+    from svdq_trt.build.run import quantize_formats
 
     config = BuildConfig(**common, check=False)
-    rank = config.rank if config.rank_auto is None else "auto"
-    for done in quantize(config):
-        result = done.ledger.results["quantize"]
-        mean = "nothing quantized" if result["mean_sqnr_db"] is None else f"{result['mean_sqnr_db']:.1f} dB on average"
-        size = f"{result['quantized_weight_bytes'] / 1e9:.3f} GB, {result['fp16_weight_bytes'] / 1e9:.3f} GB in 16 bit"
+    for name, made in quantize_formats(config).items():
+        result, path = made.quantized, made.artifact.path
+        mean = "nothing quantized" if result.mean_sqnr_db is None else f"{result.mean_sqnr_db:.1f} dB on average"
+        size = f"{result.quantized_weight_bytes / 1e9:.3f} GB, {result.fp16_weight_bytes / 1e9:.3f} GB in 16 bit"
         print(
-            f"{done.path}: {args.model} {done.format} rank {rank}, {result['nodes']} nodes, {mean}, {size}, "
-            f"{done.ledger.seconds['quantize']:.0f} s on {result['device']}"
+            f"{path}: {args.model} {name} rank {config.rank_text}, {result.nodes} nodes, {mean}, {size}, "
+            f"{made.costs.seconds['quantize']:.0f} s on {result.device}"
         )
-        archs = [a for a in config.archs if resolve_format(config.format, a).name == done.format]
-        if "allocate" in done.ledger.results:
-            print(f"  --rank auto: {describe(done.ledger.results['allocate'])}")
-        print(f"  {_next(args.model, archs, done.path)}")
+        archs = [a for a in config.archs if resolve_format(config.format, a).name == name]
+        if made.allocated is not None:
+            print(f"  --rank auto: {describe(made.allocated.allocation)}")
+        print(f"  {_next(args.model, archs, path)}")
     return EXIT_OK
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import torch
 
 from svdq_trt.artifact.svdq_file import read_nodes
-from svdq_trt.base.journal import Journal
-from svdq_trt.build.stages import allocate
-from svdq_trt.build.stages import quantize as stage
+from svdq_trt.build import model_source
+from svdq_trt.build.stages.allocate import Allocate
+from svdq_trt.build.stages.calibrate import Calibrate
+from svdq_trt.build.stages.quantize import Quantize
+from svdq_trt.build.stages.weights import Weights
 from svdq_trt.contract.formats import INT4, NVFP4, Format
 from svdq_trt.contract.sqnr import decibels
 from svdq_trt.quantize import gptq, workers
@@ -21,51 +24,25 @@ from svdq_trt.quantize.lowrank import cholesky_basis
 CLOSE_DB = 0.3  # of a layer on average; single layers differ more, as rungs are chosen by tokens held out
 
 
-def model_args(out: Path, model: str, fmt: str, device: str) -> dict[str, Any]:
+def calibrate(out: Path, model: str, device: str) -> Calibrate:
+    """With random weights, on synthetic inputs."""
     out.mkdir(parents=True)
-    return {
-        "model": model,
-        "checkpoint": None,
-        "random_weights": 0,
-        "skip": [],
-        "calibration": None,
-        "shared": str(out),
-        "calib_key": "c",
-        "force": True,
-        "format": fmt,
-        "device": device,
-    }
+    weights = Weights(model, "digest", random_weights=0)
+    return Calibrate(weights, None, (), device, force=True, out=out / "calib.safetensors")
 
 
 def quantize(out: Path, model: str, fmt: str, device: str, preset: str = "default") -> Path:
-    stage.run(
-        model_args(out, model, fmt, device)
-        | {
-            "rank": 32,
-            "allocation": None,
-            "preset": preset,
-            "out": str(out / "svdq.safetensors"),
-            "key": "0" * 32,
-        },
-        lambda *_: None,
-    )
-    return out / "svdq.safetensors"
+    stage = Quantize(calibrate(out, model, device), fmt, 32, None, preset, out=out / "svdq.safetensors")
+    stage.run(lambda *_: None)
+    return stage.out
 
 
 def curves(out: Path, device: str) -> dict[str, list[float]]:
-    """The curves of stage `allocate`: node -> relative error at each rank."""
-    allocate.run(
-        model_args(out, "flux1-tiny", "int4", device)
-        | {
-            "budget_bytes": 3_000_000,
-            "target_sqnr": None,
-            "sensitivity": None,
-            "curves_key": "k",
-            "out": str(out / "allocation.json"),
-        },
-        lambda *_: None,
-    )
-    return {name: value["errors"] for name, value in Journal(out / allocate.CURVES, "k").values.items()}
+    """The curves of stage Allocate: node -> relative error at each rank."""
+    stage = Allocate(calibrate(out, "flux1-tiny", device), "int4", 3_000_000, None, None, out=out / "allocation.json")
+    stage.run(lambda *_: None)
+    entries = [json.loads(line) for line in stage.curves.read_text().splitlines()[1:]]
+    return {entry["name"]: entry["value"]["errors"] for entry in entries}
 
 
 @pytest.mark.parametrize(("model", "fmt"), [("sdxl-tiny", "nvfp4"), ("flux1-tiny", "int4"), ("flux1-tiny", "w4a8")])
@@ -76,7 +53,7 @@ def test_gpu_is_as_good_as_the_cpu_and_repeats(model: str, fmt: str, tmp_path: P
     differ = [y.sqnr_db - x.sqnr_db for x, y in zip(a, b, strict=True)]
     assert abs(sum(differ)) / len(differ) < CLOSE_DB and min(differ) > -3, differ
     monkeypatch.setattr(workers, "_GPU_WORKERS", 1)
-    monkeypatch.setattr(stage, "_STREAM_BYTES", 1 << 60)
+    monkeypatch.setattr(model_source, "_STREAM_BYTES", 1 << 60)
     alone = quantize(tmp_path / "alone", model, fmt, "cuda")
     assert alone.read_bytes() == gpu.read_bytes()
 
@@ -87,7 +64,7 @@ def test_curves_on_the_gpu_are_those_of_the_cpu_and_repeat(tmp_path: Path, monke
     differ = [abs(decibels(a) - decibels(b)) for n in cpu for a, b in zip(cpu[n], gpu[n], strict=True)]
     assert sum(differ) / len(differ) < CLOSE_DB and max(differ) < 3, max(differ)
     monkeypatch.setattr(workers, "_GPU_WORKERS", 1)
-    monkeypatch.setattr(stage, "_STREAM_BYTES", 1 << 60)
+    monkeypatch.setattr(model_source, "_STREAM_BYTES", 1 << 60)
     assert curves(tmp_path / "alone", "cuda") == gpu
     first, again = (tmp_path / name / "allocation.json" for name in ("cuda", "alone"))
     assert first.read_bytes() == again.read_bytes()
@@ -98,7 +75,7 @@ def test_streamed_model_gives_the_same_bits(tmp_path: Path, monkeypatch: Any) ->
     collect = importlib.import_module("svdq_trt.calibrate.collect")  # the package has a function of that name
     monkeypatch.setattr(collect, "_STREAM_BATCH", 1)
     resident = quantize(tmp_path / "resident", "flux1-tiny", "int4", "cuda", "fast")
-    monkeypatch.setattr(stage, "_STREAM_BYTES", 0)
+    monkeypatch.setattr(model_source, "_STREAM_BYTES", 0)
     streamed = quantize(tmp_path / "streamed", "flux1-tiny", "int4", "cuda", "fast")
     assert streamed.read_bytes() == resident.read_bytes()
 

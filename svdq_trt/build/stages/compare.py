@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from svdq_trt.artifact.manifest import OutputEntry
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import UNKEYED, File, Result, Stage
+
+FILE = "accuracy.png"
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: reference, quantized (npz files), artifact, title, plot."""
-    from svdq_trt.artifact import svdq_file
-    from svdq_trt.evaluate.metrics import compare
-    from svdq_trt.evaluate.plot import plot_accuracy
+@dataclass(frozen=True)
+class Compared(Result):
+    """Accuracy of each output."""
 
-    progress(0, 1, "comparing")
-    accuracy = compare(Path(args["reference"]), Path(args["quantized"]))
-    nodes = svdq_file.read_nodes(Path(args["artifact"]))
-    plot_accuracy(nodes, accuracy, Path(args["reference"]), Path(args["quantized"]), args["title"], Path(args["plot"]))
-    return {"outputs": [a.to_json() for a in accuracy]}
+    outputs: tuple[OutputEntry, ...]
+
+
+@dataclass(frozen=True)
+class Compare(Stage[Compared]):
+    """Figures and a picture of the quantized outputs (.npz) against the reference's; `artifact` has the nodes."""
+
+    name = "compare"
+    result = Compared
+
+    reference: File
+    quantized: File
+    format: str
+    title: str
+    artifact: Path = field(kw_only=True, metadata=UNKEYED)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return f"check     {self.format} compare"
+
+    def run(self, progress: Progress) -> Compared:
+        """See Stage."""
+        from svdq_trt.artifact import svdq_file
+        from svdq_trt.evaluate.metrics import compare
+        from svdq_trt.evaluate.plot import plot_accuracy
+
+        progress(0, 1, "comparing")
+        accuracy = compare(self.reference.path, self.quantized.path)
+        nodes = svdq_file.read_nodes(self.artifact)
+        plot_accuracy(nodes, accuracy, self.reference.path, self.quantized.path, self.title, self.out)
+        return Compared(tuple(accuracy))

@@ -2,37 +2,103 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import File, Result, Stage
+
+if TYPE_CHECKING:
+    from svdq_export import OnnxInfo
+    from svdq_trt.build.work import Work
+
+FILE = "model.onnx"
+SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, artifact, profile, out, lora_slots (0: none), fuse_mlp.
+@dataclass(frozen=True)
+class Slots:
+    """LoRA slots of a graph: R per linear, and how many inputs they are."""
 
-    With slots, lora_slots.safetensors is written beside `out`.
+    rank: int
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Exported(Result):
+    """An ONNX file: its svdq nodes and op types, all its nodes, bytes of its data, its LoRA slots."""
+
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    node_count: int
+    data_bytes: int
+    slots: Slots | None = None
+
+    @classmethod
+    def of(cls, info: OnnxInfo, slots: Slots | None = None) -> Exported:
+        """The exporter's own account."""
+        return cls(tuple(info.svdq_nodes), tuple(info.op_types), info.node_count, info.data_bytes, slots)
+
+
+@dataclass(frozen=True)
+class Export(Stage[Exported]):
+    """The quantized model as ONNX.
+
+    Attributes:
+        ranges: symbol (batch, height, width, tokens) -> (min, max); a size that they fix becomes static.
+        lora_slots: rank per linear to fill at run time; with it, SLOTS_FILE is written too. 0: none.
+        fuse_mlp: one op for two linears with GELU or GEGLU between them.
     """
-    from svdq_trt.artifact import svdq_file
-    from svdq_trt.build.stages.graph import export_model
-    from svdq_trt.models import get_model
-    from svdq_trt.nn.restore import restore_model
 
-    spec = get_model(args["model"])
-    progress(0, 1, "opening svdq.safetensors")
-    loaded = svdq_file.load(Path(args["artifact"]))
-    module, out = restore_model(loaded, spec), Path(args["out"])
-    table = None
-    if args["lora_slots"]:
+    name = "export"
+    result = Exported
+
+    model: str
+    artifact: File
+    ranges: dict[str, tuple[int, int]]
+    lora_slots: int
+    fuse_mlp: bool
+    format: str
+
+    @classmethod
+    def of(cls, work: Work, fmt: str, artifact: File) -> Export:
+        """The graph of one format of a build, beside its artifact."""
+        c, out = work.config, artifact.path.with_name(FILE)
+        return cls(work.spec.name, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, out=out)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return f"export    {self.format} ONNX"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Step."""
+        slots = (SLOTS_FILE,) if self.lora_slots else ()
+        return (self.out.name, f"{self.out.name}.data", *slots)
+
+    def run(self, progress: Progress) -> Exported:
+        """See Stage."""
+        from svdq_trt.artifact import svdq_file
+        from svdq_trt.build.graph import export_model
         from svdq_trt.lora import slots
         from svdq_trt.lora.apply import layer_shapes, node_rows
+        from svdq_trt.models import get_model
+        from svdq_trt.nn.restore import restore_model
 
-        rows = list(node_rows(loaded.nodes, spec, loaded.meta.get("skip", ())).values())
-        shapes = layer_shapes(spec)
-        table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, args["lora_slots"], shapes)
-    inputs = table.input_names() if table else ()
-    info = export_model(module, spec, args["profile"], out, progress, runtime_inputs=inputs, fuse_mlp=args["fuse_mlp"])
-    if table is not None:
-        slots.save_table(out.with_name(slots.FILE), table, slots.base_factors(module, table))
-        info["lora_slots"] = {"rank": table.rank, "inputs": len(table.input_names())}
-    return info
+        spec = get_model(self.model)
+        progress(0, 1, f"opening {self.artifact.path.name}")
+        loaded = svdq_file.load(self.artifact.path)
+        module, table = restore_model(loaded, spec), None
+        if self.lora_slots:
+            rows = list(node_rows(loaded.nodes, spec, loaded.meta.get("skip", ())).values())
+            shapes = layer_shapes(spec)
+            table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, self.lora_slots, shapes)
+        inputs = table.input_names() if table else ()
+        info = export_model(
+            module, spec, self.ranges, self.out, progress, runtime_inputs=inputs, fuse_mlp=self.fuse_mlp
+        )
+        if table is None:
+            return Exported.of(info)
+        slots.save_table(self.out.with_name(slots.FILE), table, slots.base_factors(module, table))
+        return Exported.of(info, Slots(table.rank, len(inputs)))

@@ -2,31 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from svdq_trt.artifact.manifest import LoraEntry
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import File, Result, Stage
+from svdq_trt.build.stages.weights import LoraAt
 
-
-def requests_of(loras: list[list[Any]]) -> list[Any]:
-    """LoraRequests from JSON: [[path, strength], ...]."""
+if TYPE_CHECKING:
+    from svdq_trt.build.work import Work
     from svdq_trt.lora.apply import LoraRequest
 
-    return [LoraRequest(Path(path), float(strength)) for path, strength in loras]
+
+@dataclass(frozen=True)
+class LorasApplied(Result):
+    """What each file changed, and the size of the result."""
+
+    loras: tuple[LoraEntry, ...]
+    quantized_weight_bytes: int
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, artifact, loras, allow_partial, out."""
-    from svdq_trt.lora.apply import apply_loras
-    from svdq_trt.models import get_model
+@dataclass(frozen=True)
+class ApplyLoras(Stage[LorasApplied]):
+    """Put LoRAs into the low-rank branches. allow_partial: leave out what does not fit, instead of refusing it."""
 
-    out = Path(args["out"])
-    summary = apply_loras(
-        Path(args["artifact"]),
-        requests_of(args["loras"]),
-        get_model(args["model"]),
-        args["allow_partial"],
-        out,
-        progress,
-    )
-    return {"loras": summary, "quantized_weight_bytes": out.stat().st_size}
+    name = "lora"
+    result = LorasApplied
+
+    model: str
+    artifact: File
+    loras: tuple[LoraAt, ...]
+    allow_partial: bool
+    format: str
+
+    @classmethod
+    def of(cls, work: Work, fmt: str, artifact: File, folder: Path) -> ApplyLoras:
+        """The LoRAs of a build, into the artifact of one format; `folder` is that of its graph."""
+        partial = work.config.allow_partial
+        return cls(work.spec.name, artifact, work.loras, partial, fmt, out=folder / artifact.path.name)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        count = len(self.loras)
+        return f"lora      {self.format} {count} file{'s' if count > 1 else ''}"
+
+    def run(self, progress: Progress) -> LorasApplied:
+        """See Stage."""
+        from svdq_trt.lora.apply import apply_loras
+        from svdq_trt.models import get_model
+
+        loras = requests(self.loras)
+        entries = apply_loras(self.artifact.path, loras, get_model(self.model), self.allow_partial, self.out, progress)
+        return LorasApplied(tuple(entries), self.out.stat().st_size)
+
+
+def requests(loras: Sequence[LoraAt]) -> list[LoraRequest]:
+    """The files as svdq_trt.lora asks for them."""
+    from svdq_trt.lora.apply import LoraRequest
+
+    return [LoraRequest(lora.file.path, lora.strength) for lora in loras]

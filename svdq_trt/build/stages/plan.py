@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from svdq_trt.artifact.manifest import BackendEntry, PlanEntry, TensorProfile
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import File, Result, Stage
+
+if TYPE_CHECKING:
+    from svdq_trt.engine.backend import Backend
+    from svdq_trt.engine.plugin_lib import PluginLibrary
+
+FILE = "model.plan"
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: onnx, arch, backend, profiles, plan, plugin."""
-    from svdq_trt.artifact.manifest import TensorProfile
-    from svdq_trt.engine import plugin_lib
-    from svdq_trt.engine.backend import select
-    from svdq_trt.engine.build import build_plan
+@dataclass(frozen=True)
+class Planned(Result):
+    """The plan, what wrote it, its plugin layers, and TensorRT's own figures of memory in bytes."""
 
-    backend = select(args["backend"], args["arch"])
-    library = Path(args["plugin"])
-    progress(0, 1, "loading the plugin")
-    plugin_lib.load_into(backend.module, library)
-    profiles = [TensorProfile(**p) for p in args["profiles"]]
-    info = build_plan(backend, Path(args["onnx"]), args["arch"], profiles, Path(args["plan"]), progress, embed=library)
-    return {
-        "bytes": info.bytes,
-        "sha256": info.sha256,
-        "plugin_layers": info.plugin_layers,
-        "backend": {"name": backend.name, "version": backend.version},
-        "memory": info.notes,
-    }
+    plan: PlanEntry
+    backend: BackendEntry
+    plugin_layers: tuple[str, ...]
+    memory: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan(Stage[Planned]):
+    """A TensorRT engine for one arch.
+
+    Attributes:
+        arch: 89 for sm_89. backend, version: the TensorRT that builds. plugin: library to embed, by its digest.
+        profiles: of every input.
+    """
+
+    name = "plan"
+    result = Planned
+
+    onnx: File
+    arch: int
+    backend: str
+    version: str
+    profiles: tuple[TensorProfile, ...]
+    plugin: File
+
+    @classmethod
+    def of(
+        cls,
+        folder: Path,
+        graph_id: str,
+        arch: int,
+        backend: Backend,
+        profiles: tuple[TensorProfile, ...],
+        library: PluginLibrary,
+    ) -> Plan:
+        """The plan of an engine folder, from the model.onnx in it, which is known by `graph_id`."""
+        onnx, plugin = File(graph_id, path=folder / "model.onnx"), File(library.sha256, path=library.path)
+        return cls(onnx, arch, backend.name, backend.version, profiles, plugin, out=folder / FILE)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return f"plan      sm_{self.arch} {self.backend}"
+
+    def run(self, progress: Progress) -> Planned:
+        """See Stage."""
+        from svdq_trt.engine import plugin_lib
+        from svdq_trt.engine.backend import select
+        from svdq_trt.engine.build import build_plan
+
+        backend, library = select(self.backend, self.arch), self.plugin.path
+        progress(0, 1, "loading the plugin")
+        plugin_lib.load_into(backend.module, library)
+        profiles = list(self.profiles)
+        info = build_plan(backend, self.onnx.path, self.arch, profiles, self.out, progress, embed=library)
+        return Planned(
+            PlanEntry(self.out.name, info.bytes, info.sha256),
+            BackendEntry(backend.name, backend.version),
+            tuple(info.plugin_layers),
+            info.notes,
+        )

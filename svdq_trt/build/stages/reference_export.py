@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import Stage
+from svdq_trt.build.stages.export import Exported
+from svdq_trt.build.stages.lora import requests
+from svdq_trt.build.stages.weights import LoraAt, Weights
+
+if TYPE_CHECKING:
+    from svdq_trt.build.work import Work
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, checkpoint, random_weights, profile, out, loras, allow_partial."""
-    from svdq_trt.build.stages.graph import export_model
-    from svdq_trt.checkpoint import load
-    from svdq_trt.models import get_model
+@dataclass(frozen=True)
+class ReferenceExport(Stage[Exported]):
+    """The 16-bit model as ONNX, with the same LoRAs merged into its weights. `ranges`: see Export."""
 
-    spec = get_model(args["model"])
-    module = load(spec, args["checkpoint"], args["random_weights"], progress)
-    if args["loras"]:  # what the engine with LoRAs is compared with: the same LoRAs merged before quantization
-        from svdq_trt.build.stages.lora import requests_of
+    name = "reference_export"
+    result = Exported
+
+    weights: Weights
+    ranges: dict[str, tuple[int, int]]
+    loras: tuple[LoraAt, ...]
+    allow_partial: bool
+
+    @classmethod
+    def of(cls, work: Work) -> ReferenceExport:
+        """The 16-bit model that a build is checked against."""
+        partial = bool(work.loras) and work.config.allow_partial
+        return cls(work.weights, work.ranges(), work.loras, partial, out=work.shared / "model-fp16.onnx")
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return "check     FP16 ONNX"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """See Step."""
+        return (self.out.name, f"{self.out.name}.data")
+
+    def run(self, progress: Progress) -> Exported:
+        """See Stage."""
+        from svdq_trt.build.graph import export_model
+        from svdq_trt.checkpoint import load
         from svdq_trt.lora.apply import layer_shapes, merge_into, open_loras
+        from svdq_trt.models import get_model
 
-        merge_into(module, open_loras(requests_of(args["loras"]), spec, layer_shapes(spec), args["allow_partial"]))
-    return export_model(module, spec, args["profile"], Path(args["out"]), progress)
+        spec = get_model(self.weights.model)
+        module = load(spec, self.weights.checkpoint, self.weights.random_weights, progress)
+        if self.loras:
+            merge_into(module, open_loras(requests(self.loras), spec, layer_shapes(spec), self.allow_partial))
+        return Exported.of(export_model(module, spec, self.ranges, self.out, progress))

@@ -1,34 +1,90 @@
-"""Stage: run one ONNX file in ONNX Runtime on the check's inputs; the only stage that holds a session."""
+"""Stages: run one ONNX file in ONNX Runtime on the check's inputs; the only ones that hold a session."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import UNKEYED, File, Result, Stage
+
+if TYPE_CHECKING:
+    from svdq_trt.build.work import Work
+
+SEED = 20_241_107  # of the check's inputs; differs from every calibration seed
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, onnx, sizes, seed, out; lora_slots: file of a graph that has slots, which stay empty."""
-    import torch
+@dataclass(frozen=True)
+class Ran(Result):
+    """How long the run itself took."""
 
-    from svdq_export import write_float32_twin
-    from svdq_trt.evaluate.onnx_run import run_onnx
-    from svdq_trt.models import get_model
+    seconds: float
 
-    spec, onnx = get_model(args["model"]), Path(args["onnx"])
-    example = spec.example_inputs(**args["sizes"], seed=args["seed"])
-    inputs = {io.name: tensor for io, tensor in zip(spec.inputs, example, strict=True)}
-    progress(0, 1, f"{onnx.name} in ONNX Runtime")
-    if args.get("lora_slots"):
+
+@dataclass(frozen=True)
+class RunOnnx(Stage[Ran]):
+    """Outputs of `onnx` as .npz.
+
+    Attributes:
+        sizes: symbol (batch, height, width, tokens) -> size of the inputs. seed: of the inputs.
+        slots: file of a graph that has LoRA slots, which stay empty.
+    """
+
+    result = Ran
+    loads = ("onnxruntime",)  # through Polygraphy
+
+    model: str
+    onnx: File
+    sizes: dict[str, int]
+    seed: int
+    what: str
+    slots: Path | None = field(default=None, kw_only=True, metadata=UNKEYED)
+
+    @classmethod
+    def of(cls, work: Work, what: str, onnx: File, out: Path, slots: Path | None = None) -> Self:
+        """A run of a build's check, at the smallest profile shape."""
+        return cls(work.spec.name, onnx, work.check_sizes(), SEED, what, slots=slots, out=out)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return f"check     {self.what} run"
+
+    def run(self, progress: Progress) -> Ran:
+        """See Stage."""
+        import torch
+
+        from svdq_export import write_float32_twin
+        from svdq_trt.evaluate.onnx_run import run_onnx
+        from svdq_trt.models import get_model
         from svdq_trt.runtime.lora import LoraSlots
 
-        inputs |= LoraSlots(Path(args["lora_slots"])).views
-    if spec.torch_dtype == torch.bfloat16:  # ONNX Runtime's CPU has no bf16 arithmetic: same graph and data, in f32
-        onnx, inputs = write_float32_twin(onnx), {name: t.float() for name, t in inputs.items()}
-    feed = {name: tensor.numpy() for name, tensor in inputs.items()}
-    try:
-        return {"seconds": run_onnx(onnx, feed, Path(args["out"]))}
-    finally:
-        if onnx != Path(args["onnx"]):
-            onnx.unlink()
+        spec, onnx = get_model(self.model), self.onnx.path
+        example = spec.example_inputs(**self.sizes, seed=self.seed)  # type: ignore[arg-type]
+        inputs = {io.name: tensor for io, tensor in zip(spec.inputs, example, strict=True)}
+        progress(0, 1, f"{onnx.name} in ONNX Runtime")
+        if self.slots is not None:
+            inputs |= LoraSlots(self.slots).views
+        if spec.torch_dtype == torch.bfloat16:  # ONNX Runtime's CPU has no bf16 arithmetic: same graph and data, in f32
+            onnx, inputs = write_float32_twin(onnx), {name: t.float() for name, t in inputs.items()}
+        feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+        try:
+            return Ran(run_onnx(onnx, feed, self.out))
+        finally:
+            if onnx != self.onnx.path:
+                onnx.unlink()
+
+
+@dataclass(frozen=True)
+class RunReference(RunOnnx):
+    """The 16-bit model's outputs."""
+
+    name = "reference_run"
+
+
+@dataclass(frozen=True)
+class RunQuantized(RunOnnx):
+    """The quantized model's outputs."""
+
+    name = "check_run"

@@ -2,31 +2,82 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from svdq_trt.base.device import torch_device
 from svdq_trt.base.progress import Progress
-from svdq_trt.base.ranks import local_rank
+from svdq_trt.build.config import Sampling
+from svdq_trt.build.stage import UNKEYED, Result, Stage
+
+if TYPE_CHECKING:
+    from svdq_trt.build.work import Work
+
+FILE = "calibration-inputs.safetensors"
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, pipeline, prompts, samples, steps, guidance, seed, height, width, device, out."""
-    from svdq_trt.calibrate.sample import read_prompts, sample_inputs
-    from svdq_trt.models import get_model
+@dataclass(frozen=True)
+class Sampled(Result):
+    """How many inputs were recorded."""
 
-    inputs = sample_inputs(
-        get_model(args["model"]),
-        Path(args["pipeline"]),
-        read_prompts(Path(args["prompts"])),
-        Path(args["out"]),
-        samples=args["samples"],
-        steps=args["steps"],
-        height=args["height"],
-        width=args["width"],
-        guidance=args["guidance"],
-        seed=args["seed"],
-        device=torch_device(args["device"], local_rank()),
-        progress=progress,
-    )
-    return {"inputs": inputs}
+    inputs: int
+
+
+@dataclass(frozen=True)
+class Sample(Stage[Sampled]):
+    """Run the pipeline and record its denoiser's inputs.
+
+    Attributes:
+        sampling: the pipeline, the prompts and the run; `source` is what these are, by digest.
+        height, width: of the images, in pixels. device: "cpu" or "cuda".
+    """
+
+    name = "sample"
+    result = Sampled
+    loads = ("transformers",)  # the pipeline's text encoders
+
+    model: str
+    source: str
+    height: int
+    width: int
+    device: str
+    sampling: Sampling = field(kw_only=True, metadata=UNKEYED)
+
+    @classmethod
+    def of(cls, work: Work, sampling: Sampling) -> Sample:
+        """The run that a build's options ask for."""
+        source = hashlib.sha256(json.dumps(sampling.identity(), sort_keys=True, default=str).encode()).hexdigest()
+        height, width = (work.profile[symbol][1] for symbol in ("height", "width"))
+        out: Path = work.shared / FILE
+        return cls(work.spec.name, source, height, width, work.device, sampling=sampling, out=out)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return f"sample    {self.sampling.pipeline.name}"
+
+    def run(self, progress: Progress) -> Sampled:
+        """See Stage."""
+        from svdq_trt.base.device import torch_device
+        from svdq_trt.base.ranks import local_rank
+        from svdq_trt.calibrate.sample import read_prompts, sample_inputs
+        from svdq_trt.models import get_model
+
+        how = self.sampling
+        inputs = sample_inputs(
+            get_model(self.model),
+            how.pipeline,
+            read_prompts(how.prompts),
+            self.out,
+            samples=how.samples,
+            steps=how.steps,
+            height=self.height,
+            width=self.width,
+            guidance=how.guidance,
+            seed=how.seed,
+            device=torch_device(self.device, local_rank()),
+            progress=progress,
+        )
+        return Sampled(inputs)

@@ -3,50 +3,80 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from svdq_trt.artifact.manifest import LeftOut
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import atomic_write
 from svdq_trt.base.progress import Progress
+from svdq_trt.build.stage import UNKEYED, File, Stage
+from svdq_trt.build.stages.quantize import FILE, Quantized
+
+if TYPE_CHECKING:
+    from svdq_trt.build.work import Work
 
 
-def run(args: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """args: model, path, out."""
-    from svdq_trt.artifact import svdq_file
-    from svdq_trt.base.errors import ArtifactError
-    from svdq_trt.base.files import atomic_write
-    from svdq_trt.interop import describe, import_checkpoint
-    from svdq_trt.models import get_model
-    from svdq_trt.nn.restore import restore_model
+@dataclass(frozen=True)
+class TakeQuantized(Stage[Quantized]):
+    """``--quantized`` instead of the quantizer: the same artifact, recorded in the same place."""
 
-    spec, path, out = get_model(args["model"]), Path(args["path"]), Path(args["out"])
-    progress(0, 2, f"reading {path.name}")
-    kept: dict[str, str] = {}
-    notes: tuple[str, ...] = ()
-    if describe(path, spec).kind == "svdq-trt":
-        with atomic_write(out) as tmp:
-            shutil.copyfile(path / "svdq.safetensors" if path.is_dir() else path, tmp)
-    else:
-        report = import_checkpoint(path, spec, out)
-        kept, notes = report.kept, report.notes
-    progress(1, 2, "checking the artifact")
-    loaded = svdq_file.load(out)
-    if loaded.meta.get("model") != spec.name:
-        raise ArtifactError(str(path), f"a model '{loaded.meta.get('model')}'", spec.name)
-    restore_model(loaded, spec)
-    module = spec.build(device="meta")
-    recipe = spec.recipe(module, tuple(loaded.meta.get("skip", ())))
-    quantized = {member for node in loaded.nodes for member in node.members}
-    reasons = {k.name: k.reason for k in recipe.kept}
-    reasons |= {
-        m: kept.get(m, "16 bit in the given checkpoint") for g in recipe.groups for m in g.members if m not in quantized
-    }
-    known = [n.sqnr_db for n in loaded.nodes if n.sqnr_db == n.sqnr_db]
-    return {
-        "fp16_weight_bytes": sum(t.numel() * 2 for t in module.parameters()),
-        "quantized_weight_bytes": out.stat().st_size,
-        "kept_16bit": [{"name": name, "reason": reason} for name, reason in reasons.items()],
-        "mean_sqnr_db": round(sum(known) / len(known), 2) if known else None,
-        "nodes": len(loaded.nodes),
-        "notes": list(notes),
-        "rank": loaded.meta["rank"],
-    }
+    name = "quantize"
+    result = Quantized
+
+    model: str
+    source: File
+    format: str = field(default="", kw_only=True, metadata=UNKEYED)
+
+    @classmethod
+    def of(cls, work: Work, fmt: str, source: File) -> TakeQuantized:
+        """The import of a build with ``--quantized``."""
+        return cls(work.spec.name, source, format=fmt, out=work.quantized_folder(fmt) / FILE)
+
+    @property
+    def label(self) -> str:
+        """See Stage."""
+        return f"import    {self.format}"
+
+    def run(self, progress: Progress) -> Quantized:
+        """See Stage."""
+        from svdq_trt.artifact import svdq_file
+        from svdq_trt.interop import describe, import_checkpoint
+        from svdq_trt.models import get_model
+        from svdq_trt.nn.restore import restore_model
+
+        spec, path = get_model(self.model), self.source.path
+        progress(0, 2, f"reading {path.name}")
+        kept: dict[str, str] = {}
+        notes: tuple[str, ...] = ()
+        if describe(path, spec).kind == "svdq-trt":
+            with atomic_write(self.out) as tmp:
+                shutil.copyfile(path / FILE if path.is_dir() else path, tmp)
+        else:
+            report = import_checkpoint(path, spec, self.out)
+            kept, notes = report.kept, report.notes
+        progress(1, 2, "checking the artifact")
+        loaded = svdq_file.load(self.out)
+        if loaded.meta.get("model") != spec.name:
+            raise ArtifactError(str(path), f"a model '{loaded.meta.get('model')}'", spec.name)
+        restore_model(loaded, spec)
+        module = spec.build(device="meta")
+        recipe = spec.recipe(module, tuple(loaded.meta.get("skip", ())))
+        quantized = {member for node in loaded.nodes for member in node.members}
+        reasons = {k.name: k.reason for k in recipe.kept}
+        reasons |= {
+            member: kept.get(member, "16 bit in the given checkpoint")
+            for group in recipe.groups
+            for member in group.members
+            if member not in quantized
+        }
+        known = [n.sqnr_db for n in loaded.nodes if n.sqnr_db == n.sqnr_db]
+        return Quantized(
+            fp16_weight_bytes=sum(t.numel() * 2 for t in module.parameters()),
+            quantized_weight_bytes=self.out.stat().st_size,
+            kept_16bit=tuple(LeftOut(name, reason) for name, reason in reasons.items()),
+            mean_sqnr_db=round(sum(known) / len(known), 2) if known else None,
+            nodes=len(loaded.nodes),
+            rank=loaded.meta["rank"],
+            notes=tuple(notes),
+        )

@@ -12,36 +12,52 @@ from svdq_trt.base.ranks import Alone, Crew
 ROOT = Path(__file__).resolve().parents[3]
 PROBE = """
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from svdq_trt.base.ranks import Alone, Crew
 from svdq_trt.base.errors import RangeError
+from svdq_trt.base.ranks import Alone, Crew
+from svdq_trt.build.stage import Result, SharedStage
 
-def run(args, progress):
-    crew = Crew(args["job"]) if "job" in args else Alone()
-    crew.calibrated() if crew.rank == 0 else crew.wait_for_calibration()
-    costs, fail = [1, 5, 3, 3, 2, 4], args["fail"]
-    if crew.rank == 1 and fail == "error":
-        raise RangeError("layer 4", "NaN", "finite values")
-    if crew.rank == 1 and fail == "kill":
-        os.kill(os.getpid(), 9)
-    if crew.rank == 1 and fail == "bug":
-        1 / 0
-    for i in crew.share(costs):
-        (Path(args["out"]) / f"{i}.{crew.rank}").write_text("")
-        crew.worked(costs[i])
-    crew.finished()
-    if crew.rank:
-        return {}
-    seen = []
-    crew.wait_for_all(seen.append)
-    return {"files": len(os.listdir(args["out"])), "work": max(seen, default=None)}
+@dataclass(frozen=True)
+class Shares(Result):
+    files: int
+    work: int | None
+
+@dataclass(frozen=True)
+class Probe(SharedStage[Shares]):
+    name = "probe"
+    result = Shares
+    label = "probe"
+    fail: str
+
+    def run(self, progress):
+        crew = Alone() if self.job is None else Crew(self.job)
+        crew.calibrated() if crew.rank == 0 else crew.wait_for_calibration()
+        costs = [1, 5, 3, 3, 2, 4]
+        if crew.rank == 1 and self.fail == "error":
+            raise RangeError("layer 4", "NaN", "finite values")
+        if crew.rank == 1 and self.fail == "kill":
+            os.kill(os.getpid(), 9)
+        if crew.rank == 1 and self.fail == "bug":
+            1 / 0
+        for i in crew.share(costs):
+            (self.out / f"{i}.{crew.rank}").write_text("")
+            crew.worked(costs[i])
+        crew.finished()
+        if crew.rank:
+            return None
+        seen = []
+        crew.wait_for_all(seen.append)
+        return Shares(len(os.listdir(self.out)), max(seen, default=None))
 """
 COMMAND = """
 import sys
 from pathlib import Path
-from svdq_trt.cli import main as cli
-from svdq_trt.build import sharing
+from probe import Probe
 from svdq_trt.base.errors import SvdqError
+from svdq_trt.build import sharing
+from svdq_trt.cli import models
+from svdq_trt.cli.main import main
 
 def run(args):
     runner = sharing.SharingRunner()
@@ -49,24 +65,22 @@ def run(args):
         out = Path(sys.argv[1]) / (fail or "good")
         out.mkdir()
         try:
-            job = {"out": str(out), "fail": fail}
-            print(runner.run("probe", job, Path(sys.argv[1]) / f"{fail}.log", lambda *_: None).value)
+            value = runner.run(Probe(fail, out=out), Path(sys.argv[1]) / f"{fail}.log", lambda *_: None).value
+            print({"files": value.files, "work": value.work})
         except SvdqError as error:
             print(type(error).__name__, error)
             last = error
     raise last
 
-sharing._SHARED = ("probe",)
-cli._COMMANDS["models"] = run
-sys.exit(cli.main(["models", *sys.argv[2:]]))
+models.run = run
+sys.exit(main(["models", *sys.argv[2:]]))
 """
 
 
 def launch(folder: Path, *args: str, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     site = folder / "site"
     site.mkdir()
-    extend = "import svdq_trt.build.stages as s, pathlib\ns.__path__.append(str(pathlib.Path(__file__).parent))\n"
-    for name, text in (("sitecustomize.py", extend), ("probe.py", PROBE), ("command.py", COMMAND)):
+    for name, text in (("probe.py", PROBE), ("command.py", COMMAND)):
         (site / name).write_text(text)
     out = folder / "out"
     out.mkdir()

@@ -13,12 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from svdq_trt import calibrate, cli
+from svdq_trt import cli
 from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.build import scan
 from svdq_trt.build.folder import only_writer
-from svdq_trt.build.stages import quantize
+from svdq_trt.build.process import Done, StageRunner
+from svdq_trt.build.stages.calibrate import Calibrate
+from svdq_trt.build.stages.quantize import Quantize, Quantized
+from svdq_trt.build.stages.weights import Weights
 from svdq_trt.models import LinearGroup
 
 ARGS = [
@@ -36,6 +40,8 @@ ARGS = [
     "--samples",
     "1",
 ]
+
+WEIGHTS = Weights("flux1-tiny", "digest", random_weights=0)
 
 
 def lines(path) -> int:
@@ -79,39 +85,42 @@ def damage(file):
 @pytest.mark.parametrize(
     "harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])], ids=["other contents", "shorter"]
 )
-def test_damaged_quantized_model_is_made_again(tmp_path, monkeypatch, harm):
-    made, said, file = [], [], tmp_path / scan.QUANTIZED
+def test_damaged_quantized_model_is_made_again(tmp_path, harm):
+    made, said = [], []
+    stage = Quantize(
+        Calibrate(WEIGHTS, None, (), "cpu", out=tmp_path / "c"), "int4", 16, None, "fast", out=tmp_path / "q"
+    )
 
-    def stage(args, progress):
-        made.append(args["key"])
-        svdq_file.save(file, {"x": torch.zeros(64)}, {}, [])
-        return {"notes": ["slow"]}
+    class Runner(StageRunner):
+        def run(self, stage, log, progress):
+            made.append(stage.key)
+            svdq_file.save(stage.out, {"x": torch.zeros(64)}, {}, [])
+            return Done(Quantized(1, 1, (), None, 0, 16, notes=("slow",)), 1.0, 1)
 
     def size():
-        return len(scan._quantized({"key": "k"}, tmp_path, lambda *_: None, said.append).tensors["x"])
+        return len(scan._quantized(stage, Runner(), lambda *_: None, said.append).tensors["x"])
 
-    monkeypatch.setattr(scan, "quantize_stage", stage)
-    assert size() == size() == 64 and made == ["k"] and said == ["slow"]
-    harm(file)
-    assert size() == size() == 64 and made == ["k", "k"]
+    assert size() == size() == 64 and made == [stage.key] and said == ["slow"]
+    harm(stage.out)
+    assert size() == size() == 64 and made == [stage.key] * 2
 
 
 def test_damaged_calibration_is_made_again(tmp_path, monkeypatch):
-    made, file = [], tmp_path / quantize.CALIBRATION
+    made = []
+    step = Calibrate(WEIGHTS, None, (), "cpu", out=tmp_path / "calib.safetensors")
 
     def collect(*_, **__):
         made.append(1)
-        return calibrate.Calibration({"n": torch.ones(64)}, {"n": torch.ones(4, 64).half()}, {})
+        return Calibration({"n": torch.ones(64)}, {"n": torch.ones(4, 64).half()}, {})
 
     def rows():
-        args = {"shared": str(tmp_path), "force": False, "calib_key": "k", "calibration": None}
         recipe = SimpleNamespace(groups=(LinearGroup("n", ("n",)),))
         model = SimpleNamespace(recipe=recipe, module=None, spec=None, read=None)
-        return len(quantize.calibrate(args, model, torch.device("cpu"), lambda *_: None).x["n"])
+        return len(step.calibration(model, torch.device("cpu"), lambda *_: None).x["n"])
 
-    monkeypatch.setattr(calibrate, "collect", collect)
+    monkeypatch.setattr("svdq_trt.calibrate.collect", collect)
     assert rows() == rows() == 4 and len(made) == 1
-    damage(file)
+    damage(step.out)
     assert rows() == rows() == 4 and len(made) == 2
 
 

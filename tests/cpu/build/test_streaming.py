@@ -1,6 +1,7 @@
 """A model whose weights are read layer by layer gives the artifact that the resident one gives."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,46 +10,34 @@ from safetensors.torch import load_file, save_file
 
 from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.artifact.tensor_file import SAFETENSORS_DTYPES, stream_tensors
-from svdq_trt.build.stages import quantize as stage
+from svdq_trt.build import model_source
+from svdq_trt.build.stages.calibrate import Calibrate
+from svdq_trt.build.stages.quantize import Quantize
+from svdq_trt.build.stages.weights import Weights
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load, open_weights
 from svdq_trt.models import TWINS, get_model
 
 
-def args(name, out, **more):
-    return {
-        "model": name,
-        "checkpoint": None,
-        "random_weights": 0,
-        "skip": [],
-        "calibration": None,
-        "shared": str(out),
-        "calib_key": "c",
-        "force": False,
-        "format": "int4",
-        "rank": 16,
-        "allocation": None,
-        "preset": "fast",
-        "device": "cpu",
-        "out": str(out / "svdq.safetensors"),
-        "key": "0" * 32,
-    } | more
+def stage(name, out) -> Quantize:
+    weights = Weights(name, "digest", random_weights=0)
+    calibrate = Calibrate(weights, None, (), "cpu", out=out / "calib.safetensors")
+    return Quantize(calibrate, "int4", 16, None, "fast", out=out / "svdq.safetensors")
 
 
 @pytest.mark.parametrize("name", ["flux1-tiny", "pixart-tiny"])
 def test_streamed_artifact_is_the_resident_one(name, tmp_path, monkeypatch):
     resident, streamed = tmp_path / "resident", tmp_path / "streamed"
-    monkeypatch.setattr(stage, "_STREAM_BYTES", 1 << 60)
-    want = stage.run(args(name, resident), lambda *_: None)
-    monkeypatch.setattr(stage, "_STREAM_BYTES", 0)
-    monkeypatch.setattr("svdq_trt.checkpoint.load", lambda *_: pytest.fail("the whole model was loaded"))
+    monkeypatch.setattr(model_source, "_STREAM_BYTES", 1 << 60)
+    want = stage(name, resident).run(lambda *_: None)
+    monkeypatch.setattr(model_source, "_STREAM_BYTES", 0)
+    monkeypatch.setattr(model_source, "load", lambda *_: pytest.fail("the whole model was loaded"))
     streamed.mkdir()
     for file in ("calib.safetensors", ".calibrate.json"):  # the same calibration: then the bits must be the same
         (streamed / file).write_bytes((resident / file).read_bytes())
     monkeypatch.setattr("svdq_trt.build.freshness.lookup", lambda *_: {})
-    got = stage.run(args(name, streamed), lambda *_: None)
-    got.pop("seconds"), want.pop("seconds")
-    assert got == want
+    got = stage(name, streamed).run(lambda *_: None)
+    assert replace(got, seconds={}) == replace(want, seconds={})
     a, b = (load_file(folder / "svdq.safetensors") for folder in (resident, streamed))
     assert a.keys() == b.keys() and all(t.equal(b[n]) for n, t in a.items())
     metas = []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from svdq_trt.build import ui
-from svdq_trt.build.process import StageResult
-from svdq_trt.build.run import Build, Ledger
+from svdq_trt.build.execute import Costs, Execution
+from svdq_trt.build.process import Done, StageRunner
+from svdq_trt.build.stage import Result, Stage
 from svdq_trt.build.ui import Estimate, Screen
 
 
@@ -44,13 +45,32 @@ def test_lines_of_a_log_have_share_estimate_and_text(monkeypatch):
     assert last.split()[:2] == ["quantize", "done"]
 
 
+@dataclass(frozen=True)
+class Probe(Stage[Result]):
+    """A stage that says something."""
+
+    name = "probe"
+    result = Result
+    label = "import"
+
+    def run(self, progress):
+        return Result(notes=("signed codes assumed",))
+
+
+class InProcess(StageRunner):
+    """Runs stages here: what is tested is what a person reads."""
+
+    def run(self, stage, log, progress):
+        return Done(stage.run(progress), 1.0, 1)
+
+
 def test_notes_of_a_stage_are_told_also_when_it_is_reused(tmp_path):
-    build, out = object.__new__(Build), io.StringIO()
-    build.config, build.work = SimpleNamespace(force=False), SimpleNamespace(logs=tmp_path)
-    build.screen = Screen(Console(file=out, width=200))
-    build.runner = SimpleNamespace(run=lambda *_: StageResult({"notes": ["signed codes assumed"]}, 1.0, 1))
+    out = io.StringIO()
+    execution = Execution(Screen(Console(file=out, width=200)), InProcess(), tmp_path)
     for _ in range(2):
-        build._stage(Ledger(), "probe", "import", "probe", tmp_path, "key", [], {})
+        costs = Costs()
+        assert execution.run(Probe(out=tmp_path / "x"), costs) == Result(notes=("signed codes assumed",))
+        assert (costs.seconds, costs.peak_rss) == ({"probe": 1.0}, {"probe": 1})
     done, note, reused, again = (line.split() for line in out.getvalue().splitlines())
     assert done[:2] == ["import", "done"] and reused == ["import", "reused"]
     assert note == again == ["signed", "codes", "assumed"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,9 +11,10 @@ from safetensors.torch import load_file
 from svdq_trt import calibrate
 from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.build.config import BuildConfig
-from svdq_trt.build.plan_of_work import plan_work
-from svdq_trt.build.stages import export as export_stage
-from svdq_trt.build.stages import take_quantized
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.export import Export
+from svdq_trt.build.stages.take_quantized import TakeQuantized
+from svdq_trt.build.work import plan_work
 from svdq_trt.checkpoint import load
 from svdq_trt.cli import main
 from svdq_trt.contract.formats import INT4
@@ -45,26 +48,18 @@ def packed(tmp_path_factory):
 def graph(artifact_path, folder):
     """model.onnx and its data, as bytes."""
     spec = get_model("pixart-tiny")
-    profile = {s: list(getattr(spec.profile, s)) for s in ("batch", "height", "width", "tokens")}
-    args = {
-        "artifact": str(artifact_path),
-        "profile": profile,
-        "out": str(folder / "model.onnx"),
-        "lora_slots": 0,
-        "fuse_mlp": True,
-    }
-    export_stage.run(args | {"model": "pixart-tiny"}, silent)
+    ranges = {s: getattr(spec.profile, s)[::2] for s in ("batch", "height", "width", "tokens")}
+    Export(spec.name, File("", path=artifact_path), ranges, 0, True, "int4", out=folder / "model.onnx").run(silent)
     return (folder / "model.onnx").read_bytes(), (folder / "model.onnx.data").read_bytes()
 
 
 def test_graph_is_that_of_the_model_it_was_packed_from(packed, tmp_path):
     ours, theirs = packed
-    args = {"model": "pixart-tiny", "path": str(theirs), "out": str(tmp_path / "svdq.safetensors")}
-    result = take_quantized.run(args, silent)
-    assert result["rank"] == 16 and result["nodes"] == 12 and result["mean_sqnr_db"] is None
-    (note,) = result["notes"]
+    result = TakeQuantized("pixart-tiny", File("", path=theirs), out=tmp_path / "svdq.safetensors").run(silent)
+    assert result.rank == 16 and result.nodes == 12 and result.mean_sqnr_db is None
+    (note,) = result.notes
     assert note.startswith("transformer_blocks.0.ff.net.2 and 1 more: read as taking unsigned activation codes")
-    reasons = {k["name"]: k["reason"] for k in result["kept_16bit"]}
+    reasons = {k.name: k.reason for k in result.kept_16bit}
     assert sum("16 bit in the given checkpoint" in r for r in reasons.values()) == 4
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -74,11 +69,11 @@ def test_graph_is_that_of_the_model_it_was_packed_from(packed, tmp_path):
 def test_own_artifact_and_engine_folder_are_taken_as_they_are(packed, tmp_path):
     ours, _ = packed
     for path in (ours, ours.parent):
-        args = {"model": "pixart-tiny", "path": str(path), "out": str(tmp_path / "svdq.safetensors")}
-        assert take_quantized.run(args, silent)["mean_sqnr_db"] > 20
+        stage = TakeQuantized("pixart-tiny", File("", path=path), out=tmp_path / "svdq.safetensors")
+        assert stage.run(silent).mean_sqnr_db > 20
         assert (tmp_path / "svdq.safetensors").read_bytes() == ours.read_bytes()
     with pytest.raises(ArtifactError, match="a model 'pixart-tiny', want pixart-sigma"):
-        take_quantized.run(args | {"model": "pixart-sigma"}, silent)
+        replace(stage, model="pixart-sigma").run(silent)
 
 
 def test_import_command(packed, tmp_path, capsys):
@@ -99,7 +94,7 @@ def test_plan_of_work(packed, tmp_path):
 
     work = plan(theirs, 89, 120)
     assert {e.format for e in work.engines} == {INT4} and work.engines[0].shared.name == "int4-imported"
-    assert work.quantized_id == digest(theirs, work.spec) != plan(ours, 89).quantized_id
+    assert work.quantized.id == digest(theirs, work.spec) != plan(ours, 89).quantized.id
     with pytest.raises(UsageError, match="--format: nvfp4, want auto or int4"):
         plan(theirs, 89, format="nvfp4")
 

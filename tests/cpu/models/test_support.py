@@ -3,8 +3,8 @@
 import pytest
 
 from svdq_trt.base.errors import UsageError
-from svdq_trt.build.plan_of_work import require_memory_for_check
 from svdq_trt.build.summary import support
+from svdq_trt.build.work import require_memory_for_check
 from svdq_trt.cli import main
 from svdq_trt.models import MODELS, get_model
 

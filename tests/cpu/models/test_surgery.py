@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from svdq_trt.build.stages.graph import dynamic_shapes
+from svdq_trt.build.graph import dynamic_shapes
 from svdq_trt.checkpoint import load
 from svdq_trt.contract.formats import Activation
 from svdq_trt.models import TWINS, get_model, stack_group

@@ -1,4 +1,4 @@
-"""From a BuildConfig to folders, stages, keys and arguments: all decisions, no work.
+"""From a BuildConfig to models, folders and identities of what is read: all decisions, no work.
 
 <out>/<model>-shared/                     what several engines use
 calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  reference.npz
@@ -10,74 +10,25 @@ calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  refer
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.device import resolve_device
 from svdq_trt.base.errors import UsageError
 from svdq_trt.base.files import sha256
 from svdq_trt.build.config import BuildConfig, Range
-from svdq_trt.build.freshness import stage_key
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.weights import LoraAt, Weights
+from svdq_trt.checkpoint import weights_digest
 from svdq_trt.contract.archs import KERNELS, resolve_format
 from svdq_trt.contract.formats import FORMATS, Format
+from svdq_trt.interop import describe, digest
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 
-CHECK_SEED = 20_241_107  # differs from every calibration seed
 _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
-
-_GRAPH = ("svdq_export", "svdq_trt/nn", "svdq_trt/contract", "svdq_trt/models", "svdq_trt/build/stages/graph")
-_GRAPH_LIBRARIES = ("torch", "diffusers", "onnx", "onnxscript", "onnx-ir")
-
-#: our code and the libraries that each stage runs; a change in either makes the stage run again
-_DEPENDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "sample": (("svdq_trt/calibrate", "svdq_trt/pipeline", "svdq_trt/models"), ("torch", "diffusers")),
-    "calibrate": (("svdq_trt/calibrate", "svdq_trt/checkpoint", "svdq_trt/models"), ("torch", "diffusers")),
-    "allocate": (
-        (
-            "svdq_trt/quantize",
-            "svdq_trt/contract/numerics",
-            "svdq_trt/contract",
-            "svdq_trt/models",
-            "svdq_trt/calibrate",
-        ),
-        ("torch",),
-    ),
-    "sensitivity": (
-        ("svdq_trt/quantize", "svdq_trt/nn", "svdq_trt/models", "svdq_trt/calibrate"),
-        ("torch", "diffusers"),
-    ),
-    "quantize": (
-        ("svdq_trt/quantize", "svdq_trt/contract/numerics", "svdq_trt/contract", "svdq_trt/models"),
-        ("torch",),
-    ),
-    "import": (
-        (
-            "svdq_trt/interop",
-            "svdq_trt/checkpoint",
-            "svdq_trt/contract/numerics",
-            "svdq_trt/contract",
-            "svdq_trt/models",
-            "svdq_trt/artifact/svdq_file",
-        ),
-        ("torch",),
-    ),
-    "lora": (("svdq_trt/lora", "svdq_trt/contract", "svdq_trt/models"), ("torch", "diffusers")),
-    "export": ((*_GRAPH, "svdq_trt/lora/slots"), _GRAPH_LIBRARIES),
-    "reference_export": ((*_GRAPH, "svdq_trt/checkpoint", "svdq_trt/lora"), _GRAPH_LIBRARIES),
-    "run_onnx": (("svdq_export", "svdq_trt/check", "svdq_trt/models"), ("onnxruntime", "polygraphy")),
-    "compare": (("svdq_trt/check",), ("polygraphy", "matplotlib")),
-    "plan": (("svdq_trt/engine",), ()),  # the backend's version is a parameter
-}
-
-
-def key(stage: str, **params: Any) -> str:
-    """Freshness key of a stage, over its code, its libraries and its parameters."""
-    sources, libraries = _DEPENDS[stage]
-    return stage_key(stage, sources, params | {name: version(name) for name in libraries})
 
 
 @dataclass(frozen=True)
@@ -99,15 +50,16 @@ class Work:
     profile: dict[str, tuple[int, int, int]]
     shared: Path
     engines: tuple[Engine, ...]
-    weights_id: str
+    weights: Weights  # with an empty digest where nothing reads them
     device: str  # "cpu" or "cuda", of calibration and quantizer
-    loras_id: tuple[tuple[str, float], ...] = ()  # digest and strength of each
-    quantized_id: str = ""  # digest of --quantized
-    scan_id: str = ""  # digest of --sensitivity
-    logs: Path = field(init=False)
+    loras: tuple[LoraAt, ...] = ()
+    quantized: File | None = None  # --quantized
+    sensitivity: File | None = None  # --sensitivity
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "logs", self.shared / "logs")
+    @property
+    def logs(self) -> Path:
+        """Folder of the stages' logs."""
+        return self.shared / "logs"
 
     def formats(self) -> dict[Format, Path]:
         """Each format once, with the shared folder of its graph."""
@@ -117,31 +69,25 @@ class Work:
         """The shared folder of a format's quantized model, without any LoRA."""
         return self.shared / f"{fmt}-{_ending(self.config)}"
 
-    def lora_args(self) -> dict[str, Any]:
-        """The LoRA files as a stage's arguments."""
-        loras = [[str(lora.path.resolve()), lora.strength] for lora in self.config.loras]
-        return {"loras": loras, "allow_partial": self.config.allow_partial}
-
-    def lora_key(self) -> dict[str, Any]:
-        """The LoRA files as parameters of a key; nothing without any."""
-        return {"loras": self.loras_id, "allow_partial": self.config.allow_partial} if self.loras_id else {}
-
-    def profiles(self) -> list[dict[str, Any]]:
-        """TensorRT profile of every input, as TensorProfile fields."""
-        return [self._tensor(io) for io in self.spec.inputs]
-
-    def outputs(self) -> list[dict[str, Any]]:
-        """Shape ranges of every output."""
-        return [self._tensor(io) for io in self.spec.outputs]
-
-    def _tensor(self, io: TensorIO) -> dict[str, Any]:
-        low, opt, high = (io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3))
-        dtype = str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch.")
-        return {"name": io.name, "dtype": dtype, "min": low, "opt": opt, "max": high}
+    def ranges(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest value of every size: what a graph depends on."""
+        return {symbol: (low, high) for symbol, (low, _, high) in self.profile.items()}
 
     def check_sizes(self) -> dict[str, int]:
         """The smallest profile shape."""
         return {symbol: low for symbol, (low, _, _) in self.profile.items()}
+
+    def inputs(self) -> tuple[TensorProfile, ...]:
+        """The profile of every input."""
+        return tuple(self._profile(io) for io in self.spec.inputs)
+
+    def outputs(self) -> tuple[TensorProfile, ...]:
+        """Shape ranges of every output."""
+        return tuple(self._profile(io) for io in self.spec.outputs)
+
+    def _profile(self, io: TensorIO) -> TensorProfile:
+        low, opt, high = (io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3))
+        return TensorProfile(io.name, str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch."), low, opt, high)
 
 
 def require_memory_for_check(spec: ModelSpec, memory_bytes: int) -> None:
@@ -164,9 +110,6 @@ def plan_work(config: BuildConfig) -> Work:
         SvdqError: an unknown model, no such device, a profile that the model cannot take, weights that cannot be had,
             a check that doesn't fit this machine's memory.
     """
-    from svdq_trt.checkpoint import weights_digest
-    from svdq_trt.interop import digest
-
     spec = get_model(config.model)
     device = "cpu" if config.quantized is not None else resolve_device(config.device)
     if config.check:
@@ -186,12 +129,21 @@ def plan_work(config: BuildConfig) -> Work:
         for fmt in [resolve_format(config.format, arch) if given is None else given]
     )
     needs_weights = config.quantized is None or config.check
-    weights_id = weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else ""
-    loras_id = tuple((sha256(lora.path), lora.strength) for lora in config.loras)
-    quantized_id = "" if config.quantized is None else digest(config.quantized, spec)
+    weights = Weights(
+        spec.name,
+        weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else "",
+        checkpoint=config.checkpoint,
+        random_weights=config.random_weights,
+    )
+    loras = tuple(LoraAt(_file(lora.path.resolve()), lora.strength) for lora in config.loras)
+    quantized = None if config.quantized is None else File(digest(config.quantized, spec), path=config.quantized)
     scan = config.rank_auto.sensitivity if config.rank_auto else None
-    scan_id = "" if scan is None else sha256(scan)
-    return Work(config, spec, profile, shared, engines, weights_id, device, loras_id, quantized_id, scan_id)
+    sensitivity = None if scan is None else _file(scan)
+    return Work(config, spec, profile, shared, engines, weights, device, loras, quantized, sensitivity)
+
+
+def _file(path: Path) -> File:
+    return File(sha256(path), path=path)
 
 
 def _ending(config: BuildConfig) -> str:
@@ -203,8 +155,6 @@ def _ending(config: BuildConfig) -> str:
 
 def _quantized_format(config: BuildConfig, spec: ModelSpec) -> Format:
     """The number format of --quantized, once every arch has kernels for it."""
-    from svdq_trt.interop import describe
-
     assert config.quantized is not None
     found = FORMATS[describe(config.quantized, spec).format]
     if config.format not in ("auto", found.name):

@@ -4,66 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
+from torch.export import Dim
 
+from svdq_export import OnnxInfo, export_onnx
 from svdq_trt.base.progress import Progress
-
-if TYPE_CHECKING:
-    from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.models import Axis, ModelSpec
 
 
 def export_model(
     module: nn.Module,
     spec: ModelSpec,
-    profile: Mapping[str, Sequence[int]],
+    ranges: Mapping[str, Sequence[int]],
     out: Path,
     progress: Progress,
     weights: bool = True,
     runtime_inputs: Sequence[str] = (),
     fuse_mlp: bool = True,
-) -> dict[str, Any]:
-    """Export `module` to `out`; sizes that the profile fixes (min = max) become static.
+) -> OnnxInfo:
+    """Export `module` to `out`; sizes that the ranges fix (min = max) become static.
 
     Args:
-        profile: symbol (batch, height, width, tokens) -> [min, opt, max].
+        ranges: symbol (batch, height, width, tokens) -> (min, max).
         weights: False writes the graph alone.
         runtime_inputs, fuse_mlp: see svdq_export.export_onnx.
     """
-    from svdq_export import export_onnx
-
-    # Tracing specializes sizes 0 and 1: take the profile's largest sizes, where no dynamic one is 1.
-    sizes = {symbol: values[2] for symbol, values in profile.items()}
+    # Tracing specializes sizes 0 and 1: take the largest sizes, where no dynamic one is 1.
+    sizes = {symbol: values[-1] for symbol, values in ranges.items()}
     inputs = spec.example_inputs(**sizes, seed=0)  # type: ignore[arg-type]
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
-    info = export_onnx(
+    return export_onnx(
         spec.wrap(module),
         named,
-        dynamic_shapes(spec, profile),
+        dynamic_shapes(spec, ranges),
         [io.name for io in spec.outputs],
         out,
         wrapped=spec.family.WRAPPED,
         runtime_inputs=runtime_inputs,
         weights=weights,
         fuse_mlp=fuse_mlp,
-        progress=lambda stage, done, total: progress(done, total, stage),
+        progress=progress,
     )
-    return {
-        "nodes": list(info.svdq_nodes),
-        "op_types": list(info.op_types),
-        "node_count": info.node_count,
-        "data_bytes": info.data_bytes,
-    }
 
 
-def dynamic_shapes(spec: ModelSpec, profile: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
-    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis that the profile does not fix.
+def dynamic_shapes(spec: ModelSpec, ranges: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
+    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis that the ranges do not fix.
 
     An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold.
     """
-    from torch.export import Dim
-
     dims: dict[Axis, Any] = {}
     shapes: dict[str, dict[int, Any]] = {}
     for io in spec.inputs:
@@ -71,7 +61,7 @@ def dynamic_shapes(spec: ModelSpec, profile: Mapping[str, Sequence[int]]) -> dic
         for index, axis in enumerate(io.dims):
             if isinstance(axis, int):
                 continue
-            low, _, high = (axis.size({s: v[i] for s, v in profile.items()}) for i in range(3))
+            low, high = (axis.size({s: v[end] for s, v in ranges.items()}) for end in (0, -1))
             if low == high:
                 continue
             if axis not in dims:  # with its range: without one, torch traces twice to find it

@@ -1,0 +1,1 @@
+"""The files that pass between the stages, and their checks; no algorithm is imported here."""

@@ -1,0 +1,1 @@
+"""What every package may use: errors, files, progress, ranks, devices. Imports the standard library only."""

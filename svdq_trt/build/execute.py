@@ -1,0 +1,78 @@
+"""Run stages that are not fresh, each in a process of its own, and keep count of what they cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from svdq_trt.base.files import remove_leftovers
+from svdq_trt.build import freshness
+from svdq_trt.build.process import StageRunner
+from svdq_trt.build.stage import Result, Stage, from_builtins, to_builtins
+from svdq_trt.build.ui import Screen
+
+R = TypeVar("R", bound=Result)
+
+
+@dataclass
+class Costs:
+    """What stages took, by their names: seconds, and peak resident bytes of their processes."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_rss: dict[str, int] = field(default_factory=dict)
+
+    def copy(self) -> Costs:
+        """A copy to add others to."""
+        return Costs(dict(self.seconds), dict(self.peak_rss))
+
+
+class Execution:
+    """Takes over what is fresh and runs the rest.
+
+    Attributes:
+        force: run everything. logs: folder of the stages' logs.
+    """
+
+    def __init__(self, screen: Screen, runner: StageRunner, logs: Path, force: bool = False) -> None:
+        self.screen, self.runner, self.logs, self.force = screen, runner, logs, force
+
+    def run(self, stage: Stage[R], costs: Costs) -> R:
+        """The stage's result; what it cost, now or when it ran, goes into `costs`.
+
+        Raises:
+            SvdqError: the stage's own.
+        """
+        found = None if self.force else self._recorded(stage)
+        if found is None:
+            found = self._run(stage)
+        else:
+            self.screen.reused(stage.label)
+        value, seconds, peak_rss = found
+        for note in value.notes:
+            self.screen.say(note)
+        costs.seconds[stage.name], costs.peak_rss[stage.name] = round(seconds, 2), peak_rss
+        return value
+
+    def _run(self, stage: Stage[R]) -> tuple[R, float, int]:
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(stage.folder, stage.files)
+        with self.screen.stage(stage.label) as progress:
+            done = self.runner.run(stage, self.logs / f"{stage.folder.name}.{stage.name}.log", progress)
+        assert done.value is not None, f"{stage.name} returned nothing to rank 0"
+        value = to_builtins(done.value)
+        record = {"value": value, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
+        freshness.store(stage.folder, stage.name, stage.key, stage.files, record)
+        return done.value, done.seconds, done.peak_rss_bytes
+
+    def _recorded(self, stage: Stage[R]) -> tuple[R, float, int] | None:
+        """What the stage returned and cost when it ran, if it is fresh."""
+        record = freshness.lookup(stage.folder, stage.name, stage.key)
+        try:
+            if record is not None:
+                return from_builtins(record["value"], stage.result), record["seconds"], record["peak_rss_bytes"]  # type: ignore[return-value]
+        except (KeyError, msgspec.ValidationError):
+            pass  # a damaged record: the stage runs again
+        return None

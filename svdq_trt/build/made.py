@@ -1,0 +1,32 @@
+"""What the stages of one format made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from svdq_trt.build.execute import Costs
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.allocate import Allocated
+from svdq_trt.build.stages.compare import Compared
+from svdq_trt.build.stages.export import Exported
+from svdq_trt.build.stages.lora import LorasApplied
+from svdq_trt.build.stages.quantize import Quantized
+
+
+@dataclass
+class Made:
+    """What the stages of one format returned, and what they cost.
+
+    Attributes:
+        artifact: the quantized model without LoRAs, by its key.
+        graph: model.onnx, by its key.
+    """
+
+    artifact: File
+    quantized: Quantized
+    costs: Costs
+    allocated: Allocated | None = None
+    loras: LorasApplied | None = None
+    graph: File = field(init=False)
+    exported: Exported = field(init=False)
+    compared: Compared | None = None

@@ -1,0 +1,25 @@
+"""What several stages are given: the model's 16-bit weights, and LoRA files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from svdq_trt.build.stage import UNKEYED, File
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model and where its weights come from; they count by their digest (checkpoint/digest.py)."""
+
+    model: str
+    digest: str
+    checkpoint: str | None = field(default=None, kw_only=True, metadata=UNKEYED)
+    random_weights: int | None = field(default=None, kw_only=True, metadata=UNKEYED)
+
+
+@dataclass(frozen=True)
+class LoraAt:
+    """A LoRA file at a strength."""
+
+    file: File
+    strength: float
