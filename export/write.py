@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import atomic_write
 from svdq_trt.base.progress import Progress
 
 ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place
@@ -89,7 +90,8 @@ def write_graph(model: ir.Model, path: Path, parameters: Set[str]) -> None:
             base_dir=path.parent,
         )
         offset += -(-tensor.nbytes // ALIGN_BYTES) * ALIGN_BYTES
-    path.write_bytes(ir.serde.serialize_model(model).SerializeToString())
+    with atomic_write(path) as tmp:
+        tmp.write_bytes(ir.serde.serialize_model(model).SerializeToString())
 
 
 def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:
@@ -100,6 +102,7 @@ def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:
     """
     path = original.with_suffix(f".{kind}.onnx")
     staged = path.with_name(f".{path.name}")
+    staged.unlink(missing_ok=True)  # a link there would be followed
     try:
         ir.save(model, staged)  # external tensors keep their file, offset and length
         check(staged)

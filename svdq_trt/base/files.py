@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from svdq_trt.base.errors import ArtifactError
 
@@ -27,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
 
     On any exception the temporary file is removed and `path` keeps its old content. A reader therefore never
-    sees half a file, also after a power cut.
+    sees half a file, also after a power cut. A link at `path` is replaced, not followed.
 
     Raises:
         ArtifactError: the folder is missing or not writable, or the disk is full.
@@ -48,6 +48,51 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         if tmp is not None:
             with contextlib.suppress(OSError):
                 tmp.unlink()
+
+
+def refuse_link(path: Path) -> None:
+    """Check that `path`, which lies in a folder that svdq-trt writes, is no symbolic link.
+
+    A folder may come from outside; what is written or removed through a link in it would be files of the user's.
+    The folder that the user names may itself be a link: it is not checked.
+
+    Raises:
+        ArtifactError: it is one.
+    """
+    if path.is_symlink():
+        raise ArtifactError(
+            str(path),
+            f"a link to {path.readlink()}",
+            "a file or folder that lies here",
+            "Remove the link, or choose another folder.",
+        )
+
+
+def own_folder(base: Path, *names: str) -> Path:
+    """Make `base`, and folders of ours in it, one in the other; returns the innermost.
+
+    Raises:
+        ArtifactError: one of `names` is a link.
+    """
+    base.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        base = base / name
+        refuse_link(base)
+        base.mkdir(exist_ok=True)
+    return base
+
+
+def open_own(path: Path, mode: str) -> IO[Any]:
+    """Open a file that is written in place (a lock, a log, a journal) as `open` does, but never through a link.
+
+    Raises:
+        ArtifactError: it is a link.
+    """
+    try:
+        return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
+    except OSError:
+        refuse_link(path)
+        raise
 
 
 def sha256(path: Path) -> str:

@@ -13,6 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.base.files import open_own
+
 
 class Journal:
     """A file of named JSON values under one key.
@@ -28,7 +30,7 @@ class Journal:
         self._good = 0  # bytes that were read and understood
         path.parent.mkdir(parents=True, exist_ok=True)
         self._read()
-        with path.open("r+b" if self._good else "wb") as file:
+        with open_own(path, "r+b" if self._good else "wb") as file:
             file.truncate(self._good)
             if not self._good:
                 file.write(_line({"key": key}))
@@ -51,7 +53,7 @@ class Journal:
 
     def add(self, name: str, value: Any) -> None:
         """Record a finished piece; it is on disk when this returns."""
-        with self.path.open("ab") as file:
+        with open_own(self.path, "ab") as file:
             file.write(_line({"name": name, "value": value}))
             file.flush()
             os.fsync(file.fileno())

@@ -11,6 +11,7 @@ import sys
 from typing import Any, TextIO
 
 from svdq_trt.base.errors import SvdqError, error_fields
+from svdq_trt.base.terminal import say
 
 
 class Emitter:
@@ -41,6 +42,6 @@ def parse(line: str) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
     except ValueError:
-        print(line.rstrip(), file=sys.stderr)
+        say(line.rstrip(), file=sys.stderr)
         return None
     return event if isinstance(event, dict) else None

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from svdq_trt.base.files import remove_leftovers
+from svdq_trt.base.files import own_folder, remove_leftovers
 from svdq_trt.build import freshness
 from svdq_trt.build.process import StageRunner
 from svdq_trt.build.stage import Result, Stage, from_builtins, to_builtins
@@ -57,7 +57,7 @@ class Execution:
         return value
 
     def _run(self, stage: Stage[R]) -> tuple[R, float, int]:
-        stage.folder.mkdir(parents=True, exist_ok=True)
+        own_folder(stage.folder.parent, stage.folder.name)
         remove_leftovers(stage.folder, stage.files)
         with self.screen.stage(stage.label) as progress:
             done = self.runner.run(stage, self.logs / f"{stage.folder.name}.{stage.name}.log", progress)

@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.base.files import atomic_write
+from svdq_trt.base.files import atomic_write, open_own
 
 
 @contextmanager
@@ -18,12 +19,12 @@ def only_writer(*folders: Path) -> Iterator[None]:
     """Make `folders`, and hold them against other processes, which would write over this one's files.
 
     Raises:
-        ArtifactError: another one holds one of them.
+        ArtifactError: another one holds one of them, or the lock is a link.
     """
     with ExitStack() as held:
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context((folder / ".lock").open("w"))
+            lock = held.enter_context(open_own(folder / ".lock", "a"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -45,9 +46,12 @@ def copy_plugin(library: Path, folder: Path) -> Path:
 
 def place(source: Path, target: Path, link: bool) -> None:
     """Put a shared artifact into an engine's folder, by hard link or as a copy with the same time stamp."""
-    before, stat = (target.stat() if target.exists() else None), source.stat()
-    if before and (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
-        return
+    stat = source.stat()
+    with suppress(FileNotFoundError):
+        before = target.lstat()  # a link is no copy: it is replaced
+        same = (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        if same and S_ISREG(before.st_mode):
+            return
     with atomic_write(target) as tmp:
         tmp.unlink()
         if link:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from svdq_trt.base.files import atomic_write
@@ -41,7 +42,7 @@ def store(folder: Path, step: str, key: str, files: Iterable[str], result: dict[
 
 def _fingerprint(path: Path) -> list[int] | None:
     try:
-        stat = path.stat()
+        stat = path.lstat()  # a link is none of a stage's files
     except OSError:
         return None
-    return [stat.st_size, stat.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns] if S_ISREG(stat.st_mode) else None

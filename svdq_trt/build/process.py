@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -16,7 +14,9 @@ from typing import IO, Any, Generic, TypeVar
 
 import psutil
 
+from svdq_trt.base.child import command, environment
 from svdq_trt.base.errors import EXIT_BUG, SvdqError, rebuild_error
+from svdq_trt.base.files import open_own
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.events import parse
 from svdq_trt.build.stage import Result, Stage, from_builtins
@@ -57,14 +57,14 @@ class StageRunner:
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        with log.open("w") as log_file:
+        with open_own(log, "w") as log_file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "svdq_trt.build.worker"],
+                command("svdq_trt.build.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 text=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=environment(PYTHONUNBUFFERED="1"),
             )
             self._children.add(child)
             if self._stopped:  # stop() may have come before the child was known

@@ -17,6 +17,7 @@ import psutil
 from svdq_trt.artifact import manifest
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base import errors
+from svdq_trt.base.files import own_folder
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.folder import copy_plugin, only_writer, place
@@ -85,7 +86,7 @@ class Build:
         Raises:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
         """
-        with only_writer(self.work.shared, *(engine.folder for engine in self.work.engines)):
+        with self._only_writer(*(engine.folder for engine in self.work.engines)):
             sampler = RssSampler(os.getpid())
             try:
                 with self.screen:
@@ -96,9 +97,18 @@ class Build:
 
     def quantize(self) -> dict[str, Made]:
         """The quantized model of each format by its name, and nothing after it. Raises as `run`."""
-        with only_writer(self.work.shared), self.screen:
+        with self._only_writer(), self.screen:
             inputs = self._inputs()
             return {fmt.name: self._quantize(fmt.name, inputs) for fmt in self.work.formats()}
+
+    @contextmanager
+    def _only_writer(self, *engines: Path) -> Iterator[None]:
+        """Make the folders of the build, none of them a link, and hold them."""
+        for folder in (self.work.shared, *engines):
+            own_folder(folder.parent, folder.name)
+        with only_writer(self.work.shared, *engines):
+            own_folder(self.work.shared, self.work.logs.name)
+            yield
 
     def _run(self) -> list[Built]:
         formats = self.work.formats().items()
@@ -179,7 +189,7 @@ class Build:
             made.loras = self.execution.run(apply, made.costs)
             artifact = File(apply.key, path=apply.out)
         elif folder != artifact.path.parent:  # slots alone: the artifact as it is
-            folder.mkdir(parents=True, exist_ok=True)
+            own_folder(folder.parent, folder.name)
             artifact = File(artifact.id, path=folder / artifact.path.name)
             place(made.artifact.path, artifact.path, link=True)
         stage = Export.of(self.work, fmt, artifact)
@@ -216,7 +226,6 @@ class Build:
     # ---- one engine --------------------------------------------------------------------------------------------
 
     def _engine(self, engine: Engine, made: Made) -> Built:
-        engine.folder.mkdir(parents=True, exist_ok=True)
         (engine.folder / manifest.NAME).unlink(missing_ok=True)  # it comes back when all it speaks of is there
         # onnx refuses external data with several hard links, so the ONNX files are copied.
         linked = {quantize.FILE: True, compare.FILE: True, export.FILE: False, f"{export.FILE}.data": False}

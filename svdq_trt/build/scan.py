@@ -20,6 +20,7 @@ from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.sensitivity import Effect, Sensitivity
 from svdq_trt.base.device import resolve_device
 from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.files import own_folder
 from svdq_trt.base.journal import Journal
 from svdq_trt.base.progress import Progress
 from svdq_trt.build import freshness
@@ -85,6 +86,7 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     config.check()
     config = replace(config, device=resolve_device(config.device))
     partial = out.with_name(f"{out.name}.partial")
+    own_folder(partial.parent, partial.name)
     with only_writer(partial):
         stage = _stage(config, partial)
         loaded = _quantized(stage, StageRunner(), progress, say)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from svdq_trt.build.console import Console
 
 if TYPE_CHECKING:
     from svdq_trt.build.run import Built
@@ -83,8 +84,8 @@ def print_summary(built: Sequence[Built]) -> None:
 
 def _console() -> Console:
     """A file or a pipe has no width: never fold there."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def print_models() -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TimeElapsedColumn
 
 from svdq_trt.base.progress import Progress as ProgressCall
+from svdq_trt.build.console import Console, Words
 
 _NEW_S = 3.0  # of a step: too little to say how long the rest will take
 _PLAIN_EVERY_S = 20.0  # without a terminal: a line at most this often, so that a log shows life
@@ -42,13 +42,13 @@ class Screen:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True)
         self._live = Progress(
-            TextColumn("  {task.description:<34}"),
+            Words("  {task.description:<34}"),
             BarColumn(bar_width=28),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[text]}", style="dim"),
+            Words("{task.fields[left]}"),
+            Words("{task.fields[text]}", style="dim"),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,

@@ -1,4 +1,4 @@
-"""Entry point of a stage's process: ``python -m svdq_trt.build.worker`` with a stage as JSON on stdin (Stage.to_json).
+"""Entry point of a stage's process: ``python -P -m svdq_trt.build.worker``, with Stage.to_json on stdin.
 
 A process per stage returns its memory to the system, and a library that aborts takes only the stage with it.
 Everything that libraries print goes to the stage's log; only events go to the pipe.

@@ -206,7 +206,8 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
             torch_dtype=dtype,
             variant=variant,
             local_files_only=True,
-            use_safetensors=True,
+            use_safetensors=True,  # no pickles
+            trust_remote_code=False,  # nor Python files of the folder's
             **absent,
         )
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, KeyError) as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svdq_trt.base.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
+from svdq_trt.base.terminal import say
 from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.contract.formats import FORMATS
 
@@ -249,7 +250,7 @@ def _report_incomplete(built: Sequence[Built]) -> int:
     missing = [one for one in built if one.incomplete is not None]
     for one in missing:
         arch = one.manifest.arch
-        print(
+        say(
             f"{one.engine.folder}: no plan: {one.incomplete} Everything else is written. "
             f"On a machine with an {arch} GPU and TensorRT: {finish_command(one.engine.folder)}"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from svdq_trt.base.errors import EXIT_OK, AccuracyError, UsageError
 from svdq_trt.base.files import atomic_write
+from svdq_trt.base.terminal import say
 
 if TYPE_CHECKING:
     from svdq_trt.evaluate.diff import Difference, Subject
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
         source = {"seed": args.seed, **chosen}
     how = Opening(args.allow_host_code, args.allow_arch_mismatch, args.device, args.onnx_device)
     for note in dict.fromkeys(s.note for s in (candidate, reference) if s.note):
-        print(f"svdq-trt: {note}", file=sys.stderr)
-    found = compare_subjects(candidate, reference, feed, how, lambda text: print(text, file=sys.stderr))
+        say(f"svdq-trt: {note}", file=sys.stderr)
+    found = compare_subjects(candidate, reference, feed, how, lambda text: say(text, file=sys.stderr))
     _print(found, candidate, reference)
     if args.json is not None:
         with atomic_write(args.json) as tmp:
@@ -87,13 +88,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: Difference, candidate: Subject, reference: Subject) -> None:
-    print(f"{candidate.label}: {found.seconds[1]:.2f} s\nagainst {reference.label}: {found.seconds[0]:.2f} s")
+    say(f"{candidate.label}: {found.seconds[1]:.2f} s", f"against {reference.label}: {found.seconds[0]:.2f} s")
     width = max(6, *(len(one.name) for one in found.outputs))
-    print(f"{'output':{width}}  {'SQNR dB':>8}  {'cosine':>9}  {'max error':>10}  {'largest value':>13}")
+    say(f"{'output':{width}}  {'SQNR dB':>8}  {'cosine':>9}  {'max error':>10}  {'largest value':>13}")
     for one in found.outputs:
-        print(
-            f"{one.name:{width}}  {one.sqnr_db:8.2f}  {one.cosine:9.6f}  {one.max_abs:10.4g}  {one.ref_max_abs:13.4g}"
-        )
+        say(f"{one.name:{width}}  {one.sqnr_db:8.2f}  {one.cosine:9.6f}  {one.max_abs:10.4g}  {one.ref_max_abs:13.4g}")
 
 
 def _to_json(found: Difference, candidate: Subject, reference: Subject, source: dict[str, Any]) -> dict[str, Any]:

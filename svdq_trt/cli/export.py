@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK
+from svdq_trt.base.terminal import say
 
 NAME = "export"
 HELP = "svdq.safetensors -> a checkpoint that nunchaku reads"
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from svdq_trt.interop import export_nunchaku
 
     report = export_nunchaku(args.artifact, args.out, None if args.keys is None else args.keys == "old")
-    print(f"{args.out}: {report.format} rank {report.rank} for nunchaku, {report.nodes} nodes")
+    say(f"{args.out}: {report.format} rank {report.rank} for nunchaku, {report.nodes} nodes")
     for note in report.notes:
-        print(f"    {note}")
+        say(f"    {note}")
     return EXIT_OK

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK
+from svdq_trt.base.terminal import say
 
 NAME = "finish"
 HELP = "build the plan of an engine folder that lacks one, on its target"
@@ -20,5 +21,5 @@ def add_options(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from svdq_trt.build.finish import finish
 
-    print(f"{finish(args.engine, args.backend)}: done")
+    say(f"{finish(args.engine, args.backend)}: done")
     return EXIT_OK

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK
+from svdq_trt.base.terminal import say
 
 NAME = "import"
 HELP = "a quantized checkpoint of nunchaku or ModelOpt -> svdq.safetensors"
@@ -29,9 +30,9 @@ def run(args: argparse.Namespace) -> int:
 
     spec = get_model(args.model)
     report = import_checkpoint(args.checkpoint, spec, args.out)
-    print(f"{args.out}: {spec.name} from {report.kind}, {report.format} rank {report.rank}, {report.nodes} nodes")
+    say(f"{args.out}: {spec.name} from {report.kind}, {report.format} rank {report.rank}, {report.nodes} nodes")
     for reason in sorted(set(report.kept.values())):
-        print(f"    {sum(r == reason for r in report.kept.values()):4d}  {reason}")
+        say(f"    {sum(r == reason for r in report.kept.values()):4d}  {reason}")
     for note in report.notes:
-        print(f"    {note}")
+        say(f"    {note}")
     return EXIT_OK

@@ -13,6 +13,7 @@ from svdq_trt import __version__
 from svdq_trt.base import ranks
 from svdq_trt.base.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
 from svdq_trt.base.memory import out_of_memory
+from svdq_trt.base.terminal import quoted, say
 from svdq_trt.build import sharing
 from svdq_trt.cli import build
 from svdq_trt.cli.commands import ALL
@@ -26,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with our error line: no usage dump in front of it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}. See {self.prog} --help.\n")
+        self.exit(EXIT_USAGE, quoted(f"{self.prog}: {message}. See {self.prog} --help.") + "\n")
 
 
 def _parser() -> _Parser:
@@ -56,10 +57,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return _parser().parse_args(argv)
 
 
+def _trace() -> None:
+    say(*traceback.format_exc().splitlines(), file=sys.stderr)
+
+
 def _refused(error: SvdqError, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"svdq-trt: {error}", file=sys.stderr)
+        _trace()
+    say(f"svdq-trt: {error}", file=sys.stderr)
     return error.exit_code
 
 
@@ -83,7 +88,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except SvdqError as error:
         return _refused(error, args.debug)
     except KeyboardInterrupt:
-        print("svdq-trt: interrupted. Finished stages are kept; run the same command to go on.", file=sys.stderr)
+        say("svdq-trt: interrupted. Finished stages are kept; run the same command to go on.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,8 +101,8 @@ def _main(argv: Sequence[str] | None) -> int:
         if told is not None:
             return _refused(told, args.debug)
         if args.debug:
-            traceback.print_exc()
-        print(
+            _trace()
+        say(
             f"svdq-trt: internal error: {type(error).__name__}: {error}. Run with --debug and report it.",
             file=sys.stderr,
         )

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK
+from svdq_trt.base.terminal import say
 from svdq_trt.cli.build import add_output, add_quantization, quantization
 from svdq_trt.contract.archs import resolve_format
 
@@ -19,7 +20,7 @@ with the same options and --out here it goes on from it. A run that was stopped 
 
 examples:
   svdq-trt quantize --model flux1-dev --arch sm_89 --checkpoint ./FLUX.1-dev --preset default     on the GPU, if any
-  torchrun --nproc-per-node 8 -m svdq_trt.cli quantize --model flux1-dev --arch sm_89 --preset best        on 8 GPUs
+  torchrun --nproc-per-node 8 --no-python svdq-trt quantize --model flux1-dev --arch sm_89 --preset best   on 8 GPUs
   svdq-trt build --model flux1-dev --arch sm_89 --quantized svdq.safetensors                              elsewhere
 """
 
@@ -40,14 +41,14 @@ def run(args: argparse.Namespace) -> int:
         result, path = made.quantized, made.artifact.path
         mean = "nothing quantized" if result.mean_sqnr_db is None else f"{result.mean_sqnr_db:.1f} dB on average"
         size = f"{result.quantized_weight_bytes / 1e9:.3f} GB, {result.fp16_weight_bytes / 1e9:.3f} GB in 16 bit"
-        print(
+        say(
             f"{path}: {args.model} {name} rank {config.rank_text}, {result.nodes} nodes, {mean}, {size}, "
             f"{made.costs.seconds['quantize']:.0f} s on {result.device}"
         )
         archs = [a for a in config.archs if resolve_format(config.format, a).name == name]
         if made.allocated is not None:
-            print(f"  --rank auto: {describe(made.allocated.allocation)}")
-        print(f"  {_next(args.model, archs, path)}")
+            say(f"  --rank auto: {describe(made.allocated.allocation)}")
+        say(f"  {_next(args.model, archs, path)}")
     return EXIT_OK
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK, UsageError
+from svdq_trt.base.terminal import say
 
 NAME = "report"
 HELP = "write an engine folder's report.html: bytes, layers, spectra, where errors come from"
@@ -33,16 +34,18 @@ def add_options(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.layers < 0:
         raise UsageError("--layers", str(args.layers), "0 or more")
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 
+    from svdq_trt.build.console import Console, Words
     from svdq_trt.evaluate.report import write_report
 
-    with Progress(transient=True) as bar:
+    columns = Words("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(), transient=True) as bar:
         task = bar.add_task("report")
 
         def show(done: int, total: int, label: str) -> None:
             bar.update(task, completed=done, total=total, description=label)
 
         path = write_report(args.engine, args.layers, show)
-    print(f"{path}: written, pictures in {path.parent / 'report'}")
+    say(f"{path}: written, pictures in {path.parent / 'report'}")
     return EXIT_OK

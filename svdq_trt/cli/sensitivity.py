@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdq_trt.base.errors import EXIT_OK, UsageError
+from svdq_trt.base.terminal import say
 from svdq_trt.cli.build import PRESET, RANK, add_skip
 from svdq_trt.contract.formats import FORMATS
 
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     with atomic_write(picture) as tmp:
         tmp.write_bytes(sensitivity(found))
     _print(found, args.top)
-    print(f"{out}: written, with a picture in {picture}")
+    say(f"{out}: written, with a picture in {picture}")
     return EXIT_OK
 
 
@@ -87,9 +88,9 @@ def _print(found: Sensitivity, top: int) -> None:
 
     rows = worst(found.effects, top)
     if rows:
-        print(f"{'output dB':>9}  {'node dB':>7}  {'share':>6}  node, the worst first")
+        say(f"{'output dB':>9}  {'node dB':>7}  {'share':>6}  node, the worst first")
     total = sum(10 ** (-e.output_db / 10) for e in found.effects) or 1.0
     for effect in rows:
         share = 100 * 10 ** (-effect.output_db / 10) / total
-        print(f"{effect.output_db:9.1f}  {effect.layer_db:7.1f}  {share:4.1f} %  {effect.node} ({effect.op})")
-    print(f"all nodes: {found.predicted_db:.1f} dB predicted by their sum, {found.measured_db:.1f} dB measured")
+        say(f"{effect.output_db:9.1f}  {effect.layer_db:7.1f}  {share:4.1f} %  {effect.node} ({effect.op})")
+    say(f"all nodes: {found.predicted_db:.1f} dB predicted by their sum, {found.measured_db:.1f} dB measured")

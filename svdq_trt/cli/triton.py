@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svdq_trt.base.errors import EXIT_OK, UsageError
+from svdq_trt.base.terminal import say
 
 NAME = "triton"
 HELP = "write a model repository for Triton Inference Server"
@@ -56,14 +57,15 @@ def run(args: argparse.Namespace) -> int:
     name = args.engine.resolve().name if args.name is None else args.name
     serving = Serving(name, args.variant, args.device, args.instances, args.dynamic_batching)
     written = write_model(args.engine, args.repository, serving)
-    print(f"{written.folder}: {_about(written.config)}")
+    say(f"{written.folder}: {_about(written.config)}")
     for when, command in written.commands:
-        print(f"\n{when or 'start'}:\n  {command}")
+        say("", f"{when or 'start'}:", f"  {command}")
     if serving.variant == "python":
         mib = written.largest_bytes / 2**20
-        print(
-            "\nThe Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest "
-            f"request takes {mib:.1f} MiB there, per instance."
+        say(
+            "",
+            "The Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest "
+            f"request takes {mib:.1f} MiB there, per instance.",
         )
     return EXIT_OK
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from svdq_trt.base.errors import EXIT_OK
+from svdq_trt.base.terminal import say
 from svdq_trt.contract.archs import parse_arch
 
 NAME = "verify"
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     arch = None if args.arch is None else parse_arch(args.arch)
     data = manifest.verify(args.engine, arch, plugin_lib.find().version)
-    print(
+    say(
         f"{args.engine}: {data['model']} for {data['arch']}, {data['format']} rank {data['rank']}, "
         f"{data['backend']['name']} {data['backend']['version']}: manifest and digests agree"
     )

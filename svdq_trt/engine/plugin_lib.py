@@ -99,7 +99,7 @@ def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
                 "Start a new process.",
             )
         return before
-    preload_core(trt, library.path)
+    preload_core(trt)
     if not registered_ops(trt):
         # The handle tells nothing in Python; a library that does not load leaves no ops.
         trt.get_plugin_registry().load_library(str(library.path))
@@ -121,19 +121,20 @@ def _check_ops(got: set[str], path: Path, module: str) -> None:
         )
 
 
-def preload_core(trt: Any, library: Path | None = None) -> None:
+def preload_core(trt: Any) -> None:
     """Make the bare name ``libtensorrt_rtx.so`` known in the process; a no-op for full TensorRT.
 
     TensorRT-RTX's ONNX parser opens its core by that name once a plugin is in the graph. The wheel has only
     ``libtensorrt_rtx.so.1``, and without the bare name the process aborts. The shim (plugins/trt/shim) bears
-    the name and needs the ``.so.1`` that importing `trt` has loaded, so the dynamic linker joins the two.
+    the name and needs the ``.so.1`` that importing `trt` has loaded, so the dynamic linker joins the two. It is the
+    one that was built with the plugin library of this machine, never one beside a plan: no manifest names that.
 
     Raises:
         ArtifactError: neither the shim nor the name itself can be loaded.
     """
     if not str(trt.__name__).startswith("tensorrt_rtx"):
         return
-    folders = [*([library.parent] if library else []), *PLACES]
+    folders = [locate(PLUGIN, PLUGIN_ENV).parent, *PLACES]
     shim = next((f / _SHIM for f in folders if (f / _SHIM).is_file()), None)
     try:
         ctypes.CDLL(str(shim) if shim else _SHIM.name)

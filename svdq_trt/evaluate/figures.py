@@ -7,10 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
@@ -18,6 +14,7 @@ from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.contract.formats import R_MULTIPLE
 from svdq_trt.evaluate.analyse import LayerReport, kind
+from svdq_trt.evaluate.pictures import plt
 
 _PART_COLOURS = {"activations": "tab:blue", "weights": "tab:orange", "both": "tab:gray"}
 

@@ -6,15 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.base.files import atomic_write
 from svdq_trt.evaluate.metrics import OutputAccuracy, load_outputs
+from svdq_trt.evaluate.pictures import plt
 
 _MAX_POINTS = 20_000
 _COLORS = plt.get_cmap("tab10")

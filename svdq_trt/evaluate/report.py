@@ -14,7 +14,7 @@ from svdq_trt.artifact import manifest, svdq_file
 from svdq_trt.artifact.allocation import describe
 from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.base.files import atomic_write
+from svdq_trt.base.files import atomic_write, own_folder, refuse_link
 from svdq_trt.checkpoint.load import open_weights
 from svdq_trt.evaluate import figures
 from svdq_trt.evaluate.analyse import LayerReport, analyse, error_split, representative
@@ -36,8 +36,10 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
             and nothing is read but the engine's folder.
 
     Raises:
-        ArtifactError: no manifest, no quantized model, or no calibration of these nodes any more.
+        ArtifactError: no manifest, no quantized model, or no calibration of these nodes any more; or report/ is
+            a link.
     """
+    refuse_link(engine / PICTURES)
     data = manifest.read(engine)
     loaded = svdq_file.load(engine / "svdq.safetensors")
     quantized = without_loras(loaded)  # a LoRA is no error of the quantizer's
@@ -56,8 +58,7 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     if reports:
         pictures |= {"split": figures.split(loaded.nodes, splits), "rank_sweep": figures.rank_sweep(reports)}
     closer = [(report, figures.one_layer(report)) for report in reports]
-    folder = engine / PICTURES
-    folder.mkdir(exist_ok=True)
+    folder = own_folder(engine, PICTURES)
     named = pictures | {re.sub(r"[^\w.-]", "_", r.node.name): png for r, png in closer}
     for old in folder.glob("*.png"):
         if old.stem not in named:  # of an earlier report, whose closer look was at other nodes

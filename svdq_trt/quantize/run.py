@@ -20,6 +20,7 @@ from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.base.device import ranks_on
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import own_folder
 from svdq_trt.base.progress import Progress
 from svdq_trt.base.ranks import Alone
 from svdq_trt.contract.formats import W4A16, Format
@@ -72,8 +73,7 @@ def quantize_model(
         SvdqError: from a layer that cannot be quantized, named.
     """
     crew = crew or Alone()
-    partial = out.with_name(f"{out.name}.partial") / key[:16]
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = own_folder(out.parent, f"{out.name}.partial", key[:16])
     costs = [sum(w.numel() for w in member_tensors(module, group)[0]) for group in groups]
     finished: dict[int, tuple[Node, SVDQLinear]] = {}
     total = sum(costs)

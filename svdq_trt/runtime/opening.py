@@ -57,18 +57,21 @@ def open_engine(
     if arch is None:
         raise UnsupportedError(f"CUDA device {device}", "not found", "an NVIDIA GPU and its driver")
     embedded = data["plugin"].get("embedded") is True
-    library = None if embedded and allow_host_code else _library(folder, data, allow_host_code)
-    # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right.
+    beside = folder / Path(data["plugin"]["file"]).name if allow_host_code and not embedded else None
+    installed = None if allow_host_code else plugin_lib.find()
+    # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right. A library of
+    # the folder's is not asked for its version, which would run it: its digest says that it is the manifest's.
     wanted = None if allow_arch_mismatch else arch
-    manifest.verify(folder, wanted, None if library is None else library.version, parts=())
+    manifest.verify(folder, wanted, None if installed is None else installed.version, parts=())
     backend = find_backend(folder, data)
-    manifest.verify(folder, parts=("plan", "plugin") if allow_host_code and not embedded else ("plan",))
+    manifest.verify(folder, parts=("plan",) if beside is None else ("plan", "plugin"))
     checked = time.perf_counter()
 
     trt = backend.module
     logger = logger_of(trt)
+    library = beside if installed is None else installed.path
     if library is not None:
-        plugin_lib.load_into(trt, library.path)
+        plugin_lib.load_into(trt, library)
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = embedded and allow_host_code
     engine = _deserialize(runtime, folder / Path(data["plan"]["file"]).name)
@@ -82,10 +85,6 @@ def open_engine(
         )
     seconds = {"check": checked - started, "load": time.perf_counter() - checked}
     return Opened(folder, data, backend, engine, logger, seconds)
-
-
-def _library(folder: Path, data: dict[str, Any], from_folder: bool) -> plugin_lib.PluginLibrary:
-    return plugin_lib.find(folder / Path(str(data["plugin"].get("file", ""))).name if from_folder else None)
 
 
 def find_backend(folder: Path, data: dict[str, Any]) -> Backend:

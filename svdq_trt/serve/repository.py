@@ -21,6 +21,7 @@ from typing import Any
 
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.files import refuse_link
 from svdq_trt.serve import config as configs
 from svdq_trt.serve.config import Serving
 from svdq_trt.serve.variants import Contents, contents, server_lines
@@ -81,6 +82,7 @@ def _as_served(manifest: dict[str, Any], dtypes: dict[str, str]) -> dict[str, An
 
 
 def _check_ours(folder: Path) -> None:
+    refuse_link(folder)
     if not folder.exists():
         return
     config = folder / CONFIG
@@ -98,7 +100,8 @@ def _fill(folder: Path, what: Contents) -> None:
             continue
         shutil.copy2(source, folder / name)
     for name, text in what.texts.items():
-        (folder / name).write_text(text)
+        with (folder / name).open("x") as file:  # never into a file of the engine's, which may be a hard link
+            file.write(text)
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from svdq_trt.serve.config import Serving
 
 VARIANTS = ("tensorrt", "python", "onnxruntime")
 DEVICES = ("gpu", "cpu")
+_MODULES = tuple(all_suffixes())  # Triton's Python backend imports from the version folder
 
 MODEL_PY = '''\
 """The engine beside this file, for Triton's Python backend. Its Python needs svdq-trt."""
@@ -145,6 +147,9 @@ def _engine_files(engine: Path, data: dict[str, Any], *parts: str) -> dict[str, 
     paths = {"manifest.json": engine / manifests.NAME}
     for part in parts:
         path = engine / Path(data[part]["file"]).name
+        if path.name.endswith(_MODULES) and not path.name.startswith("lib"):
+            got = f"a file of part '{part}' that Python would import from the model's folder"
+            raise ArtifactError(str(path), got, "the name that a build gives it", "Build the engine again.")
         paths[path.name] = path
         weights = path.with_name(f"{path.name}.data")
         if part == "onnx" and weights.is_file():

@@ -133,6 +133,22 @@ def test_environment_variables_are_few_and_ours():
             assert name in allowed, f"{path.relative_to(ROOT)}: {name}"
 
 
+def test_what_can_go_wrong_in_every_place_is_done_in_one():
+    """Terminal, processes, pictures: how names are quoted, what is on sys.path, which settings count."""
+    doors = {
+        r"(?<![.`\w])print\(": {"base/terminal.py", "engine/build.py"},  # which prints into its stage's log
+        r"\brich\.console\b": {"build/console.py"},
+        r"\bTextColumn\b": {"build/console.py"},
+        r"\bsys\.executable\b": {"base/child.py"},
+        r"\bmatplotlib\.pyplot\b": {"evaluate/pictures.py"},
+        r"\.load_library\(": {"engine/plugin_lib.py"},
+        r"\bpickle\b|\btorch\.load\(": {"checkpoint/locate.py"},  # which refuses them
+    }
+    for pattern, allowed in doors.items():
+        found = {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py") if re.search(pattern, p.read_text())}
+        assert found <= allowed, f"{pattern}: {found - allowed}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_files_of_documents_exist(document):
     text = (ROOT / document).read_text()
@@ -156,7 +172,7 @@ def test_commands_of_documents_parse(document):
                 continue
             case ["make", target]:
                 assert target in targets, line
-            case ["svdq-trt", *rest] | ["torchrun", _, _, "-m", "svdq_trt.cli", *rest]:
+            case ["svdq-trt", *rest] | ["torchrun", _, _, "--no-python", "svdq-trt", *rest]:
                 parse(rest)
             case ["python", "build_engines.py", *rest] | ["torchrun", _, _, "build_engines.py", *rest]:
                 parse(["build", *rest])

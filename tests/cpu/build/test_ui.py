@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-from rich.console import Console
-
 from svdq_trt.build import ui
+from svdq_trt.build.console import Console
 from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.process import Done, StageRunner
 from svdq_trt.build.stage import Result, Stage
