@@ -26,6 +26,7 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python tools/gen_contract.py --check
+	$(BIN)/python tools/gen_manifest.py --check
 
 $(READY): $(SOURCES)
 	$(PYTHON) -m venv $(VENV)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes  # noqa: F401 (numpy's "bfloat16")
 import numpy as np
 import onnx
+from manifests import file_entry, tensor_entry, write_manifest
 from onnx import helper, numpy_helper
-
-from svdq_trt.artifact import manifest as manifests
 
 
 def write_toy(folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx", batch: tuple = (1, 2, 4)) -> Path:
@@ -37,38 +34,18 @@ def write_toy(folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx
     )
     for name, content in (("model.plan", b"plan"), ("libsvdq_trt_plugin.so", b"plugin")):
         (folder / name).write_bytes(content)
-    manifests.write(folder, manifest(folder, dtype, backend, batch))
-    return folder
-
-
-def manifest(folder: Path, dtype: str, backend: str, batch: tuple) -> dict[str, Any]:
-    def part(name: str) -> dict[str, Any]:
-        content = (folder / name).read_bytes()
-        return {"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-    def tensor(name: str, kind: str, *sizes: tuple) -> dict[str, Any]:
-        shape = {bound: [size[i] for size in sizes] for i, bound in enumerate(("min", "opt", "max"))}
-        return {"name": name, "dtype": kind, "shape": shape}
-
-    empty = ("accuracy", "device_memory_bytes", "timings_s", "peak_rss_bytes", "versions", "config")
     width = (8, 16, 32)
-    return {
-        **{key: {} for key in empty},
-        "model": "toy",
-        "arch": "sm_89",
-        "format": "int4",
-        "rank": 32,
-        "quantized": [],
-        "kept_16bit": [],
-        "backend": {"name": backend, "version": "1.2.3"},
-        "fp16_weight_bytes": 0,
-        "quantized_weight_bytes": 0,
-        "plan": part("model.plan"),
-        "plugin": {**part("libsvdq_trt_plugin.so"), "version": "1.0.0", "embedded": True},
-        "onnx": {"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size},
-        "inputs": [tensor("x", dtype, batch, width), tensor("t", "float32", batch)],
-        "outputs": [tensor("y", dtype, batch, width)],
-    }
+    write_manifest(
+        folder,
+        model="toy",
+        backend={"name": backend, "version": "1.2.3"},
+        plan=file_entry(folder / "model.plan"),
+        plugin=file_entry(folder / "libsvdq_trt_plugin.so", version="1.0.0", embedded=True),
+        onnx={"file": "model.onnx", "bytes": (folder / "model.onnx").stat().st_size},
+        inputs=[tensor_entry("x", dtype, batch, width), tensor_entry("t", "float32", batch)],
+        outputs=[tensor_entry("y", dtype, batch, width)],
+    )
+    return folder
 
 
 def toy_feed(batch: int = 1, width: int = 8, seed: int = 0, dtype: str = "float16") -> dict[str, np.ndarray]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from engine_bench.make import Clock, _build
 from engine_bench.model import quantize, random_module
 from svdq_trt.artifact import manifest, svdq_file
+from svdq_trt.artifact.manifest import SlotsEntry
 from svdq_trt.base.files import sha256
 from svdq_trt.build.graph import export_model
 from svdq_trt.contract.formats import FORMATS
@@ -83,8 +84,5 @@ def make_engine(folder: Path, options: dict[str, Any], reserved: int) -> None:
     _build({"profile": profile, **options}, spec, folder, clock)
     if table is not None:
         save_table(folder / FILE, table, base_factors(module, table))
-        data = json.loads((folder / manifest.NAME).read_text())
-        data.pop("version")
-        size = (folder / FILE).stat().st_size
-        data["lora_slots"] = {"file": FILE, "bytes": size, "sha256": sha256(folder / FILE), "rank": reserved}
-        manifest.write(folder, data)
+        slots = SlotsEntry(FILE, (folder / FILE).stat().st_size, sha256(folder / FILE), reserved)
+        manifest.write(folder, replace(manifest.read(folder), lora_slots=slots))

@@ -17,7 +17,15 @@ from engine_bench.fill import fill_graph
 from engine_bench.model import blank_module, inputs_of, quantize, random_module
 from engine_bench.rotation import diffusers_rotation
 from svdq_trt.artifact import manifest, svdq_file
-from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.artifact.manifest import (
+    BackendEntry,
+    Manifest,
+    OnnxEntry,
+    PlanEntry,
+    PluginEntry,
+    Tensor,
+    TensorProfile,
+)
 from svdq_trt.build.graph import export_model
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.engine import plugin_lib
@@ -127,33 +135,28 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     plugins = len(info.plugin_layers)
     manifest.write(
         folder,
-        {
-            "model": spec.name,
-            "arch": f"sm_{arch}",
-            "format": job["format"],
-            "rank": job["rank"],
-            "backend": {"name": backend.name, "version": backend.version},
-            "plugin": {
-                "file": library.path.name,
-                "version": library.version,
-                "sha256": library.sha256,
-                "embedded": job["embed"],
-            },
-            "plan": {"file": plan.name, "bytes": info.bytes, "sha256": info.sha256},
-            "onnx": {"file": onnx.name, "bytes": onnx.stat().st_size},
-            "inputs": [_json(p) for p in profiles],
-            "outputs": [],
-            "quantized": [],
-            "kept_16bit": [],
-            "fp16_weight_bytes": 0,
-            "quantized_weight_bytes": 0,
-            "accuracy": {},
-            "device_memory_bytes": info.notes,
-            "timings_s": clock.seconds,
-            "peak_rss_bytes": {},
-            "versions": {},
-            "config": {},
-        },
+        Manifest(
+            model=spec.name,
+            arch=f"sm_{arch}",
+            format=job["format"],
+            rank=job["rank"],
+            backend=BackendEntry(backend.name, backend.version),
+            plugin=PluginEntry(library.path.name, library.version, library.sha256, job["embed"]),
+            plan=PlanEntry(plan.name, info.bytes, info.sha256),
+            onnx=OnnxEntry(onnx.name, onnx.stat().st_size),
+            inputs=tuple(Tensor.of(p) for p in profiles),
+            outputs=(),
+            quantized=(),
+            kept_16bit=(),
+            fp16_weight_bytes=0,
+            quantized_weight_bytes=0,
+            accuracy=None,
+            device_memory_bytes=info.notes,
+            timings_s=clock.seconds,
+            peak_rss_bytes={},
+            versions={},
+            config={},
+        ),
     )
     return {
         "plan_bytes": info.bytes,
@@ -168,7 +171,3 @@ def _ranges(spec: ModelSpec, io: TensorIO, profile: dict[str, list[int]]) -> dic
     shapes = [io.shape({symbol: values[i] for symbol, values in profile.items()}) for i in range(3)]
     dtype = str(io.torch_dtype(spec.torch_dtype)).removeprefix("torch.")
     return {"name": io.name, "dtype": dtype, "min": shapes[0], "opt": shapes[1], "max": shapes[2]}
-
-
-def _json(p: TensorProfile) -> dict[str, Any]:
-    return {"name": p.name, "dtype": p.dtype, "shape": {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)}}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from svdq_trt.artifact.manifest import AllocationEntry
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, read_json_object
 
@@ -32,9 +31,9 @@ class Allocation:
     ranks: dict[str, int]
     kept: tuple[str, ...]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> AllocationEntry:
         """For metadata and manifests, which list the ranks elsewhere."""
-        return {name: value for name, value in asdict(self).items() if name != "ranks"} | {"kept": list(self.kept)}
+        return AllocationEntry(**{name: value for name, value in asdict(self).items() if name != "ranks"})
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all."""
@@ -51,13 +50,9 @@ class Allocation:
             raise ArtifactError(str(path), f"damaged ({error})", "an allocation", "Build with --force.") from None
 
 
-def describe(summary: Mapping[str, Any]) -> str:
-    """One line for people, of Allocation.summary()."""
-    budget, target = summary.get("budget_bytes"), summary.get("target_sqnr")
-    asked = f"{target} dB" if budget is None else f"{budget:,} bytes"
-    what = "at the output" if summary["gains"] else "in the nodes, on average"
-    kept = f", {len(summary['kept'])} of them in 16 bit" if summary["kept"] else ""
-    return (
-        f"{summary['bytes']:,} bytes in all nodes{kept}; {summary['error_db']:.1f} dB predicted {what}; "
-        f"asked for {asked}"
-    )
+def describe(summary: AllocationEntry) -> str:
+    """One line for people."""
+    asked = f"{summary.target_sqnr} dB" if summary.budget_bytes is None else f"{summary.budget_bytes:,} bytes"
+    what = "at the output" if summary.gains else "in the nodes, on average"
+    kept = f", {len(summary.kept)} of them in 16 bit" if summary.kept else ""
+    return f"{summary.bytes:,} bytes in all nodes{kept}; {summary.error_db:.1f} dB predicted {what}; asked for {asked}"

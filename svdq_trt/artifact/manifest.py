@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -38,24 +38,29 @@ class TensorProfile:
     max: tuple[int, ...]
 
 
+def _says(meaning: str) -> msgspec.Meta:
+    """What a field means, for the documentation (manifest_fields.py)."""
+    return msgspec.Meta(description=meaning)
+
+
 class Entry(msgspec.Struct, frozen=True):
     """An object of the manifest; what a newer release adds to it is passed over."""
 
 
-class ShapeRange(Entry):
+class ShapeRange(Entry, frozen=True):
     """The shapes of one tensor in the optimization profile."""
 
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
+    min: Annotated[tuple[int, ...], _says("the smallest")]
+    opt: Annotated[tuple[int, ...], _says("what TensorRT tunes for")]
+    max: Annotated[tuple[int, ...], _says("the largest")]
 
 
-class Tensor(Entry):
+class Tensor(Entry, frozen=True):
     """An input or output."""
 
-    name: str
-    dtype: str
-    shape: ShapeRange
+    name: Annotated[str, _says("as in the ONNX file")]
+    dtype: Annotated[str, _says("as in the ONNX file: float16, int64")]
+    shape: Annotated[ShapeRange, _says("its range")]
 
     @classmethod
     def of(cls, profile: TensorProfile) -> Tensor:
@@ -72,172 +77,165 @@ class Tensor(Entry):
         return TensorProfile(self.name, self.dtype, self.shape.min, self.shape.opt, self.shape.max)
 
 
-class BackendEntry(Entry):
+class BackendEntry(Entry, frozen=True):
     """The TensorRT that wrote the plan."""
 
-    name: str
-    version: str
+    name: Annotated[str, _says("tensorrt-rtx or tensorrt")]
+    version: Annotated[str, _says("its release; the plan loads in no other")]
 
 
-class PluginEntry(Entry):
-    """The plugin library beside the plan; `embedded`: the plan carries it as well."""
+class PluginEntry(Entry, frozen=True):
+    """The plugin library beside the plan."""
 
-    file: str
-    version: str
-    sha256: str
-    embedded: bool = False
-
-
-class PlanEntry(Entry):
-    """model.plan."""
-
-    file: str
-    bytes: int
-    sha256: str
+    file: Annotated[str, _says("its name in the folder")]
+    version: Annotated[str, _says("its release; the plan needs the same")]
+    sha256: Annotated[str, _says("its digest")]
+    embedded: Annotated[bool, _says("the plan carries it as well")] = False
 
 
-class OnnxEntry(Entry):
-    """model.onnx; `bytes` counts its external data too."""
+class PlanEntry(Entry, frozen=True):
+    """The plan."""
 
-    file: str
-    bytes: int
-
-
-class AllocationEntry(Entry, kw_only=True):
-    """What ``--rank auto`` was asked for and chose; see artifact/allocation.py."""
-
-    budget_bytes: int | None = None
-    target_sqnr: float | None = None
-    gains: str
-    bytes: int
-    error_db: float
-    kept: tuple[str, ...]
+    file: Annotated[str, _says("its name in the folder")]
+    bytes: Annotated[int, _says("its size")]
+    sha256: Annotated[str, _says("its digest")]
 
 
-class QuantizedEntry(Entry):
-    """One original linear in 4 bits; linears of one node share its figures. `sqnr_db`: None where unknown."""
+class OnnxEntry(Entry, frozen=True):
+    """The graph that the plan was built from."""
 
-    name: str
-    node: str
-    format: str
-    rank: int
-    k: int = msgspec.field(name="K")
-    n: int = msgspec.field(name="N")
-    activation: str
-    act_unsigned: bool
-    act_shift: float
-    alpha: float
-    beta: float
-    sqnr_db: float | None
+    file: Annotated[str, _says("its name in the folder")]
+    bytes: Annotated[int, _says("its size, external data included")]
 
 
-class LeftOut(Entry):
-    """A layer, and why it is not what one might expect: kept in 16 bit, or left out of a LoRA."""
+class AllocationEntry(Entry, frozen=True, kw_only=True):
+    """What ``--rank auto`` was asked for and chose."""
 
-    name: str
-    reason: str
-
-
-class CutEntry(Entry):
-    """A node whose LoRA was cut to a rank, and the relative error of that."""
-
-    node: str
-    rank: int
-    error: float
+    budget_bytes: Annotated[int | None, _says("asked for, or null")] = None
+    target_sqnr: Annotated[float | None, _says("asked for in dB, or null")] = None
+    gains: Annotated[str, _says("the scan file that weighed the nodes; empty for equal weights")]
+    bytes: Annotated[int, _says("of all nodes, those kept in 16 bit included")]
+    error_db: Annotated[float, _says("predicted SQNR: of the output with a scan, else of the nodes on average")]
+    kept: Annotated[tuple[str, ...], _says("nodes whose linears stay in 16 bit")]
 
 
-class LoraEntry(Entry):
-    """A LoRA inside the engine: identity, strength, what it changed and what was left out."""
+class QuantizedEntry(Entry, frozen=True):
+    """One original linear in 4 bits; linears of one node share its figures."""
 
-    file: str
-    sha256: str
-    strength: float
-    quantized_layers: tuple[str, ...]
-    dense_layers: tuple[str, ...]
-    text_encoder_tensors: int
-    left_out: tuple[LeftOut, ...]
-    cut: tuple[CutEntry, ...] = ()
+    name: Annotated[str, _says("the linear in the original model")]
+    node: Annotated[str, _says("the node that has it")]
+    format: Annotated[str, _says("w4a8, int4, ...")]
+    rank: Annotated[int, _says("of the node's 16-bit branch, LoRAs included")]
+    k: Annotated[int, _says("inputs")] = msgspec.field(name="K")
+    n: Annotated[int, _says("outputs of this linear")] = msgspec.field(name="N")
+    activation: Annotated[str, _says("what the node applies to its output: Gelu, ...; empty for nothing")]
+    act_unsigned: Annotated[bool, _says("activation codes have no sign")]
+    act_shift: Annotated[float, _says("added to activations before they are quantized")]
+    alpha: Annotated[float, _says("smoothing exponent of the activations")]
+    beta: Annotated[float, _says("smoothing exponent of the weights")]
+    sqnr_db: Annotated[float | None, _says("of the node's output on calibration tokens; null where unknown")]
 
 
-class SlotsEntry(Entry):
+class LeftOut(Entry, frozen=True):
+    """A layer that is not what one might expect."""
+
+    name: Annotated[str, _says("the layer")]
+    reason: Annotated[str, _says("why")]
+
+
+class CutEntry(Entry, frozen=True):
+    """A node whose LoRAs were cut to a lower rank."""
+
+    node: Annotated[str, _says("the node")]
+    rank: Annotated[int, _says("what it has now")]
+    error: Annotated[float, _says("relative error of the LoRAs' change")]
+
+
+class LoraEntry(Entry, frozen=True):
+    """A LoRA inside the engine."""
+
+    file: Annotated[str, _says("its name")]
+    sha256: Annotated[str, _says("its digest")]
+    strength: Annotated[float, _says("what it was multiplied by")]
+    quantized_layers: Annotated[tuple[str, ...], _says("layers it changed in the 16-bit branch")]
+    dense_layers: Annotated[tuple[str, ...], _says("16-bit layers it was added to")]
+    text_encoder_tensors: Annotated[int, _says("tensors that are the pipeline's to apply")]
+    left_out: Annotated[tuple[LeftOut, ...], _says("layers it names that this model lacks or that cannot take it")]
+    cut: Annotated[tuple[CutEntry, ...], _says("nodes whose rank would have grown too large")] = ()
+
+
+class SlotsEntry(Entry, frozen=True):
     """The file that fills the graph's LoRA inputs."""
 
-    file: str
-    bytes: int
-    sha256: str
-    rank: int = 0
-    inputs: int = 0
+    file: Annotated[str, _says("its name in the folder")]
+    bytes: Annotated[int, _says("its size")]
+    sha256: Annotated[str, _says("its digest")]
+    rank: Annotated[int, _says("reserved for each linear")] = 0
+    inputs: Annotated[int, _says("number of inputs it fills")] = 0
 
 
-class OutputEntry(Entry):
-    """Accuracy of one output: SQNR in dB, cosine similarity, largest absolute difference, the reference's absmax."""
+class OutputEntry(Entry, frozen=True):
+    """Accuracy of one output."""
 
-    name: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
-    ref_max_abs: float
-
-
-class AccuracyEntry(Entry):
-    """The check: what it compared with, on which input, and the figures."""
-
-    against: str
-    sizes: dict[str, int]
-    seed: int
-    mean_layer_sqnr_db: float | None
-    outputs: tuple[OutputEntry, ...]
-    plot: str
+    name: Annotated[str, _says("the output")]
+    sqnr_db: Annotated[float, _says("signal to quantization noise, dB")]
+    cosine: Annotated[float, _says("cosine similarity")]
+    max_abs: Annotated[float, _says("largest absolute difference")]
+    ref_max_abs: Annotated[float, _says("largest absolute value of the reference")]
 
 
-class Manifest(Entry, kw_only=True):
-    """All of manifest.json.
+class AccuracyEntry(Entry, frozen=True):
+    """The check of the quantized model."""
 
-    Attributes:
-        model, arch, format, rank: what was built; arch as "sm_89", rank the largest of all nodes.
-        plan: None while it is missing; `incomplete` then says why.
-        allocation: None without ``--rank auto``. lora_slots: None without slots. accuracy: None without the check.
-        plugin_layers: nodes that became layers of the plugin. kept_16bit: layers that were not quantized.
-        device_memory_bytes: "weights" and "activations", as TensorRT states them; None where it does not.
-        timings_s, peak_rss_bytes: of each stage. config: the options of the build.
-    """
+    against: Annotated[str, _says("what it was compared with")]
+    sizes: Annotated[dict[str, int], _says("of the input: batch, height, width, tokens")]
+    seed: Annotated[int, _says("of the input")]
+    mean_layer_sqnr_db: Annotated[float | None, _says("mean over the nodes; null where unknown")]
+    outputs: Annotated[tuple[OutputEntry, ...], _says("the figures")]
+    plot: Annotated[str, _says("picture of them in the folder")]
 
-    version: int = VERSION
-    model: str
-    arch: str
-    format: str
-    rank: int
-    backend: BackendEntry | None
-    plugin: PluginEntry
-    plan: PlanEntry | None
-    incomplete: str = ""
-    onnx: OnnxEntry
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    allocation: AllocationEntry | None = None
-    quantized: tuple[QuantizedEntry, ...]
-    loras: tuple[LoraEntry, ...] = ()
-    lora_slots: SlotsEntry | None = None
-    plugin_layers: tuple[str, ...] = ()
-    kept_16bit: tuple[LeftOut, ...]
-    fp16_weight_bytes: int
-    quantized_weight_bytes: int
-    accuracy: AccuracyEntry | None
-    device_memory_bytes: dict[str, int | None]
-    timings_s: dict[str, float]
-    peak_rss_bytes: dict[str, int]
-    versions: dict[str, str]
-    config: dict[str, Any]
+
+class Manifest(Entry, frozen=True, kw_only=True):
+    """All of manifest.json."""
+
+    version: Annotated[int, _says("of this schema")] = VERSION
+    model: Annotated[str, _says("name of the model, as svdq-trt models lists it")]
+    arch: Annotated[str, _says("the GPU it is for: sm_89")]
+    format: Annotated[str, _says("of the quantized linears")]
+    rank: Annotated[int, _says("of the 16-bit branch, the largest of all nodes")]
+    backend: Annotated[BackendEntry | None, _says("the TensorRT that wrote the plan")]
+    plugin: Annotated[PluginEntry, _says("the plugin library beside the plan")]
+    plan: Annotated[PlanEntry | None, _says("the plan; none while it is missing")]
+    incomplete: Annotated[str, _says("why the plan is missing")] = ""
+    onnx: Annotated[OnnxEntry, _says("the graph that the plan was built from")]
+    inputs: Annotated[tuple[Tensor, ...], _says("what it takes, without the inputs that LoRA slots fill")]
+    outputs: Annotated[tuple[Tensor, ...], _says("what it returns")]
+    allocation: Annotated[AllocationEntry | None, _says("the choice of --rank auto")] = None
+    quantized: Annotated[tuple[QuantizedEntry, ...], _says("every original linear in 4 bits")]
+    loras: Annotated[tuple[LoraEntry, ...], _says("LoRAs built in")] = ()
+    lora_slots: Annotated[SlotsEntry | None, _says("LoRA slots")] = None
+    plugin_layers: Annotated[tuple[str, ...], _says("nodes that became layers of the plugin")] = ()
+    kept_16bit: Annotated[tuple[LeftOut, ...], _says("layers that were not quantized, and why")]
+    fp16_weight_bytes: Annotated[int, _says("weights of the original in 16 bit")]
+    quantized_weight_bytes: Annotated[int, _says("weights of this model")]
+    accuracy: Annotated[AccuracyEntry | None, _says("the check against 16 bit; none where it was not made")]
+    device_memory_bytes: Annotated[
+        dict[str, int | None], _says("weights, activations: as TensorRT states them, or null")
+    ]
+    timings_s: Annotated[dict[str, float], _says("seconds of each stage")]
+    peak_rss_bytes: Annotated[dict[str, int], _says("largest host memory of each stage")]
+    versions: Annotated[dict[str, str], _says("of Python and the packages that built it")]
+    config: Annotated[dict[str, Any], _says("the options of the build")]
 
 
 #: parts that are written as {} where there are none
 _ABSENT = ("backend", "plan", "allocation", "lora_slots", "accuracy")
 
 
-def to_json(data: Manifest) -> dict[str, Any]:
-    """The manifest as JSON's types."""
+def to_json(data: Entry) -> dict[str, Any]:
+    """A manifest or one of its entries as JSON's types."""
     found: dict[str, Any] = msgspec.to_builtins(data)
-    return found | {part: {} for part in _ABSENT if found[part] is None}
+    return found | {part: {} for part in _ABSENT if isinstance(data, Manifest) and found[part] is None}
 
 
 def from_json(data: dict[str, Any], where: str = NAME) -> Manifest:
@@ -252,12 +250,27 @@ def from_json(data: dict[str, Any], where: str = NAME) -> Manifest:
     try:
         found = msgspec.convert(data, Manifest)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at ")
-        field = re.sub(r"^`\$\.?|`$", "", place)
-        raise ArtifactError(f"{where}: {field}" if field else where, reason, "a manifest of ours", _AGAIN) from None
+        raise _misfit(where, str(error)) from None
     if not re.fullmatch(r"sm_\d{2,3}", found.arch):
         raise ArtifactError(f"{where}: arch", repr(found.arch), "sm_NN", _AGAIN)
     return found
+
+
+def _misfit(where: str, reason: str) -> ArtifactError:
+    """Put msgspec's ``Expected `int`, got `str` - at `$.plan.bytes` `` into our words."""
+    reason, _, place = reason.partition(" - at ")
+    field = place.strip("`").removeprefix("$").removeprefix(".")
+    got, want = reason, "what a build writes"
+    if found := re.fullmatch(r"Object missing required field `(\w+)`", reason):
+        field, got, want = f"{field}.{found[1]}".lstrip("."), "missing", "the field"
+    elif found := re.fullmatch(r"Expected `(.+)`, got `(.+)`", reason):
+        want, got = (_with_article(kind) for kind in found.groups())
+    return ArtifactError(f"{where}: {field}" if field else where, got, want, _AGAIN)
+
+
+def _with_article(kind: str) -> str:
+    """``an int or null`` of msgspec's ``int | null``."""
+    return ("an " if kind[0] in "aeiou" else "a ") + kind.replace(" | ", " or ")
 
 
 def write(folder: Path, data: Manifest) -> Path:

@@ -151,7 +151,7 @@ class _Recorder:
         self, spec: ModelSpec, flat: nn.Module, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
     ) -> None:
         self.spec, self.flat, self.device, self.tick = spec, flat, device, tick
-        self.manifest: dict[str, Any] = {"model": spec.name}
+        self.model = spec.name
         self.inputs = [
             TensorProfile(io.name, str(io.torch_dtype(dtype)).removeprefix("torch."), *[(1,) * len(io.dims)] * 3)
             for io in spec.inputs

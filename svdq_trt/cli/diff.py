@@ -96,6 +96,8 @@ def _print(found: Difference, candidate: Subject, reference: Subject) -> None:
 
 
 def _to_json(found: Difference, candidate: Subject, reference: Subject, source: dict[str, Any]) -> dict[str, Any]:
+    from svdq_trt.artifact.manifest import to_json
+
     def finite(figures: dict[str, Any]) -> dict[str, Any]:  # equal outputs have no noise: JSON knows no infinity
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
@@ -106,5 +108,5 @@ def _to_json(found: Difference, candidate: Subject, reference: Subject, source: 
         "candidate": side(candidate, found.seconds[1]),
         "reference": side(reference, found.seconds[0]),
         "inputs": source,
-        "outputs": [finite(one.to_json()) for one in found.outputs],
+        "outputs": [finite(to_json(one)) for one in found.outputs],
     }

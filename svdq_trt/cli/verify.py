@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from svdq_trt.artifact.manifest_fields import overview
 from svdq_trt.base.errors import EXIT_OK
 from svdq_trt.base.terminal import say
 from svdq_trt.contract.archs import parse_arch
 
 NAME = "verify"
 HELP = "check an engine folder: manifest, arch, plugin, digests"
-EPILOG = ""
+EPILOG = f"""\
+manifest.json holds (docs/manifest.md has the parts):
+{overview()}
+"""
 
 
 def add_options(p: argparse.ArgumentParser) -> None:
@@ -25,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
 
     arch = None if args.arch is None else parse_arch(args.arch)
     data = manifest.verify(args.engine, arch, plugin_lib.find().version)
+    backend = f"{data.backend.name} {data.backend.version}" if data.backend else "an unnamed TensorRT"
     say(
-        f"{args.engine}: {data['model']} for {data['arch']}, {data['format']} rank {data['rank']}, "
-        f"{data['backend']['name']} {data['backend']['version']}: manifest and digests agree"
+        f"{args.engine}: {data.model} for {data.arch}, {data.format} rank {data.rank}, "
+        f"{backend}: manifest and digests agree"
     )
     return EXIT_OK

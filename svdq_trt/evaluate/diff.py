@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact.manifest import Manifest, OutputEntry
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.engine.backend import local_arch
-from svdq_trt.evaluate.metrics import OutputAccuracy, compare_outputs
+from svdq_trt.evaluate.metrics import compare_outputs
 from svdq_trt.evaluate.runner import outputs_of
 
 if TYPE_CHECKING:
@@ -27,12 +28,12 @@ class Subject:
     """One side of a comparison.
 
     Attributes:
-        path: an engine folder or an .onnx file. manifest: the folder's, {} for a file.
+        path: an engine folder or an .onnx file. manifest: the folder's, None for a file.
         where: "TensorRT" or "ONNX Runtime". note: why not TensorRT, where that might be expected.
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest | None
     where: str
     note: str = ""
 
@@ -61,7 +62,7 @@ class Difference:
         outputs: figures per output. reference, candidate: outputs as f64. seconds: of each run.
     """
 
-    outputs: list[OutputAccuracy]
+    outputs: list[OutputEntry]
     reference: dict[str, np.ndarray] = field(repr=False)
     candidate: dict[str, np.ndarray] = field(repr=False)
     seconds: tuple[float, float]
@@ -85,12 +86,12 @@ def subject(path: Path, runtime: str) -> Subject:
     if runtime not in RUNTIMES:
         raise UsageError("--runtime", f"'{runtime}'", f"one of {', '.join(RUNTIMES)}")
     if path.suffix == ".onnx":
-        return Subject(path, {}, "ONNX Runtime")
+        return Subject(path, None, "ONNX Runtime")
     folder = path.parent if path.name.endswith(".plan") else path
     if path.is_file() and folder == path:
         raise ArtifactError(str(path), "a file of another kind", "an engine folder, its model.plan, or an .onnx file")
     data = manifests.read(folder)
-    reason = "no GPU here" if local_arch() is None else "" if data["plan"] else "it has no plan yet"
+    reason = "no GPU here" if local_arch() is None else "" if data.plan else "it has no plan yet"
     if reason and runtime == "tensorrt":
         raise UnsupportedError(str(folder), reason, "a plan and a GPU to run it", "Use --runtime onnx.")
     note = f"{folder}: {reason}, so its model.onnx runs in ONNX Runtime; the plan itself is not run." if reason else ""
@@ -145,12 +146,12 @@ def synthetic_inputs(
     """
     from svdq_trt.models import get_model
 
-    data = next((s.manifest for s in subjects if s.manifest), {})
-    name = model or data.get("model")
-    if name is None:
+    data = next((s.manifest for s in subjects if s.manifest), None)
+    name = model or (data.model if data else "")
+    if not name:
         raise UsageError("svdq-trt diff", "two ONNX files", "to know the inputs", "Give --inputs FILE or --model NAME.")
     spec = get_model(name)
-    chosen = {s: sizes.get(s) or low for s, low in _smallest(spec, data.get("config", {})).items()}
+    chosen = {s: sizes.get(s) or low for s, low in _smallest(spec, data.config if data else {}).items()}
     import torch
 
     tensors = spec.example_inputs(**chosen, seed=seed, dtype=torch.float32)

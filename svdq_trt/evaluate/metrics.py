@@ -8,31 +8,15 @@ gate is ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from svdq_trt.artifact.manifest import OutputEntry
 from svdq_trt.base.errors import ArtifactError
 
 
-@dataclass(frozen=True)
-class OutputAccuracy:
-    """One output: SQNR in dB, cosine similarity, largest absolute difference, and the reference's absmax."""
-
-    name: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
-    ref_max_abs: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Manifest entry."""
-        return asdict(self)
-
-
-def compare(reference: Path, quantized: Path) -> list[OutputAccuracy]:
+def compare(reference: Path, quantized: Path) -> list[OutputEntry]:
     """Per-output figures of two .npz files with the same outputs.
 
     Raises:
@@ -43,7 +27,7 @@ def compare(reference: Path, quantized: Path) -> list[OutputAccuracy]:
 
 def compare_outputs(
     ref: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], names: tuple[str, str]
-) -> list[OutputAccuracy]:
+) -> list[OutputEntry]:
     """Per-output figures of f64 outputs; `names` are those of the reference and of what is compared with it.
 
     Raises:
@@ -65,7 +49,7 @@ def compare_outputs(
         cosine = CosineSimilarityCompareFunc(cosine_similarity_threshold=0.0)(first, second)
         simple = SimpleCompareFunc(atol=np.inf, rtol=np.inf)(second, first)  # reference second
     return [
-        OutputAccuracy(
+        OutputEntry(
             name,
             float(snr[name].snr),
             float(cosine[name].cosine_similarity),

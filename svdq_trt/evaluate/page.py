@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from jinja2 import Environment
 
+from svdq_trt.artifact.manifest import LeftOut
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.evaluate.analyse import LayerReport
 
@@ -87,7 +87,7 @@ def render(
     pictures: Mapping[str, bytes],
     closer: Sequence[tuple[LayerReport, bytes]],
     nodes: Sequence[Node],
-    kept: Sequence[Mapping[str, Any]],
+    kept: Sequence[LeftOut],
     splits: Mapping[str, Mapping[str, float]] | None = None,
     allocation: str = "",
 ) -> str:
@@ -107,7 +107,7 @@ def render(
         kept=kept,
         splits=splits,
         allocation=allocation,
-        reasons=Counter(k["reason"] for k in kept).most_common(),
+        reasons=Counter(k.reason for k in kept).most_common(),
         decibels=lambda db: "exact" if db > _EXACT_DB else f"{db:.1f}",
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from svdq_trt.artifact.manifest import OutputEntry
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.base.files import atomic_write
-from svdq_trt.evaluate.metrics import OutputAccuracy, load_outputs
+from svdq_trt.evaluate.metrics import load_outputs
 from svdq_trt.evaluate.pictures import plt
 
 _MAX_POINTS = 20_000
@@ -19,7 +20,7 @@ _COLORS = plt.get_cmap("tab10")
 
 def plot_accuracy(
     nodes: Sequence[Node],
-    accuracy: Sequence[OutputAccuracy],
+    accuracy: Sequence[OutputEntry],
     reference: Path,
     quantized: Path,
     title: str,
@@ -44,7 +45,7 @@ def plot_accuracy(
 
 
 def plot_outputs(
-    accuracy: Sequence[OutputAccuracy],
+    accuracy: Sequence[OutputEntry],
     ref: Mapping[str, np.ndarray],
     got: Mapping[str, np.ndarray],
     names: tuple[str, str],
@@ -59,7 +60,7 @@ def plot_outputs(
     plt.close(fig)
 
 
-def _scatter(axis: Any, one: OutputAccuracy, ref: np.ndarray, got: np.ndarray, x_name: str, y_name: str) -> None:
+def _scatter(axis: Any, one: OutputEntry, ref: np.ndarray, got: np.ndarray, x_name: str, y_name: str) -> None:
     step = max(1, ref.size // _MAX_POINTS)
     axis.plot(ref.ravel()[::step], got.ravel()[::step], ".", markersize=1.5, alpha=0.4)
     limit = float(np.abs(ref).max())

@@ -13,6 +13,7 @@ from torch import Tensor
 from svdq_trt.artifact import manifest, svdq_file
 from svdq_trt.artifact.allocation import describe
 from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, own_folder, refuse_link
 from svdq_trt.checkpoint.load import open_weights
@@ -45,11 +46,10 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     quantized = without_loras(loaded)  # a LoRA is no error of the quantizer's
     chosen = representative(quantized.nodes, layers)
     reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
-    allocation = data.get("allocation") or {}
-    kept = len(allocation.get("kept", ()))
+    kept = len(data.allocation.kept) if data.allocation else 0
     pictures = {
         "layers": figures.layers(loaded.nodes),
-        "bytes": figures.sizes(_parts(loaded), data["fp16_weight_bytes"]),
+        "bytes": figures.sizes(_parts(loaded), data.fp16_weight_bytes),
     }
     if any(node.trials for node in loaded.nodes):
         pictures["alphas"] = figures.alphas(loaded.nodes)
@@ -66,10 +66,10 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     for name, png in named.items():
         with atomic_write(folder / f"{name}.png") as temporary:
             temporary.write_bytes(png)
-    ranks = f"rank{'s up to' if allocation else ''} {data['rank']}"
-    title = f"{data['model']} for {data['arch']}: {data['format']}, {ranks}"
-    chosen_ranks = describe(allocation) if allocation else ""
-    page = render(title, _facts(data), pictures, closer, loaded.nodes, data["kept_16bit"], splits, chosen_ranks)
+    ranks = f"rank{'s up to' if data.allocation else ''} {data.rank}"
+    title = f"{data.model} for {data.arch}: {data.format}, {ranks}"
+    chosen_ranks = describe(data.allocation) if data.allocation else ""
+    page = render(title, _facts(data), pictures, closer, loaded.nodes, data.kept_16bit, splits, chosen_ranks)
     with atomic_write(engine / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return engine / PAGE
@@ -77,13 +77,13 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
 
 def _closer(
     engine: Path,
-    data: Mapping[str, Any],
+    data: Manifest,
     loaded: svdq_file.Artifact,
     chosen: list[svdq_file.Node],
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:
     """Reports of the chosen nodes, and the error split of every node."""
-    spec, config = get_model(data["model"]), data["config"]
+    spec, config = get_model(data.model), data.config
     if config.get("quantized"):
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
     calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
@@ -144,25 +144,24 @@ def _sampled(sampling: Mapping[str, Any] | None) -> str:
     return f"{sampling['samples']} steps recorded in {sampling['pipeline']}"
 
 
-def _facts(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(data: Manifest) -> list[tuple[str, str]]:
     """The overview's lines."""
-    fp16, ours = data["fp16_weight_bytes"], data["quantized_weight_bytes"]
-    accuracy, config = data["accuracy"], data["config"]
+    fp16, ours = data.fp16_weight_bytes, data.quantized_weight_bytes
+    accuracy, config = data.accuracy, data.config
     source = config.get("quantized") or config["checkpoint"] or f"random weights, seed {config['random_weights']}"
     facts = [
         ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit ({100 * ours / fp16:.0f} %)"),
         ("from", source),
         ("preset", config["preset"]),
         ("calibration", config["calibration"] or _sampled(config.get("sampling"))),
-        ("nodes", f"{len({q['node'] for q in data['quantized']})}, from {len(data['quantized'])} linears"),
+        ("nodes", f"{len({q.node for q in data.quantized})}, from {len(data.quantized)} linears"),
     ]
     facts += [
-        ("LoRA", f"{lora['file']} at {lora['strength']:g}; not in the figures of the nodes' errors")
-        for lora in data.get("loras", ())
+        ("LoRA", f"{lora.file} at {lora.strength:g}; not in the figures of the nodes' errors") for lora in data.loras
     ]
     if accuracy:
-        if accuracy["mean_layer_sqnr_db"] is not None:  # of an imported model it is not known
-            facts.append(("layers", f"{accuracy['mean_layer_sqnr_db']:.1f} dB, mean"))
-        for out in accuracy["outputs"]:
-            facts.append((f"output {out['name']}", f"{out['sqnr_db']:.1f} dB against {accuracy['against']}"))
+        if accuracy.mean_layer_sqnr_db is not None:  # of an imported model it is not known
+            facts.append(("layers", f"{accuracy.mean_layer_sqnr_db:.1f} dB, mean"))
+        for out in accuracy.outputs:
+            facts.append((f"output {out.name}", f"{out.sqnr_db:.1f} dB against {accuracy.against}"))
     return facts

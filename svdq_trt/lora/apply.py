@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.manifest import CutEntry, LeftOut, LoraEntry, to_json
 from svdq_trt.artifact.svdq_file import Artifact, Node
 from svdq_trt.base.progress import Progress
 from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense
@@ -76,7 +77,7 @@ def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) 
 
 def apply_loras(
     source: Path, requests: Sequence[LoraRequest], spec: ModelSpec, allow_partial: bool, out: Path, progress: Progress
-) -> list[dict[str, Any]]:
+) -> list[LoraEntry]:
     """Write `out`: the artifact `source` with the LoRAs in it. Returns what the manifest says of each file.
 
     Raises:
@@ -92,7 +93,7 @@ def apply_loras(
     tensors: dict[str, Tensor] = dict(loaded.tensors)
     nodes: list[Node] = []
     members: set[str] = set()
-    cut: list[dict[str, Any]] = []
+    cut: list[CutEntry] = []
     for index, node in enumerate(loaded.nodes):
         members |= set(node.members)
         down, up = (tensors[f"{node.name}.{name}"] for name in ("lora_down", "lora_up"))
@@ -100,15 +101,15 @@ def apply_loras(
         tensors[f"{node.name}.lora_down"], tensors[f"{node.name}.lora_up"] = new.down.contiguous(), new.up.contiguous()
         nodes.append(replace(node, rank=len(new.down)))
         if new.error:
-            cut.append({"node": node.name, "rank": len(new.down), "error": round(new.error, 5)})
+            cut.append(CutEntry(node.name, len(new.down), round(new.error, 5)))
         progress(index + 1, len(loaded.nodes), node.name)
     dense = sorted({layer for lora in active for layer in lora.by_layer} - members)
     for layer in dense:
         tensors[f"{layer}.weight"] = merge_dense(tensors[f"{layer}.weight"], layer, active)
-    summary = [describe(lora, members) | {"cut": cut} for lora in loras]
+    summary = [describe(lora, members, cut) for lora in loras]
     progress(len(nodes), len(nodes), f"writing {out.name}")
     meta = {key: value for key, value in loaded.meta.items() if key not in ("version", "nodes")}
-    svdq_file.save(out, tensors, meta | {"loras": summary, _OWN_RANKS: ranks}, nodes)
+    svdq_file.save(out, tensors, meta | {"loras": [to_json(lora) for lora in summary], _OWN_RANKS: ranks}, nodes)
     return summary
 
 
@@ -127,18 +128,19 @@ def without_loras(loaded: Artifact) -> Artifact:
     return replace(loaded, nodes=tuple(nodes), tensors=tensors)
 
 
-def describe(lora: Loaded, quantized: set[str] | Mapping[str, Any]) -> dict[str, Any]:
+def describe(lora: Loaded, quantized: set[str], cut: Sequence[CutEntry]) -> LoraEntry:
     """One LoRA for the manifest: identity, strength, what it hit and what was left out."""
     layers = sorted(lora.by_layer)
-    return {
-        "file": lora.file.path.name,
-        "sha256": lora.file.sha256,
-        "strength": lora.strength,
-        "quantized_layers": [name for name in layers if name in quantized],
-        "dense_layers": [name for name in layers if name not in quantized],
-        "text_encoder_tensors": lora.file.text_encoder,
-        "left_out": [{"name": name, "reason": reason} for name, reason in lora.file.problems],
-    }
+    return LoraEntry(
+        file=lora.file.path.name,
+        sha256=lora.file.sha256,
+        strength=lora.strength,
+        quantized_layers=tuple(name for name in layers if name in quantized),
+        dense_layers=tuple(name for name in layers if name not in quantized),
+        text_encoder_tensors=lora.file.text_encoder,
+        left_out=tuple(LeftOut(name, reason) for name, reason in lora.file.problems),
+        cut=tuple(cut),
+    )
 
 
 def merge_into(module: nn.Module, loras: Sequence[Loaded]) -> int:

@@ -40,10 +40,9 @@ def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
         ArtifactError: the engine was built from a model of another structure.
     """
     name = component_of(pipe)
-    model = session.manifest.get("model")
-    if not isinstance(model, str):
+    if not session.model:
         raise UnsupportedError("session", "no manifest", "one opened from an engine folder")
-    spec = get_model(model)
+    spec = get_model(session.model)
     current = getattr(pipe, name)
     original = current.original if isinstance(current, Denoiser) else current
     if original is not None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svdq_trt.artifact.manifest import SlotsEntry
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.contract.formats import R_MULTIPLE
 from svdq_trt.lora.factors import unit_factors
@@ -202,10 +203,9 @@ class LoraSlots:
         return file
 
 
-def open_slots(folder: Path, manifest: dict[str, Any], device: torch.device | str = "cpu") -> LoraSlots | None:
-    """The slots of an engine folder whose manifest has been verified; None when it was built without."""
-    entry = manifest.get("lora_slots")
-    return LoraSlots(folder / Path(entry["file"]).name, device) if entry else None
+def open_slots(folder: Path, entry: SlotsEntry, device: torch.device | str = "cpu") -> LoraSlots:
+    """The slots of an engine folder that has been verified."""
+    return LoraSlots(folder / Path(entry.file).name, device)
 
 
 def require_slots(slots: LoraSlots | None) -> LoraSlots:
@@ -215,10 +215,10 @@ def require_slots(slots: LoraSlots | None) -> LoraSlots:
     return slots
 
 
-def check_inputs_match(slots: LoraSlots | None, names: Iterator[str] | Sequence[str]) -> None:
+def check_inputs_match(slots: LoraSlots, names: Iterator[str] | Sequence[str]) -> None:
     """Raise ArtifactError unless the engine has every input that the slots fill."""
     have = set(names)
-    missing = [name for name in slots.views if name not in have] if slots else []
+    missing = [name for name in slots.views if name not in have]
     if missing:
         raise ArtifactError(
             "lora_slots.safetensors",

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svdq_trt.artifact import manifest as manifests
-from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.artifact.manifest import Manifest, TensorProfile
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.runtime.onnx_graph import read_graph
-from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, manifest_profiles, numpy_dtype
+from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, numpy_dtype
 
 if TYPE_CHECKING:
     from svdq_trt.runtime.lora import Loras, LoraSet, LoraSlots
@@ -35,7 +35,7 @@ class OnnxSession:
     arithmetic. Inputs and outputs keep the model's dtype.
 
     Attributes:
-        manifest: the engine's manifest; {} for an ONNX file by itself.
+        manifest: the engine's manifest; None for an ONNX file by itself. model: its model's name; "" without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
         path: the file that runs. lora: the graph's LoRA slots; None without.
@@ -54,14 +54,15 @@ class OnnxSession:
         import onnxruntime as ort
 
         source = Path(source)
-        self.manifest: dict[str, Any] = {}
+        self.manifest: Manifest | None = None
         file = source
         if source.suffix != ".onnx":
             self.manifest = manifests.verify(source, parts=("onnx",))
-            file = source / Path(self.manifest["onnx"]["file"]).name
+            file = source / Path(self.manifest.onnx.file).name
+        self.model = self.manifest.model if self.manifest else ""
         self.provider = _provider(ort, device)
         graph = read_graph(file)
-        self.inputs: list[TensorProfile] = manifest_profiles(self.manifest) if self.manifest else graph.inputs
+        self.inputs: list[TensorProfile] = [t.profile for t in self.manifest.inputs] if self.manifest else graph.inputs
         self.output_names = list(graph.outputs)
         self._output_dtypes = graph.outputs
         self.path = _float32_twin(file) if graph.has_bfloat16 else file
@@ -126,12 +127,12 @@ class OnnxSession:
         self.close()
 
     def _open_slots(self, folder: Path, inputs: list[str]) -> LoraSlots | None:
-        if not self.manifest.get("lora_slots"):
+        if self.manifest is None or self.manifest.lora_slots is None:
             return None
         from svdq_trt.runtime.lora import check_inputs_match, open_slots  # brings torch
 
         manifests.verify(folder, parts=("lora_slots",))
-        slots = open_slots(folder, self.manifest)
+        slots = open_slots(folder, self.manifest.lora_slots)
         check_inputs_match(slots, inputs)
         return slots
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from svdq_trt.artifact import manifest
+from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
@@ -31,7 +32,7 @@ class Opened:
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     backend: Backend
     engine: Any
     logger: Any
@@ -56,8 +57,8 @@ def open_engine(
     arch = local_arch(device)
     if arch is None:
         raise UnsupportedError(f"CUDA device {device}", "not found", "an NVIDIA GPU and its driver")
-    embedded = data["plugin"].get("embedded") is True
-    beside = folder / Path(data["plugin"]["file"]).name if allow_host_code and not embedded else None
+    embedded = data.plugin.embedded
+    beside = folder / Path(data.plugin.file).name if allow_host_code and not embedded else None
     installed = None if allow_host_code else plugin_lib.find()
     # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right. A library of
     # the folder's is not asked for its version, which would run it: its digest says that it is the manifest's.
@@ -65,6 +66,7 @@ def open_engine(
     manifest.verify(folder, wanted, None if installed is None else installed.version, parts=())
     backend = find_backend(folder, data)
     manifest.verify(folder, parts=("plan",) if beside is None else ("plan", "plugin"))
+    assert data.plan is not None  # verified
     checked = time.perf_counter()
 
     trt = backend.module
@@ -74,7 +76,7 @@ def open_engine(
         plugin_lib.load_into(trt, library)
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = embedded and allow_host_code
-    engine = _deserialize(runtime, folder / Path(data["plan"]["file"]).name)
+    engine = _deserialize(runtime, folder / Path(data.plan.file).name)
     if engine is None:
         fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
         raise SvdqError(
@@ -87,17 +89,17 @@ def open_engine(
     return Opened(folder, data, backend, engine, logger, seconds)
 
 
-def find_backend(folder: Path, data: dict[str, Any]) -> Backend:
+def find_backend(folder: Path, data: Manifest) -> Backend:
     """The TensorRT that wrote the plan, in exactly that release: plans load in no other.
 
     Raises:
         ArtifactError: the manifest names no TensorRT. UnsupportedError: not installed, or another release.
     """
-    name, version = data["backend"].get("name"), data["backend"].get("version")
-    if name not in MODULES or not isinstance(version, str):
+    name, version = (data.backend.name, data.backend.version) if data.backend else ("", "")
+    if name not in MODULES:
         raise ArtifactError(
             f"{folder / manifest.NAME}: backend",
-            f"{name} {version}",
+            f"{name} {version}".strip() or "none",
             f"one of {', '.join(MODULES)}",
             "Build the engine again.",
         )

@@ -13,10 +13,12 @@ class Runner(Protocol):
     """Named tensors in, named tensors out.
 
     Attributes:
-        manifest: the engine folder's manifest.
+        model: name of the model that runs; "" where that is not known, as of an ONNX file by itself.
     """
 
-    manifest: dict[str, Any]
+    @property
+    def model(self) -> str:
+        """As ``svdq-trt models`` lists it."""
 
     @property
     def output_names(self) -> Sequence[str]:

@@ -41,7 +41,7 @@ class Session:
     """One engine, one execution context, one stream. Not thread-safe: one thread at a time.
 
     Attributes:
-        manifest: the engine's manifest. lora: its LoRA slots; None without.
+        manifest: the engine's manifest. model: its model's name. lora: its LoRA slots; None without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
         compiled: False when the runtime cache spared the compilation at start.
@@ -85,6 +85,7 @@ class Session:
                 folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch, device=device
             )
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
+            self.model = self.manifest.model
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
             self.lora = self._open_slots(folder)
             filled = self.lora.views if self.lora else {}
@@ -164,7 +165,7 @@ class Session:
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _open_slots(self, folder: Path) -> LoraSlots | None:
-        if not self.manifest.get("lora_slots"):
+        if self.manifest.lora_slots is None:
             return None
         if self.memory != "torch":
             raise UnsupportedError(
@@ -172,7 +173,7 @@ class Session:
             )
         from svdq_trt.runtime.lora import check_inputs_match, open_slots
 
-        slots = open_slots(folder, self.manifest, self.device)
+        slots = open_slots(folder, self.manifest.lora_slots, self.device)
         check_inputs_match(slots, input_names(self._trt, self._engine))
         return slots
 

@@ -63,14 +63,6 @@ def output_names(trt: Any, engine: Any) -> list[str]:
     return [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
 
-def manifest_profiles(manifest: Mapping[str, Any]) -> list[TensorProfile]:
-    """The inputs that a manifest names, with their ranges."""
-    return [
-        TensorProfile(t["name"], t["dtype"], *(tuple(t["shape"][bound]) for bound in ("min", "opt", "max")))
-        for t in manifest["inputs"]
-    ]
-
-
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
     """A torch tensor; False for everything else in a process that has not imported torch."""
     module = sys.modules.get("torch")

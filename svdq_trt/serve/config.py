@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from svdq_trt.artifact.manifest import Manifest, Tensor
 from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
 
 #: dtype of the manifest -> Triton's
@@ -45,7 +46,7 @@ class Serving:
     queue_delay_us: int | None = None
 
 
-def model_config(manifest: dict[str, Any], serving: Serving, file: str, parameters: dict[str, str]) -> Any:
+def model_config(manifest: Manifest, serving: Serving, file: str, parameters: dict[str, str]) -> Any:
     """The ``inference.ModelConfig`` message of an engine folder.
 
     Args:
@@ -71,7 +72,7 @@ def model_config(manifest: dict[str, Any], serving: Serving, file: str, paramete
             )
         config.max_batch_size = batch[1]
         config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
-    for tensors, add in ((manifest["inputs"], config.input.add), (manifest["outputs"], config.output.add)):
+    for tensors, add in ((manifest.inputs, config.input.add), (manifest.outputs, config.output.add)):
         for tensor in tensors:
             _describe(add(), pb, tensor, merged=config.max_batch_size > 0)
     group = config.instance_group.add(count=serving.instances)
@@ -95,34 +96,33 @@ def from_text(text: str) -> Any:
     return text_format.Parse(text, _protobuf().ModelConfig())
 
 
-def batch_range(manifest: dict[str, Any]) -> tuple[int, int] | None:
+def batch_range(manifest: Manifest) -> tuple[int, int] | None:
     """Smallest and largest batch: what the first axis of every input and output ranges over; None if they differ."""
     first = set()
-    for tensor in (*manifest["inputs"], *manifest["outputs"]):
-        shape = tensor["shape"]
-        first.add((shape["min"][0], shape["max"][0]) if shape["min"] else (-1, -1))
+    for tensor in (*manifest.inputs, *manifest.outputs):
+        shape = tensor.shape
+        first.add((shape.min[0], shape.max[0]) if shape.min else (-1, -1))
     low, high = next(iter(first), (-1, -1))
     return (low, high) if len(first) == 1 and low > 0 else None
 
 
-def dims(tensor: dict[str, Any]) -> list[int]:
+def dims(tensor: Tensor) -> list[int]:
     """Sizes of an input or output of the manifest, -1 where the profile has a range."""
-    low, high = tensor["shape"]["min"], tensor["shape"]["max"]
-    return [a if a == b else -1 for a, b in zip(low, high, strict=True)]
+    return [a if a == b else -1 for a, b in zip(tensor.shape.min, tensor.shape.max, strict=True)]
 
 
-def largest_bytes(manifest: dict[str, Any]) -> int:
+def largest_bytes(manifest: Manifest) -> int:
     """Bytes of all inputs and outputs at the largest shapes: what one request can carry."""
     width = {"float32": 4, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
-    tensors = (*manifest["inputs"], *manifest["outputs"])
-    return sum(math.prod(t["shape"]["max"]) * width.get(t["dtype"], 2) for t in tensors)
+    tensors = (*manifest.inputs, *manifest.outputs)
+    return sum(math.prod(t.shape.max) * width.get(t.dtype, 2) for t in tensors)
 
 
-def _describe(entry: Any, pb: Any, tensor: dict[str, Any], merged: bool) -> None:
-    entry.name = tensor["name"]
-    if tensor["dtype"] not in DTYPES:
-        raise ShapeError(f"'{tensor['name']}'", str(tensor["dtype"]), f"one of {', '.join(DTYPES)}")
-    entry.data_type = pb.DataType.Value(DTYPES[tensor["dtype"]])
+def _describe(entry: Any, pb: Any, tensor: Tensor, merged: bool) -> None:
+    entry.name = tensor.name
+    if tensor.dtype not in DTYPES:
+        raise ShapeError(f"'{tensor.name}'", tensor.dtype, f"one of {', '.join(DTYPES)}")
+    entry.data_type = pb.DataType.Value(DTYPES[tensor.dtype])
     sizes = dims(tensor)[1:] if merged else dims(tensor)
     if not sizes:  # [batch], or a scalar: the backend gets no axis for the client's 1
         entry.reshape.SetInParent()

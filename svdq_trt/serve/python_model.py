@@ -42,6 +42,7 @@ class TritonPythonModel:
         runtime = config.get("parameters", {}).get("svdq_trt_runtime", {}).get("string_value", "")
         copies = sum(group["count"] for group in config["instance_group"])
         self._runner = _open(runtime, folder, int(args["model_instance_device_id"]), copies)
+        assert self._runner.manifest is not None  # of an engine folder
         self._has_batch = batch_range(self._runner.manifest) is not None
         self._bfloat16 = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_BF16"}
         self._limit: int = config["max_batch_size"]  # 0: requests are not merged

@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact.manifest import Manifest, Tensor
 from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.files import refuse_link
 from svdq_trt.serve import config as configs
@@ -73,12 +76,11 @@ def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
     return Written(folder, commands, message, configs.largest_bytes(manifest))
 
 
-def _as_served(manifest: dict[str, Any], dtypes: dict[str, str]) -> dict[str, Any]:
-    tensors = {
-        key: [{**t, "dtype": dtypes.get(t["dtype"], t["dtype"])} for t in manifest[key]]
-        for key in ("inputs", "outputs")
-    }
-    return {**manifest, **tensors}
+def _as_served(manifest: Manifest, dtypes: dict[str, str]) -> Manifest:
+    def served(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(replace(t, dtype=dtypes.get(t.dtype, t.dtype)) for t in tensors)
+
+    return replace(manifest, inputs=served(manifest.inputs), outputs=served(manifest.outputs))
 
 
 def _check_ours(folder: Path) -> None:

@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass, field
 from importlib.machinery import all_suffixes
 from pathlib import Path
-from typing import Any
 
 from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV, BUILD_HINT, locate
 from svdq_trt.serve.config import Serving
@@ -54,7 +54,7 @@ def contents(engine: Path, serving: Serving) -> Contents:
         raise UsageError("--variant", f"'{serving.variant}'", f"one of {', '.join(VARIANTS)}")
     if serving.device not in DEVICES:
         raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
-    if manifests.read(engine).get("lora_slots"):
+    if manifests.read(engine).lora_slots:
         got = "an engine with LoRA slots, which only svdq-trt's own sessions fill"
         raise UnsupportedError(str(engine), got, "one without", "Build with --lora FILE in the place of --lora-slots.")
     if serving.variant == "tensorrt":
@@ -80,15 +80,16 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
     if serving.device != "gpu":
         raise UsageError("--device", serving.device, "gpu for --variant tensorrt", "Or use --variant python.")
     data = manifests.read(engine)
-    if not data["plan"]:
+    if data.plan is None:
         raise manifests.no_plan(engine, data, "tensorrt")
-    name, version = data["backend"].get("name"), data["backend"].get("version")
-    if name != "tensorrt":
+    if data.backend is None or data.backend.name != "tensorrt":
         raise UnsupportedError(
             str(engine),
-            f"a plan of {name} {version}",
+            f"a plan of {data.backend.name} {data.backend.version}"
+            if data.backend
+            else "a plan of an unnamed TensorRT",
             "one of full TensorRT, which is what Triton's tensorrt backend is",
-            f"Serve it with --variant python or --variant onnxruntime, or, on a machine with an {data['arch']} GPU and "
+            f"Serve it with --variant python or --variant onnxruntime, or, on a machine with an {data.arch} GPU and "
             f"Triton's release of TensorRT, build that plan: {manifests.finish_command(engine, 'tensorrt')}",
         )
     manifests.verify(engine, parts=("plan", "plugin"))
@@ -122,7 +123,7 @@ def _onnx_session(engine: Path) -> Contents:
 def _onnxruntime(engine: Path) -> Contents:
     data = manifests.verify(engine, parts=("onnx",))
     files = _engine_files(engine, data, "onnx")
-    name = Path(data["onnx"]["file"]).name
+    name = Path(data.onnx.file).name
     if not _has_bfloat16(data):
         return Contents(name, files)
     del files[name]
@@ -130,23 +131,23 @@ def _onnxruntime(engine: Path) -> Contents:
     return Contents(twin.name, files | {twin.name: twin}, dtypes={"bfloat16": "float32"})
 
 
-def _has_bfloat16(data: dict[str, Any]) -> bool:
-    return any(t["dtype"] == "bfloat16" for t in (*data["inputs"], *data["outputs"]))
+def _has_bfloat16(data: Manifest) -> bool:
+    return any(t.dtype == "bfloat16" for t in (*data.inputs, *data.outputs))
 
 
-def _float32_twin(engine: Path, data: dict[str, Any]) -> Path:
+def _float32_twin(engine: Path, data: Manifest) -> Path:
     """ONNX Runtime has next to no bfloat16 arithmetic; the twin shares the weights' file."""
     from svdq_export import write_float32_twin
 
-    twin: Path = write_float32_twin(engine / Path(data["onnx"]["file"]).name)
+    twin: Path = write_float32_twin(engine / Path(data.onnx.file).name)
     return twin
 
 
-def _engine_files(engine: Path, data: dict[str, Any], *parts: str) -> dict[str, Path]:
+def _engine_files(engine: Path, data: Manifest, *parts: str) -> dict[str, Path]:
     """The manifest and the files of `parts`, under the names that the manifest's readers expect."""
     paths = {"manifest.json": engine / manifests.NAME}
     for part in parts:
-        path = engine / Path(data[part]["file"]).name
+        path = engine / Path(getattr(data, part).file).name
         if path.name.endswith(_MODULES) and not path.name.startswith("lib"):
             got = f"a file of part '{part}' that Python would import from the model's folder"
             raise ArtifactError(str(path), got, "the name that a build gives it", "Build the engine again.")

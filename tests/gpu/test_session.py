@@ -72,7 +72,7 @@ def test_engine_is_the_torch_module(session, module, sizes):
         want = module(*feed("cpu", **sizes).values()).double()
     got = session.run(feed(**sizes))["out_sample"].cpu().double()
     sqnr = 10 * torch.log10(want.square().sum() / (want - got).square().sum())
-    least = {"w4a8": 35, "int4": 20, "nvfp4": 20}[session.manifest["format"]]
+    least = {"w4a8": 35, "int4": 20, "nvfp4": 20}[session.manifest.format]
     assert got.shape == want.shape and sqnr > least, f"{sqnr:.1f} dB"
 
 

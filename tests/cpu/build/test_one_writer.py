@@ -54,7 +54,7 @@ def test_second_finish_is_refused_while_the_first_one_builds(folder, tmp_path, m
     monkeypatch.setattr(finish.StageRunner, "run", build)
     assert cli.main(["finish", str(folder)]) == 0
     assert codes == [1] and BUSY in capsys.readouterr().err
-    assert manifest.verify(folder)["plugin"]["version"] == "2.0.0"
+    assert manifest.verify(folder).plugin.version == "2.0.0"
     assert not list(folder.glob(".*.tmp"))
 
 

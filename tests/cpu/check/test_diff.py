@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from manifests import tensor_entry, write_manifest
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
-from svdq_trt.artifact import manifest
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.cli import main
 from svdq_trt.engine.backend import local_arch
@@ -46,31 +46,10 @@ def write_folder(folder: Path, factor: float) -> Path:
     folder.mkdir()
     size = write(folder / "model.onnx", factor).stat().st_size
     (folder / "model.plan").write_bytes(b"plan")
-    x = {"name": "x", "dtype": "float16", "shape": {"min": [1, 8], "opt": [2, 8], "max": [4, 8]}}
-    manifest.write(
+    write_manifest(
         folder,
-        {
-            "model": "sdxl-tiny",
-            "arch": "sm_89",
-            "format": "int4",
-            "rank": 32,
-            "backend": {"name": "tensorrt-rtx", "version": "1"},
-            "plugin": {"file": "p.so", "version": "1", "sha256": ""},
-            "plan": {"file": "model.plan", "bytes": 4, "sha256": ""},
-            "onnx": {"file": "model.onnx", "bytes": size},
-            "inputs": [x],
-            "outputs": [],
-            "quantized": [],
-            "kept_16bit": [],
-            "fp16_weight_bytes": 0,
-            "quantized_weight_bytes": 0,
-            "accuracy": {},
-            "device_memory_bytes": {},
-            "timings_s": {},
-            "peak_rss_bytes": {},
-            "versions": {},
-            "config": {},
-        },
+        onnx={"file": "model.onnx", "bytes": size},
+        inputs=[tensor_entry("x", "float16", (1, 2, 4), (8, 8, 8))],
     )
     return folder
 

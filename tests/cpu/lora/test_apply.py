@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from lora_files import make_factors, write_comfy, write_kohya, write_peft
 
 from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.manifest import to_json
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.checkpoint import load
 from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, merge_into, open_loras, without_loras
@@ -119,7 +122,7 @@ def test_strength_zero_is_no_lora(base, style, spec, tmp_path):
     before = svdq_file.load(base)
     assert after.nodes == before.nodes and set(after.tensors) == set(before.tensors)
     assert all(torch.equal(t, before.tensors[name]) for name, t in after.tensors.items())
-    assert summary[0]["strength"] == 0 and len(summary[0]["sha256"]) == 64
+    assert summary[0].strength == 0 and len(summary[0].sha256) == 64
 
 
 def test_spellings_give_the_same_artifact(base, spec, tmp_path):
@@ -146,8 +149,8 @@ def test_two_loras_are_the_sum_of_both(base, style, spec, tmp_path):
         sources = (before, one, other, both)
         w0, w1, w2, w12 = (layer_of(n, a.tensors).dequantize() for n, a in zip(nodes, sources, strict=True))
         torch.testing.assert_close(w12 - w0, (w1 - w0) + (w2 - w0), rtol=0, atol=1e-5)
-    assert [s["strength"] for s in summary] == [0.8, -0.5]
-    assert {s["file"] for s in summary} == {"style.safetensors", "b.safetensors"}
+    assert [s.strength for s in summary] == [0.8, -0.5]
+    assert {s.file for s in summary} == {"style.safetensors", "b.safetensors"}
     again, _ = apply(base, tmp_path / "again", (style, 0.8), (second, -0.5), spec=spec)
     assert all(torch.equal(t, again.tensors[name]) for name, t in both.tensors.items())
 
@@ -159,11 +162,12 @@ def test_what_does_not_fit_is_refused_unless_partial(base, spec, tmp_path):
     with pytest.raises(ArtifactError, match="lora_unet_nowhere: no layer of this model"):
         apply(base, tmp_path / "out", (path, 1.0), spec=spec)
     assert not (tmp_path / "out").exists()
-    _, (summary,) = apply(base, tmp_path / "out", (path, 1.0), spec=spec, partial=True)
-    (left_out,) = summary["left_out"]
-    assert left_out["name"] == "lora_unet_nowhere" and left_out["reason"].startswith("no layer of this model")
-    assert summary["text_encoder_tensors"] == 1
-    assert len(summary["quantized_layers"]) + len(summary["dense_layers"]) == 5
+    after, (summary,) = apply(base, tmp_path / "out", (path, 1.0), spec=spec, partial=True)
+    assert after.meta["loras"] == json.loads(json.dumps([to_json(summary)]))
+    (left_out,) = summary.left_out
+    assert left_out.name == "lora_unet_nowhere" and left_out.reason.startswith("no layer of this model")
+    assert summary.text_encoder_tensors == 1
+    assert len(summary.quantized_layers) + len(summary.dense_layers) == 5
     from safetensors.torch import save_file
 
     save_file(extra, tmp_path / "none.safetensors")
@@ -185,7 +189,7 @@ def test_more_rank_than_a_node_takes_is_cut_where_nothing_is_lost(base, spec, tm
                 [factors[m].alpha / 512 * factors[m].up.float() @ factors[m].down.float() for m in old.members]
             )
             assert new.rank <= 16 + 256 and db(want, got) > 50, new.name
-    assert all(one["error"] < 1e-5 for one in summary["cut"])
+    assert all(one.error < 1e-5 for one in summary.cut)
 
 
 def test_flux(flux_base, tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from manifests import complete, file_entry
 from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
@@ -91,9 +92,9 @@ def opened(monkeypatch, folder):
     def open_session(extra=INPUTS, kind="torch", slots=True):
         engine = Engine(extra)
         trt = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"))
-        manifest = {"lora_slots": {"file": FILE}} if slots else {}
+        lora_slots = file_entry(folder / FILE) if slots else {}
         result = SimpleNamespace(
-            manifest=manifest,
+            manifest=complete(lora_slots=lora_slots),
             seconds={},
             backend=SimpleNamespace(module=trt, version="1"),
             engine=engine,

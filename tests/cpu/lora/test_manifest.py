@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import pytest
+from manifests import file_entry, write_manifest
 
 from svdq_trt.artifact import manifest
 from svdq_trt.base.errors import ArtifactError
@@ -17,39 +17,10 @@ FILE = "lora_slots.safetensors"
 def folder(tmp_path):
     for name, content in (("model.plan", b"plan"), (FILE, b"slots")):
         (tmp_path / name).write_bytes(content)
-    entries = {
-        name: {
-            "file": name,
-            "bytes": (tmp_path / name).stat().st_size,
-            "sha256": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest(),
-        }
-        for name in ("model.plan", FILE)
-    }
-    manifest.write(
+    write_manifest(
         tmp_path,
-        {
-            "model": "sdxl-tiny",
-            "arch": "sm_89",
-            "format": "int4",
-            "rank": 32,
-            "backend": {},
-            "inputs": [],
-            "outputs": [],
-            "plugin": {"file": "p.so", "version": "1.0.0", "sha256": ""},
-            "plan": entries["model.plan"],
-            "onnx": {"file": "model.onnx", "bytes": 1},
-            "lora_slots": {**entries[FILE], "rank": 16, "inputs": 2},
-            "quantized": [],
-            "kept_16bit": [],
-            "fp16_weight_bytes": 0,
-            "quantized_weight_bytes": 0,
-            "accuracy": {},
-            "device_memory_bytes": {},
-            "timings_s": {},
-            "peak_rss_bytes": {},
-            "versions": {},
-            "config": {},
-        },
+        plan=file_entry(tmp_path / "model.plan"),
+        lora_slots=file_entry(tmp_path / FILE, rank=16, inputs=2),
     )
     return tmp_path
 

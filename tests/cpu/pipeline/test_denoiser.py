@@ -23,7 +23,7 @@ class Recorder:
 
     def __init__(self, model="sdxl-tiny", sizes=SIZES):
         spec = get_model(model)
-        self.manifest = {"model": model}
+        self.model = model
         self.inputs = [
             TensorProfile(io.name, str(io.torch_dtype(spec.torch_dtype)).removeprefix("torch."), *[io.shape(sizes)] * 3)
             for io in spec.inputs
@@ -221,6 +221,6 @@ def test_refuses_another_model(runner):
 
 
 def test_refuses_a_session_without_a_manifest(runner):
-    runner.manifest = {}
+    runner.model = ""
     with pytest.raises(UnsupportedError, match="session: no manifest"):
         attach(Pipe(), runner)

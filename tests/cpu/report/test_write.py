@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 import torch
+from manifests import change_manifest, quantized_entry, write_manifest
 from safetensors.torch import save_file
 
 from svdq_trt import calibrate, cli
-from svdq_trt.artifact import manifest, svdq_file
+from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.manifest import to_json
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.checkpoint import load
 from svdq_trt.contract.formats import INT4
@@ -55,31 +56,16 @@ def engine(tmp_path_factory):
         "preset": "fast",
         "calibration": None,
     }
-    quantized = [{"node": g.node, "name": m} for g in groups for m in g.members]
-    manifest.write(
+    write_manifest(
         folder,
-        {
-            "model": SPEC.name,
-            "arch": "sm_89",
-            "format": "int4",
-            "rank": 16,
-            "backend": {},
-            "plan": {},
-            "inputs": [],
-            "plugin": {"file": "", "version": "", "sha256": ""},
-            "onnx": {"file": "", "bytes": 0},
-            "outputs": [],
-            "quantized": quantized,
-            "kept_16bit": [],
-            "fp16_weight_bytes": 1,
-            "quantized_weight_bytes": 1,
-            "accuracy": {},
-            "device_memory_bytes": {},
-            "timings_s": {},
-            "peak_rss_bytes": {},
-            "versions": {},
-            "config": config,
-        },
+        model=SPEC.name,
+        rank=16,
+        backend={},
+        plan={},
+        quantized=[quantized_entry(member, g.node) for g in groups for member in g.members],
+        fp16_weight_bytes=1,
+        quantized_weight_bytes=1,
+        config=config,
     )
     return folder
 
@@ -115,7 +101,7 @@ def test_lora_is_not_counted_as_an_error(engine, report, tmp_path):
         copy / "svdq.safetensors",
         lambda *_: None,
     )
-    manifest.write(copy, json.loads((copy / "manifest.json").read_text()) | {"loras": summary})
+    change_manifest(copy, loras=[to_json(lora) for lora in summary])
     assert svdq_file.load(copy / "svdq.safetensors").nodes[0].rank > node.rank
 
     (plain_facts, plain), (facts, splits) = report(engine), report(copy)
@@ -136,9 +122,7 @@ def test_without_layers_nothing_but_the_folder_is_read(engine, tmp_path):
 def test_calibration_of_another_build_is_refused(engine, tmp_path):
     copy = tmp_path / engine.name
     shutil.copytree(engine, copy)
-    data = json.loads((copy / "manifest.json").read_text())
     other = calibrate.Calibration({"other": torch.ones(64)}, {"other": torch.ones(4, 64).half()}, {})
     other.save(tmp_path / "pixart-tiny-shared" / "calib.safetensors")
-    manifest.write(copy, data)
     with pytest.raises(ArtifactError, match="made for other layers"):
         report_module.write_report(copy, 1, lambda *_: None)

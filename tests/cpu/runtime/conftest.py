@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import file_entry, write_manifest
 
-from svdq_trt.artifact import manifest
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import Backend
 from svdq_trt.runtime import opening
@@ -75,29 +75,10 @@ def folder(tmp_path):
     plan, library = out / "model.plan", out / "libsvdq_trt_plugin.so"
     plan.write_bytes(bytes(range(256)) * 40)
     library.write_bytes(b"library of the folder")
-    manifest.write(
+    write_manifest(
         out,
-        {
-            "model": "sdxl-tiny",
-            "arch": "sm_89",
-            "format": "int4",
-            "rank": 32,
-            "backend": {"name": "tensorrt-rtx", "version": VERSION},
-            "plugin": {"file": library.name, "version": "1.0.0", "sha256": digest(library), "embedded": True},
-            "plan": {"file": plan.name, "bytes": plan.stat().st_size, "sha256": digest(plan)},
-            "onnx": {"file": "model.onnx", "bytes": 1},
-            "inputs": [],
-            "outputs": [],
-            "quantized": [],
-            "kept_16bit": [],
-            "fp16_weight_bytes": 0,
-            "quantized_weight_bytes": 0,
-            "accuracy": {},
-            "device_memory_bytes": {},
-            "timings_s": {},
-            "peak_rss_bytes": {},
-            "versions": {},
-            "config": {},
-        },
+        backend={"name": "tensorrt-rtx", "version": VERSION},
+        plugin={"file": library.name, "version": "1.0.0", "sha256": digest(library), "embedded": True},
+        plan=file_entry(plan),
     )
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from manifests import change_manifest, tensor_entry
 from onnx import helper, numpy_helper
 
 from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
@@ -49,13 +49,14 @@ def write_model(path: Path, dtype: type = np.float16) -> Path:
 def engine(folder):
     """The engine folder with a real model.onnx; inputs x [1..4, 8] and t [1..4, 1]."""
     size = write_model(folder / "model.onnx").stat().st_size
-    data = json.loads((folder / "manifest.json").read_text())
-    data["onnx"]["bytes"] = size
-    data["inputs"] = [
-        {"name": n, "dtype": d, "shape": {"min": [1, k], "opt": [2, k], "max": [4, k]}}
-        for n, d, k in (("x", "float16", 8), ("t", "float32", 1))
-    ]
-    (folder / "manifest.json").write_text(json.dumps(data))
+    change_manifest(
+        folder,
+        onnx={"file": "model.onnx", "bytes": size},
+        inputs=[
+            tensor_entry("x", "float16", (1, 2, 4), (8, 8, 8)),
+            tensor_entry("t", "float32", (1, 2, 4), (1, 1, 1)),
+        ],
+    )
     return folder
 
 
@@ -72,7 +73,7 @@ def test_engine_folder_runs_without_its_plan(engine):
     (engine / "model.plan").unlink()
     with OnnxSession(engine) as session:
         got = session.run(feed(3))
-    assert session.manifest["model"] == "sdxl-tiny" and session.output_names == ["y"]
+    assert session.manifest.model == session.model == "sdxl-tiny" and session.output_names == ["y"]
     assert got["y"].dtype == np.float16
     np.testing.assert_allclose(got["y"], expected(feed(3)), atol=0.02)
 
@@ -99,7 +100,7 @@ def test_profile_and_dtypes_are_the_manifests(engine):
 
 def test_a_file_alone_has_open_dimensions(tmp_path):
     session = OnnxSession(write_model(tmp_path / "m.onnx"))
-    assert session.manifest == {}
+    assert session.manifest is None and session.model == ""
     np.testing.assert_allclose(session.run(feed(9))["y"], expected(feed(9)), atol=0.02)
     with pytest.raises(ShapeError, match=r"shape \[2, 7\], want \[1\.\., 8\]"):
         session.run(feed() | {"x": np.zeros((2, 7), np.float16)})

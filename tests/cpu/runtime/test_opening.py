@@ -30,7 +30,7 @@ def refused(trt, folder, kind, text, **options):
 
 def test_good_folder_is_deserialized_once_with_the_installed_library(trt, folder):
     opened = open_engine(folder)
-    assert opened.engine is trt.engine and opened.manifest["model"] == "sdxl-tiny"
+    assert opened.engine is trt.engine and opened.manifest.model == "sdxl-tiny"
     assert trt.deserialized == [((folder / "model.plan").read_bytes(), False)]
     assert trt.loaded == ["installed.so"]
 
@@ -113,7 +113,7 @@ def test_damaged_plan(trt, folder):
 
 def test_manifest_without_a_digest_is_no_licence(trt, folder):
     change(folder, "plan", sha256=None)
-    refused(trt, folder, ArtifactError, "manifest.json: plan.sha256: None")
+    refused(trt, folder, ArtifactError, "manifest.json: plan.sha256: missing")
 
 
 def test_plan_outside_the_folder(trt, folder):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from manifests import change_manifest
 from serve_toy import toy_answer, toy_feed, write_toy
 
 from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV
@@ -144,10 +144,7 @@ def test_a_second_run_replaces_the_first_and_leaves_nothing_aside(toy, full, tmp
 def test_a_rebuilt_engine_does_not_change_what_is_served(toy, tmp_path):
     triton(toy, tmp_path / "models", "--variant", "python")
     before = (tmp_path / "models" / "toy-sm_89" / "1" / "manifest.json").read_bytes()
-    write = json.loads(before) | {"model": "another"}
-    from svdq_trt.artifact import manifest as manifests
-
-    manifests.write(toy, write)
+    change_manifest(toy, model="another")
     assert (tmp_path / "models" / "toy-sm_89" / "1" / "manifest.json").read_bytes() == before
 
 
@@ -191,8 +188,7 @@ def test_damaged_plan_is_not_served(full, tmp_path, capsys):
 
 @pytest.mark.parametrize("options", [[], ["--variant", "python"]])
 def test_without_a_plan_the_command_that_builds_it_is_named(full, tmp_path, capsys, options):
-    data = json.loads((full / "manifest.json").read_text()) | {"plan": {}, "backend": {}}
-    (full / "manifest.json").write_text(json.dumps(data))
+    change_manifest(full, plan={}, backend={})
     assert triton(full, tmp_path / "models", *options) == 1
     assert f"svdq-trt finish {full}" in capsys.readouterr().err
     assert triton(full, tmp_path / "models", "--variant", "onnxruntime") == 0  # needs none
@@ -211,9 +207,7 @@ def test_commands_of_the_documentation_parse():
 
 @pytest.mark.parametrize("variant", ("tensorrt", "python", "onnxruntime"))
 def test_lora_slots_are_refused(full, tmp_path, capsys, variant):
-    manifest = json.loads((full / "manifest.json").read_text())
-    manifest["lora_slots"] = {"file": "lora_slots.safetensors", "bytes": 1, "sha256": "0" * 64}
-    (full / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(full, lora_slots={"file": "lora_slots.safetensors", "bytes": 1, "sha256": "0" * 64})
     assert triton(full, tmp_path / "models", "--variant", variant) == 1
     assert "LoRA slots" in capsys.readouterr().err
     assert not (tmp_path / "models" / "toy-sm_89").exists()

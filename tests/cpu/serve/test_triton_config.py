@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from msgspec.structs import replace
 from serve_toy import write_toy
 
 from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact.manifest import ShapeRange, Tensor
 from svdq_trt.base.errors import ShapeError, UsageError
 from svdq_trt.serve.config import Serving, batch_range, dims, from_text, largest_bytes, model_config, to_text
 
@@ -63,18 +65,19 @@ def test_merging_needs_a_range_of_batches(tmp_path):
     data = manifests.read(write_toy(tmp_path / "toy", batch=(2, 2, 2)))
     with pytest.raises(UsageError, match=r"--dynamic-batching: an engine with batch 2 alone, want .*--batch"):
         model_config(data, Serving("toy", "python", "cpu", queue_delay_us=0), "model.py", {})
-    assert dims(data["inputs"][0]) == [2, -1]
+    assert dims(data.inputs[0]) == [2, -1]
 
 
 def test_tensors_without_the_batch_axis_leave_no_batch(data):
-    data["inputs"].append({"name": "ids", "dtype": "float32", "shape": {b: [7, 3] for b in ("min", "opt", "max")}})
+    shape = ShapeRange((7, 3), (7, 3), (7, 3))
+    data = replace(data, inputs=(*data.inputs, Tensor("ids", "float32", shape)))
     assert batch_range(data) is None
     with pytest.raises(UsageError, match="no common batch axis"):
         model_config(data, Serving("toy", "python", "cpu", queue_delay_us=0), "model.py", {})
 
 
 def test_dtype_that_triton_lacks_is_refused(data):
-    data["outputs"][0]["dtype"] = "float8_e4m3fn"
+    data = replace(data, outputs=(replace(data.outputs[0], dtype="float8_e4m3fn"),))
     with pytest.raises(ShapeError, match="'y': float8_e4m3fn, want one of float16"):
         model_config(data, Serving("toy", "python", "cpu"), "model.py", {})
 

@@ -1,0 +1,61 @@
+"""Write docs/manifest.md: what every field of manifest.json means.
+
+    python tools/gen_manifest.py            # write
+    python tools/gen_manifest.py --check    # exit 1 when the file differs
+
+The source is svdq_trt/artifact/manifest.py; svdq_trt.artifact must be importable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from svdq_trt.artifact.manifest import Entry, Manifest
+from svdq_trt.artifact.manifest_fields import fields
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "manifest.md"
+_INTRODUCTION = """\
+# manifest.json
+
+Every engine folder has one; `svdq-trt verify FOLDER` compares the two. In Python, `Session.manifest` and
+`svdq_trt.artifact.manifest.read(folder)` are a `Manifest`, whose attributes have these names, `K` and `N` in lower
+case. A part that an engine lacks is `{}` in the file and `None` in Python.
+
+This page is written by tools/gen_manifest.py.
+"""
+
+
+def render() -> str:
+    """The whole page: a table for each class, the manifest's own first."""
+    todo: list[type[Entry]] = [Manifest]
+    text = [_INTRODUCTION]
+    for entry in todo:  # grows by the parts that it holds
+        text.append(f"## {entry.__name__}\n\n{str(entry.__doc__).replace('``', '`')}\n\n| field | meaning |\n|---|---|")
+        for name, meaning, parts in fields(entry):
+            links = "".join(f" ([{part.__name__}](#{part.__name__.lower()}))" for part in parts)
+            text.append(f"| `{name}` | {meaning}{links} |")
+            todo += [part for part in parts if part not in todo]
+        text.append("")
+    return "\n".join(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare only; exit 1 when the page is stale")
+    args = parser.parse_args(argv)
+    if not args.check:
+        PAGE.write_text(render(), encoding="utf-8")
+    elif PAGE.read_text(encoding="utf-8") != render():
+        print(
+            "docs/manifest.md: stale, want the fields of Manifest. Run python tools/gen_manifest.py.", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
