@@ -7,20 +7,20 @@ from collections.abc import Iterator
 
 import torch
 
-from svdq_trt.models import joint_attention
-from svdq_trt.models.joint_attention import Rotary
+from svdq_trt.models import attention
+from svdq_trt.models.positions import Rotary
 
 
 @contextlib.contextmanager
 def diffusers_rotation(wanted: bool) -> Iterator[None]:
     """Modules traced or run inside rotate pairs by strided slices and a stack; if not `wanted`, nothing changes."""
-    own = joint_attention.rotate
+    own = attention.rotate
     if wanted:
-        joint_attention.rotate = _strided
+        attention.rotate = _strided
     try:
         yield
     finally:
-        joint_attention.rotate = own
+        attention.rotate = own
 
 
 def _strided(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdq_trt.models.flux_family import image_ids
-from svdq_trt.models.joint_attention import RotaryTable
+from svdq_trt.models.flux import image_ids
+from svdq_trt.models.positions import RotaryTable
 
 Rotate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 EPSILON = 1e-6  # of the norms
@@ -93,7 +93,7 @@ def rope_contiguous(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
 def matrix(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x·cos + (x @ P)·sin: P is a signed permutation, so the product is exact in 16 bit.
 
-    It is `rotate` of svdq_trt.models.joint_attention with tables that broadcast, as all forms here take them.
+    It is `rotate` of svdq_trt.models.positions with tables that broadcast, as all forms here take them.
     """
     d = x.shape[-1]
     rows = [[(1 if j % 2 else -1) if j == i ^ 1 else 0 for j in range(d)] for i in range(d)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt.models import ModelSpec, get_model
-from svdq_trt.models.flux_family import image_ids
+from svdq_trt.models.flux import image_ids
 from trained import scenes
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t [B, 4, H, W], t [B], labels [B]) -> [B, 4, H, W]

@@ -1,7 +1,7 @@
 """Calibration inputs from a real pipeline: prompts are run, and what the denoiser is called with is kept.
 
 The file is one that ``--calibration`` reads (inputs.py). The pipeline is a diffusers folder; its own denoiser runs,
-through svdq_trt/pipeline, which knows how a pipeline's calls become a model's inputs.
+behind models/denoiser.py, which knows how a pipeline's calls become a model's inputs.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.artifact.tensor_file import save_tensors
 from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import has_batch
+from svdq_trt.checkpoint.config_check import check_module
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
-from svdq_trt.pipeline.attach import attach, component_of
+from svdq_trt.models.denoiser import Denoiser, component_of
 
 _KEY = "svdq.sampling"  # of the safetensors metadata: how the inputs were made
 _MAX_PROMPT_BYTES = 16 << 20
@@ -105,8 +105,7 @@ def sample_inputs(
     progress(0, 1, f"loading {pipeline.name}")
     pipe = _load(spec, pipeline, dtype).to(device)
     total = sum(max(wanted) + 1 for wanted in chosen.values())
-    recorder = _Recorder(spec, _flat(spec, pipe), device, dtype, lambda done: progress(done, total, "sampling"))
-    attach(pipe, recorder)
+    recorder = _record(spec, pipe, device, dtype, lambda done: progress(done, total, "sampling"))
     asked: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "latent"}
     if guidance is not None:
         asked["guidance_scale"] = guidance
@@ -144,19 +143,21 @@ class _EnoughError(Exception):
     """Nothing more is wanted of this prompt."""
 
 
+class _Input(NamedTuple):
+    """See denoiser.Input."""
+
+    name: str
+    dtype: str
+
+
 class _Recorder:
-    """A Runner that runs the torch module, and keeps what it is given at the steps wanted."""
+    """Runs the torch module, and keeps what it is given at the steps wanted."""
 
     def __init__(
         self, spec: ModelSpec, flat: nn.Module, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
     ) -> None:
         self.spec, self.flat, self.device, self.tick = spec, flat, device, tick
-        self.model = spec.name
-        self.inputs = [
-            TensorProfile(io.name, str(io.torch_dtype(dtype)).removeprefix("torch."), *[(1,) * len(io.dims)] * 3)
-            for io in spec.inputs
-        ]
-        self.output_names = [io.name for io in spec.outputs]
+        self.inputs = [_Input(io.name, str(io.torch_dtype(dtype)).removeprefix("torch.")) for io in spec.inputs]
         self.kept: dict[str, list[Tensor]] = {io.name: [] for io in spec.inputs}
         self.done = 0
         self.begin(set())
@@ -184,10 +185,7 @@ class _Recorder:
                 if has_batch(io) or not self.kept[io.name]:
                     self.kept[io.name].append(value)
         y: Tensor = self.flat(*(inputs[io.name].to(self.device) for io in self.spec.inputs))
-        return {self.output_names[0]: y}
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return {self.spec.outputs[0].name: y}
 
     def stacked(self) -> dict[str, Tensor]:
         """The file's tensors."""
@@ -217,10 +215,17 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def _flat(spec: ModelSpec, pipe: Any) -> nn.Module:
-    """The pipeline's denoiser with the model's flat inputs."""
-    module = getattr(pipe, component_of(pipe))
+def _record(
+    spec: ModelSpec, pipe: Any, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
+) -> _Recorder:
+    """Put a recorder where the pipeline has its denoiser, which runs behind it with the model's flat inputs."""
+    name = component_of(pipe)
+    module = getattr(pipe, name)
     if not isinstance(module, spec.model_class()):
         raise ArtifactError(type(pipe).__name__, f"a {type(module).__name__}", f"a pipeline of {spec.name}")
+    check_module(spec, module, f"pipe.{name}")
     spec.family.prepare(module)
-    return spec.wrap(module.eval().requires_grad_(False))
+    flat = spec.wrap(module.eval().requires_grad_(False))
+    recorder = _Recorder(spec, flat, device, dtype, tick)
+    setattr(pipe, name, Denoiser(recorder, spec, name, module.config, module).eval())
+    return recorder

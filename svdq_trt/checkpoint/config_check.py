@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.models import ModelSpec
@@ -36,6 +38,12 @@ def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_
         got = found.get(key, parameter.default)
         if _normal(got) != _normal(want):
             raise ArtifactError(where, f"{key} is {_short(got)}", f"{_short(want)} for {spec.name}")
+
+
+def check_module(spec: ModelSpec, module: nn.Module, where: str) -> None:
+    """As check_config, for a module of diffusers: it must be what the spec says, but for its weights."""
+    config: Any = module.config
+    compare_config(spec, {"_class_name": type(module).__name__, **config}, where)
 
 
 def _normal(value: Any) -> Any:

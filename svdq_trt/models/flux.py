@@ -1,12 +1,22 @@
-"""FLUX.1 dev and schnell, as data; a small model of the same structure, and some blocks at full width."""
+"""FLUX.1 dev and schnell, a small model of the same structure, and some blocks at full width."""
 
 from __future__ import annotations
 
-from types import MappingProxyType
+from collections.abc import Sequence
+from types import MappingProxyType, MethodType
 from typing import Any
 
-from svdq_trt.models.flux_family import FluxFamily
+import torch
+from torch import nn
+
+from svdq_trt.contract.formats import Activation
+from svdq_trt.models.attention import JointAttention
+from svdq_trt.models.family import Family
+from svdq_trt.models.nodes import TWO_STREAMS, modulation, node, qkv
+from svdq_trt.models.positions import Rotary, RotaryTable
+from svdq_trt.models.recipe import LinearGroup
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.synthetic import Request, normal, smooth_image, t5_text
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
 FLUX_DEV_CONFIG: dict[str, Any] = {
@@ -36,24 +46,143 @@ TINY_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {
     "pooled_projection_dim": 48,
 }
 
-_FULL = (512, 1024, 1536)
+_PATCH = 16  # pixels a side of one token: 8 of the VAE, 2 of the packing
 
 
-def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, **more: Any) -> ModelSpec:
+def _one_stream(name: str, block: Any) -> tuple[LinearGroup, ...]:
+    """The nodes of a single block: q/k/v and the MLP read the same x; both end in `proj_out`, split by columns.
+
+    q/k/v and proj_mlp are two nodes, since only the second has an activation.
+    """
+    whole: int = block.proj_out.in_features
+    first = whole - block.mlp_hidden_dim
+    return (
+        modulation("norm.linear"),
+        qkv("attn"),
+        node("proj_mlp", activation=Activation.GELU_TANH),
+        node("proj_out.attn", "proj_out", columns=(0, first)),
+        node("proj_out.mlp", "proj_out", columns=(first, whole), x_from=Activation.GELU_TANH),
+    )
+
+
+def image_ids(rows: int, columns: int) -> torch.Tensor:
+    """[rows * columns, 3] f32: 0, row and column of each token, as diffusers' pipelines make them."""
+    grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack((torch.zeros_like(grid[0]), *grid), dim=-1).reshape(-1, 3).float()
+
+
+def _grid(r: Request) -> tuple[int, int]:
+    """Rows and columns of image tokens."""
+    return r.sizes["height"] // _PATCH, r.sizes["width"] // _PATCH
+
+
+def _packed_latents(r: Request) -> torch.Tensor:
+    """[B, rows * columns, C]: a smooth image and noise, mixed as flow matching does."""
+    value = normal(r)
+    image = smooth_image((r.shape[0], r.shape[2], *_grid(r)), r.rng, step=4).flatten(2).transpose(1, 2)
+    return r.noise * value + (1 - r.noise) * image
+
+
+class FluxFamily(Family):
+    """FluxTransformer2DModel: two-stream and one-stream blocks, modulated by adaLN."""
+
+    nodes = (
+        (r"transformer_blocks\.\d+", TWO_STREAMS),
+        (r"single_transformer_blocks\.\d+", _one_stream),
+        ("", (modulation("norm_out.linear"),)),
+    )
+    reasons = (
+        (r"x_embedder|context_embedder", "first linear of a stream: its error enters every block"),
+        (r"time_text_embed\..*", "time, guidance and text embedding: one row per image, read by every block"),
+        (r"proj_out", "last linear: few features, sets the quality of the latent"),
+    )
+    processors = ((r"(single_)?transformer_blocks\.\d+\.attn", JointAttention),)
+    synthetic = (
+        ("hidden_states", _packed_latents),
+        ("encoder_hidden_states", t5_text),
+        ("timestep", lambda r: torch.full(r.shape, float(r.noise))),
+        ("img_ids", lambda r: image_ids(*_grid(r))),
+        ("txt_ids", lambda r: torch.zeros(r.shape)),
+        ("guidance", lambda r: torch.full(r.shape, 3.5)),
+    )
+
+    def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
+        """As Family's. The first half of a `proj_out` splits it; an MLP's node replaces the activation as well."""
+        parent, _, leaf = group.node.rpartition(".")
+        if group.columns is not None:
+            block: Any = module.get_submodule(parent.rpartition(".")[0])
+            if not isinstance(block.proj_out, SplitProjection):
+                block.proj_out = SplitProjection(block.proj_out, block.proj_out.in_features - block.mlp_hidden_dim)
+                block.forward = MethodType(single_block_forward, block)
+        if leaf == "proj_mlp":
+            module.get_submodule(parent).act_mlp = nn.Identity()
+        super().install(module, group, fused)
+
+    def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
+        """As Family's, with angles in f32."""
+        net: Any = module
+        if not isinstance(net.pos_embed, RotaryTable):
+            net.pos_embed = RotaryTable(net.pos_embed.theta, tuple(net.pos_embed.axes_dim))
+        return super().wrap(module, inputs)
+
+
+class SplitProjection(nn.Module):
+    """A linear whose input is two tensors side by side, as two linears whose outputs are added.
+
+    For a single block's `proj_out`: no concatenation of [M, C + 4C] is written and read, and attention output and MLP
+    hidden, which differ in size, get scales and a low-rank branch of their own.
+    """
+
+    def __init__(self, whole: nn.Linear, first: int) -> None:
+        super().__init__()
+        self.attn = _columns(whole, 0, first)
+        self.mlp = _columns(whole, first, whole.in_features)
+
+    def forward(self, attn: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
+        """[B, L, K1] and [B, L, K2] -> [B, L, N]."""
+        y: torch.Tensor = self.attn(attn) + self.mlp(mlp)
+        return y
+
+
+def _columns(whole: nn.Linear, start: int, stop: int) -> nn.Linear:
+    """A linear on input features [start, stop); the bias goes with feature 0. Views, no copies."""
+    part = nn.Linear(stop - start, whole.out_features, bias=start == 0 and whole.bias is not None, device="meta")
+    part.weight = nn.Parameter(whole.weight.detach()[:, start:stop], requires_grad=False)
+    if start == 0 and whole.bias is not None:
+        part.bias = nn.Parameter(whole.bias.detach(), requires_grad=False)
+    return part
+
+
+def single_block_forward(
+    block: Any,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    temb: torch.Tensor,
+    image_rotary_emb: Rotary | None = None,
+    joint_attention_kwargs: dict[str, Any] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """FluxSingleTransformerBlock.forward with a SplitProjection: the two halves of its input stay apart."""
+    assert not joint_attention_kwargs
+    tokens = encoder_hidden_states.shape[1]
+    residual = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+    normed, gate = block.norm(residual, emb=temb)
+    mlp = block.act_mlp(block.proj_mlp(normed))
+    attn = block.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb)
+    out = residual + gate.unsqueeze(1) * block.proj_out(attn, mlp)
+    return out[:, :tokens], out[:, tokens:]
+
+
+def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
-    image = Axis("height", divisor=256, by="width")  # a token is 16 x 16 pixels
+    image = Axis("height", divisor=_PATCH * _PATCH, by="width")
     channels, guidance = config["in_channels"], config["guidance_embeds"]
     return ModelSpec(
-        name=name,
-        title=title,
-        hub_id=hub_id,
         subfolder="transformer",
         variant="",
         class_path="diffusers.models.transformers.transformer_flux:FluxTransformer2DModel",
         config=MappingProxyType(config),
         act_dtype="bfloat16",
-        pixel_multiple=16,
-        profile=profile,
+        pixel_multiple=_PATCH,
         calibration_pixels=256,
         inputs=(
             TensorIO("hidden_states", "act", (batch, image, channels)),
@@ -66,47 +195,49 @@ def _spec(name: str, title: str, hub_id: str, config: dict[str, Any], profile: P
         ),
         outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
         family=FluxFamily(),
-        **more,
+        **own,
     )
 
 
+_FULL = (512, 1024, 1536)
+
 FLUX_DEV = _spec(
-    "flux1-dev",
-    "FLUX.1 dev",
-    "black-forest-labs/FLUX.1-dev",
     FLUX_DEV_CONFIG,
-    Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(512, 512, 512)),
+    name="flux1-dev",
+    title="FLUX.1 dev",
+    hub_id="black-forest-labs/FLUX.1-dev",
+    profile=Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(512, 512, 512)),
     parameters=11_901_408_320,
     twin="flux1-tiny",
     built=(89,),
 )
 
 FLUX_SCHNELL = _spec(
-    "flux1-schnell",
-    "FLUX.1 schnell",
-    "black-forest-labs/FLUX.1-schnell",
     FLUX_SCHNELL_CONFIG,
-    Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(256, 256, 256)),
+    name="flux1-schnell",
+    title="FLUX.1 schnell",
+    hub_id="black-forest-labs/FLUX.1-schnell",
+    profile=Profile(batch=(1, 1, 2), height=_FULL, width=_FULL, tokens=(256, 256, 256)),
     parameters=11_891_178_560,
     twin="flux1-tiny",
 )
 
 #: For measuring: whole blocks at full width, in a thirtieth of the memory.
 FLUX_BLOCKS = _spec(
-    "flux1-blocks",
-    "FLUX.1 at full width, 2 + 6 of its 19 + 38 blocks, for benchmarks",
-    "",
     FLUX_DEV_CONFIG | {"num_layers": 2, "num_single_layers": 6},
-    FLUX_DEV.profile,
+    name="flux1-blocks",
+    title="FLUX.1 at full width, 2 + 6 of its 19 + 38 blocks, for benchmarks",
+    hub_id="",
+    profile=FLUX_DEV.profile,
     parameters=1_593_338_432,
     twin="flux1-tiny",
 )
 
 FLUX_TINY = _spec(
-    "flux1-tiny",
-    "FLUX.1's structure at 128 channels, for trials and tests",
-    "",
     TINY_CONFIG,
-    Profile(batch=(1, 1, 2), height=(64, 128, 256), width=(64, 128, 256), tokens=(16, 16, 16)),
+    name="flux1-tiny",
+    title="FLUX.1's structure at 128 channels, for trials and tests",
+    hub_id="",
+    profile=Profile(batch=(1, 1, 2), height=(64, 128, 256), width=(64, 128, 256), tokens=(16, 16, 16)),
     parameters=1_853_712,
 )

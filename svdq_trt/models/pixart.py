@@ -1,13 +1,18 @@
-"""PixArt-Sigma at 1024 pixels, as data and its few rules; a small model of the same structure."""
+"""PixArt-Sigma at 1024 pixels, and a small model of the same structure."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import Any
 
-from svdq_trt.models.dit_family import DiTFamily, gelu_tanh_mlp
-from svdq_trt.models.recipe import LinearGroup
+from torch import nn
+
+from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention
+from svdq_trt.models.family import Family
+from svdq_trt.models.nodes import SELF_AND_CROSS, gelu_tanh_mlp
+from svdq_trt.models.positions import compute_positions
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.synthetic import diffusion_latents, padding_mask, t5_text, timestep_to_999
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
 SIGMA_CONFIG: dict[str, Any] = {
@@ -45,25 +50,36 @@ TINY_CONFIG: dict[str, Any] = SIGMA_CONFIG | {
 }
 
 
-class PixArtFamily(DiTFamily):
-    """PixArtTransformer2DModel: softmax attention, GELU MLP, positions that stretch with the image."""
+class PixArtFamily(Family):
+    """PixArtTransformer2DModel: softmax attention, GELU MLP, one adaLN for all blocks, positions that stretch."""
 
-    patches = "pos_embed"
+    nodes = ((r"transformer_blocks\.\d+", (*SELF_AND_CROSS, *gelu_tanh_mlp("ff"))),)
+    reasons = (
+        (r"pos_embed\.proj", "first convolution: its error enters every block"),
+        (r"caption_projection\..*", "text's first linears: their error enters every cross attention"),
+        (r"adaln_single\..*", "time embedding and modulation: one row per image, shared by every block"),
+        (r"proj_out", "last linear: few features, sets the quality of the latent"),
+    )
+    processors = (
+        (r"transformer_blocks\.\d+\.attn1", FusedSelfAttention),
+        (r"transformer_blocks\.\d+\.attn2", FusedCrossAttention),
+    )
+    synthetic = (
+        ("hidden_states", diffusion_latents),
+        ("encoder_hidden_states", t5_text),
+        ("timestep", timestep_to_999),
+        ("encoder_attention_mask", padding_mask),
+    )
 
-    def block_groups(self, name: str) -> list[LinearGroup]:
-        """Attention's nodes, then the MLP's."""
-        return [*super().block_groups(name), *gelu_tanh_mlp(name)]
+    def prepare(self, module: nn.Module) -> None:
+        """Positions are computed in the graph."""
+        compute_positions(module, "pos_embed")
 
 
-def _spec(
-    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int, **more: Any
-) -> ModelSpec:
+def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=8, multiple=2), Axis("width", divisor=8, multiple=2)
     return ModelSpec(
-        name=name,
-        title=title,
-        hub_id=hub_id,
         subfolder="transformer",
         variant="fp16",
         class_path="diffusers.models.transformers.pixart_transformer_2d:PixArtTransformer2DModel",
@@ -71,8 +87,6 @@ def _spec(
         config=MappingProxyType(config),
         act_dtype="float16",
         pixel_multiple=16,
-        profile=profile,
-        calibration_pixels=pixels,
         inputs=(
             TensorIO("hidden_states", "act", (batch, config["in_channels"], height, width)),
             TensorIO("encoder_hidden_states", "act", (batch, text, config["caption_channels"])),
@@ -81,28 +95,28 @@ def _spec(
         ),
         outputs=(TensorIO("out_hidden_states", "act", (batch, config["out_channels"], height, width)),),
         family=PixArtFamily(),
-        **more,
+        **own,
     )
 
 
 PIXART_SIGMA = _spec(
-    "pixart-sigma",
-    "PixArt-Sigma XL, 1024 pixels",
-    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
     SIGMA_CONFIG,
-    Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
-    512,
+    name="pixart-sigma",
+    title="PixArt-Sigma XL, 1024 pixels",
+    hub_id="PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+    profile=Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
+    calibration_pixels=512,
     parameters=610_856_096,
     twin="pixart-tiny",
     built=(89,),
 )
 
 PIXART_TINY = _spec(
-    "pixart-tiny",
-    "PixArt's structure at 128 channels, for trials and tests",
-    "",
     TINY_CONFIG,
-    Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(24, 24, 24)),
-    256,
+    name="pixart-tiny",
+    title="PixArt's structure at 128 channels, for trials and tests",
+    hub_id="",
+    profile=Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(24, 24, 24)),
+    calibration_pixels=256,
     parameters=713_120,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -30,7 +30,7 @@ class LinearGroup:
     Attributes:
         node: dotted name at which the fused module is installed.
         members: dotted names of the nn.Linear it replaces.
-        activation: what the node applies after the bias; GEGLU's node replaces the activation module as well.
+        activation: what the node applies after the bias; such a node replaces the activation module as well.
         weight_only: few tokens and much weight: format w4a16, activations stay 16 bit.
         source: name of the norm whose output is x; None where x is something else.
         x_from: the activation whose output x is, with nothing in between: the quantizer may then use unsigned codes.
@@ -48,8 +48,19 @@ class LinearGroup:
     rank_factor: int = 1
     x_from: Activation = Activation.NONE
 
+    def within(self, module: str) -> LinearGroup:
+        """The node with names inside `module` as a node of the model; "" is the model itself."""
+        if not module:
+            return self
+        return replace(
+            self,
+            node=f"{module}.{self.node}",
+            members=tuple(f"{module}.{name}" for name in self.members),
+            source=None if self.source is None else f"{module}.{self.source}",
+        )
+
     def rank(self, rank: int) -> int:
-        """R of this node for the rank that the user asked for."""
+        """R of this node, for the rank that the user asked for."""
         return min(rank * self.rank_factor, R_MAX)
 
     @property
@@ -75,7 +86,7 @@ class Recipe:
 
 
 def weight_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every linear and convolution of `module` by dotted name, in registration order."""
+    """Every linear and convolution of `module`, by dotted name, in registration order."""
     return {name: m for name, m in module.named_modules() if isinstance(m, WEIGHT_LAYERS)}
 
 
@@ -92,7 +103,7 @@ def complete(
             group with fewer weights than that, but for weight_only ones.
 
     Raises:
-        UsageError: an entry of `skip` that matches no candidate, or is no number behind `<`.
+        UsageError: an entry of `skip` that matches no candidate, or is not a number after `<`.
     """
     layers = weight_layers(module)
     why = dict(reasons)
@@ -142,7 +153,7 @@ def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
 
 
 def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weights [N, K] and bias [N] of a group's members, stacked in order; no bias at all gives None.
+    """Weights [N, K] and bias [N] of a group's members, stacked in order; the bias is None if no member has one.
 
     A single member's tensors are returned as they are, not copied. Of several nodes that share a member by columns,
     the first has its bias.

@@ -1,13 +1,15 @@
-"""SANA 1.6B at 1024 pixels, as data and its few rules; a small model of the same structure."""
+"""SANA 1.6B at 1024 pixels, and a small model of the same structure."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import Any
 
-from svdq_trt.models.dit_family import DiTFamily
-from svdq_trt.models.fused_attention import FusedLinearAttention
+from svdq_trt.models.attention import FusedCrossAttention, FusedLinearAttention
+from svdq_trt.models.family import Family
+from svdq_trt.models.nodes import SELF_AND_CROSS
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.synthetic import flow_latents, padding_mask, t5_text, timestep_to_999
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
 SANA_CONFIG: dict[str, Any] = {
@@ -44,34 +46,40 @@ TINY_CONFIG: dict[str, Any] = SANA_CONFIG | {
 }
 
 
-class SanaFamily(DiTFamily):
+class SanaFamily(Family):
     """SanaTransformer2DModel: linear attention, softmax cross attention, a convolutional feed-forward."""
 
-    self_attention = FusedLinearAttention
-    flow = True
+    nodes = ((r"transformer_blocks\.\d+", SELF_AND_CROSS),)
     reasons = (
+        (r"patch_embed\.proj", "first convolution: its error enters every block"),
+        (r"caption_projection\..*", "text's first linears: their error enters every cross attention"),
+        (r"time_embed\..*", "time embedding and modulation: one row per image, shared by every block"),
+        (r"proj_out", "last linear: few features, sets the quality of the latent"),
         (r".*\.ff\.conv_depth", "depthwise convolution: 9 weights per channel, nothing to gain"),
         (r".*\.ff\.conv_(inverted|point)", "feed-forward's convolution: channels first, no 4-bit convolution kernel"),
     )
+    processors = (
+        (r"transformer_blocks\.\d+\.attn1", FusedLinearAttention),
+        (r"transformer_blocks\.\d+\.attn2", FusedCrossAttention),
+    )
+    synthetic = (
+        ("hidden_states", flow_latents),
+        ("encoder_hidden_states", t5_text),
+        ("timestep", timestep_to_999),
+        ("encoder_attention_mask", padding_mask),
+    )
 
 
-def _spec(
-    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int, **more: Any
-) -> ModelSpec:
+def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=32), Axis("width", divisor=32)
     return ModelSpec(
-        name=name,
-        title=title,
-        hub_id=hub_id,
         subfolder="transformer",
         variant="bf16",
         class_path="diffusers.models.transformers.sana_transformer:SanaTransformer2DModel",
         config=MappingProxyType(config),
         act_dtype="bfloat16",
         pixel_multiple=32,
-        profile=profile,
-        calibration_pixels=pixels,
         inputs=(
             TensorIO("hidden_states", "act", (batch, config["in_channels"], height, width)),
             TensorIO("encoder_hidden_states", "act", (batch, text, config["caption_channels"])),
@@ -80,28 +88,28 @@ def _spec(
         ),
         outputs=(TensorIO("out_hidden_states", "act", (batch, config["out_channels"], height, width)),),
         family=SanaFamily(),
-        **more,
+        **own,
     )
 
 
 SANA = _spec(
-    "sana-1.6b",
-    "SANA 1.6B, 1024 pixels",
-    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
     SANA_CONFIG,
-    Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
-    1024,
+    name="sana-1.6b",
+    title="SANA 1.6B, 1024 pixels",
+    hub_id="Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers",
+    profile=Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(300, 300, 300)),
+    calibration_pixels=1024,
     parameters=1_604_462_752,
     twin="sana-tiny",
     built=(89,),
 )
 
 SANA_TINY = _spec(
-    "sana-tiny",
-    "SANA's structure at 128 channels, for trials and tests",
-    "",
     TINY_CONFIG,
-    Profile(batch=(1, 2, 4), height=(64, 256, 512), width=(64, 256, 512), tokens=(24, 24, 24)),
-    512,
+    name="sana-tiny",
+    title="SANA's structure at 128 channels, for trials and tests",
+    hub_id="",
+    profile=Profile(batch=(1, 2, 4), height=(64, 256, 512), width=(64, 256, 512), tokens=(24, 24, 24)),
+    calibration_pixels=512,
     parameters=704_776,
 )

@@ -1,12 +1,21 @@
-"""SDXL base 1.0 and a small model of the same structure, as data."""
+"""SDXL base 1.0 and SDXL-Turbo, and a small model of the same structure."""
 
 from __future__ import annotations
 
 from types import MappingProxyType
 from typing import Any
 
+import torch
+from torch import nn
+
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.contract.formats import Activation
+from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention, SharedProjection
+from svdq_trt.models.family import Family
+from svdq_trt.models.nodes import node, qkv
+from svdq_trt.models.recipe import LinearGroup
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
-from svdq_trt.models.unet import UNetFamily
+from svdq_trt.models.synthetic import Request, diffusion_latents, large_channels, normal, timestep_to_999
 
 #: config.json of the published UNet, without diffusers' bookkeeping keys.
 SDXL_CONFIG: dict[str, Any] = {
@@ -69,48 +78,147 @@ TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
     "transformer_layers_per_block": (1, 2, 1),
 }
 
+#: Blocks whose cross-attention keys and values share a node. SDXL's have 1, 2 or 10 blocks in a row. More would leave
+#: little of R_MAX for a LoRA on each of them.
+KV_BLOCKS = 5
 
-def _spec(
-    name: str, title: str, hub_id: str, config: dict[str, Any], profile: Profile, pixels: int, **more: Any
-) -> ModelSpec:
+_BEFORE_TEXT = (qkv("attn1", source="norm1"), node("attn1.to_out.0"), node("attn2.to_q", source="norm2"))
+_AFTER_TEXT = (
+    node("attn2.to_out.0"),
+    node("ff.net.0", "ff.net.0.proj", activation=Activation.GEGLU, source="norm3"),
+    node("ff.net.2"),
+)
+
+
+def _transformer(name: str, transformer: Any) -> list[LinearGroup]:
+    """The nodes of one transformer, in the order they run.
+
+    All its blocks read the same text, so KV_BLOCKS of them have their keys and values in one node, with as much rank
+    as nodes of their own would have together.
+    """
+    blocks = [f"transformer_blocks.{i}" for i in range(len(transformer.transformer_blocks))]
+    found: list[LinearGroup] = []
+    for i, block in enumerate(blocks):
+        _check_block(f"{name}.{block}", transformer.get_submodule(block))
+        found += (n.within(block) for n in _BEFORE_TEXT)
+        if i % KV_BLOCKS == 0:
+            readers = blocks[i : i + KV_BLOCKS]
+            members = (f"{reader}.attn2.{m}" for reader in readers for m in ("to_k", "to_v"))
+            found.append(node(f"{block}.attn2.to_kv", *members, weight_only=True, rank_factor=len(readers)))
+        found += (n.within(block) for n in _AFTER_TEXT)
+    return found
+
+
+def _check_block(name: str, block: Any) -> None:
+    """Refuse a block with more or less than the nodes above account for."""
+    if block.norm_type != "layer_norm" or block.attn2 is None or block.only_cross_attention:
+        raise UnsupportedError(f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP")
+    for leaf in ("attn1", "attn2"):
+        _check_plain(f"{name}.{leaf}", getattr(block, leaf))
+    if type(block.ff.net[0]).__name__ != "GEGLU":
+        raise UnsupportedError(f"'{name}.ff'", type(block.ff.net[0]).__name__, "GEGLU")
+
+
+def _check_plain(name: str, attn: Any) -> None:
+    """The fused processors leave out what SDXL's attention doesn't have; refuse a model that has it."""
+    norms = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
+    for extra in (*norms, "add_k_proj", "residual_connection"):
+        if getattr(attn, extra, None):
+            raise UnsupportedError(f"attention '{name}'", f"has {extra}", "plain attention")
+    if attn.rescale_output_factor != 1.0:
+        raise UnsupportedError(f"attention '{name}'", "rescales its output", "plain attention")
+
+
+def _clip_text(r: Request) -> torch.Tensor:
+    """[B, T, K]: as CLIP's last but one layer: noise, some large channels, a large first token."""
+    value, channels = normal(r), large_channels(r.shape[-1])
+    value[..., channels] *= 8.0
+    value[:, 0, channels] += 20.0
+    return value
+
+
+def _time_ids(r: Request) -> torch.Tensor:
+    """[B, 6]: original height and width, crop top and left, target height and width."""
+    size = [r.sizes["height"], r.sizes["width"]]
+    return torch.tensor([*size, 0, 0, *size], dtype=torch.float32).expand(r.shape).clone()
+
+
+class SDXLFamily(Family):
+    """UNet2DConditionModel with text_time conditioning."""
+
+    nodes = ((r".*\.attentions\.\d+", _transformer),)
+    reasons = (
+        (r"conv_in|conv_out", "first or last convolution: few channels, sets the quality of the latent"),
+        (
+            r"(time_embedding|add_embedding)\..*",
+            "time and text embedding: one row per image, read by every block",
+        ),
+        (r".*\.time_emb_proj", "residual block's time projection: one row per image"),
+        (r".*\.resnets\.\d+\.(conv1|conv2)", "residual block's convolution: no 4-bit convolution kernel"),
+        (r".*\.resnets\.\d+\.conv_shortcut", "residual block's shortcut: its error enters the residual stream"),
+        (r".*\.(downsamplers|upsamplers)\.\d+\.conv", "down- or upsampling: no 4-bit convolution kernel"),
+        (r".*\.(proj_in|proj_out)", "transformer's in/out projection: its error enters the residual stream"),
+    )
+    synthetic = (
+        ("sample", diffusion_latents),
+        ("timestep", timestep_to_999),
+        ("encoder_hidden_states", _clip_text),
+        ("time_ids", _time_ids),
+    )
+
+    def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
+        """As Family's. Attentions whose linears are fused get a processor; the others keep diffusers' own."""
+        super().install(module, group, fused)
+        if len(group.members) > 1:
+            readers = list(dict.fromkeys(member.rpartition(".")[0] for member in group.members))
+            shared = SharedProjection(len(readers))
+            for index, name in enumerate(readers):
+                attention: Any = module.get_submodule(name)
+                own = group.node.endswith(".to_qkv")
+                attention.set_processor(FusedSelfAttention() if own else FusedCrossAttention(shared, index))
+
+    def arguments(self, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """Text embedding and sizes go into added_cond_kwargs, in f32.
+
+        diffusers concatenates text_embeds with sinusoids that it computes in f32, and a strongly typed network takes
+        no Concat of two dtypes; the cast here is for callers that pass 16 bit.
+        """
+        added = {name: inputs[name].float() for name in ("text_embeds", "time_ids")}
+        return {name: value for name, value in inputs.items() if name not in added} | {"added_cond_kwargs": added}
+
+
+def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch = Axis("batch")
     # The UNet halves twice, so 4 would do; steps of 64 pixels give 8: token counts are multiples of 4.
     height, width = Axis("height", divisor=8, multiple=8), Axis("width", divisor=8, multiple=8)
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
-    latent_in = (batch, config["in_channels"], height, width)
-    latent_out = (batch, config["out_channels"], height, width)
     return ModelSpec(
-        name=name,
-        title=title,
-        hub_id=hub_id,
         subfolder="unet",
         variant="fp16",
         class_path="diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",
         config=MappingProxyType(config),
         act_dtype="float16",
         pixel_multiple=64,
-        profile=profile,
-        calibration_pixels=pixels,
         inputs=(
-            TensorIO("sample", "act", latent_in),
+            TensorIO("sample", "act", (batch, config["in_channels"], height, width)),
             TensorIO("timestep", "float32", (batch,)),
             TensorIO("encoder_hidden_states", "act", (batch, Axis("tokens"), config["cross_attention_dim"])),
             TensorIO("text_embeds", "float32", (batch, pooled)),
             TensorIO("time_ids", "float32", (batch, 6)),
         ),
-        outputs=(TensorIO("out_sample", "act", latent_out),),
-        family=UNetFamily(),
-        **more,
+        outputs=(TensorIO("out_sample", "act", (batch, config["out_channels"], height, width)),),
+        family=SDXLFamily(),
+        **own,
     )
 
 
 SDXL = _spec(
-    "sdxl",
-    "Stable Diffusion XL base 1.0",
-    "stabilityai/stable-diffusion-xl-base-1.0",
     SDXL_CONFIG,
-    Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(77, 77, 77)),
-    512,
+    name="sdxl",
+    title="Stable Diffusion XL base 1.0",
+    hub_id="stabilityai/stable-diffusion-xl-base-1.0",
+    profile=Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(77, 77, 77)),
+    calibration_pixels=512,
     parameters=2_567_463_684,
     twin="sdxl-tiny",
     built=(80, 89, 120),
@@ -118,22 +226,22 @@ SDXL = _spec(
 
 #: The same UNet, distilled for one to four steps at 512 pixels.
 SDXL_TURBO = _spec(
-    "sdxl-turbo",
-    "SDXL-Turbo, 512 pixels",
-    "stabilityai/sdxl-turbo",
     SDXL_CONFIG | {"sample_size": 64},
-    Profile(batch=(1, 1, 4), height=(512, 512, 1024), width=(512, 512, 1024), tokens=(77, 77, 77)),
-    512,
+    name="sdxl-turbo",
+    title="SDXL-Turbo, 512 pixels",
+    hub_id="stabilityai/sdxl-turbo",
+    profile=Profile(batch=(1, 1, 4), height=(512, 512, 1024), width=(512, 512, 1024), tokens=(77, 77, 77)),
+    calibration_pixels=512,
     parameters=2_567_463_684,
     twin="sdxl-tiny",
 )
 
 SDXL_TINY = _spec(
-    "sdxl-tiny",
-    "SDXL's structure at 64 to 256 channels, for trials and tests",
-    "",
     TINY_CONFIG,
-    Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(77, 77, 77)),
-    256,
+    name="sdxl-tiny",
+    title="SDXL's structure at 64 to 256 channels, for trials and tests",
+    hub_id="",
+    profile=Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(77, 77, 77)),
+    calibration_pixels=256,
     parameters=17_601_348,
 )

@@ -1,6 +1,6 @@
-"""A model as data: where its weights are, what its inputs look like, what is quantized.
+"""A model as data: where its weights are, what its inputs look like, how large it is.
 
-Whatever is model-specific and no data sits behind `Family`, one per architecture (svdq_trt/models/unet.py).
+What is quantized, and how a module becomes one that exports, its `Family` says.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from svdq_trt.base.errors import ShapeError
+from svdq_trt.models.family import Family
 from svdq_trt.models.recipe import LinearGroup, Recipe
+from svdq_trt.models.synthetic import Request
 
 #: Symbols an axis may depend on. `batch` and `tokens` count; `height` and `width` are pixels of the image.
 SYMBOLS = ("batch", "height", "width", "tokens")
@@ -81,38 +83,6 @@ class Profile:
         return {symbol: getattr(self, symbol)[index] for symbol in SYMBOLS}
 
 
-class Family(Protocol):
-    """What an architecture knows beyond data.
-
-    Attributes:
-        WRAPPED: attribute of what `wrap` returns that holds the module itself.
-    """
-
-    WRAPPED: str
-
-    def prepare(self, module: nn.Module) -> None:
-        """Change what must be other than diffusers has it from the start, such as tables that are no weights."""
-
-    def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
-        """Which linears are fused into which nodes, and why the others stay."""
-
-    def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """Put `fused` in the place of the group's members."""
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with flat positional inputs and one tensor as output."""
-
-    def fill_input(
-        self,
-        io: TensorIO,
-        shape: tuple[int, ...],
-        sizes: Mapping[str, int],
-        noise: float,
-        rng: torch.Generator,
-    ) -> torch.Tensor:
-        """Plausible synthetic values, f32, for one input; `noise` in [0, 1] is the step's share of noise."""
-
-
 @dataclass(frozen=True)
 class ModelSpec:
     """One supported model.
@@ -129,10 +99,10 @@ class ModelSpec:
         calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
         inputs, outputs: of the exported graph, in order.
         family: the architecture.
-        parameters: how many it has; 0: not said.
+        parameters: how many it has; 0 if that is not known.
         twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
-        built: archs for which an engine was built at full size; what the support table says, so what was done.
-        derived: tensors of a published checkpoint that are no weights, as they follow from the config; not read.
+        built: archs for which an engine was built at full size, for the support table.
+        derived: tensors of a published checkpoint that follow from the config, so are not read.
         class_aliases: other class names that a published config.json may have for the same model.
     """
 
@@ -158,11 +128,11 @@ class ModelSpec:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The act dtype as torch names it."""
+        """The act dtype as a torch.dtype."""
         return {"float16": torch.float16, "bfloat16": torch.bfloat16}[self.act_dtype]
 
     def model_class(self) -> type[nn.Module]:
-        """The diffusers class. Importing it takes seconds, so only here."""
+        """The diffusers class, imported only now: that takes seconds."""
         module, _, name = self.class_path.partition(":")
         cls: type[nn.Module] = getattr(importlib.import_module(module), name)
         return cls
@@ -186,7 +156,7 @@ class ModelSpec:
         return self.family.recipe(module, skip)
 
     def groups(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[LinearGroup, ...]:
-        """The svdq nodes to be."""
+        """The groups of `recipe`: the svdq nodes that the model will have."""
         return self.recipe(module, skip).groups
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
@@ -194,8 +164,8 @@ class ModelSpec:
         self.family.install(module, group, fused)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """For export: flat positional inputs in the order of `inputs`, one output tensor."""
-        return self.family.wrap(module)
+        """`module` with flat inputs in the order of `inputs` and one output tensor; `module` itself is changed."""
+        return self.family.wrap(module, [io.name for io in self.inputs])
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Raise ShapeError unless every symbol given is positive and pixels fit `pixel_multiple`."""
@@ -235,6 +205,6 @@ class ModelSpec:
         out = []
         for io, salt in zip(self.inputs, itertools.count(), strict=False):
             rng = torch.Generator().manual_seed((seed * 1_000_003 + salt) & (2**63 - 1))
-            value = self.family.fill_input(io, io.shape(sizes), sizes, noise, rng)
+            value = self.family.fill_input(io.name, Request(io.shape(sizes), sizes, noise, rng))
             out.append(value.to(io.torch_dtype(act)))
         return tuple(out)

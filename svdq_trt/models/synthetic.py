@@ -1,13 +1,82 @@
-"""What families share when they make up inputs."""
+"""Synthetic values of a model's inputs; a family's table says which input has which.
+
+All are f32 on the CPU, and use the request's generator in a fixed order: equal seeds give equal bytes.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
-def smooth_image(shape: tuple[int, ...], rng: torch.Generator) -> torch.Tensor:
-    """[B, C, H, W] f32: one normal value per 8 x 8 latent pixels, interpolated."""
+@dataclass(frozen=True)
+class Request:
+    """The input that a Fill makes.
+
+    Attributes:
+        shape: of the tensor.
+        sizes: batch, height and width in pixels, tokens.
+        noise: the step's share of noise in [0, 1].
+        rng: where random numbers come from.
+    """
+
+    shape: tuple[int, ...]
+    sizes: Mapping[str, int]
+    noise: float
+    rng: torch.Generator
+
+
+Fill = Callable[[Request], Tensor]
+
+
+def normal(r: Request) -> Tensor:
+    """Standard normal values."""
+    return torch.randn(r.shape, generator=r.rng)
+
+
+def timestep_to_999(r: Request) -> Tensor:
+    """The nearest of the timesteps 0 to 999."""
+    return torch.full(r.shape, float(round(999 * r.noise)))
+
+
+def smooth_image(shape: tuple[int, ...], rng: torch.Generator, step: int = 8) -> Tensor:
+    """[B, C, H, W]: one normal value per step x step pixels of the latent, interpolated."""
     b, c, h, w = shape
-    coarse = torch.randn((b, c, max(h // 8, 1), max(w // 8, 1)), generator=rng)
+    coarse = torch.randn((b, c, max(h // step, 1), max(w // step, 1)), generator=rng)
     return nn.functional.interpolate(coarse, size=(h, w), mode="bilinear")
+
+
+def flow_latents(r: Request) -> Tensor:
+    """[B, C, H, W]: a smooth image and noise, mixed as flow matching does."""
+    value = normal(r)
+    return r.noise * value + (1 - r.noise) * smooth_image(r.shape, r.rng)
+
+
+def diffusion_latents(r: Request) -> Tensor:
+    """[B, C, H, W]: a smooth image and noise, mixed to unit variance as schedulers of noise prediction do."""
+    value = normal(r)
+    return math.sqrt(r.noise) * value + math.sqrt(1 - r.noise) * smooth_image(r.shape, r.rng)
+
+
+def large_channels(channels: int) -> Tensor:
+    """Indices of the text channels that are large, one in 256; the same ones for every prompt."""
+    fixed = torch.Generator().manual_seed(0)
+    return torch.randperm(channels, generator=fixed)[: max(channels // 256, 1)]
+
+
+def t5_text(r: Request) -> Tensor:
+    """[B, T, K]: as the output of T5: small values and some large channels."""
+    value = normal(r) * 0.2
+    value[..., large_channels(r.shape[-1])] *= 20.0
+    return value
+
+
+def padding_mask(r: Request) -> Tensor:
+    """[B, T]: 1 for text, 0 for padding, which is the last third."""
+    mask = torch.ones(r.shape)
+    mask[:, r.shape[1] - r.shape[1] // 3 :] = 0.0
+    return mask

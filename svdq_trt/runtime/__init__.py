@@ -1,4 +1,7 @@
-"""Run engine folders from Python: ``Session`` in TensorRT on a GPU, ``OnnxSession`` in ONNX Runtime anywhere."""
+"""Run engine folders from Python: ``Session`` in TensorRT on a GPU, ``OnnxSession`` in ONNX Runtime anywhere.
+
+``attach`` runs a diffusers pipeline on one of them.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from svdq_trt.runtime.onnx_session import OnnxSession
+    from svdq_trt.runtime.pipeline import attach, detach
     from svdq_trt.runtime.protocol import Runner
     from svdq_trt.runtime.session import Session
 
-__all__ = ["OnnxSession", "Runner", "Session"]
-_MODULES = {"OnnxSession": "onnx_session", "Runner": "protocol", "Session": "session"}
+__all__ = ["OnnxSession", "Runner", "Session", "attach", "detach"]
+_MODULES = {
+    "OnnxSession": "onnx_session",
+    "Runner": "protocol",
+    "Session": "session",
+    "attach": "pipeline",
+    "detach": "pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:  # each brings its own libraries

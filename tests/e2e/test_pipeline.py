@@ -56,7 +56,7 @@ def sqnr(want, got):
 
 def test_pipeline_gives_the_torch_modules_result(pipe, session):
     """As closely as the torch module gives its own when its first latent changes in the last bits of f16."""
-    from svdq_trt.pipeline import attach, detach
+    from svdq_trt.runtime import attach, detach
 
     module = pipe.unet
     want, again = images(pipe), images(pipe, nudge=2.0**-11)
@@ -78,7 +78,7 @@ def test_pipeline_gives_the_torch_modules_result(pipe, session):
 def test_pipeline_that_never_had_the_torch_module(pipe, session, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
-    from svdq_trt.pipeline import attach
+    from svdq_trt.runtime import attach
 
     bare = StableDiffusionXLPipeline(unet=None, **sdxl_parts(tmp_path), add_watermarker=False)
     bare.set_progress_bar_config(disable=True)
@@ -90,7 +90,7 @@ def test_pipeline_that_never_had_the_torch_module(pipe, session, tmp_path):
 def test_image_to_image_shares_the_engine(pipe, session):
     from diffusers import StableDiffusionXLImg2ImgPipeline
 
-    from svdq_trt.pipeline import attach, detach
+    from svdq_trt.runtime import attach, detach
 
     attach(pipe, session)
     try:
@@ -105,7 +105,7 @@ def test_image_to_image_shares_the_engine(pipe, session):
 
 def test_what_the_engine_cannot_do_is_one_sentence(pipe, session):
     from svdq_trt.base.errors import ShapeError, SvdqError
-    from svdq_trt.pipeline import attach, detach
+    from svdq_trt.runtime import attach, detach
 
     attach(pipe, session)
     try:

@@ -126,8 +126,7 @@ def sqnr(want, got):
 
 def test_pipeline_gives_the_torch_modules_result(case):
     """As closely as the torch module gives its own when its first latent changes in the last bits."""
-    from svdq_trt.pipeline import attach, detach
-    from svdq_trt.runtime import OnnxSession
+    from svdq_trt.runtime import OnnxSession, attach, detach
 
     model, folder, pipe = case
     _, call, ulp, least = CASES[model]
@@ -149,8 +148,7 @@ def test_pipeline_gives_the_torch_modules_result(case):
 
 def test_attention_kwargs_are_refused(case):
     from svdq_trt.base.errors import UnsupportedError
-    from svdq_trt.pipeline import attach, detach
-    from svdq_trt.runtime import OnnxSession
+    from svdq_trt.runtime import OnnxSession, attach, detach
 
     model, folder, pipe = case
     if model != "flux1-tiny":

@@ -191,7 +191,7 @@ def test_attached_to_a_pipeline(session):
     """As StableDiffusionXLPipeline calls its UNet, on CUDA tensors."""
     from types import SimpleNamespace
 
-    from svdq_trt.pipeline import attach
+    from svdq_trt.runtime import attach
 
     unet = attach(SimpleNamespace(components={"unet": None}, unet=None), session).unet
     inputs = feed()

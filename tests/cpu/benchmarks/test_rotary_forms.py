@@ -7,7 +7,7 @@ from rotary_forms import sqnr_db
 from rotary_graphs import FORMS, Blocks, Sizes, apart, feed, inputs_of, matrix, reference
 
 from svdq_export import write_float32_twin
-from svdq_trt.models.joint_attention import RotaryTable, rotate
+from svdq_trt.models.positions import RotaryTable, rotate
 
 SMALL = Sizes(heads=2, dim=32, text=5, side=4)
 

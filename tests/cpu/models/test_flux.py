@@ -10,7 +10,8 @@ from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
 from svdq_trt.contract.formats import Activation
 from svdq_trt.models import get_model
-from svdq_trt.models.joint_attention import RotaryTable, SplitProjection, rotate
+from svdq_trt.models.flux import SplitProjection
+from svdq_trt.models.positions import RotaryTable, rotate
 
 TINY = get_model("flux1-tiny")
 

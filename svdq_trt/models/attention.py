@@ -1,8 +1,7 @@
-"""Attention whose q, k, v may come from one fused linear.
+"""Attention processors whose q, k, v may come from one fused linear, or from diffusers' own to_q, to_k and to_v.
 
-Plain nn.Linear in the fused places work as well, and so do diffusers' own to_q, to_k and to_v. No branch depends on
-data or sizes, so all export with dynamic batch and tokens. Shapes: B batch, L image tokens, T text tokens, H heads,
-D head size, C = H·D channels.
+No branch depends on data or sizes, so all export with dynamic batch and tokens. Shapes: B batch, L image tokens, T text
+tokens, H heads, D head size, C = H·D channels.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from svdq_trt.models.positions import Rotary, rotate
 
 
 def _project(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
@@ -49,7 +50,7 @@ def _attend(
 
 
 class FusedSelfAttention:
-    """Processor of an Attention that may have `to_qkv` in the place of to_q, to_k and to_v."""
+    """Processor of an Attention that may have `to_qkv` instead of to_q, to_k and to_v."""
 
     def __call__(
         self,
@@ -136,3 +137,53 @@ class FusedLinearAttention:
         y = y / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-15)
         out: torch.Tensor = attn.to_out[0](y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
         return out
+
+
+class JointAttention:
+    """Processor of FLUX's and Stable Diffusion 3's attention, fused (`to_qkv`, `to_added_qkv`) or not.
+
+    With a text stream or without, with rotary positions or without, with norms of q and k or without.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> Any:
+        """Image [B, L, C] and text [B, T, C], if any, -> the same. The block projects what has no projection here."""
+        assert attention_mask is None
+        q, k, v = _project_joint(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        q, k = _normed(attn, "norm_q", q), _normed(attn, "norm_k", k)
+        tokens = 0
+        if encoder_hidden_states is not None:
+            tokens = encoder_hidden_states.shape[1]
+            names = ("add_q_proj", "add_k_proj", "add_v_proj")
+            tq, tk, tv = _project_joint(attn, encoder_hidden_states, "to_added_qkv", names)
+            tq, tk = _normed(attn, "norm_added_q", tq), _normed(attn, "norm_added_k", tk)
+            q, k, v = (torch.cat(pair, dim=1) for pair in ((tq, q), (tk, k), (tv, v)))
+        if image_rotary_emb is not None:
+            q, k = rotate(q, image_rotary_emb), rotate(k, image_rotary_emb)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        to_out, to_add_out = getattr(attn, "to_out", None), getattr(attn, "to_add_out", None)
+        if encoder_hidden_states is None:
+            return y if to_out is None else to_out[0](y)
+        text = y[:, :tokens]
+        assert to_out is not None
+        return to_out[0](y[:, tokens:]), text if to_add_out is None else to_add_out(text)
+
+
+def _normed(attn: Any, name: str, x: torch.Tensor) -> torch.Tensor:
+    """`x` through the norm of that name, where there is one."""
+    norm = getattr(attn, name, None)
+    return x if norm is None else norm(x)
+
+
+def _project_joint(attn: Any, x: torch.Tensor, fused: str, names: tuple[str, str, str]) -> tuple[torch.Tensor, ...]:
+    """[B, L, C] -> q, k, v [B, L, H, D]: norms and rotation come before heads are moved to the front."""
+    one = getattr(attn, fused, None)
+    parts = one(x).chunk(3, dim=-1) if one is not None else [getattr(attn, name)(x) for name in names]
+    return tuple(t.unflatten(-1, (attn.heads, -1)) for t in parts)

@@ -1,20 +1,16 @@
-"""``attach`` and ``detach``: put an engine where a diffusers pipeline has its UNet or transformer, and back."""
+"""``attach`` runs a diffusers pipeline on an engine instead of its UNet or transformer; ``detach`` undoes that."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import TypeVar
 
 from svdq_trt.base.errors import UnsupportedError
-from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.models import ModelSpec, get_model
-from svdq_trt.pipeline.denoiser import Denoiser
+from svdq_trt.checkpoint.config_check import check_module
+from svdq_trt.models import get_model
+from svdq_trt.models.denoiser import Denoiser, component_of
 from svdq_trt.runtime.protocol import Runner
 
 Pipe = TypeVar("Pipe")
-
-_COMPONENTS = ("unet", "transformer")
 
 
 def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
@@ -46,7 +42,7 @@ def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
     current = getattr(pipe, name)
     original = current.original if isinstance(current, Denoiser) else current
     if original is not None:
-        _check_structure(original, spec, name)
+        check_module(spec, original, f"pipe.{name}")
     config = None if original is None else original.config
     denoiser = Denoiser(session, spec, name, config, original if keep_original else None)
     setattr(pipe, name, denoiser.eval())
@@ -69,26 +65,3 @@ def detach(pipe: Pipe) -> Pipe:
         )
     setattr(pipe, name, current.original)
     return pipe
-
-
-def component_of(pipe: Any) -> str:
-    """Whichever of "unet" and "transformer" the pipeline has.
-
-    Raises:
-        UnsupportedError: neither, or two of them.
-    """
-    components = getattr(pipe, "components", None)
-    names = [name for name in _COMPONENTS if name in components] if isinstance(components, dict) else []
-    if len(names) != 1:
-        raise UnsupportedError(
-            type(pipe).__name__,
-            f"{' and '.join(names) or 'no denoiser'} among its components",
-            f"a diffusers pipeline with one of {', '.join(_COMPONENTS)}",
-        )
-    return names[0]
-
-
-def _check_structure(module: nn.Module, spec: ModelSpec, name: str) -> None:
-    """The pipeline's own module must be what the engine was built from, but for its weights."""
-    config: Any = module.config
-    compare_config(spec, {"_class_name": type(module).__name__, **config}, f"pipe.{name}")

@@ -12,7 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.models import MODELS, get_model
-from svdq_trt.pipeline import Denoiser, attach, detach
+from svdq_trt.models.denoiser import Denoiser
+from svdq_trt.runtime import attach, detach
 
 SPEC = get_model("sdxl-tiny")
 SIZES = {"batch": 2, "height": 128, "width": 64, "tokens": 77}

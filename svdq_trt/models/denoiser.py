@@ -1,4 +1,4 @@
-"""``Denoiser``: an engine with the face of the diffusers module that it was built from.
+"""``Denoiser``: stands where a diffusers pipeline has its UNet or transformer, and runs an engine instead.
 
 One class for all models: a call is bound to the forward signature of the diffusers class, dictionaries such as
 added_cond_kwargs are opened, and each argument either is an input of the engine, or is empty, or is refused. So nothing
@@ -9,23 +9,46 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.models.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from svdq_trt.models import ModelSpec
-    from svdq_trt.runtime.protocol import Runner
+#: what a pipeline may call its denoiser
+_COMPONENTS = ("unet", "transformer")
 
 #: arguments whose entries are arguments themselves
 _DICTIONARIES = ("added_cond_kwargs",)
 _FIXED_WEIGHTS = "LoRA goes into an engine when it is built: svdq-trt build --lora, or --lora-slots."
 _FIX = {"cross_attention_kwargs": _FIXED_WEIGHTS, "joint_attention_kwargs": _FIXED_WEIGHTS}
+
+
+class Input(Protocol):
+    """An input of what a Denoiser runs."""
+
+    @property
+    def name(self) -> str:
+        """As in the model's spec."""
+
+    @property
+    def dtype(self) -> str:
+        """As torch names it, such as "float16"."""
+
+
+class Runs(Protocol):
+    """What a Denoiser runs: a Session, an OnnxSession, a torch module that is recorded."""
+
+    @property
+    def inputs(self) -> Sequence[Input]:
+        """In the model's order."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Tensors by name -> the one output by its name."""
 
 
 class EngineAttributeError(UnsupportedError, AttributeError):
@@ -41,7 +64,7 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, runner: Runner, spec: ModelSpec, name: str, config: Any = None, original: nn.Module | None = None
+        self, runner: Runs, spec: ModelSpec, name: str, config: Any = None, original: nn.Module | None = None
     ) -> None:
         super().__init__()
         cls = spec.model_class()
@@ -51,7 +74,7 @@ class Denoiser(nn.Module):
         self._signature = inspect.signature(cls.forward)
         self._output_class = _output_class(cls)
         self._dtypes = {p.name: getattr(torch, p.dtype) for p in runner.inputs}
-        self._rank = {p.name: len(p.min) for p in runner.inputs}
+        self._rank = {io.name: len(io.dims) for io in spec.inputs}
         wanted, got = {io.name for io in spec.inputs}, set(self._dtypes)
         if wanted != got:
             raise ArtifactError(
@@ -61,17 +84,17 @@ class Denoiser(nn.Module):
                 "Build the engine again.",
             )
         width = getattr(self.config, "projection_class_embeddings_input_dim", None)
-        if width:  # SDXL's pipelines compare it with what the text encoders give
+        if width:  # SDXL's pipelines compare it with the width of their text encoders
             self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the engine's activations; pipelines cast embeddings to it."""
+        """The dtype of the engine's activations; pipelines cast embeddings to it."""
         return self.spec.torch_dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the runner works."""
+        """The device on which the runner computes."""
         return torch.device(getattr(self.runner, "device", "cpu"))
 
     def cache_context(self, name: str, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
@@ -102,7 +125,7 @@ class Denoiser(nn.Module):
         except AttributeError:
             if name.startswith("_"):
                 raise
-            where, fix = f"pipe.{self._name}.{name}", "Call svdq_trt.pipeline.detach(pipe) first."
+            where, fix = f"pipe.{self._name}.{name}", "Call svdq_trt.runtime.detach(pipe) first."
             raise EngineAttributeError(where, "not part of an engine", "the torch module", fix) from None
 
     # ---- inside ------------------------------------------------------------------------------------------------
@@ -144,6 +167,23 @@ class Denoiser(nn.Module):
         return feed
 
 
+def component_of(pipe: Any) -> str:
+    """Whichever of "unet" and "transformer" the pipeline has.
+
+    Raises:
+        UnsupportedError: neither, or two of them.
+    """
+    components = getattr(pipe, "components", None)
+    names = [name for name in _COMPONENTS if name in components] if isinstance(components, dict) else []
+    if len(names) != 1:
+        raise UnsupportedError(
+            type(pipe).__name__,
+            f"{' and '.join(names) or 'no denoiser'} among its components",
+            f"a diffusers pipeline with one of {', '.join(_COMPONENTS)}",
+        )
+    return names[0]
+
+
 def default_config(spec: ModelSpec) -> Any:
     """The config of the spec's class without building it: its constructor's defaults and the spec's values."""
     from diffusers.configuration_utils import FrozenDict
@@ -158,7 +198,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _output_class(cls: type[nn.Module]) -> Any:
-    """What the class's forward returns for return_dict=True."""
+    """The type that the class's forward returns for return_dict=True."""
     module = inspect.getmodule(cls)
     for name in ("UNet2DConditionOutput", "Transformer2DModelOutput"):
         if hasattr(module, name):
