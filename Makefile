@@ -16,7 +16,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f -not
 
 .PHONY: demo test lint clean
 demo: $(READY)
-	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0
+	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0 --preset fast
 
 test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)

@@ -20,9 +20,9 @@ PAGE = ROOT / "docs" / "manifest.md"
 _INTRODUCTION = """\
 # manifest.json
 
-Every engine folder has one; `svdq-trt verify FOLDER` compares the two. In Python, `Session.manifest` and
-`svdq_trt.artifact.manifest.read(folder)` are a `Manifest`, whose attributes have these names, `K` and `N` in lower
-case. A part that an engine lacks is `{}` in the file and `None` in Python.
+Every engine folder has one; `svdq-trt verify FOLDER` checks the folder's files against it. In Python,
+`Session.manifest` and `svdq_trt.artifact.manifest.read(folder)` are a `Manifest`, whose attributes have these names,
+`K` and `N` in lower case. A part that an engine lacks is `{}` in the file and `None` in Python.
 
 This page is written by tools/gen_manifest.py.
 """

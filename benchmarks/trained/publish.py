@@ -52,7 +52,7 @@ def _model(results: dict[str, Any]) -> str:
     return (
         f"{results['parameters'] / 1e6:.1f} M parameters, {trained['steps']} training steps of {trained['batch']} "
         f"pictures in {trained['seconds']:.0f} s (loss {trained['loss']:.3f}) on {results['device']}; linears "
-        f"in {results['linears']}. Of the {results['pictures']} pictures of the 16-bit model, "
+        f"in {results['linears']}.\n\nOf the {results['pictures']} pictures of the 16-bit model, "
         f"{100 * results['fp16']['right_class']:.0f} % show the class that was asked for.\n\n"
         f"![{name}: pictures of every variant](evidence/{name}.png)\n\n{table(results)}"
     )

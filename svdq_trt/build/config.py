@@ -15,7 +15,7 @@ from svdq_trt.base.device import check_device
 from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.base.files import sha256
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
-from svdq_trt.quantize.preset import get_preset
+from svdq_trt.quantize.preset import DEFAULT_PRESET, get_preset
 
 RANK_WANT = f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}"
 
@@ -207,7 +207,7 @@ class BuildConfig:
     batch: Range | None = None
     height: Range | None = None
     width: Range | None = None
-    preset: str = "fast"
+    preset: str = DEFAULT_PRESET
     device: str = "auto"
     calibration: Path | None = None
     backend: str = "auto"

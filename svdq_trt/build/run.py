@@ -49,8 +49,6 @@ from svdq_trt.quantize.preset import get_preset
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
 
-_PLACES = {"cpu": "CPU", "cuda": "GPU"}
-
 
 class _Inline(Executor):
     """An executor that runs what it is given at once, in the caller's thread."""
@@ -174,7 +172,7 @@ class Build:
             allocation = File(allocate.key, path=allocate.out)
             calibrate = replace(calibrate, force=False)
         stage = Quantize.of(self.work, fmt, calibrate, allocation)
-        self.screen.say(f"search: {get_preset(c.preset).describe()}; on the {_PLACES[self.work.device]}")
+        self.screen.say(get_preset(c.preset).search_line(self.work.device))
         if c.force:
             shutil.rmtree(stage.out.with_name(f"{stage.out.name}.partial"), ignore_errors=True)  # of a stopped run
         result = self.execution.run(stage, costs)

@@ -40,6 +40,7 @@ from svdq_trt.checkpoint import load, weights_digest
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.nn.restore import layer_of
+from svdq_trt.quantize.preset import get_preset
 from svdq_trt.quantize.sensitivity import Probe, scan
 
 
@@ -89,6 +90,7 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     own_folder(partial.parent, partial.name)
     with only_writer(partial):
         stage = _stage(config, partial)
+        say(get_preset(config.preset).search_line(config.device))
         loaded = _quantized(stage, StageRunner(), progress, say)
         model = stage.calibrate.open(progress)
         found = _scanned(config, stage.key, loaded, model, partial / "effects.jsonl", progress)

@@ -11,12 +11,13 @@ from svdq_trt.base.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.base.terminal import say
 from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.contract.formats import FORMATS
+from svdq_trt.quantize.preset import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from svdq_trt.build.config import Sampling
     from svdq_trt.build.run import Built
 
-RANK, PRESET = "32", "fast"  # where nothing is said
+RANK = "32"  # where nothing is said
 #: options that mean nothing where nothing is quantized
 _OF_QUANTIZER = (
     "rank",
@@ -33,7 +34,7 @@ NAME = "build"
 HELP = "checkpoint -> engine folder"
 EPILOG = """\
 examples:
-  svdq-trt build --model sdxl-tiny --arch sm_89 --random-weights 0      first contact: a minute, no download
+  svdq-trt build --model sdxl-tiny --arch sm_89 --random-weights 0 --preset fast    a minute, no download
   svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base     a diffusers folder
   svdq-trt build --model sdxl --arch sm_89 --checkpoint my.safetensors  a single file
   svdq-trt build --model flux1-dev --arch sm_89 --quantized svdq-int4_r32-flux.1-dev.safetensors   nunchaku's file
@@ -73,7 +74,7 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="FILE",
         help="--rank auto: what each node does to the output, by `svdq-trt sensitivity`",
     )
-    q.add_argument("--preset", help=f"how hard to search: fast, default or best (default {PRESET})")
+    q.add_argument("--preset", help=f"how hard to search: fast, default or best (default {DEFAULT_PRESET})")
     q.add_argument(
         "--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; default: synthetic"
     )
@@ -178,7 +179,7 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
         "random_weights": args.random_weights,
         "format": args.format,
         "rank": rank,
-        "preset": PRESET if args.preset is None else args.preset,
+        "preset": DEFAULT_PRESET if args.preset is None else args.preset,
         "device": args.device,
         "calibration": args.calibration,
         "skip": tuple(args.skip),

@@ -11,13 +11,13 @@ from typing import Protocol
 from svdq_trt.cli import (
     build,
     diff,
-    export,
     finish,
     import_,
     models,
     quantize,
     report,
     sensitivity,
+    to_nunchaku,
     triton,
     verify,
 )
@@ -44,4 +44,18 @@ class Command(Protocol):
 
 
 #: in the order of `svdq-trt --help`
-ALL: tuple[Command, ...] = (build, quantize, finish, verify, diff, sensitivity, report, import_, export, triton, models)
+ALL: tuple[Command, ...] = (
+    build,
+    quantize,
+    finish,
+    verify,
+    diff,
+    sensitivity,
+    report,
+    import_,
+    to_nunchaku,
+    triton,
+    models,
+)
+#: old word -> the command's name now; still understood, with a note, for one release
+RENAMED = {"export": to_nunchaku.NAME}

@@ -16,7 +16,7 @@ from svdq_trt.base.memory import out_of_memory
 from svdq_trt.base.terminal import quoted, say
 from svdq_trt.build import sharing
 from svdq_trt.cli import build
-from svdq_trt.cli.commands import ALL
+from svdq_trt.cli.commands import ALL, RENAMED
 
 _EXIT_CODES = """
 exit codes: 0 done, 1 bad input, 2 bad arguments, 3 a required accuracy missed, 4 all but a plan is written, 70 our bug
@@ -54,7 +54,17 @@ def _parser() -> _Parser:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line; exits with code 2 and one line where it cannot be meant."""
-    return _parser().parse_args(argv)
+    return _parser().parse_args(_renamed(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _renamed(words: list[str]) -> list[str]:
+    """The same line with the command's present name, and a note on stderr where it had an old one."""
+    at = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    if at == len(words) or words[at] not in RENAMED:
+        return words
+    new = RENAMED[words[at]]
+    say(f"svdq-trt: {words[at]} is now called {new}. The old name goes with the next release.", file=sys.stderr)
+    return [*words[:at], new, *words[at + 1 :]]
 
 
 def _trace() -> None:

@@ -19,7 +19,7 @@ model in one file, which needs no 16-bit weights beside it. svdq-trt build takes
 with the same options and --out here it goes on from it. A run that was stopped goes on where it was, layer by layer.
 
 examples:
-  svdq-trt quantize --model flux1-dev --arch sm_89 --checkpoint ./FLUX.1-dev --preset default     on the GPU, if any
+  svdq-trt quantize --model flux1-dev --arch sm_89 --checkpoint ./FLUX.1-dev                      on the GPU, if any
   torchrun --nproc-per-node 8 --no-python svdq-trt quantize --model flux1-dev --arch sm_89 --preset best   on 8 GPUs
   svdq-trt build --model flux1-dev --arch sm_89 --quantized svdq.safetensors                              elsewhere
 """

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from svdq_trt.base.errors import EXIT_OK, UsageError
 from svdq_trt.base.terminal import say
-from svdq_trt.cli.build import PRESET, RANK, add_skip
+from svdq_trt.cli.build import RANK, add_skip
 from svdq_trt.contract.formats import FORMATS
+from svdq_trt.quantize.preset import DEFAULT_PRESET
 
 if TYPE_CHECKING:
     from svdq_trt.artifact.sensitivity import Sensitivity
@@ -32,7 +33,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
     p.add_argument("--format", required=True, help=", ".join(FORMATS))
     p.add_argument("--rank", type=int, default=int(RANK), metavar="R", help=f"of the 16-bit branch (default {RANK})")
-    p.add_argument("--preset", default=PRESET, help=f"as of a build (default {PRESET})")
+    p.add_argument("--preset", default=DEFAULT_PRESET, help=f"as of a build (default {DEFAULT_PRESET})")
     p.add_argument(
         "--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; default: synthetic"
     )

@@ -24,7 +24,7 @@ from svdq_trt.contract.ops import max_exact_k
 from svdq_trt.contract.sqnr import decibels
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize.ladder import Rung, climb
-from svdq_trt.quantize.preset import PRESETS, Preset
+from svdq_trt.quantize.preset import DEFAULT_PRESET, PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
 
@@ -107,7 +107,7 @@ def quantize_group(
     activation: Activation = Activation.NONE,
     x_absmax: Tensor | None = None,
     act_shift: float = 0.0,
-    preset: Preset = PRESETS["default"],
+    preset: Preset = PRESETS[DEFAULT_PRESET],
 ) -> QuantizedLinear:
     """Quantize linears [N_i, K] that read the same x as one node with N = sum N_i.
 

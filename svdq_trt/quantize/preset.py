@@ -24,6 +24,8 @@ class Preset:
         rounds: most repetitions of GPTQ and refit.
         dampings: factors on the damping of GPTQ's second moments, each tried.
         finalists: candidates of the smoothing search that go up the whole ladder; the best end is taken.
+        cpu_times_fast: seconds per layer on a CPU as a multiple of those of ``fast`` (sdxl-tiny, two cores;
+            benchmarks/quantize_cost.py).
     """
 
     name: str
@@ -39,6 +41,7 @@ class Preset:
     rounds: int = 1
     dampings: tuple[float, ...] = (1.0,)
     finalists: int = 1
+    cpu_times_fast: int = 1
 
     def describe(self) -> str:
         """One line for people."""
@@ -60,6 +63,15 @@ class Preset:
             steps.append(f"the best {self.finalists} candidates taken to the end")
         return "; ".join(steps) + ("; each rung kept only if better on held-out tokens" if len(steps) > 1 else "")
 
+    def search_line(self, device: str) -> str:
+        """One line for the start of a run on `device`, "cpu" or "cuda": the search and, on a CPU, what it costs."""
+        if device != "cpu":
+            return f"search: {self.name}: {self.describe()}; on the GPU"
+        line = f"search: {self.name}: {self.describe()}; on the CPU"
+        if self.cpu_times_fast == 1:
+            return line
+        return f"{line}, where it takes about {self.cpu_times_fast} times as long as --preset fast"
+
 
 PRESETS = {
     p.name: p
@@ -77,6 +89,7 @@ PRESETS = {
             gptq=True,
             refit=True,
             dampings=(1.0, 4.0),
+            cpu_times_fast=5,
         ),
         Preset(
             "best",
@@ -92,9 +105,13 @@ PRESETS = {
             rounds=3,
             dampings=(1.0, 0.1, 4.0),
             finalists=3,
+            cpu_times_fast=40,
         ),
     )
 }
+
+#: what is used where nobody names a preset
+DEFAULT_PRESET = "default"
 
 
 def get_preset(name: str) -> Preset:

@@ -21,7 +21,7 @@ def onnx_files(out: Path) -> list[bytes]:
 
 def test_engine_is_that_of_a_direct_build(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    weights = ("--random-weights", "0", "--device", "cpu")
+    weights = ("--random-weights", "0", "--preset", "fast", "--device", "cpu")
     done = svdq("quantize", *weights, "--out", str(here))
     assert done.returncode == 0, done.stderr
     artifact = here / f"{MODEL}-shared" / "int4-r32" / "svdq.safetensors"

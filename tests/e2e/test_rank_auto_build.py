@@ -11,7 +11,7 @@ from builds import svdq
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.sensitivity import Sensitivity
 
-WEIGHTS = ["--model", "sdxl-tiny", "--random-weights", "0"]
+WEIGHTS = ["--model", "sdxl-tiny", "--random-weights", "0", "--preset", "fast"]
 
 
 def build(out: Path, *args: str) -> tuple[dict, str]:

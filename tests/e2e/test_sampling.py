@@ -41,6 +41,8 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
         "2",
         "--calibration-steps",
         "2",
+        "--preset",
+        "fast",
         "--arch",
         "sm_90",
         "--backend",

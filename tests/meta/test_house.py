@@ -17,8 +17,9 @@ PACKAGE = ROOT / "svdq_trt"
 #: a package imports itself and what stands before it, lazily too; no exceptions
 ORDER = ["base", "contract", "artifact", "models", "checkpoint", "nn", "calibrate", "quantize", "interop", "lora"]
 ORDER += ["engine", "svdq_export", "runtime", "evaluate", "serve", "build", "cli"]
-#: what people read; the benchmarks' own log names experiments, too
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+#: what people read; benchmarks/LOG.md also names files that are gone
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+DOCUMENTS += sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))
 #: what torchrun tells its processes
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
 TORCHRUN |= {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from svdq_trt.build import config
 from svdq_trt.build.config import BuildConfig, Range, RankAuto, Sampling, parse_bytes
 from svdq_trt.cli.build import quantization
 from svdq_trt.contract.archs import parse_arch, resolve_format
+from svdq_trt.quantize.layer import quantize_group
 
 
 def test_range_parses_one_number_and_three():
@@ -51,6 +53,15 @@ def test_rank_auto_stands_in_the_manifests_config(tmp_path):
     assert data["rank"] == "auto"
     assert data["rank_auto"] == {"budget_bytes": 1_000_000, "target_sqnr": None, "sensitivity": str(scan)}
     json.dumps(data)
+
+
+def test_every_way_in_searches_as_hard_where_no_preset_is_named():
+    words = ["--model", "sdxl-tiny", "--random-weights", "0"]
+    lines = (["build", *words, "--arch", "sm_89"], ["quantize", *words, "--arch", "sm_89"])
+    assert [quantization(cli.parse(line))["preset"] for line in lines] == ["default", "default"]
+    assert cli.parse(["sensitivity", *words, "--format", "int4"]).preset == "default"
+    assert BuildConfig("sdxl-tiny", (89,), Path("x"), random_weights=0).preset == "default"
+    assert inspect.signature(quantize_group).parameters["preset"].default.name == "default"
 
 
 def test_auto_format_follows_the_arch():

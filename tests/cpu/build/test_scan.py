@@ -35,6 +35,8 @@ ARGS = [
     "w4a8",
     "--rank",
     "16",
+    "--preset",
+    "fast",
     "--pixels",
     "64",
     "--samples",

@@ -1,4 +1,4 @@
-"""build --quantized, import and export: the graph of an imported model is that of the one it was packed from."""
+"""build --quantized, import and to-nunchaku: the graph of an imported model is that of the one it was packed from."""
 
 from __future__ import annotations
 
@@ -41,8 +41,18 @@ def packed(tmp_path_factory):
     data = calibrate.collect(module, spec, groups, data=None, progress=silent)
     ours, theirs = folder / "svdq.safetensors", folder / "nunchaku.safetensors"
     quantize_model(module, spec, groups, data, INT4, 16, get_preset("fast"), ours, "k" * 20, silent, skip=KV)
-    assert main(["export", str(folder), "--out", str(theirs)]) == 0
+    assert main(["to-nunchaku", str(folder), "--out", str(theirs)]) == 0
     return ours, theirs
+
+
+def test_old_name_of_the_command_still_works_and_says_so(packed, tmp_path, capsys):
+    ours, theirs = packed
+    assert main(["export", str(ours), "--out", str(tmp_path / "theirs.safetensors")]) == 0
+    assert "export is now called to-nunchaku" in capsys.readouterr().err
+    assert (tmp_path / "theirs.safetensors").read_bytes() == theirs.read_bytes()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "export" not in capsys.readouterr().out
 
 
 def graph(artifact_path, folder):

@@ -54,7 +54,8 @@ def test_told_before_any_work(tmp_path):
 
 
 def test_documented_commands_parse():
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", DOC, re.S) for line in block.splitlines() if line]
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", DOC, re.S)).replace("\\\n", "")
+    lines = [line for line in blocks.splitlines() if line]
     for line in lines:
         assert line.startswith("python build_engines.py ")
         parse(["build", *line.split()[2:]])

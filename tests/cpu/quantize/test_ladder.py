@@ -13,7 +13,7 @@ from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A8, W4A16
 from svdq_trt.quantize.gptq import curvature, damping, gptq, refit
 from svdq_trt.quantize.iterate import iterate
 from svdq_trt.quantize.layer import quantize_group
-from svdq_trt.quantize.preset import PRESETS, Preset
+from svdq_trt.quantize.preset import DEFAULT_PRESET, PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier
 from svdq_trt.quantize.split import Tokens, split_weight
 
@@ -226,3 +226,10 @@ def test_presets_name_their_rungs():
         assert "iterations; scale search; GPTQ (" in text and "refit" in text
         assert text.endswith("better on held-out tokens")
     assert "up to 3 rounds" in best and "best 3 candidates" in best
+
+
+def test_a_cpu_is_told_what_a_slow_search_costs():
+    fast, default = PRESETS["fast"], PRESETS[DEFAULT_PRESET]
+    assert default.search_line("cpu").endswith("; on the CPU, where it takes about 5 times as long as --preset fast")
+    assert default.search_line("cuda") == f"search: default: {default.describe()}; on the GPU"
+    assert fast.search_line("cpu") == f"search: fast: {fast.describe()}; on the CPU"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from svdq_trt.artifact.manifest import LeftOut
 from svdq_trt.artifact.sensitivity import Effect, Sensitivity
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.contract.formats import FORMATS
@@ -119,7 +120,7 @@ def test_page_escapes_what_files_say(report):
         {"layers": png, "bytes": png, "ranks": png},
         [(report[0], png)],
         [node(evil)],
-        [{"name": evil, "reason": evil}],
+        [LeftOut(evil, evil)],
         {evil: report[0].split},
         evil,
     )
@@ -127,7 +128,7 @@ def test_page_escapes_what_files_say(report):
 
 
 def test_page_counts_reasons_and_names_exact_parts():
-    kept = [{"name": f"l{i}", "reason": "few features"} for i in range(3)] + [{"name": "m", "reason": "first layer"}]
+    kept = [LeftOut(f"l{i}", "few features") for i in range(3)] + [LeftOut("m", "first layer")]
     splits = {"a.0.attn1.to_q": {"activations": 290.0, "weights": 21.26, "both": 21.26}}
     page = render("t", [], {}, [], [node("a.0.attn1.to_q")], kept, splits)
     assert re.search(r"3</td>\s*<td>few features.*1</td>\s*<td>first layer", page, re.S)

@@ -1,4 +1,4 @@
-"""``svdq-trt export``: our artifact -> a nunchaku file."""
+"""``svdq-trt to-nunchaku``: our artifact -> a nunchaku file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from svdq_trt.base.errors import EXIT_OK
 from svdq_trt.base.terminal import say
 
-NAME = "export"
+NAME = "to-nunchaku"
 HELP = "svdq.safetensors -> a checkpoint that nunchaku reads"
 EPILOG = """\
 examples:
-  svdq-trt export engines/flux1-dev-sm_89 --out svdq-int4_r32-flux.1-dev.safetensors
+  svdq-trt to-nunchaku engines/flux1-dev-sm_89 --out svdq-int4_r32-flux.1-dev.safetensors
 Formats int4 and nvfp4. What is exact and what is not: docs/interop.md.
 """
 
