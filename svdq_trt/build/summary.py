@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
+from svdq_trt.artifact.allocation import describe
 from svdq_trt.build.console import Console
-
-if TYPE_CHECKING:
-    from svdq_trt.build.run import Built
-    from svdq_trt.models import ModelSpec
+from svdq_trt.build.run import Built
+from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS
+from svdq_trt.models import MODELS, TWIN_ARCHS, ModelSpec
 
 _GB = 1e9
 
 
 def print_summary(built: Sequence[Built]) -> None:
     """One row per engine, on stdout."""
-    from svdq_trt.artifact.allocation import describe
-
     table = Table(box=box.SIMPLE)
     for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages"):
         table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
@@ -90,9 +87,6 @@ def _console() -> Console:
 
 def print_models() -> None:
     """Support table, from the data the builder uses."""
-    from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS
-    from svdq_trt.models import MODELS, TWIN_ARCHS
-
     console = _console()
     table = Table(box=box.SIMPLE)
     for column in ("model", "what", "parameters", "in", *(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())):
@@ -125,8 +119,6 @@ def print_models() -> None:
 
 def support(spec: ModelSpec, arch: int) -> str:
     """One cell of the support table: what has been done with this model for this arch, in its auto format."""
-    from svdq_trt.models import TWIN_ARCHS
-
     if arch in spec.built:
         return "built"
     if arch in TWIN_ARCHS:

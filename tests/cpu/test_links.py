@@ -17,6 +17,8 @@ from svdq_trt.build import freshness
 from svdq_trt.build.folder import only_writer, place
 from svdq_trt.build.process import StageRunner
 from svdq_trt.build.run import Build
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.take_quantized import TakeQuantized
 
 LINK = r"a link to .*, want a file or folder that lies here\. Remove the link, or choose another folder\.$"
 
@@ -70,7 +72,9 @@ def test_lock_that_is_another_name_of_a_file_empties_nothing(engine, precious):
 def test_logs_are_no_links(engine, precious):
     (engine / "finish.log").symlink_to(precious / "letter.txt")
     with pytest.raises(ArtifactError, match=LINK):
-        StageRunner().run("plan", {}, engine / "finish.log", lambda *_: None)
+        StageRunner().run(
+            TakeQuantized("x", File("", path=engine), out=engine / "x"), engine / "finish.log", lambda *_: None
+        )
 
 
 @pytest.mark.parametrize("name", ["toy-shared", "toy-shared/logs", "toy-sm_89", "toy-shared/.lock"])

@@ -13,6 +13,8 @@ import pytest
 from svdq_trt.base import child
 from svdq_trt.base.errors import ArtifactError, SvdqError
 from svdq_trt.build.process import StageRunner
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.run_onnx import RunReference
 
 ROOT = Path(__file__).resolve().parents[2]
 #: modules that some library of a stage's imports, of the standard library and not
@@ -40,9 +42,10 @@ def test_the_trap_works(trap):
 def test_a_stage_imports_nothing_from_the_current_folder(trap, monkeypatch, tmp_path, variable):
     if variable:  # as PYTHONPATH=$PYTHONPATH:... leaves it where there was none
         monkeypatch.setenv(variable, f":{os.environ.get(variable, '')}:{tmp_path}:")
-    args = {"model": "sdxl-tiny", "onnx": "none.onnx", "sizes": {}, "seed": 0, "out": "none.npz"}
+    onnx = File("none", path=tmp_path / "none.onnx")
+    stage = RunReference("sdxl-tiny", onnx, {}, 0, "FP16", out=tmp_path / "none.npz")
     with pytest.raises((SvdqError, RuntimeError)):  # long after its imports
-        StageRunner().run("run_onnx", args, tmp_path / "stage.log", lambda *_: None)
+        StageRunner().run(stage, tmp_path / "stage.log", lambda *_: None)
     assert "Traceback" in (tmp_path / "stage.log").read_text()
     assert trap() == []
 
@@ -85,9 +88,8 @@ def test_documented_torchrun_imports_nothing_from_the_current_folder(trap, tmp_p
 
 
 def test_command_started_with_m_forgets_the_current_folder(trap):
-    code = (
-        "import sys; from svdq_trt import child; child.forget_current_folder(); import queue; assert '' not in sys.path"
-    )
+    code = "import sys; from svdq_trt.base import child; child.forget_current_folder(); import queue"
+    code += "; assert '' not in sys.path"
     subprocess.run([sys.executable, "-c", code], check=True)  # -c puts it there as -m does
     assert trap() == []
 

@@ -6,6 +6,7 @@ import io
 from types import SimpleNamespace
 
 import pytest
+from manifests import complete
 from rich.table import Table
 
 from svdq_trt import cli
@@ -13,34 +14,20 @@ from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.terminal import quoted, say
 from svdq_trt.build import events, summary, ui
 from svdq_trt.build.console import Console
+from svdq_trt.cli import models
 
 #: names of folders: what rich would take for markup or a picture, and what a terminal would obey
 PLAIN = ["[b]bold[/b]", "[/b]", "[link=x]", ":smile:", "a [1] b", "[red"]
 STEERING = {"a\nb": r"a\nb", "\x1b[2Jx": r"\x1b[2Jx", "a\rb": r"a\rb", "\u202egnp": r"\u202egnp", "\udcff": r"\udcff"}
 
 
-def manifest(**more):
-    return {
-        "plan": {},
-        "accuracy": {},
-        "quantized": [],
-        "kept_16bit": [{"name": "x", "reason": "[/b] of the recipe"}],
-        "rank": 32,
-        "format": "int4",
-        "quantized_weight_bytes": 1,
-        "fp16_weight_bytes": 2,
-        "timings_s": {"plan": 1.0},
-        "peak_rss_bytes": {"build": 1},
-        **more,
-    }
-
-
 @pytest.mark.parametrize("name", [*PLAIN, *STEERING])
 def test_summary_of_a_finished_build(tmp_path, name, capsys):
-    lora = {"file": name, "strength": 1.0, "quantized_layers": [], "dense_layers": [], "text_encoder_tensors": 0}
-    built = SimpleNamespace(
-        manifest=manifest(loras=[lora | {"left_out": []}]), engine=SimpleNamespace(folder=tmp_path / name / name)
-    )
+    lora = {"file": name, "sha256": "", "strength": 1.0, "quantized_layers": [], "dense_layers": []}
+    lora |= {"text_encoder_tensors": 0, "left_out": []}
+    kept = [{"name": "x", "reason": "[/b] of the recipe"}]
+    told_of = complete(loras=[lora], kept_16bit=kept, timings_s={"plan": 1.0}, peak_rss_bytes={"build": 1})
+    built = SimpleNamespace(manifest=told_of, engine=SimpleNamespace(folder=tmp_path / name / name))
     summary.print_summary([built])
     told, want = capsys.readouterr().out, STEERING.get(name, name)
     assert f"Details: {tmp_path}/{want}/{want}/manifest.json" in told  # the line under the table
@@ -80,7 +67,7 @@ def test_an_error_is_one_line(name, monkeypatch, capsys):
     def fail(args):
         raise ArtifactError(name, "missing", "a file")
 
-    monkeypatch.setitem(cli._COMMANDS, "models", fail)
+    monkeypatch.setattr(models, "run", fail)
     assert cli.main(["models"]) == 1
     assert capsys.readouterr().err == f"svdq-trt: {STEERING.get(name, name)}: missing, want a file.\n"
     with pytest.raises(SystemExit):
@@ -92,7 +79,7 @@ def test_verify_quotes_what_a_manifest_says(tmp_path, monkeypatch, capsys):
     from svdq_trt.artifact import manifest as manifests
     from svdq_trt.engine import plugin_lib
 
-    data = manifest(model="a\nsvdq-trt: fine", arch="sm_89", backend={"name": "\x1b[2J", "version": "1"})
+    data = complete(model="a\nsvdq-trt: fine", backend={"name": "\x1b[2J", "version": "1"})
     monkeypatch.setattr(manifests, "verify", lambda *_: data)
     monkeypatch.setattr(plugin_lib, "find", lambda: SimpleNamespace(version="1"))
     assert cli.main(["verify", str(tmp_path)]) == 0

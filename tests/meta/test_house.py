@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import shlex
@@ -30,6 +31,7 @@ def sources(*suffixes: str) -> list[Path]:
     return [p for f in folders for p in sorted((ROOT / f).rglob("*")) if p.suffix in suffixes]
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of ours by its dotted name; the folder export/ is the package svdq_export."""
     found = {}
@@ -40,6 +42,7 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def imports(path: Path, eager: bool = False) -> set[str]:
     """Modules of ours that a file imports outside TYPE_CHECKING; `eager`: leave out what functions import."""
     known, tree = modules(), ast.parse(path.read_text())
@@ -57,6 +60,23 @@ def imports(path: Path, eager: bool = False) -> set[str]:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= {name if name in known else node.module for name in names}
     return found
+
+
+#: module or package -> why it imports modules of ours inside functions
+LAZY = {
+    "svdq_trt": "what it offers by name loads on first use",
+    "svdq_trt.cli": "start-up: a command loads what it runs on when it runs",
+    "svdq_trt.build.stages": "start-up: a stage is declared in one process and runs in another",
+    "svdq_trt.evaluate.diff": "either runtime alone, each with a library of its own",
+    "svdq_trt.interop.convert": "start-up: one format's reader of several",
+    "svdq_trt.nn.ops": "the kernel library is there on a GPU only",
+    "svdq_trt.quantize.gptq": "Triton is optional",
+    "svdq_trt.runtime.device": "torch or pycuda, whichever is installed",
+    "svdq_trt.runtime.onnx_session": "onnx for bfloat16 models, LoRA for graphs with slots",
+    "svdq_trt.runtime.session": "LoRA for engines with slots",
+    "svdq_trt.serve.python_model": "the runtime that the served model asks for",
+    "svdq_trt.serve.variants": "onnx for bfloat16 models",
+}
 
 
 def package(module: str) -> str:
@@ -82,6 +102,16 @@ def test_modules_import_each_other_in_no_circle():
     known = modules()
     edges = {name: imports(path, eager=True) & known.keys() - {name} for name, path in known.items()}
     graphlib.TopologicalSorter(edges).prepare()  # raises CycleError, which names the circle
+
+
+def test_imports_inside_functions_have_a_reason():
+    known, found = modules(), set()
+    for name, path in known.items():
+        if lazy := (imports(path) - imports(path, eager=True)) & known.keys():
+            keys = [key for key in LAZY if name == key or (key != "svdq_trt" and name.startswith(f"{key}."))]
+            assert keys, f"{name} imports {lazy} inside a function"
+            found |= set(keys)
+    assert found == set(LAZY), "a reason without an import"
 
 
 def test_base_needs_the_standard_library_alone():

@@ -9,10 +9,12 @@ from serve_toy import write_toy
 
 from svdq_trt import cli
 from svdq_trt.artifact import manifest
+from svdq_trt.artifact.manifest import BackendEntry, PlanEntry
 from svdq_trt.base.files import sha256
 from svdq_trt.build import finish
 from svdq_trt.build.folder import only_writer
-from svdq_trt.build.process import StageResult
+from svdq_trt.build.process import Done
+from svdq_trt.build.stages.plan import Planned
 from svdq_trt.engine.plugin_lib import PluginLibrary
 
 BUSY = "another svdq-trt is writing there, want one at a time. Wait for it"
@@ -43,13 +45,13 @@ def test_second_finish_is_refused_while_the_first_one_builds(folder, tmp_path, m
     installed.write_bytes(b"newer plugin")
     codes = []
 
-    def build(self, stage, args, log, progress):
+    def build(self, stage, log, progress):
         codes.append(cli.main(["finish", str(folder)]))
-        (folder / "model.plan").write_bytes(b"new plan")
-        value = {"bytes": 8, "sha256": sha256(folder / "model.plan"), "backend": {}, "plugin_layers": [], "memory": {}}
-        return StageResult(value, 1.0, 1)
+        stage.out.write_bytes(b"new plan")
+        plan, backend = PlanEntry(stage.out.name, 8, sha256(stage.out)), BackendEntry(stage.backend, stage.version)
+        return Done(Planned(plan, backend, (), {}), 1.0, 1)
 
-    monkeypatch.setattr(finish, "select", lambda choice, arch: SimpleNamespace(name="fake"))
+    monkeypatch.setattr(finish, "select", lambda choice, arch: SimpleNamespace(name="fake", version="1"))
     monkeypatch.setattr(finish.plugin_lib, "find", lambda: PluginLibrary(installed, sha256(installed), "2.0.0"))
     monkeypatch.setattr(finish.StageRunner, "run", build)
     assert cli.main(["finish", str(folder)]) == 0
