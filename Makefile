@@ -12,6 +12,7 @@ TORCH  ?= torch==2.13.0
 TRITON ?= nvidia-pytriton==0.7.0
 # Tests run side by side: a worker per core, some GB each. Threads that wait must then sleep, not spin: it halves their cost.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile
+CPP     := '*.cu' '*.cuh' '*.cpp' '*.h'
 SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f -not -name '*.pyc')
 
 .PHONY: demo test lint clean
@@ -24,6 +25,7 @@ test: lint
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	git ls-files $(CPP) | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	$(BIN)/python tools/gen_contract.py --check
 	$(BIN)/python tools/gen_manifest.py --check

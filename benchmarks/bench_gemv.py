@@ -88,8 +88,8 @@ def bench(library: calls.Library, gemv: Gemv, m: int, args: argparse.Namespace) 
     bodies = {
         "bf16": timing.Body(cublas(gemv, m)),
         "total": timing.Body([linear.runner() for linear in full]),
-        "a": timing.Body([linear.runner("svdq_linear_quantize") for linear in full]),
-        "b": timing.Body([linear.runner("svdq_linear_gemm") for linear in full]),
+        "quantize": timing.Body([linear.runner("svdq_linear_quantize") for linear in full]),
+        "gemm": timing.Body([linear.runner("svdq_linear_gemm") for linear in full]),
         "rank0": timing.Body([linear.runner() for linear in plain]),
     }
     times = timing.time_together(bodies, args.seconds, args.warm)
@@ -102,7 +102,10 @@ def main() -> None:
     args, library = options.parse(parser)
     copy = timing.copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: copy {copy * 1e-12:.2f} TB/s; us, R = {args.rank}")
-    print(f"{'weight':18}{'M':>4}{'bf16':>8}{'total':>8}{'p10':>7}{'p90':>7}{'a':>7}{'b':>7}{'rank0':>8}", end="")
+    print(
+        f"{'weight':18}{'M':>4}{'bf16':>8}{'total':>8}{'p10':>7}{'p90':>7}{'quantize':>10}{'gemm':>7}{'rank0':>8}",
+        end="",
+    )
     print(f"{'copy':>7}{'rank0':>7}{'x bf16':>8}")
     rows = []
     for gemv in (g for g in GEMVS if args.only in g.name):
@@ -115,7 +118,7 @@ def main() -> None:
             total = row["us"]["total"]
             print(
                 f"{gemv.name:18}{m:4}{us['bf16']:8.1f}{us['total']:8.2f}{total['p10']:7.2f}{total['p90']:7.2f}"
-                f"{us['a']:7.2f}{us['b']:7.2f}{us['rank0']:8.2f}{row['share_of_copy']:7.0%}"
+                f"{us['quantize']:10.2f}{us['gemm']:7.2f}{us['rank0']:8.2f}{row['share_of_copy']:7.0%}"
                 f"{row['share_of_copy_rank0']:7.0%}{us['bf16'] / us['total']:8.2f}",
                 flush=True,
             )

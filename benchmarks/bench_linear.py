@@ -243,13 +243,13 @@ def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace)
     linears = ours(library, shape, args.rank, dtype, args.format)
     plain = ours(library, shape, 0, dtype, args.format)
     for linear in linears:
-        linear.run()  # so that (b) alone reads real codes
+        linear.run()  # so that gemm alone reads real codes
     calls = {
         "bf16": cublas_bf16(shape),
         "fp8": cublas_fp8(shape) if shape.m % 16 == 0 else [],
         "nf4": bitsandbytes_nf4(shape),
-        "a": [linear.runner("svdq_linear_quantize") for linear in linears],
-        "b": [linear.runner("svdq_linear_gemm") for linear in linears],
+        "quantize": [linear.runner("svdq_linear_quantize") for linear in linears],
+        "gemm": [linear.runner("svdq_linear_gemm") for linear in linears],
         "total": [linear.runner() for linear in linears],
         "rank0": [linear.runner() for linear in plain],
     }
@@ -265,18 +265,18 @@ def geomean(values: list[float]) -> float:
 
 def report(rows: list[dict], copy: float) -> str:
     """Format the table; sets each row's ratio."""
-    head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'nf4':>8}{'a':>7}{'b':>8}{'total':>8}{'rank0':>8}"
-    lines = [head + f"{'x bf16':>8}{'b:fp8':>7}{'rank':>7}{'a:copy':>8}{'TOPS':>7}"]
+    head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'nf4':>8}{'quantize':>10}{'gemm':>8}{'total':>8}{'rank0':>8}"
+    lines = [head + f"{'x bf16':>8}{'fp8:gemm':>10}{'rank':>7}{'of copy':>9}{'TOPS':>7}"]
     for row in rows:
         s, us = row["shape"], {k: v["median"] for k, v in row["us"].items()}
-        share = 3 * s["m"] * s["k"] / (us["a"] * 1e-6) / copy
-        tops = 2e-6 * s["m"] * s["k"] * s["n"] / us["b"]
+        share = 3 * s["m"] * s["k"] / (us["quantize"] * 1e-6) / copy
+        tops = 2e-6 * s["m"] * s["k"] * s["n"] / us["gemm"]
         row["ratio"] = us["bf16"] / us["total"]
         fp8, nan = us.get("fp8", math.nan), math.nan
         lines.append(
-            f"{s['name']:16}{us['bf16']:8.1f}{fp8:8.1f}{us.get('nf4', nan):8.1f}{us['a']:7.1f}{us['b']:8.1f}"
-            f"{us['total']:8.1f}{us['rank0']:8.1f}{row['ratio']:8.2f}{fp8 / us['b']:7.2f}"
-            f"{us['total'] / us['rank0'] - 1:7.1%}{share:8.0%}{tops:7.0f}"
+            f"{s['name']:16}{us['bf16']:8.1f}{fp8:8.1f}{us.get('nf4', nan):8.1f}{us['quantize']:10.1f}{us['gemm']:8.1f}"
+            f"{us['total']:8.1f}{us['rank0']:8.1f}{row['ratio']:8.2f}{fp8 / us['gemm']:10.2f}"
+            f"{us['total'] / us['rank0'] - 1:7.1%}{share:9.0%}{tops:7.0f}"
         )
     for label, models in (("FLUX.1", {"FLUX.1"}), ("SDXL + PixArt", {"SDXL", "PixArt"}), ("SANA", {"SANA"})):
         chosen = [r for r in rows if r["shape"]["model"] in models]
@@ -284,8 +284,8 @@ def report(rows: list[dict], copy: float) -> str:
             ratios = [r["ratio"] for r in chosen]
             line = f"{label}: geomean {geomean(ratios):.3f}x bf16, worst {min(ratios):.2f}x"
             if all("fp8" in r["us"] for r in chosen):
-                behind = [r["us"]["fp8"]["median"] / r["us"]["b"]["median"] for r in chosen]
-                line += f"; (b) alone {geomean(behind):.2f}x fp8, worst {min(behind):.2f}x"
+                behind = [r["us"]["fp8"]["median"] / r["us"]["gemm"]["median"] for r in chosen]
+                line += f"; gemm alone {geomean(behind):.2f}x fp8, worst {min(behind):.2f}x"
             mixed = [1.0 if r["shape"]["k"] * r["shape"]["n"] < SMALL else r["ratio"] for r in chosen]
             if mixed != ratios:
                 line += f"; with the small ones in 16 bit {geomean(mixed):.3f}x, worst {min(mixed):.2f}x"

@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "plugins" / "kernels"
 ARCHS = ("80", "86", "89", "90a", "120f")
+FOLDERS = ("portable", "gemv")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '\w+'(.*?)(?=Compiling entry|\Z)", re.S)
 
 
@@ -46,7 +47,7 @@ def run(*command: str) -> str:
 def readable(mangled: str) -> str:
     """``gemm_kernel<Int4<half, false>, Tile<128, 128, 2, 4>>`` from the mangled name."""
     name = run("c++filt", mangled).strip()
-    name = re.sub(r"^void |svdq::|sm80::|gemv::|sm90::|\((?:svdq|sm80|sm90|gemv).*", "", name)
+    name = re.sub(r"^void |svdq::|portable::|gemv::|sm90::|\((?:svdq|portable|sm90|gemv).*", "", name)
     name = re.sub(r"\((?:int|bool|svdq_format)\)", "", name)
     return name.replace("__nv_bfloat16", "bf16").replace("__half", "f16").replace(" >", ">")
 
@@ -114,7 +115,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     archs = args.arch or list(ARCHS)
-    sources = sorted(f for folder in ("sm80", "gemv") for f in KERNELS.glob(f"{folder}/*.cu") if args.file in f.name)
+    files = [f for folder in FOLDERS for f in KERNELS.glob(f"{folder}/*.cu")]
+    sources = sorted(f for f in files if args.file in f.name)
     jobs = [(source, arch) for source in sources for arch in archs]
     with ThreadPoolExecutor(args.jobs) as pool:
         batches = list(pool.map(lambda job: compile_one(job[0], job[1], args.sass), jobs))

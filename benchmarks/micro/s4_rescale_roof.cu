@@ -1,8 +1,8 @@
-// How near does the int4 kernel (b) come to its own MMA-and-rescale stream with everything in registers?
+// How near does the int4 gemm come to its own MMA-and-rescale stream with everything in registers?
 //
 //   roof    sums, B and its scales in registers: per 16 x 8 x 64 of the product one m16n8k64 (s4), then 4
 //           subtractions, 4 products of scales and 4 multiply-adds; tiles, warps and CTAs per SM as in the kernel
-//   kernel  plugins/kernels/sm80/gemm.cuh on the FLUX.1 shapes, without kernel (a); R = 32 and R = 0
+//   kernel  plugins/kernels/portable/gemm.cuh on the FLUX.1 shapes, without quantize; R = 32 and R = 0
 //
 // Hopper has no s4 MMA, so by default both put two m16n8k32 (s8) on the same registers in its place: the sums
 // mean nothing, the stream is the same. With -DNATIVE_S4 (sm_80, sm_86, sm_89) the instruction itself.
@@ -13,13 +13,13 @@
 #include <cstdlib>
 #include <vector>
 
-#include "kernels/sm80/format_int4.cuh"
-#include "kernels/sm80/gemm.cuh"
+#include "kernels/portable/format_int4.cuh"
+#include "kernels/portable/gemm.cuh"
 
 namespace {
 
 using namespace svdq;
-using namespace svdq::sm80;
+using namespace svdq::portable;
 using T = __nv_bfloat16;
 
 struct S8InPlaceOfS4 {
@@ -44,15 +44,15 @@ using Codes = S8InPlaceOfS4;
         } \
     } while (0)
 
-constexpr int kMt = LargeTile::kMt, kNt = LargeTile::kNt;
+constexpr int kMt = LargestTile::kMt, kNt = LargestTile::kNt;
 
 // `steps` groups of 64 on one warp tile; `out` only keeps the sums alive.
-__global__ void __launch_bounds__(LargeTile::kThreads, 2) roof_kernel(int steps, float* out) {
+__global__ void __launch_bounds__(LargestTile::kThreads, 2) roof_kernel(int steps, float* out) {
     constexpr float kMagic = 12582912.f;
     uint32_t b[kNt][2];
     float w_scale[kNt][2], acc[kMt][kNt][4] = {};
-    __shared__ float2 scales[kMt][LargeTile::kThreads];
-    __shared__ __align__(128) uint32_t codes[kMt][LargeTile::kThreads / 32][32 * 4];
+    __shared__ float2 scales[kMt][LargestTile::kThreads];
+    __shared__ __align__(128) uint32_t codes[kMt][LargestTile::kThreads / 32][32 * 4];
     for (int i = 0; i < kMt * 4; ++i)
         codes[i / 4][threadIdx.x / 32][i % 4 * 32 + threadIdx.x % 32] = threadIdx.x * 2654435761u + i * 40503u;
     for (int i = 0; i < kNt * 2; ++i) b[i / 2][i % 2] = threadIdx.x * 2246822519u + i * 3266489917u;
@@ -78,8 +78,8 @@ __global__ void __launch_bounds__(LargeTile::kThreads, 2) roof_kernel(int steps,
                 Codes::mma(d, a, b[nt][0], b[nt][1]);
 #pragma unroll
                 for (int i = 0; i < 4; ++i)
-                    acc[mt][nt][i] = fmaf(__int_as_float(d[i]) - kMagic, x_scale[i / 2] * w_scale[nt][i % 2],
-                                          acc[mt][nt][i]);
+                    acc[mt][nt][i] =
+                        fmaf(__int_as_float(d[i]) - kMagic, x_scale[i / 2] * w_scale[nt][i % 2], acc[mt][nt][i]);
             }
         }
     }
@@ -128,12 +128,16 @@ double kernel_seconds(int m, int n, int k, int r) {
     args.p = {};
     args.p.format = SVDQ_FORMAT_INT4, args.p.dtype = SVDQ_BF16;
     args.p.m = m, args.p.n = n, args.p.k = k, args.p.r = r;
-    args.ws = workspace_layout(SVDQ_FORMAT_INT4, m, n, k, r);
+    args.ws = workspace<SVDQ_FORMAT_INT4>(m, n, k, r);
     constexpr uint32_t kAny = ~0u, kSmall = 0x007f007fu, kScale = 0x3b003b00u;  // bf16 from 2^-9 up
     const size_t mm = m, nn = n, kk = k, rr = r;
-    std::vector<void*> held = {buffer(args.ws.bytes, kSmall, kScale), buffer(nn * kk / 2, kAny, 0),
-                               buffer(kk / 64 * nn * 2, kSmall, kScale), buffer(nn * rr * 2 + 16, kSmall, kScale),
-                               buffer(nn * 2, kSmall, kScale), buffer(nn * 4, 0, 0x3f800000u), buffer(mm * nn * 2, 0, 0)};
+    std::vector<void*> held = {buffer(args.ws.bytes, kSmall, kScale),
+                               buffer(nn * kk / 2, kAny, 0),
+                               buffer(kk / 64 * nn * 2, kSmall, kScale),
+                               buffer(nn * rr * 2 + 16, kSmall, kScale),
+                               buffer(nn * 2, kSmall, kScale),
+                               buffer(nn * 4, 0, 0x3f800000u),
+                               buffer(mm * nn * 2, 0, 0)};
     fill<<<512, 256>>>(static_cast<uint32_t*>(held[0]), mm * kk / 8, kAny, 0);  // the codes
     args.p.workspace = held[0], args.p.qweight = held[1], args.p.wscale = held[2], args.p.lora_up = held[3];
     args.p.bias = held[4], args.p.wscale2 = held[5], args.p.y = held[6];
@@ -158,9 +162,9 @@ int main() {
     float* out;
     CUDA_OK(cudaMalloc(&out, 4));
     const int ctas = 2 * device.multiProcessorCount, steps = 20000;
-    const double mmas = double(ctas) * (LargeTile::kThreads / 32) * steps * kMt * kNt;
+    const double mmas = double(ctas) * (LargestTile::kThreads / 32) * steps * kMt * kNt;
     const auto roof = [&] {
-        const double s = seconds([&] { roof_kernel<<<ctas, LargeTile::kThreads>>>(steps, out); }, 1);
+        const double s = seconds([&] { roof_kernel<<<ctas, LargestTile::kThreads>>>(steps, out); }, 1);
         CUDA_OK(cudaGetLastError());
         return mmas / s;  // of 16 x 8 x 64
     };

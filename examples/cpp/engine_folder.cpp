@@ -85,7 +85,7 @@ EngineFolder open_folder(std::string const& path, Options const& options) {
     }
     if (!folder.plugin.empty()) check_plugin(folder.plugin, plugin.at("version").string());
 
-    struct stat status {};
+    struct stat status{};
     if (stat(folder.plan.c_str(), &status) != 0) throw Error(folder.plan, "missing", "the plan");
     if (status.st_size != plan.at("bytes").integer()) {
         throw Error(folder.plan, std::to_string(status.st_size) + " bytes",

@@ -14,9 +14,9 @@ struct Options {
 
 struct EngineFolder {
     std::string path;
-    std::string plan;            // path of the plan, whose size and digest agree with the manifest
-    std::string plugin;          // path of the library to load; empty where the plan carries it
-    bool host_code = false;      // the plan's own library may run
+    std::string plan;        // path of the plan, whose size and digest agree with the manifest
+    std::string plugin;      // path of the library to load; empty where the plan carries it
+    bool host_code = false;  // the plan's own library may run
 };
 
 // Read <path>/manifest.json and check, cheapest first: GPU, TensorRT release, plugin version, sizes and digests.

@@ -147,7 +147,8 @@ std::map<std::string, Json> const& Json::object() const { return expect(Kind::kO
 
 int64_t Json::integer() const {
     double const value = expect(Kind::kNumber, "a number").number_;
-    if (value != std::floor(value) || std::fabs(value) > 9007199254740992.0) throw Error(where_, "a fraction", "a whole number");
+    if (value != std::floor(value) || std::fabs(value) > 9007199254740992.0)
+        throw Error(where_, "a fraction", "a whole number");
     return static_cast<int64_t>(value);
 }
 

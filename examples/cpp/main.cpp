@@ -25,7 +25,8 @@ namespace {
 int usage(char const* got) {
     std::fprintf(stderr,
                  "svdq_run: %s. Usage: svdq_run ENGINE_DIR INPUTS.safetensors OUTPUTS.safetensors [--plugin LIBRARY] "
-                 "[--allow-host-code] [--allow-arch-mismatch] [--device N] [--repeat N]\n", got);
+                 "[--allow-host-code] [--allow-arch-mismatch] [--device N] [--repeat N]\n",
+                 got);
     return 2;
 }
 

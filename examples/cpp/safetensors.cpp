@@ -23,8 +23,8 @@ std::string quoted(std::string const& text) {
 }  // namespace
 
 size_t element_size(std::string const& dtype) {
-    static std::map<std::string, size_t> const kSizes = {{"F64", 8}, {"I64", 8}, {"F32", 4}, {"I32", 4}, {"F16", 2},
-                                                         {"BF16", 2}, {"I8", 1}, {"U8", 1},  {"BOOL", 1}};
+    static std::map<std::string, size_t> const kSizes = {{"F64", 8},  {"I64", 8}, {"F32", 4}, {"I32", 4}, {"F16", 2},
+                                                         {"BF16", 2}, {"I8", 1},  {"U8", 1},  {"BOOL", 1}};
     auto const found = kSizes.find(dtype);
     if (found == kSizes.end()) throw Error("dtype", dtype, "one of F64 I64 F32 I32 F16 BF16 I8 U8 BOOL");
     return found->second;
@@ -86,7 +86,8 @@ void write_safetensors(std::string const& path, Tensors const& tensors) {
         if (offset || header.size() > 1) header += ",";
         header += quoted(name) + ":{\"dtype\":" + quoted(tensor.dtype) + ",\"shape\":[";
         for (size_t i = 0; i < tensor.shape.size(); ++i) header += (i ? "," : "") + std::to_string(tensor.shape[i]);
-        header += "],\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(offset + tensor.data.size()) + "]}";
+        header +=
+            "],\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(offset + tensor.data.size()) + "]}";
         offset += tensor.data.size();
     }
     header += "}";

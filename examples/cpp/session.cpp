@@ -143,7 +143,8 @@ Tensors Session::run(Tensors const& inputs) {
     enqueue();
     for (auto& [name, tensor] : outputs) {
         check(cudaMemcpyAsync(tensor.data.data(), buffers_[name].memory, tensor.data.size(), cudaMemcpyDeviceToHost,
-                              stream_), "copy");
+                              stream_),
+              "copy");
     }
     check(cudaStreamSynchronize(stream_), "run");
     return outputs;

@@ -19,8 +19,8 @@ inline svdq_status cuda_status(cudaError_t e) {
     return SVDQ_CUDA;
 }
 
-constexpr int32_t kMaxTokens = 1 << 30;          // tile row numbers stay in int32
-constexpr int32_t kMaxFeatures = 1 << 24;        // far above any linear; keeps byte offsets in range
+constexpr int32_t kMaxTokens = 1 << 30;    // tile row numbers stay in int32
+constexpr int32_t kMaxFeatures = 1 << 24;  // far above any linear; keeps byte offsets in range
 
 inline bool sizes_are_valid(int32_t format, int32_t m, int32_t n, int32_t k, int32_t r) {
     if (format < SVDQ_FORMAT_INT4 || format > SVDQ_FORMAT_W4A16) return false;

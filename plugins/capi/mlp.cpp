@@ -2,7 +2,7 @@
 #include "kernels/mlp.h"
 
 #include "checks.h"
-#include "kernels/dispatch.h"
+#include "kernels/registry.h"
 
 namespace {
 

@@ -1,8 +1,8 @@
-// The C API of one linear: checks on the host, then dispatch. No exception leaves, because none is thrown.
+// The C API of one linear: checks on the host, then the registry. No exception leaves, because none is thrown.
 #include "svdq/svdq.h"
 
 #include "checks.h"
-#include "kernels/dispatch.h"
+#include "kernels/registry.h"
 
 namespace {
 
@@ -22,12 +22,12 @@ svdq_status run(const svdq_linear_params* p, void* stream, int parts) {
     if (status != SVDQ_OK) return status;
     if (!svdq::has_kernel(p->format, p->dtype, sm)) return SVDQ_UNSUPPORTED;
 
-    svdq::LinearArgs args{*p, svdq::workspace_layout(p->format, p->m, p->n, p->k, p->r)};
-    args.overlap = (parts & kQuantize) && (parts & kGemm) && svdq::can_overlap(sm);
-    const svdq::LauncherPair launch = svdq::pick_launchers(args, parts & kPortable ? 80 : sm);
+    const svdq::Kernels& kernels = svdq::pick_kernels(*p, parts & kPortable ? svdq::kPortableSm : sm);
+    const bool both = (parts & kQuantize) && (parts & kGemm);
+    const svdq::LinearArgs args = {*p, kernels.workspace_of(*p), both && svdq::can_overlap(sm)};
     const auto s = static_cast<cudaStream_t>(stream);
-    if (parts & kQuantize) status = cuda_status(launch.quantize(args, s));
-    if (status == SVDQ_OK && (parts & kGemm)) status = cuda_status(launch.gemm(args, s));
+    if (parts & kQuantize) status = cuda_status(kernels.quantize(args, s));
+    if (status == SVDQ_OK && (parts & kGemm)) status = cuda_status(kernels.gemm(args, s));
     return status;
 }
 

@@ -2,29 +2,29 @@
 
 #include <algorithm>
 
-#include "dispatch.h"
+#include "common/device.h"
+#include "common/sizes.h"
+#include "registry.h"
 
 namespace svdq {
 namespace {
 
-using sm80::TileKind;
-
-Workspace layout(const svdq_linear_params& p, int32_t m) { return workspace_layout(p.format, m, p.n, p.k, p.r); }
-
-// One of two ways: fc1's kernel (b) quantizes the hidden. Byte offsets, multiples of 256:
+// One of two ways: fc1's gemm quantizes the hidden. Byte offsets, multiples of 256:
 //
 //   0        struct Workspace of fc1, without counters and parts: its K is not split
 //   fc2      struct Workspace of fc2
-//   t_parts  [N tiles of fc1][M][R of fc2] f32: sm80/mlp_epilogue.cuh. Where fc2's own parts are, which come later
+//   t_parts  [parts of t][M][R of fc2] f32: HiddenArgs. Where fc2's own parts are, which come later
 struct Fused {
+    Workspace first, second;
     size_t fc2, t_parts, bytes;
 
-    Fused(const svdq_mlp_params& p, int32_t m, TileKind tile) {
-        const Workspace second = layout(p.fc2, m);
-        fc2 = layout(p.fc1, m).counters;
+    Fused(const Kernels& kernels, const svdq_mlp_params& p, int32_t m, int tile)
+        : first(kernels.workspace(m, p.fc1.n, p.fc1.k, p.fc1.r)),
+          second(kernels.workspace(m, p.fc2.n, p.fc2.k, p.fc2.r)) {
+        fc2 = first.counters;
         t_parts = fc2 + second.parts;
-        const size_t parts = align_workspace(sm80::hidden_tiles(p, tile) * m * p.fc2.r * 4);
-        bytes = std::max(fc2 + second.bytes, t_parts + parts);
+        const int64_t parts = kernels.hidden->t_parts(p, tile) * m * p.fc2.r * 4;
+        bytes = std::max(fc2 + second.bytes, t_parts + align_up(parts, kWorkspaceAlignment));
     }
 };
 
@@ -36,37 +36,36 @@ struct Chain {
     size_t linears, bytes;
 
     Chain(const svdq_mlp_params& p, int32_t m) {
-        linears = align_workspace(int64_t{m} * p.fc2.k * 2);
-        bytes = linears + std::max(layout(p.fc1, m).bytes, layout(p.fc2, m).bytes);
+        const auto of = [&](const svdq_linear_params& l) { return workspace_bytes(l.format, m, l.n, l.k, l.r); };
+        linears = align_up(int64_t{m} * p.fc2.k * 2, kWorkspaceAlignment);
+        bytes = linears + std::max(of(p.fc1), of(p.fc2));
     }
 };
 
-LinearArgs linear_args(svdq_linear_params p, uint8_t* workspace, int32_t sm) {
+LinearArgs linear_args(svdq_linear_params p, const Workspace& ws, uint8_t* workspace, int32_t sm) {
     p.workspace = workspace;
-    LinearArgs args{p, layout(p, p.m)};
-    args.overlap = can_overlap(sm);
-    return args;
+    return {p, ws, can_overlap(sm)};
 }
 
-cudaError_t run_fused(const svdq_mlp_params& p, TileKind tile, int32_t sm, cudaStream_t stream) {
+cudaError_t run_fused(const Kernels& kernels, const svdq_mlp_params& p, int tile, int32_t sm, cudaStream_t stream) {
     uint8_t* const workspace = static_cast<uint8_t*>(p.workspace);
-    const Fused at(p, p.fc1.m, tile);
-    sm80::HiddenArgs args = {};
-    args.fc1 = linear_args(p.fc1, workspace, sm);
+    const Fused at(kernels, p, p.fc1.m, tile);
+    HiddenArgs args = {};
+    args.fc1 = linear_args(p.fc1, at.first, workspace, sm);
     args.fc1.ws.parts_bytes = 0;
-    args.fc2 = linear_args(p.fc2, workspace + at.fc2, sm);
+    args.fc2 = linear_args(p.fc2, at.second, workspace + at.fc2, sm);
     args.tile = tile;
     args.t_parts = reinterpret_cast<float*>(workspace + at.t_parts);
-    args.t_tiles = static_cast<int>(sm80::hidden_tiles(p, tile));
-    cudaError_t e = pick_launchers(args.fc1, sm).quantize(args.fc1, stream);
-    if (e == cudaSuccess) e = pick_hidden_launcher(p.fc1.format)(args, stream);
-    return e != cudaSuccess ? e : pick_launchers(args.fc2, sm).gemm(args.fc2, stream);
+    cudaError_t e = kernels.quantize(args.fc1, stream);
+    if (e == cudaSuccess) e = kernels.hidden->launch(args, stream);
+    return e != cudaSuccess ? e : kernels.gemm(args.fc2, stream);
 }
 
-cudaError_t run_linear(const LinearArgs& args, int32_t sm, cudaStream_t stream) {
-    const LauncherPair launch = pick_launchers(args, sm);
-    const cudaError_t e = launch.quantize(args, stream);
-    return e != cudaSuccess ? e : launch.gemm(args, stream);
+cudaError_t run_linear(const svdq_linear_params& p, uint8_t* workspace, int32_t sm, cudaStream_t stream) {
+    const Kernels& kernels = pick_kernels(p, sm);
+    const LinearArgs args = linear_args(p, kernels.workspace_of(p), workspace, sm);
+    const cudaError_t e = kernels.quantize(args, stream);
+    return e != cudaSuccess ? e : kernels.gemm(args, stream);
 }
 
 cudaError_t run_chain(const svdq_mlp_params& p, int32_t sm, cudaStream_t stream) {
@@ -75,28 +74,31 @@ cudaError_t run_chain(const svdq_mlp_params& p, int32_t sm, cudaStream_t stream)
     svdq_linear_params fc1 = p.fc1, fc2 = p.fc2;
     fc1.y = workspace;
     fc2.x = workspace;
-    const cudaError_t e = run_linear(linear_args(fc1, workspace + at.linears, sm), sm, stream);
-    return e != cudaSuccess ? e : run_linear(linear_args(fc2, workspace + at.linears, sm), sm, stream);
+    const cudaError_t e = run_linear(fc1, workspace + at.linears, sm, stream);
+    return e != cudaSuccess ? e : run_linear(fc2, workspace + at.linears, sm, stream);
 }
 
 }  // namespace
 
 size_t mlp_workspace_bytes(const svdq_mlp_params& p) {
-    const int32_t m = p.fc1.m;
-    const bool large = sm80::can_fuse(p, TileKind::kLarge);
-    const int32_t few = large ? std::min(m, sm80::kAlwaysFusedTokens - 1) : m;  // tokens of a call without that tile
-    size_t bytes = Chain(p, few).bytes;
-    if (sm80::can_fuse(p, TileKind::kMedium)) bytes = std::max(bytes, Fused(p, few, TileKind::kMedium).bytes);
-    if (large) bytes = std::max(bytes, Fused(p, m, TileKind::kLarge).bytes);
+    size_t bytes = 0;
+    for (const Kernels& kernels : kernels_of(p.fc1.format)) {
+        const HiddenKernels* const hidden = kernels.hidden;
+        bytes = std::max(bytes, Chain(p, hidden ? hidden->tokens(p, kNoTile) : p.fc1.m).bytes);
+        for (int tile = 0; hidden && tile < hidden->tiles; ++tile)
+            if (hidden->tokens(p, tile) > 0)
+                bytes = std::max(bytes, Fused(kernels, p, hidden->tokens(p, tile), tile).bytes);
+    }
     return bytes;
 }
 
 cudaError_t run_mlp(const svdq_mlp_params& p, int32_t sm, cudaStream_t stream) {
+    const Kernels& kernels = pick_kernels(p.fc1, sm);
+    if (!kernels.hidden || &pick_kernels(p.fc2, sm) != &kernels) return run_chain(p, sm, stream);
     int sms = 0;
-    const cudaError_t e = multiprocessors(&sms);
-    if (e != cudaSuccess) return e;
-    const auto tile = sm80::fused_tile(p, layout(p.fc1, p.fc1.m), sms);
-    return tile ? run_fused(p, *tile, sm, stream) : run_chain(p, sm, stream);
+    if (const cudaError_t e = multiprocessors(&sms); e != cudaSuccess) return e;
+    const int tile = kernels.hidden->choose(p, kernels.workspace_of(p.fc1), sms);
+    return tile == kNoTile ? run_chain(p, sm, stream) : run_fused(kernels, p, tile, sm, stream);
 }
 
 }  // namespace svdq

@@ -31,8 +31,7 @@ std::string show(double value) {
 constexpr char kExportAgain[] = "Export the model again with this version of svdq_trt.";
 
 std::optional<Problem> check_linear(std::string const& where, contract::FormatRow const& format,
-                                    contract::LinearNames const& names, double act_unsigned,
-                                    double act_shift) {
+                                    contract::LinearNames const& names, double act_unsigned, double act_shift) {
     std::string const got = names.act_unsigned + (" " + show(act_unsigned));
     if (act_unsigned != 0 && act_unsigned != 1) return Problem{where, got, "0 or 1", kExportAgain};
     if (act_unsigned == 1 && !format.has_unsigned)
@@ -52,10 +51,10 @@ FieldArray make_fields(contract::OpRow const& op, Attributes const* a) {
     for (int32_t i = 0; i < op.num_linears; ++i) {
         auto const& names = op.linears[i].names;
         auto const* own = a ? &a->linears[i] : nullptr;
-        fields[num_attributes(i)] = {names.act_unsigned, own ? &own->act_unsigned : nullptr,
-                                     PluginFieldType::kINT32, 1};
-        fields[num_attributes(i) + 1] = {names.act_shift, own ? &own->act_shift : nullptr,
-                                         PluginFieldType::kFLOAT32, 1};
+        fields[num_attributes(i)] = {names.act_unsigned, own ? &own->act_unsigned : nullptr, PluginFieldType::kINT32,
+                                     1};
+        fields[num_attributes(i) + 1] = {names.act_shift, own ? &own->act_shift : nullptr, PluginFieldType::kFLOAT32,
+                                         1};
     }
     return fields;
 }
@@ -78,16 +77,15 @@ std::optional<Problem> read_attributes(std::string const& where, contract::OpRow
             if (field.name == nullptr || std::strcmp(field.name, known[j].name) != 0) continue;
             auto const value = number(field);
             if (!value) {
-                return Problem{where, std::string("attribute ") + known[j].name + " is no number",
-                               "one int or float", kExportAgain};
+                return Problem{where, std::string("attribute ") + known[j].name + " is no number", "one int or float",
+                               kExportAgain};
             }
             values[j] = *value;
         }
     }
 
     if (values[0] != format.weight_group) {
-        return Problem{where, "group_size " + show(values[0]), std::to_string(format.weight_group),
-                       kExportAgain};
+        return Problem{where, "group_size " + show(values[0]), std::to_string(format.weight_group), kExportAgain};
     }
     out.group_size = static_cast<int32_t>(values[0]);
     for (int32_t i = 0; i < op.num_linears; ++i) {

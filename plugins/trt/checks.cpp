@@ -47,12 +47,9 @@ Dims make_dims(std::initializer_list<int64_t> values) {
 
 // Which of a linear's inputs the op's input `index` is, and of which linear.
 Input kind_of(int32_t index) {
-    return index == contract::kX ? contract::kX
-                                 : static_cast<Input>((index - 1) % contract::kNumConstants + 1);
+    return index == contract::kX ? contract::kX : static_cast<Input>((index - 1) % contract::kNumConstants + 1);
 }
-int32_t linear_of(int32_t index) {
-    return index == contract::kX ? 0 : (index - 1) / contract::kNumConstants;
-}
+int32_t linear_of(int32_t index) { return index == contract::kX ? 0 : (index - 1) / contract::kNumConstants; }
 
 std::string input_where(std::string const& where, contract::OpRow const& op, int32_t index) {
     Input const kind = kind_of(index);
@@ -63,9 +60,7 @@ std::string input_where(std::string const& where, contract::OpRow const& op, int
 int64_t divided(int64_t value, int64_t by) { return value < 0 ? kUnknown : value / by; }
 
 // Columns of the output of a linear with n rows of weight.
-int64_t columns_out(svdq_activation activation, int64_t n) {
-    return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n;
-}
+int64_t columns_out(svdq_activation activation, int64_t n) { return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n; }
 
 bool fits(Dims const& got, Dims const& want) {
     if (got.nbDims != want.nbDims) return false;
@@ -100,8 +95,8 @@ int64_t token_count(Dims const& x) {
 }
 
 // One linear of the op: x is its own, `shapes` are the op's.
-std::optional<Problem> check_linear(std::string const& where, contract::OpRow const& op, int32_t linear,
-                                    Dims const& x, Dims const* shapes, Sizes& sizes) {
+std::optional<Problem> check_linear(std::string const& where, contract::OpRow const& op, int32_t linear, Dims const& x,
+                                    Dims const* shapes, Sizes& sizes) {
     auto const& format = contract::kFormats[op.format];
     auto const& [activation, names] = op.linears[linear];
     Dims const& qweight = shapes[contract::input_of(linear, contract::kQweight)];
@@ -115,8 +110,7 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
     constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
     int64_t const n_multiple = contract::kNMultiple * (activation == SVDQ_ACT_GEGLU ? 2 : 1);
     std::string const prefix = names.prefix;
-    if (auto p = check_multiple(where, prefix + "K", sizes.k, contract::kKMultiple, contract::kKMultiple,
-                                format.max_k))
+    if (auto p = check_multiple(where, prefix + "K", sizes.k, contract::kKMultiple, contract::kKMultiple, format.max_k))
         return p;
     if (auto p = check_multiple(where, prefix + "N", sizes.n, n_multiple, n_multiple, kMax)) return p;
     if (auto p = check_multiple(where, prefix + "R", sizes.r, contract::kRMultiple, 0, kMax)) return p;
@@ -138,8 +132,7 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
     for (int32_t i = contract::kX + 1; i < contract::kNumInputs; ++i) {
         int32_t const index = contract::input_of(linear, static_cast<Input>(i));
         if (!fits(shapes[index], want[i])) {
-            return Problem{input_where(where, op, index), shape_name(shapes[index]), shape_name(want[i]),
-                           kExportAgain};
+            return Problem{input_where(where, op, index), shape_name(shapes[index]), shape_name(want[i]), kExportAgain};
         }
     }
     return std::nullopt;
@@ -150,15 +143,13 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
 DataType want_type(contract::OpRow const& op, int32_t index, DataType act) {
     switch (kind_of(index)) {
         case contract::kQweight: return DataType::kINT8;
-        case contract::kWscale:
-            return contract::kFormats[op.format].wscale_is_act_dtype ? act : DataType::kINT8;
+        case contract::kWscale: return contract::kFormats[op.format].wscale_is_act_dtype ? act : DataType::kINT8;
         case contract::kWscale2: return DataType::kFLOAT;
         default: return act;
     }
 }
 
-std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op,
-                                   DataType const* types) {
+std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op, DataType const* types) {
     DataType const act = types[contract::kX];
     if (act != DataType::kHALF && act != DataType::kBF16) {
         return Problem{input_where(where, op, contract::kX), type_name(act), "float16 or bfloat16",

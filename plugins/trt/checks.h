@@ -34,7 +34,7 @@ std::optional<Problem> check_types(std::string const& where, contract::OpRow con
 
 // Compares the shapes of all inputs with the contract and fills `sizes`. Unknown dimensions are not judged, so
 // the same function serves a network with dynamic axes, a profile's limits, and the shapes of a run.
-std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op,
-                                    nvinfer1::Dims const* shapes, OpSizes& sizes);
+std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op, nvinfer1::Dims const* shapes,
+                                    OpSizes& sizes);
 
 }  // namespace svdq::trt

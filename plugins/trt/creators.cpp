@@ -15,25 +15,22 @@ using nvinfer1::PluginFieldCollection;
 class SvdqCreator final : public nvinfer1::IPluginCreatorV3One {
 public:
     explicit SvdqCreator(contract::OpRow const& op)
-        : op_(op),
-          fields_(make_fields(op, nullptr)),
-          field_list_{num_attributes(op.num_linears), fields_.data()} {}
+        : op_(op), fields_(make_fields(op, nullptr)), field_list_{num_attributes(op.num_linears), fields_.data()} {}
     SvdqCreator(SvdqCreator const&) = delete;
     SvdqCreator& operator=(SvdqCreator const&) = delete;
 
     // The same in both phases: the plan holds the fields of getFieldsToSerialize().
     nvinfer1::IPluginV3* createPlugin(char const* name, PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase) noexcept override {
-        return guard<nvinfer1::IPluginV3*>(
-            "SvdqCreator::createPlugin", nullptr, [&]() -> SvdqPlugin* {
-                std::string where = layer_where(op_, name);
-                Attributes attributes;
-                if (auto problem = read_attributes(where, op_, fields, attributes)) {
-                    log_error(*problem);
-                    return nullptr;
-                }
-                return new SvdqPlugin(op_, attributes, std::move(where));
-            });
+        return guard<nvinfer1::IPluginV3*>("SvdqCreator::createPlugin", nullptr, [&]() -> SvdqPlugin* {
+            std::string where = layer_where(op_, name);
+            Attributes attributes;
+            if (auto problem = read_attributes(where, op_, fields, attributes)) {
+                log_error(*problem);
+                return nullptr;
+            }
+            return new SvdqPlugin(op_, attributes, std::move(where));
+        });
     }
 
     PluginFieldCollection const* getFieldNames() noexcept override { return &field_list_; }

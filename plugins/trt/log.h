@@ -28,7 +28,7 @@ void log_error(Problem const& problem) noexcept;
 
 // Runs the body of an override. An exception is logged and becomes `failure`, because nothing may be thrown
 // across TensorRT.
-template <typename Result, typename Body>
+template <class Result, class Body>
 Result guard(char const* where, Result failure, Body&& body) noexcept {
     try {
         return std::forward<Body>(body)();

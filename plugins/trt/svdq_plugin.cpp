@@ -3,7 +3,7 @@
 #include <array>
 #include <utility>
 
-#include "launch.h"
+#include "op_call.h"
 
 namespace svdq::trt {
 namespace {
@@ -16,8 +16,8 @@ constexpr int32_t kOk = 0, kFailed = -1;
 constexpr size_t kWorkspaceBound = 0;  // no workspace: enqueue then reports what is missing
 
 std::string summarize(contract::OpRow const& op, Attributes const& a) {
-    std::string text = std::string(op.op_type) + "/" + contract::kPluginVersion + " " +
-                       contract::kGroupSizeName + "=" + std::to_string(a.group_size);
+    std::string text = std::string(op.op_type) + "/" + contract::kPluginVersion + " " + contract::kGroupSizeName + "=" +
+                       std::to_string(a.group_size);
     for (int32_t i = 0; i < op.num_linears; ++i) {
         auto const& names = op.linears[i].names;
         text += std::string(" ") + names.act_unsigned + "=" + std::to_string(a.linears[i].act_unsigned) + " " +
@@ -37,7 +37,7 @@ Dims known_dims(nvinfer1::DimsExprs const& exprs) {
 }
 
 // get() of each of the op's inputs.
-template <typename Desc, typename Get>
+template <class Desc, class Get>
 auto gather(contract::OpRow const& op, Desc const* in, Get get) {
     std::array<decltype(get(*in)), kMaxInputs> found{};
     for (int32_t i = 0; i < op.num_inputs(); ++i) found[i] = get(in[i]);
@@ -81,9 +81,7 @@ nvinfer1::IPluginV3* SvdqPlugin::clone() noexcept {
     return guard<nvinfer1::IPluginV3*>("SvdqPlugin::clone", nullptr, [&] { return new SvdqPlugin(*this); });
 }
 
-nvinfer1::PluginFieldCollection const* SvdqPlugin::getFieldsToSerialize() noexcept {
-    return &field_list_;
-}
+nvinfer1::PluginFieldCollection const* SvdqPlugin::getFieldsToSerialize() noexcept { return &field_list_; }
 
 std::optional<Problem> SvdqPlugin::check_count(int32_t nb_in, int32_t nb_out) const {
     if (nb_in == op_.num_inputs() && nb_out == 1) return std::nullopt;
@@ -102,9 +100,9 @@ int32_t SvdqPlugin::getOutputDataTypes(DataType* out_types, int32_t nb_out, Data
     });
 }
 
-int32_t SvdqPlugin::getOutputShapes(nvinfer1::DimsExprs const* in, int32_t nb_in,
-                                    nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* out,
-                                    int32_t nb_out, nvinfer1::IExprBuilder& builder) noexcept {
+int32_t SvdqPlugin::getOutputShapes(nvinfer1::DimsExprs const* in, int32_t nb_in, nvinfer1::DimsExprs const*, int32_t,
+                                    nvinfer1::DimsExprs* out, int32_t nb_out,
+                                    nvinfer1::IExprBuilder& builder) noexcept {
     return guard("SvdqPlugin::getOutputShapes", kFailed, [&] {
         if (auto problem = check_count(nb_in, nb_out)) return refuse(problem);
         OpSizes sizes;
@@ -121,8 +119,8 @@ int32_t SvdqPlugin::getOutputShapes(nvinfer1::DimsExprs const* in, int32_t nb_in
     });
 }
 
-bool SvdqPlugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* in_out,
-                                           int32_t nb_in, int32_t nb_out) noexcept {
+bool SvdqPlugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* in_out, int32_t nb_in,
+                                           int32_t nb_out) noexcept {
     if (nb_in != op_.num_inputs() || nb_out != 1 || pos < 0 || pos > nb_in) return false;
     auto const& desc = in_out[pos].desc;
     if (desc.format != nvinfer1::TensorFormat::kLINEAR) return false;
@@ -132,8 +130,7 @@ bool SvdqPlugin::supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginT
 }
 
 // Sizes at the profile's upper limits, and their workspace.
-std::optional<Problem> SvdqPlugin::check_max(nvinfer1::DynamicPluginTensorDesc const* in,
-                                             size_t& bytes) const {
+std::optional<Problem> SvdqPlugin::check_max(nvinfer1::DynamicPluginTensorDesc const* in, size_t& bytes) const {
     OpSizes sizes;
     auto const shapes = gather(op_, in, [](auto const& d) { return d.max; });
     if (auto problem = check_shapes(where_, op_, shapes.data(), sizes)) return problem;
@@ -153,12 +150,10 @@ int32_t SvdqPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in,
 }
 
 size_t SvdqPlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nb_in,
-                                    nvinfer1::DynamicPluginTensorDesc const*,
-                                    int32_t nb_out) const noexcept {
+                                    nvinfer1::DynamicPluginTensorDesc const*, int32_t nb_out) const noexcept {
     return guard("SvdqPlugin::getWorkspaceSize", kWorkspaceBound, [&] {
         size_t bytes = 0;
-        if (refuse(check_count(nb_in, nb_out)) != kOk || refuse(check_max(in, bytes)) != kOk)
-            return kWorkspaceBound;
+        if (refuse(check_count(nb_in, nb_out)) != kOk || refuse(check_max(in, bytes)) != kOk) return kWorkspaceBound;
         return bytes;
     });
 }
@@ -177,12 +172,12 @@ int32_t SvdqPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t 
     });
 }
 
-int32_t SvdqPlugin::enqueue(nvinfer1::PluginTensorDesc const* in_desc,
-                            nvinfer1::PluginTensorDesc const*, void const* const* inputs,
-                            void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+int32_t SvdqPlugin::enqueue(nvinfer1::PluginTensorDesc const* in_desc, nvinfer1::PluginTensorDesc const*,
+                            void const* const* inputs, void* const* outputs, void* workspace,
+                            cudaStream_t stream) noexcept {
     return guard("SvdqPlugin::enqueue", kFailed, [&] {
-        Launch const call{in_desc[contract::kX].type, inputs, outputs[0], workspace, stream};
-        return refuse(launch(where_, op_, attributes_, sizes_, call));
+        OpCall const call{in_desc[contract::kX].type, inputs, outputs[0], workspace, stream};
+        return refuse(run_op(where_, op_, attributes_, sizes_, call));
     });
 }
 

@@ -16,16 +16,15 @@
 namespace svdq::trt {
 
 class SvdqPlugin final : public nvinfer1::IPluginV3,
-                               public nvinfer1::IPluginV3OneCore,
-                               public nvinfer1::IPluginV3OneBuild,
-                               public nvinfer1::IPluginV3OneRuntime {
+                         public nvinfer1::IPluginV3OneCore,
+                         public nvinfer1::IPluginV3OneBuild,
+                         public nvinfer1::IPluginV3OneRuntime {
 public:
-    // `layer` is the node's name, for messages. `op` must have static lifetime (a row of contract::kOps).
-    SvdqPlugin(contract::OpRow const& op, Attributes const& attributes, std::string layer);
+    // `where`: layer_where() of the node, for messages. `op` must have static lifetime (a row of contract::kOps).
+    SvdqPlugin(contract::OpRow const& op, Attributes const& attributes, std::string where);
 
     // IPluginV3
-    nvinfer1::IPluginCapability* getCapabilityInterface(
-        nvinfer1::PluginCapabilityType type) noexcept override;
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
     nvinfer1::IPluginV3* clone() noexcept override;
 
     // Core
@@ -35,30 +34,27 @@ public:
 
     // Build
     int32_t getNbOutputs() const noexcept override { return 1; }
-    int32_t getOutputDataTypes(nvinfer1::DataType* out_types, int32_t nb_out,
-                               nvinfer1::DataType const* in_types, int32_t nb_in) const noexcept override;
+    int32_t getOutputDataTypes(nvinfer1::DataType* out_types, int32_t nb_out, nvinfer1::DataType const* in_types,
+                               int32_t nb_in) const noexcept override;
     int32_t getOutputShapes(nvinfer1::DimsExprs const* in, int32_t nb_in, nvinfer1::DimsExprs const* shape_in,
                             int32_t nb_shape_in, nvinfer1::DimsExprs* out, int32_t nb_out,
                             nvinfer1::IExprBuilder& builder) noexcept override;
-    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* in_out,
-                                   int32_t nb_in, int32_t nb_out) noexcept override;
+    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* in_out, int32_t nb_in,
+                                   int32_t nb_out) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nb_in,
                             nvinfer1::DynamicPluginTensorDesc const* out, int32_t nb_out) noexcept override;
     size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nb_in,
-                            nvinfer1::DynamicPluginTensorDesc const* out,
-                            int32_t nb_out) const noexcept override;
+                            nvinfer1::DynamicPluginTensorDesc const* out, int32_t nb_out) const noexcept override;
     char const* getTimingCacheID() noexcept override { return summary_.c_str(); }
     char const* getMetadataString() noexcept override { return summary_.c_str(); }
 
     // Runtime
-    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nb_in,
-                          nvinfer1::PluginTensorDesc const* out, int32_t nb_out) noexcept override;
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nb_in, nvinfer1::PluginTensorDesc const* out,
+                          int32_t nb_out) noexcept override;
     int32_t enqueue(nvinfer1::PluginTensorDesc const* in_desc, nvinfer1::PluginTensorDesc const* out_desc,
                     void const* const* inputs, void* const* outputs, void* workspace,
                     cudaStream_t stream) noexcept override;
-    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override {
-        return clone();
-    }
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:

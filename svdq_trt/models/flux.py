@@ -177,8 +177,6 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     image = Axis("height", divisor=_PATCH * _PATCH, by="width")
     channels, guidance = config["in_channels"], config["guidance_embeds"]
     return ModelSpec(
-        subfolder="transformer",
-        variant="",
         class_path="diffusers.models.transformers.transformer_flux:FluxTransformer2DModel",
         config=MappingProxyType(config),
         act_dtype="bfloat16",
@@ -227,7 +225,6 @@ FLUX_BLOCKS = _spec(
     FLUX_DEV_CONFIG | {"num_layers": 2, "num_single_layers": 6},
     name="flux1-blocks",
     title="FLUX.1 at full width, 2 + 6 of its 19 + 38 blocks, for benchmarks",
-    hub_id="",
     profile=FLUX_DEV.profile,
     parameters=1_593_338_432,
     twin="flux1-tiny",
@@ -237,7 +234,6 @@ FLUX_TINY = _spec(
     TINY_CONFIG,
     name="flux1-tiny",
     title="FLUX.1's structure at 128 channels, for trials and tests",
-    hub_id="",
     profile=Profile(batch=(1, 1, 2), height=(64, 128, 256), width=(64, 128, 256), tokens=(16, 16, 16)),
     parameters=1_853_712,
 )

@@ -80,7 +80,6 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=8, multiple=2), Axis("width", divisor=8, multiple=2)
     return ModelSpec(
-        subfolder="transformer",
         variant="fp16",
         class_path="diffusers.models.transformers.pixart_transformer_2d:PixArtTransformer2DModel",
         class_aliases=("Transformer2DModel",),  # what the published config.json still says
@@ -115,7 +114,6 @@ PIXART_TINY = _spec(
     TINY_CONFIG,
     name="pixart-tiny",
     title="PixArt's structure at 128 channels, for trials and tests",
-    hub_id="",
     profile=Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(24, 24, 24)),
     calibration_pixels=256,
     parameters=713_120,

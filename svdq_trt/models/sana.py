@@ -74,7 +74,6 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=32), Axis("width", divisor=32)
     return ModelSpec(
-        subfolder="transformer",
         variant="bf16",
         class_path="diffusers.models.transformers.sana_transformer:SanaTransformer2DModel",
         config=MappingProxyType(config),
@@ -108,7 +107,6 @@ SANA_TINY = _spec(
     TINY_CONFIG,
     name="sana-tiny",
     title="SANA's structure at 128 channels, for trials and tests",
-    hub_id="",
     profile=Profile(batch=(1, 2, 4), height=(64, 256, 512), width=(64, 256, 512), tokens=(24, 24, 24)),
     calibration_pixels=512,
     parameters=704_776,

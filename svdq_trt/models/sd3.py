@@ -82,8 +82,6 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
     height, width = Axis("height", divisor=8, multiple=2), Axis("width", divisor=8, multiple=2)
     return ModelSpec(
-        subfolder="transformer",
-        variant="",
         class_path="diffusers.models.transformers.transformer_sd3:SD3Transformer2DModel",
         config=MappingProxyType(config),
         act_dtype="bfloat16",
@@ -129,7 +127,6 @@ SD3_TINY = _spec(
     TINY_CONFIG,
     name="sd3-tiny",
     title="Stable Diffusion 3.5's structure at 128 channels, for trials and tests",
-    hub_id="",
     profile=Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(24, 24, 24)),
     parameters=1_805_072,
 )

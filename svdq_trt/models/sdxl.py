@@ -240,7 +240,6 @@ SDXL_TINY = _spec(
     TINY_CONFIG,
     name="sdxl-tiny",
     title="SDXL's structure at 64 to 256 channels, for trials and tests",
-    hub_id="",
     profile=Profile(batch=(1, 2, 4), height=(64, 128, 256), width=(64, 128, 256), tokens=(77, 77, 77)),
     calibration_pixels=256,
     parameters=17_601_348,

@@ -83,7 +83,7 @@ class Profile:
         return {symbol: getattr(self, symbol)[index] for symbol in SYMBOLS}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """One supported model.
 
@@ -108,9 +108,9 @@ class ModelSpec:
 
     name: str
     title: str
-    hub_id: str
-    subfolder: str
-    variant: str
+    hub_id: str = ""
+    subfolder: str = "transformer"
+    variant: str = ""
     class_path: str
     config: Mapping[str, Any]
     act_dtype: str

@@ -24,9 +24,9 @@ from svdq_trt.nn.capi import MlpParams, Params, declare  # noqa: E402
 SOURCES = (
     "tests/cpu/emulation/emulation.cpp",
     *(f"plugins/capi/{name}.cpp" for name in ("svdq", "mlp")),
-    *(f"plugins/kernels/{name}.cpp" for name in ("dispatch", "mlp")),
+    *(f"plugins/kernels/{name}.cpp" for name in ("mlp", "registry")),
     "plugins/kernels/gemv/w4a16_gemv.cu",
-    *(f"plugins/kernels/sm80/{name}.cu" for name in ("int4", "int4_mlp", "nvfp4", "nvfp4_mlp", "w4a8", "w4a16")),
+    *(f"plugins/kernels/portable/{name}.cu" for name in ("int4", "int4_mlp", "nvfp4", "nvfp4_mlp", "w4a8", "w4a16")),
 )
 
 
@@ -147,7 +147,7 @@ def run_mlp(library: ctypes.CDLL, mlp: Mlp) -> Array:
 
 
 def last_launch(library: ctypes.CDLL) -> tuple[int, int, int]:
-    """(tiles, splits of K, threads) of the last kernel that ran: kernel (b)."""
+    """(tiles, splits of K, threads) of the last kernel that ran: gemm."""
     out = [ctypes.c_int() for _ in range(3)]
     library.emulation_last_launch(*map(ctypes.byref, out))
     return out[0].value, out[1].value, out[2].value

@@ -119,7 +119,7 @@ def test_workspace_is_bounded_and_grows_with_every_size(library: ctypes.CDLL) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_many_rows(library: ctypes.CDLL, name: str) -> None:
-    """Kernel (a) has another tile from 4096 rows on."""
+    """The quantize kernel has another tile from 4096 rows on."""
     check(library, random_linear(name, "f16", 4099, 8, 64, 16))
 
 

@@ -87,7 +87,7 @@ def assert_replays_equal(graph: torch.cuda.CUDAGraph, calls: list[Call], want: l
 
 @pytest.mark.parametrize("n", (FEW, SOME, MANY, MOST))
 def test_gemv_repeats_in_one_graph_are_bit_identical(svdq: Library, n: int) -> None:
-    """(b) starts before (a) has ended: a hundred linears back to back, on four operands in turn."""
+    """gemm starts before quantize has ended: a hundred linears back to back, on four operands in turn."""
     import torch
 
     linears = [random_linear("w4a16", "bf16", m, n, 256, 64, seed=m) for m in (1, 4, 16, 2)]

@@ -41,7 +41,7 @@ def test_linear_every_rank_and_activation(svdq: Library, name: str, dtype: str, 
 @pytest.mark.parametrize("r", (16, 48))
 @pytest.mark.parametrize("name", NAMES)
 def test_linear_many_tokens_matches_reference(svdq: Library, name: str, r: int) -> None:
-    """Several bands of tiles, the last one ragged, and the row tiling for many tokens in kernel (a)."""
+    """Several bands of tiles, the last one ragged, and the row tiling of quantize for many tokens."""
     check(svdq, random_linear(name, "bf16", 4123, 264, 192, r))
 
 

@@ -1,4 +1,4 @@
-"""Few tiles and a long K: several CTAs share a tile (sm80/split.cuh). Right, and the same bits every time."""
+"""Few tiles and a long K: several CTAs share a tile (portable/split.cuh). Right, and the same bits every time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_split_k_is_bit_identical_on_two_streams(svdq: Library, name: str) -> No
 
 @pytest.mark.parametrize("name", ("int4", "nvfp4", "w4a16"))
 def test_split_k_second_kernel_alone_can_be_repeated_in_a_graph(svdq: Library, name: str) -> None:
-    """The counters are 0 again after each call of kernel (b)."""
+    """The counters are 0 again after each call of gemm."""
     import torch
 
     call = Call(svdq, random_linear(name, "bf16", 154, 328, 2048, 32))

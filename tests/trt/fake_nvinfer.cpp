@@ -9,7 +9,9 @@ struct Registry {
 #if MAJOR == 10
     virtual bool registerCreatorV2(void*, char const*) noexcept { return called("registerCreatorV2"); }
     virtual void* getPluginCreatorList(int32_t*) const noexcept { return called("getPluginCreatorList"), nullptr; }
-    virtual void* getPluginCreator(char const*, char const*, char const*) noexcept { return called("getPluginCreator"), nullptr; }
+    virtual void* getPluginCreator(char const*, char const*, char const*) noexcept {
+        return called("getPluginCreator"), nullptr;
+    }
 #endif
     virtual ~Registry() noexcept = default;
     virtual void setErrorRecorder(void*) noexcept { called("setErrorRecorder"); }

@@ -213,8 +213,7 @@ void check_threads(IPluginCreatorV3One* int4, contract::OpRow const& op) {
 int main(int argc, char** argv) {
     void* library = argc == 2 ? dlopen(argv[1], RTLD_NOW | RTLD_LOCAL) : nullptr;
     if (!library) return std::printf("FAILED dlopen: %s\n", argc == 2 ? dlerror() : "one argument"), 1;
-    auto get_creators =
-        reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
+    auto get_creators = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(library, "getCreators"));
     auto set_finder = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(library, "setLoggerFinder"));
     if (!get_creators || !set_finder) return std::printf("FAILED entry points\n"), 1;
 

@@ -24,56 +24,56 @@ typedef enum {
     SVDQ_FORMAT_INT4 = 0,
     SVDQ_FORMAT_W4A8 = 1,
     SVDQ_FORMAT_NVFP4 = 2,
-    SVDQ_FORMAT_W4A16 = 3
+    SVDQ_FORMAT_W4A16 = 3,
 } svdq_format;
 
 typedef enum {
     SVDQ_ACT_NONE = 0,
-    SVDQ_ACT_GELU = 1,       // exact (erf)
+    SVDQ_ACT_GELU = 1,  // exact (erf)
     SVDQ_ACT_GELU_TANH = 2,
     SVDQ_ACT_SILU = 3,
-    SVDQ_ACT_GEGLU = 4       // y[:, :n/2] * gelu(y[:, n/2:]); y has n/2 columns
+    SVDQ_ACT_GEGLU = 4  // y[:, :n/2] * gelu(y[:, n/2:]); y has n/2 columns
 } svdq_activation;
 
 typedef enum { SVDQ_F16 = 0, SVDQ_BF16 = 1 } svdq_dtype;
 
 typedef enum {
     SVDQ_OK = 0,
-    SVDQ_BAD_ARGUMENT = 1,   // a null pointer, size or enum that cannot be
-    SVDQ_UNSUPPORTED = 2,    // no kernel for this format on this device
-    SVDQ_WORKSPACE = 3,      // workspace missing or too small
-    SVDQ_CUDA = 4            // a CUDA call failed; svdq_last_cuda_error() of this thread tells which
+    SVDQ_BAD_ARGUMENT = 1,  // a null pointer, size or enum that cannot be
+    SVDQ_UNSUPPORTED = 2,   // no kernel for this format on this device
+    SVDQ_WORKSPACE = 3,     // workspace missing or too small
+    SVDQ_CUDA = 4           // a CUDA call failed; svdq_last_cuda_error() of this thread tells which
 } svdq_status;
 
 // All pointers are device pointers, 16-byte aligned. m may be 0 (nothing is launched).
 typedef struct {
-    int32_t format;          // svdq_format
-    int32_t activation;      // svdq_activation
-    int32_t dtype;           // svdq_dtype of x, act_mul, lora_*, bias, y (and wscale of int4, w4a16)
-    int32_t act_unsigned;    // int4 only: u4 codes
+    int32_t format;        // svdq_format
+    int32_t activation;    // svdq_activation
+    int32_t dtype;         // svdq_dtype of x, act_mul, lora_*, bias, y (and wscale of int4, w4a16)
+    int32_t act_unsigned;  // int4 only: u4 codes
     float act_shift;
-    int32_t m, n, k, r;      // n % 8 == 0 (geglu: n % 16 == 0), k % 64 == 0, r % 16 == 0, r <= 1024
-    const void* x;           // [m, k] dtype
-    const void* qweight;     // [n, k/2] int8, low nibble = even k
-    const void* wscale;      // [k/64, n] dtype | [k/64, n] int8 | [k/64, n, 4] e4m3
-    const void* act_mul;     // [k] dtype
-    const void* lora_down;   // [r, k] dtype
-    const void* lora_up;     // [n, r] dtype
-    const void* bias;        // [n] dtype
-    const void* wscale2;     // [n] f32
-    void* y;                 // [m, n] dtype, or [m, n/2] for geglu
-    void* workspace;         // svdq_workspace_bytes() bytes, any content
+    int32_t m, n, k, r;     // n % 8 == 0 (geglu: n % 16 == 0), k % 64 == 0, r % 16 == 0, r <= 1024
+    const void* x;          // [m, k] dtype
+    const void* qweight;    // [n, k/2] int8, low nibble = even k
+    const void* wscale;     // [k/64, n] dtype | [k/64, n] int8 | [k/64, n, 4] e4m3
+    const void* act_mul;    // [k] dtype
+    const void* lora_down;  // [r, k] dtype
+    const void* lora_up;    // [n, r] dtype
+    const void* bias;       // [n] dtype
+    const void* wscale2;    // [n] f32
+    void* y;                // [m, n] dtype, or [m, n/2] for geglu
+    void* workspace;        // svdq_workspace_bytes() bytes, any content
     size_t workspace_bytes;
 } svdq_linear_params;
 
 // Bytes of workspace for sizes up to (m, n, k, r). Makes no CUDA call: usable where there is no GPU.
 SVDQ_API svdq_status svdq_workspace_bytes(int32_t format, int32_t m, int32_t n, int32_t k, int32_t r, size_t* bytes);
 
-// The whole linear: kernel (a) smooth + quantize + low-rank down, kernel (b) GEMM + low-rank up + bias + activation.
+// The whole linear: quantize (smoothing, codes, low-rank down), then gemm (product, low-rank up, bias, activation).
 // `stream` is a cudaStream_t.
 SVDQ_API svdq_status svdq_linear(const svdq_linear_params* p, void* stream);
 
-// Its two halves, for tests and benchmarks: (a) fills the workspace, (b) reads it.
+// Its two halves, for tests and benchmarks: the first fills the workspace, the second reads it.
 SVDQ_API svdq_status svdq_linear_quantize(const svdq_linear_params* p, void* stream);
 SVDQ_API svdq_status svdq_linear_gemm(const svdq_linear_params* p, void* stream);
 
@@ -87,8 +87,9 @@ SVDQ_API svdq_status svdq_linear_portable(const svdq_linear_params* p, void* str
 // order in which fc2's t = h.lora_down^T is summed differs.
 typedef struct {
     svdq_linear_params fc1;  // activation gelu, gelu_tanh or geglu; y and the workspace are ignored
-    svdq_linear_params fc2;  // activation none; format, dtype and m of fc1, k = columns of fc1's y; x, workspace ignored
-    void* workspace;         // svdq_mlp_workspace_bytes() bytes, any content
+    svdq_linear_params
+        fc2;          // activation none; format, dtype and m of fc1, k = columns of its y; x, workspace are ignored
+    void* workspace;  // svdq_mlp_workspace_bytes() bytes, any content
     size_t workspace_bytes;
 } svdq_mlp_params;
 
@@ -101,9 +102,9 @@ SVDQ_API svdq_status svdq_mlp(const svdq_mlp_params* p, void* stream);
 // 1 if a kernel for (format, dtype) is compiled in for compute capability `sm` (89, 90, ...). No CUDA call.
 SVDQ_API int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm);
 
-SVDQ_API const char* svdq_version(void);                  // "1.0.0"
-SVDQ_API const char* svdq_status_string(svdq_status s);   // one sentence, static storage
-SVDQ_API int32_t svdq_last_cuda_error(void);              // cudaError_t of the last SVDQ_CUDA on this thread
+SVDQ_API const char* svdq_version(void);                 // "1.0.0"
+SVDQ_API const char* svdq_status_string(svdq_status s);  // one sentence, static storage
+SVDQ_API int32_t svdq_last_cuda_error(void);             // cudaError_t of the last SVDQ_CUDA on this thread
 
 #ifdef __cplusplus
 }

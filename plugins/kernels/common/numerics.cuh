@@ -10,6 +10,11 @@ constexpr float kZeroGroupAbsmax = 0x1p-120f;  // below: codes 0, scale 1
 constexpr float kFp8Max = 448.f;
 constexpr uint32_t kFp8Nan = 0x7f;
 
+// 1.5 . 2^23: a float near it has units of 1, so that adding it rounds to an integer, ties to even, and leaves that in
+// the low bits; an integer that is added to the bits adds to the float.
+constexpr float kMagic = 12582912.f;
+constexpr uint32_t kMagicBits = 0x4b400000u;
+
 // The scale of one group, and how to turn its values into codes.
 struct GroupScale {
     float scale;    // unrounded
@@ -22,8 +27,8 @@ struct GroupScale {
 template <class T>
 __device__ __forceinline__ GroupScale group_scale(uint32_t absmax_bits, float inv_qmax, float max_scale) {
     GroupScale s;
-    s.finite = absmax_bits < TypeTraits<T>::kInfBits;
-    const float absmax = TypeTraits<T>::to_float(absmax_bits);
+    s.finite = absmax_bits < Act16<T>::kInfBits;
+    const float absmax = Act16<T>::to_float(absmax_bits);
     s.live = s.finite && absmax >= kZeroGroupAbsmax;
     s.scale = s.live ? fminf(__fmul_rn(absmax, inv_qmax), max_scale) : 1.f;
     s.inverse = __frcp_rn(s.scale);
@@ -32,7 +37,7 @@ __device__ __forceinline__ GroupScale group_scale(uint32_t absmax_bits, float in
 
 // Integer codes, kCount of kBits each, packed lowest first; value(i) gives element i. Ties to even.
 //
-// Adding 1.5 . 2^23 + bias rounds v / s to an integer and leaves it, plus the bias, in the low bits of the
+// Adding kMagic + bias rounds v / s to an integer and leaves it, plus the bias, in the low bits of the
 // sum. The bias (8 or 128) makes every code positive, so that codes add up shifted without borrows; flipping
 // each top bit removes it. No saturation is needed: |v| <= absmax, so |v / s| <= qmax (1 + 2^-21), which
 // rounds to qmax; kUnsigned clips below.
@@ -40,15 +45,14 @@ template <int kCount, int kBits, bool kUnsigned, class Value>
 __device__ __forceinline__ uint32_t int_codes(const GroupScale& s, Value value) {
     constexpr uint32_t kOnes = kBits == 4 ? 0x11111111u : 0x01010101u;
     constexpr uint32_t kBias = kUnsigned ? 0u : 1u << (kBits - 1);
-    constexpr float kMagic = 12582912.f + static_cast<float>(kBias);
-    constexpr uint32_t kMagicBits = 0x4b400000u;  // of 12582912.f; one unit there is one unit in the bits
+    constexpr float kBiased = kMagic + static_cast<float>(kBias);
     static_assert(kCount * kBits == 32, "one word");
     uint32_t word = 0u - kMagicBits * kOnes;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
         float q = __fmul_rn(value(i), s.inverse);
         if (kUnsigned) q = fmaxf(q, 0.f);
-        word += __float_as_uint(__fadd_rn(q, kMagic)) << (kBits * i);
+        word += __float_as_uint(__fadd_rn(q, kBiased)) << (kBits * i);
     }
     return s.live ? word ^ (kBias * kOnes) : 0u;
 }
@@ -81,7 +85,7 @@ __device__ __forceinline__ uint32_t smooth_pair(uint32_t x, uint32_t mul, float 
     }
     lo = __fmul_rn(lo, low_to_float<T>(mul));
     hi = __fmul_rn(hi, high_to_float<T>(mul));
-    return TypeTraits<T>::to_pair(lo, hi);
+    return Act16<T>::to_pair(lo, hi);
 }
 
 }  // namespace svdq

@@ -1,8 +1,8 @@
 // Eight consecutive 16-bit elements: what a lane loads at once.
 #pragma once
 
+#include "../ptx/ld_st.cuh"
 #include "numerics.cuh"
-#include "ptx.cuh"
 
 namespace svdq {
 
@@ -37,6 +37,14 @@ __device__ __forceinline__ uint32_t max_bits(uint32_t so_far, const Octet& o) {
 }
 
 __device__ __forceinline__ uint32_t max_halves(uint32_t v) { return max(v & 0xffffu, v >> 16); }
+
+// Maximum over the 2 (kLanes = 2) or 4 lanes of a quad that share a group or row.
+template <int kLanes>
+__device__ __forceinline__ uint32_t max_lanes(uint32_t v) {
+    v = max(v, __shfl_xor_sync(0xffffffffu, v, 1));
+    if (kLanes == 4) v = max(v, __shfl_xor_sync(0xffffffffu, v, 2));
+    return v;
+}
 
 // w4a16: elements (j, j + 4) become pair j, the partner of the weight's nibbles j and j + 4.
 __device__ __forceinline__ Octet pair_up(const Octet& x) {

@@ -1,4 +1,4 @@
-// Kernel (b) for few tokens: y[M, N] = act( x^ . Q(W)^T + t.lora_up^T + bias ), M <= 16. Bound by the read of W.
+// gemm for few tokens: y[M, N] = act( x^ . Q(W)^T + t.lora_up^T + bias ), M <= 16. Bound by the read of W.
 //
 // Grid: one CTA per kRows = 16 kTiles rows of W, over all of K. Its warps take K in pairs of groups (128
 // elements), warp w pairs w, w + kWarps, ...; each has a ring of kStages such steps, filled by cp.async, and
@@ -14,11 +14,11 @@
 //   A = W     16 rows of codes by ldmatrix, unpacked to exact integers in the act dtype (common/s4.cuh)
 //   B = x^    8 tokens; a lane of a missing token takes the last one's values, its columns are not stored
 //   Shared memory: ring | bias | x^ of as many elements of K as fit kXBytes, in B's order; longer K goes in
-//   chunks. x^ is made here from x; only t comes from kernel (a), and it is waited for after the whole of K.
+//   chunks. x^ is made here from x; only t comes from lora_down, and it is waited for after the whole of K.
 //
 // W must not stand still while x^ is made, nor x wait behind W: x is asked for first, then all stages of the ring.
 //
-// Programmatic dependent launch (sm_90). With a rank, kernel (a) comes before; it lets this kernel start when all
+// Programmatic dependent launch (sm_90). With a rank, lora_down comes before; it lets this kernel start when all
 // that was before it has ended, so only t is waited for. Without one this kernel itself may start beside any
 // other (p.early), and waits for that one's end.
 //
@@ -28,11 +28,16 @@
 // in x becomes NaN.
 #pragma once
 
-#include "../common/activation.cuh"
+#include "../common/activation_exact.cuh"
+#include "../common/device.h"
 #include "../common/octet.cuh"
-#include "../common/ptx.cuh"
 #include "../common/s4.cuh"
-#include "../sm80/tile.cuh"  // row_offset()
+#include "../common/swizzle.cuh"
+#include "../ptx/barrier.cuh"
+#include "../ptx/copy.cuh"
+#include "../ptx/mma.cuh"
+#include "../ptx/registers.cuh"
+#include "svdq/svdq.h"
 
 namespace svdq::gemv {
 
@@ -41,7 +46,7 @@ struct GemvArgs {
     const uint16_t* act_mul;  // [K]
     const uint8_t* qweight;   // [N, K/2]
     const uint16_t* wscale;   // [K/64, N]
-    const uint16_t* t;        // [M, R], written by kernel (a)
+    const uint16_t* t;        // [M, R], written by lora_down
     const uint16_t* lora_up;  // [N, R]
     const uint16_t* bias;     // [N]
     const float* wscale2;     // [N]
@@ -133,7 +138,7 @@ struct XPart {
             *reinterpret_cast<uint4*>(to + (o / 4 * p.m + token) * 64 + o % 4 * 16) =
                 make_uint4(pairs.pair[0], pairs.pair[1], pairs.pair[2], pairs.pair[3]);
         }
-        return max_halves(most) < TypeTraits<T>::kInfBits;
+        return max_halves(most) < Act16<T>::kInfBits;
     }
 
     __device__ __forceinline__ void load_first() { load(token0, first, 0, min(p.chunk, p.k)); }
@@ -154,7 +159,7 @@ struct XPart {
 };
 
 template <class T, class S, bool kPaired>
-__global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_kernel(const GemvArgs p) {
+__global__ void __launch_bounds__(S::kThreads, min_ctas(S::kMinCtas)) gemv_kernel(const GemvArgs p) {
     SVDQ_DYNAMIC_SHARED(smem);
     __shared__ uint32_t bad_tokens[S::kWarps];
     constexpr int kTiles = S::kTiles, kNt = S::kNt, kRows = S::kRows;
@@ -186,7 +191,7 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
     const int scale_group = lane / (kRows / 8);
     const uint16_t* scale_from =
         p.wscale + static_cast<int64_t>(scale_group) * p.n + rows.weight_row(lane % (kRows / 8), 0);
-    uint32_t code_to = ring_at + sm80::row_offset<4>(g, c), scale_to = ring_at + S::kCodeBytes + lane * 16;
+    uint32_t code_to = ring_at + row_offset<4>(g, c), scale_to = ring_at + S::kCodeBytes + lane * 16;
     ptx::keep(scale_from), ptx::keep(code_to), ptx::keep(scale_to);
     const auto stage_of = [](uint32_t pair) { return pair / S::kWarps % S::kStages * S::kStageBytes; };
     const auto load_step = [&](uint32_t pair) {
@@ -230,7 +235,7 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
         x_at[nt] = ptx::smem_addr(smem) + S::kX + (min(8 * nt + g, p.m - 1) * 4 + c) * 16;
         ptx::keep(x_at[nt]);
     }
-    uint32_t w_at = ring_at + sm80::row_offset<4>(lane % 16, lane / 16);  // of the second group: ^ 32
+    uint32_t w_at = ring_at + row_offset<4>(lane % 16, lane / 16);  // of the second group: ^ 32
     uint32_t scale_at = ring_at + S::kCodeBytes + 2 * g;
     ptx::keep(w_at);
     const uint32_t x_stride = 64 * p.m;  // bytes from half a group to the next
@@ -275,8 +280,8 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
                             ptx::mma_16bit(T(), d[nt], a, b[nt][4 * h + j], b[nt][4 * h + j + 1]);
                     }
                     const uint32_t at = scale_at + stage + (i * kRows + 16 * tile) * 2;
-                    const float lo = TypeTraits<T>::to_float(ptx::load_shared_2(at));
-                    const float hi = TypeTraits<T>::to_float(ptx::load_shared_2(at + 16));
+                    const float lo = Act16<T>::to_float(ptx::load_shared_2(at));
+                    const float hi = Act16<T>::to_float(ptx::load_shared_2(at + 16));
 #pragma unroll
                     for (int nt = 0; nt < kNt; ++nt)
 #pragma unroll
@@ -306,12 +311,12 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
 #pragma unroll 1
     for (int r_step = warp; r_step < r_steps; r_step += S::kWarps) {
         // A lane's words are elements 4c..4c+3 of rows g and g + 8 of lora_up; t is read in the same order. Not
-        // through the read-only cache: (a) may have run beside this kernel.
+        // through the read-only cache: lora_down may have run beside this kernel.
         uint2 t[kNt];
 #pragma unroll
         for (int nt = 0; nt < kNt; ++nt)
-            t[nt] = __ldcg(reinterpret_cast<const uint2*>(
-                p.t + static_cast<int64_t>(min(8 * nt + g, p.m - 1)) * p.r + 16 * r_step + 4 * c));
+            t[nt] = __ldcg(reinterpret_cast<const uint2*>(p.t + static_cast<int64_t>(min(8 * nt + g, p.m - 1)) * p.r +
+                                                          16 * r_step + 4 * c));
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
             uint2 up[2];
@@ -348,25 +353,25 @@ __global__ void __launch_bounds__(S::kThreads, ptx::min_ctas(S::kMinCtas)) gemv_
 #pragma unroll
         for (int w = 0; w < S::kWarps; ++w)
             v += reinterpret_cast<const float*>(smem + w * S::kRingBytes)[token * S::kPitch + row];
-        return v + TypeTraits<T>::to_float(bias[row]);
+        return v + Act16<T>::to_float(bias[row]);
     };
     for (int i = threadIdx.x; i < p.m * rows.kOutputs; i += S::kThreads) {
         const int token = i / rows.kOutputs, j = i % rows.kOutputs;
         if (rows.out0 + j >= p.n_out) continue;
         float v = total(token, j);
         if constexpr (kPaired) {
-            v *= gelu(total(token, j + kRows / 2));
+            v *= exact::gelu(total(token, j + kRows / 2));
         } else {
             switch (p.activation) {
-                case SVDQ_ACT_GELU: v = gelu(v); break;
-                case SVDQ_ACT_GELU_TANH: v = gelu_tanh(v); break;
-                case SVDQ_ACT_SILU: v = silu(v); break;
+                case SVDQ_ACT_GELU: v = exact::gelu(v); break;
+                case SVDQ_ACT_GELU_TANH: v = exact::gelu_tanh(v); break;
+                case SVDQ_ACT_SILU: v = exact::silu(v); break;
                 default: break;
             }
         }
         v = bad >> token & 1u ? __int_as_float(0x7fffffff) : v;
         p.y[static_cast<int64_t>(token) * p.n_out + rows.out0 + j] =
-            static_cast<uint16_t>(TypeTraits<T>::to_bits(TypeTraits<T>::saturate(v)));
+            static_cast<uint16_t>(Act16<T>::to_bits(Act16<T>::saturate(v)));
     }
 }
 

@@ -7,12 +7,14 @@ namespace svdq::gemv {
 
 constexpr int kMaxTokens = 16;  // two n8 tiles of mma.sync
 
-// Kernel (a): t = x . lora_down^T into the workspace; launches nothing where R = 0. With args.overlap it is launched
-// beside whatever is before it.
+inline bool can_run(const svdq_linear_params& p) { return p.m <= kMaxTokens; }
+
+// Instead of quantize: t = x . lora_down^T into the workspace; launches nothing where R = 0. With args.overlap it is
+// launched beside whatever is before it.
 cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream);
 
-// Kernel (b): everything else. It reads x itself, so with args.overlap it starts beside (a); without a rank beside
-// whatever is before it.
+// Instead of gemm: everything else. It reads x itself, so with args.overlap it starts beside lora_down; without a rank
+// beside whatever is before it.
 cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream);
 
 }  // namespace svdq::gemv

@@ -1,4 +1,4 @@
-// Kernel (a) for few tokens: t = x . lora_down^T.
+// quantize for few tokens: t = x . lora_down^T.
 //
 // Grid: R / 8. A CTA makes 8 columns of t; its 16 warps take the 64-element blocks of K in turn (warp w:
 // blocks w, w + 16, ...), kAhead of them loaded together, because this kernel is one memory latency long or
@@ -8,12 +8,12 @@
 //   A = x, 16 rows (M of them real)   lane (g, c): elements 8c..8c+7 of each 32, rows g and g + 8
 //   B = lora_down, 8 rows             the same elements, row g
 //
-// Numerics: fp32 over a warp's blocks in ascending order, then the 16 partial sums in warp order, one
-// rounding.
+// Numerics: fp32 over a warp's blocks in ascending order, then the 16 partial sums in warp order, one rounding.
 #pragma once
 
 #include "../common/octet.cuh"
-#include "../common/ptx.cuh"
+#include "../ptx/barrier.cuh"
+#include "../ptx/mma.cuh"
 
 namespace svdq::gemv {
 
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(32 * kDownWarps, 1) lora_down_kernel(const Dow
 #pragma unroll 1
     for (int i = 32 * threadIdx.x; i < 8 * p.k; i += 32 * 32 * kDownWarps) ptx::prefetch_l2(rows + i);
     ptx::wait_for_previous();
-    ptx::launch_dependents();  // kernel (b) relies on the wait above for all it reads but t
+    ptx::launch_dependents();  // gemv_kernel relies on the wait above for all it reads but t
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int g = lane / 4, c = lane % 4;
     const int blocks = p.k / 64;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(32 * kDownWarps, 1) lora_down_kernel(const Dow
         hi += partial[i][token][2 * pair + 1];
     }
     const int64_t at = static_cast<int64_t>(token) * p.r + 8 * blockIdx.x + 2 * pair;
-    *reinterpret_cast<uint32_t*>(p.t + at) = TypeTraits<T>::to_pair(lo, hi);
+    *reinterpret_cast<uint32_t*>(p.t + at) = Act16<T>::to_pair(lo, hi);
 }
 
 }  // namespace svdq::gemv

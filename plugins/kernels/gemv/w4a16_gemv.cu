@@ -18,7 +18,8 @@ cudaError_t launch_paired(GemvArgs g, bool overlap, cudaStream_t stream) {
     g.chunk = std::min(g.k, fitting);
     const int shared = S::kX + g.m * g.chunk * 2;
     const dim3 grid((g.n_out + kOutputs - 1) / kOutputs);
-    return launch_kernel(gemv_kernel<T, S, kPaired>, grid, S::kThreads, shared, stream, g, overlap);
+    return launch_kernel(gemv_kernel<T, S, kPaired>, {grid, S::kThreads, static_cast<size_t>(shared), overlap}, stream,
+                         g);
 }
 
 template <class T, class S>
@@ -70,7 +71,7 @@ cudaError_t lora_down(const LinearArgs& args, cudaStream_t stream) {
     d.t = reinterpret_cast<uint16_t*>(args.t());
     d.m = p.m, d.k = p.k, d.r = p.r;
     const auto kernel = p.dtype == SVDQ_F16 ? lora_down_kernel<__half> : lora_down_kernel<__nv_bfloat16>;
-    return launch_kernel(kernel, dim3(p.r / 8), 32 * kDownWarps, 0, stream, d, args.overlap);
+    return launch_kernel(kernel, {dim3(p.r / 8), 32 * kDownWarps, 0, args.overlap}, stream, d);
 }
 
 cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {

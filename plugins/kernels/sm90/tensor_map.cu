@@ -18,23 +18,29 @@ cudaError_t encoder(EncodeFn* fn) {
     return cudaSuccess;
 }
 
-}  // namespace
-
-cudaError_t encode(CUtensorMap* map, const MatrixMap& m) {
-    EncodeFn fn = nullptr;
-    if (const cudaError_t e = encoder(&fn); e != cudaSuccess) return e;
-    const cuuint64_t dims[2] = {m.cols, m.rows};
-    const cuuint64_t strides[1] = {m.row_bytes};
-    const cuuint32_t box[2] = {m.box_cols, m.box_rows};
+cudaError_t encode_one(EncodeFn fn, CUtensorMap* map, const MatrixMap& m) {
+    const cuuint64_t dims[2] = {static_cast<cuuint64_t>(m.cols), static_cast<cuuint64_t>(m.rows)};
+    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(m.row_bytes)};
+    const cuuint32_t box[2] = {static_cast<cuuint32_t>(m.box_cols), static_cast<cuuint32_t>(m.box_rows)};
     const cuuint32_t steps[2] = {1, 1};
     // Elements are only moved, never converted: the integer type of their size serves all.
     const auto type = m.elem_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                       : m.elem_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
                                           : CU_TENSOR_MAP_DATA_TYPE_UINT32;
     const CUresult r =
-        fn(map, type, 2, const_cast<void*>(m.base), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-           m.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        fn(map, type, 2, const_cast<void*>(m.base), dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, m.swizzle,
+           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace
+
+cudaError_t encode(std::initializer_list<std::pair<CUtensorMap*, MatrixMap>> maps) {
+    EncodeFn fn = nullptr;
+    if (const cudaError_t e = encoder(&fn); e != cudaSuccess) return e;
+    for (const auto& [map, matrix] : maps)
+        if (const cudaError_t e = encode_one(fn, map, matrix); e != cudaSuccess) return e;
+    return cudaSuccess;
 }
 
 }  // namespace svdq::sm90

@@ -5,20 +5,22 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include <initializer_list>
+#include <utility>
+
 namespace svdq::sm90 {
 
-// A row-major matrix [rows, cols] with `row_bytes` between rows, read or written in boxes of box_rows x
-// box_cols.
-// Elements outside read as zero and are not written. row_bytes % 16 == 0.
+// A row-major matrix [rows, cols] with `row_bytes` between rows, read in boxes of box_rows x box_cols. Elements outside
+// read as zero. row_bytes % 16 == 0.
 struct MatrixMap {
     const void* base;
-    uint64_t rows, cols, row_bytes;
-    uint32_t box_rows, box_cols;
-    uint32_t elem_bytes;  // 1, 2 or 4
+    int64_t rows, cols, row_bytes;
+    int64_t box_rows, box_cols;
+    int elem_bytes;  // 1, 2 or 4
     CUtensorMapSwizzle swizzle;
 };
 
-// Encodes on the host (well under a microsecond); no device work.
-cudaError_t encode(CUtensorMap* map, const MatrixMap& m);
+// Encodes them on the host (well under a microsecond each); no device work.
+cudaError_t encode(std::initializer_list<std::pair<CUtensorMap*, MatrixMap>> maps);
 
 }  // namespace svdq::sm90

@@ -1,5 +1,7 @@
 #include "w4a8_gemm_table.cuh"
 
 namespace svdq::sm90 {
-GemmKernel gemm_w4a8_bf16(int bn, ActClass act) { return pick_kernel<__nv_bfloat16>(bn, act); }
+CompiledTile gemm_w4a8_bf16(int row) {
+    return compiled_of<__nv_bfloat16>(row, std::make_integer_sequence<int, kNumTiles>());
+}
 }  // namespace svdq::sm90

@@ -1,5 +1,5 @@
 #include "w4a8_gemm_table.cuh"
 
 namespace svdq::sm90 {
-GemmKernel gemm_w4a8_f16(int bn, ActClass act) { return pick_kernel<__half>(bn, act); }
+CompiledTile gemm_w4a8_f16(int row) { return compiled_of<__half>(row, std::make_integer_sequence<int, kNumTiles>()); }
 }  // namespace svdq::sm90

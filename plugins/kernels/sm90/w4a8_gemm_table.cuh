@@ -1,53 +1,48 @@
-// The compiled gemm_w4a8 kernels: one per token tile, dtype and activation class.
+// The tiles of gemm_w4a8: a row of kTiles is compiled for every dtype and activation class, and considered for all
+// shapes.
 #pragma once
+
+#include <iterator>
+#include <utility>
 
 #include "w4a8_gemm.cuh"
 
 namespace svdq::sm90 {
 
-using GemmKernel = void (*)(GemmArgs);
+using GemmKernel = void (*)(W4A8GemmArgs);
 
-struct CompiledTile {
-    int wgs, bn, smem;
+struct TileRow {
+    int wgs, bn;     // consumer warpgroups, of 64 weight rows each; tokens
     int stage, end;  // cycles of a stage of K and of a tile's end with R = 32, fitted to H200 timings
 };
 
-constexpr CompiledTile kTiles[] = {
-    {3, 192, GemmTile<3, 192>::kSmem, 1290, 6490}, {2, 256, GemmTile<2, 256>::kSmem, 1111, 5080},
-    {2, 160, GemmTile<2, 160>::kSmem, 812, 3650},  {2, 128, GemmTile<2, 128>::kSmem, 736, 3120},
-    {2, 64, GemmTile<2, 64>::kSmem, 648, 2200},
+constexpr TileRow kTiles[] = {
+    {3, 192, 1290, 6490}, {2, 256, 1111, 5080}, {2, 160, 812, 3650}, {2, 128, 736, 3120}, {2, 64, 648, 2200},
+};
+constexpr int kNumTiles = static_cast<int>(std::size(kTiles));
+
+// What is compiled of a row.
+struct CompiledTile {
+    GemmKernel none, unary, geglu;  // by ActClass
+    int threads, smem;
 };
 
-template <typename T, int kWgs, int BN>
-GemmKernel pick_act(ActClass act) {
-    switch (act) {
-        case ActClass::kUnary:
-            return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kUnary>;
-        case ActClass::kGeglu:
-            return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kGeglu>;
-        default:
-            return gemm_w4a8_kernel<kWgs, BN, T, ActClass::kNone>;
-    }
+template <class T, int kRow>
+constexpr CompiledTile compiled() {
+    constexpr int kWgs = kTiles[kRow].wgs, kBn = kTiles[kRow].bn;
+    return {gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kNone>, gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kUnary>,
+            gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kGeglu>, GemmTile<kWgs, kBn>::kThreads,
+            GemmTile<kWgs, kBn>::kSmem};
 }
 
-// bn: one of kTiles.
-template <typename T>
-GemmKernel pick_kernel(int bn, ActClass act) {
-    switch (bn) {
-        case 192:
-            return pick_act<T, 3, 192>(act);
-        case 256:
-            return pick_act<T, 2, 256>(act);
-        case 160:
-            return pick_act<T, 2, 160>(act);
-        case 128:
-            return pick_act<T, 2, 128>(act);
-        default:
-            return pick_act<T, 2, 64>(act);
-    }
+template <class T, int... kRow>
+CompiledTile compiled_of(int row, std::integer_sequence<int, kRow...>) {
+    constexpr CompiledTile kCompiled[] = {compiled<T, kRow>()...};
+    return kCompiled[row];
 }
 
-GemmKernel gemm_w4a8_f16(int bn, ActClass act);
-GemmKernel gemm_w4a8_bf16(int bn, ActClass act);
+// A file per dtype: they take long to compile.
+CompiledTile gemm_w4a8_f16(int row);
+CompiledTile gemm_w4a8_bf16(int row);
 
 }  // namespace svdq::sm90

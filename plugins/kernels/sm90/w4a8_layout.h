@@ -1,5 +1,4 @@
-// Sizes and layouts shared by the two w4a8 kernels of sm_90a and their launchers. Host and device; no CUDA
-// call.
+// Sizes and layouts shared by the w4a8 kernels of sm_90a and their launchers. Host and device; no CUDA call.
 //
 // Order of K inside a block of 128 codes. The weight stays plain row-major packed: thread t (0..3) of a row's
 // quad loads the 16 packed bytes 16t..16t+15, so it owns k = 32t..32t+31 of the block, and word j of the four
@@ -14,31 +13,24 @@
 //   k:   0 2 4 6       32 34 36 38          1 3 5 7       33 35 ..       8 10 12 14      ...
 #pragma once
 
-#include <stddef.h>
 #include <stdint.h>
+
+#include "../common/sizes.h"
+#include "../linear.h"
 
 namespace svdq::sm90 {
 
 constexpr int kSmemLimit = 227 * 1024;  // of a CTA
-constexpr int kBlockK =
-    128;  // codes per pipeline stage: one 128-byte swizzled row of x_q, 64 bytes of qweight
+constexpr int kBlockK = 128;          // codes per pipeline stage: one 128-byte swizzled row of x_q, 64 bytes of qweight
 constexpr int kMaxQuantizeK = 32768;  // a row in one CTA's registers: w4a8_quantize_rows.cuh
 
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
-constexpr size_t align_up(size_t v, size_t to) { return (v + to - 1) / to * to; }
-
-// x_q [M, Kp] int8 (order above, Kp = K rounded up to 128, padding 0) | x_scale [M] f32 | t [M, R] act dtype
-struct W4A8Workspace {
-    size_t x_q = 0;
-    size_t x_scale = 0;
-    size_t t = 0;
-    size_t bytes = 0;
-
-    W4A8Workspace(int m, int k, int r) {
-        x_scale = align_up(size_t(m) * align_up(size_t(k), kBlockK), 256);
-        t = align_up(x_scale + size_t(m) * sizeof(float), 256);
-        bytes = t + align_up(size_t(m) * size_t(r) * 2, 256);
-    }
-};
+// The workspace: codes x_q [M, Kp] int8, order above, Kp = K rounded up to 128, padding 0; scales x_scale [M] f32; t.
+inline Workspace workspace_w4a8(int64_t m, int64_t /*n*/, int64_t k, int64_t r) {
+    Workspace w;
+    w.scales = align_up(m * align_up(k, kBlockK), kWorkspaceAlignment);
+    w.t = align_up(w.scales + m * 4, kWorkspaceAlignment);
+    w.bytes = w.t + align_up(m * r * 2, kWorkspaceAlignment);
+    return w;
+}
 
 }  // namespace svdq::sm90

@@ -1,7 +1,7 @@
-// Chooses how kernel (a) is made up for a shape.
-#include "w4a8.h"
-#include "w4a8_layout.h"
+// Chooses what quantize_w4a8 is made up of for a shape.
 #include "w4a8_quantize.h"
+
+#include "w4a8.h"
 
 namespace svdq::sm90 {
 namespace {
@@ -12,19 +12,11 @@ constexpr int kShortK = 2304;
 
 }  // namespace
 
-size_t workspace_bytes_w4a8(int m, int /*n*/, int k, int r) { return W4A8Workspace(m, k, r).bytes; }
-
-bool can_run_w4a8(const svdq_linear_params& p) {
-    return p.format == SVDQ_FORMAT_W4A8 && p.k <= kMaxQuantizeK;
-}
-
-cudaError_t launch_quantize_w4a8(const svdq_linear_params& p, cudaStream_t stream) {
-    if (p.m == 0) return cudaSuccess;
-    if (p.k > kShortK && can_quantize_once(p)) return launch_quantize_once(p, stream);
-    if (p.r > 0) {
-        if (const cudaError_t e = launch_lora_down(p, stream)) return e;
-    }
-    return launch_quantize_rows(p, stream);
+cudaError_t quantize_w4a8(const LinearArgs& args, cudaStream_t stream) {
+    if (args.p.k > kShortK && can_quantize_once(args.p)) return quantize_once(args, stream);
+    if (args.p.r > 0)
+        if (const cudaError_t e = lora_down(args, stream); e != cudaSuccess) return e;
+    return quantize_rows(args, stream);
 }
 
 }  // namespace svdq::sm90

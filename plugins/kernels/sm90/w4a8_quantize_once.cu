@@ -1,5 +1,5 @@
 // Chooses the split of K of quantize_once_w4a8 for a shape, and launches it.
-#include "launch.h"
+#include "../common/launch.h"
 #include "tensor_map.h"
 #include "w4a8_quantize.h"
 #include "w4a8_quantize_once.cuh"
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kMaxStages = 6;
 
-int blocks_per_cta(int k, int ctas) { return ceil_div(ceil_div(k, kBlockK), ctas); }
+int blocks_per_cta(int k, int ctas) { return static_cast<int>(ceil_div(ceil_div(k, kBlockK), ctas)); }
 
 // Ring stages that fit beside the rest; 0 where fewer than two do.
 int stages_that_fit(int ctas, int blocks, int r) {
@@ -33,27 +33,31 @@ int choose_ctas(int k, int r) {
 
 bool can_quantize_once(const svdq_linear_params& p) { return choose_ctas(p.k, p.r) > 0; }
 
-cudaError_t launch_quantize_once(const svdq_linear_params& p, cudaStream_t stream) {
-    const W4A8Workspace ws(p.m, p.k, p.r);
-    auto* base = static_cast<uint8_t*>(p.workspace);
-    const uint64_t m = uint64_t(p.m), k = uint64_t(p.k), r = uint64_t(p.r);
+cudaError_t quantize_once(const LinearArgs& args, cudaStream_t stream) {
+    const svdq_linear_params& p = args.p;
     QuantizeOnceArgs a = {};
-    cudaError_t e = encode(&a.x, {p.x, m, k, 2 * k, kTileTokens, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
-    if (!e && p.r > 0) e = encode(&a.lora_down, {p.lora_down, r, k, 2 * k, uint32_t(r), 64, 2, CU_TENSOR_MAP_SWIZZLE_128B});
-    if (e) return e;
+    const int64_t m = p.m, k = p.k, r = p.r;
+    cudaError_t e = encode({{&a.x, {p.x, m, k, 2 * k, kTileTokens, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B}}});
+    if (e == cudaSuccess && r > 0)
+        e = encode({{&a.lora_down, {p.lora_down, r, k, 2 * k, r, 64, 2, CU_TENSOR_MAP_SWIZZLE_128B}}});
+    if (e != cudaSuccess) return e;
     a.lora_down_rows = static_cast<const uint16_t*>(p.lora_down);
     a.act_mul = static_cast<const uint16_t*>(p.act_mul);
-    a.x_q = base + ws.x_q;
-    a.x_scale = reinterpret_cast<float*>(base + ws.x_scale);
-    a.t = reinterpret_cast<uint16_t*>(base + ws.t);
+    a.x_q = args.codes();
+    a.x_scale = reinterpret_cast<float*>(args.scales());
+    a.t = reinterpret_cast<uint16_t*>(args.t());
     a.m = p.m, a.k = p.k, a.r = p.r;
     a.ctas = choose_ctas(p.k, p.r);
     a.blocks_per_cta = blocks_per_cta(p.k, a.ctas);
     a.stages = stages_that_fit(a.ctas, a.blocks_per_cta, p.r);
-    const auto kernel = p.dtype == SVDQ_F16 ? quantize_once_w4a8_kernel<__half> : quantize_once_w4a8_kernel<__nv_bfloat16>;
-    const int smem = QuantizeOnceSmem(a.ctas, a.blocks_per_cta, a.stages, p.r).bytes;
-    const dim3 tiles(0, unsigned(ceil_div(p.m, kTileTokens)));
-    return launch_clusters(kernel, a, a.ctas, tiles, kOnceThreads, smem, stream);
+    const auto kernel =
+        p.dtype == SVDQ_F16 ? quantize_once_w4a8_kernel<__half> : quantize_once_w4a8_kernel<__nv_bfloat16>;
+    LaunchConfig how = {};
+    how.threads = kOnceThreads;
+    how.shared_bytes = static_cast<size_t>(QuantizeOnceSmem(a.ctas, a.blocks_per_cta, a.stages, p.r).bytes);
+    how.overlap = true;
+    how.cluster = a.ctas;
+    return launch_persistent(kernel, how, static_cast<int>(ceil_div(p.m, kTileTokens)), stream, a);
 }
 
 }  // namespace svdq::sm90

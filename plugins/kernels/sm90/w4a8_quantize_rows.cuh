@@ -1,7 +1,7 @@
-// quantize_rows_w4a8 (sm_90a): kernel (a) without the low-rank branch, x -> x_q, x_scale (int8 per token)
+// quantize_rows_w4a8 (sm_90a): quantize without the low-rank branch, x -> x_q, x_scale (int8 per token)
 //
-// A CTA takes `rows` whole rows of x, straight from global memory into registers and out again; a quad of lanes takes a block
-// of 128 columns of a row:
+// A CTA takes `rows` whole rows of x, straight from global memory into registers and out again; a quad of lanes takes a
+// block of 128 columns of a row:
 //
 //                K ->  128 columns each
 //              +--------+--------+--------+--
@@ -24,6 +24,7 @@
 // kernel's end has waited for both.
 #pragma once
 
+#include "../ptx/barrier.cuh"
 #include "w4a8_codes.cuh"
 
 namespace svdq::sm90 {
@@ -46,43 +47,45 @@ static_assert(kMaxRowThreads / 4 * kBlockK >= kMaxQuantizeK, "a CTA holds a row 
 __device__ __forceinline__ void load_act_mul(uint32_t (&out)[16], const uint16_t* act_mul, int k0, int k) {
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-        const uint4 s = ldg128(act_mul + min(k0 + 32 * q, k - 8));
+        const uint4 s = ptx::load_global_nc_16(act_mul + min(k0 + 32 * q, k - 8));
         out[4 * q + 0] = s.x, out[4 * q + 1] = s.y, out[4 * q + 2] = s.z, out[4 * q + 3] = s.w;
     }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kMaxRowThreads, 1) quantize_rows_w4a8_kernel(const __grid_constant__ QuantizeRowsArgs p) {
+template <class T>
+__global__ void __launch_bounds__(kMaxRowThreads, 1)
+    quantize_rows_w4a8_kernel(const __grid_constant__ QuantizeRowsArgs p) {
     __shared__ uint32_t row_max[kMaxRows];
-    const int quad = int(threadIdx.x) / 4, j = int(threadIdx.x) % 4;
+    const int quad = static_cast<int>(threadIdx.x) / 4, j = static_cast<int>(threadIdx.x) % 4;
     const int blocks = (p.k + kBlockK - 1) / kBlockK;
-    const int first_row = int(blockIdx.x) * p.rows;
+    const int first_row = static_cast<int>(blockIdx.x) * p.rows;
     const int row = quad / blocks, block = quad - row * blocks;  // the last warp may have no row
     const bool valid = row < min(p.rows, p.m - first_row);
-    if (int(threadIdx.x) < p.rows) row_max[threadIdx.x] = 0;
-    if (!p.beside) wait_prerequisites();
-    launch_dependents();
+    if (static_cast<int>(threadIdx.x) < p.rows) row_max[threadIdx.x] = 0;
+    if (!p.beside) ptx::wait_for_previous();
+    ptx::launch_dependents();
 
     uint32_t xh[16], factors[16];
     const int k0 = block * kBlockK + 8 * j;
-    const uint16_t* from = p.x + size_t(first_row + row) * size_t(p.k) + k0;
+    const uint16_t* from = p.x + static_cast<size_t>(first_row + row) * static_cast<size_t>(p.k) + k0;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-        const uint4 v = ldg128_stream(from + 32 * q, valid && k0 + 32 * q < p.k);
+        const uint4 v = ptx::load_global_stream_16(from + 32 * q, valid && k0 + 32 * q < p.k);
         xh[4 * q + 0] = v.x, xh[4 * q + 1] = v.y, xh[4 * q + 2] = v.z, xh[4 * q + 3] = v.w;
     }
     load_act_mul(factors, p.act_mul, k0, p.k);
     __syncthreads();  // row_max is zero
 #pragma unroll
-    for (int e = 0; e < 16; ++e) xh[e] = Act16<T>::mul(xh[e], factors[e]);
-    const uint32_t top = quad_max(max_pattern(running_max<T>(0, xh)));
+    for (int e = 0; e < 16; ++e) xh[e] = multiply_pairs<T>(xh[e], factors[e]);
+    const uint32_t top = max_lanes<4>(max_pattern(running_max<T>(0, xh)));
     if (j == 0 && valid) atomicMax(&row_max[row], top);
     __syncthreads();
     const RowScale scale = row_scale<T>(row_max[valid ? row : 0]);
-    const size_t out_row = size_t(first_row + row);
+    const size_t out_row = static_cast<size_t>(first_row + row);
     if (valid && block == 0 && j == 0) p.x_scale[out_row] = scale.stored;
-    store_codes<T>(p.x_q + (out_row * size_t(blocks) + size_t(block)) * kBlockK, valid, xh, scale);
-    if (p.beside && blockIdx.x == gridDim.x - 1) wait_prerequisites();
+    store_codes<T>(p.x_q + (out_row * static_cast<size_t>(blocks) + static_cast<size_t>(block)) * kBlockK, valid, xh,
+                   scale);
+    if (p.beside && blockIdx.x == gridDim.x - 1) ptx::wait_for_previous();
 }
 
 }  // namespace svdq::sm90

@@ -12,7 +12,7 @@
 
 using namespace nvinfer1;
 
-template <typename Member>
+template <class Member>
 void slot(char const* name, Member member) {
     std::ptrdiff_t words[2];
     static_assert(sizeof member == sizeof words, "not the Itanium ABI");
@@ -26,10 +26,10 @@ void slot(char const* name, Member member) {
 #define VALUE(item) std::printf("value %s %d\n", #item, static_cast<int>(item))
 
 // Reports what an interface says of itself; `Base` is abstract, so the version is asked without an object.
-#define VERSION(type)                                                                              \
-    do {                                                                                           \
+#define VERSION(type) \
+    do { \
         InterfaceInfo const i = reinterpret_cast<type const*>(&storage)->type::getInterfaceInfo(); \
-        std::printf("version %s '%s' %d.%d\n", #type, i.kind, i.major, i.minor);                   \
+        std::printf("version %s '%s' %d.%d\n", #type, i.kind, i.major, i.minor); \
     } while (0)
 
 int main() {
@@ -43,15 +43,12 @@ int main() {
     VALUE(DimensionOperation::kFLOOR_DIV), VALUE(APILanguage::kCPP), VALUE(ILogger::Severity::kERROR);
 
     SIZE(Dims), SIZE(PluginField), SIZE(PluginFieldCollection), SIZE(PluginTensorDesc);
-    SIZE(DynamicPluginTensorDesc), SIZE(DimsExprs), SIZE(InterfaceInfo), SIZE(IDimensionExpr),
-        SIZE(IExprBuilder);
+    SIZE(DynamicPluginTensorDesc), SIZE(DimsExprs), SIZE(InterfaceInfo), SIZE(IDimensionExpr), SIZE(IExprBuilder);
     OFFSET(Dims, nbDims), OFFSET(Dims, d), VALUE(Dims::MAX_DIMS);
-    OFFSET(PluginField, name), OFFSET(PluginField, data), OFFSET(PluginField, type),
-        OFFSET(PluginField, length);
+    OFFSET(PluginField, name), OFFSET(PluginField, data), OFFSET(PluginField, type), OFFSET(PluginField, length);
     OFFSET(PluginFieldCollection, nbFields), OFFSET(PluginFieldCollection, fields);
     OFFSET(PluginTensorDesc, dims), OFFSET(PluginTensorDesc, type), OFFSET(PluginTensorDesc, format);
-    OFFSET(PluginTensorDesc, scale), OFFSET(DynamicPluginTensorDesc, desc),
-        OFFSET(DynamicPluginTensorDesc, min);
+    OFFSET(PluginTensorDesc, scale), OFFSET(DynamicPluginTensorDesc, desc), OFFSET(DynamicPluginTensorDesc, min);
     OFFSET(DynamicPluginTensorDesc, max), OFFSET(DynamicPluginTensorDesc, opt);
     OFFSET(DimsExprs, nbDims), OFFSET(DimsExprs, d);
 

@@ -212,8 +212,8 @@ public:
     virtual int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const* shapeInputs,
                                     int32_t nbShapeInputs, DimsExprs* outputs, int32_t nbOutputs,
                                     IExprBuilder& exprBuilder) noexcept = 0;
-    virtual bool supportsFormatCombination(int32_t pos, DynamicPluginTensorDesc const* inOut,
-                                           int32_t nbInputs, int32_t nbOutputs) noexcept = 0;
+    virtual bool supportsFormatCombination(int32_t pos, DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
+                                           int32_t nbOutputs) noexcept = 0;
     virtual int32_t getNbOutputs() const noexcept = 0;
     virtual size_t getWorkspaceSize(DynamicPluginTensorDesc const*, int32_t, DynamicPluginTensorDesc const*,
                                     int32_t) const noexcept {

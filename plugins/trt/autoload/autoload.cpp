@@ -49,7 +49,7 @@ int find_core(dl_phdr_info* info, size_t, void* found) {
     return 0;
 }
 
-template <typename Function>
+template <class Function>
 Function symbol(void* library, char const* name) {
     return reinterpret_cast<Function>(dlsym(library, name));
 }

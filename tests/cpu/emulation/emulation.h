@@ -1,9 +1,10 @@
 // Runs the portable CUDA kernels on a CPU, one block after another, so that their addressing, pipelines, layouts
-// and numerics are tested where there is no GPU. Included by plugins/kernels/common/ptx.cuh under SVDQ_EMULATION.
+// and numerics are tested where there is no GPU. Included by plugins/kernels/ptx/base.cuh under SVDQ_EMULATION.
 //
-// Blocks run in order, or backwards where EMULATION_BACKWARDS is set. Every CUDA thread of a block is a fiber; a fiber runs until it has to wait for others (a barrier, or an
-// instruction of a whole warp). An asynchronous copy happens at the wait that its thread makes for it, no
-// sooner, so a missing wait reads old bytes. Shared memory starts as 0xff bytes (NaN).
+// Blocks run in order, or backwards where EMULATION_BACKWARDS is set. Every CUDA thread of a block is a fiber; a fiber
+// runs until it has to wait for others (a barrier, or an instruction of a whole warp). An asynchronous copy happens at
+// the wait that its thread makes for it, no sooner, so a missing wait reads old bytes. Shared memory starts as 0xff
+// bytes (NaN).
 // Not modelled: time, races between warps that no barrier orders, memory caches.
 #pragma once
 
@@ -100,11 +101,17 @@ inline uint32_t __reduce_or_sync(unsigned, uint32_t v) {
 }
 
 template <class V>
-V __ldg(const V* p) { return *p; }
+V __ldg(const V* p) {
+    return *p;
+}
 template <class V>
-V __ldcg(const V* p) { return *p; }
+V __ldcg(const V* p) {
+    return *p;
+}
 template <class V>
-void __stcg(V* p, V v) { *p = v; }
+void __stcg(V* p, V v) {
+    *p = v;
+}
 inline void __threadfence() {}
 inline unsigned atomicInc(unsigned* p, unsigned last) {
     const unsigned old = *p;
@@ -138,9 +145,13 @@ inline uint32_t __vmaxu2(uint32_t a, uint32_t b) {
     return lo | ((a >> 16) > (b >> 16) ? a >> 16 : b >> 16) << 16;
 }
 template <class A, class B>
-auto min(A a, B b) -> decltype(a + b) { return a < b ? a : b; }
+auto min(A a, B b) -> decltype(a + b) {
+    return a < b ? a : b;
+}
 template <class A, class B>
-auto max(A a, B b) -> decltype(a + b) { return a > b ? a : b; }
+auto max(A a, B b) -> decltype(a + b) {
+    return a > b ? a : b;
+}
 
 inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
     const float2 x = __half22float2(a), y = __half22float2(b), z = __half22float2(c);

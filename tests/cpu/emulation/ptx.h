@@ -1,5 +1,5 @@
-// The functions of plugins/kernels/common/ptx.cuh, by definition instead of by instruction. The fragments are
-// the ones pictured there.
+// The functions of plugins/kernels/ptx/ that the portable kernels use, by definition instead of by instruction. The
+// fragments are the ones pictured in its mma.cuh.
 #pragma once
 
 #include "emulation.h"
@@ -16,7 +16,7 @@ inline void cp_async(uint32_t dst, const void* src, bool valid, int bytes) {
     emulation::self->open.push_back({dst, src, bytes, valid ? bytes : 0});
 }
 inline void cp_async_16(uint32_t dst, const void* src, bool valid) { cp_async(dst, src, valid, 16); }
-inline void cp_async_8(uint32_t dst, const void* src, bool valid) { cp_async(dst, src, valid, 8); }
+inline void cp_async_8(uint32_t dst, const void* src) { cp_async(dst, src, true, 8); }
 inline void cp_async_commit() {
     emulation::self->groups.push_back(std::move(emulation::self->open));
     emulation::self->open.clear();

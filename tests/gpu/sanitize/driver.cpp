@@ -189,10 +189,12 @@ public:
             return static_cast<uint8_t>(code() | code() << 4);
         }));
         const size_t scales = k / 64 * n;
-        if (c.format == kW4A8) p.wscale = hold(upload<uint8_t>(scales, [] { return uint8_t(1 + random_word() % 18); }));
+        if (c.format == kW4A8)
+            p.wscale = hold(upload<uint8_t>(scales, [] { return uint8_t(1 + random_word() % 18); }));
         else if (c.format == kNvfp4)
             p.wscale = hold(upload<uint8_t>(4 * scales, [] { return uint8_t(0x28 + random_word() % 16); }));
-        else p.wscale = floats(scales, -6, true);
+        else
+            p.wscale = floats(scales, -6, true);
         p.act_mul = floats(k, 0, true);
         p.lora_down = floats(r * k, -6);
         p.lora_up = floats(n * r, -3);

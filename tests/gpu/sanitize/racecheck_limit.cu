@@ -12,11 +12,12 @@
 #include <cstdio>
 #include <cstring>
 
-#include "sm90/ptx.cuh"
+#include "ptx/barrier.cuh"
+#include "ptx/copy.cuh"
 
 namespace {
 
-using namespace svdq::sm90;
+using namespace svdq::ptx;
 
 enum Release { kAll, kOne, kEarly };
 constexpr int kSlots = 2, kSlotBytes = 256, kRounds = 16;
@@ -26,29 +27,29 @@ template <Release kRelease>
 __global__ void ring(const uint8_t* from, int* sums) {
     __shared__ __align__(128) uint8_t slots[kSlots][kSlotBytes];
     __shared__ uint64_t barriers[2 * kSlots];
-    const uint32_t full = smem_u32(barriers), empty = full + 8 * kSlots;
+    const uint32_t full = smem_addr(barriers), empty = full + 8 * kSlots;
     const int lane = int(threadIdx.x) % 32;
     if (threadIdx.x == 0) {
         for (int s = 0; s < kSlots; ++s) {
-            mbar_init(full + 8 * s, 32);
-            mbar_init(empty + 8 * s, kRelease == kAll ? 32 : 1);
+            mbarrier_init(full + 8 * s, 32);
+            mbarrier_init(empty + 8 * s, kRelease == kAll ? 32 : 1);
         }
-        fence_mbar_init();
+        fence_mbarrier_init();
     }
     __syncthreads();
     int sum = 0;
     for (int i = 0; i < kRounds; ++i) {
         const uint32_t slot = i % kSlots, phase = i / kSlots & 1;
         if (threadIdx.x < 32) {
-            mbar_wait(empty + 8 * slot, phase ^ 1);
-            cp_async_8(smem_u32(slots[slot]) + 8 * lane, from + i * kSlotBytes + 8 * lane);
+            mbarrier_wait(empty + 8 * slot, phase ^ 1);
+            cp_async_8(smem_addr(slots[slot]) + 8 * lane, from + i * kSlotBytes + 8 * lane);
             cp_async_arrive(full + 8 * slot);
         } else {
-            mbar_wait(full + 8 * slot, phase);
-            if (kRelease == kEarly && lane == 0) mbar_arrive(empty + 8 * slot);
+            mbarrier_wait(full + 8 * slot, phase);
+            if (kRelease == kEarly && lane == 0) mbarrier_arrive(empty + 8 * slot);
             sum += static_cast<volatile uint8_t&>(slots[slot][lane / 2]);
             if (kRelease == kOne) __syncwarp();
-            if (kRelease == kAll || (kRelease == kOne && lane == 0)) mbar_arrive(empty + 8 * slot);
+            if (kRelease == kAll || (kRelease == kOne && lane == 0)) mbarrier_arrive(empty + 8 * slot);
         }
     }
     if (threadIdx.x >= 32) sums[lane] = sum;
