@@ -45,7 +45,7 @@ def main() -> None:
                 preset, low_rank = RUNGS[name]
                 rank = args.rank if low_rank else 0
                 q = quantize_group([w], [None], seen, INT4, rank, act_dtype=dtype, act_shift=shift, preset=preset)
-                cells.append(f"{fresh_sqnr(q, w, fresh):8.2f}" + ("*" if shift and not q.act_unsigned else " "))
+                cells.append(f"{fresh_sqnr(q, w, fresh):8.2f}" + ("*" if shift and not q.weights.act_unsigned else " "))
             print(f"{layer:<10}{label:<10}" + "".join(cells), flush=True)
     print("* the quantizer was offered unsigned codes and measured signed ones to be better")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import onnx
 from onnx.defs import OpSchema
 
+from svdq_trt.contract.formats import Dtype
 from svdq_trt.contract.ops import DOMAIN, OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
 
+_TYPES = {Dtype.ACT: "T", Dtype.INT8: "tensor(int8)", Dtype.F32: "tensor(float)"}
 _FLOATS = ["tensor(float16)", "tensor(bfloat16)", "tensor(float)"]
 
 
@@ -27,12 +29,9 @@ def schema(op_type: str) -> OpSchema:
 
 
 def _schema(op: OpSpec) -> OpSchema:
-    types = {
-        "act": "T",
-        "wscale": "T" if op.format.wscale_is_act_dtype else "tensor(int8)",
-        "int8": "tensor(int8)",
-        "float32": "tensor(float)",
-    }
+    inputs = [
+        OpSchema.FormalParameter(i.name, _TYPES[i.dtype_of(op.format)], f"{i.shape}: {i.meaning}") for i in op.inputs
+    ]
     numbers = [
         OpSchema.Attribute(a.name, onnx.helper.make_attribute(a.name, _number(a.kind, a.default)), a.meaning)
         for a in op.attributes
@@ -46,7 +45,7 @@ def _schema(op: OpSpec) -> OpSchema:
         DOMAIN,
         1,
         doc=f"SVDQuant, linears in a row: {len(op.linears)}; {op.format.summary}; activation {op.activation.name}.",
-        inputs=[OpSchema.FormalParameter(i.name, types[i.dtype], f"{i.shape}: {i.meaning}") for i in op.inputs],
+        inputs=inputs,
         outputs=[OpSchema.FormalParameter("y", "T", "[..., N_out]")],
         type_constraints=[("T", _FLOATS, "act dtype")],
         attributes=[*numbers, *strings],

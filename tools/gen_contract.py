@@ -9,6 +9,7 @@ Runs from any folder and needs only the standard library.
 from __future__ import annotations
 
 import argparse
+import enum
 import sys
 from pathlib import Path
 
@@ -16,7 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from svdq_trt.contract import ops  # noqa: E402
-from svdq_trt.contract.formats import FORMATS, K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation  # noqa: E402
+from svdq_trt.contract.formats import (  # noqa: E402
+    FORMATS,
+    K_MULTIPLE,
+    N_MULTIPLE,
+    R_MAX,
+    R_MULTIPLE,
+    Activation,
+    Dtype,
+)
 
 HEADER = ROOT / "plugins" / "include" / "svdq" / "contract.h"
 
@@ -51,23 +60,44 @@ def _attribute_default(spec: ops.AttributeSpec) -> str:
     return f"{spec.default!r}f" if spec.kind == "float" else f"{int(spec.default)}"
 
 
+def _enumerator(value: enum.Enum) -> str:
+    return "k" + value.name.replace("_", " ").title().replace(" ", "")
+
+
 def _inputs() -> list[str]:
-    width = max(len(_camel(t.name)) for t in ops.INPUTS)
+    """The table of a linear's inputs: names, dtypes and dimensions."""
+    width, most = max(len(_camel(t.name)) for t in ops.INPUTS), max(len(t.dims) for t in ops.INPUTS)
     lines = [
         "// The inputs of a linear. An op of several linears has x once, then the constants of each: input_of() tells.",
         "enum Input : int32_t {",
     ]
     for i, t in enumerate(ops.INPUTS):
-        lines.append(f"    {_camel(t.name):<{width}} = {i},  // {t.shape} {t.dtype}: {t.meaning}")
-    names = ", ".join(f'"{t.name}"' for t in ops.INPUTS)
-    return [
-        *lines,
+        lines.append(f"    {_camel(t.name):<{width}} = {i},  // {t.shape} {t.dtype.value}: {t.meaning}")
+    lines += [
         "};",
         f"inline constexpr int32_t kNumInputs = {len(ops.INPUTS)};",
         f"inline constexpr int32_t kNumConstants = {len(ops.INPUTS) - 1};",
-        "inline constexpr std::array<char const*, kNumInputs> kInputNames{",
-        f"    {names}}};",
+        "",
+        "// kAct: x's; kWscale: by format, see dtype_of().",
+        f"enum class Dtype : int32_t {{ {', '.join(_enumerator(d) for d in Dtype)} }};",
+        "// What a dimension counts. kCols: FormatRow::wscale_cols, and where that is 1 there is no such dimension;",
+        "// kLeading: of x, any number of dimensions; kNone: none, at the end of a row.",
+        f"enum class Size : int32_t {{ kNone, {', '.join(_enumerator(size) for size in ops.Size)} }};",
+        "struct Dim {",
+        "    Size size = Size::kNone;",
+        "    int32_t divisor = 1;",
+        "};",
+        "struct InputRow {",
+        "    char const* name;",
+        "    Dtype dtype;",
+        f"    std::array<Dim, {most}> dims;",
+        "};",
+        "inline constexpr std::array<InputRow, kNumInputs> kInputs{{",
     ]
+    for t in ops.INPUTS:
+        dims = ", ".join(f"{{Size::{_enumerator(d.size)}, {d.divisor}}}" for d in t.dims)
+        lines.append(f'    {{"{t.name}", Dtype::{_enumerator(t.dtype)}, {{{{{dims}}}}}}},')
+    return [*lines, "}};"]
 
 
 def _attributes() -> list[str]:
@@ -107,7 +137,7 @@ def _formats() -> list[str]:
         "    char const* name;",
         "    svdq_format format;",
         "    int32_t weight_group;       // G of the weight scales",
-        "    bool wscale_is_act_dtype;   // wscale has x's dtype; otherwise int8 bytes",
+        "    Dtype wscale_dtype;         // kAct or kInt8",
         "    int32_t wscale_cols;        // trailing dimension of wscale; 1 = none",
         "    bool has_unsigned;          // act_unsigned and act_shift may be set",
         "    int32_t max_k;              // above this the integer sum would overflow",
@@ -118,12 +148,18 @@ def _formats() -> list[str]:
     if [f.index for f in rows] != list(range(len(rows))):
         raise ValueError("Format.index must count from 0: kFormats is indexed by svdq_format")
     for f in rows:
-        has_unsigned = str(f.name == "int4").lower()  # spec/ops.py: act_unsigned is int4 only
         lines.append(
-            f'    {{"{f.name}", {_c_format(f.name)}, {f.weight_group}, {str(f.wscale_is_act_dtype).lower()}, '
-            f"{f.wscale_cols}, {has_unsigned}, {ops.max_exact_k(f)}}},"
+            f'    {{"{f.name}", {_c_format(f.name)}, {f.weight_group}, Dtype::{_enumerator(f.wscale_dtype)}, '
+            f"{f.wscale_cols}, {str(f.unsigned_codes).lower()}, {ops.max_exact_k(f)}}},"
         )
-    return [*lines, "}};"]
+    return [
+        *lines,
+        "}};",
+        "// What an input is stored as: never kWscale.",
+        "constexpr Dtype dtype_of(Input input, FormatRow const& format) {",
+        "    return kInputs[input].dtype == Dtype::kWscale ? format.wscale_dtype : kInputs[input].dtype;",
+        "}",
+    ]
 
 
 def _ops() -> list[str]:

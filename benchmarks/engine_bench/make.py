@@ -103,7 +103,7 @@ def _quantize(
     nodes = quantize(module, spec, FORMATS[job["format"]], job["rank"], job["skip"])
     clock.lap("quantize")
     if device == "cuda":
-        ops.linear.register_kernel("cuda")(ops.reference)
+        ops.linear.register_kernel("cuda")(ops.as_kernel(ops.reference))
     out = spec.wrap(module)(*inputs_of(spec, job["sizes"], device))
     np.save(folder / "torch.npy", out.float().cpu().numpy())
     torch.nn.Module.to(module, "cpu")

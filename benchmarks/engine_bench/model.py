@@ -13,7 +13,8 @@ from torch import nn
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.checkpoint.random_weights import fill_random
 from svdq_trt.contract.formats import W4A16, Format
-from svdq_trt.contract.ops import input_shapes
+from svdq_trt.contract.ops import CONSTANTS
+from svdq_trt.contract.weights import SvdqWeights, torch_dtype
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.models.recipe import member_tensors
 from svdq_trt.nn.linear import SVDQLinear
@@ -61,17 +62,15 @@ def blank_module(spec: ModelSpec, fmt: Format | None, rank: int, skip: Sequence[
         chosen = W4A16 if group.weight_only else fmt
         n, k = sum(len(weight) for weight in weights), weights[0].shape[1]
         tensors = {
-            name: torch.empty(shape, dtype=_dtype(name, chosen, spec.torch_dtype), device="meta")
-            for name, shape in input_shapes(chosen, n, k, group.rank(rank)).items()
+            t.name: torch.empty(
+                t.shape_of(chosen, n, k, group.rank(rank)),
+                dtype=torch_dtype(t.dtype_of(chosen), spec.torch_dtype),
+                device="meta",
+            )
+            for t in CONSTANTS
         }
-        spec.install(module, group, SVDQLinear(tensors, chosen, group.activation))
+        spec.install(module, group, SVDQLinear(SvdqWeights(**tensors, format=chosen, activation=group.activation)))
     return module.to_empty(device="cpu")
-
-
-def _dtype(name: str, fmt: Format, act: torch.dtype) -> torch.dtype:
-    if name == "wscale":
-        return act if fmt.wscale_is_act_dtype else torch.int8
-    return {"qweight": torch.int8, "wscale2": torch.float32}.get(name, act)
 
 
 def inputs_of(spec: ModelSpec, sizes: dict[str, int], device: str) -> tuple[torch.Tensor, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.contract import numerics
 from svdq_trt.nn import capi, ops
 from svdq_trt.nn.linear import SVDQLinear
 
@@ -27,24 +26,11 @@ class Unpacked(nn.Module):
     def __init__(self, layer: SVDQLinear) -> None:
         super().__init__()
         self.layer = layer
-        packed = numerics.QuantWeight(layer.qweight, layer.wscale, layer.wscale2)
-        self.register_buffer("weight", numerics.dequantize_weight(packed, layer.format))
+        self.register_buffer("weight", layer.weights.unpack())
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features]."""
-        layer = self.layer
-        return ops.with_weight(
-            x,
-            self.weight,
-            layer.act_mul,
-            layer.lora_down,
-            layer.lora_up,
-            layer.bias,
-            layer.format,
-            layer.activation,
-            layer.act_unsigned,
-            layer.act_shift,
-        )
+        return ops.with_weight(x, self.weight, self.layer.weights)
 
 
 def unpack(module: nn.Module) -> None:

@@ -13,7 +13,7 @@ from svdq_export.bodies.acts import quantize_act
 from svdq_export.bodies.build import OPSET, Body
 from svdq_export.bodies.weights import dequantize_weight
 from svdq_trt.contract.formats import Activation, Format
-from svdq_trt.contract.ops import DOMAIN, INPUTS, LinearSpec, OpSpec
+from svdq_trt.contract.ops import CONSTANTS, DOMAIN, LinearSpec, OpSpec
 
 F16_MAX = 65504.0
 
@@ -28,8 +28,8 @@ def build_function(op: OpSpec) -> ir.Function:
     inputs = {spec.name: ir.Value(name=spec.name) for spec in op.inputs}
     y = inputs["x"]
     for linear in op.linears:
-        constants = {spec.name: inputs[linear.prefix + spec.name] for spec in INPUTS[1:]}
-        y = _linear(b, op.format, linear, x=y, **constants)
+        constants = {spec.name: inputs[linear.prefix + spec.name] for spec in CONSTANTS}
+        y = _linear(b, op.format, linear, y, constants)
     y.name = "y"
     attributes = [ir.Attr(a.name, _KIND[a.kind], None) for a in op.attributes]
     attributes += [ir.Attr(n, ir.AttributeType.STRING, None) for n in ("plugin_version", "plugin_namespace")]
@@ -40,22 +40,10 @@ def build_function(op: OpSpec) -> ir.Function:
 _KIND = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT}
 
 
-def _linear(
-    b: Body,
-    fmt: Format,
-    linear: LinearSpec,
-    *,
-    x: ir.Value,
-    qweight: ir.Value,
-    wscale: ir.Value,
-    act_mul: ir.Value,
-    lora_down: ir.Value,
-    lora_up: ir.Value,
-    bias: ir.Value,
-    wscale2: ir.Value,
-) -> ir.Value:
+def _linear(b: Body, fmt: Format, linear: LinearSpec, x: ir.Value, constants: dict[str, ir.Value]) -> ir.Value:
     """act( Q(x̂)·Q(W)ᵀ + (x·lora_downᵀ)·lora_upᵀ + bias ), one rounding at the end."""
-    w = dequantize_weight(b, qweight, wscale, wscale2, fmt)
+    act_mul, lora_down, lora_up, bias = (constants[name] for name in ("act_mul", "lora_down", "lora_up", "bias"))
+    w = dequantize_weight(b, constants["qweight"], constants["wscale"], constants["wscale2"], fmt)
     xf = b.to_f32(x)
     shifted = b("Add", xf, b.attribute(linear.prefix + "act_shift", "float"))
     x_hat = b.to_f32(b("CastLike", b("Mul", shifted, b.to_f32(act_mul)), x))

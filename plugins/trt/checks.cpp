@@ -39,12 +39,6 @@ std::string shape_name(Dims const& dims) {
     return text + "]";
 }
 
-Dims make_dims(std::initializer_list<int64_t> values) {
-    Dims dims{};
-    for (int64_t value : values) dims.d[dims.nbDims++] = value;
-    return dims;
-}
-
 // Which of a linear's inputs the op's input `index` is, and of which linear.
 Input kind_of(int32_t index) {
     return index == contract::kX ? contract::kX : static_cast<Input>((index - 1) % contract::kNumConstants + 1);
@@ -54,13 +48,40 @@ int32_t linear_of(int32_t index) { return index == contract::kX ? 0 : (index - 1
 std::string input_where(std::string const& where, contract::OpRow const& op, int32_t index) {
     Input const kind = kind_of(index);
     std::string const prefix = kind == contract::kX ? "" : op.linears[linear_of(index)].names.prefix;
-    return where + ", input " + prefix + contract::kInputNames[kind];
+    return where + ", input " + prefix + contract::kInputs[kind].name;
 }
 
 int64_t divided(int64_t value, int64_t by) { return value < 0 ? kUnknown : value / by; }
 
 // Columns of the output of a linear with n rows of weight.
 int64_t columns_out(svdq_activation activation, int64_t n) { return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n; }
+
+// The shape of a constant input; a dimension of a size that is not known yet is unknown.
+Dims want_shape(contract::InputRow const& input, contract::FormatRow const& format, Sizes const& sizes) {
+    Dims dims{};
+    for (auto const& [size, divisor] : input.dims) {
+        int64_t value = kUnknown;
+        switch (size) {
+            case contract::Size::kN: value = sizes.n; break;
+            case contract::Size::kK: value = sizes.k; break;
+            case contract::Size::kR: value = sizes.r; break;
+            case contract::Size::kCols: value = format.wscale_cols; break;
+            case contract::Size::kLeading:
+            case contract::Size::kNone: break;
+        }
+        bool const is_there = size != contract::Size::kNone && !(size == contract::Size::kCols && value == 1);
+        if (is_there) dims.d[dims.nbDims++] = divided(value, divisor);
+    }
+    return dims;
+}
+
+DataType type_of(contract::Dtype dtype, DataType act) {
+    switch (dtype) {
+        case contract::Dtype::kInt8: return DataType::kINT8;
+        case contract::Dtype::kF32: return DataType::kFLOAT;
+        default: return act;
+    }
+}
 
 bool fits(Dims const& got, Dims const& want) {
     if (got.nbDims != want.nbDims) return false;
@@ -119,20 +140,11 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
                        "Lower the batch or the resolution of the profile."};
     }
 
-    int64_t const n = sizes.n, k = sizes.k, r = sizes.r, groups = divided(k, contract::kKMultiple);
-    std::array<Dims, contract::kNumInputs> want;
-    want[contract::kQweight] = make_dims({n, divided(k, 2)});
-    want[contract::kWscale] =
-        format.wscale_cols == 1 ? make_dims({groups, n}) : make_dims({groups, n, format.wscale_cols});
-    want[contract::kActMul] = make_dims({k});
-    want[contract::kLoraDown] = make_dims({r, k});
-    want[contract::kLoraUp] = make_dims({n, r});
-    want[contract::kBias] = make_dims({n});
-    want[contract::kWscale2] = make_dims({n});
     for (int32_t i = contract::kX + 1; i < contract::kNumInputs; ++i) {
         int32_t const index = contract::input_of(linear, static_cast<Input>(i));
-        if (!fits(shapes[index], want[i])) {
-            return Problem{input_where(where, op, index), shape_name(shapes[index]), shape_name(want[i]), kExportAgain};
+        Dims const want = want_shape(contract::kInputs[i], format, sizes);
+        if (!fits(shapes[index], want)) {
+            return Problem{input_where(where, op, index), shape_name(shapes[index]), shape_name(want), kExportAgain};
         }
     }
     return std::nullopt;
@@ -141,12 +153,7 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
 }  // namespace
 
 DataType want_type(contract::OpRow const& op, int32_t index, DataType act) {
-    switch (kind_of(index)) {
-        case contract::kQweight: return DataType::kINT8;
-        case contract::kWscale: return contract::kFormats[op.format].wscale_is_act_dtype ? act : DataType::kINT8;
-        case contract::kWscale2: return DataType::kFLOAT;
-        default: return act;
-    }
+    return type_of(contract::dtype_of(kind_of(index), contract::kFormats[op.format]), act);
 }
 
 std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op, DataType const* types) {

@@ -20,6 +20,7 @@ from torch import Tensor
 from svdq_trt.artifact.tensor_file import SAFETENSORS_DTYPES, save_tensors, stream_tensors
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.contract.weights import SvdqWeights, find_misfit, tensors_of
 
 VERSION = 1
 REMAKE = "Make it again: svdq-trt quantize or build with --force."
@@ -49,6 +50,44 @@ class Node:
     act_unsigned: bool
     act_shift: float
     trials: tuple[tuple[float, float, float], ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        members: tuple[str, ...],
+        member_rows: tuple[int, ...],
+        weights: SvdqWeights,
+        sqnr_db: float = math.nan,
+        alpha: float = 0.0,
+        beta: float = 0.0,
+        trials: tuple[tuple[float, float, float], ...] = (),
+    ) -> Node:
+        """The description of `weights`."""
+        return cls(
+            name,
+            members,
+            member_rows,
+            weights.format.name,
+            weights.activation.value,
+            weights.n,
+            weights.k,
+            weights.rank,
+            sqnr_db,
+            alpha,
+            beta,
+            weights.act_unsigned,
+            weights.act_shift,
+            trials,
+        )
+
+    def weights(self, tensors: Mapping[str, Tensor]) -> SvdqWeights:
+        """Its part of an artifact's tensors."""
+        own = tensors_of(self.name, tensors)
+        fmt, activation = FORMATS[self.format], Activation(self.activation)
+        return SvdqWeights(
+            **own, format=fmt, activation=activation, act_unsigned=self.act_unsigned, act_shift=self.act_shift
+        )
 
 
 @dataclass(frozen=True)
@@ -149,7 +188,7 @@ def _check_fields(node: Node) -> None:
         and type(node.act_unsigned) is bool
         and math.isfinite(node.act_shift)
         and (node.act_shift == 0 or node.act_unsigned)
-        and (not node.act_unsigned or node.format == "int4")
+        and (not node.act_unsigned or FORMATS[node.format].unsigned_codes)
         and len(node.members) == len(node.member_rows) > 0
     )
     if not good or sum(node.member_rows) != node.n:
@@ -157,18 +196,10 @@ def _check_fields(node: Node) -> None:
 
 
 def _check_node(path: Path, node: Node, tensors: Mapping[str, Tensor]) -> None:
-    from svdq_trt.contract.ops import input_shapes
-
-    half = tensors[f"{node.name}.act_mul"].dtype if f"{node.name}.act_mul" in tensors else torch.float16
-    dtypes = {"qweight": torch.int8, "wscale2": torch.float32}
-    if not FORMATS[node.format].wscale_is_act_dtype:
-        dtypes["wscale"] = torch.int8
-    for name, shape in input_shapes(FORMATS[node.format], node.n, node.k, node.rank).items():
-        tensor = tensors.get(f"{node.name}.{name}")
-        got = "missing" if tensor is None else str(tuple(tensor.shape))
-        if tensor is None or tuple(tensor.shape) != shape:
-            raise ArtifactError(f"{path}: {node.name}.{name}", got, str(shape), REMAKE)
-        dtype = dtypes.get(name, half)
-        if tensor.dtype != dtype or dtype not in (torch.int8, torch.float32, torch.float16, torch.bfloat16):
-            where = f"{path}: {node.name}.{name}"
-            raise ArtifactError(where, str(tensor.dtype), str(dtype), REMAKE)
+    own = tensors_of(node.name, tensors)
+    act = own["act_mul"].dtype if "act_mul" in own else torch.float16
+    if act not in (torch.float16, torch.bfloat16, torch.float32):
+        act = torch.float16
+    found = find_misfit(own, FORMATS[node.format], node.n, node.k, node.rank, act)
+    if found is not None:
+        raise ArtifactError(f"{path}: {node.name}.{found.name}", found.got, found.want, REMAKE)

@@ -31,6 +31,20 @@ class Activation(enum.Enum):
         return n // 2 if self is Activation.GEGLU else n
 
 
+class Dtype(enum.Enum):
+    """What an input of the op is stored as. The value is the word that documents print."""
+
+    ACT = "act"  # as x: f16 or bf16
+    INT8 = "int8"
+    F32 = "float32"
+    WSCALE = "wscale"  # ACT or INT8, by format: Format.wscale_dtype; TensorSpec.dtype_of resolves it
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element; of WSCALE there are none before it is resolved."""
+        return {Dtype.ACT: 2, Dtype.INT8: 1, Dtype.F32: 4}[self]
+
+
 @dataclass(frozen=True)
 class Format:
     """One row of the format table.
@@ -41,8 +55,9 @@ class Format:
         index: value of the C enum.
         weight_group: G of the weight scales.
         act_group: G of the activation scales; 0 = one scale per token; None = activations stay 16 bit.
-        wscale_is_act_dtype: `wscale` has x's dtype; otherwise it is int8 bytes.
-        wscale_cols: trailing dimension of `wscale` beyond [K/64, N] (nvfp4: four e4m3 bytes per 64).
+        wscale_dtype: ACT, or INT8 for z of w4a8 and the e4m3 bytes of nvfp4.
+        wscale_cols: trailing dimension of `wscale` beyond [K/64, N] (nvfp4: four e4m3 bytes per 64); 1 = none.
+        unsigned_codes: activations may have u4 codes, which needs act_unsigned and act_shift.
         summary: one line for tables and ``--help``.
     """
 
@@ -51,20 +66,16 @@ class Format:
     index: int
     weight_group: int
     act_group: int | None
-    wscale_is_act_dtype: bool
+    wscale_dtype: Dtype
     wscale_cols: int
+    unsigned_codes: bool
     summary: str
 
-    def wscale_shape(self, n: int, k: int) -> tuple[int, ...]:
-        """Shape of input 2, group-major so that a tile's row of scales is contiguous."""
-        base = (k // 64, n)
-        return base if self.wscale_cols == 1 else (*base, self.wscale_cols)
 
-
-INT4 = Format("int4", "Int4", 0, 64, 64, True, 1, "s4 weights, s4/u4 activations, groups of 64")
-W4A8 = Format("w4a8", "W4A8", 1, 64, 0, False, 1, "s4 weights in two levels, int8 activations per token")
-NVFP4 = Format("nvfp4", "NVFP4", 2, 16, 16, False, 4, "e2m1 weights and activations, e4m3 scales per 16")
-W4A16 = Format("w4a16", "W4A16", 3, 64, None, True, 1, "s4 weights in groups of 64, 16-bit activations")
+INT4 = Format("int4", "Int4", 0, 64, 64, Dtype.ACT, 1, True, "s4 weights, s4/u4 activations, groups of 64")
+W4A8 = Format("w4a8", "W4A8", 1, 64, 0, Dtype.INT8, 1, False, "s4 weights in two levels, int8 activations per token")
+NVFP4 = Format("nvfp4", "NVFP4", 2, 16, 16, Dtype.INT8, 4, False, "e2m1 weights and activations, e4m3 scales per 16")
+W4A16 = Format("w4a16", "W4A16", 3, 64, None, Dtype.ACT, 1, False, "s4 weights in groups of 64, 16-bit activations")
 
 FORMATS: dict[str, Format] = {f.name: f for f in (INT4, W4A8, NVFP4, W4A16)}
 

@@ -19,6 +19,7 @@ from svdq_trt.contract.formats import (
     NVFP4,
     W4A8,
     W4A8_Z_MAX,
+    W4A16,
     ZERO_GROUP_ABSMAX,
     Format,
 )
@@ -27,12 +28,12 @@ CPU = torch.device("cpu")
 E4M3 = torch.float8_e4m3fn
 
 
-class QuantWeight(NamedTuple):
-    """A quantized weight in the op contract's layout (svdq_trt/contract/ops.py, inputs 1, 2 and 7)."""
+class PackedWeight(NamedTuple):
+    """A weight as it is stored: those of the op's inputs (svdq_trt/contract/ops.py) that hold its codes and scales."""
 
-    qweight: Tensor  # [N, K/2] int8
-    wscale: Tensor  # [K/64, N] act dtype | int8; [K/64, N, 4] int8
-    wscale2: Tensor  # [N] f32
+    qweight: Tensor
+    wscale: Tensor
+    wscale2: Tensor
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class WeightScales(NamedTuple):
     """The scales of a weight, chosen before any code is."""
 
     step: Tensor  # [N, K/G] f32: what one unit of a code is worth; nvfp4: 0 where the e4m3 scale underflows
-    wscale: Tensor  # as stored, see QuantWeight
+    wscale: Tensor  # as stored, see PackedWeight
     wscale2: Tensor  # [N] f32
 
 
@@ -100,7 +101,7 @@ def scales_of(span: Tensor, absmax: Tensor, fmt: Format, act_dtype: torch.dtype)
     """
     n = len(span)
     ones = torch.ones(n, device=span.device)
-    if fmt.wscale_is_act_dtype:  # int4, w4a16
+    if fmt in (INT4, W4A16):
         s = (span / 7).to(act_dtype)
         s = torch.where(s == 0, torch.ones_like(s), s)
         return WeightScales(s.float(), s.T.contiguous(), ones)
@@ -124,13 +125,13 @@ def round_weight(w: Tensor, step: Tensor, fmt: Format) -> Tensor:
     return torch.round(w / step).clamp_(-7, 7)
 
 
-def pack_weight(values: Tensor, scales: WeightScales, fmt: Format) -> QuantWeight:
+def pack_weight(values: Tensor, scales: WeightScales, fmt: Format) -> PackedWeight:
     """Code values [N, K] from round_weight, and the scales they were rounded with, in the stored layout."""
     codes = e2m1_codes(values) if fmt is NVFP4 else values.to(torch.int8).view(torch.uint8)
-    return QuantWeight(pack_nibbles(codes), scales.wscale, scales.wscale2)
+    return PackedWeight(pack_nibbles(codes), scales.wscale, scales.wscale2)
 
 
-def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> QuantWeight:
+def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float16) -> PackedWeight:
     """Round a residual weight [N, K] f32 to 4-bit groups along K; absmax scales, ties to even.
 
     Tested against svdq_trt.contract.reference.quant.quantize_weight in tests/cpu/test_numerics.py.
@@ -140,7 +141,7 @@ def quantize_weight(w: Tensor, fmt: Format, act_dtype: torch.dtype = torch.float
     return pack_weight(values, scales, fmt)
 
 
-def dequantize_weight(qw: QuantWeight, fmt: Format) -> Tensor:
+def dequantize_weight(qw: PackedWeight, fmt: Format) -> Tensor:
     """[N, K] f32: the values the stored codes and scales mean."""
     codes = unpack_nibbles(qw.qweight)
     n = codes.shape[0]

@@ -15,36 +15,85 @@ Weights are logical, row-major, unpadded. Standard library only.
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, replace
 
-from svdq_trt.contract.formats import FORMATS, INT4, K_MULTIPLE, NVFP4, Activation, Format
+from svdq_trt.contract.formats import FORMATS, INT4, K_MULTIPLE, NVFP4, Activation, Dtype, Format
 
 DOMAIN = "svdq"
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = "svdq"
 
 
+class Size(enum.Enum):
+    """What a dimension of an input counts. The value is its letter."""
+
+    LEADING = "..."  # of x: any dimensions before K
+    N = "N"
+    K = "K"
+    R = "R"
+    COLS = "C"  # Format.wscale_cols: a dimension that is not there where it is 1
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of an input: a size of the linear over a constant."""
+
+    size: Size
+    divisor: int = 1
+
+
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input: its name, shape in the project's letters, dtype and meaning."""
+    """One input: its name, dimensions, dtype and meaning."""
 
     name: str
-    shape: str
-    dtype: str  # "act" = dtype of x (f16 or bf16); "wscale" = act or int8, by format
+    dims: tuple[Dim, ...]
+    dtype: Dtype
     meaning: str
 
+    def dims_of(self, fmt: Format) -> tuple[Dim, ...]:
+        """Those that there are in a format."""
+        return tuple(d for d in self.dims if d.size is not Size.COLS or fmt.wscale_cols > 1)
+
+    def shape_of(self, fmt: Format, n: int, k: int, r: int) -> tuple[int, ...]:
+        """Shape of a constant input; x has leading dimensions, which are not the linear's."""
+        sizes = {Size.N: n, Size.K: k, Size.R: r, Size.COLS: fmt.wscale_cols}
+        return tuple(sizes[d.size] // d.divisor for d in self.dims_of(fmt))
+
+    def axis(self, size: Size) -> int | None:
+        """Which of its dimensions counts `size`."""
+        return next((i for i, dim in enumerate(self.dims) if dim.size is size), None)
+
+    def dtype_of(self, fmt: Format) -> Dtype:
+        """ACT, INT8 or F32: what it is stored as in a format."""
+        return fmt.wscale_dtype if self.dtype is Dtype.WSCALE else self.dtype
+
+    @property
+    def shape(self) -> str:
+        """In the project's letters, by format where they differ: ``[K/64, N] or [K/64, N, 4]``."""
+        return " or ".join(dict.fromkeys(self._shape_text(fmt) for fmt in FORMATS.values()))
+
+    def _shape_text(self, fmt: Format) -> str:
+        letters = {size: size.value for size in Size} | {Size.COLS: str(fmt.wscale_cols)}
+        parts = (letters[d.size] + (f"/{d.divisor}" if d.divisor > 1 else "") for d in self.dims_of(fmt))
+        return f"[{', '.join(parts)}]"
+
+
+_N, _K, _R = Dim(Size.N), Dim(Size.K), Dim(Size.R)
 
 #: of one linear: x, then its constants
 INPUTS: tuple[TensorSpec, ...] = (
-    TensorSpec("x", "[..., K]", "act", "raw activation"),
-    TensorSpec("qweight", "[N, K/2]", "int8", "two 4-bit codes per byte, low nibble = even k"),
-    TensorSpec("wscale", "[K/64, N] or [K/64, N, 4]", "wscale", "group scales, group-major"),
-    TensorSpec("act_mul", "[K]", "act", "x̂ = x · act_mul"),
-    TensorSpec("lora_down", "[R, K]", "act", "reads raw x"),
-    TensorSpec("lora_up", "[N, R]", "act", "low-rank up"),
-    TensorSpec("bias", "[N]", "act", "zeros when the linear has none"),
-    TensorSpec("wscale2", "[N]", "float32", "second-level weight scale; ones for int4 and w4a16"),
+    TensorSpec("x", (Dim(Size.LEADING), _K), Dtype.ACT, "raw activation"),
+    TensorSpec("qweight", (_N, Dim(Size.K, 2)), Dtype.INT8, "two 4-bit codes per byte, low nibble = even k"),
+    TensorSpec("wscale", (Dim(Size.K, 64), _N, Dim(Size.COLS)), Dtype.WSCALE, "group scales, group-major"),
+    TensorSpec("act_mul", (_K,), Dtype.ACT, "x̂ = x · act_mul"),
+    TensorSpec("lora_down", (_R, _K), Dtype.ACT, "reads raw x"),
+    TensorSpec("lora_up", (_N, _R), Dtype.ACT, "low-rank up"),
+    TensorSpec("bias", (_N,), Dtype.ACT, "zeros when the linear has none"),
+    TensorSpec("wscale2", (_N,), Dtype.F32, "second-level weight scale; ones for int4 and w4a16"),
 )
+CONSTANTS = INPUTS[1:]
 
 
 @dataclass(frozen=True)
@@ -90,8 +139,8 @@ class OpSpec:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """x, then each linear's constants."""
-        x, *constants = INPUTS
-        return (x, *(replace(t, name=linear.prefix + t.name) for linear in self.linears for t in constants))
+        constants = (replace(t, name=linear.prefix + t.name) for linear in self.linears for t in CONSTANTS)
+        return (INPUTS[0], *constants)
 
     @property
     def attributes(self) -> tuple[AttributeSpec, ...]:
@@ -135,16 +184,8 @@ def linear_names(node: str) -> list[str]:
 
 
 def input_shapes(fmt: Format, n: int, k: int, r: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the seven constants of one linear."""
-    return {
-        "qweight": (n, k // 2),
-        "wscale": fmt.wscale_shape(n, k),
-        "act_mul": (k,),
-        "lora_down": (r, k),
-        "lora_up": (n, r),
-        "bias": (n,),
-        "wscale2": (n,),
-    }
+    """Shapes of the constants of one linear, by name."""
+    return {spec.name: spec.shape_of(fmt, n, k, r) for spec in CONSTANTS}
 
 
 def max_exact_k(fmt: Format) -> int:

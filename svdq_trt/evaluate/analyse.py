@@ -15,7 +15,6 @@ from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.contract.sqnr import decibels
-from svdq_trt.nn.linear import TENSORS
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.quantize.split import Coding, quantized_act
@@ -67,10 +66,9 @@ class _Parts:
     """
 
     def __init__(self, node: Node, tensors: dict[str, Tensor], w: Tensor) -> None:
-        own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
-        packed = numerics.QuantWeight(own["qweight"], own["wscale"], own["wscale2"])
-        self.residual = numerics.dequantize_weight(packed, FORMATS[node.format])
-        self.mul, self.down, self.up = own["act_mul"].float(), own["lora_down"].float(), own["lora_up"].float()
+        weights = node.weights(tensors)
+        self.residual = weights.unpack()
+        self.mul, self.down, self.up = weights.act_mul.float(), weights.lora_down.float(), weights.lora_up.float()
         self.smoothed = w.float() / self.mul
         self.rest = self.smoothed - self.up @ (self.down / self.mul)
 
@@ -87,7 +85,7 @@ def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absm
     sweep = []
     for rank in RANKS:
         q = quantize_group([w], [None], x, fmt, rank, preset=_SWEEP, **same)
-        sweep.append((rank, q.sqnr_db, sum(t.numel() * t.element_size() for t in q.tensors.values())))
+        sweep.append((rank, q.sqnr_db, q.weights.nbytes))
     spectra = {"W": _singular(w), "smoothed W": _singular(parts.smoothed), "residual": _singular(parts.rest)}
     return LayerReport(node, spectra, error_split(node, tensors, w, x), sweep)
 

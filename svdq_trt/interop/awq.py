@@ -10,18 +10,20 @@ of the group's inputs, which is a low-rank term of rank K/64 and goes there.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from svdq_trt.base.errors import RangeError, ShapeError
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE, W4A16
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import fragments
 from svdq_trt.interop.exact import difference, restore, same_bits
 from svdq_trt.interop.fragments import AWQ_ROWS, STEP, padded
 from svdq_trt.interop.reader import HALF, Reader, to_half
-from svdq_trt.interop.w4a4 import OLD, Exact, Linear4, Written, dequantize
+from svdq_trt.interop.w4a4 import OLD, Exact, Linear4, Written
 
 GROUPS_PADDED = 16  # some writers round the number of groups up to this
 
@@ -78,19 +80,20 @@ def read(reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dt
             bias = known
         if raw.dtype == dtype:
             exact["bias"] = difference(_plus_one(bias, chunks), raw)
-    missing = padded(len(down), R_MULTIPLE) - len(down)
-    if len(down) + missing > R_MAX:
+    rank = padded(len(down), R_MULTIPLE)
+    if rank > R_MAX:
         raise RangeError(where + "'", f"rank {len(down)} with its zero points", f"at most {R_MAX}")
-    tensors = {
-        "qweight": numerics.pack_nibbles(codes.to(torch.int16) - point),
-        "wscale": stored,
-        "act_mul": torch.ones(k, dtype=dtype),
-        "lora_down": pad(down, (0, 0, 0, missing)),
-        "lora_up": pad(up, (0, missing)),
-        "bias": bias,
-        "wscale2": torch.ones(n),
-    }
-    return Linear4(W4A16, {key: t.contiguous() for key, t in tensors.items()}, {k: v for k, v in exact.items() if v})
+    weights = SvdqWeights(
+        qweight=numerics.pack_nibbles(codes.to(torch.int16) - point),
+        wscale=stored,
+        act_mul=torch.ones(k, dtype=dtype),
+        lora_down=down,
+        lora_up=up,
+        bias=bias,
+        wscale2=torch.ones(n),
+        format=W4A16,
+    ).with_rank(rank)
+    return Linear4(weights.contiguous(), {k: v for k, v in exact.items() if v})
 
 
 def _zeros(scale: Tensor, point: int) -> Tensor:
@@ -134,37 +137,40 @@ def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written,
     A node with smoothing, or with a low-rank branch, is dequantized and rounded again: nunchaku has neither here. Only
     its C++ engine takes such a branch, so one is written only where it came from such a file.
     """
-    t, exact = linear.tensors, linear.exact
+    w, exact = linear.weights, linear.exact
     low_rank = exact.get("low_rank") is True
-    lossless = bool((t["act_mul"] == 1).all()) and (low_rank or not bool(t["lora_up"].any()))
+    lossless = bool((w.act_mul == 1).all()) and (low_rank or not bool(w.lora_up.any()))
     if not lossless:
-        t, exact = _round_again(linear), {}
-    n, k = t["qweight"].shape[0], 2 * t["qweight"].shape[1]
-    codes = (numerics.unpack_nibbles(t["qweight"]) ^ 8).to(torch.int16) - 8
+        w, exact = _round_again(w), {}
+    n, k = w.n, w.k
+    codes = (numerics.unpack_nibbles(w.qweight) ^ 8).to(torch.int16) - 8
     point = 8 if int(codes.min()) == -8 else 7
     back = torch.empty_like(at := row_order(n, chunks))
     back[at] = torch.arange(n)
-    zeros = restore(_zeros(t["wscale"], point), exact.get("wzeros"))
-    raw = _plus_one(t["bias"], chunks)
+    zeros = restore(_zeros(w.wscale, point), exact.get("wzeros"))
+    raw = _plus_one(w.bias, chunks)
     known = restore(raw, exact.get("bias"))
-    if same_bits(_minus_one(known, chunks), t["bias"]):
+    if same_bits(_minus_one(known, chunks), w.bias):
         raw = known
-    lost = difference(_minus_one(raw, chunks), t["bias"])
+    lost = difference(_minus_one(raw, chunks), w.bias)
     out = {
         "qweight": fragments.pack_awq((codes + point).to(torch.uint8)[back]),
-        "wscales": t["wscale"][:, back],
+        "wscales": w.wscale[:, back],
         "wzeros": zeros[:, back],
     }
-    if bias or bool(t["bias"].any()):
+    if bias or bool(w.bias.any()):
         out["bias"] = raw[back]
-    if low_rank and bool(t["lora_up"].any()):
-        out |= {OLD.down: t["lora_down"], OLD.up: t["lora_up"][back]}
+    if low_rank and bool(w.lora_up.any()):
+        out |= {OLD.down: w.lora_down, OLD.up: w.lora_up[back]}
     assert k % STEP == 0
     tensors = {f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}
     return Written(tensors, {"bias": lost} if lost else {}), lossless
 
 
-def _round_again(linear: Linear4) -> dict[str, Tensor]:
-    t = linear.tensors
-    new = numerics.quantize_weight(dequantize(linear), W4A16, t["act_mul"].dtype)
-    return {"qweight": new.qweight, "wscale": new.wscale, "bias": t["bias"], "lora_up": t["lora_up"][:, :0]}
+def _round_again(weights: SvdqWeights) -> SvdqWeights:
+    """The whole weight in codes: neither smoothing nor a low-rank branch is left."""
+    new = numerics.quantize_weight(weights.dequantize(), W4A16, weights.act_mul.dtype)
+    act_mul = torch.ones_like(weights.act_mul)
+    return replace(
+        weights.with_rank(0), qweight=new.qweight, wscale=new.wscale, wscale2=new.wscale2, act_mul=act_mul, format=W4A16
+    )

@@ -25,11 +25,11 @@ from torch.nn.functional import pad
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
 from svdq_trt.contract.formats import FP8_MAX, K_MULTIPLE, N_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE, Activation
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop.container import header_object
 from svdq_trt.interop.exact import same_bits
 from svdq_trt.interop.reader import FLOAT, Reader, to_half
-from svdq_trt.interop.result import Imported, stack
-from svdq_trt.interop.w4a4 import Linear4, dequantize
+from svdq_trt.interop.result import Imported
 from svdq_trt.models import LinearGroup, ModelSpec
 from svdq_trt.quantize.lowrank import balance
 
@@ -88,7 +88,7 @@ class _Import:
         self.module = spec.build(device="meta")
         self.groups = spec.groups(self.module)
         self.left = {name: tuple(p.shape) for name, p in self.module.state_dict().items()}
-        self.linears: dict[str, Linear4] = {}
+        self.linears: dict[str, SvdqWeights] = {}
         self.out = Imported()
 
     def run(self) -> Imported:
@@ -120,24 +120,24 @@ class _Import:
         if any(not _fits(linear, group) for linear in found) or not found:
             return ()
         if len(found) == len(group.members) and all(_share(found[0], other) for other in found):
-            linear = found[0] if len(found) == 1 else stack(found)
-            rows = tuple(x.tensors["qweight"].shape[0] for x in found)
-            self.out.add_node(group, linear if group.columns is None else _columns(linear, group.columns), rows, False)
+            linear = found[0] if len(found) == 1 else SvdqWeights.stack(found)
+            rows = tuple(x.n for x in found)
+            self.out.add_node(group, linear if group.columns is None else linear.columns(*group.columns), rows, False)
             return group.members
         if group.activation is not Activation.NONE:
             return ()
         alone = [m for m in group.members if m in self.linears]
         for member, linear in zip(alone, found, strict=True):
-            self.out.add_node(LinearGroup(member, (member,)), linear, (linear.tensors["qweight"].shape[0],), False)
+            self.out.add_node(LinearGroup(member, (member,)), linear, (linear.n,), False)
         return tuple(alone)
 
     def _dequantized(self, name: str) -> None:
-        self.out.tensors[f"{name}.weight"] = dequantize(self.linears[name]).to(self.dtype)
+        self.out.tensors[f"{name}.weight"] = self.linears[name].dequantize().to(self.dtype)
         if f"{name}.bias" in self.left:
-            self.out.tensors[f"{name}.bias"] = self.linears[name].tensors["bias"]
+            self.out.tensors[f"{name}.bias"] = self.linears[name].bias
         self.out.kept[name] = _NO_NODE
 
-    def _read(self, name: str, n: int, k: int) -> Linear4:
+    def _read(self, name: str, n: int, k: int) -> SvdqWeights:
         reader, where = self.reader, f"{self.reader.where}: '{name}"
         if k % K_MULTIPLE:
             raise ShapeError(f"{where}.weight'", f"K = {k}", f"a multiple of {K_MULTIPLE}")
@@ -157,16 +157,16 @@ class _Import:
         bias = torch.zeros(n, dtype=self.dtype)
         if reader.has(f"{name}.bias"):
             bias = to_half(f"{where}.bias'", reader.take_finite(f"{name}.bias", FLOAT, (n,)), self.dtype)
-        tensors = {
-            "qweight": codes.contiguous(),
-            "wscale": scale.view(n, k // 64, 4).transpose(0, 1).contiguous(),
-            "act_mul": act_mul,
-            "lora_down": down,
-            "lora_up": up,
-            "bias": bias,
-            "wscale2": (whole / power).repeat(n),
-        }
-        return Linear4(NVFP4, tensors, {})
+        return SvdqWeights(
+            qweight=codes.contiguous(),
+            wscale=scale.view(n, k // 64, 4).transpose(0, 1).contiguous(),
+            act_mul=act_mul,
+            lora_down=down,
+            lora_up=up,
+            bias=bias,
+            wscale2=(whole / power).repeat(n),
+            format=NVFP4,
+        )
 
     def _centre(self, name: str, before: Tensor) -> float:
         """The power of two that brings the largest calibrated group scale to _TOP; 1 where nothing was calibrated."""
@@ -197,23 +197,10 @@ class _Import:
         return to_half(f"{where}, lora_a", down, self.dtype), to_half(f"{where}, lora_b", up, self.dtype)
 
 
-def _fits(linear: Linear4, group: LinearGroup) -> bool:
-    n, columns = linear.tensors["qweight"].shape[0], group.columns or (0, 0)
-    return n % N_MULTIPLE == 0 and not any(c % K_MULTIPLE for c in columns)
+def _fits(linear: SvdqWeights, group: LinearGroup) -> bool:
+    columns = group.columns or (0, 0)
+    return linear.n % N_MULTIPLE == 0 and not any(c % K_MULTIPLE for c in columns)
 
 
-def _share(a: Linear4, b: Linear4) -> bool:
-    return same_bits(a.tensors["act_mul"], b.tensors["act_mul"])
-
-
-def _columns(linear: Linear4, columns: tuple[int, int]) -> Linear4:
-    """The part of a linear that reads input features [start, stop); the bias goes with feature 0."""
-    start, stop = columns
-    t = dict(linear.tensors)
-    t["qweight"] = t["qweight"][:, start // 2 : stop // 2].contiguous()
-    t["wscale"] = t["wscale"][start // 64 : stop // 64].contiguous()
-    t["act_mul"], t["lora_down"] = t["act_mul"][start:stop].clone(), t["lora_down"][:, start:stop].contiguous()
-    t["lora_up"], t["wscale2"] = t["lora_up"].clone(), t["wscale2"].clone()
-    if start:
-        t["bias"] = torch.zeros_like(t["bias"])
-    return Linear4(linear.format, t, {})
+def _share(a: SvdqWeights, b: SvdqWeights) -> bool:
+    return same_bits(a.act_mul, b.act_mul)

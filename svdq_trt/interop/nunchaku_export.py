@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from svdq_trt.artifact.svdq_file import Artifact, Node
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A16, Activation
+from svdq_trt.contract.formats import NVFP4, W4A16, Activation
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.exact import difference, same_bits
 from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.nunchaku_import import HINTS
-from svdq_trt.interop.result import GELU_SHIFT, member_rows, select_rows, stack
+from svdq_trt.interop.result import GELU_SHIFT, member_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4, Written
 from svdq_trt.models import LinearGroup, ModelSpec
-from svdq_trt.nn.linear import TENSORS
 
 
 @dataclass
@@ -73,9 +73,10 @@ class _Export:
         """Layers of the table, then nodes that nunchaku keeps in 16 bit, then all other tensors."""
         for layer in layers_of(self.family, self.module, tuple(self.groups.values())):
             self._layer(layer)
-        rank = max((linear.rank for _, linear, _ in self.linears.values()), default=0)
+        rank = max((linear.weights.rank for _, linear, _ in self.linears.values()), default=0)
         for name, (layer, linear, hint) in self.linears.items():  # nunchaku has one rank for all of a model
-            written = w4a4.write(name, w4a4.with_rank(linear, rank), layer.rows, self.keys, layer.biased)
+            same_rank = linear._replace(weights=linear.weights.with_rank(rank))
+            written = w4a4.write(name, same_rank, layer.rows, self.keys, layer.biased)
             self._add(name, written._replace(exact=written.exact | hint))
         for node in list(self.pending.values()):
             self._as_dense(node)
@@ -93,9 +94,8 @@ class _Export:
                 self._as_dense(node)
             self._stack_dense(layer, name)
             return
-        linear = self._gather(layer, nodes)
         exact = self.exact.get(name, {})
-        linear = linear._replace(exact=exact if isinstance(exact, dict) else {})
+        linear = Linear4(self._gather(layer, nodes), exact if isinstance(exact, dict) else {})
         if layer.row.chunks:
             written, same = awq.write(name, linear, layer.row.chunks, layer.biased)
             if not same:
@@ -114,33 +114,31 @@ class _Export:
     def _group(self, node: Node) -> LinearGroup:
         return self.groups.get(node.name) or LinearGroup(node.name, node.members, Activation(node.activation))
 
-    def _gather(self, layer: Layer, nodes: list[Node]) -> Linear4:
+    def _gather(self, layer: Layer, nodes: list[Node]) -> SvdqWeights:
         """The layer's weights as one linear, from one node or from several that share their smoothing."""
         covered = [m for node in nodes for m in node.members]
         if sorted(covered) != sorted(layer.members):
             return self._from_dense(layer)
-        linears = [self._take(node) for node in nodes]
-        if any(
-            x.format is not linears[0].format or not same_bits(x.tensors["act_mul"], linears[0].tensors["act_mul"])
-            for x in linears
-        ):
+        parts = [self._take(node) for node in nodes]
+        first = parts[0]
+        if any(p.format is not first.format or not same_bits(p.act_mul, first.act_mul) for p in parts):
             raise UnsupportedError(
                 f"'{layer.members[0]}' and its siblings",
                 "smoothed each in its own way",
                 "one smoothing: nunchaku stacks them",
                 "Quantize the model with svdq-trt build.",
             )
-        linear = linears[0] if len(linears) == 1 else stack(linears)
+        whole = first if len(parts) == 1 else SvdqWeights.stack(parts)
         rows = tuple(r for node in nodes for r in node.member_rows)
-        return select_rows(linear, member_rows(tuple(covered), rows, layer.members))
+        return whole.rows(member_rows(tuple(covered), rows, layer.members))
 
-    def _take(self, node: Node) -> Linear4:
+    def _take(self, node: Node) -> SvdqWeights:
         del self.pending[node.name]
-        names = {key: f"{node.name}.{key}" for key in TENSORS}
-        self.used |= set(names.values())
-        return Linear4(FORMATS[node.format], {key: self.loaded.tensors[name] for key, name in names.items()}, {})
+        weights = node.weights(self.loaded.tensors)
+        self.used |= weights.named(node.name).keys()
+        return weights
 
-    def _from_dense(self, layer: Layer) -> Linear4:
+    def _from_dense(self, layer: Layer) -> SvdqWeights:
         """An adaLN linear that we keep in 16 bit, rounded; anything else nunchaku does not run in 16 bit."""
         if not layer.row.chunks:
             raise UnsupportedError(
@@ -155,16 +153,16 @@ class _Export:
         n, k = weight.shape
         bias = self._dense_tensor(f"{member}.bias") if layer.biased else weight.new_zeros(n)
         self.out.notes.append(f"{member}: rounded to 4 bit, which nunchaku has there.")
-        tensors = {
-            "qweight": qw.qweight,
-            "wscale": qw.wscale,
-            "act_mul": weight.new_ones(k),
-            "wscale2": qw.wscale2,
-            "lora_down": weight.new_zeros(0, k),
-            "lora_up": weight.new_zeros(n, 0),
-            "bias": bias,
-        }
-        return Linear4(W4A16, tensors, {})
+        return SvdqWeights(
+            qweight=qw.qweight,
+            wscale=qw.wscale,
+            act_mul=weight.new_ones(k),
+            lora_down=weight.new_zeros(0, k),
+            lora_up=weight.new_zeros(n, 0),
+            bias=bias,
+            wscale2=qw.wscale2,
+            format=W4A16,
+        )
 
     def _dense_tensor(self, name: str) -> Tensor:
         self.used.add(name)
@@ -173,21 +171,21 @@ class _Export:
     def _with_sign(self, layer: Layer, name: str, linear: Linear4, nodes: list[Node]) -> tuple[Linear4, Exact]:
         """Nunchaku quantizes a GELU's output shifted, to u4: the bias then takes back what the shift adds."""
         shifts = {node.act_shift if node.act_unsigned else 0.0 for node in nodes}
-        want = GELU_SHIFT if layer.row.unsigned and linear.format is INT4 else 0.0
+        weights = linear.weights
+        want = GELU_SHIFT if layer.row.unsigned and weights.format.unsigned_codes else 0.0
         if shifts == {want}:
             return linear, {}
         if shifts == {0.0}:
-            moved = linear.tensors | {"bias": w4a4.shifted_bias(linear, want)}
-            shifted = Linear4(linear.format, moved, linear.exact)
-            lost = difference(w4a4.shifted_bias(shifted, -want), linear.tensors["bias"])
-            return shifted, {"signed": True} | ({"bias": lost} if lost else {})
+            shifted = replace(weights, bias=w4a4.shifted_bias(weights, want))
+            lost = difference(w4a4.shifted_bias(shifted, -want), weights.bias)
+            return linear._replace(weights=shifted), {"signed": True} | ({"bias": lost} if lost else {})
         raise UnsupportedError(f"'{name}'", f"activation shift {max(shifts):g}", f"{want:g}, which nunchaku has there")
 
     def _as_dense(self, node: Node) -> None:
         """A node that nunchaku keeps in 16 bit: its members' weights, dequantized."""
-        linear = self._take(node)
-        weight = w4a4.dequantize(linear).to(self.spec.torch_dtype)
-        bias = w4a4.shifted_bias(linear, -node.act_shift) if node.act_shift else linear.tensors["bias"]
+        taken = self._take(node)
+        weight = taken.dequantize().to(self.spec.torch_dtype)
+        bias = w4a4.shifted_bias(taken, -node.act_shift) if node.act_shift else taken.bias
         for member in node.members:
             at = member_rows(node.members, node.member_rows, (member,))
             target = self.module.get_submodule(member)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.contract.formats import INT4
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.container import header_object
 from svdq_trt.interop.exact import restore
 from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.reader import FLOAT, Reader, to_half
-from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows, select_rows
+from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
 
@@ -103,7 +104,7 @@ class _Import:
         else:
             linear = w4a4.read(self.reader, name, layer.rows, layer.k, self.dtype, hints)
             self.old_keys |= self.reader.has(f"{name}.{w4a4.OLD.smooth}")
-        unsigned = layer.row.unsigned and linear.format is INT4
+        unsigned = layer.row.unsigned and linear.weights.format.unsigned_codes
         if unsigned and hints.get("signed") is True:  # ours, shifted for nunchaku: undo it
             linear, unsigned = _unshifted(linear, hints), False
         if unsigned:
@@ -111,10 +112,10 @@ class _Import:
         if linear.exact:
             self.exact[name] = linear.exact
         served = [g for g in self.groups if layer.serves(g)]
-        if served and all(fits(linear, layer.k) for _ in served):
-            self._nodes(layer, linear, served, unsigned)
+        if served and fits(linear.weights, layer.k):
+            self._nodes(layer, linear.weights, served, unsigned)
         else:
-            self._dequantized(layer, linear, unsigned)
+            self._dequantized(layer, linear.weights, unsigned)
 
     def _name(self, layer: Layer) -> str:
         """The one of its two names that the file has."""
@@ -123,37 +124,39 @@ class _Import:
             raise ArtifactError(str(self.reader.where), f"both '{layer.old}' and '{layer.new}'", "one of them")
         return found.pop() if found else layer.new
 
-    def _nodes(self, layer: Layer, linear: Linear4, served: list[LinearGroup], unsigned: bool) -> None:
+    def _nodes(self, layer: Layer, weights: SvdqWeights, served: list[LinearGroup], unsigned: bool) -> None:
         done: set[str] = set()
         for group in served:
             at = member_rows(layer.members, layer.n, group.members)
             whole = group.members == layer.members
             rows = tuple(n for m in group.members for name, n in zip(layer.members, layer.n, strict=True) if name == m)
-            self.out.add_node(group, linear if whole else select_rows(linear, at), rows, unsigned)
+            self.out.add_node(group, weights if whole else weights.rows(at), rows, unsigned)
             done |= set(group.members)
         for member in layer.members:
             if member not in done:
                 at = member_rows(layer.members, layer.n, (member,))
-                self._give_weight(member, select_rows(linear, at), _NO_NODE, unsigned)
+                self._give_weight(member, weights.rows(at), _NO_NODE, unsigned)
             else:
                 self.left.pop(f"{member}.weight", None)
                 self.left.pop(f"{member}.bias", None)
 
-    def _dequantized(self, layer: Layer, linear: Linear4, unsigned: bool) -> None:
+    def _dequantized(self, layer: Layer, weights: SvdqWeights, unsigned: bool) -> None:
         if layer.row.part is not None:
             raise UnsupportedError(
                 layer.members[0], "half of it quantized, but kept whole in this model", "a model that splits it"
             )
         for member in layer.members:
             at = member_rows(layer.members, layer.n, (member,))
-            self._give_weight(member, select_rows(linear, at), _NO_NODE, unsigned, layer.k)
+            self._give_weight(member, weights.rows(at), _NO_NODE, unsigned, layer.k)
 
-    def _give_weight(self, member: str, linear: Linear4, reason: str, unsigned: bool, k: int | None = None) -> None:
+    def _give_weight(
+        self, member: str, weights: SvdqWeights, reason: str, unsigned: bool, k: int | None = None
+    ) -> None:
         """16-bit weight and bias of a member from its quantized form."""
-        weight = w4a4.dequantize(linear)[:, :k]
+        weight = weights.dequantize()[:, :k]
         shape = self.left.pop(f"{member}.weight")
         self.out.tensors[f"{member}.weight"] = weight.reshape(shape).to(self.dtype)
-        bias = w4a4.shifted_bias(linear, -GELU_SHIFT) if unsigned else linear.tensors["bias"]
+        bias = w4a4.shifted_bias(weights, -GELU_SHIFT) if unsigned else weights.bias
         if self.left.pop(f"{member}.bias", None) is not None:
             self.out.tensors[f"{member}.bias"] = bias
         elif bool(bias.any()):
@@ -223,8 +226,8 @@ class _Import:
 
 
 def _unshifted(linear: Linear4, hints: Exact) -> Linear4:
-    bias = w4a4.shifted_bias(linear, -GELU_SHIFT)
+    bias = w4a4.shifted_bias(linear.weights, -GELU_SHIFT)
     known = restore(bias, hints.get("bias"))
     if bool(known.isfinite().all()):
         bias = known
-    return Linear4(linear.format, linear.tensors | {"bias": bias}, linear.exact)
+    return linear._replace(weights=replace(linear.weights, bias=bias))

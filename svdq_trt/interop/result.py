@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,8 +10,8 @@ from torch import Tensor
 
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.base.errors import UnsupportedError
-from svdq_trt.contract.formats import ACT_SHIFT, INT4, N_MULTIPLE, Activation
-from svdq_trt.interop.w4a4 import Linear4
+from svdq_trt.contract.formats import ACT_SHIFT, N_MULTIPLE, Activation
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.models import LinearGroup, ModelSpec
 
 GELU_SHIFT = ACT_SHIFT[Activation.GELU_TANH]
@@ -35,28 +33,17 @@ class Imported:
     kept: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def add_node(self, group: LinearGroup, linear: Linear4, member_rows: tuple[int, ...], unsigned: bool) -> None:
+    def add_node(self, group: LinearGroup, weights: SvdqWeights, member_rows: tuple[int, ...], unsigned: bool) -> None:
         """One node and its tensors; SQNR is unknown."""
-        t = linear.tensors
-        shifted = unsigned and linear.format is INT4
-        self.nodes.append(
-            Node(
-                group.node,
-                group.members,
-                member_rows,
-                linear.format.name,
-                group.activation.value,
-                t["qweight"].shape[0],
-                t["act_mul"].numel(),
-                t["lora_down"].shape[0],
-                math.nan,
-                0.0,
-                0.0,
-                shifted,
-                GELU_SHIFT if shifted else 0.0,
-            )
+        shifted = unsigned and weights.format.unsigned_codes
+        weights = replace(
+            weights,
+            activation=group.activation,
+            act_unsigned=shifted,
+            act_shift=GELU_SHIFT if shifted else 0.0,
         )
-        self.tensors.update({f"{group.node}.{key}": tensor for key, tensor in t.items()})
+        self.nodes.append(Node.of(group.node, group.members, member_rows, weights))
+        self.tensors.update(weights.named(group.node))
 
     def finish(self, spec: ModelSpec, groups: tuple[LinearGroup, ...]) -> None:
         """Put nodes into the model's order and describe the artifact.
@@ -78,16 +65,6 @@ class Imported:
         } | self.meta
 
 
-def select_rows(linear: Linear4, at: Tensor) -> Linear4:
-    """Some rows of a linear, in the order of `at`; what all rows share is copied: a file's tensors share nothing."""
-    t = {key: tensor.clone() for key, tensor in linear.tensors.items() if key in ("act_mul", "lora_down")}
-    t |= {key: tensor for key, tensor in linear.tensors.items() if key not in t}
-    for key in ("qweight", "lora_up", "bias", "wscale2"):
-        t[key] = t[key][at].contiguous()
-    t["wscale"] = t["wscale"][:, at].contiguous()
-    return Linear4(linear.format, t, {})
-
-
 def member_rows(members: tuple[str, ...], n: tuple[int, ...], wanted: tuple[str, ...]) -> Tensor:
     """Rows of `wanted` in the stack of `members` with n rows each."""
     start = {name: sum(n[:i]) for i, name in enumerate(members)}
@@ -95,18 +72,6 @@ def member_rows(members: tuple[str, ...], n: tuple[int, ...], wanted: tuple[str,
     return torch.cat([start[name] + torch.arange(size[name]) for name in wanted])
 
 
-def fits(linear: Linear4, k: int) -> bool:
+def fits(weights: SvdqWeights, k: int) -> bool:
     """Can the op contract take it: K unpadded and N a multiple of 8."""
-    return linear.tensors["act_mul"].numel() == k and linear.tensors["qweight"].shape[0] % N_MULTIPLE == 0
-
-
-def stack(linears: Sequence[Linear4]) -> Linear4:
-    """Linears with the same act_mul as one, rows in this order; the low-rank branches stand side by side."""
-    parts = [linear.tensors for linear in linears]
-    tensors = {key: torch.cat([p[key] for p in parts]) for key in ("qweight", "bias", "wscale2", "lora_down")}
-    tensors |= {
-        "act_mul": parts[0]["act_mul"],
-        "wscale": torch.cat([p["wscale"] for p in parts], dim=1),
-        "lora_up": torch.block_diag(*(p["lora_up"] for p in parts)),
-    }
-    return Linear4(linears[0].format, tensors, {})
+    return weights.k == k and weights.n % N_MULTIPLE == 0

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
-from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import INT4, NVFP4, R_MAX, R_MULTIPLE, Format
+from svdq_trt.contract.formats import INT4, NVFP4, R_MAX, R_MULTIPLE
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import fragments
 from svdq_trt.interop.exact import difference, reciprocal, restore, same_bits
 from svdq_trt.interop.fragments import STEP, padded
@@ -59,21 +59,15 @@ class Rows(NamedTuple):
 
 
 class Linear4(NamedTuple):
-    """A quantized linear.
+    """A quantized linear of a file.
 
     Attributes:
-        tensors: of the op contract (svdq_trt/contract/ops.py), N rows, K padded to 64.
-        exact: what the tensors cannot hold of the file they came from, for the way back (see exact.py).
+        weights: N rows, K padded to 64; its activation is not known here.
+        exact: what the weights cannot hold of the file they came from, for the way back (see exact.py).
     """
 
-    format: Format
-    tensors: dict[str, Tensor]
+    weights: SvdqWeights
     exact: Exact
-
-    @property
-    def rank(self) -> int:
-        """R of its low-rank branch."""
-        return self.tensors["lora_down"].shape[0]
 
 
 class Written(NamedTuple):
@@ -125,16 +119,17 @@ def read(reader: Reader, name: str, rows: Rows, k: int, dtype: torch.dtype, hint
     bias = torch.zeros(len(rows.at), dtype=dtype)
     if reader.has(f"{name}.bias"):
         bias = fragments.unpack_vector(reader.take_finite(f"{name}.bias", HALF, (rows.total,)))[rows.at]
-    tensors = {
-        "qweight": qweight[rows.at, : k64 // 2],
-        "wscale": wscale[: k64 // STEP, rows.at],
-        "act_mul": act_mul,
-        "lora_down": to_half(f"{where}.{keys.down}'", down[:, :k64], dtype),
-        "lora_up": to_half(f"{where}.{keys.up}'", up[rows.at], dtype),
-        "bias": to_half(f"{where}.bias'", bias, dtype),
-        "wscale2": wscale2,
-    }
-    return Linear4(fmt, {key: t.contiguous() for key, t in tensors.items()}, {k: v for k, v in exact.items() if v})
+    weights = SvdqWeights(
+        qweight=qweight[rows.at, : k64 // 2],
+        wscale=wscale[: k64 // STEP, rows.at],
+        act_mul=act_mul,
+        lora_down=to_half(f"{where}.{keys.down}'", down[:, :k64], dtype),
+        lora_up=to_half(f"{where}.{keys.up}'", up[rows.at], dtype),
+        bias=to_half(f"{where}.bias'", bias, dtype),
+        wscale2=wscale2,
+        format=fmt,
+    )
+    return Linear4(weights.contiguous(), {k: v for k, v in exact.items() if v})
 
 
 def _refuse_padding(where: str, qweight: Tensor, rows: Rows, used: int) -> None:
@@ -210,45 +205,38 @@ def write(name: str, linear: Linear4, rows: Rows, keys: Keys, bias: bool) -> Wri
     Raises:
         ArtifactError: a format that nunchaku has not.
     """
-    t, exact = linear.tensors, linear.exact
-    if linear.format not in (INT4, NVFP4):
+    w, exact = linear.weights, linear.exact
+    if w.format not in (INT4, NVFP4):
         raise ArtifactError(
-            name, f"format {linear.format.name}", "int4 or nvfp4", "Quantize with --format int4 or --format nvfp4."
+            name, f"format {w.format.name}", "int4 or nvfp4", "Quantize with --format int4 or --format nvfp4."
         )
-    half, k = t["act_mul"].dtype, t["act_mul"].numel()
+    half, k = w.act_mul.dtype, w.k
     kp = padded(k)
-    smooth = reciprocal(t["act_mul"])
-    if same_bits(reciprocal(original := restore(smooth, exact.get("smooth"))), t["act_mul"]):
+    smooth = reciprocal(w.act_mul)
+    if same_bits(reciprocal(original := restore(smooth, exact.get("smooth"))), w.act_mul):
         smooth = original
     orig = restore(smooth, exact.get("smooth_orig"))
     out = {
-        "qweight": fragments.pack_codes(_spread(t["qweight"], rows, 0, 0, kp // 2)),
+        "qweight": fragments.pack_codes(_spread(w.qweight, rows, 0, 0, kp // 2)),
         keys.smooth: fragments.pack_vector(pad(smooth, (0, kp - k), value=1)),
         keys.smooth_orig: fragments.pack_vector(pad(orig, (0, kp - k), value=1)),
     }
-    if linear.format is INT4:
-        out["wscales"] = fragments.pack_vectors(_spread(t["wscale"].T, rows, 1, 1, kp // STEP).T)
+    if w.format is INT4:
+        out["wscales"] = fragments.pack_vectors(_spread(w.wscale.T, rows, 1, 1, kp // STEP).T)
     else:
-        scales = t["wscale"].transpose(0, 1)  # [N, K/64, 4]
+        scales = w.wscale.transpose(0, 1)  # [N, K/64, 4]
         one = int(torch.ones(1).to(torch.float8_e4m3fn).view(torch.int8))
         full = _spread(scales.flatten(1), rows, one, one, kp // 16).unflatten(1, (kp // STEP, 4))
         out["wscales"] = fragments.pack_micro(full.transpose(0, 1)).view(torch.float8_e4m3fn)
-        out |= _write_second_scales(t["wscale2"], rows, half, exact)
-    if bias or bool(t["bias"].any()):
-        out["bias"] = fragments.pack_vector(_spread(t["bias"][:, None], rows, 1, 1, 1)[:, 0])
-    if t["lora_down"].shape[0] or keys is NEW:  # the Python modules have the parameters at rank 0, too
-        out[keys.down] = fragments.pack_down(pad(t["lora_down"], (0, kp - k)))
-        out[keys.up] = fragments.pack_up(_spread(t["lora_up"], rows, 0, 0, t["lora_up"].shape[1]))
-    lost = difference(reciprocal(smooth), t["act_mul"])
+        out |= _write_second_scales(w.wscale2, rows, half, exact)
+    if bias or bool(w.bias.any()):
+        out["bias"] = fragments.pack_vector(_spread(w.bias[:, None], rows, 1, 1, 1)[:, 0])
+    if w.rank or keys is NEW:  # the Python modules have the parameters at rank 0, too
+        out[keys.down] = fragments.pack_down(pad(w.lora_down, (0, kp - k)))
+        out[keys.up] = fragments.pack_up(_spread(w.lora_up, rows, 0, 0, w.rank))
+    lost = difference(reciprocal(smooth), w.act_mul)
     tensors = {f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}
     return Written(tensors, {"act_mul": lost} if lost else {})
-
-
-def with_rank(linear: Linear4, rank: int) -> Linear4:
-    """The linear with zeros in its low-rank branch up to `rank`, which must not be below its own."""
-    more, t = rank - linear.rank, linear.tensors
-    padded_branch = {"lora_down": pad(t["lora_down"], (0, 0, 0, more)), "lora_up": pad(t["lora_up"], (0, more))}
-    return linear._replace(tensors=t | padded_branch)
 
 
 def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns: int) -> Tensor:
@@ -295,19 +283,7 @@ def _as_it_was(wscale2: Tensor, rows: Rows, exact: Exact) -> dict[str, Tensor] |
 # ---- values ----------------------------------------------------------------------------------------------------
 
 
-def residual(linear: Linear4) -> Tensor:
-    """[N, K] f32: what the codes multiply raw x with, smoothing undone."""
-    t = linear.tensors
-    qw = numerics.QuantWeight(t["qweight"], t["wscale"], t["wscale2"])
-    return numerics.dequantize_weight(qw, linear.format) * t["act_mul"].float()
-
-
-def dequantize(linear: Linear4) -> Tensor:
-    """[N, K] f32: the linear's weight, low-rank part included."""
-    return residual(linear) + linear.tensors["lora_up"].float() @ linear.tensors["lora_down"].float()
-
-
-def shifted_bias(linear: Linear4, shift: float) -> Tensor:
+def shifted_bias(weights: SvdqWeights, shift: float) -> Tensor:
     """The bias, in its dtype, that makes up for `shift` added to the quantized branch's x: b - W_residual·shift."""
-    bias = linear.tensors["bias"]
-    return (bias.double() - residual(linear).double().sum(1) * shift).to(bias.dtype)
+    bias = weights.bias
+    return (bias.double() - weights.residual().double().sum(1) * shift).to(bias.dtype)

@@ -96,9 +96,9 @@ def apply_loras(
     cut: list[CutEntry] = []
     for index, node in enumerate(loaded.nodes):
         members |= set(node.members)
-        down, up = (tensors[f"{node.name}.{name}"] for name in ("lora_down", "lora_up"))
-        new = extend(down, up, active, rows[node.name])
-        tensors[f"{node.name}.lora_down"], tensors[f"{node.name}.lora_up"] = new.down.contiguous(), new.up.contiguous()
+        weights = node.weights(tensors)
+        new = extend(weights.lora_down, weights.lora_up, active, rows[node.name])
+        tensors |= replace(weights, lora_down=new.down, lora_up=new.up).contiguous().named(node.name)
         nodes.append(replace(node, rank=len(new.down)))
         if new.error:
             cut.append(CutEntry(node.name, len(new.down), round(new.error, 5)))
@@ -121,9 +121,8 @@ def without_loras(loaded: Artifact) -> Artifact:
     for node in loaded.nodes:
         rank = ranks.get(node.name)
         if isinstance(rank, int) and 0 <= rank < node.rank:  # the header may be anybody's
+            tensors |= node.weights(tensors).with_rank(rank).named(node.name)
             node = replace(node, rank=rank)
-            tensors[f"{node.name}.lora_down"] = tensors[f"{node.name}.lora_down"][:rank]
-            tensors[f"{node.name}.lora_up"] = tensors[f"{node.name}.lora_up"][:, :rank]
         nodes.append(node)
     return replace(loaded, nodes=tuple(nodes), tensors=tensors)
 

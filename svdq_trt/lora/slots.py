@@ -126,8 +126,8 @@ def install_slots(
         if rank > room:
             raise ShapeError(one.name, f"rank {node.rank} + {rank} slots", f"at most {R_MAX}", "Lower --lora-slots.")
         slot = Slot(one, node.rank, min(rank * len(one.first), room))
-        node.lora_down = F.pad(node.lora_down, (0, 0, 0, slot.reserved))
-        node.lora_up = F.pad(node.lora_up, (0, slot.reserved))
+        grown = node.weights.with_rank(slot.rank)
+        node.lora_down, node.lora_up = grown.lora_down, grown.lora_up
         slots.append(slot)
     for name, layer in weight_layers(module).items():
         if not isinstance(layer, nn.Linear):
@@ -140,12 +140,12 @@ def install_slots(
 
 def base_factors(module: nn.Module, table: SlotTable) -> dict[str, Tensor]:
     """The base's ranks of a module with slots installed, by input name."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for slot in table.slots:
         if slot.base:
             node: Any = module.get_submodule(slot.rows.name)
-            tensors[slot.down_name] = node.lora_down[: slot.base].contiguous()
-            tensors[slot.up_name] = node.lora_up[:, : slot.base].contiguous()
+            own = node.weights.with_rank(slot.base).contiguous()
+            tensors |= {slot.down_name: own.lora_down, slot.up_name: own.lora_up}
     return tensors
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.base.libraries import BUILD_HINT, KERNELS, KERNELS_ENV, locate
-from svdq_trt.contract.formats import Activation, Format
+from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import INPUTS
+from svdq_trt.contract.weights import SvdqWeights
 
 #: order of the C enums
 ACTIVATIONS = tuple(Activation)
@@ -29,8 +30,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("format", "activation", "dtype", "act_unsigned")),
         ("act_shift", ctypes.c_float),
         *((name, ctypes.c_int32) for name in "mnkr"),
-        *((name, ctypes.c_void_p) for name in ("x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias")),
-        *((name, ctypes.c_void_p) for name in ("wscale2", "y", "workspace")),
+        *((name, ctypes.c_void_p) for name in (*(spec.name for spec in INPUTS), "y", "workspace")),
         ("workspace_bytes", ctypes.c_size_t),
     )
 
@@ -81,39 +81,37 @@ def load_library() -> ctypes.CDLL:
         raise ArtifactError(str(path), str(error), "the built kernel library", f"{BUILD_HINT}.") from error
 
 
-def linear(
-    x: Tensor, weights: tuple[Tensor, ...], fmt: Format, activation: Activation, act_unsigned: bool, act_shift: float
-) -> Tensor:
+def linear(x: Tensor, weights: SvdqWeights) -> Tensor:
     """Run one linear on the current stream of x's device.
 
     Args:
         x: [M, K] f16 or bf16, CUDA, contiguous.
-        weights: qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2; shapes checked by the caller.
+        weights: of x's dtype where the contract has it: the kernels read raw bits.
 
     Returns:
         y [M, N_out] in x's dtype.
 
     Raises:
-        UnsupportedError: a weight of another dtype than the contract's for x's; or what the library's status
-            says, such as no kernel for this GPU.
+        ShapeError, UnsupportedError: see SvdqWeights.check; x of another dtype; or what the library's status says, such
+            as no kernel for this GPU.
     """
     if x.dtype not in DTYPES:
         raise UnsupportedError("svdq::linear on CUDA", f"x is {x.dtype}", "float16 or bfloat16")
-    _check_dtypes(x, weights, fmt)
+    weights.check("svdq::linear on CUDA", x.dtype)
     library = load_library()
-    (m, k), n, r = x.shape, weights[0].shape[0], weights[3].shape[0]
-    held = [_aligned(x), *(_aligned(w.to(x.device)) for w in weights)]
+    m, n, k, r = len(x), weights.n, weights.k, weights.rank
+    held = [_aligned(x), *(_aligned(w.to(x.device)) for w in weights.tensors.values())]
     with torch.cuda.device(x.device):
         size = ctypes.c_size_t()
-        _check(library, library.svdq_workspace_bytes(fmt.index, m, n, k, r, ctypes.byref(size)))
+        _check(library, library.svdq_workspace_bytes(weights.format.index, m, n, k, r, ctypes.byref(size)))
         workspace = torch.empty(max(size.value, 16), dtype=torch.uint8, device=x.device)
-        y = torch.empty(m, activation.n_out(n), dtype=x.dtype, device=x.device)
+        y = torch.empty(m, weights.activation.n_out(n), dtype=x.dtype, device=x.device)
         params = Params(
-            fmt.index,
-            ACTIVATIONS.index(activation),
+            weights.format.index,
+            ACTIVATIONS.index(weights.activation),
             DTYPES[x.dtype],
-            int(act_unsigned),
-            act_shift,
+            int(weights.act_unsigned),
+            weights.act_shift,
             m,
             n,
             k,
@@ -125,17 +123,6 @@ def linear(
         )
         _check(library, library.svdq_linear(ctypes.byref(params), torch.cuda.current_stream().cuda_stream))
     return y
-
-
-def _check_dtypes(x: Tensor, weights: tuple[Tensor, ...], fmt: Format) -> None:
-    """The kernels read raw bits: f16 weights with a bf16 x would give numbers, and wrong ones."""
-    wanted = {"int8": torch.int8, "float32": torch.float32, "act": x.dtype}
-    wanted["wscale"] = x.dtype if fmt.wscale_is_act_dtype else torch.int8
-    for spec, tensor in zip(INPUTS[1:], weights, strict=True):
-        if tensor.dtype != wanted[spec.dtype]:
-            raise UnsupportedError(
-                f"svdq::linear on CUDA, {spec.name}", str(tensor.dtype), f"{wanted[spec.dtype]} for x in {x.dtype}"
-            )
 
 
 def _aligned(t: Tensor) -> Tensor:

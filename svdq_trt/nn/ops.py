@@ -1,10 +1,14 @@
 """``torch.ops.svdq.linear``: the op contract as a torch op, with fake, CPU and CUDA implementations.
 
-The arguments are svdq_trt/contract/ops.py's inputs and attributes; `format` and `activation` select the op type
-that the exporter writes. The CPU body follows the reference to output rounding; on CUDA the project's kernels run.
+Its arguments are svdq_trt/contract/ops.py's inputs, format and activation, which select the op type that the exporter
+writes, and the attributes of a linear. The CPU body follows the reference to output rounding; on CUDA the project's
+kernels run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,109 +16,91 @@ from torch import Tensor
 
 from svdq_trt.base.errors import ShapeError
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import FORMATS, Activation, Format
-from svdq_trt.contract.ops import input_shapes
+from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.contract.ops import ATTRIBUTES, CONSTANTS, INPUTS
+from svdq_trt.contract.weights import SvdqWeights
+
+_NUMBERS = [a for a in ATTRIBUTES if not a.of_op]
+#: of the arguments behind x
+_NAMES = [*(spec.name for spec in CONSTANTS), "format", "activation", *(a.name for a in _NUMBERS)]
 
 
-def reference(
-    x: Tensor,
-    qweight: Tensor,
-    wscale: Tensor,
-    act_mul: Tensor,
-    lora_down: Tensor,
-    lora_up: Tensor,
-    bias: Tensor,
-    wscale2: Tensor,
-    format: str,
-    activation: str,
-    act_unsigned: int = 0,
-    act_shift: float = 0.0,
-) -> Tensor:
-    """The op's body in torch, on any device; also in f32, as an op of 16-bit weights and no rounding between them.
+def _schema() -> str:
+    """The signature as torch writes it; attributes have the contract's defaults."""
+    numbers = [
+        f"SymInt {a.name}={int(a.default)}" if a.kind == "int" else f"float {a.name}={float(a.default)}"
+        for a in _NUMBERS
+    ]
+    arguments = [*(f"Tensor {spec.name}" for spec in INPUTS), "str format", "str activation", *numbers]
+    return f"({', '.join(arguments)}) -> Tensor"
 
-    Y [..., N_out] in x's dtype; x is [..., K]. See svdq_trt/contract/ops.py for the other shapes.
+
+def weights_of(arguments: Sequence[Any]) -> SvdqWeights:
+    """What the op's arguments behind x say; trailing numbers that are the default may be left out, as torch does."""
+    given = dict(zip(_NAMES, arguments, strict=False))
+    given["format"], given["activation"] = FORMATS[given["format"]], Activation(given["activation"])
+    given["act_unsigned"] = bool(given.get("act_unsigned", False))
+    return SvdqWeights(**given)
+
+
+def apply(x: Tensor, weights: SvdqWeights) -> Tensor:
+    """The op on [..., K], through torch's dispatcher: Y [..., N_out] in x's dtype."""
+    settings = (weights.format.name, weights.activation.value, *weights.attributes.values())
+    y: Tensor = torch.ops.svdq.linear(x, *weights.tensors.values(), *settings)
+    return y
+
+
+def as_kernel(run: Callable[[Tensor, SvdqWeights], Tensor]) -> Callable[..., Tensor]:
+    """`run` as torch calls an implementation: with all arguments in a row."""
+    return lambda x, *arguments: run(x, weights_of(arguments))
+
+
+def reference(x: Tensor, weights: SvdqWeights) -> Tensor:
+    """The op's body in torch, on any device; x may be f32 with 16-bit weights, and then nothing is rounded between.
+
+    Y [..., N_out] in x's dtype; x is [..., K].
 
     Raises:
-        ShapeError: a weight input whose shape does not follow from qweight and lora_down.
+        ShapeError, UnsupportedError: see SvdqWeights.check; or x that does not fit them.
     """
-    _check_shapes(x, qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2, format)
-    w = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), FORMATS[format])
-    return with_weight(
-        x, w, act_mul, lora_down, lora_up, bias, FORMATS[format], Activation(activation), bool(act_unsigned), act_shift
-    )
+    _check_features(x, weights)
+    weights.check("svdq::linear")
+    return with_weight(x, weights.unpack(), weights)
 
 
-def with_weight(
-    x: Tensor,
-    w: Tensor,
-    act_mul: Tensor,
-    lora_down: Tensor,
-    lora_up: Tensor,
-    bias: Tensor,
-    fmt: Format,
-    act: Activation,
-    act_unsigned: bool,
-    act_shift: float,
-) -> Tensor:
+def with_weight(x: Tensor, w: Tensor, weights: SvdqWeights) -> Tensor:
     """`reference` once the weight is unpacked: w [N, K] f32 is what its codes and scales mean."""
     rows = x.reshape(-1, x.shape[-1])
-    x_hat = numerics.smooth(rows, act_mul, act_shift)
-    xq = numerics.fake_quantize_act(x_hat, fmt, act_unsigned)
-    y = torch.addmm(bias.float(), xq, w.T)
-    if lora_down.shape[0]:
-        t = (rows.float() @ lora_down.float().T).to(x.dtype)  # rounded once, as the kernels do
-        y = torch.addmm(y, t.float(), lora_up.float().T)
-    y = activate(y, act)
+    x_hat = numerics.smooth(rows, weights.act_mul, weights.act_shift)
+    xq = numerics.fake_quantize_act(x_hat, weights.format, weights.act_unsigned)
+    y = torch.addmm(weights.bias.float(), xq, w.T)
+    if weights.rank:
+        t = (rows.float() @ weights.lora_down.float().T).to(x.dtype)  # rounded once, as the kernels do
+        y = torch.addmm(y, t.float(), weights.lora_up.float().T)
+    y = activate(y, weights.activation)
     y = torch.where(rows.isfinite().all(-1, keepdim=True), y, torch.nan)
     if x.dtype == torch.float16:
         y = y.clamp(-65504.0, 65504.0)
     return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
 
 
-linear = torch.library.custom_op("svdq::linear", reference, mutates_args=(), device_types="cpu")
+def _fake(x: Tensor, weights: SvdqWeights) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weights.activation.n_out(weights.n)))
 
 
-@linear.register_fake
-def _linear_fake(
-    x: Tensor,
-    qweight: Tensor,
-    wscale: Tensor,
-    act_mul: Tensor,
-    lora_down: Tensor,
-    lora_up: Tensor,
-    bias: Tensor,
-    wscale2: Tensor,
-    format: str,
-    activation: str,
-    act_unsigned: int = 0,
-    act_shift: float = 0.0,
-) -> Tensor:
-    n_out = Activation(activation).n_out(qweight.shape[0])
-    return x.new_empty((*x.shape[:-1], n_out))
-
-
-@linear.register_kernel("cuda")
-def _linear_cuda(
-    x: Tensor,
-    qweight: Tensor,
-    wscale: Tensor,
-    act_mul: Tensor,
-    lora_down: Tensor,
-    lora_up: Tensor,
-    bias: Tensor,
-    wscale2: Tensor,
-    format: str,
-    activation: str,
-    act_unsigned: int = 0,
-    act_shift: float = 0.0,
-) -> Tensor:
+def _cuda(x: Tensor, weights: SvdqWeights) -> Tensor:
     from svdq_trt.nn import capi
 
-    _check_shapes(x, qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2, format)
-    weights = (qweight, wscale, act_mul, lora_down, lora_up, bias, wscale2)
-    rows = x.reshape(-1, x.shape[-1])
-    y = capi.linear(rows, weights, FORMATS[format], Activation(activation), bool(act_unsigned), act_shift)
+    _check_features(x, weights)
+    y = capi.linear(x.reshape(-1, x.shape[-1]), weights)
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+linear = torch.library.custom_op(
+    "svdq::linear", as_kernel(reference), mutates_args=(), device_types="cpu", schema=_schema()
+)
+linear.register_fake(as_kernel(_fake))
+linear.register_kernel("cuda")(as_kernel(_cuda))
 
 
 def activate(y: Tensor, activation: Activation) -> Tensor:
@@ -131,21 +117,6 @@ def activate(y: Tensor, activation: Activation) -> Tensor:
     return y
 
 
-def _check_shapes(x: Tensor, qweight: Tensor, *rest: Tensor | str) -> None:
-    """Raise ShapeError naming the first input that does not fit."""
-    wscale, act_mul, lora_down, lora_up, bias, wscale2, fmt_name = rest
-    n, k, r = qweight.shape[0], 2 * qweight.shape[1], lora_down.shape[0]  # type: ignore[union-attr]
-    if x.shape[-1] != k:
-        raise ShapeError("svdq::linear", f"x has {x.shape[-1]} features", f"{k} (qweight)")
-    want = input_shapes(FORMATS[fmt_name], n, k, r)  # type: ignore[index]
-    got = {
-        "wscale": wscale,
-        "act_mul": act_mul,
-        "lora_down": lora_down,
-        "lora_up": lora_up,
-        "bias": bias,
-        "wscale2": wscale2,
-    }
-    for name, tensor in got.items():
-        if tuple(tensor.shape) != want[name]:  # type: ignore[union-attr]
-            raise ShapeError("svdq::linear", f"{name} {tuple(tensor.shape)}", str(want[name]))  # type: ignore[union-attr]
+def _check_features(x: Tensor, weights: SvdqWeights) -> None:
+    if x.shape[-1] != weights.k:
+        raise ShapeError("svdq::linear", f"x has {x.shape[-1]} features", f"{weights.k} (qweight)")

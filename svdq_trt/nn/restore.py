@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.contract.formats import FORMATS, Activation
 from svdq_trt.models import LinearGroup
-from svdq_trt.nn.linear import TENSORS, SVDQLinear
+from svdq_trt.nn.linear import SVDQLinear
 
 if TYPE_CHECKING:
     from svdq_trt.models import ModelSpec
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
 
 def layer_of(node: Node, tensors: Mapping[str, Tensor]) -> SVDQLinear:
     """The module of a node, from the tensors of its svdq_file."""
-    own = {name: tensors[f"{node.name}.{name}"] for name in TENSORS}
-    return SVDQLinear(own, FORMATS[node.format], Activation(node.activation), node.act_unsigned, node.act_shift)
+    return SVDQLinear(node.weights(tensors))
 
 
 def restore_model(loaded: svdq_file.Artifact, spec: ModelSpec) -> nn.Module:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt.contract.formats import R_MULTIPLE, Format
-from svdq_trt.contract.ops import input_shapes
+from svdq_trt.contract.ops import CONSTANTS
 from svdq_trt.quantize.lowrank import top_singular
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.smooth import act_multiplier, candidates
@@ -36,9 +36,8 @@ def ranks_of(n: int, k: int, most: int = MAX_RANK) -> list[int]:
 
 
 def node_bytes(fmt: Format, n: int, k: int, rank: int) -> int:
-    """Bytes of a node's seven constant inputs."""
-    wide = {"qweight": 1, "wscale": 2 if fmt.wscale_is_act_dtype else 1, "wscale2": 4}
-    return sum(math.prod(shape) * wide.get(name, 2) for name, shape in input_shapes(fmt, n, k, rank).items())
+    """Bytes of a node's constant inputs."""
+    return sum(math.prod(t.shape_of(fmt, n, k, rank)) * t.dtype_of(fmt).itemsize for t in CONSTANTS)
 
 
 class _Smoothing(NamedTuple):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from svdq_trt.artifact.svdq_file import Node
@@ -22,6 +21,7 @@ from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import FORMATS, K_MULTIPLE, N_MULTIPLE, R_MAX, R_MULTIPLE, Activation, Format
 from svdq_trt.contract.ops import max_exact_k
 from svdq_trt.contract.sqnr import decibels
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize.ladder import Rung, climb
 from svdq_trt.quantize.preset import DEFAULT_PRESET, PRESETS, Preset
@@ -31,59 +31,38 @@ from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, sprea
 
 @dataclass
 class QuantizedLinear:
-    """One node's tensors (op contract, inputs 1 to 7) and how they came about.
+    """One node's weights and how they came about.
 
     Attributes:
         name: node name.
-        tensors: name -> tensor.
+        weights: with the activation codes chosen; the bias makes up for their shift.
         sqnr_db: output SQNR against full precision, before the activation: on the calibration tokens, or, where
             rungs were tried, on those held out from them.
         alpha, beta: the chosen smoothing exponents.
         trials: (alpha, beta, relative squared error) of every candidate, with the activation codes chosen.
-        act_unsigned, act_shift: the activation codes chosen (contract/ops.py); the bias makes up for the shift.
         rungs: what the preset tried beyond the plain split (ladder.climb); empty where it tries nothing.
     """
 
     name: str
-    format: Format
-    activation: Activation
-    tensors: dict[str, Tensor]
+    weights: SvdqWeights
     sqnr_db: float
     alpha: float
     beta: float
     trials: list[tuple[float, float, float]] = field(default_factory=list)
-    act_unsigned: bool = False
-    act_shift: float = 0.0
     rungs: list[Rung] = field(default_factory=list)
 
     def node(self, members: tuple[str, ...], rows: tuple[int, ...]) -> Node:
         """What the artifact says of it: `members` are the original linears, with `rows` of N each."""
-        n, half_k = self.tensors["qweight"].shape
         trials = tuple(
             (round(alpha, 4), round(beta, 4), round(decibels(error), 2))
             for alpha, beta, error in self.trials
             if math.isfinite(error)
         )
-        return Node(
-            name=self.name,
-            members=members,
-            member_rows=rows,
-            format=self.format.name,
-            activation=self.activation.value,
-            n=n,
-            k=2 * half_k,
-            rank=self.tensors["lora_down"].shape[0],
-            sqnr_db=self.sqnr_db,
-            alpha=self.alpha,
-            beta=self.beta,
-            act_unsigned=self.act_unsigned,
-            act_shift=self.act_shift,
-            trials=trials,
-        )
+        return Node.of(self.name, members, rows, self.weights, self.sqnr_db, self.alpha, self.beta, trials)
 
     def module(self) -> SVDQLinear:
         """The torch module that runs it."""
-        return SVDQLinear(self.tensors, self.format, self.activation, self.act_unsigned, self.act_shift)
+        return SVDQLinear(self.weights)
 
 
 class Trial(NamedTuple):
@@ -165,34 +144,25 @@ def quantize_group(
     if coding.shift:
         bias = (bias.double() - split.shift_offset()).float()
     qw = numerics.pack_weight(split.values, split.scales, fmt)
-    missing = rank - split.up.shape[1]  # rank above min(N, K): the rest is zero
-    down, up = F.pad(split.down, (0, 0, 0, missing)), F.pad(split.up, (0, missing))
-    tensors = {
-        "qweight": qw.qweight,
-        "wscale": qw.wscale,
-        "act_mul": split.act_mul.to(act_dtype),
-        "lora_down": down.to(act_dtype),
-        "lora_up": up.to(act_dtype),
-        "bias": bias.to(act_dtype),
-        "wscale2": qw.wscale2,
-    }
-    for key in ("lora_down", "lora_up", "bias", "wscale"):
-        if tensors[key].is_floating_point() and not tensors[key].isfinite().all():
-            raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
-    tensors = {key: t.contiguous() for key, t in tensors.items()}
-    return QuantizedLinear(
-        name,
-        fmt,
-        activation,
-        tensors,
-        sqnr,
-        best.alpha,
-        best.beta,
-        trials=[(t.alpha, t.beta, t.error) for t in trials if t.coding == coding],
+    made = SvdqWeights(
+        qweight=qw.qweight,
+        wscale=qw.wscale,
+        act_mul=split.act_mul.to(act_dtype),
+        lora_down=split.down.to(act_dtype),
+        lora_up=split.up.to(act_dtype),
+        bias=bias.to(act_dtype),
+        wscale2=qw.wscale2,
+        format=fmt,
+        activation=activation,
         act_unsigned=coding.unsigned,
         act_shift=coding.shift,
-        rungs=rungs,
-    )
+    ).with_rank(rank)  # above min(N, K) the rest is zero
+    for key in ("lora_down", "lora_up", "bias", "wscale"):
+        tensor = made.tensors[key]
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
+    tried = [(t.alpha, t.beta, t.error) for t in trials if t.coding == coding]
+    return QuantizedLinear(name, made.contiguous(), sqnr, best.alpha, best.beta, tried, rungs)
 
 
 def quantize_linear(

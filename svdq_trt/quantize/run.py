@@ -154,7 +154,7 @@ def _one(
         preset=preset,
     )
     node = quantized.node(group.members, tuple(len(w) for w in weights))
-    svdq_file.save(shard, {f"{group.node}.{k}": t.cpu() for k, t in quantized.tensors.items()}, {}, [node])
+    svdq_file.save(shard, {k: t.cpu() for k, t in quantized.weights.named(group.node).items()}, {}, [node])
     return node, layer_of(node, svdq_file.load(shard).tensors)  # mapped: a finished layer takes no memory
 
 

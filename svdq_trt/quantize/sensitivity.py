@@ -93,23 +93,8 @@ class _Float32Node(SVDQLinear):
     """A node whose input and output are float32, its weights as they are, on any device."""
 
     def __init__(self, layer: SVDQLinear) -> None:
-        super().__init__(
-            dict(layer.named_buffers()), layer.format, layer.activation, layer.act_unsigned, layer.act_shift
-        )
+        super().__init__(layer.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features], float32."""
-        return ops.reference(
-            x,
-            self.qweight,
-            self.wscale,
-            self.act_mul,
-            self.lora_down,
-            self.lora_up,
-            self.bias,
-            self.wscale2,
-            self.format.name,
-            self.activation.value,
-            int(self.act_unsigned),
-            self.act_shift,
-        )
+        return ops.reference(x, self.weights)

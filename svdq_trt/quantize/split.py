@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import INT4, Format
+from svdq_trt.contract.formats import Format
 from svdq_trt.quantize.lowrank import balance, top_singular
 from svdq_trt.quantize.scales import search_scales
 
@@ -30,7 +30,7 @@ SIGNED = Coding()
 
 def codings(fmt: Format, act_shift: float) -> tuple[Coding, ...]:
     """All that are worth a try, for x that `act_shift` makes non-negative; 0: nothing does."""
-    return (SIGNED, Coding(True, act_shift)) if act_shift and fmt is INT4 else (SIGNED,)
+    return (SIGNED, Coding(True, act_shift)) if act_shift and fmt.unsigned_codes else (SIGNED,)
 
 
 def spread(t: Tensor, most: int) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from svdq_harness import Call, Library, Linear, split_name
 
-from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.formats import Activation, Dtype
+from svdq_trt.contract.ops import input_shapes
 from svdq_trt.contract.reference.quant import QuantWeight
 
 
@@ -19,10 +20,8 @@ def random_bytes_linear(name: str, n: int, k: int, r: int) -> Linear:
     rng = np.random.default_rng(0)
     t = ml_dtypes.bfloat16
     q = rng.integers(-128, 128, (n, k // 2), np.int8)
-    if fmt.wscale_is_act_dtype:
-        scale = np.full(fmt.wscale_shape(n, k), 0.01, t)
-    else:
-        scale = rng.integers(1, 19, fmt.wscale_shape(n, k), np.int8)
+    shape = input_shapes(fmt, n, k, r)["wscale"]
+    scale = np.full(shape, 0.01, t) if fmt.wscale_dtype is Dtype.ACT else rng.integers(1, 19, shape, np.int8)
     down, up = np.full((r, k), 0.01, t), np.full((n, r), 0.01, t)
     weight = QuantWeight(q, scale, np.ones(n, np.float32))
     x, act_mul, bias = np.zeros((8, k), t), np.ones(k, t), np.zeros(n, t)

@@ -40,8 +40,26 @@ def test_check_stale_header_fails_and_write_mends_it(generator, monkeypatch, tmp
 def test_contract_header_lists_every_op_and_input_in_order(generator):
     text = generator.render()
     assert re.findall(r'^    \{"(SVDQ\w+)", ', text, re.M) == list(ops.OPS)
-    names = re.search(r"kInputNames\{\s*(.*?)\}", text, re.S)[1]
-    assert re.findall(r'"(\w+)"', names) == [t.name for t in ops.INPUTS]
+    rows = re.search(r"kInputs\{\{\n(.*?)\n\}\}", text, re.S)[1].splitlines()
+    assert [re.match(r'    \{"(\w+)", Dtype::k(\w+), ', row).groups() for row in rows] == [
+        (t.name, {"ACT": "Act", "INT8": "Int8", "F32": "F32", "WSCALE": "Wscale"}[t.dtype.name]) for t in ops.INPUTS
+    ]
+    words = {"Leading": "...", "N": "N", "K": "K", "R": "R", "Cols": "C"}
+    for row, t in zip(rows, ops.INPUTS, strict=True):
+        dims = [(words[size], int(divisor)) for size, divisor in re.findall(r"\{Size::k(\w+), (\d+)\}", row)]
+        assert dims == [(d.size.value, d.divisor) for d in t.dims]
+
+
+def test_contract_header_has_what_each_format_says_of_wscale_and_unsigned_codes(generator):
+    rows = re.findall(
+        r'^    \{"(\w+)", SVDQ_FORMAT_\w+, \d+, Dtype::k(\w+), (\d), (\w+), \d+\}', generator.render(), re.M
+    )
+    assert rows == [
+        ("int4", "Act", "1", "true"),
+        ("w4a8", "Int8", "1", "false"),
+        ("nvfp4", "Int8", "4", "false"),
+        ("w4a16", "Act", "1", "false"),
+    ]
 
 
 def test_ops_of_two_linears_have_the_inputs_and_attributes_of_both():
@@ -58,3 +76,18 @@ def test_ops_of_two_linears_have_the_inputs_and_attributes_of_both():
         "fc2_act_shift",
     ]
     assert ops.linear_names(ops.mlp_name("a.0", "a.2")) == ["a.0", "a.2"] and ops.linear_names("a.0#2") == ["a.0#2"]
+
+
+def test_which_dtype_wscale_has_stands_once():
+    """The table says it, TensorSpec.dtype_of resolves it, the generator writes it for C++; nobody else asks."""
+    folders = ("svdq_trt", "export", "tools", "benchmarks", "plugins", "examples")
+    files = [
+        p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")
+    ]
+    says = {str(p.relative_to(ROOT)) for p in files if re.search(r"wscale_(is_act_)?dtype", p.read_text())}
+    assert says == {
+        "svdq_trt/contract/formats.py",
+        "svdq_trt/contract/ops.py",
+        "tools/gen_contract.py",
+        "plugins/include/svdq/contract.h",
+    }

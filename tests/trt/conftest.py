@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.contract import ops
+from svdq_trt.contract.formats import Dtype
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport, network_plugins
 
@@ -73,15 +74,16 @@ def make_graph() -> Callable[..., onnx.ModelProto]:
             op = ops.OPS[spec.op_type]
             names = [f"t{i}"]
             for linear, (n, r) in zip(op.linears, spec.sizes, strict=True):
-                for name, shape in ops.input_shapes(op.format, n, width, r).items():
-                    is_int8 = name == "qweight" or (name == "wscale" and not op.format.wscale_is_act_dtype)
-                    if linear.prefix + name in spec.weights:
-                        value = spec.weights[linear.prefix + name]
-                    elif is_int8:
+                for constant in ops.CONSTANTS:
+                    name, shape = linear.prefix + constant.name, constant.shape_of(op.format, n, width, r)
+                    stored = constant.dtype_of(op.format)
+                    if name in spec.weights:
+                        value = spec.weights[name]
+                    elif stored is Dtype.INT8:
                         value = rng.integers(-100, 100, shape).astype(np.int8)
                     else:
-                        value = rng.standard_normal(shape).astype(np.float32 if name == "wscale2" else act)
-                    names.append(f"linear{i}.{linear.prefix}{name}")
+                        value = rng.standard_normal(shape).astype(np.float32 if stored is Dtype.F32 else act)
+                    names.append(f"linear{i}.{name}")
                     consts[names[-1]] = value
                 width = linear.activation.n_out(n)
             attributes = {a.name: int(a.default) if a.kind == "int" else a.default for a in op.attributes}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from svdq_trt.contract import ops
-from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.formats import Activation, Dtype
 
 DYNAMIC = {"min": (1, 1, 128), "opt": (2, 77, 128), "max": (2, 512, 128)}
 FIRST_OF_FORMAT = [o for o in ops.LINEAR_OPS.values() if o.activation is Activation.NONE]
@@ -14,7 +14,7 @@ FIRST_OF_FORMAT = [o for o in ops.LINEAR_OPS.values() if o.activation is Activat
 
 def check_layer(layer, op, n, k, r, lead, dtype):
     """The layer's tensors are the contract's, in its order. n and r: of each linear, where there are several."""
-    scale = dtype if op.format.wscale_is_act_dtype else "Int8"
+    scale = dtype if op.format.wscale_dtype is Dtype.ACT else "Int8"
     shapes, dtypes, width = [(*lead, k)], [dtype], k
     for linear, rows, rank in zip(op.linears, np.atleast_1d(n), np.atleast_1d(r), strict=True):
         shapes += ops.input_shapes(op.format, rows, width, rank).values()

@@ -31,8 +31,31 @@ enum Input : int32_t {
 };
 inline constexpr int32_t kNumInputs = 8;
 inline constexpr int32_t kNumConstants = 7;
-inline constexpr std::array<char const*, kNumInputs> kInputNames{
-    "x", "qweight", "wscale", "act_mul", "lora_down", "lora_up", "bias", "wscale2"};
+
+// kAct: x's; kWscale: by format, see dtype_of().
+enum class Dtype : int32_t { kAct, kInt8, kF32, kWscale };
+// What a dimension counts. kCols: FormatRow::wscale_cols, and where that is 1 there is no such dimension;
+// kLeading: of x, any number of dimensions; kNone: none, at the end of a row.
+enum class Size : int32_t { kNone, kLeading, kN, kK, kR, kCols };
+struct Dim {
+    Size size = Size::kNone;
+    int32_t divisor = 1;
+};
+struct InputRow {
+    char const* name;
+    Dtype dtype;
+    std::array<Dim, 3> dims;
+};
+inline constexpr std::array<InputRow, kNumInputs> kInputs{{
+    {"x", Dtype::kAct, {{{Size::kLeading, 1}, {Size::kK, 1}}}},
+    {"qweight", Dtype::kInt8, {{{Size::kN, 1}, {Size::kK, 2}}}},
+    {"wscale", Dtype::kWscale, {{{Size::kK, 64}, {Size::kN, 1}, {Size::kCols, 1}}}},
+    {"act_mul", Dtype::kAct, {{{Size::kK, 1}}}},
+    {"lora_down", Dtype::kAct, {{{Size::kR, 1}, {Size::kK, 1}}}},
+    {"lora_up", Dtype::kAct, {{{Size::kN, 1}, {Size::kR, 1}}}},
+    {"bias", Dtype::kAct, {{{Size::kN, 1}}}},
+    {"wscale2", Dtype::kF32, {{{Size::kN, 1}}}},
+}};
 
 // Attributes, with their defaults.
 inline constexpr char kGroupSizeName[] = "group_size";
@@ -54,17 +77,21 @@ struct FormatRow {
     char const* name;
     svdq_format format;
     int32_t weight_group;       // G of the weight scales
-    bool wscale_is_act_dtype;   // wscale has x's dtype; otherwise int8 bytes
+    Dtype wscale_dtype;         // kAct or kInt8
     int32_t wscale_cols;        // trailing dimension of wscale; 1 = none
     bool has_unsigned;          // act_unsigned and act_shift may be set
     int32_t max_k;              // above this the integer sum would overflow
 };
 inline constexpr std::array<FormatRow, 4> kFormats{{
-    {"int4", SVDQ_FORMAT_INT4, 64, true, 1, true, 2147483584},
-    {"w4a8", SVDQ_FORMAT_W4A8, 64, false, 1, false, 133120},
-    {"nvfp4", SVDQ_FORMAT_NVFP4, 16, false, 4, false, 2147483584},
-    {"w4a16", SVDQ_FORMAT_W4A16, 64, true, 1, false, 2147483584},
+    {"int4", SVDQ_FORMAT_INT4, 64, Dtype::kAct, 1, true, 2147483584},
+    {"w4a8", SVDQ_FORMAT_W4A8, 64, Dtype::kInt8, 1, false, 133120},
+    {"nvfp4", SVDQ_FORMAT_NVFP4, 16, Dtype::kInt8, 4, false, 2147483584},
+    {"w4a16", SVDQ_FORMAT_W4A16, 64, Dtype::kAct, 1, false, 2147483584},
 }};
+// What an input is stored as: never kWscale.
+constexpr Dtype dtype_of(Input input, FormatRow const& format) {
+    return kInputs[input].dtype == Dtype::kWscale ? format.wscale_dtype : kInputs[input].dtype;
+}
 
 inline constexpr int32_t kMaxLinears = 2;
 struct OpLinear {

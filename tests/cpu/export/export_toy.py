@@ -18,6 +18,7 @@ from svdq_export.schema import register_schemas
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import FORMATS, Activation, Format
 from svdq_trt.contract.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION, OpSpec
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.nn.linear import SVDQLinear
 
 DTYPES = {
@@ -59,7 +60,8 @@ def svdq(
 ) -> SVDQLinear:
     """A random layer."""
     seed = 7 * n + k + r
-    return SVDQLinear(tensors(FORMATS[fmt], n, k, r, dtype, seed), FORMATS[fmt], activation, **attributes)  # type: ignore[arg-type]
+    own = tensors(FORMATS[fmt], n, k, r, dtype, seed)
+    return SVDQLinear(SvdqWeights(**own, format=FORMATS[fmt], activation=activation, **attributes))  # type: ignore[arg-type]
 
 
 def random_x(k: int, dtype: torch.dtype, lead: tuple[int, ...] = (2, 9)) -> Tensor:

@@ -13,8 +13,8 @@ from svdq_export.bodies.acts import _round_e2m1, _round_e4m3
 from svdq_export.bodies.build import Body
 from svdq_export.bodies.weights import dequantize_weight
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import FORMATS, INT4, Activation
-from svdq_trt.contract.ops import INPUTS, LINEAR_OPS, OPS, OpSpec, op_type
+from svdq_trt.contract.formats import FORMATS, INT4, Activation, Dtype
+from svdq_trt.contract.ops import INPUTS, LINEAR_OPS, OPS, OpSpec, input_shapes, op_type
 
 #: dtype -> SQNR in dB: what rounding the output to the dtype costs by itself (about 73.6 and 55.6 dB on
 #: Gaussian data; f32 shows the order of the sums and the runtimes' erf and exp). A flipped code costs more.
@@ -116,8 +116,8 @@ def fragment(build, **inputs):
 def test_weights_decode_exactly_for_every_code_and_scale(fmt):
     n, k = 64, 256
     qweight = torch.arange(-128, 128).to(torch.int8).repeat(n * k // 512).view(n, k // 2)  # every byte
-    shape = fmt.wscale_shape(n, k)
-    if fmt.wscale_is_act_dtype:
+    shape = input_shapes(fmt, n, k, 0)["wscale"]
+    if fmt.wscale_dtype is Dtype.ACT:
         wscale = torch.rand(shape, generator=torch.Generator().manual_seed(0)).half()
     elif fmt.name == "w4a8":
         wscale = (torch.arange(n * k // 64) % 18 + 1).to(torch.int8).view(shape)
@@ -126,7 +126,7 @@ def test_weights_decode_exactly_for_every_code_and_scale(fmt):
         wscale = finite.repeat(5)[: n * k // 16].view(shape)
         assert wscale.unique().numel() == 254
     wscale2 = torch.rand(n, generator=torch.Generator().manual_seed(1))
-    want = numerics.dequantize_weight(numerics.QuantWeight(qweight, wscale, wscale2), fmt)
+    want = numerics.dequantize_weight(numerics.PackedWeight(qweight, wscale, wscale2), fmt)
     got = fragment(lambda b, *v: dequantize_weight(b, *v, fmt), qweight=qweight, wscale=wscale, wscale2=wscale2)
     assert torch.equal(want, got)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nunchaku_layers as make
 import pytest
 import torch
@@ -10,7 +12,7 @@ from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, SvdqErro
 from svdq_trt.contract.ops import input_shapes
 from svdq_trt.interop import awq as awq_layer
 from svdq_trt.interop import w4a4 as w4a4_layer
-from svdq_trt.interop.w4a4 import NEW, OLD, Rows
+from svdq_trt.interop.w4a4 import NEW, OLD, Linear4, Rows
 
 BF16, F16 = torch.bfloat16, torch.float16
 
@@ -52,14 +54,14 @@ def test_w4a4_by_value_and_back(tmp_path, kind, keys):
     dtype, k = args.get("dtype", BF16), args["k"]
     rows = Rows.of(args.get("members") or (args["n"],), args.get("layout", "stacked"))
     linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, k, dtype, {})
-    shapes = input_shapes(linear.format, args["n"], k, args.get("rank", 32))
-    assert {name: tuple(t.shape) for name, t in linear.tensors.items()} == shapes
+    shapes = input_shapes(linear.weights.format, args["n"], k, args.get("rank", 32))
+    assert {name: tuple(t.shape) for name, t in linear.weights.tensors.items()} == shapes
     # the only rounding is that of 1/smooth to 16 bits; the low-rank part passes it by
-    got, scale = w4a4_layer.dequantize(linear).double(), truth.weight.abs().max()
+    got, scale = linear.weights.dequantize().double(), truth.weight.abs().max()
     eps = torch.finfo(dtype).eps
-    codes_max = (got - linear.tensors["lora_up"].double() @ linear.tensors["lora_down"].double()).abs()
+    codes_max = (got - linear.weights.lora_up.double() @ linear.weights.lora_down.double()).abs()
     assert bool(((got - truth.weight).abs() <= eps * codes_max + 2e-6 * scale).all())
-    assert torch.equal(linear.tensors["bias"], truth.bias)
+    assert torch.equal(linear.weights.bias, truth.bias)
     written = w4a4_layer.write("x", linear, rows, keys, bias=args.get("bias", True))
     filled = {name: t for name, t in written.tensors.items() if t.numel()}  # rank 0, new keys: see the next test
     assert_same(filled, truth.tensors)
@@ -80,7 +82,7 @@ def test_fused_smoothing_keeps_the_informative_original(tmp_path):
     truth.tensors["x.smooth"] = torch.ones_like(truth.tensors["x.smooth"])
     rows = Rows.of((128,))
     linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 128, BF16, {})
-    assert bool((linear.tensors["act_mul"] == 1).all())
+    assert bool((linear.weights.act_mul == 1).all())
     assert_same(w4a4_layer.write("x", linear, rows, OLD, bias=True).tensors, truth.tensors)
 
 
@@ -90,8 +92,8 @@ def test_a_file_in_the_other_16_bit_dtype(tmp_path, theirs, ours, fp4):
     truth = make.w4a4("x", 128, 128, dtype=theirs, fp4=fp4)
     linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", Rows.of((128,)), 128, ours, {})
     halves = {"act_mul", "lora_down", "lora_up", "bias"} | (set() if fp4 else {"wscale"})
-    assert {linear.tensors[name].dtype for name in halves} == {ours}
-    got = w4a4_layer.dequantize(linear).double()
+    assert {linear.weights.tensors[name].dtype for name in halves} == {ours}
+    got = linear.weights.dequantize().double()
     assert (got - truth.weight).norm() < 0.01 * truth.weight.norm()
 
 
@@ -105,11 +107,11 @@ def test_every_16_bit_multiplier_survives(tmp_path, dtype):
         truth = make.w4a4("x", 128, len(part), rank=0, dtype=dtype)
         rows = Rows.of((128,))
         linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, len(part), dtype, {})
-        linear = linear._replace(tensors=linear.tensors | {"act_mul": part.clone()}, exact={})
+        linear = Linear4(replace(linear.weights, act_mul=part.clone()), {})
         written = w4a4_layer.write("x", linear, rows, OLD, bias=True)
         again = make.reader_of(tmp_path / "y", written.tensors)
         back = w4a4_layer.read(again, "x", rows, len(part), dtype, written.exact)
-        assert torch.equal(back.tensors["act_mul"], part)
+        assert torch.equal(back.weights.act_mul, part)
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
@@ -117,9 +119,9 @@ def test_every_16_bit_multiplier_survives(tmp_path, dtype):
 def test_awq_by_value_and_back(tmp_path, n, chunks, dtype):
     truth = make.awq("x", n, 256, chunks, dtype)
     linear = awq_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", n, 256, chunks, dtype, {})
-    assert linear.format.name == "w4a16" and linear.tensors["lora_down"].shape == (0, 256)
-    assert torch.allclose(w4a4_layer.dequantize(linear).double(), truth.weight, rtol=1e-6, atol=1e-7)
-    assert torch.equal(linear.tensors["bias"], truth.bias)
+    assert linear.weights.format.name == "w4a16" and linear.weights.lora_down.shape == (0, 256)
+    assert torch.allclose(linear.weights.dequantize().double(), truth.weight, rtol=1e-6, atol=1e-7)
+    assert torch.equal(linear.weights.bias, truth.bias)
     written, same = awq_layer.write("x", linear, chunks, bias=True)
     assert same and not written.exact
     assert_same(written.tensors, truth.tensors)
@@ -128,8 +130,8 @@ def test_awq_by_value_and_back(tmp_path, n, chunks, dtype):
 def test_awq_zero_points_become_a_low_rank_term(tmp_path):
     truth = make.awq("x", 96, 320, 3, symmetric=False)
     linear = awq_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", 96, 320, 3, BF16, {})
-    assert linear.tensors["lora_down"].shape == (16, 320)  # five groups, padded
-    error = (w4a4_layer.dequantize(linear).double() - truth.weight).abs().max()
+    assert linear.weights.lora_down.shape == (16, 320)  # five groups, padded
+    error = (linear.weights.dequantize().double() - truth.weight).abs().max()
     assert error <= torch.finfo(BF16).eps * 1.8  # offsets below 1.8, rounded to bf16
 
 
@@ -138,13 +140,13 @@ def test_awq_bias_that_plus_one_cannot_hold(tmp_path):
     truth = make.awq("x", 96, 128, 3)
     linear = awq_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", 96, 128, 3, BF16, {})
     bias = torch.linspace(-1, 1, 96).mul(0.01).to(BF16)
-    linear = linear._replace(tensors=linear.tensors | {"bias": bias}, exact={})
+    linear = Linear4(replace(linear.weights, bias=bias), {})
     written, _ = awq_layer.write("x", linear, 3, bias=True)
     plain = awq_layer.read(make.reader_of(tmp_path / "y", written.tensors), "x", 96, 128, 3, BF16, {})
-    assert not torch.equal(plain.tensors["bias"], bias)
-    assert (plain.tensors["bias"].float() - bias.float()).abs().max() <= torch.finfo(BF16).eps / 2
+    assert not torch.equal(plain.weights.bias, bias)
+    assert (plain.weights.bias.float() - bias.float()).abs().max() <= torch.finfo(BF16).eps / 2
     exact = awq_layer.read(make.reader_of(tmp_path / "z", written.tensors), "x", 96, 128, 3, BF16, written.exact)
-    assert torch.equal(exact.tensors["bias"], bias)
+    assert torch.equal(exact.weights.bias, bias)
 
 
 def test_awq_low_rank_branch_of_the_cpp_engine(tmp_path):
@@ -155,18 +157,18 @@ def test_awq_low_rank_branch_of_the_cpp_engine(tmp_path):
     tensors = truth.tensors | {"x.lora_down": down, "x.lora_up": reordered}
     linear = awq_layer.read(make.reader_of(tmp_path / "x", tensors), "x", 96, 128, 3, BF16, {})
     want = truth.weight + up.double() @ down.double()
-    assert torch.allclose(w4a4_layer.dequantize(linear).double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(linear.weights.dequantize().double(), want, rtol=1e-5, atol=1e-5)
     assert_same(awq_layer.write("x", linear, 3, bias=True)[0].tensors, tensors)
 
 
 def test_awq_with_smoothing_is_rounded_again(tmp_path):
     truth = make.awq("x", 96, 128, 3)
     linear = awq_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", 96, 128, 3, BF16, {})
-    linear = linear._replace(tensors=linear.tensors | {"act_mul": torch.full((128,), 1.5, dtype=BF16)})
+    linear = linear._replace(weights=replace(linear.weights, act_mul=torch.full((128,), 1.5, dtype=BF16)))
     written, same = awq_layer.write("x", linear, 3, bias=True)
     back = awq_layer.read(make.reader_of(tmp_path / "y", written.tensors), "x", 96, 128, 3, BF16, {})
     assert not same
-    want, got = 1.5 * truth.weight, w4a4_layer.dequantize(back).double()
+    want, got = 1.5 * truth.weight, back.weights.dequantize().double()
     assert ((got - want).norm() / want.norm()) < 0.15
 
 
@@ -175,10 +177,10 @@ def test_the_shift_of_unsigned_codes_goes_into_the_bias(tmp_path):
     linear = w4a4_layer.read(
         make.reader_of(tmp_path / "x", make.w4a4("x", 128, 128, dtype=F16).tensors), "x", Rows.of((128,)), 128, F16, {}
     )
-    moved = w4a4_layer.shifted_bias(linear, 0.171875)
+    moved = w4a4_layer.shifted_bias(linear.weights, 0.171875)
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1)).double()
-    w = w4a4_layer.residual(linear).double()
-    want, got = x @ w.T + linear.tensors["bias"].double(), (x + 0.171875) @ w.T + moved.double()
+    w = linear.weights.residual().double()
+    want, got = x @ w.T + linear.weights.bias.double(), (x + 0.171875) @ w.T + moved.double()
     assert torch.allclose(got, want, atol=2 * float(moved.abs().max()) * torch.finfo(F16).eps)
 
 
@@ -252,7 +254,10 @@ def test_hints_that_mean_nothing_are_ignored(tmp_path, text):
     tensors = make.w4a4("x", 128, 128).tensors
     reader = make.reader_of(tmp_path / "x", tensors)
     plain = w4a4_layer.read(reader, "x", Rows.of((128,)), 128, BF16, {})
-    assert_same(w4a4_layer.read(reader, "x", Rows.of((128,)), 128, BF16, {"act_mul": text}).tensors, plain.tensors)
+    assert_same(
+        w4a4_layer.read(reader, "x", Rows.of((128,)), 128, BF16, {"act_mul": text}).weights.tensors,
+        plain.weights.tensors,
+    )
 
 
 @pytest.mark.parametrize(

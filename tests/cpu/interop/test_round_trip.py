@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.ops import CONSTANTS
 from svdq_trt.interop import export_nunchaku, import_checkpoint
 from svdq_trt.models import get_model
-from svdq_trt.nn.linear import TENSORS
 from svdq_trt.nn.restore import layer_of, restore_model
 
 MODELS = ["sdxl-tiny", "flux1-tiny", "pixart-tiny"]
 W4A4 = ("int4", "nvfp4")
+TENSORS = [spec.name for spec in CONSTANTS]
 
 
 def stored(path):

@@ -22,7 +22,7 @@ def made():
     w, x = torch.randn(64, 128, generator=g), torch.randn(96, 128, generator=g)
     q = quantize_group([w], [None], x, FORMATS["int4"], 16, name="a")
     q.trials.append((1.0, 0.0, float("inf")))  # one that overflowed
-    return q.node(("a",), (64,)), {f"a.{name}": t for name, t in q.tensors.items()}, q
+    return q.node(("a",), (64,)), q.weights.named("a"), q
 
 
 def test_trials_come_back_in_decibels_without_those_that_overflowed(made, tmp_path):

@@ -45,7 +45,7 @@ def test_curve_of_a_layer_behind_gelu_has_unsigned_codes():
     signed, got = (error_curve(w, x, absmax, FORMATS["int4"], torch.float16, ranks, s) for s in (0.0, shift))
     for rank, error, without in zip(ranks, got, signed, strict=True):
         q = quantize_group([w], [None], x, FORMATS["int4"], rank, act_shift=shift, preset=PRESETS["fast"])
-        assert q.act_unsigned and decibels(error) == pytest.approx(q.sqnr_db, abs=1.0)
+        assert q.weights.act_unsigned and decibels(error) == pytest.approx(q.sqnr_db, abs=1.0)
         assert decibels(error) > decibels(without) + 1.5
     a, b = (error_curve(w, x, absmax, FORMATS["w4a8"], torch.float16, [16], s) for s in (0.0, shift))
     assert a == b  # int4 alone has unsigned codes
@@ -87,7 +87,7 @@ def test_trial_that_overflows_does_not_hide_the_others(fmt):
 def test_bytes_are_those_of_the_tensors(fmt, rank):
     w, x = layer(16)
     q = quantize_group([w], [None], x, FORMATS[fmt], rank, preset=PRESETS["fast"])
-    assert node_bytes(FORMATS[fmt], N, K, rank) == sum(t.numel() * t.element_size() for t in q.tensors.values())
+    assert node_bytes(FORMATS[fmt], N, K, rank) == sum(t.numel() * t.element_size() for t in q.weights.tensors.values())
 
 
 def test_ranks_end_at_the_smaller_side():

@@ -143,7 +143,7 @@ def test_a_rung_that_held_out_tokens_refuse_is_not_kept():
     plain = quantize_group([w], [None], x, W4A16, 16, preset=BASE)
     assert [(r.name, r.kept) for r in q.rungs] == [("svd", True), ("gptq", False)]
     assert q.rungs[1].sqnr_db < q.rungs[0].sqnr_db == q.sqnr_db
-    assert all(torch.equal(q.tensors[name], plain.tensors[name]) for name in q.tensors)
+    assert all(torch.equal(q.weights.tensors[name], plain.weights.tensors[name]) for name in q.weights.tensors)
 
 
 def test_reported_sqnr_is_that_of_the_held_out_tokens():
@@ -162,7 +162,9 @@ def test_results_repeat_bit_for_bit(fmt):
     w, x = layer("skewed")
     preset = replace(REFITTED, rounds=2, finalists=2)
     a, b = (quantize_group([w], [None], x, fmt, 16, preset=preset) for _ in range(2))
-    assert all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors) and a.rungs == b.rungs
+    assert (
+        all(torch.equal(a.weights.tensors[k], b.weights.tensors[k]) for k in a.weights.tensors) and a.rungs == b.rungs
+    )
 
 
 def zero_layer(w, x):
@@ -216,7 +218,7 @@ def test_overflow_is_refused_not_crashed_on():
 def test_rank_above_the_matrix_is_padded_with_zeros():
     w, x = layer("strong", n=8, k=64)
     q = quantize_group([w], [None], x, INT4, 16, preset=REFITTED)
-    assert q.tensors["lora_up"].shape == (8, 16) and not q.tensors["lora_up"][:, 8:].any()
+    assert q.weights.lora_up.shape == (8, 16) and not q.weights.lora_up[:, 8:].any()
 
 
 def test_presets_name_their_rungs():

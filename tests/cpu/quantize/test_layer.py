@@ -70,14 +70,16 @@ def test_group_equals_stacked_weight_with_zero_bias_where_missing():
     bias = torch.arange(128.0)
     q = quantize_group([w[:128], w[128:]], [bias, None], x, INT4, 16, preset=FAST)
     whole = quantize_group([w], [None], x, INT4, 16, preset=FAST)
-    assert torch.equal(q.tensors["qweight"], whole.tensors["qweight"])
-    assert torch.equal(q.tensors["bias"], torch.cat([bias, torch.zeros(128)]).half())
+    assert torch.equal(q.weights.qweight, whole.weights.qweight)
+    assert torch.equal(q.weights.bias, torch.cat([bias, torch.zeros(128)]).half())
 
 
 def test_results_repeat_bit_for_bit():
     w, x = case()
     a, b = (quantize_group([w], [None], x, NVFP4, 32, preset=FAST) for _ in range(2))
-    assert all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors) and a.trials == b.trials
+    assert (
+        all(torch.equal(a.weights.tensors[k], b.weights.tensors[k]) for k in a.weights.tensors) and a.trials == b.trials
+    )
 
 
 def test_candidate_list_is_the_published_one():

@@ -46,8 +46,8 @@ def test_unsigned_codes_gain_behind_gelu(preset, dtype):
         quantize_group([w], [bias], x[:384], INT4, 16, act_dtype=dtype, act_shift=shift, preset=preset)
         for shift in (0.0, SHIFT)
     )
-    assert (signed.act_unsigned, signed.act_shift) == (False, 0) and unsigned.act_unsigned
-    assert unsigned.act_shift == SHIFT
+    assert (signed.weights.act_unsigned, signed.weights.act_shift) == (False, 0) and unsigned.weights.act_unsigned
+    assert unsigned.weights.act_shift == SHIFT
     assert fresh_sqnr(unsigned, w, x[384:], bias) > fresh_sqnr(signed, w, x[384:], bias) + 2
     seen = x[:384][3::4] if unsigned.rungs else x[:384]
     assert fresh_sqnr(unsigned, w, seen, bias) == pytest.approx(unsigned.sqnr_db, abs=0.1)
@@ -57,15 +57,15 @@ def test_signed_codes_stay_where_they_are_better():
     """Values far below the shift: it would take most of the codes' range."""
     w, x = layer(size=0.02)
     plain, asked = (quantize_group([w], [None], x.half(), INT4, 16, act_shift=s, preset=DEFAULT) for s in (0.0, SHIFT))
-    assert not asked.act_unsigned and asked.act_shift == 0 and asked.trials == plain.trials
-    assert all(torch.equal(asked.tensors[name], plain.tensors[name]) for name in plain.tensors)
+    assert not asked.weights.act_unsigned and asked.weights.act_shift == 0 and asked.trials == plain.trials
+    assert all(torch.equal(asked.weights.tensors[name], plain.weights.tensors[name]) for name in plain.weights.tensors)
 
 
 @pytest.mark.parametrize("fmt", [f for f in FORMATS.values() if f is not INT4], ids=lambda f: f.name)
 def test_other_formats_have_no_unsigned_codes(fmt):
     w, x = layer()
     q = quantize_group([w], [None], x.half(), fmt, 16, act_shift=SHIFT, preset=PRESETS["fast"])
-    assert not q.act_unsigned and q.act_shift == 0
+    assert not q.weights.act_unsigned and q.weights.act_shift == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -74,7 +74,7 @@ def test_bias_is_the_references_rounded_once(dtype):
     w, x = layer()
     bias = torch.linspace(-2, 2, len(w))
     q = quantize_group([w], [bias], x.to(dtype), INT4, 16, act_dtype=dtype, act_shift=SHIFT, preset=DEFAULT)
-    t = {name: v.float().numpy() if v.is_floating_point() else v.numpy() for name, v in q.tensors.items()}
+    t = {name: v.float().numpy() if v.is_floating_point() else v.numpy() for name, v in q.weights.tensors.items()}
     stored = dequantize_weight(QuantWeight(t["qweight"], t["wscale"], t["wscale2"]), INT4)
     want = bias.double().numpy() - SHIFT * stored @ t["act_mul"].astype(np.float64)
     assert np.array_equal(want.astype(np.float32).astype(NUMPY[dtype]).astype(np.float32), t["bias"])

@@ -37,7 +37,7 @@ def report():
     x = x.half()
     q = quantize_group([w], [None], x, FORMATS["int4"], R, name="layer", preset=PRESETS["fast"])
     described = q.node(("layer",), (N,))
-    return analyse(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x, x.abs().amax(0).float()), q, w
+    return analyse(described, q.weights.named("layer"), w, x, x.abs().amax(0).float()), q, w
 
 
 def test_spectra_are_the_singular_values(report):
@@ -61,7 +61,7 @@ def test_split_of_a_node_with_unsigned_codes():
     w = torch.randn(N, K, generator=g)
     q = quantize_group([w], [None], x, FORMATS["int4"], R, name="layer", act_shift=0.171875, preset=PRESETS["fast"])
     described = q.node(("layer",), (N,))
-    got = analyse(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x, x.abs().amax(0).float())
+    got = analyse(described, q.weights.named("layer"), w, x, x.abs().amax(0).float())
     assert described.act_unsigned and got.split["both"] == pytest.approx(q.sqnr_db, abs=0.05)
     at_its_rank = {rank: db for rank, db, _ in got.sweep}[R]
     assert at_its_rank == pytest.approx(got.split["both"], abs=1)  # the same codes
@@ -88,7 +88,7 @@ def test_exact_activations_leave_the_weights_error_alone():
     x, w = torch.randn(64, K, generator=g).half(), torch.randn(N, K, generator=g)
     q = quantize_group([w], [None], x, FORMATS["w4a16"], R, name="layer", preset=PRESETS["fast"])
     described = q.node(("layer",), (N,))
-    got = error_split(described, {f"layer.{k}": t for k, t in q.tensors.items()}, w, x)
+    got = error_split(described, q.weights.named("layer"), w, x)
     assert got["activations"] > 55 and got["weights"] == got["both"] == pytest.approx(q.sqnr_db, abs=0.1)
 
 
@@ -96,7 +96,7 @@ def test_shift_of_the_activations_is_taken_out_again(report):
     """x̂ = (x + shift) · act_mul: the bias undoes the shift, so it is no error."""
     got, q, w = report
     x = torch.randn(64, K, generator=torch.Generator().manual_seed(2)).abs().half()
-    tensors = {f"layer.{k}": t for k, t in q.tensors.items()}
+    tensors = q.weights.named("layer")
     plain = error_split(got.node, tensors, w, x)
     shifted = error_split(replace(got.node, act_shift=0.25, act_unsigned=True), tensors, w, x)
     assert shifted["weights"] == pytest.approx(plain["weights"], abs=0.5)
