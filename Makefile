@@ -4,6 +4,10 @@
 VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
+# A file for each part of the set-up: pip itself, what the package requires, the package with its plugin.
+PIP    := $(VENV)/.pip
+NEEDS  := $(VENV)/.requirements
+PLUGIN := $(VENV)/.plugin
 READY  := $(VENV)/.ready
 # A CPU build of torch is enough to build engines; any 2.11 to 2.13 works.
 TORCH  ?= torch==2.13.0
@@ -11,18 +15,20 @@ TORCH  ?= torch==2.13.0
 # is not used, so it lies beside the environment, not in it.
 TRITON ?= nvidia-pytriton==0.7.0
 # Tests run side by side: a worker per core, some GB each. Threads that wait must then sleep, not spin: it halves their cost.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile
+WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 CPP     := '*.cu' '*.cuh' '*.cpp' '*.h'
 SOURCES := pyproject.toml CMakeLists.txt $(shell find plugins tools -type f -not -name '*.pyc')
+# Two at a time: requirements beside the plugin, which compiles for minutes, and linters beside either, or beside tests.
+MAKEFLAGS += --jobs=2
+unexport MAKEFLAGS  # ninja starts as many compilers as there are cores
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint pytest clean
 demo: $(READY)
 	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0 --preset fast
 
-test: lint
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+test: lint pytest
 
-lint: $(READY)
+lint: $(NEEDS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	git ls-files $(CPP) | xargs $(BIN)/clang-format --dry-run -Werror
@@ -30,13 +36,27 @@ lint: $(READY)
 	$(BIN)/python tools/gen_contract.py --check
 	$(BIN)/python tools/gen_manifest.py --check
 
-$(READY): $(SOURCES)
+pytest: $(READY)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+
+$(PIP):
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e ".[dev]"
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/tritonserver "$(TRITON)" \
+	$(BIN)/pip install --quiet --upgrade "pip>=26.3"  # --only-deps
+	touch $@
+
+# --no-compile: a quarter of these modules is ever imported, and then compiled.
+$(NEEDS): pyproject.toml | $(PIP)
+	$(BIN)/pip install --quiet --no-compile "$(TORCH)"
+	$(BIN)/pip install --quiet --no-compile --only-deps ".[dev]"
+	$(BIN)/pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/tritonserver "$(TRITON)" \
 		|| echo "no $(TRITON) for this machine: tests/serve will be skipped"
+	touch $@
+
+$(PLUGIN): $(SOURCES) | $(PIP)
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@
+
+$(READY): $(NEEDS) $(PLUGIN)
 	touch $@
 
 clean:

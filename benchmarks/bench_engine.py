@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
 PLAIN = ("fp16", "diffusers")  # not quantized
 
 
@@ -174,7 +173,6 @@ def _start(work: Path, name: str, kind: str, job: dict[str, Any]) -> subprocess.
 
 
 def _run_job(path: Path) -> int:
-    sys.path.insert(0, str(HERE))
     job = json.loads(path.read_text())
     if job["kind"] == "make":
         from engine_bench.make import make as run
@@ -197,7 +195,7 @@ def _running(work: Path, name: str) -> bool:
 
 
 def _wait(work: Path, name: str) -> bool:
-    """Until the job's process has ended; tells how."""
+    """Wait until the job's process has ended; return whether it succeeded."""
     while _running(work, name):
         time.sleep(0.1)
     ok = (work / f"{name}.result").exists()

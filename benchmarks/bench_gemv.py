@@ -48,14 +48,14 @@ GEMVS = (
 )
 
 
-def quantized(library: calls.Library, gemv: Gemv, m: int, rank: int) -> list[calls.Linear]:
+def quantized(library: calls.Library, gemv: Gemv, m: int, rank: int) -> list[calls.LinearCall]:
     """Random linears: any codes, scales that keep y near 1."""
     n, k = gemv.n, gemv.k
     linears = []
     for _ in range(timing.sets_for(gemv.weight_bytes)):
         make = {"device": "cuda", "dtype": torch.bfloat16}
         linears.append(
-            calls.make_linear(
+            calls.bind_linear(
                 library,
                 "w4a16",
                 x=torch.randn(m, k, **make),

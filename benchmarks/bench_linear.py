@@ -136,7 +136,7 @@ def ours(
     fmt: str,
     activation: str = "none",
     xs: list[torch.Tensor] | None = None,
-) -> list[calls.Linear]:
+) -> list[calls.LinearCall]:
     """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing.
 
     One for each of the inputs `xs` [M, K]; without them as many as exceed the L2, with inputs of their own.
@@ -160,7 +160,7 @@ def ours(
             wscale = torch.full((k // 64, n), k**-0.5 / 4, device="cuda", dtype=dtype)
             wscale2 = torch.ones(n, device="cuda")
         linears.append(
-            calls.make_linear(
+            calls.bind_linear(
                 library,
                 fmt,
                 x=x,

@@ -23,8 +23,6 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 Times = dict[str, float]
 
 

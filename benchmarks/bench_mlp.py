@@ -20,7 +20,7 @@ import torch
 from bench_linear import Body, geomean, ours, time_together
 
 
-def largest_difference(mlp: calls.Mlp) -> float:
+def largest_difference(mlp: calls.MlpCall) -> float:
     """Of y to the chain's, in parts of its largest element; fc2's t is summed in another order."""
     mlp.run_chain()
     want = mlp.fc2.y.float().clone()
@@ -34,7 +34,7 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
     dtype = options.DTYPES[args.dtype]
     first = ours(library, ff.fc1, args.rank, dtype, fmt, ff.activation)
     second = ours(library, ff.fc2, args.rank, dtype, fmt, xs=[linear.y for linear in first])
-    mlps = [calls.make_mlp(fc1, fc2) for fc1, fc2 in zip(first, second, strict=True)]
+    mlps = [calls.bind_mlp(fc1, fc2) for fc1, fc2 in zip(first, second, strict=True)]
     difference = max(largest_difference(mlp) for mlp in mlps)
     if not difference < 0.02:  # 16-bit rounding of t and y; NaN fails too
         raise RuntimeError(f"{ff.fc1.name}, {fmt}: svdq_mlp differs from two linears by {difference:.3g}")

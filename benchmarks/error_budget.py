@@ -16,9 +16,6 @@ import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from engine_bench.model import inputs_of, quantize, random_module
 
 from svdq_trt.artifact.sensitivity import Sensitivity

@@ -1,4 +1,7 @@
-"""The C API (plugins/include/svdq/svdq.h) on torch tensors, for benchmarks and kernel tests."""
+"""The C API (plugins/include/svdq/svdq.h) on torch tensors, for benchmarks and kernel tests.
+
+They reach libsvdq.so on a GPU, and in tests/cpu the kernels compiled for the CPU (tests/cpu/emulation).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,22 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from svdq_trt.base.libraries import KERNELS, KERNELS_ENV, locate
-from svdq_trt.contract.formats import FORMATS
+from svdq_trt.contract.formats import FORMATS, Activation
 from svdq_trt.nn import capi
 from svdq_trt.nn.capi import MlpParams, Params
 
-ACTIVATIONS = {a.name.lower(): i for i, a in enumerate(capi.ACTIVATIONS)}
+Runner = Callable[[], None]  # enqueues something on the current stream
+OK, BAD_ARGUMENT, UNSUPPORTED, WORKSPACE, CUDA = range(5)  # svdq_status
+ALIGNMENT = 256  # bytes
+FENCE_ROWS = 4  # rows of y on either side that a call must not write
 
 
 def find_library() -> Path | None:
@@ -29,79 +37,128 @@ def find_library() -> Path | None:
 
 
 class Library:
-    """libsvdq.so, with statuses turned into RuntimeError."""
+    """libsvdq.so; `c` has its functions, which return statuses, and the methods turn these into RuntimeError."""
 
-    def __init__(self, path: Path) -> None:
-        """Load the library; raises OSError if it cannot be."""
+    def __init__(self, path: Path, device: str = "cuda") -> None:
+        """Load the library, whose kernels run on `device`; raises OSError if it cannot be loaded."""
+        self.device = device
         self.c = capi.declare(ctypes.CDLL(str(path)))
 
     def workspace_bytes(self, fmt: str, m: int, n: int, k: int, r: int) -> int:
         """Bytes of workspace for sizes up to (m, n, k, r)."""
         size = ctypes.c_size_t()
         status = self.c.svdq_workspace_bytes(FORMATS[fmt].index, m, n, k, r, ctypes.byref(size))
-        self._check(status, "workspace_bytes")
+        self.check(status, "svdq_workspace_bytes")
         return size.value
 
     def mlp_workspace_bytes(self, params: MlpParams) -> int:
         """Bytes of workspace for these sizes."""
         size = ctypes.c_size_t()
-        self._check(self.c.svdq_mlp_workspace_bytes(ctypes.byref(params), ctypes.byref(size)), "mlp_workspace_bytes")
+        status = self.c.svdq_mlp_workspace_bytes(ctypes.byref(params), ctypes.byref(size))
+        self.check(status, "svdq_mlp_workspace_bytes")
         return size.value
 
-    def call(self, name: str, params: Params | MlpParams) -> None:
-        """Enqueue svdq_linear, svdq_linear_quantize, svdq_linear_gemm or svdq_mlp on torch's current stream."""
-        stream = torch.cuda.current_stream().cuda_stream
-        self._check(getattr(self.c, name)(ctypes.byref(params), stream), name)
+    def check(self, status: int, what: str) -> None:
+        """Raise RuntimeError unless `status` is OK."""
+        if status != OK:
+            text = self.c.svdq_status_string(status).decode()
+            raise RuntimeError(f"{what}: {text}, CUDA error {self.c.svdq_last_cuda_error()}")
 
-    @staticmethod
-    def _check(status: int, what: str) -> None:
-        if status != 0:
-            raise RuntimeError(f"{what}: status {status}")
+
+class Fenced:
+    """Bytes of 0xff, which are NaN in f16 and bf16, between two fences of such bytes; aligned."""
+
+    def __init__(self, nbytes: int, fence: int, device: str) -> None:
+        """`fence`: bytes on either side, rounded up to the alignment."""
+        fence = -(-fence // ALIGNMENT) * ALIGNMENT
+        raw = torch.full((nbytes + 2 * fence + ALIGNMENT,), 255, dtype=torch.uint8, device=device)
+        start = -raw.data_ptr() % ALIGNMENT + fence
+        self.inside = raw[start : start + nbytes]
+        self.fences = raw[start - fence : start], raw[start + nbytes : start + nbytes + fence]
+
+    def check(self, name: str) -> None:
+        """Raise RuntimeError where a fence was written."""
+        if not all(bool((fence == 255).all()) for fence in self.fences):
+            raise RuntimeError(f"written outside of {name}")
+
+
+class Call:
+    """What a linear and an MLP have in common: a struct, y and a workspace between fences, a function to call."""
+
+    library: Library
+    params: Params | MlpParams
+    entry: str  # of the C API
+    y: Tensor  # [M, N_out]; NaN at first
+    workspace: Fenced
+
+    def launch(self, stream: int | None = None, entry: str = "") -> int:
+        """Enqueue on `stream`, by default torch's current one; returns the status and waits for nothing.
+
+        `entry`: another function of the C API than the whole, such as svdq_linear_gemm.
+        """
+        if stream is None:
+            stream = torch.cuda.current_stream().cuda_stream if self.library.device == "cuda" else 0
+        return int(getattr(self.library.c, entry or self.entry)(ctypes.byref(self.params), stream))
+
+    def run(self, entry: str = "") -> None:
+        """Launch on the current stream; raises RuntimeError where that is refused."""
+        self.library.check(self.launch(entry=entry), entry or self.entry)
+
+    def runner(self, entry: str = "") -> Runner:
+        """Return a callable that does run(entry)."""
+        return partial(self.run, entry)
+
+    def check_fences(self) -> None:
+        """Raise RuntimeError where something was written around y or the workspace."""
+        self.workspace.check("the workspace")
 
 
 @dataclass
-class Linear:
-    """One linear's tensors on the GPU and the struct that points to them."""
+class LinearCall(Call):
+    """One linear's tensors and the struct that points to them, whose fields may be changed before a launch."""
 
     library: Library
     params: Params
-    tensors: dict[str, torch.Tensor] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)  # x and the weights
+    y: Tensor = field(repr=False)  # inside of `output`
+    output: Fenced = field(repr=False)
+    workspace: Fenced = field(repr=False)
+    entry = "svdq_linear"
 
-    @property
-    def y(self) -> torch.Tensor:
-        """[M, N_out], filled by run()."""
-        return self.tensors["y"]
-
-    def run(self, what: str = "svdq_linear") -> None:
-        """Enqueue one call on the current stream."""
-        self.library.call(what, self.params)
-
-    def runner(self, what: str = "svdq_linear") -> Callable[[], None]:
-        """Return a callable that does run(what)."""
-        return lambda: self.run(what)
+    def check_fences(self) -> None:
+        """Raise RuntimeError where something was written around y or the workspace."""
+        super().check_fences()
+        self.output.check("y")
 
 
-def make_linear(
+def bind_linear(
     library: Library,
     fmt: str,
     *,
-    x: torch.Tensor,
-    qweight: torch.Tensor,
-    wscale: torch.Tensor,
-    act_mul: torch.Tensor,
-    lora_down: torch.Tensor,
-    lora_up: torch.Tensor,
-    bias: torch.Tensor,
-    wscale2: torch.Tensor,
+    x: Tensor,
+    qweight: Tensor,
+    wscale: Tensor,
+    act_mul: Tensor,
+    lora_down: Tensor,
+    lora_up: Tensor,
+    bias: Tensor,
+    wscale2: Tensor,
     activation: str = "none",
     **numeric: Any,
-) -> Linear:
-    """Bind CUDA tensors in the op contract's layout; y starts as NaN, the workspace as 0xff bytes."""
+) -> LinearCall:
+    """Bind tensors in the op contract's layout, with a y and a workspace of their own.
+
+    Args:
+        fmt: key of FORMATS.
+        x: [M, K]; this and the other tensors as in svdq_trt/contract/ops.py, contiguous, on the library's device.
+        activation: name in Activation, in small letters.
+        numeric: act_unsigned, act_shift.
+    """
     (m, k), n, r = x.shape, qweight.shape[0], lora_down.shape[0]
-    n_out = n // 2 if activation == "geglu" else n
-    y = torch.full((m, n_out), float("nan"), dtype=x.dtype, device=x.device)
-    size = library.workspace_bytes(fmt, m, n, k, r)
-    workspace = torch.full((max(size, 1),), 255, dtype=torch.uint8, device=x.device)
+    act = Activation[activation.upper()]
+    size, n_out = library.workspace_bytes(fmt, m, n, k, r), act.n_out(n)
+    row = n_out * x.element_size()
+    output, workspace = Fenced(m * row, FENCE_ROWS * row, library.device), Fenced(size, ALIGNMENT, library.device)
     tensors = {
         "x": x,
         "qweight": qweight,
@@ -111,50 +168,61 @@ def make_linear(
         "lora_up": lora_up,
         "bias": bias,
         "wscale2": wscale2,
-        "y": y,
-        "workspace": workspace,
     }
     params = Params(
         format=FORMATS[fmt].index,
-        activation=ACTIVATIONS[activation],
+        activation=capi.ACTIVATIONS.index(act),
         dtype=capi.DTYPES[x.dtype],
         m=m,
         n=n,
         k=k,
         r=r,
+        y=output.inside.data_ptr(),
+        workspace=workspace.inside.data_ptr(),
         workspace_bytes=size,
         **numeric,
     )
     for name, tensor in tensors.items():
-        if not tensor.is_cuda or not tensor.is_contiguous():
-            raise ValueError(f"{name}: want a contiguous CUDA tensor")
+        if tensor.device.type != library.device or not tensor.is_contiguous():
+            raise ValueError(f"{name}: want a contiguous tensor on {library.device}")
         setattr(params, name, tensor.data_ptr())
-    return Linear(library, params, tensors)
+    y = output.inside.view(x.dtype).view(m, n_out)
+    return LinearCall(library, params, tensors, y, output, workspace)
 
 
 @dataclass
-class Mlp:
-    """svdq_mlp of two linears, the second of which reads the first one's y where each is called alone."""
+class MlpCall(Call):
+    """svdq_mlp of two linears, of which its struct has the operands and one y; each can also be called alone."""
 
-    fc1: Linear
-    fc2: Linear
+    library: Library
+    fc1: LinearCall
+    fc2: LinearCall
     params: MlpParams
-    workspace: torch.Tensor = field(repr=False)
+    workspace: Fenced = field(repr=False)
+    entry = "svdq_mlp"
 
-    def run(self) -> None:
-        """Enqueue svdq_mlp on the current stream."""
-        self.fc1.library.call("svdq_mlp", self.params)
+    @property
+    def y(self) -> Tensor:
+        """[M, N], filled by run()."""
+        return self.fc2.y
 
     def run_chain(self) -> None:
-        """Enqueue the two linears."""
+        """Enqueue the two linears, where fc2's x is fc1's y."""
         self.fc1.run()
         self.fc2.run()
 
+    def check_fences(self) -> None:
+        """Raise RuntimeError where something was written around y or the workspace."""
+        super().check_fences()
+        self.fc2.check_fences()
 
-def make_mlp(fc1: Linear, fc2: Linear) -> Mlp:
-    """Both linears' tensors, and a workspace of 0xff bytes."""
+
+def bind_mlp(fc1: LinearCall, fc2: LinearCall) -> MlpCall:
+    """Both linears' tensors, and a workspace; fc1's y and fc2's x, which svdq_mlp does not read, are no pointers."""
     params = MlpParams(fc1=fc1.params, fc2=fc2.params)
+    params.fc1.y = params.fc1.workspace = params.fc2.x = params.fc2.workspace = None
+    params.fc1.workspace_bytes = params.fc2.workspace_bytes = 0
     params.workspace_bytes = fc1.library.mlp_workspace_bytes(params)
-    workspace = torch.full((params.workspace_bytes,), 255, dtype=torch.uint8, device=fc1.y.device)
-    params.workspace = workspace.data_ptr()
-    return Mlp(fc1, fc2, params, workspace)
+    workspace = Fenced(params.workspace_bytes, ALIGNMENT, fc1.library.device)
+    params.workspace = workspace.inside.data_ptr()
+    return MlpCall(fc1.library, fc1, fc2, params, workspace)

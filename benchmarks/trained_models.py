@@ -52,7 +52,7 @@ SETTINGS = {
 
 
 def main() -> int:
-    args = _arguments()
+    args = arguments()
     args.work = args.work or args.out / "work"
     if args.publish:
         from trained.publish import publish
@@ -63,7 +63,7 @@ def main() -> int:
         return 0
     end = time.monotonic() + args.limit
     with ThreadPoolExecutor(len(args.model)) as threads:  # side by side: one's GPU work fills the other's pauses
-        codes = list(threads.map(partial(_tried, args, end), args.model))
+        codes = list(threads.map(partial(tried, args, end), args.model))
     failed = [name for name, code in zip(args.model, codes, strict=True) if code]
     for name in args.model if args.stage != "train" else ():
         _report(args.out, args.work / name, name)
@@ -73,18 +73,18 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _tried(args: argparse.Namespace, end: float, name: str) -> int:
+def tried(args: argparse.Namespace, end: float, name: str) -> int:
     """The exit code for one model; where training fails, it is tried again in the next, slower mode."""
     code = 1
     for mode in MODES[MODES.index(args.mode or SETTINGS[name].mode) :]:
-        code = _ended(_start(args, name, mode), end)
+        code = ended(start(args, name, mode), end)
         if not code or (args.work / name / "model.safetensors").exists() or time.monotonic() > end:
             break
         print(f"{name}: training failed in mode {mode}, see above", flush=True)
     return code
 
 
-def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
+def start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
     """A process for one model: an error on the GPU can spoil a whole process."""
     seconds = SETTINGS[name].seconds if args.seconds is None else args.seconds
     options = [
@@ -117,7 +117,7 @@ def _start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[b
     )
 
 
-def _ended(job: subprocess.Popen[bytes], end: float) -> int:
+def ended(job: subprocess.Popen[bytes], end: float) -> int:
     """The exit code of a process; at `end` it is killed with those it started."""
     try:
         return job.wait(max(end - time.monotonic(), 0))
@@ -175,7 +175,7 @@ def _report(out: Path, work: Path, name: str) -> None:
     print(f"\n{name}, {results['pictures']} pictures against the 16-bit model's\n\n{table(results)}", flush=True)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--work", type=Path, metavar="DIR", help="default: OUT/work")

@@ -3,25 +3,24 @@ serve a tritonserver.
 
 A missing need is a visible skip. ``SVDQ_REQUIRE=gpu,trt`` turns such skips into failures.
 
-The order is that of the longest: whole builds first, so that pytest-xdist's workers end together. Tests that share what
-takes long to make are a group of one worker.
+The longest come first: whole builds, then the folders that share fixtures, so that pytest-xdist's workers end together.
+A group (`--dist loadgroup`) is a file or such a folder, and one worker's.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from builds import SharedEngines
+
+from tests.harness.builds import SharedEngines
 
 HERE = Path(__file__).parent
 NEEDS = ("gpu", "trt", "serve")
-#: Tests of one group are one worker's; the first two have session fixtures, of GPUs there may be one.
-GROUPS = {"cpu/interop": "interop", "cpu/lora": "lora", "gpu": "gpu", "trt": "gpu"}
+#: folder -> group: those in cpu/ share session fixtures that take long to make, and of GPUs there may be one
+GROUPS = {"cpu/emulation": "emulation", "cpu/interop": "interop", "cpu/lora": "lora", "gpu": "gpu", "trt": "gpu"}
 
 
 @pytest.fixture(scope="session")
@@ -40,46 +39,37 @@ def _missing(need: str) -> str:
 
         return "" if torch.cuda.is_available() else "needs a CUDA GPU"
     if need == "serve":
-        sys.path.append(str(HERE / "serve"))
-        from triton_server import missing
+        from tests.harness.triton_server import missing
 
         return missing()
     return ""
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With --dist loadfile: by file as there, but by GROUPS where they say so, and in our order."""
-    if config.getvalue("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadScopeScheduling
-
-    class InOrder(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = Path(config.rootpath, nodeid.split("::")[0]).relative_to(HERE)
-            return next((group for folder, group in GROUPS.items() if path.is_relative_to(folder)), str(path))
-
-    config.option.loadscopereorder = False
-    return InOrder(config, log)
+def _group(path: Path) -> str:
+    """The group of a file, relative to this folder."""
+    return next((group for folder, group in GROUPS.items() if path.is_relative_to(folder)), str(path))
 
 
 def _turn(item: pytest.Item) -> int:
-    """Place in the order: who builds the shared engines, other builds, who needs the shared ones, the rest."""
+    """Place in the order: who builds the shared engines, other builds, who needs the shared ones, folders, the rest."""
     path = item.path.relative_to(HERE)
     if path.parts[0] not in ("e2e", "serve"):
-        return 3
+        return 3 if _group(path) in GROUPS.values() else 4
     if path.name == "test_tiny.py":
         return 0
     return 2 if "sdxl_tiny" in getattr(item, "fixturenames", ()) else 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which writes groups into the items' names
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order; mark by folder; skip, or fail where the need is required."""
+    """Order; group; mark by folder; skip, or fail where the need is required."""
     items.sort(key=_turn)
     required = set(filter(None, os.environ.get("SVDQ_REQUIRE", "").split(",")))
     reasons = {need: _missing(need) for need in NEEDS}
     for item in items:
-        folder = item.path.relative_to(HERE).parts[0]
+        path = item.path.relative_to(HERE)
+        folder = path.parts[0]
+        item.add_marker(pytest.mark.xdist_group(_group(path)))
         needs = {"gpu": ["gpu"], "trt": ["trt"], "e2e": ["trt"], "serve": ["serve"]}.get(folder, [])
         for need in (folder,) if folder in (*NEEDS, "e2e") else ():
             item.add_marker(need)

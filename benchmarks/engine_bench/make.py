@@ -36,7 +36,7 @@ from svdq_trt.nn import ops
 
 
 class Here(Backend):
-    """TensorRT-RTX told to build for the GPU present, whose architecture its list of targets may lack."""
+    """TensorRT-RTX that builds for the GPU present, whose architecture its list of targets may lack."""
 
     def set_target(self, config: Any, arch: int) -> None:
         config.num_compute_capabilities = 1

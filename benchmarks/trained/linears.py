@@ -34,7 +34,7 @@ class Unpacked(nn.Module):
 
 
 def unpack(module: nn.Module) -> None:
-    """Put an Unpacked in the place of every SVDQLinear."""
+    """Replace every SVDQLinear by an Unpacked."""
     for parent in list(module.modules()):
         for name, child in parent.named_children():
             if isinstance(child, SVDQLinear):

@@ -59,7 +59,7 @@ def _model(results: dict[str, Any]) -> str:
 
 
 def _merged(before: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """What was published before, with the new results in the place of those of the same layers, format and rank."""
+    """What was published before, with the new results instead of those of the same layers, format and rank."""
     old = json.loads(before.read_text()) if before.exists() else new
     if old["rank"] != new["rank"]:
         return new

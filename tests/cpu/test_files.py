@@ -50,7 +50,7 @@ def test_save_tensors_tells_the_systems_error_and_leaves_nothing(tmp_path):
     """A real one: the child may write 4 KiB to a file."""
     code = (
         "import resource, signal, sys, torch; from svdq_trt.base.errors import ArtifactError;"
-        "from svdq_trt.base.files import save_tensors\n"
+        "from svdq_trt.artifact.tensor_file import save_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "try: save_tensors(sys.argv[1], {'a': torch.zeros(1 << 16)}, {})\n"
         "except ArtifactError as error: print(error)"

@@ -14,7 +14,7 @@ def test_values_come_back_under_the_same_key_only(tmp_path):
     first.add("b", {"x": [1]})
     assert Journal(path, "key").values == {"a": 1.5, "b": {"x": [1]}}
     assert Journal(path, "other").values == {}
-    assert Journal(path, "key").values == {}  # the other one has started it anew
+    assert Journal(path, "key").values == {}  # the other one has started it again
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from serve_toy import write_toy
 
 from svdq_trt import cli
 from svdq_trt.base.errors import ArtifactError
@@ -19,6 +18,7 @@ from svdq_trt.build.process import StageRunner
 from svdq_trt.build.run import Build
 from svdq_trt.build.stage import File
 from svdq_trt.build.stages.take_quantized import TakeQuantized
+from tests.harness.serve_toy import write_toy
 
 LINK = r"a link to .*, want a file or folder that lies here\. Remove the link, or choose another folder\.$"
 
@@ -43,8 +43,8 @@ def engine(tmp_path):
 def test_report_neither_removes_nor_writes_pictures_through_a_link(engine, precious, capsys):
     (engine / "report").symlink_to(precious)
     assert cli.main(["report", str(engine), "--layers", "0"]) == 1
-    told = capsys.readouterr().err
-    assert told == (
+    printed = capsys.readouterr().err
+    assert printed == (
         f"svdq-trt: {engine / 'report'}: a link to {precious}, want a file or folder that lies here. "
         "Remove the link, or choose another folder.\n"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from manifests import complete, file_entry, quantized_entry, tensor_entry, write_manifest
 
 from svdq_trt.artifact import manifest
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.artifact.manifest_fields import fields, overview
 from svdq_trt.base.errors import ArtifactError
+from tests.harness.manifests import complete, file_entry, quantized_entry, tensor_entry, write_manifest
 
 FULL = {
     "inputs": [tensor_entry("x", "float16", (1, 2, 4), (8, 8, 8))],
@@ -58,7 +58,7 @@ def test_a_newer_releases_field_is_passed_over():
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "message"),
     [
         ({"rank": "32"}, "m.json: rank: a str, want an int. Build the engine again."),
         ({"plan": {"file": "p", "bytes": 1}}, "m.json: plan.sha256: missing, want the field. Build the engine again."),
@@ -71,13 +71,13 @@ def test_a_newer_releases_field_is_passed_over():
         ({"device_memory_bytes": {"weights": "x"}}, "m.json: device_memory_bytes[...]: a str, want an int or null."),
     ],
 )
-def test_what_does_not_fit_is_told_with_its_place(parts, told):
+def test_what_does_not_fit_is_reported_with_its_place(parts, message):
     with pytest.raises(ArtifactError) as caught:
         manifest.from_json(manifest.to_json(complete()) | parts, "m.json")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_missing_field_of_the_manifest_is_told():
+def test_a_missing_field_of_the_manifest_is_reported():
     data = manifest.to_json(complete())
     del data["model"]
     with pytest.raises(ArtifactError, match=r"m\.json: model: missing, want the field\."):

@@ -128,10 +128,9 @@ def test_a_matplotlibrc_of_the_current_folder_changes_no_picture(tmp_path):
 
 
 def test_a_served_engine_brings_no_module(tmp_path):
-    from serve_toy import write_toy
-
     from svdq_trt.serve.config import Serving
     from svdq_trt.serve.repository import write_model
+    from tests.harness.serve_toy import write_toy
 
     pytest.importorskip("tritonclient")
     engine = write_toy(tmp_path / "toy")

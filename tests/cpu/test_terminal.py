@@ -6,7 +6,6 @@ import io
 from types import SimpleNamespace
 
 import pytest
-from manifests import complete
 from rich.table import Table
 
 from svdq_trt import cli
@@ -15,6 +14,7 @@ from svdq_trt.base.terminal import quoted, say
 from svdq_trt.build import events, summary, ui
 from svdq_trt.build.console import Console
 from svdq_trt.cli import models
+from tests.harness.manifests import complete
 
 #: names of folders: what rich would take for markup or a picture, and what a terminal would obey
 PLAIN = ["[b]bold[/b]", "[/b]", "[link=x]", ":smile:", "a [1] b", "[red"]
@@ -29,13 +29,13 @@ def test_summary_of_a_finished_build(tmp_path, name, capsys):
     told_of = complete(loras=[lora], kept_16bit=kept, timings_s={"plan": 1.0}, peak_rss_bytes={"build": 1})
     built = SimpleNamespace(manifest=told_of, engine=SimpleNamespace(folder=tmp_path / name / name))
     summary.print_summary([built])
-    told, want = capsys.readouterr().out, STEERING.get(name, name)
-    assert f"Details: {tmp_path}/{want}/{want}/manifest.json" in told  # the line under the table
+    printed, want = capsys.readouterr().out, STEERING.get(name, name)
+    assert f"Details: {tmp_path}/{want}/{want}/manifest.json" in printed  # the line under the table
     row = want.rpartition("/")[2]  # the folder's own name
-    assert row in [line.partition(" int4 ")[0].strip() for line in told.splitlines() if " int4 " in line], (
-        told
+    assert row in [line.partition(" int4 ")[0].strip() for line in printed.splitlines() if " int4 " in line], (
+        printed
     )  # its row
-    assert f"LoRA {want} at 1" in told and "[/b] of the recipe" in told
+    assert f"LoRA {want} at 1" in printed and "[/b] of the recipe" in printed
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -83,8 +83,8 @@ def test_verify_quotes_what_a_manifest_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(manifests, "verify", lambda *_: data)
     monkeypatch.setattr(plugin_lib, "find", lambda: SimpleNamespace(version="1"))
     assert cli.main(["verify", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert len(told.splitlines()) == 1 and r"a\nsvdq-trt: fine" in told and r"\x1b[2J" in told
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 1 and r"a\nsvdq-trt: fine" in printed and r"\x1b[2J" in printed
 
 
 def test_what_a_library_prints_into_the_pipe_is_quoted(capsys):

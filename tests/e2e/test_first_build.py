@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 
-from builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way
+from tests.harness.builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way
 
 
 def test_options_reach_the_artifact(tmp_path):

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
-import builds
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "cpu" / "lora"))
-from lora_files import make_factors, write_kohya, write_peft
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.base.errors import ArtifactError
@@ -21,6 +16,8 @@ from svdq_trt.lora.apply import layer_shapes
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import restore_model
 from svdq_trt.runtime import OnnxSession
+from tests.harness import builds
+from tests.harness.lora_files import make_factors, write_kohya, write_peft
 
 SPEC = get_model("sdxl-tiny")
 
@@ -116,7 +113,7 @@ def test_another_lora_quantizes_nothing_again(built, loras):
         assert np.isfinite(session.run(feed())["out_sample"].numpy()).all()
 
 
-def test_bad_loras_are_told_at_once(built, loras, tmp_path):
+def test_bad_loras_are_reported_at_once(built, loras, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"lora_unet_x.lora_down.weight": torch.ones(4, 4)}, tmp_path / "bad.safetensors")

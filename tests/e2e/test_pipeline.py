@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_pipelines import sdxl_parts
+
+from tests.harness.tiny_pipelines import sdxl_parts
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from builds import build
+
+from tests.harness.builds import build
 
 pytest.importorskip("transformers", reason="transformers is not installed: diffusers' pipelines import it")
 

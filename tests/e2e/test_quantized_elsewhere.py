@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import builds
-from builds import FIXED
+from tests.harness import builds
+from tests.harness.builds import FIXED
 
 MODEL = "sdxl-tiny"
 
@@ -30,7 +30,7 @@ def test_engine_is_that_of_a_direct_build(tmp_path):
     # A backend that is not there: everything but the plan is written.
     build = svdq("build", *weights, *FIXED, "--no-check", "--backend", "tensorrt", "--out", str(here))
     assert build.returncode == 4 and "quantize  int4 rank 32" in build.stderr, build.stderr
-    assert build.stderr.count("reused") == 1  # with the same options and folder it goes on from the artifact
+    assert build.stderr.count("reused") == 1  # with the same options and folder it reuses the artifact
     build = svdq("build", "--quantized", str(moved), *FIXED, "--backend", "tensorrt", "--out", str(there))
     assert build.returncode == 4, build.stderr
     assert onnx_files(there) == onnx_files(here)

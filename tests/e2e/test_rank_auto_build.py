@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from builds import svdq
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.sensitivity import Sensitivity
+from tests.harness.builds import svdq
 
 WEIGHTS = ["--model", "sdxl-tiny", "--random-weights", "0", "--preset", "fast"]
 

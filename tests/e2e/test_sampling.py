@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from builds import ROOT, TIMEOUT_S
-from tiny_pipelines import sdxl_parts
 
 from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.models import get_model
+from tests.harness.builds import ROOT, TIMEOUT_S
+from tests.harness.tiny_pipelines import sdxl_parts
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
 

@@ -6,13 +6,13 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import builds
 import numpy as np
 import pytest
-from builds import ROOT, plugin_nodes, svdq
+
+from tests.harness import builds
+from tests.harness.builds import ROOT, plugin_nodes, svdq
 
 FORMATS = {"sm_89": "int4", "sm_120": "nvfp4", "sm_80": "w4a8"}
 ALL = [word for arch in FORMATS for word in ("--arch", arch)]
@@ -107,11 +107,9 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
 
 
 def test_second_run_reuses_every_stage(built):
-    start = time.monotonic()
     again = build(built, *ALL)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("reused") >= 17 and " done " not in again.stderr, again.stderr
-    assert time.monotonic() - start < 30
 
 
 def test_gate_is_its_own_exit_code(built):

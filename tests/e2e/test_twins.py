@@ -9,13 +9,13 @@ import json
 from pathlib import Path
 
 import pytest
-from builds import build, plugin_nodes
 
 from svdq_trt.contract.archs import AUTO_FORMAT
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import MLP_OPS, OPS, linear_names
 from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
+from tests.harness.builds import build, plugin_nodes
 
 
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "sdxl-tiny"])  # that one is in test_tiny.py

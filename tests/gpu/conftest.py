@@ -8,27 +8,20 @@ from __future__ import annotations
 import os
 
 import pytest
-import svdq_harness
-
-
-def _missing() -> str:
-    try:
-        import torch
-    except ImportError:
-        return "torch is not installed"
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    if svdq_harness.library_path() is None:
-        return "libsvdq.so not found: build it, or set SVDQ_LIBRARY"
-    return ""
+import torch
+from kernel_calls import Library, find_library
 
 
 @pytest.fixture(scope="session")
-def svdq() -> svdq_harness.Library:
+def svdq() -> Library:
     """The loaded C API."""
-    reason = _missing()
+    path, reason = find_library(), ""
+    if not torch.cuda.is_available():
+        reason = "no CUDA device"
+    elif path is None:
+        reason = "libsvdq.so not found: build it, or set SVDQ_LIBRARY"
     if reason and "gpu" in os.environ.get("SVDQ_REQUIRE", "").split(","):
         pytest.fail(f"SVDQ_REQUIRE=gpu, but {reason}")
     if reason:
         pytest.skip(reason)
-    return svdq_harness.Library()
+    return Library(path)

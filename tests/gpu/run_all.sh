@@ -10,5 +10,5 @@ export PYTHONPATH=. SVDQ_REQUIRE=gpu SVDQ_LIBRARY=build/plugins/libsvdq.so PYTHO
 timeout 200 python3 -m pytest -q --tb=line -rN -p no:cacheprovider --durations=3 tests/gpu >tests.log 2>&1
 grep -E "^E  |Error" tests.log | sort | uniq -c | sort -rn | cut -c1-220 | head -40
 tail -6 tests.log
-timeout 60 python3 tests/gpu/time_kernels.py 4608 3072 9216 32 16 3072 18432 0 2048 1280 1280 128
+timeout 60 python3 benchmarks/time_kernels.py 4608 3072 9216 32 16 3072 18432 0 2048 1280 1280 128
 RACECHECK_LIB=build-racecheck/plugins tests/gpu/sanitize.sh build/plugins

@@ -2,7 +2,7 @@
 # memcheck, racecheck, synccheck and initcheck over a small list of linears that covers every kernel.
 # Usage, from the root of the tree:  tests/gpu/sanitize.sh [folder of libsvdq.so, default build/plugins] [case ...]
 # $RACECHECK_LIB: folder of a libsvdq.so built with -DSVDQ_RACECHECK=ON, for racecheck. Without it racecheck leaves out
-# gemm_w4a8_kernel, of whose synchronization it reports what is none (sanitize/racecheck_limit.cu), and says so.
+# gemm_w4a8_kernel, for which it reports races that are none (sanitize/racecheck_limit.cu), and says so.
 # Exit status 0 only if all four are clean and every kernel of the library for this GPU was launched. Logs go
 # to the folder $LOGS, default build/sanitize.
 set -u

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
-from svdq_harness import BAD_ARGUMENT, OK, WORKSPACE, Call, Library, assert_same_bits, random_linear
+from kernel_calls import BAD_ARGUMENT, OK, WORKSPACE, Library
 
 from svdq_trt.contract.formats import FORMATS, Activation
+from tests.harness.calls import bind, result, run
+from tests.harness.linears import assert_same_bits, random_linear
 
 NAMES = ("int4", "w4a8", "nvfp4", "w4a16")
 
@@ -36,19 +40,19 @@ def test_bad_arguments_are_refused(svdq: Library, name: str) -> None:
     }
     for field, values in changes.items():
         for value in values:
-            call = Call(svdq, linear)
+            call = bind(svdq, linear)
             setattr(call.params, field, value)
             assert call.launch() == BAD_ARGUMENT, f"{field} = {value}"
-            assert np.isnan(call.result().astype(np.float64)).all(), f"{field} = {value}: y was written"
+            assert np.isnan(result(call).astype(np.float64)).all(), f"{field} = {value}: y was written"
     if name != "int4":
-        call = Call(svdq, linear)
+        call = bind(svdq, linear)
         call.params.act_unsigned = 1
         assert call.launch() == BAD_ARGUMENT
-    odd = Call(svdq, random_linear(name, "f16", 17, 72, 128, 32))
+    odd = bind(svdq, random_linear(name, "f16", 17, 72, 128, 32))
     odd.params.activation = 4  # geglu: 72 / 2 is no multiple of 8
     assert odd.launch() == BAD_ARGUMENT
     for field in ("x", "y", "qweight"):
-        call = Call(svdq, linear)
+        call = bind(svdq, linear)
         setattr(call.params, field, getattr(call.params, field) + 8)
         assert call.launch() == BAD_ARGUMENT, f"misaligned {field}"
     assert svdq.c.svdq_linear(None, None) == BAD_ARGUMENT
@@ -57,25 +61,25 @@ def test_bad_arguments_are_refused(svdq: Library, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_missing_or_small_workspace_is_refused(svdq: Library, name: str) -> None:
     for field, change in (("workspace", lambda _: None), ("workspace_bytes", lambda v: v - 1)):
-        call = Call(svdq, random_linear(name, "bf16", 17, 72, 128, 32))
+        call = bind(svdq, random_linear(name, "bf16", 17, 72, 128, 32))
         setattr(call.params, field, change(getattr(call.params, field)))
         assert call.launch() == WORKSPACE
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_tokens_launches_nothing(svdq: Library, name: str) -> None:
-    call = Call(svdq, random_linear(name, "f16", 0, 72, 128, 32))
+    call = bind(svdq, random_linear(name, "f16", 0, 72, 128, 32))
     assert call.launch() == OK
-    call.result()
+    result(call)
 
 
 def test_workspace_grows_with_every_size(svdq: Library) -> None:
     for fmt in FORMATS.values():
-        base = svdq.workspace_bytes(fmt.index, 100, 72, 128, 32)
+        base = svdq.workspace_bytes(fmt.name, 100, 72, 128, 32)
         assert base > 0
         for bigger in ((129, 72, 128, 32), (100, 720, 128, 32), (100, 72, 256, 32), (100, 72, 128, 64)):
-            assert svdq.workspace_bytes(fmt.index, *bigger) >= base
-    assert svdq.workspace_bytes(9, 1, 8, 64, 0) == -1
+            assert svdq.workspace_bytes(fmt.name, *bigger) >= base
+    assert svdq.c.svdq_workspace_bytes(9, 1, 8, 64, 0, ctypes.byref(ctypes.c_size_t())) == BAD_ARGUMENT
 
 
 def test_supports_knows_formats_and_devices(svdq: Library) -> None:
@@ -97,33 +101,29 @@ def test_repeats_streams_and_graphs_are_bit_identical(svdq: Library, name: str, 
     import torch
 
     linear = random_linear(name, "bf16", m, 400, 1024, 64, Activation.GEGLU)
-    want = Call(svdq, linear).run()
+    want = run(svdq, linear)
 
-    calls = [Call(svdq, linear) for _ in range(4)]
+    calls = [bind(svdq, linear) for _ in range(4)]
     streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     for _ in range(5):
         for i, call in enumerate(calls):
             assert call.launch(streams[i % 2].cuda_stream) == OK
     for call in calls:
-        assert_same_bits(call.result(), want)
+        assert_same_bits(result(call), want)
 
-    call, graph = Call(svdq, linear), torch.cuda.CUDAGraph()
-    call.params  # noqa: B018 - built outside of the capture
+    call, graph = bind(svdq, linear), torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         assert call.launch() == OK
     call.y.fill_(float("nan"))
     for _ in range(3):
         graph.replay()
-    assert_same_bits(call.result(), want)
+    assert_same_bits(result(call), want)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_halves_equal_the_whole(svdq: Library, name: str) -> None:
     linear = random_linear(name, "f16", 70, 200, 256, 32)
-    want = Call(svdq, linear).run()
-    call = Call(svdq, linear)
-    assert call.launch(entry="svdq_linear_quantize") == OK
-    assert call.launch(entry="svdq_linear_gemm") == OK
-    np.testing.assert_array_equal(call.result(), want)
+    halves = run(svdq, linear, "svdq_linear_quantize", "svdq_linear_gemm")
+    np.testing.assert_array_equal(halves, run(svdq, linear))

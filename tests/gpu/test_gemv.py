@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from svdq_harness import (
-    OK,
-    Call,
-    Library,
+from kernel_calls import OK, Library, LinearCall
+
+from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.reference.quant import Array
+from tests.harness.calls import bind, result, run
+from tests.harness.linears import (
     Linear,
     assert_accurate,
     assert_bad_rows_stay_alone,
@@ -18,9 +20,6 @@ from svdq_harness import (
     random_linear,
     sqnr_db,
 )
-
-from svdq_trt.contract.formats import Activation
-from svdq_trt.contract.reference.quant import Array
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,7 @@ FEW, SOME, MANY, MOST = 104, 6168, 12296, 12680
 
 
 def check(lib: Library, linear: Linear) -> None:
-    want, got = linear.reference(), Call(lib, linear).run()
+    want, got = linear.reference(), run(lib, linear)
     assert_accurate(got, want, linear.dtype)
 
 
@@ -74,15 +73,15 @@ def test_gemv_largest_rank(svdq: Library) -> None:
     check(svdq, random_linear("w4a16", "f16", 11, 72, 64, 1024))
 
 
-def assert_replays_equal(graph: torch.cuda.CUDAGraph, calls: list[Call], want: list[Array], times: int) -> None:
+def assert_replays_equal(graph: torch.cuda.CUDAGraph, calls: list[LinearCall], want: list[Array], times: int) -> None:
     """The captured calls write every element, with these bits, at each replay over poisoned memory."""
     for _ in range(times):
         for call in calls:
             call.y.fill_(float("nan"))
-            call.workspace.fill_(255)
+            call.workspace.inside.fill_(255)
         graph.replay()
         for call, expected in zip(calls, want, strict=True):
-            assert_same_bits(call.result(), expected)
+            assert_same_bits(result(call), expected)
 
 
 @pytest.mark.parametrize("n", (FEW, SOME, MANY, MOST))
@@ -91,10 +90,8 @@ def test_gemv_repeats_in_one_graph_are_bit_identical(svdq: Library, n: int) -> N
     import torch
 
     linears = [random_linear("w4a16", "bf16", m, n, 256, 64, seed=m) for m in (1, 4, 16, 2)]
-    want = [Call(svdq, linear).run() for linear in linears]
-    calls, graph = [Call(svdq, linear) for linear in linears], torch.cuda.CUDAGraph()
-    for call in calls:
-        call.params  # noqa: B018 - built outside of the capture
+    want = [run(svdq, linear) for linear in linears]
+    calls, graph = [bind(svdq, linear) for linear in linears], torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
         for _ in range(25):
@@ -110,14 +107,14 @@ def test_gemv_reads_what_the_one_before_has_written(svdq: Library, n: int) -> No
 
     ranks = (0, 32, 0, 0, 32, 16)
     linears = [random_linear("w4a16", "bf16", 2, n if i % 2 else 1024, 1024, r, seed=i) for i, r in enumerate(ranks)]
-    calls, graph = [Call(svdq, linear) for linear in linears], torch.cuda.CUDAGraph()
+    calls, graph = [bind(svdq, linear) for linear in linears], torch.cuda.CUDAGraph()
     for before, call in pairwise(calls):
         # Rows of y are n apart and those of x 1024, which makes no difference to what is tested.
         call.params.x = before.params.y
     for call in calls:
         assert call.launch() == OK
         torch.cuda.synchronize()
-    want = [call.result() for call in calls]
+    want = [result(call) for call in calls]
     assert all(np.isfinite(y.astype(np.float32)).all() for y in want)
     with torch.cuda.graph(graph):
         for call in calls:
@@ -127,10 +124,8 @@ def test_gemv_reads_what_the_one_before_has_written(svdq: Library, n: int) -> No
 
 def test_gemv_halves_equal_the_whole(svdq: Library) -> None:
     linear = random_linear("w4a16", "f16", 5, 200, 256, 32)
-    want, call = Call(svdq, linear).run(), Call(svdq, linear)
-    assert call.launch(entry="svdq_linear_quantize") == OK
-    assert call.launch(entry="svdq_linear_gemm") == OK
-    np.testing.assert_array_equal(call.result(), want)
+    halves = run(svdq, linear, "svdq_linear_quantize", "svdq_linear_gemm")
+    np.testing.assert_array_equal(halves, run(svdq, linear))
 
 
 @pytest.mark.parametrize("shift", (0.0, 0.25))
@@ -138,8 +133,8 @@ def test_gemv_equals_the_kernel_for_many_tokens(svdq: Library, shift: float) -> 
     """The same row among 40 takes the tiled kernels: both follow one contract."""
     linear = random_linear("w4a16", "f16", 40, 136, 640, 32)
     linear.shift = shift
-    many = Call(svdq, linear).run().astype(np.float64)
-    few = Call(svdq, linear.with_x(linear.x[:16])).run().astype(np.float64)
+    many = run(svdq, linear).astype(np.float64)
+    few = run(svdq, linear.with_x(linear.x[:16])).astype(np.float64)
     assert sqnr_db(many[:16], few) > 70
 
 
@@ -149,9 +144,9 @@ def test_gemv_equals_the_kernel_for_many_tokens(svdq: Library, shift: float) -> 
 def test_gemv_non_finite_token_is_nan_and_others_are_untouched(svdq: Library, dtype: str, n: int, bad: float) -> None:
     for m, hit in ((1, [0]), (9, [8]), (16, [0, 5, 15])):
         linear = random_linear("w4a16", dtype, m, n, 1088, 32)
-        clean = Call(svdq, linear).run()
+        clean = run(svdq, linear)
         x = linear.x.copy()
         for i, row in enumerate(hit):
             x[row, 1000 * (i % 2) + 31] = bad
-        got = Call(svdq, linear.with_x(x)).run()
+        got = run(svdq, linear.with_x(x))
         assert_bad_rows_stay_alone(got, clean, hit)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from svdq_harness import Call, Library, Linear, assert_accurate, random_linear
+from kernel_calls import Library
 
 from svdq_trt.contract.formats import Activation
+from tests.harness.calls import run
+from tests.harness.linears import Linear, assert_accurate, random_linear
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 DTYPES = ("f16", "bf16")
 
 
 def check(lib: Library, linear: Linear) -> None:
-    want, got = linear.reference(), Call(lib, linear).run()
+    want, got = linear.reference(), run(lib, linear)
     assert_accurate(got, want, linear.dtype)
 
 
@@ -61,6 +63,6 @@ def test_linear_second_weight_scale_is_applied(svdq: Library, name: str) -> None
 def test_linear_f16_output_saturates(svdq: Library, name: str) -> None:
     linear = random_linear(name, "f16", 9, 72, 64, 16)
     linear.weight.wscale2[:] *= np.float32(1e6)
-    got = Call(svdq, linear).run().astype(np.float64)
+    got = run(svdq, linear).astype(np.float64)
     assert np.isfinite(got).all()
     assert np.abs(got).max() == 65504

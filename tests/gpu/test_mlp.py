@@ -8,19 +8,11 @@ import ctypes
 
 import numpy as np
 import pytest
-from mlp_harness import Mlp, MlpCall, random_mlp
-from svdq_harness import (
-    BAD_ARGUMENT,
-    OK,
-    WORKSPACE,
-    Library,
-    assert_accurate,
-    assert_bad_rows_stay_alone,
-    assert_right_on_two_streams,
-    assert_same_bits,
-)
+from kernel_calls import BAD_ARGUMENT, OK, WORKSPACE, Library
 
 from svdq_trt.contract.formats import Activation
+from tests.harness.calls import assert_right_on_two_streams, bind_two, chain, result, run
+from tests.harness.linears import Mlp, assert_accurate, assert_bad_rows_stay_alone, assert_same_bits, random_mlp
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")
@@ -29,14 +21,13 @@ ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
 
 def check(lib: Library, mlp: Mlp, by_chain: bool = False) -> None:
     """`by_chain`: two calls are the reference, for shapes where fp64 on the host takes too long."""
-    no_up = MlpCall(lib, mlp.without_up())
-    assert_same_bits(no_up.run(), no_up.chain())
-    call = MlpCall(lib, mlp)
-    got = call.run()
-    want = call.chain() if by_chain else mlp.fc2.with_x(call.fc1.run()).reference()
+    no_up = mlp.without_up()
+    assert_same_bits(run(lib, no_up), chain(lib, no_up))
+    got = run(lib, mlp)
+    want = chain(lib, mlp) if by_chain else mlp.fc2.with_x(run(lib, mlp.fc1)).reference()
     assert_accurate(got, want, mlp.fc1.dtype)
     if not mlp.fc2.lora_down.shape[0]:
-        assert_same_bits(got, call.chain())
+        assert_same_bits(got, chain(lib, mlp))
 
 
 @pytest.mark.parametrize(
@@ -82,18 +73,18 @@ def test_mlp_non_finite_row_is_nan_and_others_are_untouched(
     svdq: Library, name: str, m: int, activation: Activation
 ) -> None:
     mlp = random_mlp(name, "f16", m, 128, 192, 72, (16, 16), activation)
-    clean, x = MlpCall(svdq, mlp).run(), mlp.fc1.x.copy()
+    clean, x = run(svdq, mlp), mlp.fc1.x.copy()
     assert np.isfinite(clean.astype(np.float64)).all()
     x[3, 100], x[m - 1, 5] = np.nan, -np.inf
-    got = MlpCall(svdq, mlp.with_x(x)).run()
+    got = run(svdq, mlp.with_x(x))
     assert_bad_rows_stay_alone(got, clean, [3, m - 1])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mlp_is_bit_identical_on_two_streams(svdq: Library, name: str) -> None:
     mlps = [random_mlp(name, "bf16", m, 640, 1280, 328, (32, 32), Activation.GELU) for m in (2100, 400)]
-    want = [MlpCall(svdq, mlp).run() for mlp in mlps]
-    assert_right_on_two_streams(lambda: [MlpCall(svdq, mlp) for mlp in mlps], want)
+    want = [run(svdq, mlp) for mlp in mlps]
+    assert_right_on_two_streams(lambda: [bind_two(svdq, mlp) for mlp in mlps], want)
 
 
 @pytest.mark.parametrize("m", (17, 300, 2100))
@@ -101,8 +92,9 @@ def test_mlp_is_bit_identical_on_two_streams(svdq: Library, name: str) -> None:
 def test_mlp_in_a_graph(svdq: Library, name: str, m: int) -> None:
     import torch
 
-    call = MlpCall(svdq, random_mlp(name, "f16", m, 256, 512, 136, (16, 32), Activation.GEGLU))
-    want = call.run().copy()
+    call = bind_two(svdq, random_mlp(name, "f16", m, 256, 512, 136, (16, 32), Activation.GEGLU))
+    call.run()
+    want = result(call)
     graph = torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.graph(graph):
@@ -111,7 +103,7 @@ def test_mlp_in_a_graph(svdq: Library, name: str, m: int) -> None:
     for _ in range(10):
         call.y.fill_(float("nan"))
         graph.replay()
-        assert_same_bits(call.result(), want)
+        assert_same_bits(result(call), want)
 
 
 def test_mlp_bad_arguments_are_refused(svdq: Library) -> None:
@@ -149,18 +141,18 @@ def test_mlp_bad_arguments_are_refused(svdq: Library) -> None:
     for linear, fields in changes.items():
         for field, values in fields.items():
             for value in values:
-                call = MlpCall(svdq, mlp)
+                call = bind_two(svdq, mlp)
                 setattr(getattr(call.params, linear), field, value)
                 assert call.launch() == BAD_ARGUMENT, f"{linear}.{field} = {value}"
-                assert np.isnan(call.result().astype(np.float64)).all(), "y was written"
+                assert np.isnan(result(call).astype(np.float64)).all(), "y was written"
     for field, change in (("workspace", lambda _: None), ("workspace_bytes", lambda v: v - 1)):
-        call = MlpCall(svdq, mlp)
+        call = bind_two(svdq, mlp)
         setattr(call.params, field, change(getattr(call.params, field)))
         assert call.launch() == WORKSPACE
     assert svdq.c.svdq_mlp(None, None) == BAD_ARGUMENT
-    assert svdq.c.svdq_mlp_workspace_bytes(ctypes.byref(MlpCall(svdq, mlp).params), None) == BAD_ARGUMENT
+    assert svdq.c.svdq_mlp_workspace_bytes(ctypes.byref(bind_two(svdq, mlp).params), None) == BAD_ARGUMENT
 
 
 def test_mlp_without_tokens_launches_nothing(svdq: Library) -> None:
-    call = MlpCall(svdq, random_mlp("nvfp4", "f16", 0, 128, 192, 72, (16, 16), Activation.GELU))
+    call = bind_two(svdq, random_mlp("nvfp4", "f16", 0, 128, 192, 72, (16, 16), Activation.GELU))
     assert call.launch() == OK

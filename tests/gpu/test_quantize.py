@@ -8,10 +8,12 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from svdq_harness import NUMPY_DTYPE, Call, Library, Linear, assert_bad_rows_stay_alone, random_linear, split_name
+from kernel_calls import Library
 
 from svdq_trt.contract.formats import ACT_SHIFT, NVFP4, W4A8, Activation, Format
 from svdq_trt.contract.reference.quant import Array, QuantWeight, pack_nibbles, quantize_act, smooth
+from tests.harness.calls import run
+from tests.harness.linears import NUMPY_DTYPE, Linear, assert_bad_rows_stay_alone, random_linear, split_name
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 
@@ -63,7 +65,7 @@ def test_codes_and_scales_equal_reference(svdq: Library, name: str, dtype: str, 
         want = exact.astype(np.float32).astype(t)
     if dtype == "f16":
         want = np.clip(want, -65504, 65504).astype(t)
-    got = Call(svdq, linear).run()
+    got = run(svdq, linear)
     np.testing.assert_array_equal(got.astype(np.float64), want.astype(np.float64))
 
 
@@ -77,11 +79,11 @@ def test_non_finite_row_is_nan_and_others_are_untouched(
     rows = (0, 9, 34, 49)
     for activation, m in ((Activation.NONE, 50), (Activation.GEGLU, 50), (Activation.SILU, 10)):
         linear = random_linear(name, dtype, m, 80, 192, r, activation)
-        clean = Call(svdq, linear).run()
+        clean = run(svdq, linear)
         assert np.isfinite(clean.astype(np.float64)).all()
         x = linear.x.copy()
         hit = [row for row in rows if row < m]
         for i, row in enumerate(hit):
             x[row, 50 * i + 3] = bad
-        got = Call(svdq, linear.with_x(x)).run()
+        got = run(svdq, linear.with_x(x))
         assert_bad_rows_stay_alone(got, clean, hit)

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from svdq_harness import (
-    OK,
-    Call,
-    Library,
-    assert_accurate,
-    assert_bad_rows_stay_alone,
-    assert_right_on_two_streams,
-    assert_same_bits,
-    random_linear,
-)
+from kernel_calls import OK, Library
 
 from svdq_trt.contract.formats import Activation
+from tests.harness.calls import assert_right_on_two_streams, bind, result, run
+from tests.harness.linears import assert_accurate, assert_bad_rows_stay_alone, assert_same_bits, random_linear
 
 NAMES = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")
 PORTABLE = "svdq_linear_portable"  # w4a8 has other kernels on sm_90
-
-
-def portable(call: Call) -> np.ndarray:
-    assert call.launch(entry=PORTABLE) == OK
-    return call.result()
 
 
 @pytest.mark.parametrize(
@@ -42,24 +30,24 @@ def test_split_k_matches_reference(
     svdq: Library, name: str, dtype: str, m: int, n: int, k: int, r: int, activation: Activation
 ) -> None:
     linear = random_linear(name, dtype, m, n, k, r, activation)
-    want, got = linear.reference(), portable(Call(svdq, linear))
+    want, got = linear.reference(), run(svdq, linear, PORTABLE)
     assert_accurate(got, want, dtype)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_split_k_non_finite_row_is_nan_and_others_are_untouched(svdq: Library, name: str) -> None:
     linear = random_linear(name, "bf16", 35, 72, 1024, 32)
-    clean, x = portable(Call(svdq, linear)), linear.x.copy()
+    clean, x = run(svdq, linear, PORTABLE), linear.x.copy()
     x[3, 1000], x[34, 5] = np.nan, np.inf
-    got = portable(Call(svdq, linear.with_x(x)))
+    got = run(svdq, linear.with_x(x), PORTABLE)
     assert_bad_rows_stay_alone(got, clean, [3, 34])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_split_k_is_bit_identical_on_two_streams(svdq: Library, name: str) -> None:
     linears = [random_linear(name, "bf16", m, 328, 2048, 32, seed=m) for m in (154, 18)]
-    want = [portable(Call(svdq, linear)) for linear in linears]
-    assert_right_on_two_streams(lambda: [Call(svdq, linear) for linear in linears], want, entry=PORTABLE)
+    want = [run(svdq, linear, PORTABLE) for linear in linears]
+    assert_right_on_two_streams(lambda: [bind(svdq, linear) for linear in linears], want, entry=PORTABLE)
 
 
 @pytest.mark.parametrize("name", ("int4", "nvfp4", "w4a16"))
@@ -67,8 +55,9 @@ def test_split_k_second_kernel_alone_can_be_repeated_in_a_graph(svdq: Library, n
     """The counters are 0 again after each call of gemm."""
     import torch
 
-    call = Call(svdq, random_linear(name, "bf16", 154, 328, 2048, 32))
-    want = call.run().copy()
+    call = bind(svdq, random_linear(name, "bf16", 154, 328, 2048, 32))
+    call.run()
+    want = result(call)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -77,4 +66,4 @@ def test_split_k_second_kernel_alone_can_be_repeated_in_a_graph(svdq: Library, n
     for _ in range(4):
         call.y.fill_(float("nan"))
         graph.replay()
-        assert_same_bits(call.result(), want)
+        assert_same_bits(result(call), want)

@@ -6,9 +6,6 @@ alone gives 73 dB in f16 and 55 dB in bf16; codes match the reference exactly, s
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,39 +14,22 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
     pytest.skip("needs a GPU of compute capability 9.0", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import kernel_calls as calls  # noqa: E402
 
 from svdq_trt.contract.formats import W4A8, Activation  # noqa: E402
 from svdq_trt.contract.reference.linear import linear_unrounded  # noqa: E402
 from svdq_trt.contract.reference.quant import QuantWeight, quantize_act, quantize_weight, smooth  # noqa: E402
 from svdq_trt.contract.tolerances import KERNEL_ERROR  # noqa: E402
+from tests.harness.calls import to_device  # noqa: E402
 
 LIMIT_DB = {torch.float16: KERNEL_ERROR["f16"].db, torch.bfloat16: KERNEL_ERROR["bf16"].db}
 NUMPY = {torch.float16: np.dtype(np.float16), torch.bfloat16: np.dtype(ml_dtypes.bfloat16)}
 
 
-@pytest.fixture(scope="module")
-def library() -> calls.Library:
-    """Load the C API library."""
-    path = calls.find_library()
-    if path is None:
-        pytest.skip("libsvdq.so not built; set SVDQ_LIBRARY")
-    return calls.Library(path)
-
-
-def to_torch(a: np.ndarray) -> torch.Tensor:
-    """Numpy (bf16 too) to a CUDA tensor."""
-    if a.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16).cuda()
-    return torch.from_numpy(np.ascontiguousarray(a)).cuda()
-
-
 class Case:
     """Random operands of one linear, in numpy (for the reference) and bound to the library."""
 
-    def __init__(self, library, m, n, k, r, dtype=torch.float16, activation="none", seed=0, x=None) -> None:
+    def __init__(self, svdq, m, n, k, r, dtype=torch.float16, activation="none", seed=0, x=None) -> None:
         """Draw everything from `seed`; `x` replaces the activation."""
         rng = np.random.default_rng(seed)
         act = NUMPY[dtype]
@@ -61,17 +41,17 @@ class Case:
         self.up = rng.normal(0, 0.3, (n, r)).astype(act)
         self.bias = rng.normal(0, 1, n).astype(act)
         self.dtype, self.activation = dtype, activation
-        self.linear = calls.make_linear(
-            library,
+        self.linear = calls.bind_linear(
+            svdq,
             "w4a8",
-            x=to_torch(self.x),
-            qweight=to_torch(self.qw.qweight),
-            wscale=to_torch(self.qw.wscale),
-            act_mul=to_torch(self.act_mul),
-            lora_down=to_torch(self.down),
-            lora_up=to_torch(self.up),
-            bias=to_torch(self.bias),
-            wscale2=to_torch(self.qw.wscale2),
+            x=to_device(self.x),
+            qweight=to_device(self.qw.qweight),
+            wscale=to_device(self.qw.wscale),
+            act_mul=to_device(self.act_mul),
+            lora_down=to_device(self.down),
+            lora_up=to_device(self.up),
+            bias=to_device(self.bias),
+            wscale2=to_device(self.qw.wscale2),
             activation=activation,
         )
 
@@ -118,18 +98,18 @@ def assert_close(got: np.ndarray, want: np.ndarray, limit_db: float) -> None:
         (130, 128, 24640, 32),  # too long for one read of x
     ],
 )
-def test_linear_matches_reference(library, m, n, k, r, dtype):
+def test_linear_matches_reference(svdq, m, n, k, r, dtype):
     """Kernel error only: the reference quantizes the same activations to the same codes."""
-    case = Case(library, m, n, k, r, dtype, seed=m + n)
+    case = Case(svdq, m, n, k, r, dtype, seed=m + n)
     assert_close(case.run(), case.reference(), LIMIT_DB[dtype])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "geglu"])
 @pytest.mark.parametrize("m,n,k,r", [(129, 528, 640, 32), (300, 1040, 256, 0)])
-def test_activations_match_reference(library, m, n, k, r, activation, dtype):
+def test_activations_match_reference(svdq, m, n, k, r, activation, dtype):
     """Geglu with N/2 that is no multiple of a tile covers the pairing of the halves."""
-    case = Case(library, m, n, k, r, dtype, activation, seed=7)
+    case = Case(svdq, m, n, k, r, dtype, activation, seed=7)
     assert_close(case.run(), case.reference(), LIMIT_DB[dtype])
 
 
@@ -141,17 +121,17 @@ def test_activations_match_reference(library, m, n, k, r, activation, dtype):
         *((41, 3072, 64), (9, 12288, 48), (5, 15424, 128), (2, 32768, 64)),  # quantized beside lora_down
     ],
 )
-def test_codes_and_scales_are_exact(library, m, k, r, dtype):
+def test_codes_and_scales_are_exact(svdq, m, k, r, dtype):
     """One weight of 7 per row of W, and nothing from the low-rank branch, make y = 7 * code * scale."""
     n = min(k, 512)
-    case = Case(library, m, n, k, r, dtype, seed=k)
+    case = Case(svdq, m, n, k, r, dtype, seed=k)
     rng = np.random.default_rng(1)
     columns = rng.choice(k, n, replace=False)
     one = np.zeros((n, k))
     one[np.arange(n), columns] = 7.0
     qw = quantize_weight(one, W4A8)
     for name, value in (("qweight", qw.qweight), ("wscale", qw.wscale), ("wscale2", qw.wscale2)):
-        case.linear.tensors[name].copy_(to_torch(value))
+        case.linear.tensors[name].copy_(to_device(value))
     case.linear.tensors["bias"].zero_()
     case.linear.tensors["lora_up"].zero_()
     got = case.run()
@@ -165,43 +145,43 @@ def test_codes_and_scales_are_exact(library, m, k, r, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("k,r", [(640, 32), (3072, 32), (3072, 96)])
-def test_bad_rows_stay_alone(library, k, r, dtype):
+def test_bad_rows_stay_alone(svdq, k, r, dtype):
     """NaN, Inf and zero rows; every other row is as without them."""
     m = 150
     x = np.random.default_rng(3).normal(0, 1, (m, k))
     x[5, 100], x[77, k - 1], x[149, 0] = np.nan, np.inf, -np.inf
     x[6] = 0
     x[80] = 1e-30
-    case = Case(library, m, 256, k, r, dtype, x=x)
+    case = Case(svdq, m, 256, k, r, dtype, x=x)
     got, want = case.run(), case.reference()
     assert np.isnan(got[[5, 77, 149]]).all()
     assert_close(got, want, LIMIT_DB[dtype])
 
 
-def test_f16_output_saturates(library):
+def test_f16_output_saturates(svdq):
     """±65504 instead of Inf."""
-    case = Case(library, 16, 128, 128, 0)
+    case = Case(svdq, 16, 128, 128, 0)
     case.linear.tensors["wscale2"].mul_(1e7)
     got = case.run()
     assert np.isfinite(got).all() and np.abs(got).max() == 65504
 
 
-def test_zero_tokens_launch_nothing(library):
+def test_zero_tokens_launch_nothing(svdq):
     """M = 0 is not an error."""
-    Case(library, 0, 128, 128, 16).linear.run()
+    Case(svdq, 0, 128, 128, 16).linear.run()
     torch.cuda.synchronize()
 
 
 @pytest.mark.parametrize("m,n,k,r", [(4608, 3072, 3072, 32), (1000, 1152, 12288, 128), (2048, 1280, 1280, 32)])
-def test_hundred_runs_are_identical(library, m, n, k, r):
+def test_hundred_runs_are_identical(svdq, m, n, k, r):
     """Poison y before each run: every element is written, and always with the same bits."""
     g = torch.Generator("cuda").manual_seed(5)
     x = torch.randn(m, k, generator=g, device="cuda").half().cpu().numpy()
-    case = Case(library, 1, 128, k, r, x=x[:1])  # weights of the right K; widened below
+    case = Case(svdq, 1, 128, k, r, x=x[:1])  # weights of the right K; widened below
     repeat = n // 128
     t = case.linear.tensors
-    linear = calls.make_linear(
-        library,
+    linear = calls.bind_linear(
+        svdq,
         "w4a8",
         x=torch.from_numpy(x).cuda(),
         qweight=t["qweight"].repeat(repeat, 1),
@@ -218,15 +198,15 @@ def test_hundred_runs_are_identical(library, m, n, k, r):
     differing = torch.zeros((), dtype=torch.int64, device="cuda")
     for _ in range(100):
         linear.y.fill_(float("nan"))
-        linear.tensors["workspace"].fill_(255)
+        linear.workspace.inside.fill_(255)
         linear.run()
         differing += (linear.y.view(torch.int16) != first.view(torch.int16)).sum()
     assert differing.item() == 0
 
 
-def test_graph_replay_is_identical(library):
+def test_graph_replay_is_identical(svdq):
     """Captured once, replayed with the input changed in place."""
-    case = Case(library, 257, 384, 640, 32)
+    case = Case(svdq, 257, 384, 640, 32)
     want = case.run()
     x = case.linear.tensors["x"]
     kept = x.clone()
@@ -243,11 +223,11 @@ def test_graph_replay_is_identical(library):
 
 
 @pytest.mark.parametrize("k,r", [(640, 32), (3072, 32), (3072, 128)])
-def test_linears_in_a_row_share_a_workspace(library, k, r):
+def test_linears_in_a_row_share_a_workspace(svdq, k, r):
     """Kernels start before those in front of them have ended: none may overtake a reader of the one workspace."""
-    cases = [Case(library, m, 256, k, r, seed=m) for m in (1500, 1, 700, 257)]
+    cases = [Case(svdq, m, 256, k, r, seed=m) for m in (1500, 1, 700, 257)]
     want = [case.run() for case in cases]
-    workspace = cases[0].linear.tensors["workspace"]
+    workspace = cases[0].linear.workspace.inside
     for case in cases:
         case.linear.params.workspace = workspace.data_ptr()
         case.linear.params.workspace_bytes = workspace.numel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import os
 import re
 import shlex
 import subprocess
@@ -21,7 +22,7 @@ ORDER += ["engine", "svdq_export", "runtime", "evaluate", "serve", "build", "cli
 #: what people read; benchmarks/LOG.md also names files that are gone
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 DOCUMENTS += sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))
-#: what torchrun tells its processes
+#: what torchrun passes to its processes
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
 TORCHRUN |= {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -129,6 +130,15 @@ def test_files_are_small():
         assert lines <= cap, f"{path.relative_to(ROOT)}: {lines} lines, want at most {cap}"
 
 
+def test_only_tables_are_laid_out_by_hand():
+    """The formatters decide about everything else."""
+    for path in sources(".py"):
+        assert not re.search(r"#\s*fmt:\s*(off|skip)", path.read_text()), path
+    for path in sources(".cu", ".cuh", ".cpp", ".h"):
+        for line in re.findall(r"// clang-format off.*\n(.*)", path.read_text()):
+            assert re.search(r"\[\w*\] = \{", line), f"{path}: {line}, want an array"
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, svdq_trt, svdq_trt.cli\n"
@@ -147,14 +157,19 @@ def test_kernels_know_no_framework():
             assert "__global__" not in path.read_text(), path
 
 
-def test_test_folders_can_be_run_together():
-    """Folders of tests are no packages: two modules of one name, as several conftest are, would be one of them."""
-    modules = [p for p in (ROOT / "tests").rglob("*.py") if p.name != "conftest.py"]
-    modules += [p for folder in ("benchmarks", "benchmarks/micro") for p in (ROOT / folder).glob("*.py")]
-    by_name: dict[str, Path] = {}
-    for path in modules:
-        assert by_name.setdefault(path.stem, path) == path, f"{path} and {by_name[path.stem]}"
-        assert not re.search(r"^\s*(from|import) conftest\b", path.read_text(), re.M), f"{path} imports a conftest"
+def test_test_folders_are_packages():
+    """So that two may have a module of one name, and all are imported from the root: no sys.path of their own."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path.name.startswith("test_"):
+            assert (path.parent / "__init__.py").exists(), path.parent
+        edits = re.search(r"^\s*sys\.path\b", path.read_text(), re.M)
+        assert not edits, f"{path}: edits sys.path"
+
+
+def test_groups_reach_the_workers(request):
+    """pytest-xdist knows a group by a suffix of the test's name; without one it silently spreads the tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@meta/test_house.py"), request.node.nodeid
 
 
 def test_environment_variables_are_few_and_ours():

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from serve_toy import write_toy
-from triton_server import TritonServer
 
 from svdq_trt.serve.config import Serving
 from svdq_trt.serve.repository import write_model
+from tests.harness.serve_toy import write_toy
+from tests.harness.triton_server import TritonServer
 
 
 @pytest.fixture(scope="session")

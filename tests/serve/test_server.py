@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from serve_toy import toy_answer, toy_feed
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from tests.harness.serve_toy import toy_answer, toy_feed
 
 PROTOCOLS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
@@ -85,8 +86,8 @@ BAD = {
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_request_is_refused_and_the_next_is_served(server, direct, protocol, case):
-    inputs, told = BAD[case]
-    with pytest.raises(InferenceServerException, match=told):
+    inputs, message = BAD[case]
+    with pytest.raises(InferenceServerException, match=message):
         ask(server, protocol, "tiny", inputs)
     assert server.alive()
     assert np.array_equal(ask(server, protocol, "tiny", GOOD)["out_sample"], direct(GOOD))
@@ -136,17 +137,17 @@ def test_bfloat16_passes_both_ways(server, protocol):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("tiny-onnx", "unable to find backend library for backend 'onnxruntime'"),
         ("full", "unable to find backend library for backend 'tensorrt'"),
         ("session", "torch: sees no CUDA GPU, want a CUDA build of torch and a GPU"),
     ],
 )
-def test_what_this_server_cannot_run_fails_behind_its_config(server, name, told):
+def test_what_this_server_cannot_run_fails_behind_its_config(server, name, message):
     """Triton takes the config; the backend or the GPU is what is missing, and nothing else takes its place."""
     with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
-        with pytest.raises(InferenceServerException, match=told):
+        with pytest.raises(InferenceServerException, match=message):
             client.load_model(name)
         assert not client.is_model_ready(name) and client.is_model_ready("tiny")
 

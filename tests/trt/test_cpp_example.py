@@ -84,7 +84,7 @@ def inputs(folder, tmp_path_factory):
     return path
 
 
-def told(program, *words):
+def run_example(program, *words):
     done = subprocess.run([str(program), *map(str, words)], capture_output=True, text=True, timeout=60)
     return done.returncode, done.stderr
 
@@ -100,13 +100,13 @@ BAD_ARGUMENTS = {
 
 @pytest.mark.parametrize("text", BAD_ARGUMENTS)
 def test_bad_arguments_are_exit_code_2(program, text):
-    code, said = told(program, *BAD_ARGUMENTS[text])
+    code, said = run_example(program, *BAD_ARGUMENTS[text])
     assert code == 2 and text in said and "Usage: svdq_run ENGINE_DIR" in said
 
 
 def test_broken_folders_are_refused_before_cuda_is_touched(program, tmp_path):
     out = tmp_path / "out"
-    assert told(program, tmp_path / "none", "x", out) == (
+    assert run_example(program, tmp_path / "none", "x", out) == (
         1,
         f"svdq_run: {tmp_path}/none/manifest.json: cannot be read, want an engine manifest.\n",
     )
@@ -117,15 +117,15 @@ def test_broken_folders_are_refused_before_cuda_is_touched(program, tmp_path):
         ('{"version": 1, "plan": {}, "plugin": {}}', "no plan yet"),
     ):
         (tmp_path / "manifest.json").write_text(text)
-        code, said = told(program, tmp_path, "x", out)
+        code, said = run_example(program, tmp_path, "x", out)
         assert code == 1 and want in said and said.startswith(f"svdq_run: {tmp_path}"), said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_is_told(program, tmp_path):
+def test_no_gpu_is_reported(program, tmp_path):
     manifest = {"version": 1, "plan": {"file": "p"}, "plugin": {}, "arch": "sm_89"}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    code, said = told(program, tmp_path, "x", tmp_path / "out")
+    code, said = run_example(program, tmp_path, "x", tmp_path / "out")
     assert code == 1 and said.startswith("svdq_run: CUDA device 0: ") and "want an NVIDIA GPU" in said
 
 

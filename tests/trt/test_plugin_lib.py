@@ -68,14 +68,14 @@ def test_load_another_library_into_the_same_process_is_refused(tensorrt, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [
         ([], "0 ops .* without SVDQLinearInt4, "),
         ([*ops.OPS, "SVDQLinearInt2"], "with unknown SVDQLinearInt2"),
     ],
 )
-def test_load_library_of_other_ops_is_refused(library, names, told):
-    with pytest.raises(ArtifactError, match=told):
+def test_load_library_of_other_ops_is_refused(library, names, message):
+    with pytest.raises(ArtifactError, match=message):
         plugin_lib.load_into(fake_module(names), library.path)
 
 

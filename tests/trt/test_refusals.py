@@ -151,8 +151,8 @@ def test_build_missing_input_is_refused(tensorrt, make_graph, node, op_type, cou
     linear.input.pop()
     built = tensorrt.build(graph)
     assert built.plan is None
-    told = f"{count - 1} inputs and 1 outputs, want {count} inputs and 1 output."
-    assert any(told in e for e in built.errors), built.errors
+    message = f"{count - 1} inputs and 1 outputs, want {count} inputs and 1 output."
+    assert any(message in e for e in built.errors), built.errors
 
 
 def test_build_after_refusals_still_works(tensorrt, make_graph, node):

@@ -23,12 +23,12 @@ def run(script, monkeypatch, *words):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_share_their_options(script, monkeypatch, capsys):
     assert run(script, monkeypatch, "--help") == 0
-    told = capsys.readouterr().out
-    assert all(f"--{name} " in told for name in ("library", "rank", "only", "seconds", "warm", "out"))
+    printed = capsys.readouterr().out
+    assert all(f"--{name} " in printed for name in ("library", "rank", "only", "seconds", "warm", "out"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_missing_kernels_are_told(script, monkeypatch, capsys):
+def test_missing_kernels_are_reported(script, monkeypatch, capsys):
     monkeypatch.setattr(kernel_calls, "find_library", lambda: None)
     assert run(script, monkeypatch) == 2
     assert "no libsvdq.so found: build it, or pass --library" in capsys.readouterr().err

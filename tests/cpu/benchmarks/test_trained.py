@@ -1,10 +1,13 @@
 """The trained-model benchmark's parts: scenes, paths, outliers, judging, and what people see of it."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from multiprocessing import get_context
 
@@ -115,7 +118,7 @@ class Small:
         return y
 
 
-def test_training_learns_and_stops_where_told(tmp_path):
+def test_training_learns_and_stops_where_asked(tmp_path):
     out, settings = tmp_path / "model.safetensors", {"batch": 8, "lr": 1e-2, "device": "cpu"}
     short = train(Small(), out, seconds=1e9, steps=10, **settings)
     calls = []
@@ -123,9 +126,7 @@ def test_training_learns_and_stops_where_told(tmp_path):
     assert calls == [1]
     assert (short["steps"], long["steps"]) == (10, 150) and long["loss"] < 0.7 * short["loss"]
     assert {t.dtype for t in load_file(out).values()} == {torch.float16}
-    start = time.perf_counter()
-    assert train(Small(), out, seconds=0.3, steps=10**9, **settings)["steps"] > 1
-    assert time.perf_counter() - start < 5
+    assert 1 < train(Small(), out, seconds=0.3, steps=10**9, **settings)["steps"] < 10**9
 
 
 def test_metrics_of_equal_pictures():
@@ -139,29 +140,28 @@ def test_metrics_of_equal_pictures():
     assert noisy["psnr_db"] < 20 and noisy["ssim"] < 0.9 and noisy["feature_distance"] > 0
 
 
-@pytest.fixture
-def judged(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
     """An untrained model's results, their folder, and what was printed: one row works, one does not."""
-    for module, name, value in (
-        (scenes, "SIZE", 8),
-        (judge, "SAMPLER_STEPS", 2),
-        (judge, "PER_CLASS", 1),
-        (judge, "CALIBRATION_SAMPLES", 4),
-        (variants, "TOKENS", 64),
-    ):
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(metrics, "train_features", lambda device: (metrics.Features().requires_grad_(False), 0.5))
-    task, work = TASKS["flux1-tiny"], tmp_path / "work"
-    work.mkdir()
+    task, work, printed = TASKS["flux1-tiny"], tmp_path_factory.mktemp("work"), io.StringIO()
     torch.manual_seed(0)
     save_file(task.spec.build(device="cpu").state_dict(), work / "model.safetensors")
     record = {"steps": 1, "seconds": 2.0, "loss": 3.0, "batch": 4}
     (work / "training.json").write_text(json.dumps(record))
     rtn = next(v for v in variants.variants() if v.preset.name == "rtn")
     rows = [rtn, Variant("a rank that no node takes", "int4", 8, rtn.preset)]
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        for module, name, value in (
+            (scenes, "SIZE", 8),
+            (judge, "SAMPLER_STEPS", 2),
+            (judge, "PER_CLASS", 1),
+            (judge, "CALIBRATION_SAMPLES", 4),
+            (variants, "TOKENS", 64),
+            (metrics, "train_features", lambda device: (metrics.Features().requires_grad_(False), 0.5)),
+        ):
+            patch.setattr(module, name, value)
         results = judge.judge(task, work, "cpu", pool, rows)
-    return results, work, capsys.readouterr().out
+    return results, work, printed.getvalue()
 
 
 def test_judging_sheet_and_page(judged, tmp_path):
@@ -254,9 +254,9 @@ def test_a_worker_has_one_thread():
 
 def test_at_the_limit_what_is_done_is_reported(judged, tmp_path, monkeypatch, capsys):
     _, work, _ = judged
-    work.rename(tmp_path / "flux1-tiny")
+    shutil.copytree(work, tmp_path / "flux1-tiny")
     sleeping = partial(subprocess.Popen, ["sleep", "60"], start_new_session=True)
-    monkeypatch.setattr(trained_models, "_start", lambda *args: sleeping())
+    monkeypatch.setattr(trained_models, "start", lambda *args: sleeping())
     monkeypatch.setattr(
         sys, "argv", ["", "--out", str(tmp_path), "--work", str(tmp_path), "--model", "flux1-tiny", "--limit", "0.1"]
     )
@@ -270,7 +270,7 @@ def test_models_processes_start_with_one_thread(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, env, **more: started.append((command, env)))
     monkeypatch.setattr(sys, "argv", ["", "--out", str(tmp_path), "--work", str(tmp_path)])
-    trained_models._start(trained_models._arguments(), "flux1-tiny", "tf32-graph")
+    trained_models.start(trained_models.arguments(), "flux1-tiny", "tf32-graph")
     ((command, env),) = started
     assert env["OMP_NUM_THREADS"] == "1" and command[command.index("--seconds") + 1] == "75"
 
@@ -279,7 +279,7 @@ def test_a_process_past_the_limit_is_killed_with_its_children():
     code = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
     job = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
     job.stdout.readline()
-    assert trained_models._ended(job, time.monotonic()) == -9
+    assert trained_models.ended(job, time.monotonic()) == -9
     assert job.stdout.read() == b"", "the child held the pipe"
 
 
@@ -305,13 +305,13 @@ def test_training_is_tried_in_every_mode_and_no_further(tmp_path, monkeypatch):
             (tmp_path / name / "model.safetensors").touch()
         return subprocess.Popen(["false"])
 
-    monkeypatch.setattr(trained_models, "_start", start)
+    monkeypatch.setattr(trained_models, "start", start)
     (tmp_path / "flux1-tiny").mkdir()
     monkeypatch.setattr(sys, "argv", ["trained_models.py", "--out", str(tmp_path)])
-    args = trained_models._arguments()
+    args = trained_models.arguments()
     args.work = tmp_path
     later = time.monotonic() + 60
-    assert trained_models._tried(args, later, "flux1-tiny") == 1
+    assert trained_models.tried(args, later, "flux1-tiny") == 1
     assert tried == ["tf32-graph", "tf32"], "it was trained, then failed"
-    monkeypatch.setattr(trained_models, "_start", lambda args, name, mode: subprocess.Popen(["true"]))
-    assert trained_models._tried(args, later, "flux1-tiny") == 0
+    monkeypatch.setattr(trained_models, "start", lambda args, name, mode: subprocess.Popen(["true"]))
+    assert trained_models.tried(args, later, "flux1-tiny") == 0

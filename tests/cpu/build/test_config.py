@@ -181,7 +181,7 @@ def pipeline(tmp_path):
         ({"pipeline": Path("/no/pipe")}, "--calibration-pipeline: '/no/pipe': no model_index.json"),
     ],
 )
-def test_bad_sampling_is_told_before_any_work(pipeline, changes, text):
+def test_bad_sampling_is_reported_before_any_work(pipeline, changes, text):
     sampling = Sampling(**{"pipeline": pipeline, "prompts": pipeline / "prompts.txt"} | changes)
     with pytest.raises(UsageError, match=text):
         BuildConfig("sdxl-tiny", (89,), Path("x"), random_weights=0, sampling=sampling)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from serve_toy import write_toy
 
 from svdq_trt import cli
 from svdq_trt.artifact import manifest
@@ -16,6 +15,7 @@ from svdq_trt.build.folder import only_writer
 from svdq_trt.build.process import Done
 from svdq_trt.build.stages.plan import Planned
 from svdq_trt.engine.plugin_lib import PluginLibrary
+from tests.harness.serve_toy import write_toy
 
 BUSY = "another svdq-trt is writing there, want one at a time. Wait for it"
 

@@ -85,7 +85,7 @@ def test_lack_of_memory_is_a_user_error(stage):
         stage("raise MemoryError")
 
 
-def test_lack_of_memory_is_told_in_every_librarys_words():
+def test_lack_of_memory_is_reported_in_every_librarys_words():
     for words in (
         "[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested buffer of size 9",
         "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc",
@@ -98,8 +98,8 @@ def test_lack_of_memory_is_told_in_every_librarys_words():
 
 def test_way_out_of_lack_of_memory_is_one_that_the_stage_has():
     names = ("reference_export", "check_run", "quantize")
-    told = {name: str(worker.user_error(name, MemoryError())) for name in names}
-    assert [name for name, text in told.items() if "or use --no-check" in text] == ["reference_export", "check_run"]
+    errors = {name: str(worker.user_error(name, MemoryError())) for name in names}
+    assert [name for name, text in errors.items() if "or use --no-check" in text] == ["reference_export", "check_run"]
 
 
 def test_unknown_error_type_from_a_child_is_still_a_user_error():

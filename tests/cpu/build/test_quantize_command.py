@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from builds import kill_on_the_way
 from safetensors.torch import load_file
 
 from svdq_trt import cli
 from svdq_trt.artifact import svdq_file
+from tests.harness.builds import kill_on_the_way
 
 MODEL = "pixart-tiny"
 ARGS = [
@@ -52,7 +52,7 @@ def single(tmp_path_factory):
     return out, done.stdout
 
 
-def test_result_and_the_command_that_builds_from_it_are_told(single):
+def test_result_and_the_command_that_builds_from_it_are_reported(single):
     out, said = single
     assert svdq_file.load(file_in(out)).meta["device"] == "cpu"
     first, second = said.splitlines()
@@ -124,5 +124,5 @@ def test_ranks_of_their_own_are_chosen_once_for_all_ranks(tmp_path):
 )
 def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys, words, text):
     assert cli.main([*ARGS[2:], *words, "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert text in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
+    printed = capsys.readouterr().err
+    assert text in printed and printed.count("\n") == 1 and not (tmp_path / "out").exists()

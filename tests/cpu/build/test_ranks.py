@@ -99,13 +99,13 @@ def test_shared_stage_and_ranks_that_fail(tmp_path):
     assert error == "RangeError layer 4: NaN, want finite values."
     assert kill.startswith("SvdqError stage 'probe': killed (signal 9, often lack of memory), want it to finish.")
     assert bug.startswith("SvdqError rank 1: stage 'probe' failed with exit code 70: ZeroDivisionError")
-    # The command ends with the last error: torchrun reports a failure, and the error is told once.
+    # The command ends with the last error: torchrun reports a failure, and the error is printed once.
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if line.startswith("svdq-trt: ")]
     assert len(ours) == 1 and ours[0].startswith("svdq-trt: rank 1: stage 'probe' failed"), done.stderr
 
 
-def test_bad_arguments_are_told_once(tmp_path):
+def test_bad_arguments_are_reported_once(tmp_path):
     done = launch(tmp_path, "--no-such-option")
     assert done.returncode != 0 and done.stderr.count("unrecognized arguments: --no-such-option") == 1, done.stderr
 

@@ -129,8 +129,8 @@ def test_damaged_calibration_is_made_again(tmp_path, monkeypatch):
 def test_second_scan_into_one_file_is_refused(tmp_path, capsys):
     with only_writer(tmp_path / "scan.json.partial"):
         assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1
-    told = capsys.readouterr().err
-    assert "scan.json.partial: another svdq-trt is writing there, want one at a time. Wait for it" in told
+    printed = capsys.readouterr().err
+    assert "scan.json.partial: another svdq-trt is writing there, want one at a time. Wait for it" in printed
 
 
 def no_room_on_the_gpu(*_):
@@ -144,7 +144,7 @@ def no_room_on_the_gpu(*_):
         (no_room_on_the_gpu, "out of GPU memory"),
     ],
 )
-def test_lack_of_memory_is_told_as_such(tmp_path, capsys, monkeypatch, step, text):
+def test_lack_of_memory_is_reported_as_such(tmp_path, capsys, monkeypatch, step, text):
     monkeypatch.setattr(scan, "_quantized", step)
     assert cli.main([*ARGS, "--out", str(tmp_path / "scan.json")]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"svdq-trt: sensitivity: {text}")

@@ -63,7 +63,7 @@ class InProcess(StageRunner):
         return Done(stage.run(progress), 1.0, 1)
 
 
-def test_notes_of_a_stage_are_told_also_when_it_is_reused(tmp_path):
+def test_notes_of_a_stage_are_reported_also_when_it_is_reused(tmp_path):
     out = io.StringIO()
     execution = Execution(Screen(Console(file=out, width=200)), InProcess(), tmp_path)
     for _ in range(2):

@@ -86,7 +86,7 @@ def test_malformed_file_is_refused(tmp_path, metadata, tensors, text):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), SafetensorError("No space left (os error 28)")]
 )
-def test_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch, error):
+def test_full_disk_is_reported_and_leaves_nothing(tmp_path, monkeypatch, error):
     def full(*args, **kwargs):
         raise error
 

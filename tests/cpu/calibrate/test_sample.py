@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from tiny_pipelines import sd3_parts, sdxl_parts
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.calibrate import collect
@@ -15,6 +14,7 @@ from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.calibrate.sample import read_prompts, sample_inputs, schedule
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
+from tests.harness.tiny_pipelines import sd3_parts, sdxl_parts
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
 SIZE = {"height": 64, "width": 128}

@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from manifests import tensor_entry, write_manifest
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
@@ -18,6 +17,7 @@ from svdq_trt.cli import main
 from svdq_trt.engine.backend import local_arch
 from svdq_trt.evaluate.diff import read_inputs, subject
 from svdq_trt.evaluate.metrics import compare_outputs
+from tests.harness.manifests import tensor_entry, write_manifest
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
 
@@ -93,9 +93,9 @@ def test_gate_is_exit_code_3_and_everything_is_written(tmp_path, inputs, capsys)
     files = ["--json", tmp_path / "d.json", "--plot", tmp_path / "d.png"]
     assert diff(near, "--against", one, "--inputs", inputs, "--min-sqnr", 30) == 0
     assert diff(near, "--against", one, "--inputs", inputs, "--min-sqnr", 50, *files) == 3
-    told = capsys.readouterr()
-    assert "2.onnx in ONNX Runtime: 4" in told.err and "want at least 50 dB (--min-sqnr)." in told.err
-    assert "SQNR dB" in told.out and f"against {one} in ONNX Runtime" in told.out
+    printed = capsys.readouterr()
+    assert "2.onnx in ONNX Runtime: 4" in printed.err and "want at least 50 dB (--min-sqnr)." in printed.err
+    assert "SQNR dB" in printed.out and f"against {one} in ONNX Runtime" in printed.out
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "d.json").read_text())["inputs"] == {"file": str(inputs)}
 
@@ -163,8 +163,8 @@ def test_mistakes_are_one_line(tmp_path, inputs, capsys, words, code, text):
         "nan": write(tmp_path / "n.onnx", float("nan")),
     }
     assert diff(*(word.format(**places) for word in words)) == code
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert told.startswith("svdq-trt: ") and text in told, told
+    printed = capsys.readouterr().err.strip().splitlines()[-1]
+    assert printed.startswith("svdq-trt: ") and text in printed, printed
 
 
 def test_empty_inputs_file_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a checkpoint is told in one line; nothing crashes."""
+"""Whatever is wrong with a checkpoint is reported in one line; nothing crashes."""
 
 import json
 import pickle

@@ -1,6 +1,7 @@
 // Fibers, barriers and the CUDA runtime calls that the launchers make.
 #include "emulation.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdio>
@@ -23,8 +24,9 @@ constexpr size_t kStackBytes = 256 * 1024;
 
 struct Fiber {
     Thread thread;
-    ucontext_t context;
-    bool done = false;
+    ucontext_t start;
+    jmp_buf place;  // where it resumes; swapcontext makes system calls for the signal mask
+    bool started = false, done = false;
 };
 
 struct Warp {
@@ -38,11 +40,22 @@ std::vector<std::unique_ptr<uint8_t[]>> stacks;
 std::vector<Warp> warps;
 const std::function<void()>* body = nullptr;
 int last_threads = 0;
-ucontext_t scheduler;
+jmp_buf scheduler;
 int alive = 0, at_barrier = 0;
 int64_t barrier_generation = 0, events = 0;  // events: anything that may let a waiting fiber go on
 
-void yield() { swapcontext(&fibers[self->id]->context, &scheduler); }
+void yield() {
+    if (_setjmp(fibers[self->id]->place) == 0) _longjmp(scheduler, 1);
+}
+
+// Returns when the fiber waits or has ended.
+__attribute__((noinline)) void resume(Fiber& f) {
+    if (_setjmp(scheduler) != 0) return;
+    self = &f.thread;
+    if (f.started) _longjmp(f.place, 1);
+    f.started = true;
+    setcontext(&f.start);
+}
 
 void release_barrier_if_complete() {
     if (at_barrier == 0 || at_barrier < alive) return;
@@ -55,6 +68,7 @@ void fiber_main() {
     fibers[self->id]->done = true;
     --alive, ++events;
     release_barrier_if_complete();
+    _longjmp(scheduler, 1);
 }
 
 void run_block(int threads) {
@@ -67,18 +81,16 @@ void run_block(int threads) {
         f.thread.id = i;
         f.thread.index = {static_cast<unsigned>(i), 0, 0};
         if (static_cast<int>(stacks.size()) <= i) stacks.push_back(std::make_unique<uint8_t[]>(kStackBytes));
-        getcontext(&f.context);
-        f.context.uc_stack.ss_sp = stacks[i].get();
-        f.context.uc_stack.ss_size = kStackBytes;
-        f.context.uc_link = &scheduler;
-        makecontext(&f.context, fiber_main, 0);
+        getcontext(&f.start);
+        f.start.uc_stack.ss_sp = stacks[i].get();
+        f.start.uc_stack.ss_size = kStackBytes;
+        f.start.uc_link = nullptr;
+        makecontext(&f.start, fiber_main, 0);
     }
     while (alive > 0) {
         const int64_t before = events;
         for (auto& f : fibers) {
-            if (f->done) continue;
-            self = &f->thread;
-            swapcontext(&scheduler, &f->context);
+            if (!f->done) resume(*f);
         }
         if (events == before) {
             std::fprintf(stderr, "emulation: every thread waits: a barrier that not all reach\n");

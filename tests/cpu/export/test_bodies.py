@@ -6,7 +6,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from export_toy import db, one_node, random_x, runner, session, tensors
 
 from svdq_export.bodies import OPSET
 from svdq_export.bodies.acts import _round_e2m1, _round_e4m3
@@ -15,6 +14,7 @@ from svdq_export.bodies.weights import dequantize_weight
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import FORMATS, INT4, Activation, Dtype
 from svdq_trt.contract.ops import INPUTS, LINEAR_OPS, OPS, OpSpec, input_shapes, op_type
+from tests.harness.export_toy import db, one_node, random_x, runner, session, tensors
 
 #: dtype -> SQNR in dB: what rounding the output to the dtype costs by itself (about 73.6 and 55.6 dB on
 #: Gaussian data; f32 shows the order of the sums and the runtimes' erf and exp). A flipped code costs more.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from export_toy import TOY_DYNAMIC, Toy, db, run_file, svdq, toy_inputs
 from torch import nn
 
 from svdq_export import export_onnx
@@ -13,6 +12,7 @@ from svdq_export.twin import write_float32_twin
 from svdq_export.write import write_model
 from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.contract.formats import Activation
+from tests.harness.export_toy import TOY_DYNAMIC, Toy, db, run_file, svdq, toy_inputs
 
 LAYERS = (
     "time",

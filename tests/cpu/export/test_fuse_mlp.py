@@ -6,7 +6,6 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from export_toy import SvdqNode, in_a_row, random_x, run_file, runner, svdq, tensors
 from torch import nn
 
 from svdq_export import export_onnx
@@ -14,6 +13,7 @@ from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.mlp import fuse_mlps
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import LINEAR_OPS, MLP_OPS, linear_names
+from tests.harness.export_toy import SvdqNode, in_a_row, random_x, run_file, runner, svdq, tensors
 
 K, HIDDEN, N, RANK = 128, 192, 48, 3
 UNSIGNED = {"act_unsigned": 1, "act_shift": 0.171875}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 import torch
-from export_toy import TOY_DYNAMIC, Toy, one_node, run_file, tensors, toy_inputs
 
 from svdq_export import export_onnx, write_inlined
 from svdq_trt.contract.formats import NVFP4, Activation
 from svdq_trt.contract.ops import LINEAR_OPS
+from tests.harness.export_toy import TOY_DYNAMIC, Toy, one_node, run_file, tensors, toy_inputs
 
 trt = pytest.importorskip("tensorrt_rtx")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-import nunchaku_layers as make
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -17,6 +16,7 @@ from svdq_trt.interop.w4a4 import NEW, OLD
 from svdq_trt.models import ModelSpec, Profile, get_model
 from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.nn.restore import layer_of, restore_model
+from tests.cpu.interop import nunchaku_layers as make
 
 
 def weights_of(loaded) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import nunchaku_layers as make
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ from svdq_trt.contract.ops import input_shapes
 from svdq_trt.interop import awq as awq_layer
 from svdq_trt.interop import w4a4 as w4a4_layer
 from svdq_trt.interop.w4a4 import NEW, OLD, Linear4, Rows
+from tests.cpu.interop import nunchaku_layers as make
 
 BF16, F16 = torch.bfloat16, torch.float16
 

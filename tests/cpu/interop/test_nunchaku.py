@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy_flux import BLOCK, SPEC, checkpoint
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
@@ -15,6 +14,7 @@ from svdq_trt.interop import convert
 from svdq_trt.interop.nunchaku_export import write_nunchaku
 from svdq_trt.interop.w4a4 import NEW, OLD
 from svdq_trt.nn.restore import layer_of, restore_model
+from tests.cpu.interop.toy_flux import BLOCK, SPEC, checkpoint
 
 FILES = [
     pytest.param(

@@ -6,7 +6,6 @@ import json
 from types import MappingProxyType
 from typing import Any
 
-import nunchaku_layers as make
 import torch
 from torch import nn
 
@@ -14,6 +13,7 @@ from svdq_trt.contract.formats import Activation
 from svdq_trt.interop.w4a4 import Keys
 from svdq_trt.models import ModelSpec, Profile
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete
+from tests.cpu.interop import nunchaku_layers as make
 
 C = 64
 BLOCK = "transformer_blocks.0"

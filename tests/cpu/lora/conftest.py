@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from lora_model import quantize
 
 from svdq_trt.lora.apply import layer_shapes
 from svdq_trt.lora.names import name_table
 from svdq_trt.models import get_model
+from tests.cpu.lora.lora_model import quantize
 
 
 @pytest.fixture(scope="session")

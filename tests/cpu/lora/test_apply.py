@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from lora_files import make_factors, write_comfy, write_kohya, write_peft
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.manifest import to_json
@@ -15,6 +14,7 @@ from svdq_trt.checkpoint import load
 from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, merge_into, open_loras, without_loras
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import layer_of, restore_model
+from tests.harness.lora_files import make_factors, write_comfy, write_kohya, write_peft
 
 SIZE = 0.12  # of the style, so that its change of the output exceeds the 4-bit noise
 QUANTIZED = ("qweight", "wscale", "wscale2", "act_mul", "bias")
@@ -194,7 +194,7 @@ def test_more_rank_than_a_node_takes_is_cut_where_nothing_is_lost(base, spec, tm
 
 def test_flux(flux_base, tmp_path):
     """Fused q/k/v, columns of proj_out, swapped halves: both spellings give one model, near the merged one."""
-    from lora_files import write_flux_original
+    from tests.harness.lora_files import write_flux_original
 
     spec = get_model("flux1-tiny")
     original, diffusers = write_flux_original(tmp_path, spec)

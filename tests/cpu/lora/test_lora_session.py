@@ -7,13 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from manifests import complete, file_entry
 from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.lora.factors import Rows
 from svdq_trt.lora.slots import FILE, Slot, SlotTable, save_table
+from svdq_trt.runtime import lora
 from svdq_trt.runtime import session as sessions
+from svdq_trt.runtime.lora import open_slots
+from tests.harness.manifests import complete, file_entry
 
 ROWS = Rows("to_kv", {"to_k": 0, "to_v": 64}, 128, 64)
 TABLE = SlotTable("sdxl-tiny", "float16", 16, (Slot(ROWS, 16, 32),), {"to_k": (64, 64), "to_v": (64, 64)})
@@ -102,20 +104,10 @@ def opened(monkeypatch, folder):
         )
         monkeypatch.setattr(sessions, "open_device", lambda memory, index: Memory(kind))
         monkeypatch.setattr(sessions, "open_engine", lambda *args, **more: result)
-        monkeypatch.setattr(sessions.Session, "_open_slots", on_the_host(sessions.Session._open_slots))
+        monkeypatch.setattr(lora, "open_slots", lambda folder, manifest, device: open_slots(folder, manifest, "cpu"))
         return sessions.Session(folder, runtime_cache=False), engine
 
     return open_session
-
-
-def on_the_host(method):
-    """_open_slots as it is, but for the device."""
-
-    def call(self, folder):
-        self.device = "cpu"
-        return method(self, folder)
-
-    return call
 
 
 def test_the_buffers_inputs_are_the_sessions_not_the_callers(opened, folder, tmp_path):

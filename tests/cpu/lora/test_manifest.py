@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from manifests import file_entry, write_manifest
 
 from svdq_trt.artifact import manifest
 from svdq_trt.base.errors import ArtifactError
+from tests.harness.manifests import file_entry, write_manifest
 
 FILE = "lora_slots.safetensors"
 

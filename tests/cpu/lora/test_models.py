@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora_files import make_factors, write_peft
-from lora_model import quantize
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.lora.apply import LoraRequest, apply_loras, layer_shapes, node_rows
@@ -13,6 +11,8 @@ from svdq_trt.lora.slots import FILE, base_factors, install_slots, save_table
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import layer_of, restore_model
 from svdq_trt.runtime.lora import LoraSlots
+from tests.cpu.lora.lora_model import quantize
+from tests.harness.lora_files import make_factors, write_peft
 
 
 def db(want, got):

@@ -35,7 +35,7 @@ def config(**options):
     return BuildConfig("sdxl-tiny", (89,), Path("out"), random_weights=0, **options)
 
 
-def test_told_before_any_work(tmp_path):
+def test_refused_before_any_work(tmp_path):
     good = tmp_path / "a.safetensors"
     good.write_bytes(b"x")
     assert config(loras=(LoraOption(good, 0.5),), lora_slots=32).to_json()["loras"] == [

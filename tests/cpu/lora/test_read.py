@@ -7,11 +7,19 @@ import random
 
 import pytest
 import torch
-from lora_files import Factors, make_factors, unet_original, write_comfy, write_kohya, write_named, write_peft
 from safetensors.torch import load_file, save_file
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.lora.read import read_lora
+from tests.harness.lora_files import (
+    Factors,
+    make_factors,
+    unet_original,
+    write_comfy,
+    write_kohya,
+    write_named,
+    write_peft,
+)
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 LAYERS = (

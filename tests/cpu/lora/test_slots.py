@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
-from export_toy import db, session, svdq
 
 from svdq_export import export_onnx, write_float32_twin
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
@@ -24,6 +20,7 @@ from svdq_trt.lora.read import read_lora
 from svdq_trt.lora.slots import FILE, base_factors, install_slots, load_table, save_table
 from svdq_trt.models import get_model
 from svdq_trt.runtime.lora import LoraSlots, check_inputs_match, require_slots
+from tests.harness.export_toy import db, session, svdq
 
 ROWS = [
     Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, 128),

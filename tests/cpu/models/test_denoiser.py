@@ -127,7 +127,7 @@ REFUSED = {
 }
 
 
-def test_every_optional_argument_of_the_module_is_told_of():
+def test_every_optional_argument_of_the_module_is_reported():
     optional = {n for n, p in inspect.signature(UNet2DConditionModel.forward).parameters.items() if p.default is None}
     assert optional == {*REFUSED, "added_cond_kwargs"}
 

@@ -18,7 +18,7 @@ def spec(request):
 
 
 class DenseNode(nn.Module):
-    """A plain linear in the place of an svdq node, with the op's GEGLU."""
+    """A plain linear instead of an svdq node, with the op's GEGLU."""
 
     def __init__(self, weight, bias, activation):
         super().__init__()

@@ -71,7 +71,7 @@ def test_lack_of_memory_is_no_reason_for_the_loop(kernel, error):
         gptq.rounding_on(DEVICE)
 
 
-def test_note_is_told_where_gptq_ran_on_a_gpu(monkeypatch):
+def test_note_is_reported_where_gptq_ran_on_a_gpu(monkeypatch):
     monkeypatch.setattr(gptq, "rounding_on", lambda device: gptq.Rounding(gptq._round_block, "slow"))
     assert notes("default", torch.device("cuda")) == ("slow",)
     assert notes("fast", torch.device("cuda")) == notes("default", torch.device("cpu")) == ()

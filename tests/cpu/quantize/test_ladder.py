@@ -230,7 +230,7 @@ def test_presets_name_their_rungs():
     assert "up to 3 rounds" in best and "best 3 candidates" in best
 
 
-def test_a_cpu_is_told_what_a_slow_search_costs():
+def test_a_slow_search_on_a_cpu_says_what_it_costs():
     fast, default = PRESETS["fast"], PRESETS[DEFAULT_PRESET]
     assert default.search_line("cpu").endswith("; on the CPU, where it takes about 5 times as long as --preset fast")
     assert default.search_line("cuda") == f"search: default: {default.describe()}; on the GPU"

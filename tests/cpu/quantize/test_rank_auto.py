@@ -197,7 +197,7 @@ def test_gain_moves_bytes_to_the_node_that_matters():
     assert chosen.ranks["b"] > chosen.ranks["a"]
 
 
-def test_allocation_file_comes_back_and_a_damaged_one_is_told(tmp_path):
+def test_allocation_file_comes_back_and_a_damaged_one_is_reported(tmp_path):
     chosen = Allocation(1000, None, "s.json", 990, 21.5, {"a": 16}, ("b",))
     chosen.save(tmp_path / "a.json")
     assert Allocation.load(tmp_path / "a.json") == chosen
@@ -218,7 +218,7 @@ def test_allocation_file_comes_back_and_a_damaged_one_is_told(tmp_path):
         '{"version": 1, "predicted_db": 1, "effects": 3}',
     ],
 )
-def test_a_file_that_is_no_scan_is_told(tmp_path, text):
+def test_a_file_that_is_no_scan_is_reported(tmp_path, text):
     (tmp_path / "s.json").write_text(text)
     with pytest.raises(ArtifactError, match="no usable scan"):
         Sensitivity.load(tmp_path / "s.json")

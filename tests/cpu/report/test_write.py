@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from manifests import change_manifest, quantized_entry, write_manifest
 from safetensors.torch import save_file
 
 from svdq_trt import calibrate, cli
@@ -20,6 +19,7 @@ from svdq_trt.lora.apply import LoraRequest, apply_loras
 from svdq_trt.models import get_model
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.run import quantize_model
+from tests.harness.manifests import change_manifest, quantized_entry, write_manifest
 
 SPEC = get_model("pixart-tiny")
 SKIP = ("transformer_blocks.1.*", "*.attn2.*", "*.ff.*")  # two nodes are left

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import file_entry, write_manifest
 
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import Backend
 from svdq_trt.runtime import opening
+from tests.harness.manifests import file_entry, write_manifest
 
 VERSION = "9.8.7"
 

@@ -67,7 +67,7 @@ def test_auto_takes_torch_where_it_is_imported(no_gpu_pycuda):
     assert in_a_new_process(code, no_gpu_pycuda).startswith("torch: sees no CUDA GPU")
 
 
-def test_what_is_missing_is_told(monkeypatch):
+def test_what_is_missing_is_reported(monkeypatch):
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UnsupportedError, match=r"pycuda is not installed, want pycuda\. pip install 'svdq-trt\[runtime\]'"

@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from manifests import change_manifest, tensor_entry
 from onnx import helper, numpy_helper
 
 from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
 from svdq_trt.runtime import OnnxSession
+from tests.harness.manifests import change_manifest, tensor_entry
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 8))
 

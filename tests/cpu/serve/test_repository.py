@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from manifests import change_manifest
-from serve_toy import toy_answer, toy_feed, write_toy
 
 from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV
 from svdq_trt.cli import main
+from tests.harness.manifests import change_manifest
+from tests.harness.serve_toy import toy_answer, toy_feed, write_toy
 
 pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
@@ -164,7 +164,7 @@ def test_versions_added_by_hand_are_left_alone(toy, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "told"),
+    ("options", "code", "message"),
     [
         (["--variant", "tensorflow"], 2, "--variant: 'tensorflow', want one of tensorrt, python, onnxruntime"),
         (["--device", "tpu"], 2, "--device: 'tpu', want one of gpu, cpu"),
@@ -175,9 +175,9 @@ def test_versions_added_by_hand_are_left_alone(toy, tmp_path, capsys):
         (["--dynamic-batching", "-1"], 2, "--dynamic-batching: -1"),
     ],
 )
-def test_options_that_cannot_be_meant(full, tmp_path, capsys, options, code, told):
+def test_options_that_cannot_be_meant(full, tmp_path, capsys, options, code, message):
     assert triton(full, tmp_path / "models", *options) == code
-    assert told in capsys.readouterr().err and not (tmp_path / "models").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "models").exists()
 
 
 def test_damaged_plan_is_not_served(full, tmp_path, capsys):

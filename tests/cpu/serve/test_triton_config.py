@@ -7,12 +7,12 @@ import sys
 
 import pytest
 from msgspec.structs import replace
-from serve_toy import write_toy
 
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import ShapeRange, Tensor
 from svdq_trt.base.errors import ShapeError, UsageError
 from svdq_trt.serve.config import Serving, batch_range, dims, from_text, largest_bytes, model_config, to_text
+from tests.harness.serve_toy import write_toy
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 

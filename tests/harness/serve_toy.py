@@ -7,8 +7,9 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401 (numpy's "bfloat16")
 import numpy as np
 import onnx
-from manifests import file_entry, tensor_entry, write_manifest
 from onnx import helper, numpy_helper
+
+from tests.harness.manifests import file_entry, tensor_entry, write_manifest
 
 
 def write_toy(folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx", batch: tuple = (1, 2, 4)) -> Path:

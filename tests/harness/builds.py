@@ -14,7 +14,7 @@ import pytest
 
 from svdq_trt.contract.ops import linear_names
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
 #: one size of everything: for tests of other things, as a graph with dynamic sizes takes twice the time to trace
 FIXED = ("--batch", "1", "--height", "64", "--width", "64")
@@ -31,7 +31,7 @@ def build(model: str, out: Path, *words: str) -> subprocess.CompletedProcess[str
 
 
 def svdq(*words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "svdq_trt.cli", *words]
+    line = [sys.executable, "-m", "svdq_trt.cli.main", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
@@ -42,13 +42,16 @@ def plugin_nodes(manifest: dict[str, Any]) -> list[str]:
 
 def kill_on_the_way(line: list[str], partial: Path, layers: int) -> None:
     """Run `line` and kill it, as kill -9 does, once `layers` finished layers lie in `partial`."""
-    child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(partial.glob("*/*.safetensors"))) < layers:
+    import psutil
+
+    child = psutil.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while child.poll() is None and len(list(partial.glob("*/*.safetensors"))) < layers:
         time.sleep(0.02)
+    stages = child.children(recursive=True)
     child.kill()
     child.wait()
-    time.sleep(1)  # the stage's process dies with its parent
+    _, alive = psutil.wait_procs(stages, timeout=TIMEOUT_S)  # a stage's process dies with its parent
+    assert not alive
 
 
 class SharedEngines:
@@ -60,7 +63,7 @@ class SharedEngines:
         self.folder, self.engines = folder, folder / "engines"
 
     def copy(self, out: Path, *archs: str, check: bool = True) -> None:
-        """Engines of `archs`, and what builds into `out` go on from, their own to change.
+        """Engines of `archs`, and the stages that builds into `out` reuse; both may be changed there.
 
         A copied file keeps its time, by which a build knows it.
         """

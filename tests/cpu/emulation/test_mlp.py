@@ -6,31 +6,27 @@ import ctypes
 
 import numpy as np
 import pytest
-from emulated import launches, run, run_mlp
-from mlp_harness import Mlp, random_mlp
-from svdq_harness import ACTIVATIONS as C_ACTIVATIONS
-from svdq_harness import assert_accurate, assert_bad_rows_stay_alone, assert_same_bits
+from kernel_calls import Library
 
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.reference.quant import Array
+from svdq_trt.nn import capi
 from svdq_trt.nn.capi import MlpParams
+from tests.harness.calls import chain, run
+from tests.harness.emulated import launches
+from tests.harness.linears import Mlp, assert_accurate, assert_bad_rows_stay_alone, assert_same_bits, random_mlp
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")
 ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
 
 
-def chain(library: ctypes.CDLL, mlp: Mlp) -> Array:
-    """y of two calls."""
-    return run(library, mlp.fc2.with_x(run(library, mlp.fc1)))
-
-
-def check_fused(library: ctypes.CDLL, mlp: Mlp) -> Array:
+def check_fused(library: Library, mlp: Mlp) -> Array:
     """Codes and scales of the hidden are the chain's, bit for bit; y is right and the same in any order of CTAs."""
     no_up = mlp.without_up()
-    assert_same_bits(run_mlp(library, no_up), chain(library, no_up))
+    assert_same_bits(run(library, no_up), chain(library, no_up))
     before = launches(library)
-    got = run_mlp(library, mlp)
+    got = run(library, mlp)
     rank = mlp.fc2.lora_down.shape[0]
     assert launches(library) - before == (4 if rank else 3), "the chain ran"
     assert_accurate(got, mlp.fc2.with_x(run(library, mlp.fc1)).reference(), mlp.fc1.dtype)
@@ -43,19 +39,19 @@ def check_fused(library: ctypes.CDLL, mlp: Mlp) -> Array:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_large_tile(
-    library: ctypes.CDLL, name: str, dtype: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
+    library: Library, name: str, dtype: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tiles of M, the second ragged; of N too where one linear makes two blocks of a tile's columns."""
     monkeypatch.setenv("EMULATION_SMS", "1")  # one multiprocessor: large tiles are chosen for any size
     mlp = random_mlp(name, dtype, 205, 128, 192, 72, (16, 32), activation)
     got = check_fused(library, mlp)
     monkeypatch.setenv("EMULATION_BACKWARDS", "1")
-    assert_same_bits(run_mlp(library, mlp), got)
+    assert_same_bits(run(library, mlp), got)
 
 
 @pytest.mark.parametrize("rank", (0, 16, 48, 64))
 @pytest.mark.parametrize("name", NAMES)
-def test_fused_every_rank(library: ctypes.CDLL, name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_every_rank(library: Library, name: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMULATION_SMS", "1")
     check_fused(library, random_mlp(name, "bf16", 133, 64, 320, 40, (0, rank), Activation.GELU_TANH))
 
@@ -63,12 +59,12 @@ def test_fused_every_rank(library: ctypes.CDLL, name: str, rank: int, monkeypatc
 @pytest.mark.parametrize("activation", (Activation.GELU, Activation.GELU_TANH))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_fused_medium_tile(library: ctypes.CDLL, name: str, dtype: str, activation: Activation) -> None:
+def test_fused_medium_tile(library: Library, name: str, dtype: str, activation: Activation) -> None:
     check_fused(library, random_mlp(name, dtype, 77, 192, 256, 72, (48, 32), activation))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fused_hidden_whose_product_is_split(library: ctypes.CDLL, name: str) -> None:
+def test_fused_hidden_whose_product_is_split(library: Library, name: str) -> None:
     """fc2's K is shared by several CTAs, whose counters fc1's kernel has set to 0."""
     check_fused(library, random_mlp(name, "bf16", 70, 128, 1024, 72, (16, 16), Activation.GELU))
 
@@ -76,51 +72,50 @@ def test_fused_hidden_whose_product_is_split(library: ctypes.CDLL, name: str) ->
 @pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU))
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_non_finite_row_is_nan_and_others_are_untouched(
-    library: ctypes.CDLL, name: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
+    library: Library, name: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMULATION_SMS", "1")
     mlp = random_mlp(name, "f16", 131, 128, 192, 40, (16, 16), activation)
-    clean, x = run_mlp(library, mlp), mlp.fc1.x.copy()
+    clean, x = run(library, mlp), mlp.fc1.x.copy()
     x[3, 100], x[130, 5] = np.nan, np.inf
-    got = run_mlp(library, mlp.with_x(x))
+    got = run(library, mlp.with_x(x))
     assert_bad_rows_stay_alone(got, clean, [3, 130])
 
 
-def test_many_tokens_are_fused_for_any_multiprocessor(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tokens_are_fused_for_any_multiprocessor(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMULATION_SMS", "256")
     check_fused(library, random_mlp("int4", "f16", 2050, 64, 64, 8, (0, 16), Activation.GEGLU))
 
 
 @pytest.mark.parametrize(("rank", "activation"), ((80, Activation.GELU), (48, Activation.GEGLU)))
 def test_large_rank_equals_two_linears(
-    library: ctypes.CDLL, rank: int, activation: Activation, monkeypatch: pytest.MonkeyPatch
+    library: Library, rank: int, activation: Activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts of t would take more bytes than the 16-bit hidden: the chain."""
     monkeypatch.setenv("EMULATION_SMS", "1")
     mlp = random_mlp("int4", "f16", 130, 64, 128, 40, (16, rank), activation)
-    assert_same_bits(run_mlp(library, mlp), chain(library, mlp))
+    assert_same_bits(run(library, mlp), chain(library, mlp))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", NAMES)
-def test_few_tokens_equal_two_linears(library: ctypes.CDLL, name: str, dtype: str, activation: Activation) -> None:
+def test_few_tokens_equal_two_linears(library: Library, name: str, dtype: str, activation: Activation) -> None:
     mlp = random_mlp(name, dtype, 19, 128, 192, 72, (16, 32), activation)
-    assert_same_bits(run_mlp(library, mlp), chain(library, mlp))
+    assert_same_bits(run(library, mlp), chain(library, mlp))
 
 
 def workspace(
-    library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, r: int, activation: Activation = Activation.GELU
+    library: Library, m: int, k: int, hidden: int, n: int, r: int, activation: Activation = Activation.GELU
 ) -> int:
-    p, size = MlpParams(), ctypes.c_size_t()
+    p = MlpParams()
     outputs = 2 * hidden if activation is Activation.GEGLU else hidden
-    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r, p.fc1.activation = m, outputs, k, r, C_ACTIVATIONS.index(activation)
+    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r, p.fc1.activation = m, outputs, k, r, capi.ACTIVATIONS.index(activation)
     p.fc2.m, p.fc2.n, p.fc2.k, p.fc2.r = m, n, hidden, r
-    assert library.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(size)) == 0
-    return size.value
+    return library.mlp_workspace_bytes(p)
 
 
-def test_workspace_grows_with_every_size(library: ctypes.CDLL) -> None:
+def test_workspace_grows_with_every_size(library: Library) -> None:
     steps = {
         "m": (19, 77, 2047, 2048, 2176, 4608),
         "k": (64, 512, 2048),
@@ -144,18 +139,16 @@ def test_workspace_grows_with_every_size(library: ctypes.CDLL) -> None:
     ],
 )
 def test_workspace_of_many_tokens_is_smaller_than_two_linears(
-    library: ctypes.CDLL, m: int, k: int, hidden: int, n: int, activation: Activation, share: float
+    library: Library, m: int, k: int, hidden: int, n: int, activation: Activation, share: float
 ) -> None:
     """`share` of the hidden in 16 bit and the larger workspace of two calls."""
     outputs = 2 * hidden if activation is Activation.GEGLU else hidden
-    sizes = [ctypes.c_size_t() for _ in range(2)]
-    for size, shape in zip(sizes, ((outputs, k), (n, hidden)), strict=True):
-        assert library.svdq_workspace_bytes(0, m, *shape, 32, ctypes.byref(size)) == 0
-    two = 2 * m * hidden + max(size.value for size in sizes)
+    sizes = [library.workspace_bytes("int4", m, *shape, 32) for shape in ((outputs, k), (n, hidden))]
+    two = 2 * m * hidden + max(sizes)
     assert workspace(library, m, k, hidden, n, 32, activation) < share * two
 
 
-def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
+def test_bad_arguments_are_refused(library: Library) -> None:
     def status(**changes: object) -> int:
         p = MlpParams()
         for linear, n, k in ((p.fc1, 384, 128), (p.fc2, 72, 192)):
@@ -164,7 +157,7 @@ def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
         for name, value in changes.items():
             linear, field = name.split("_", 1)
             setattr(getattr(p, linear), field, value)
-        return library.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(ctypes.c_size_t()))
+        return library.c.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(ctypes.c_size_t()))
 
     assert status() == 0
     bad = {
@@ -184,5 +177,5 @@ def test_bad_arguments_are_refused(library: ctypes.CDLL) -> None:
     for name, values in bad.items():
         for value in values:
             assert status(**{name: value}) == 1, f"{name} = {value}"
-    assert library.svdq_mlp_workspace_bytes(None, ctypes.byref(ctypes.c_size_t())) == 1
-    assert library.svdq_mlp(None, None) == 1
+    assert library.c.svdq_mlp_workspace_bytes(None, ctypes.byref(ctypes.c_size_t())) == 1
+    assert library.c.svdq_mlp(None, None) == 1

@@ -34,7 +34,7 @@ _COMPLETE: dict[str, Any] = {
 
 
 def complete(**parts: Any) -> Manifest:
-    """With `parts` in the place of its own, as JSON's types."""
+    """With `parts` instead of its own, as JSON's types."""
     return manifest.from_json(_COMPLETE | parts)
 
 
