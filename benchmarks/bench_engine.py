@@ -6,7 +6,7 @@
     python benchmarks/bench_engine.py --model sdxl --formats 'fp16,w4a8,w4a8<2M' ...    # the last with --skip '<2M'
 
 Needs a GPU and a TensorRT that runs on it. Weights are random with realistic outliers, inputs synthetic and equal
-for all. Engines are built side by side; what is timed runs alone. Latency is one call from input copy
+for all. Engines are built concurrently; timed runs run alone. Latency is one call from input copy
 to output, between CUDA events, as a CUDA graph unless --no-graph.
 """
 
@@ -74,7 +74,7 @@ def main() -> int:
         if fmt not in PLAIN and not args.engines_only:
             own = {"folder": str(work / fmt), "artifact": str(work / fmt / "svdq.safetensors")}
             jobs[f"torch-{fmt}"] = _start(work, f"torch-{fmt}", "torch", common | own)
-    made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # then the machine belongs to one job at a time
+    made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # from here on, one job at a time has the machine
     for name, process in jobs.items():
         if name == "torch" or name.partition("-")[2] in made:
             process.communicate(b"go\n")
@@ -159,7 +159,7 @@ def _range(text: str | None, default: tuple[int, int, int]) -> tuple[int, int, i
 
 
 def _start(work: Path, name: str, kind: str, job: dict[str, Any]) -> subprocess.Popen[bytes]:
-    """<name>.json -> <name>.result by a process of its own; its id is kept for another call of this program."""
+    """Start a process for <name>.json -> <name>.result; its id is kept for a later call of this program."""
     work.mkdir(parents=True, exist_ok=True)
     (work / f"{name}.result").unlink(missing_ok=True)
     path = work / f"{name}.json"
@@ -216,7 +216,7 @@ def _tail(log: Path) -> str:
 
 
 def _accuracy(work: Path, formats: list[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """For each engine: its output against the FP16 engine, torch in FP16, and its own module in torch."""
+    """Accuracy of each engine's output against the FP16 engine, torch in FP16, and its own module in torch."""
     found = {}
     for fmt in formats:
         got = _load(work / fmt / "engine.npy")

@@ -22,7 +22,7 @@ import torch
 
 @dataclass(frozen=True)
 class Gemv:
-    """A weight [N, K] of a model and the numbers of tokens it meets."""
+    """A weight [N, K] of a model and the numbers of tokens to time it with."""
 
     name: str
     n: int
@@ -31,12 +31,12 @@ class Gemv:
 
     @property
     def weight_bytes(self) -> int:
-        """Codes and 16-bit scales of groups of 64."""
+        """Bytes of the codes and of the 16-bit scales of groups of 64."""
         return self.n * self.k // 2 + self.n * self.k // 64 * 2
 
 
 BATCHES = (1, 2, 4, 8, 16)
-PROMPTS = (77, 154, 308, 512)  # 77 tokens a prompt, with and without guidance; T5's 512
+PROMPTS = (77, 154, 308, 512)  # 77 tokens per prompt, with and without guidance; 512 for T5
 GEMVS = (
     Gemv("flux_adaln", 18432, 3072, BATCHES),
     Gemv("flux_single_adaln", 9216, 3072, BATCHES),
@@ -49,7 +49,7 @@ GEMVS = (
 
 
 def quantized(library: calls.Library, gemv: Gemv, m: int, rank: int) -> list[calls.LinearCall]:
-    """Random linears: any codes, scales that keep y near 1."""
+    """Make random linears: any codes, scales that keep y near 1."""
     n, k = gemv.n, gemv.k
     linears = []
     for _ in range(timing.sets_for(gemv.weight_bytes)):
@@ -72,7 +72,7 @@ def quantized(library: calls.Library, gemv: Gemv, m: int, rank: int) -> list[cal
 
 
 def cublas(gemv: Gemv, m: int) -> list[Callable[[], None]]:
-    """bf16 x · Wᵀ + bias through torch."""
+    """Calls of bf16 x · Wᵀ + bias through torch."""
     found = []
     for _ in range(timing.sets_for(2 * gemv.n * gemv.k)):
         make = {"device": "cuda", "dtype": torch.bfloat16}
@@ -83,7 +83,7 @@ def cublas(gemv: Gemv, m: int) -> list[Callable[[], None]]:
 
 
 def bench(library: calls.Library, gemv: Gemv, m: int, args: argparse.Namespace) -> dict:
-    """All timings of one weight and M."""
+    """Time everything for one weight and M."""
     full, plain = quantized(library, gemv, m, args.rank), quantized(library, gemv, m, 0)
     bodies = {
         "bf16": timing.Body(cublas(gemv, m)),

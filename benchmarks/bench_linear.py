@@ -4,11 +4,11 @@
     python benchmarks/bench_linear.py --only flux_out --m 1 16 256 1024 16384   # a range of tokens
 
 Each timed body is a CUDA graph of calls that walk through several sets of inputs, weights and
-outputs, together larger than the L2, so nothing is warm that would not be in a model. Before it is
+outputs, together larger than the L2, so nothing is warm that would be cold in a model. Before it is
 timed, a body runs by itself for --warm seconds: a large product draws more than the card's power limit
-within milliseconds, and a model's steps run at the clock that is left then, not at that of a card that
-has just done something lighter. With --cold-l2 every call stands alone instead, behind a kernel that has
-just written over the L2: that adds the latency of a launch to all of them. Reported: median, p10 and
+within milliseconds, and a model's steps run at the clock that remains, not at that of a card that has just
+done something lighter. With --cold-l2 every call is timed by itself instead, after a kernel that has
+just overwritten the L2: that adds the latency of a launch to all of them. Reported: median, p10 and
 p90 of a call. The rivals get their input in their own dtype for free and have no bias; ours starts from
 16-bit x and includes bias and rank R. NF4 (bitsandbytes) is measured where it can be imported.
 """
@@ -30,7 +30,7 @@ import shapes
 import torch
 
 SMALL = 2_000_000  # weights below which --skip '<2M' leaves a linear in 16 bit
-BYTES_TO_ROTATE = 192e6  # over three times an H200's L2
+BYTES_TO_ROTATE = 192e6  # more than three times an H200's L2
 MAX_SETS = 48
 
 
@@ -44,23 +44,23 @@ class Timing:
 
     @classmethod
     def of(cls, times: list[float]) -> Timing:
-        """Summarize."""
+        """Summarize times in microseconds."""
         us = sorted(times)
         return cls(statistics.median(us), us[len(us) // 10], us[-1 - len(us) // 10])
 
 
 class ColdBody:
-    """Calls one at a time, each behind a kernel that writes over the L2; microseconds of each."""
+    """Calls one at a time, each after a kernel that overwrites the L2; microseconds of each."""
 
     def __init__(self, calls: list[Callable[[], None]]) -> None:
-        """Run one call; keep all."""
+        """Run one call and keep all calls."""
         self.calls, self.us = calls, list[float]()
         self.flood = torch.empty(2**28, device="cuda", dtype=torch.uint8)
         calls[0]()
         torch.cuda.synchronize()
 
     def run(self, seconds: float, warm: float) -> None:
-        """About `seconds` of the machine's time; the flood hides the host's. Calls that stand alone need no `warm`."""
+        """Run for about `seconds` of the GPU's time; the flood hides the host's. Single calls need no `warm`."""
         marks = []
         for i in range(max(8, int(seconds / 300e-6))):
             self.flood.fill_(i & 1)
@@ -73,7 +73,7 @@ class ColdBody:
         self.us += [a.elapsed_time(b) * 1e3 for a, b in marks]
 
     def timing(self) -> Timing:
-        """Over everything run() has recorded."""
+        """Timing over everything that run() has recorded."""
         return Timing.of(self.us)
 
 
@@ -109,14 +109,14 @@ class Body:
         self.us += self._replay(max(4, int(seconds / self.once_s)))
 
     def timing(self) -> Timing:
-        """Over everything run() has recorded."""
+        """Timing over everything that run() has recorded."""
         return Timing.of(self.us)
 
 
 def time_together(
     bodies: Mapping[str, Body | ColdBody], seconds: float, warm: float, rounds: int = 2
 ) -> dict[str, Timing]:
-    """Time all bodies in turn, there and back again: clocks drift with the heat, and no one always comes first."""
+    """Time all bodies in turn, forwards and backwards: clocks drift with the heat, and none should always be first."""
     for i in range(rounds):
         for body in list(bodies.values())[:: -1 if i % 2 else 1]:
             body.run(seconds / rounds, warm)
@@ -124,7 +124,7 @@ def time_together(
 
 
 def sets_for(bytes_per_set: float) -> int:
-    """How many sets of operands exceed the L2 together."""
+    """Number of sets of operands that together exceed the L2."""
     return max(2, min(MAX_SETS, math.ceil(BYTES_TO_ROTATE / bytes_per_set)))
 
 
@@ -139,7 +139,7 @@ def ours(
 ) -> list[calls.LinearCall]:
     """Draw random linears of the shape: valid codes and scales, no quantizer needed for timing.
 
-    One for each of the inputs `xs` [M, K]; without them as many as exceed the L2, with inputs of their own.
+    One for each of the inputs `xs` [M, K]; without `xs`, as many as exceed the L2, with inputs of their own.
     """
     m, k, n = shape.m, shape.k, shape.n
     if xs is None:
@@ -178,7 +178,7 @@ def ours(
 
 
 def cublas_bf16(shape: shapes.Shape) -> list[Callable[[], None]]:
-    """bf16 x · Wᵀ through torch, without bias."""
+    """Calls of bf16 x · Wᵀ through torch, without bias."""
     m, k, n = shape.m, shape.k, shape.n
     calls = []
     for _ in range(sets_for(2 * (m * k + n * k + m * n))):
@@ -190,7 +190,7 @@ def cublas_bf16(shape: shapes.Shape) -> list[Callable[[], None]]:
 
 
 def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
-    """E4m3 x · Wᵀ through torch._scaled_mm, input already in fp8, bf16 output."""
+    """Calls of e4m3 x · Wᵀ through torch._scaled_mm, input already in fp8, bf16 output."""
     m, k, n = shape.m, shape.k, shape.n
     one = torch.ones((), device="cuda")
     calls = []
@@ -207,7 +207,7 @@ def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
 
 
 def bitsandbytes_nf4(shape: shapes.Shape) -> list[Callable[[], None]]:
-    """NF4 weights, bf16 input, through bitsandbytes; empty where it is not installed."""
+    """Calls with NF4 weights and bf16 input through bitsandbytes; empty where it is not installed."""
     try:
         import bitsandbytes as bnb
     except ImportError:
@@ -238,7 +238,7 @@ def copy_bandwidth() -> float:
 
 
 def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace) -> dict:
-    """All timings of one shape."""
+    """Time everything for one shape."""
     dtype = options.DTYPES[args.dtype]
     linears = ours(library, shape, args.rank, dtype, args.format)
     plain = ours(library, shape, 0, dtype, args.format)
@@ -259,7 +259,7 @@ def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace)
 
 
 def geomean(values: list[float]) -> float:
-    """Geometric mean."""
+    """The geometric mean."""
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
@@ -284,8 +284,8 @@ def report(rows: list[dict], copy: float) -> str:
             ratios = [r["ratio"] for r in chosen]
             line = f"{label}: geomean {geomean(ratios):.3f}x bf16, worst {min(ratios):.2f}x"
             if all("fp8" in r["us"] for r in chosen):
-                behind = [r["us"]["fp8"]["median"] / r["us"]["gemm"]["median"] for r in chosen]
-                line += f"; gemm alone {geomean(behind):.2f}x fp8, worst {min(behind):.2f}x"
+                relative = [r["us"]["fp8"]["median"] / r["us"]["gemm"]["median"] for r in chosen]
+                line += f"; gemm alone {geomean(relative):.2f}x fp8, worst {min(relative):.2f}x"
             mixed = [1.0 if r["shape"]["k"] * r["shape"]["n"] < SMALL else r["ratio"] for r in chosen]
             if mixed != ratios:
                 line += f"; with the small ones in 16 bit {geomean(mixed):.3f}x, worst {min(mixed):.2f}x"
@@ -294,7 +294,7 @@ def report(rows: list[dict], copy: float) -> str:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Speed-up over bf16 cuBLAS as bars, if matplotlib is there."""
+    """Plot the speed-up over bf16 cuBLAS as bars, if matplotlib is installed."""
     try:
         import matplotlib
 

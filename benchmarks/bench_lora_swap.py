@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a LoRA swap takes: SDXL-size slots against other ways to write them, and in a running engine.
+"""Time a LoRA swap: SDXL-size slots against other ways to write them, and in a running engine.
 
     python benchmarks/bench_lora_swap.py                      # buffers only: needs a GPU and torch
     python benchmarks/bench_lora_swap.py --engine --work DIR  # also an engine of sdxl-tiny, kept in DIR/engine
@@ -88,7 +88,7 @@ def buffers(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
 
 
 def swaps(args: argparse.Namespace, files: list[Path], path: Path, reserved: int) -> dict[str, Any]:
-    """One size; every way of swapping is checked to leave the same bytes."""
+    """Time the swaps at one size; every way of swapping is checked to leave the same bytes."""
     from svdq_trt.runtime.lora import LoraSlots
 
     clock = time.perf_counter()
@@ -137,7 +137,7 @@ def swaps(args: argparse.Namespace, files: list[Path], path: Path, reserved: int
 
 
 def engine(args: argparse.Namespace, work: Path, run: bool) -> dict[str, Any]:
-    """A step of sdxl-tiny with and without slots, and swaps between steps."""
+    """Time a step of sdxl-tiny with and without slots, and swaps between steps."""
     from engine_bench.lora import make_engine, write_loras
 
     from svdq_trt.models import get_model

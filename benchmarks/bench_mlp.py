@@ -3,7 +3,7 @@
     python benchmarks/bench_mlp.py --rank 32 --out mlp.json
     python benchmarks/bench_mlp.py --format int4 --only sdxl
 
-As bench_linear.py: CUDA graphs of calls that walk through sets of operands larger than the L2, medians of a call.
+As in bench_linear.py: CUDA graphs of calls that walk through sets of operands larger than the L2, medians of a call.
 `a1`, `b1`, `a2`, `b2` are the two linears' kernels alone, `chain` all four, `mlp` the one call. Workspace: the chain's
 is the hidden and the larger of both linears'.
 """
@@ -21,7 +21,7 @@ from bench_linear import Body, geomean, ours, time_together
 
 
 def largest_difference(mlp: calls.MlpCall) -> float:
-    """Of y to the chain's, in parts of its largest element; fc2's t is summed in another order."""
+    """Largest difference of y from the chain's, relative to its largest element; fc2's t sums in another order."""
     mlp.run_chain()
     want = mlp.fc2.y.float().clone()
     mlp.fc2.y.fill_(float("nan"))
@@ -30,7 +30,7 @@ def largest_difference(mlp: calls.MlpCall) -> float:
 
 
 def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argparse.Namespace) -> dict:
-    """All timings of one feed-forward."""
+    """Time everything for one feed-forward."""
     dtype = options.DTYPES[args.dtype]
     first = ours(library, ff.fc1, args.rank, dtype, fmt, ff.activation)
     second = ours(library, ff.fc2, args.rank, dtype, fmt, xs=[linear.y for linear in first])

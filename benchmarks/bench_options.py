@@ -1,4 +1,4 @@
-"""What the kernels' benchmarks (bench_linear.py, bench_mlp.py, bench_gemv.py) take and write alike."""
+"""Options and output shared by the kernels' benchmarks (bench_linear.py, bench_mlp.py, bench_gemv.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def make_parser(doc: str, names: str, seconds: float, warm: float) -> argparse.ArgumentParser:
-    """The options of all three; --only chooses among `names`, `seconds` and `warm` are defaults.
+    """Make a parser with the shared options; --only chooses among `names`, `seconds` and `warm` are defaults.
 
     `doc` is the script's: its first line describes it.
     """
@@ -30,12 +30,12 @@ def make_parser(doc: str, names: str, seconds: float, warm: float) -> argparse.A
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """The dtype of x and y, a key of DTYPES."""
+    """Add the option for the dtype of x and y, a key of DTYPES."""
     parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES))
 
 
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, calls.Library]:
-    """The command line and the kernels; seeds torch. Exits with code 2 where no library is found."""
+    """Parse the command line and load the kernels; seeds torch. Exits with code 2 if no library is found."""
     args = parser.parse_args()
     if args.library is None:
         parser.error("no libsvdq.so found: build it, or pass --library")
@@ -44,7 +44,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, calls.Li
 
 
 def save(args: argparse.Namespace, settings: tuple[str, ...], rows: list[dict], **measured: float) -> None:
-    """Write `rows` to --out, if given, with the machine, what was `measured` of it, and the options in `settings`."""
+    """Write `rows` to --out, if given, with the machine, figures `measured` on it, and the options in `settings`."""
     if args.out:
         machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **measured}
         chosen = {name: getattr(args, name) for name in settings}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Where engines spend their time: kernels by kind, from what ``bench_engine.py --profile`` left behind.
+"""The parts of engines' time: kernels by kind, from the output of ``bench_engine.py --profile``.
 
     python benchmarks/bench_engine.py --model sdxl --formats fp16,w4a8 --profile --work /tmp/work ...
     python benchmarks/engine_profile.py /tmp/work/fp16 /tmp/work/w4a8 --out profile.json
 
 Kernels overlap: ours start before their predecessor has ended. So a kernel counts with the time by which it moved the
-end of the run, and these times and the gaps add up to the run. It is one run outside a CUDA graph, under a profiler:
+end of the run; these times and the gaps add up to the run. It is one run outside a CUDA graph, under a profiler:
 compare kinds, and take the latency from bench_engine.py.
 """
 

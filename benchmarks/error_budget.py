@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What each layer's quantization error does to the model's output, and whether that adds up to the whole.
+"""The effect of each node's quantization error on the model's output, and whether these add up to the whole.
 
     python benchmarks/error_budget.py --model sdxl-tiny --format w4a8
     python benchmarks/error_budget.py --model sdxl --format w4a8 --device cuda    # minutes on a GPU
 
-Each node is quantized alone in the 16-bit model, and the change of the output measured. If the errors were independent
-and small, the powers of these changes would add up to that of the quantized model: the prediction. dB of output power
-over error power.
+Each node is quantized alone in the 16-bit model, and the change in the output is measured. If the errors were
+independent and small, the powers of these changes would add up to that of the quantized model: the prediction. dB of
+output power over error power.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from svdq_trt.quantize.sensitivity import Probe, scan
 
 @torch.no_grad()
 def measure(name: str, fmt: str, rank: int, device: str, smallest: bool) -> Sensitivity:
-    """Every node alone, and all together."""
+    """Measure every node alone, and all together."""
     spec = get_model(name)
     plain, whole = random_module(spec, 0, device), random_module(spec, 0, device)
     groups = spec.groups(plain)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Layer-output SQNR of our quantizer beside NVIDIA ModelOpt's SVDQuant: same format, rank, tokens and layers.
+"""Layer-output SQNR of our quantizer compared with NVIDIA ModelOpt's SVDQuant: same format, rank, tokens and layers.
 
     pip install nvidia-modelopt
     python benchmarks/modelopt_compare.py                              # int4, layers of random models with outliers
-    python benchmarks/modelopt_compare.py --trained trained/work       # what trained_models.py left there
+    python benchmarks/modelopt_compare.py --trained trained/work       # layers that trained_models.py left there
     python benchmarks/modelopt_compare.py --format int4 nvfp4          # ModelOpt's nvfp4 needs a GPU
 
 Both see every other token and are judged on the rest. ModelOpt quantizes each linear by itself, as its own recipes do;
-ours takes the node, whose linears share smoothing and lora_down. `int4` in ModelOpt is its svdquant algorithm on the
-groups of 64 of our format, activations dynamic; `nvfp4` its shipped NVFP4_SVDQUANT_DEFAULT_CFG. Ours runs in processes
+ours takes the node, whose members share smoothing and lora_down. `int4` in ModelOpt is its svdquant algorithm on our
+format's groups of 64, activations dynamic; `nvfp4` its shipped NVFP4_SVDQUANT_DEFAULT_CFG. Ours runs in processes
 on the CPU, and so does ModelOpt's int4, for which it would compile an extension on a GPU; its nvfp4 runs on the GPU.
 """
 
@@ -54,7 +54,7 @@ MAIN_THREADS = 4  # of the process that runs ModelOpt; the other cores have a pr
 
 @dataclass(frozen=True)
 class Layer:
-    """Linears [N_i, K] that read the same tokens [T, K]; `seen` are quantized with, the rest judged by."""
+    """Linears [N_i, K] that read the same tokens [T, K]; they are quantized with `seen`, and judged by the rest."""
 
     name: str
     weights: list[Tensor]
@@ -92,7 +92,7 @@ def main() -> int:
             for fmt in args.format:
                 try:
                     results.append(_compare(source, layers, fmt, args, pool))
-                except Exception:  # the other comparisons count all the same
+                except Exception:  # the other comparisons still count
                     traceback.print_exc()
                     failed = True
                 if args.out:
@@ -101,7 +101,7 @@ def main() -> int:
 
 
 def _compare(source: str, layers: list[Layer], fmt: str, args: argparse.Namespace, pool: Executor) -> dict[str, Any]:
-    """Every layer's dB, ours and ModelOpt's; the means are printed."""
+    """Compare every layer's dB, ours and ModelOpt's; prints the means."""
     begin = time.perf_counter()
     ours = {name: [pool.submit(_ours, layer, fmt, args.rank, name) for layer in layers] for name in OURS}
     got = {"modelopt": _modelopt(layers, fmt, args.rank, "cuda" if fmt == "nvfp4" else "cpu")}  # meanwhile
@@ -133,7 +133,7 @@ def _ours(layer: Layer, fmt: str, rank: int, preset: str) -> float:
 
 
 def _modelopt(layers: list[Layer], fmt: str, rank: int, device: str) -> list[float]:
-    """Its own modules, run in f32; all linears in one call, as it treats each by itself."""
+    """Quantize by ModelOpt: its own modules, run in f32; all linears in one call, as it treats each by itself."""
     linears, tokens = nn.ModuleList(), []
     for layer in layers:
         seen = layer.seen.float().to(device)
@@ -175,7 +175,7 @@ def _config(fmt: str, rank: int, mtq: Any) -> dict[str, object]:
 
 
 def _sources(args: argparse.Namespace) -> Iterator[tuple[str, list[Layer]]]:
-    """Name and layers of everything that is compared."""
+    """Yield name and layers of every comparison."""
     for name in args.model if args.trained else ():
         work = args.trained / name
         if not calibration_file(work, 1).exists():

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What quantizing a model costs: seconds, layers per second and memory of the build's own stages.
+"""The cost of quantizing a model: seconds, layers per second and memory of the build's own stages.
 
     python benchmarks/quantize_cost.py --model flux1-dev --preset default --random-weights 0
     python benchmarks/quantize_cost.py --model sdxl --preset best --checkpoint ./sdxl-base --device cuda --out sdxl.json
 
 Runs the steps of svdq_trt/build/stages/quantize.py in this process; no TensorRT is needed. With --limit-seconds
-it stops on the way and adds an extrapolation: the time of the layers done, times all layers' parameters over theirs.
+it stops early and adds an extrapolation: the time of the layers done, times all layers' parameters over theirs.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 class Limit(Exception):  # noqa: N818 (not an error)
-    """--limit-seconds has passed."""
+    """The time of --limit-seconds is over."""
 
 
 @dataclass
 class Step:
-    """One step of the stage: `done` of `total` as its progress says it, layers as counted by the calls."""
+    """One step of the stage: `done` of `total` as in its progress, layers as counted by the calls."""
 
     name: str
     start: float
@@ -46,7 +46,7 @@ class Step:
 
 @dataclass
 class Watch:
-    """Times steps and stops the run when its time is up."""
+    """A watch that times steps and stops the run when its time is up."""
 
     limit: float | None
     begin: float = field(default_factory=time.perf_counter)
@@ -158,7 +158,7 @@ def _to_json(step: Step) -> dict[str, Any]:
 
 
 def _extrapolated(steps: list[Step], complete: bool) -> float | None:
-    """Of the whole, from a quantize step that was stopped; None where it ran to its end or never got so far."""
+    """Extrapolated seconds of the whole, from a stopped quantize step; None where it finished or did not begin."""
     last = steps[-1]
     if complete or last.name != "quantize" or not last.done:
         return None

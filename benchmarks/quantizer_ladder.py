@@ -1,4 +1,4 @@
-"""Layer-output SQNR of every rung of the quantizer, per format, on tokens it never saw.
+"""Layer-output SQNR of every rung of the quantizer, per format, on tokens that it never saw.
 
     python benchmarks/quantizer_ladder.py [--size 512x1024] [--tokens 512] [--format int4 ...] [--dtype bfloat16]
 
@@ -20,7 +20,7 @@ from svdq_trt.contract.formats import FORMATS
 from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
 from svdq_trt.quantize.preset import PRESETS, Preset
 
-FRESH = 2048  # tokens the quantizer does not get
+FRESH = 2048  # tokens that the quantizer does not get
 
 
 def mixture(g: torch.Generator, tokens: int, k: int, decay: float) -> Tensor:
@@ -31,7 +31,7 @@ def mixture(g: torch.Generator, tokens: int, k: int, decay: float) -> Tensor:
 
 
 def outlier_layer(n: int, k: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Strong correlation; one channel in 64 is 20 times larger in x, another one 10 times in W."""
+    """A linear with strong correlation; one channel in 64 is 20 times larger in x, another one 10 times in W."""
     g = torch.Generator().manual_seed(0)
     x, w = mixture(g, tokens, k, 0.8), torch.randn(n, k, generator=g) / k**0.5
     x[:, torch.randperm(k, generator=g)[: k // 64]] *= 20
@@ -49,7 +49,7 @@ def after_gelu_layer(n: int, k: int, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def mild_layer(n: int, k: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """After a layer norm: weak correlation, a mean, channels of uneven size, no outliers."""
+    """A linear after a layer norm: weak correlation, a mean, channels of uneven size, no outliers."""
     g = torch.Generator().manual_seed(2)
     x = mixture(g, tokens, k, 0.3) + torch.randn(k, generator=g)
     x = x / x.std(1, keepdim=True) * torch.randn(k, generator=g).mul(0.5).exp()

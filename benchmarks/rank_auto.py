@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A rank for every node against one rank for all, at equal bytes, and the bytes that equal quality takes.
+"""A rank for every node against one rank for all: at equal bytes, and by the bytes for equal quality.
 
     python benchmarks/rank_auto.py [--model sdxl-tiny flux1-tiny] [--format int4 ...] [--rank 32] [--pixels 128]
 
-Random weights with outliers. Predicted: the errors of the nodes, weighed by a scan, added up. Measured: the model in
+Random weights with outliers. Predicted: the sum of the nodes' errors, weighed by a scan. Measured: the model in
 torch, float32 around its nodes, on inputs that neither calibration nor the scan saw.
 """
 
@@ -40,7 +40,7 @@ SCAN_SEED, FRESH_SEED = 1, 2  # calibration's is 0
 
 
 class Case:
-    """One model in one format: calibrated, its curves measured."""
+    """One model in one format: calibrated, with measured curves."""
 
     def __init__(self, name: str, fmt: str, preset: str, pixels: int | None, work: Path) -> None:
         self.spec, self.format, self.preset, self.work = get_model(name), FORMATS[fmt], get_preset(preset), work
@@ -64,7 +64,7 @@ class Case:
         self.scan_probe, self.probe = probes
 
     def quantize(self, ranks: dict[str, int]) -> tuple[dict[str, SVDQLinear], dict[str, float]]:
-        """Layers and their own SQNR; nodes that are not in `ranks` stay in 16 bit."""
+        """Quantize; returns layers and their own SQNR. Nodes that are not in `ranks` stay in 16 bit."""
         shared = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
         module: nn.Module = copy.deepcopy(self.module, shared)
         out = self.work / "svdq.safetensors"
@@ -77,7 +77,7 @@ class Case:
 
 
 class Row(NamedTuple):
-    """One line of the table; predicted_db is None where it is not of the output."""
+    """One line of the table; predicted_db is None where the prediction is not for the output."""
 
     label: str
     spread: str
@@ -87,7 +87,7 @@ class Row(NamedTuple):
 
 
 def compare(case: Case, rank: int) -> Iterator[Row]:
-    """Uniform rank; auto at its bytes, without and with a scan; auto at its predicted quality."""
+    """Compare a uniform rank, auto at its bytes, without and with a scan, and auto at its predicted quality."""
     ranks = {g.node: g.rank(rank) for g in case.groups}
     layers, layer_db = case.quantize(ranks)
     effects = tuple(scan(case.scan_probe, layers, layer_db, {}))

@@ -1,4 +1,4 @@
-"""The linears that are measured, by the model and layer they come from."""
+"""The linears that are measured, by the model and layer that they come from."""
 
 from __future__ import annotations
 

@@ -3,13 +3,13 @@
 
     python benchmarks/trained_models.py --out trained
     python benchmarks/trained_models.py --out trained --device cpu --steps 200 --model sdxl-tiny
-    python benchmarks/trained_models.py --out trained --publish    # results that are there, into docs/
+    python benchmarks/trained_models.py --out trained --publish    # existing results, into docs/
 
 Weights from a hub are not needed: the models are `sdxl-tiny` (UNet) and `flux1-tiny` (diffusion transformer), trained
 from a seed on drawn scenes. Calibration inputs come from the 16-bit model's own sampling. On a GPU the quantized
 linears run in the project's kernels where those are built, else in torch.
 
-Written: <model>.json, <model>.png, <model>.safetensors (the sheet's pictures); weights and calibration stay in --work.
+Output: <model>.json, <model>.png, <model>.safetensors (the sheet's pictures); weights and calibration stay in --work.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from trained.variants import start_worker, variants
 
 
 class Settings(NamedTuple):
-    """Of a model's training."""
+    """Settings of a model's training."""
 
     lr: float
     batch: int
     seconds: float
-    mode: str  # the first one that is tried
+    mode: str  # the first mode that is tried
 
 
 #: The small FLUX starts in TF32: its backward pass in bf16 ended in CUBLAS_STATUS_EXECUTION_FAILED on an H200.
@@ -85,7 +85,7 @@ def tried(args: argparse.Namespace, end: float, name: str) -> int:
 
 
 def start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
-    """A process for one model: an error on the GPU can spoil a whole process."""
+    """Start a process for one model: an error on the GPU can spoil a whole process."""
     seconds = SETTINGS[name].seconds if args.seconds is None else args.seconds
     options = [
         "--out",
@@ -111,14 +111,14 @@ def start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[by
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # before torch is imported, there and in its workers
     if mode == "f32":
-        environment |= {"DISABLE_ADDMM_CUDA_LT": "1"}  # leaves cuBLASLt out, too
+        environment |= {"DISABLE_ADDMM_CUDA_LT": "1"}  # disables cuBLASLt, too
     return subprocess.Popen(
         [sys.executable, __file__, "--own-process", *map(str, options)], env=environment, start_new_session=True
     )
 
 
 def ended(job: subprocess.Popen[bytes], end: float) -> int:
-    """The exit code of a process; at `end` it is killed with those it started."""
+    """Wait for a process; returns its exit code. At `end` it is killed with the processes that it started."""
     try:
         return job.wait(max(end - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
@@ -155,13 +155,13 @@ def _one(args: argparse.Namespace, name: str) -> None:
 
 
 def _start_workers(pool: Executor, count: int) -> None:
-    """So that they load while the model trains; each task without an idle worker starts one."""
+    """Start workers, so that they load while the model trains; each task without an idle worker starts one."""
     for _ in range(count):
         pool.submit(int)
 
 
 def _report(out: Path, work: Path, name: str) -> None:
-    """Sheet, table and copies of the results of one model, as far as they are."""
+    """Write sheet, table and copies of the results of one model, as far as they exist."""
     from safetensors.torch import load_file
     from trained.sheet import contact_sheet, table
 

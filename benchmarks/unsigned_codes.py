@@ -1,4 +1,4 @@
-"""What unsigned activation codes bring behind GELU: layer-output SQNR with `int4`, on tokens the quantizer never saw.
+"""The gain of unsigned activation codes after GELU: layer-output SQNR with `int4`, on tokens not used to quantize.
 
     python benchmarks/unsigned_codes.py [--size 512x1024] [--tokens 512] [--dtype bfloat16]
 

@@ -37,12 +37,12 @@ DynamicShapes = dict[str, dict[int, Dim]]
 
 @dataclass(frozen=True)
 class OnnxInfo:
-    """What was written.
+    """The file that was written.
 
     Attributes:
         path: the .onnx file; weights are in ``<path>.data`` beside it.
         inputs, outputs: graph inputs and outputs, name -> (dtype, shape); a dynamic dimension is its name.
-        svdq_nodes: names of the svdq nodes, in graph order; each is its module's path, or two: spec.ops.linear_names.
+        svdq_nodes: names of the svdq nodes, in graph order: a module's path, or two joined (contract/ops.py).
         op_types: svdq op types in use, each with a function body in the file.
         node_count: nodes of the main graph.
         data_bytes: size of the external data file.
@@ -73,13 +73,13 @@ def export_onnx(
     """Export a module, quantized or not, at opset 23.
 
     Args:
-        module: called as ``module(**inputs)``; returns tensors only. Its parameters are on the CPU.
+        module: the module, called as ``module(**inputs)``; returns tensors only. Its parameters are on the CPU.
         inputs: sample inputs by parameter name, in the order of ``forward``; their names become the graph's.
         dynamic_shapes: input -> {axis: name}; names shared between axes are the same dimension to a reader.
         output_names: names of the graph outputs, in order.
         path: where the .onnx goes.
         wrapped: attribute of `module` that holds the real model; names in the graph are paths inside that.
-        runtime_inputs: parameters, by their names in the graph, that become inputs behind the others.
+        runtime_inputs: parameters, by their names in the graph, that become inputs after the others.
         progress: called with (done, total, step); steps are "trace", "simplify", "write".
         weights: False writes the graph alone, with places for the weights; see write.write_graph.
         fuse_mlp: two linears with GELU or GEGLU between them become one node where there is such an op.
@@ -88,7 +88,7 @@ def export_onnx(
         Names, types and sizes of what was written.
 
     Raises:
-        UsageError: a name in `dynamic_shapes` that is no input.
+        UsageError: a name in `dynamic_shapes` that is not an input.
         ArtifactError: the path does not end in .onnx, or the graph fails onnx.checker.
     """
     require_onnx_suffix(path)
@@ -133,11 +133,11 @@ def export_onnx(
 def _trace(
     module: nn.Module, inputs: dict[str, Tensor], dynamic_shapes: DynamicShapes, output_names: Sequence[str]
 ) -> ir.Model:
-    """torch.export and translation to ONNX; weights are shared with the module, not copied."""
+    """Trace with torch.export and translate to ONNX; weights are shared with the module, not copied."""
     register_schemas()
     shapes = {name: dict(dynamic_shapes.get(name, {})) for name in inputs}
     with warnings.catch_warnings(), torch.no_grad(), _no_gc():
-        warnings.simplefilter("ignore")  # the exporter's, about its own internals
+        warnings.simplefilter("ignore")  # warnings of the exporter about its own internals
         program = torch.onnx.export(
             module,
             (),
@@ -157,7 +157,7 @@ def _trace(
 
 @contextmanager
 def _no_gc() -> Iterator[None]:
-    """Tracing makes millions of objects that live to its end: collecting finds nothing and takes time."""
+    """Context without garbage collection: tracing makes millions of objects that live to its end."""
     enabled = gc.isenabled()
     gc.disable()
     try:

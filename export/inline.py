@@ -1,8 +1,8 @@
 """The plugin-free variant of a file: every svdq node replaced by its body, same data file.
 
-For TensorRT without the plugin. Its parser inlines model-local functions by itself, but gives the layer of a
-DequantizeLinear the name that it has in the function, and so refuses the second call of an op type
-("Failed attempt to rename a layer"; seen with TensorRT-RTX 1.7.1). ONNX Runtime takes the original file.
+For TensorRT without the plugin. Its parser inlines model-local functions by itself, but names the layer of a
+DequantizeLinear as in the function, and so refuses the second call of an op type ("Failed attempt to
+rename a layer"; seen with TensorRT-RTX 1.7.1). ONNX Runtime takes the original file.
 """
 
 from __future__ import annotations

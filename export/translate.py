@@ -16,7 +16,7 @@ OPSET_VERSION = 1  # of the domain
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For torch.onnx.export's `custom_translation_table`."""
+    """The table for torch.onnx.export's `custom_translation_table`."""
     return {torch.ops.svdq.linear.default: _linear}
 
 

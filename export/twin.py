@@ -13,7 +13,7 @@ import onnx_ir as ir
 from svdq_export.write import rewrite_beside
 
 _LOW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-_DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # of Cast, RandomNormal, QuantizeLinear and their kin
+_DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # in Cast, RandomNormal, QuantizeLinear and others
 
 
 def write_float32_twin(onnx_path: Path) -> Path:

@@ -14,12 +14,12 @@ from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write
 from svdq_trt.base.progress import Progress
 
-ALIGN_BYTES = 4096  # of tensors worth mapping; TensorRT and ONNX Runtime read them in place
+ALIGN_BYTES = 4096  # alignment of tensors worth mapping; TensorRT and ONNX Runtime read them in place
 INLINE_BYTES = 1024  # shapes and scalars stay in the .onnx, where a viewer shows them
 
 
 def data_path(path: Path) -> Path:
-    """``unet.onnx`` -> ``unet.onnx.data``."""
+    """Path of the data file: ``unet.onnx`` -> ``unet.onnx.data``."""
     return path.with_name(path.name + ".data")
 
 
@@ -33,7 +33,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
     """Stream `model` to `path` and ``<path>.data``, check it, and only then give the files their names.
 
     Tensors go to the file one at a time, so the memory is the model's own. An older .onnx is removed first and
-    the data file renamed before the new one, so that an interrupted call leaves nothing or the whole.
+    the data file renamed before the new one, so that an interrupted call leaves nothing or everything.
 
     Args:
         model: the model; unchanged.
@@ -64,7 +64,7 @@ def write_model(model: ir.Model, path: Path, progress: Progress | None = None) -
 
 
 def write_graph(model: ir.Model, path: Path, parameters: Set[str]) -> None:
-    """Write `path` alone: tensors of `parameters` only have their places in a ``<path>.data`` that is not written.
+    """Write only `path`: `parameters` have their places in a ``<path>.data`` that is not written.
 
     For a machine that has the weights but should not spend its time tracing. Constants are in the file.
 
@@ -98,7 +98,7 @@ def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:
     """Save a changed graph as ``<stem>.<kind>.onnx`` that reads `original`'s data file; returns its path.
 
     Raises:
-        ArtifactError: onnx.checker refuses it; nothing is left then.
+        ArtifactError: onnx.checker refuses it; no file is left then.
     """
     path = original.with_suffix(f".{kind}.onnx")
     staged = path.with_name(f".{path.name}")
@@ -116,7 +116,7 @@ def check(path: Path) -> None:
     """Run onnx.checker's full check on a file.
 
     Raises:
-        ArtifactError: with the checker's reason.
+        ArtifactError: the checker refuses it; carries its reason.
     """
     try:
         onnx.checker.check_model(path, full_check=True)

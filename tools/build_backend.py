@@ -1,6 +1,6 @@
 """The build backend of pyproject.toml: scikit-build-core, with nvcc from PyPI where the machine has none.
 
-Order in which nvcc is looked for: CUDACXX, PATH, CUDA_HOME or CUDA_PATH, /usr/local/cuda, then NVIDIA's
+nvcc is searched for in this order: CUDACXX, PATH, CUDA_HOME or CUDA_PATH, /usr/local/cuda, then NVIDIA's
 wheels in the build environment. Where the first four find nothing, `get_requires_for_build_wheel` asks pip
 for the wheels, so ``pip install .`` works with a C++ compiler and nothing else. An older nvcc is not used.
 
@@ -36,7 +36,7 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-MIN_NVCC = (12, 9)  # the first with sm_120f
+MIN_NVCC = (12, 9)  # the first release with sm_120f
 NVCC_WHEELS = ["cuda-toolkit[cccl,crt,cudart,nvcc,nvvm]==13.0.2"]  # CUDA 13.0, as in tensorrt-rtx and torch
 
 Settings = dict[str, Any] | None
@@ -52,7 +52,7 @@ def _nvcc_version(nvcc: str | Path) -> tuple[int, int]:
 
 
 def machine_nvcc() -> str | None:
-    """An nvcc that the machine has and that is new enough."""
+    """The machine's own nvcc, if it is new enough."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     candidates = [os.environ.get("CUDACXX"), shutil.which("nvcc"), *(f"{h}/bin/nvcc" for h in homes if h)]
     return next((c for c in candidates if c and _nvcc_version(c) >= MIN_NVCC), None)

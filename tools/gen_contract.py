@@ -101,7 +101,7 @@ def _inputs() -> list[str]:
 
 
 def _attributes() -> list[str]:
-    """Defaults, and the names of those that every op has once; the others' names are in _linears()."""
+    """Lines with the defaults, and names of the attributes that every op has once; other names are in _linears()."""
     lines = ["// Attributes, with their defaults."]
     for a in ops.ATTRIBUTES:
         kind = "float" if a.kind == "float" else "int32_t"
@@ -197,7 +197,7 @@ def _asserts() -> list[str]:
 
 
 def render() -> str:
-    """The whole header as text."""
+    """Render the whole header as text."""
     constants = [
         f'inline constexpr char kDomain[] = "{ops.DOMAIN}";',
         f'inline constexpr char kPluginVersion[] = "{ops.PLUGIN_VERSION}";',
@@ -213,7 +213,7 @@ def render() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 when the header is stale")

@@ -1,4 +1,4 @@
-"""Write docs/manifest.md: what every field of manifest.json means.
+"""Write docs/manifest.md: the meaning of every field of manifest.json.
 
     python tools/gen_manifest.py            # write
     python tools/gen_manifest.py --check    # exit 1 when the file differs
@@ -29,10 +29,10 @@ This page is written by tools/gen_manifest.py.
 
 
 def render() -> str:
-    """The whole page: a table for each class, the manifest's own first."""
+    """Render the whole page: a table for each class, the manifest's own first."""
     todo: list[type[Entry]] = [Manifest]
     text = [_INTRODUCTION]
-    for entry in todo:  # grows by the parts that it holds
+    for entry in todo:  # grows by the entries that each one holds
         text.append(f"## {entry.__name__}\n\n{str(entry.__doc__).replace('``', '`')}\n\n| field | meaning |\n|---|---|")
         for name, meaning, parts in fields(entry):
             links = "".join(f" ([{part.__name__}](#{part.__name__.lower()}))" for part in parts)
@@ -43,7 +43,7 @@ def render() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit code."""
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare only; exit 1 when the page is stale")
     args = parser.parse_args(argv)

@@ -26,7 +26,7 @@ ENTRY = re.compile(r"Compiling entry function '(\w+)' for '\w+'(.*?)(?=Compiling
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compiled kernel; sizes in bytes, `per_mma` None where it was not asked for or has no MMA."""
+    """One compiled kernel; sizes in bytes, `per_mma` is None where it was not asked for or there is no MMA."""
 
     arch: str
     name: str
@@ -37,7 +37,7 @@ class Kernel:
 
 
 def run(*command: str) -> str:
-    """Output of a command, both streams; raises where it fails."""
+    """Run a command; returns both output streams, raises if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
@@ -45,7 +45,7 @@ def run(*command: str) -> str:
 
 
 def readable(mangled: str) -> str:
-    """``gemm_kernel<Int4<half, false>, Tile<128, 128, 2, 4>>`` from the mangled name."""
+    """Demangle a name to ``gemm_kernel<Int4<half, false>, Tile<128, 128, 2, 4>>``."""
     name = run("c++filt", mangled).strip()
     name = re.sub(r"^void |svdq::|portable::|gemv::|sm90::|\((?:svdq|portable|sm90|gemv).*", "", name)
     name = re.sub(r"\((?:int|bool|svdq_format)\)", "", name)
@@ -67,7 +67,7 @@ def per_mma(sass: str) -> float | None:
 
 
 def compile_one(source: Path, arch: str, sass: bool) -> list[Kernel]:
-    """All kernels of one file for one architecture."""
+    """Compile all kernels of one file for one architecture."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = f"{folder}/{source.stem}.cubin"
         log = run(
@@ -106,7 +106,7 @@ def compile_one(source: Path, arch: str, sass: bool) -> list[Kernel]:
 
 
 def main() -> int:
-    """Compile, print the table, complain about spills."""
+    """Compile, print the table, report spills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", help=f"such as 89; default {', '.join(ARCHS)}")
     parser.add_argument("--file", default="", help="part of a source file's name")

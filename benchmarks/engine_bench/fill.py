@@ -1,7 +1,7 @@
 """An ONNX graph exported earlier (without its data) plus a module's tensors -> the complete model.
 
 Tracing a large model takes a minute of CPU; on a rented GPU that minute can be spent elsewhere, as the graph depends
-on the model, the format and the ranges of sizes only. The exporter names every initializer as the module does.
+only on the model, the format and the ranges of sizes. The exporter names every initializer as the module does.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from svdq_trt.models.spec import SYMBOLS
 
 
 def write_loras(folder: Path, model: str, rank: int, count: int) -> list[Path]:
-    """Random LoRA files of every linear, in diffusers' names: lora-<i>.safetensors."""
+    """Write random LoRA files for every linear, in diffusers' names: lora-<i>.safetensors."""
     paths = []
     for i in range(count):
         rng, tensors = torch.Generator().manual_seed(i), {}
@@ -39,7 +39,7 @@ def write_loras(folder: Path, model: str, rank: int, count: int) -> list[Path]:
 
 
 def write_slots(folder: Path, model: str, rank: int, reserved: int) -> Path:
-    """lora_slots.safetensors of a model's full size, the base's factors random."""
+    """Write lora_slots.safetensors of a model at full size, with random factors of the base."""
     spec = get_model(model)
     module = spec.build()
     shapes, groups = layer_shapes(spec), spec.groups(module)

@@ -44,7 +44,7 @@ class Here(Backend):
 
 
 class Clock:
-    """Seconds of each step."""
+    """A clock of each step's seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -57,7 +57,7 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """job: as `graph` and sizes, target (or None), backend, embed, torch_device, folder."""
+    """Make an engine folder. job: as for `graph`, and sizes, target (or None), backend, embed, torch_device, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0, device=job["torch_device"])
@@ -83,7 +83,7 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, format, skip, rank, profile, fuse_mlp, graph. Traces without weights, for `make` elsewhere."""
+    """Trace without weights, for `make` elsewhere. job: model, format, skip, rank, profile, fuse_mlp, graph."""
     spec, clock = get_model(job["model"]), Clock()
     module = blank_module(spec, FORMATS.get(job["format"]), job["rank"], job["skip"])
     with diffusers_rotation(job["format"] == "diffusers"):
@@ -130,7 +130,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     info = build_plan(backend, onnx, arch, profiles, plan, _silent, embed=library.path if job["embed"] else None)
     clock.lap("plan")
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in info.layers]))
-    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads any more
+    (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads anymore
     shutil.copyfile(library.path, folder / library.path.name)
     plugins = len(info.plugin_layers)
     manifest.write(

@@ -23,7 +23,7 @@ WARMUP = 5
 
 
 def time_ms(call: Callable[[], Any], repeat: int) -> dict[str, float]:
-    """Median, p10 and p90 of single calls, each between two events on the current stream."""
+    """Time single calls: median, p10 and p90, each between two events on the current stream."""
     for _ in range(WARMUP):
         call()
     times = []
@@ -38,15 +38,15 @@ def time_ms(call: Callable[[], Any], repeat: int) -> dict[str, float]:
 
 
 def used_bytes() -> int:
-    """Device memory in use on the whole GPU, by anyone."""
+    """Device memory in use on the whole GPU, by any process."""
     free, total = torch.cuda.mem_get_info()
     return total - free
 
 
 def engine(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, sizes, folder, host_code, graph, reopen, repeat, with_profile. Waits for a line on stdin.
+    """Time an engine once stdin has a line. job: model, sizes, folder, host_code, graph, reopen, repeat, with_profile.
 
-    Leaves the output in engine.npy and, asked for, profile.json.
+    Leaves the output in engine.npy and, if asked for, profile.json.
     """
     from svdq_trt.runtime import Session
 
@@ -79,7 +79,7 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _profile(session: Any, feed: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Kernels of one run, then the layers' times; neither through a CUDA graph."""
+    """Profile the kernels of one run, then the layers' times; neither in a CUDA graph."""
     session.cuda_graph, session._replay = False, None
 
     def run() -> None:
@@ -90,10 +90,10 @@ def _profile(session: Any, feed: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def torch_model(job: dict[str, Any]) -> dict[str, Any]:
-    """job: model, sizes, folder, artifact, torch_device, repeat, with_profile. Waits for a line on stdin, then runs.
+    """Time the model in torch, as `engine`. job: model, sizes, folder, artifact, torch_device, repeat, with_profile.
 
-    Without an artifact the 16-bit model, whose output goes to torch.npy; with one the quantized model, on the kernels
-    that the plugin has.
+    Without an artifact it runs the 16-bit model, whose output goes to torch.npy; with one, the quantized model, on the
+    same kernels as in the plugin.
     """
     spec, folder = get_model(job["model"]), Path(job["folder"])
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The model under test: weights, inputs, and quantization, quick on a GPU."""
+"""The model under test: weights, inputs, and quantization that is quick on a GPU."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from svdq_trt.quantize.preset import Preset
 
 INPUT_SEED = 20_241_107
 CALIBRATION_TOKENS = 512
-THREADS = 6  # that quantize on one GPU
+THREADS = 6  # threads that quantize on one GPU
 
-#: half the candidates of `fast`: the benchmark asks what the engine costs, not how well one can search
+#: half the candidates of `fast`: the benchmark measures the engine's speed, not the search
 PRESET = Preset("bench", grids=2, tokens=192, rows=1024, search_power_iterations=1, power_iterations=2)
 
 
 class _Share:
-    """A module of which `named_parameters` shows every n-th only, so that threads can divide the filling."""
+    """A module whose `named_parameters` yields only every n-th, so that threads can share the filling."""
 
     def __init__(self, module: nn.Module, index: int, of: int) -> None:
         self._module, self._index, self._of = module, index, of
@@ -43,7 +43,7 @@ class _Share:
 
 
 def random_module(spec: ModelSpec, seed: int, device: str = "cpu", threads: int = 16) -> nn.Module:
-    """Weights as ``--random-weights SEED`` makes them; on the CPU the very same, filled by several threads."""
+    """A module with weights as from ``--random-weights SEED``; the same on the CPU, filled by several threads."""
     module = spec.build()
     if device != "cpu":
         fill_random(spec, module, seed, device=device)
@@ -54,7 +54,7 @@ def random_module(spec: ModelSpec, seed: int, device: str = "cpu", threads: int 
 
 
 def blank_module(spec: ModelSpec, fmt: Format | None, rank: int, skip: Sequence[str] = ()) -> nn.Module:
-    """The module, quantized to `fmt` or not, with weights that nobody has written: they take no memory."""
+    """The module, quantized to `fmt` or not, with weights that are never written and so take no memory."""
     module = spec.build()
     groups = spec.groups(module, skip) if fmt else ()
     sources = [member_tensors(module, group)[0] for group in groups]  # before any node is installed
@@ -108,7 +108,7 @@ def quantize(
         return quantized, tuple(len(weight) for weight in weights)
 
     nodes = []
-    first = one(groups[0])  # linear algebra libraries set themselves up in the first call, which must be alone
+    first = one(groups[0])  # linear algebra libraries set themselves up in the first call, which must run alone
     pool = ThreadPoolExecutor(THREADS, initializer=_own_stream) if device.type == "cuda" else ThreadPoolExecutor(1)
     with pool:
         done = itertools.chain([first], pool.map(one, groups[1:]))
@@ -119,14 +119,14 @@ def quantize(
 
 
 def _own_stream() -> None:
-    """For the calling thread, so that the threads' many small kernels overlap."""
+    """Give the calling thread a stream of its own, so that the threads' many small kernels overlap."""
     torch.cuda.set_stream(torch.cuda.Stream())
 
 
 def _calibrate(
     module: nn.Module, spec: ModelSpec, groups: tuple[LinearGroup, ...], samples: int, device: torch.device
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Absmax [K] and rows [T, K] of every group's x."""
+    """Collect absmax [K] and rows [T, K] of every group's x."""
     amax: dict[str, torch.Tensor] = {}
     rows: dict[str, list[torch.Tensor]] = {group.node: [] for group in groups}
 

@@ -1,4 +1,4 @@
-"""Where an engine's time goes: TensorRT's own layer times, and the kernels that CUPTI saw, in order."""
+"""The parts of an engine's time: TensorRT's own layer times, and the kernels that CUPTI saw, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLUX's rotation as diffusers writes it: what a 16-bit export without this project's rewriting has."""
+"""FLUX's rotation as diffusers writes it, and as a 16-bit export without this project's rewriting has it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from svdq_trt.models.positions import Rotary
 
 @contextlib.contextmanager
 def diffusers_rotation(wanted: bool) -> Iterator[None]:
-    """Modules traced or run inside rotate pairs by strided slices and a stack; if not `wanted`, nothing changes."""
+    """Context in which modules rotate pairs by strided slices and a stack; if not `wanted`, nothing changes."""
     own = attention.rotate
     if wanted:
         attention.rotate = _strided
@@ -24,7 +24,7 @@ def diffusers_rotation(wanted: bool) -> Iterator[None]:
 
 
 def _strided(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
-    """As diffusers' apply_rotary_emb, on x [B, L, H, D]."""
+    """Rotate x [B, L, H, D] like diffusers' apply_rotary_emb."""
     cos, sin = (t[:, None] for t in rotary[:2])
     turned = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
     return (x.float() * cos + turned.float() * sin).to(x.dtype)

@@ -5,10 +5,10 @@
     python benchmarks/micro/rotary_forms.py --forms none,strided,halves --parts attention
     python benchmarks/micro/rotary_forms.py --target 89              # without a GPU: only traces and builds
 
-A graph is the way from the fused projection's output over the norms of q and k to attention's output, in bf16 at
+A graph runs from the fused projection's output through the norms of q and k to attention's output, in bf16 at
 FLUX.1's size, as the exporter writes it. Part "attention" is two blocks, since TensorRT makes one kernel of the first
-block's q and k, with the tables, and one for each in all others; a form costs what it takes beyond "none". Part
-"rotation" ends with one block's q and k, which are compared with torch in f32. Plans are built side by side, then
+block's q and k, with the tables, and one for each in all others; a form's cost is its time beyond that of "none". Part
+"rotation" ends with one block's q and k, which are compared with torch in f32. Plans are built concurrently, then
 timed one at a time: median of CUDA graph replays, and the kernels of one run.
 The forms are in rotary_graphs.py.
 """
@@ -49,7 +49,7 @@ PARTS = ("attention", "rotation")
 
 
 def sqnr_db(want: torch.Tensor, got: torch.Tensor) -> float:
-    """Signal over error."""
+    """Signal over error, in dB."""
     noise = (want.double() - got.double()).square().sum()
     return float(10 * torch.log10(want.double().square().sum() / noise))
 
@@ -69,7 +69,7 @@ def trace(name: str, sizes: Sizes, part: str, path: Path) -> None:
 
 
 def build(name: str, part: str, sizes: Sizes, target: int | None, graphs: Path, plan: Path) -> dict[str, Any]:
-    """Build `plan` from the form's graph in `graphs`, traced where it is missing; names what TensorRT compiled."""
+    """Build `plan` from the form's graph in `graphs`, traced if missing; returns the names of the compiled layers."""
     graph, started = graphs / f"{name}-{part}.onnx", time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         if not graph.is_file():
@@ -87,7 +87,7 @@ def build(name: str, part: str, sizes: Sizes, target: int | None, graphs: Path, 
 
 
 def try_build(*args: Any) -> dict[str, Any]:
-    """What `build` returns, or {"error": a line}: exceptions of TensorRT's and the exporter's do not all pickle."""
+    """Call `build`; returns its result or {"error": a line}: not all exceptions of TensorRT and the exporter pickle."""
     try:
         return build(*args)
     except Exception as error:
@@ -120,14 +120,14 @@ class Engine:
 
 @torch.no_grad()
 def measure(name: str, part: str, sizes: Sizes, plan: Path, repeat: int) -> dict[str, Any]:
-    """Times in us, kernels, and the error of what comes out."""
+    """Measure times in us, kernels, and the error of the output."""
     (backend, *_) = available("tensorrt-rtx")
     form = FORMS[name]
     started = time.perf_counter()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         engine = Engine(backend.module, plan, feed(form, sizes), plan.parent / "runtime-cache.bin")
-        for _ in range(2):  # the first compiles
+        for _ in range(2):  # the first run compiles
             engine()
         stream.synchronize()
         kernels = kernel_times(engine)
@@ -153,7 +153,7 @@ def measure(name: str, part: str, sizes: Sizes, plan: Path, repeat: int) -> dict
 
 
 def main() -> int:
-    """Build all, run one after the other; a form that fails says why and the others go on."""
+    """Build all, run one after the other; a form that fails says why and the others continue."""
     args = _arguments()
     started = time.perf_counter()
     sizes = Sizes()
@@ -218,7 +218,7 @@ def _line(error: BaseException) -> str:
 
 
 def _print(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """One form's line, and its kernels or layers below."""
+    """Print one form's line, and its kernels or layers below."""
     head = f"{row['part']:10} {row['form']:20}"
     if "error" in row:
         print(head, row["error"], flush=True)

@@ -39,7 +39,7 @@ class Sizes:
 
 @functools.cache
 def inputs_of(sizes: Sizes) -> dict[str, torch.Tensor]:
-    """Tensors qkv [1, L, 3·H·D] bf16, cos, sin: what a block's projection and the table of all blocks give it."""
+    """Tensors qkv [1, L, 3·H·D] bf16, cos, sin: the results of a block's projection and of the table of all blocks."""
     cos, sin = sizes.tables()
     rng = torch.Generator().manual_seed(0)
     qkv = torch.randn(1, len(cos), 3 * sizes.heads * sizes.dim, generator=rng)
@@ -127,7 +127,7 @@ def _turned(
 
 
 def _onnx_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **attributes: Any) -> torch.Tensor:
-    """With the tables as [B, L, D/2], which it does not broadcast."""
+    """ONNX's RotaryEmbedding, with tables [B, L, D/2], which it does not broadcast."""
     cos, sin = (t.reshape(1, -1, t.shape[-1]).expand(x.shape[0], -1, -1) for t in (cos, sin))
     return torch.onnx.ops.rotary_embedding(x, cos, sin, **attributes)
 
@@ -139,12 +139,12 @@ def _twice(table: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tens
 
 @dataclass(frozen=True)
 class Form:
-    """How q and k are normed and rotated, and where.
+    """A way to norm and rotate q and k.
 
     Attributes:
-        heads_first: after the transpose, as [B, H, L, D].
+        heads_first: rotate after the transpose, as [B, H, L, D].
         apart_in: q and k come with pairs (i, i + D/2), as permuted rows of the projection would give them.
-        apart_out: and leave so.
+        apart_out: q and k leave with such pairs.
         norm: RMSNorm as one "node", as arithmetic ("plain"), or "none".
     """
 

@@ -1,7 +1,7 @@
 """Quantize a trained model in every way, sample pictures with equal seeds, and measure against the 16-bit model.
 
-The quantizer runs in processes of its own, a variant each, the most important first, while the pictures of those that
-are done are sampled. Whatever is done is on disk.
+The quantizer runs in processes of its own, one per variant, the most important first, while pictures of finished ones
+are sampled. Finished results are on disk.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PER_CLASS = 5
 CALIBRATION_SAMPLES = 32
 SHOWN = 10  # pictures kept of every variant, for the sheet
 
-Trace = list[tuple[Tensor, Tensor, Tensor]]  # x_t, t, prediction along the 16-bit model's way
+Trace = list[tuple[Tensor, Tensor, Tensor]]  # x_t, t, prediction along the 16-bit model's path
 
 
 def judge(
     task: Task, work: Path, device: str, pool: Executor, rows: list[Variant], kernels: bool = True
 ) -> dict[str, Any]:
-    """Results of `rows` for the model that `train` left in `work`, also in `work`/results.json, as far as they are.
+    """Judge `rows` for the model that `train` left in `work`; results are also in `work`/results.json as they come.
 
     Quantized linears run in the project's kernels where those are built and `kernels` is set, else in torch.
     `work`/pictures.safetensors has SHOWN pictures of each variant and of the 16-bit model, uint8 [SHOWN, 3, H, W].
@@ -98,7 +98,7 @@ def judge(
                 "quantize_s": made.seconds,
                 **metrics.compare(net, got, want, labels),
             }
-        except Exception:  # the other variants count all the same
+        except Exception:  # the other variants still count
             print(f"{task.name} {variant.key} failed:\n{traceback.format_exc()}", flush=True)
             continue
         shown[variant.key] = bytes_of(got)
@@ -117,7 +117,7 @@ def judge(
 
 
 def as_done(futures: Iterable[Future[Made]]) -> Iterator[Future[Made]]:
-    """The futures as they are done; where several are, the first of them first."""
+    """Yield the futures as they finish; of several finished ones, the earliest in the list first."""
     left = list(futures)
     while left:
         done = wait(left, return_when=FIRST_COMPLETED).done
@@ -127,7 +127,7 @@ def as_done(futures: Iterable[Future[Made]]) -> Iterator[Future[Made]]:
 
 
 def save(results: dict[str, Any], shown: dict[str, Tensor], work: Path) -> None:
-    """Both files whole, whenever the process is killed, and pictures of every variant that results.json has."""
+    """Save both files so that a kill leaves them whole, with pictures of every variant in results.json."""
     save_file(shown, work / "pictures.new")
     os.replace(work / "pictures.new", work / "pictures.safetensors")
     (work / "results.new").write_text(json.dumps(results, indent=1) + "\n")
@@ -135,7 +135,7 @@ def save(results: dict[str, Any], shown: dict[str, Tensor], work: Path) -> None:
 
 
 def runner(task: Task, module: nn.Module) -> Predict:
-    """The model as a prediction in f32; it runs in its act dtype."""
+    """The model as a function that predicts in f32; it runs in its act dtype."""
     spec = task.spec
     flat = spec.wrap(module)
 
@@ -148,7 +148,7 @@ def runner(task: Task, module: nn.Module) -> Predict:
 
 
 def traced(predict: Predict, trace: Trace) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """`predict` that remembers every call."""
+    """A `predict` that remembers every call."""
 
     def remembering(x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         y = predict(x, t, labels)
@@ -159,7 +159,7 @@ def traced(predict: Predict, trace: Trace) -> Callable[[Tensor, Tensor, Tensor],
 
 
 def along(predict: Predict, trace: Trace, labels: Tensor) -> float:
-    """SQNR of the predictions at every third point the 16-bit model went through, dB over all of them together."""
+    """SQNR in dB of the predictions at every third point of the 16-bit model's path, over all of them together."""
     noise = energy = 0.0
     for x, t, want in trace[::3]:
         noise += float((predict(x, t, labels) - want).square().sum())
@@ -168,7 +168,7 @@ def along(predict: Predict, trace: Trace, labels: Tensor) -> float:
 
 
 def save_calibration_inputs(task: Task, trace: Trace, labels: Tensor, work: Path) -> None:
-    """Inputs of the real sampling, a picture each: most points that pictures are judged by are others."""
+    """Save inputs from real sampling, one per picture: pictures are judged mostly at other points."""
     picks = torch.linspace(0, len(trace) - 1, CALIBRATION_SAMPLES).round().long().tolist()
     stacked: dict[str, list[Tensor]] = {io.name: [] for io in task.spec.inputs}
     for i, step in enumerate(picks):
@@ -184,10 +184,10 @@ def save_calibration_inputs(task: Task, trace: Trace, labels: Tensor, work: Path
 
 
 def bytes_of(pictures: Tensor) -> Tensor:
-    """The pictures [B, 4, H, W] that are shown, as red, green and blue bytes; coverage is left out."""
+    """The pictures [B, 4, H, W] as bytes of red, green and blue; coverage is left out."""
     return ((chosen(pictures)[:, :3].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().contiguous()
 
 
 def chosen(batch: Tensor) -> Tensor:
-    """SHOWN entries of a batch whose labels count up: every hue and shape comes."""
+    """SHOWN entries of a batch whose labels count up: every hue and shape appears."""
     return batch[(17 * torch.arange(SHOWN) + 3) % len(batch)]

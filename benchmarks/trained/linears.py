@@ -1,4 +1,4 @@
-"""The quantized linears of a model as they are run for the pictures: the project's kernels, or plain torch."""
+"""Running a model's quantized linears for the pictures: in the project's kernels, or in plain torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from svdq_trt.nn.linear import SVDQLinear
 
 
 def has_kernels(device: str) -> bool:
-    """On a GPU, with the kernel library built."""
+    """Whether the device is a GPU and the kernel library is built."""
     if device != "cuda":
         return False
     try:
@@ -21,7 +21,7 @@ def has_kernels(device: str) -> bool:
 
 
 class Unpacked(nn.Module):
-    """An SVDQLinear with its weight in f32: what the torch op computes, without unpacking the codes in every call."""
+    """An SVDQLinear with its weight in f32: computes like the torch op, without unpacking the codes in every call."""
 
     def __init__(self, layer: SVDQLinear) -> None:
         super().__init__()

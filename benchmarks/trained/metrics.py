@@ -1,6 +1,6 @@
-"""How far two sets of pictures are apart: PSNR, SSIM, and two distances in the features of a small classifier.
+"""Differences between two sets of pictures: PSNR, SSIM, and two distances in the features of a small classifier.
 
-The feature distances stand for LPIPS and FID: same formulas, with a network that knows the scenes instead of photos.
+The feature distances stand in for LPIPS and FID: same formulas, with a network that knows the scenes instead of photos.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trained import scenes
 
 
 class Features(nn.Module):
-    """Classifier of scenes; its stages are the features."""
+    """A classifier of scenes, whose stages are the features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Features(nn.Module):
 
 
 def train_features(device: str, steps: int = 400, seed: int = 5) -> tuple[Features, float]:
-    """The classifier and its accuracy on fresh scenes; deterministic up to the device's arithmetic."""
+    """Train a classifier; returns it and its accuracy on fresh scenes. Deterministic up to the device's arithmetic."""
     torch.manual_seed(seed)
     net = Features().to(device)
     rng = torch.Generator(device=device).manual_seed(seed)

@@ -1,6 +1,6 @@
 """Write the results into the documentation: tables between markers of docs/evidence.md, sheets and JSON beside it.
 
-A marker pair is `<!-- NAME -->` and `<!-- end -->`, each alone on its line; what is between them is replaced.
+A marker pair is `<!-- NAME -->` and `<!-- end -->`, each alone on its line; the text between them is replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PAGE, PICTURES, RESULTS = Path("docs/evidence.md"), Path("docs/evidence"), Path(
 
 
 def publish(out: Path, models: list[str], root: Path = ROOT) -> int:
-    """Take over what trained_models.py and modelopt_compare.py (modelopt.json) wrote in `out`; 1 if there is none."""
+    """Publish the results of trained_models.py and modelopt_compare.py (modelopt.json) in `out`; returns 1 if none."""
     page = (root / PAGE).read_text()
     (root / PICTURES).mkdir(exist_ok=True)
     done = []
@@ -59,7 +59,7 @@ def _model(results: dict[str, Any]) -> str:
 
 
 def _merged(before: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """What was published before, with the new results instead of those of the same layers, format and rank."""
+    """The published results, with new ones replacing those of the same layers, format and rank."""
     old = json.loads(before.read_text()) if before.exists() else new
     if old["rank"] != new["rank"]:
         return new
@@ -69,7 +69,7 @@ def _merged(before: Path, new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines(comparison: dict[str, Any]) -> str:
-    """JSON, a layer per line."""
+    """JSON with one layer per line."""
     text = json.dumps(comparison, indent=1)
     return re.sub(r"\{([^{}]*)\}", lambda m: "{" + " ".join(m[1].split()) + "}", text) + "\n"
 

@@ -1,4 +1,4 @@
-"""The pictures the small models learn: one shaded shape before a dim background, 32 x 32, four channels.
+"""The pictures that the small models learn: one shaded shape on a dim background, 32 x 32, four channels.
 
 Channels are red, green, blue and coverage, all in [-1, 1]; a class is a shape and a hue. Everything is drawn by
 signed distances, in one batch, from a seed, and without a copy from the host, so that a CUDA graph can hold it.
@@ -21,7 +21,7 @@ CLASSES = len(SHAPES) * len(HUES)
 def draw(labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
     """[B] class numbers -> pictures [B, 4, SIZE, SIZE] in [-1, 1]; place, size, tilt, light and ground are random.
 
-    `rng` None is the device's own generator.
+    With `rng` None, the device's own generator is used.
     """
     device, b = labels.device, len(labels)
 
@@ -65,7 +65,7 @@ def _rgb(hue: Tensor, value: float) -> Tensor:
 
 
 def embedding(labels: Tensor, tokens: int, width: int) -> Tensor:
-    """[B, tokens, width]: half of a prompt's tokens say the shape, half the hue; some channels are large, as CLIP's."""
+    """[B, tokens, width]: half the tokens encode the shape, half the hue; some channels are large, as in CLIP's."""
     return _table(tokens, width, labels.device)[labels]
 
 

@@ -1,4 +1,4 @@
-"""The results for people: a contact sheet as PNG, a table as Markdown. Pillow draws: it is where torchvision is."""
+"""The results for people: a contact sheet as PNG, a table as Markdown. Drawn by Pillow, which torchvision brings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from trained import scenes
 
-SIDE = 64  # of a picture on the sheet: twice its pixels, which a PNG holds in few bytes
+SIDE = 64  # side of a picture on the sheet: twice its pixels, which costs few bytes in a PNG
 GAP = 2
 LABEL, NUMBERS = 190, 150  # widths of the text at the left and at the right
 DIFFERENCES, GAIN = 4, 8  # pictures of |quantized - 16 bit|, and how much it is enlarged
 HEAD, SECTION = 64, 24  # heights of the sheet's and of a section's title
 BLACK, GREY, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
-CUBE = (0, 128, 255)  # levels of red, green and blue for what the 16-bit pictures do not have
+CUBE = (0, 128, 255)  # levels of red, green and blue for colours that the 16-bit pictures do not have
 
 
 def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Path) -> None:
-    """A row per variant, a prompt and seed per column, the 16-bit model on top of every section.
+    """Draw a row per variant and a column per prompt and seed, the 16-bit model on top of every section.
 
     Args:
-        results: of judge.judge. pictures: key -> uint8 [B, 3, H, W], its pictures.safetensors.
+        results: from judge.judge. pictures: key -> uint8 [B, 3, H, W], from its pictures.safetensors.
     """
     sections = [(name, list(rows)) for name, rows in itertools.groupby(results["variants"], lambda v: v["section"])]
     columns = len(pictures["fp16"])
@@ -32,7 +32,7 @@ def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
     height = HEAD + sum(SECTION + (1 + len(rows)) * (SIDE + GAP) for _, rows in sections) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    middle = LABEL + columns * (SIDE + GAP) + GAP * 4  # where the differences begin
+    middle = LABEL + columns * (SIDE + GAP) + GAP * 4  # where the difference pictures begin
     right = middle + DIFFERENCES * (SIDE + GAP) + 8
     draw.text((8, 8), results["model"], BLACK, _font(18))
     draw.text((8, 32), f"{results['sampler_steps']} steps, equal seeds", GREY, _font(12))
@@ -63,7 +63,7 @@ def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
 
 
 def _palette(pictures: Tensor) -> Image.Image:
-    """256 colours, as the sheet is in the repository: most of them where pictures are that came out right."""
+    """256 colours, to keep the sheet in the repository small: most of them from pictures that came out right."""
     cube = [level for colour in itertools.product(CUBE, repeat=3) for level in colour]
     count = 256 - len(cube) // 3
     strip = Image.fromarray(pictures.permute(0, 2, 3, 1).flatten(0, 1).numpy())
@@ -84,7 +84,7 @@ def _font(size: int) -> Any:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown."""
+    """The table as Markdown."""
     head = "| | method | rank | layers, dB | output, dB | PSNR, dB | SSIM | features | Frechet | right class |"
     lines = [head, "|" + "---|" * 10]
     for v in results["variants"]:

@@ -1,8 +1,8 @@
-"""How a model of svdq_trt.models is trained and sampled on the scenes: its inputs, its target, its sampler.
+"""Tasks: a model of svdq_trt.models trained and sampled on the scenes: its inputs, its target, its sampler.
 
 Both learn the velocity of the straight path x_t = (1 - t) x_0 + t noise from picture to noise, and are sampled by
-Euler steps along it. (SDXL's own target, the noise, weighs what the noisiest steps decide, the shape, next to nothing:
-a short training with it gave the right colours and any shape.)
+Euler steps along it. (SDXL's own target, the noise, gives next to no weight to the noisiest steps, which decide the
+shape: a short training with it produced the right colours and arbitrary shapes.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from svdq_trt.models.flux import image_ids
 from trained import scenes
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x_t [B, 4, H, W], t [B], labels [B]) -> [B, 4, H, W]
-PIXELS = 8 * scenes.SIZE  # a latent has an eighth of the picture's side; here it is the picture
+PIXELS = 8 * scenes.SIZE  # a latent has an eighth of the picture's side; here the latent is the picture
 
 
 class Task(Protocol):
@@ -30,21 +30,21 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """Name of the model."""
 
     @property
     def spec(self) -> ModelSpec:
-        """The model's data."""
+        """The model's spec."""
 
     def inputs(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """What the wrapped model takes, all f32."""
+        """Inputs of the wrapped model, all f32."""
 
     def output(self, y: Tensor) -> Tensor:
-        """What it gives, as [B, 4, H, W]."""
+        """Turn its output into [B, 4, H, W]."""
 
 
 def noised(x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A random point of the path: (x_t, t, target). All t alike: at so few pixels the first steps decide the shape."""
+    """A random point on the path: (x_t, t, target). All t alike: at so few pixels the first steps decide the shape."""
     noise = torch.randn_like(x0)
     t = torch.rand(len(x0), device=x0.device)
     s = t[:, None, None, None]
@@ -52,7 +52,7 @@ def noised(x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def sample(predict: Predict, noise: Tensor, labels: Tensor, steps: int) -> Tensor:
-    """Pictures [B, 4, H, W] from noise."""
+    """Sample pictures [B, 4, H, W] from noise."""
     x = noise
     for now, then in itertools.pairwise(torch.linspace(1, 0, steps + 1).tolist()):
         x = x + (then - now) * predict(x, torch.full((len(x),), now, device=x.device), labels)
@@ -67,18 +67,18 @@ class UNetTask:
 
     @property
     def spec(self) -> ModelSpec:
-        """As in Task."""
+        """The spec of sdxl-tiny."""
         return get_model(self.name)
 
     def inputs(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """As in Task; the UNet counts its steps to 1000."""
+        """Inputs of the UNet, which counts its steps to 1000."""
         ios = {io.name: io for io in self.spec.inputs}
         text = scenes.embedding(labels, 77, int(ios["encoder_hidden_states"].dims[2]))  # type: ignore[arg-type]
         pooled = scenes.embedding(labels, 2, int(ios["text_embeds"].dims[1])).mean(1)  # type: ignore[arg-type]
         return x, 1000 * t, text, pooled, _size(x.device).expand(len(x), 6)
 
     def output(self, y: Tensor) -> Tensor:
-        """As in Task."""
+        """The output as it is."""
         return y
 
 
@@ -95,13 +95,13 @@ class FluxTask:
 
     @property
     def spec(self) -> ModelSpec:
-        """As in Task."""
+        """The spec of the wider flux1-tiny."""
         spec = get_model(self.name)
         wider = {"num_attention_heads": 4, "num_layers": 3, "num_single_layers": 4}
         return replace(spec, config=MappingProxyType({**spec.config, **wider}))
 
     def inputs(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        """As in Task."""
+        """Inputs of the transformer, with packed latents."""
         made = {
             "hidden_states": lambda dims: _packed(x),
             "encoder_hidden_states": lambda dims: scenes.embedding(labels, 16, int(dims[2])),
@@ -114,7 +114,7 @@ class FluxTask:
         return tuple(made[io.name](io.dims) for io in self.spec.inputs)
 
     def output(self, y: Tensor) -> Tensor:
-        """As in Task: the packing undone."""
+        """Undo the packing of the output."""
         b, half = len(y), scenes.SIZE // 2
         y = y.view(b, half, half, 4, 2, 2)
         return y.permute(0, 3, 1, 4, 2, 5).reshape(b, 4, scenes.SIZE, scenes.SIZE)

@@ -15,10 +15,10 @@ from trained import scenes
 from trained.tasks import Task, noised
 
 WARM = 100  # steps until the learning rate is reached
-EAGER = 3  # steps before a capture: they make what a capture cannot, such as tables and the optimizer's state
-#: How a step runs on a GPU, from fast to safe: its arithmetic, and whether it is one CUDA graph or kernel by kernel.
+EAGER = 3  # steps before a capture, for what a capture cannot do, such as making tables and the optimizer's state
+#: Ways to run a step on a GPU, from fast to safe: its arithmetic, and whether it is one CUDA graph or single kernels.
 MODES = ("bf16-graph", "tf32-graph", "tf32", "f32")
-PACE = 10  # steps between looks at the clock: the GPU runs behind the host
+PACE = 10  # steps between looks at the clock: the GPU lags behind the host
 
 
 def train(
@@ -33,15 +33,16 @@ def train(
     mode: str = MODES[0],
     running: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Write `out`, a diffusers-style .safetensors in the act dtype; returns steps, seconds and loss of the last tenth.
+    """Train and write `out`, a diffusers-style .safetensors in the act dtype; returns steps, seconds and the loss.
 
-    Stops after `steps`, or when `seconds` are over; the learning rate falls to zero with whichever ends first. `mode`
-    is one of MODES; a CPU knows the last one alone. `running` is called once, when the first steps worked.
+    The loss is that of the last tenth of the steps. Stops after `steps` or `seconds`; the learning rate falls to zero
+    with whichever ends first. `mode` is one of MODES; a CPU knows only the last one. `running` is called once, when
+    the first steps have worked.
     """
     torch.manual_seed(0)
     begin = time.perf_counter()
     spec, on_gpu = task.spec, device == "cuda"
-    if on_gpu:  # a stream of its own from the start: the default one cannot be captured
+    if on_gpu:  # not the default stream, which cannot be captured
         torch.cuda.set_stream(torch.cuda.Stream())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode != "f32"
     module = spec.build(torch.float32, device).train().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The ways to quantize that are compared, and how one of them is made from a trained model."""
+"""The ways to quantize that are compared, and making one of them from a trained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from svdq_trt.quantize.preset import PRESETS, Preset
 from svdq_trt.quantize.run import quantize_model
 from trained.tasks import TASKS
 
-TOKENS = 512  # calibration rows of a node
+TOKENS = 512  # calibration rows per node
 FACTORS = (16.0, 64.0)  # of the outliers
 
 
@@ -30,9 +30,9 @@ class Variant:
     """One row of the table.
 
     Attributes:
-        label: for people.
-        preset: what the quantizer does. format, rank: to what.
-        outliers: factor on one in 64 channels before quantized layers, taken back in their weights; 1 is none.
+        label: name for people.
+        preset: the quantizer's preset. format, rank: as for the quantizer.
+        outliers: factor on one in 64 channels before quantized layers, undone in their weights; 1 is none.
     """
 
     label: str
@@ -43,17 +43,17 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """Unique, and fit for a file name."""
+        """A unique key that can be part of a file name."""
         return f"{self.format}-{self.preset.name}-r{self.rank}-x{self.outliers:g}"
 
     @property
     def section(self) -> str:
-        """The rows it belongs to."""
+        """The section of the table that it belongs to."""
         return self.format + (f", outliers x{self.outliers:g}" if self.outliers != 1 else "")
 
 
 def variants() -> list[Variant]:
-    """The paper's ordering on int4, what came after it, the other formats, and int4 again under outliers."""
+    """The rows: the paper's ordering on int4, later additions, the other formats, and int4 again with outliers."""
     rtn, smooth, svd, both, iterations = (RUNGS[name][0] for name in ("rtn", "smooth", "svd", "both", "+iter"))
     default = PRESETS["default"]
     plain = [("round to nearest", 0, rtn), ("smoothing only", 0, smooth), ("SVD only", 32, svd)]
@@ -67,7 +67,7 @@ def variants() -> list[Variant]:
     return rows
 
 
-#: Rows that say most, in the order they are made; the others follow as the table has them.
+#: Rows that say most, in the order in which they are made; the others follow in the table's order.
 FIRST = (
     "int4-rtn-r0-x1",
     "int4-both-r32-x1",
@@ -87,7 +87,7 @@ def by_importance(rows: list[Variant]) -> list[Variant]:
 
 
 class Made(NamedTuple):
-    """A quantized model on disk: its artifact, the mean SQNR of its nodes, and the seconds it took."""
+    """A quantized model on disk: its artifact, the mean SQNR of its nodes, and the seconds that it took."""
 
     path: Path
     layers_db: float
@@ -104,10 +104,10 @@ def loaded(spec: ModelSpec, checkpoint: Path, factor: float = 1.0) -> nn.Module:
 
 
 def start_worker() -> None:
-    """Make this process one that quantizes, beside others of its kind: one thread, and loaded what takes seconds.
+    """Prepare this process to quantize beside others: with one thread, and slow imports done.
 
-    More threads than cores cost far more than they bring: every operation waits for the slowest of its threads. The
-    process must have been started with OMP_NUM_THREADS=1, too, for what runs before this does.
+    More threads than cores cost far more than they gain: every operation waits for its slowest thread. The process
+    must have been started with OMP_NUM_THREADS=1, too, for code that runs before this.
     """
     torch.set_num_threads(1)
     get_model("sdxl-tiny").model_class()
@@ -123,12 +123,12 @@ def calibrated(name: str, work: Path, factor: float) -> Path:
 
 
 def calibration_file(work: Path, factor: float) -> Path:
-    """Where `calibrated` writes."""
+    """The file that `calibrated` writes."""
     return work / f"calib-x{factor:g}.safetensors"
 
 
 def make(name: str, work: Path, variant: Variant) -> Made:
-    """Quantize the model under `work`, calibrated before; runs in a worker."""
+    """Quantize the calibrated model under `work`; runs in a worker."""
     begin, spec, out = time.perf_counter(), TASKS[name].spec, work / f"{variant.key}.safetensors"
     module = loaded(spec, work / "model.safetensors", variant.outliers)
     calibration = Calibration.load(calibration_file(work, variant.outliers))
@@ -148,7 +148,7 @@ def make(name: str, work: Path, variant: Variant) -> Made:
 
 
 class _Outlet(NamedTuple):
-    """What multiplies the channels of a layer's input: gain and shift, [K] views, and what a gain of 1 is there.
+    """Parameters that scale the channels of a layer's input: gain and shift, [K] views, and the value of a gain of 1.
 
     A norm's weight and bias; or the rows of a modulation's linear, whose output is a gain *minus one* and a shift.
     """
@@ -161,7 +161,7 @@ class _Outlet(NamedTuple):
 
 @torch.no_grad()
 def amplify(spec: ModelSpec, module: nn.Module, factor: float) -> int:
-    """Multiply one channel in 64 of what quantized linears read by `factor`, and divide their weights by it.
+    """Multiply one channel in 64 of quantized linears' inputs by `factor`, and divide their weights by it.
 
     The function stays the same; the activations get the outlier channels that large trained models have. Changed are
     inputs that come from a norm with a scale of its own or from one modulated by adaLN; returns their number.

@@ -1,10 +1,10 @@
-"""Insert the casts that torch's type promotion implies and a strongly typed parser wants written out."""
+"""Insert the casts that torch's type promotion implies and that a strongly typed parser needs to see."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-#: Operators whose inputs must agree and for which the exporter may leave them mixed; None: all inputs.
+#: Operators whose inputs must agree but may come mixed from the exporter; None: all inputs.
 _SAME_TYPE: dict[str, slice] = {"Concat": slice(None), "Where": slice(1, 3)}
 _RANK = {ir.DataType.FLOAT16: 0, ir.DataType.BFLOAT16: 0, ir.DataType.FLOAT: 1, ir.DataType.DOUBLE: 2}
 
@@ -29,7 +29,7 @@ def unify_input_types(model: ir.Model) -> int:
 
 
 def _promote(dtypes: list[ir.DataType | None]) -> ir.DataType:
-    """Torch's rule: the wider; f16 with bf16 gives f32."""
+    """The common dtype by torch's rule: the wider one; f16 with bf16 gives f32."""
     known = {d for d in dtypes if d is not None}
     if known == {ir.DataType.FLOAT16, ir.DataType.BFLOAT16}:
         return ir.DataType.FLOAT

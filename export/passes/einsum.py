@@ -1,4 +1,4 @@
-"""Write an Einsum that only reorders axes as Transpose: ONNX's Einsum takes no bf16, and Transpose is what it is."""
+"""Write an Einsum that only reorders axes as Transpose: ONNX's Einsum takes no bf16."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def einsum_to_transpose(model: ir.Model) -> int:
 
 
 def _permutation(node: ir.Node) -> list[int] | None:
-    """``nhwc->nchw`` -> [0, 3, 1, 2]; None for an equation that sums, repeats or takes two tensors."""
+    """The permutation of ``nhwc->nchw``: [0, 3, 1, 2]; None for an equation that sums, repeats or takes two tensors."""
     match = re.fullmatch(r"([a-zA-Z]+)->([a-zA-Z]+)", node.attributes["equation"].as_string().replace(" ", ""))
     if match is None or len(node.inputs) != 1:
         return None

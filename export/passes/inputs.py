@@ -1,4 +1,4 @@
-"""Make inputs of the graph from parameters that are given anew when it runs."""
+"""Turn parameters that are supplied at run time into inputs of the graph."""
 
 from __future__ import annotations
 

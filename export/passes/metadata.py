@@ -1,4 +1,4 @@
-"""Drop what the exporter wrote down about the machine: stack traces, source paths, fx text."""
+"""Drop what the exporter recorded about the machine: stack traces, source paths, fx text."""
 
 from __future__ import annotations
 

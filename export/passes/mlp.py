@@ -1,4 +1,4 @@
-"""Make one SVDQMlp node of two SVDQLinear nodes in a row, so that the hidden activation need not exist in 16 bit."""
+"""Fuse two SVDQLinear nodes in a row into one SVDQMlp node, so that the hidden activation need not exist in 16 bit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from svdq_trt.contract.ops import ATTRIBUTES, DOMAIN, LINEAR_OPS, MLP_OPS, OpSpe
 
 
 def fuse_mlps(model: ir.Model) -> int:
-    """Replace each pair that an op type exists for, where nothing else reads what is between; returns how many.
+    """Replace each pair that has an op type, where nothing else reads the value between them; returns how many.
 
     The node stands where the second linear stood and is named after both; their inputs keep their names.
     """
@@ -25,7 +25,7 @@ def fuse_mlps(model: ir.Model) -> int:
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:
-    """Who reads the node's output as its first input, if nobody else reads it."""
+    """The one reader of the node's output, if it reads it as its first input; else None."""
     out = node.outputs[0] if node.outputs else None
     if out is None or out.is_graph_output() or len(out.uses()) != 1:
         return None
@@ -34,7 +34,7 @@ def _only_reader(node: ir.Node) -> ir.Node | None:
 
 
 def _op(fc1: ir.Node, fc2: ir.Node) -> OpSpec | None:
-    """The op type of both together."""
+    """The op type for both nodes together."""
     first, second = (LINEAR_OPS.get(node.op_type) if node.domain == DOMAIN else None for node in (fc1, fc2))
     if first is None or second is None:
         return None

@@ -11,14 +11,14 @@ import onnx_ir as ir
 
 from svdq_trt.contract.ops import DOMAIN
 
-_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, then the fx node
+_SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, ending with the fx node
 
 
 def name_svdq_nodes(model: ir.Model) -> list[str]:
-    """Rename in place; returns the names in graph order. A module called n times: path, path#2, … path#n.
+    """Rename the nodes in place; returns the names in graph order. A module called n times: path, path#2, … path#n.
 
     The exporter's own record of the module stack comes first; the name of the node's `qweight` is the
-    fallback. It is not the other way round because tied weights carry one module's name and serve several.
+    fallback. The order matters: tied weights carry one module's name and serve several.
     A layer that is itself the exported module has no path and is called "linear".
     """
     names: list[str] = []

@@ -10,9 +10,9 @@ from onnxscript import optimizer
 from onnxscript.rewriter import RewriteRuleSet
 from onnxscript.rewriter.rules import common as rules
 
-FOLD_LIMIT = 4096  # of inputs and outputs: shapes, scalars, small tables
+FOLD_LIMIT = 4096  # limits on inputs and outputs: shapes, scalars, small tables
 
-#: Of the default rules, those that a traced diffusion model has a use for. Not among them: slice_split, whose
+#: The default rules that a traced diffusion model has a use for. Not among them: slice_split, whose
 #: search is quadratic (33 s on an SDXL UNet, no match), and cast_cast: f32 -> f16 -> f32 is a rounding.
 _RULES = (
     rules.add_0_rule,
@@ -32,7 +32,7 @@ _RULES = (
 
 
 def simplify(model: ir.Model, parameters: Set[str]) -> None:
-    """What torch.onnx's `optimize` does, less two things.
+    """Simplify like torch.onnx's `optimize`, with two exceptions.
 
     It does not merge equal parameters: two layers with equal biases would read one tensor, and a refit by
     name would change both. It folds nothing that reads one of `parameters`, since the folded tensor (a
@@ -55,10 +55,10 @@ def simplify(model: ir.Model, parameters: Set[str]) -> None:
     passes.InlinePass()(model)
     fold()
     RewriteRuleSet(_RULES).apply_to_model(model)
-    fold()  # folds what the rules made constant
+    fold()  # folds what the rules have made constant
     passes.RemoveUnusedFunctionsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    _merge_equal_constants(model.graph, parameters)  # or equal nodes would not look equal to the next pass
+    _merge_equal_constants(model.graph, parameters)  # otherwise equal nodes would not look equal to the next pass
     passes.CommonSubexpressionEliminationPass()(model)
     passes.OutputFixPass()(model)
     passes.NameFixPass()(model)
@@ -67,7 +67,7 @@ def simplify(model: ir.Model, parameters: Set[str]) -> None:
 
 
 def _merge_equal_constants(graph: ir.Graph, parameters: Set[str]) -> None:
-    """Let the readers of equal constants read the first; the exporter writes each [-1] anew."""
+    """Let readers of equal constants read the first one; the exporter writes a new constant for each [-1]."""
     first: dict[tuple[object, ...], ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value

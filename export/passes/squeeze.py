@@ -1,7 +1,7 @@
 """Write Squeeze as Reshape: one of the TensorRT-RTX cores that engines are run with takes no Squeeze.
 
 torch's squeeze of a dimension that is not 1 does nothing; the exporter writes it as a Squeeze all the same, which is
-an error in ONNX. Such a one is dropped.
+an error in ONNX. Such a Squeeze is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import onnx_ir as ir
 def squeeze_to_reshape(model: ir.Model) -> int:
     """Replace each Squeeze whose result shape a Reshape can say with a constant; returns how many.
 
-    A dimension before the first squeezed axis copies (0); behind it at most one may be dynamic (-1). A vector
+    A dimension before the first squeezed axis is copied (0); after it at most one may be dynamic (-1). A vector
     of one element that becomes a scalar (a size, mostly) is a Gather, as an empty shape constant makes
     parsers warn. Others stay.
     """
@@ -33,7 +33,7 @@ def squeeze_to_reshape(model: ir.Model) -> int:
 
 
 def _does_nothing(node: ir.Node) -> bool:
-    """Whether the traced result has the rank of what goes in."""
+    """Whether the traced result has the same rank as the input."""
     data, out = node.inputs[0], node.outputs[0]
     return data is not None and data.shape is not None and out.shape is not None and len(data.shape) == len(out.shape)
 

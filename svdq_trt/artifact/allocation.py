@@ -1,4 +1,4 @@
-"""allocation.json: the ranks that ``--rank auto`` chose, and for what."""
+"""allocation.json: the ranks that ``--rank auto`` chose, and the goal that they meet."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from svdq_trt.base.files import atomic_write, read_json_object
 
 @dataclass(frozen=True)
 class Allocation:
-    """What was chosen, and for what.
+    """The ranks chosen, and the goal that they meet.
 
     Attributes:
         budget_bytes, target_sqnr: what was asked for; one of them is None.
-        gains: where the nodes' weights came from: the scan's file name, or "" for equal weights.
-        bytes: of all nodes, those kept in 16 bit included. error_db: predicted SQNR, of the model's output with a scan;
-            without one, of the nodes' outputs on average.
+        gains: source of the nodes' weights: the scan's file name, or "" for equal weights.
+        bytes: size of all nodes, those kept in 16 bit included. error_db: predicted SQNR of the model's output with a
+            scan; without one, of the nodes' outputs on average.
         ranks: node -> R. kept: nodes whose linears stay in 16 bit.
     """
 
@@ -32,7 +32,7 @@ class Allocation:
     kept: tuple[str, ...]
 
     def summary(self) -> AllocationEntry:
-        """For metadata and manifests, which list the ranks elsewhere."""
+        """The entry for metadata and manifests, which list the ranks elsewhere."""
         return AllocationEntry(**{name: value for name, value in asdict(self).items() if name != "ranks"})
 
     def save(self, path: Path) -> None:

@@ -14,18 +14,18 @@ from svdq_trt.artifact.tensor_file import check_finite, save_tensors
 from svdq_trt.base.errors import ArtifactError
 
 VERSION = 1
-_KEY = "svdq.calibration"  # of the safetensors metadata
+_KEY = "svdq.calibration"  # key in the safetensors metadata
 _ACT_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass
 class Calibration:
-    """Per group, by node name.
+    """Statistics and samples of each node's input, by node name.
 
     Attributes:
         amax: [K] f32, max |x| per channel over all tokens seen.
         x: [T, K] act dtype, rows drawn uniformly from all tokens seen; T differs where few tokens exist.
-        meta: what was run: model, samples, sizes, seed, source of the inputs.
+        meta: the run: model, samples, sizes, seed, source of the inputs.
     """
 
     amax: dict[str, torch.Tensor]
@@ -43,7 +43,7 @@ class Calibration:
         """Read and check a file; tensors stay mapped, so they take no memory of their own.
 
         Raises:
-            ArtifactError: unreadable, not ours, of another version, damaged, or of other nodes than `nodes`.
+            ArtifactError: unreadable, not ours, of another version, damaged, or of nodes other than `nodes`.
         """
         path = Path(path)
         tensors, note = _read(path)

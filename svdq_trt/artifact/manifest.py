@@ -1,6 +1,6 @@
-"""``manifest.json``: what an engine folder holds, and the checks before anything of it is trusted.
+"""``manifest.json``: the contents of an engine folder, and the checks before any of them is trusted.
 
-The schema is the class Manifest: what is written, what is read and what ``svdq-trt verify --help`` lists come from it.
+The schema is the class Manifest: writing, reading and the list in ``svdq-trt verify --help`` all follow it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _says(meaning: str) -> msgspec.Meta:
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An object of the manifest; what a newer release adds to it is passed over."""
+    """An object of the manifest; fields that a newer release adds are ignored."""
 
 
 class ShapeRange(Entry, frozen=True):
@@ -228,7 +228,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     config: Annotated[dict[str, Any], _says("the options of the build")]
 
 
-#: parts that are written as {} where there are none
+#: parts that are written as {} when they are absent
 _ABSENT = ("backend", "plan", "allocation", "lora_slots", "accuracy")
 
 
@@ -239,10 +239,10 @@ def to_json(data: Entry) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any], where: str = NAME) -> Manifest:
-    """The manifest that `data` is; `where` names the file in errors.
+    """Rebuild the manifest from `data`; `where` names the file in errors.
 
     Raises:
-        ArtifactError: another version, or a field missing, of another type, or of a value that no build writes.
+        ArtifactError: another version, or a field that is missing, of another type, or of a value that no build writes.
     """
     if data.get("version", VERSION) != VERSION:
         raise ArtifactError(where, f"version {data['version']!r}", str(VERSION), _AGAIN)
@@ -257,7 +257,7 @@ def from_json(data: dict[str, Any], where: str = NAME) -> Manifest:
 
 
 def _misfit(where: str, reason: str) -> ArtifactError:
-    """Put msgspec's ``Expected `int`, got `str` - at `$.plan.bytes` `` into our words."""
+    """Translate msgspec's ``Expected `int`, got `str` - at `$.plan.bytes` `` into our words."""
     reason, _, place = reason.partition(" - at ")
     field = place.strip("`").removeprefix("$").removeprefix(".")
     got, want = reason, "what a build writes"
@@ -269,7 +269,7 @@ def _misfit(where: str, reason: str) -> ArtifactError:
 
 
 def _with_article(kind: str) -> str:
-    """``an int or null`` of msgspec's ``int | null``."""
+    """``an int or null`` for msgspec's ``int | null``."""
     return ("an " if kind[0] in "aeiou" else "a ") + kind.replace(" | ", " or ")
 
 
@@ -300,12 +300,12 @@ def verify(
     """Check an engine folder before its plan is used: manifest, arch, plugin version, file sizes and digests.
 
     Args:
-        arch: the GPU it is for, 89 for sm_89; None accepts any.
-        plugin_version: version of the plugin library at hand; None accepts any.
-        parts: which of the folder's files must be there and agree.
+        arch: the GPU to run on, 89 for sm_89; None accepts any.
+        plugin_version: version of the plugin library to run with; None accepts any.
+        parts: those of the folder's files that must exist and match.
 
     Raises:
-        ArtifactError: what does not fit, with the command that mends it.
+        ArtifactError: something does not match; names the command that mends it.
     """
     data = read(folder)
     again = f"Build it again: svdq-trt build --model {data.model} --arch {data.arch} --out {folder.parent}"
@@ -320,7 +320,7 @@ def verify(
         raise ArtifactError(
             str(folder), f"a plan of plugin version {data.plugin.version}", f"version {plugin_version}", again
         )
-    if data.lora_slots and "plan" in parts:  # what the plan reads beside the caller's inputs
+    if data.lora_slots and "plan" in parts:  # read by the session besides the plan
         parts = (*parts, "lora_slots")
     for part in parts:
         entry = getattr(data, part)
@@ -331,7 +331,7 @@ def verify(
 
 
 def no_plan(folder: Path, data: Manifest, backend: str = "auto") -> ArtifactError:
-    """For an engine whose build ended before its plan; says where and how to finish it."""
+    """The error for an engine without a plan; says where and how to finish its build."""
     return ArtifactError(
         str(folder),
         "no plan yet (the build was incomplete)",
@@ -341,12 +341,12 @@ def no_plan(folder: Path, data: Manifest, backend: str = "auto") -> ArtifactErro
 
 
 def finish_command(folder: Path, backend: str = "auto") -> str:
-    """What builds an engine's plan from its model.onnx."""
+    """The command that builds an engine's plan from its model.onnx."""
     return f"svdq-trt finish {shlex.quote(str(folder))}" + ("" if backend == "auto" else f" --backend {backend}")
 
 
 def _verify_file(folder: Path, entry: PlanEntry | OnnxEntry | PluginEntry | SlotsEntry, again: str) -> None:
-    path = folder / Path(entry.file).name  # a name with folders in it leads nowhere else
+    path = folder / Path(entry.file).name  # a name with folders in it must not lead out of the engine's
     if not path.is_file():
         raise ArtifactError(str(path), "missing", "the file that the manifest names", again)
     size = path.stat().st_size
@@ -355,7 +355,7 @@ def _verify_file(folder: Path, entry: PlanEntry | OnnxEntry | PluginEntry | Slot
         size += external.stat().st_size if external.is_file() else 0
     if not isinstance(entry, PluginEntry) and size != entry.bytes:
         raise ArtifactError(str(path), f"{size} bytes", f"{entry.bytes} bytes", again)
-    if isinstance(entry, OnnxEntry):  # read by tools that check what they read; gigabytes, so not digested
+    if isinstance(entry, OnnxEntry):  # gigabytes, so not digested; the tools that read it check it
         return
     if sha256(path) != entry.sha256:
         raise ArtifactError(str(path), "another SHA-256 than the manifest's", entry.sha256, again)

@@ -1,4 +1,4 @@
-"""What the fields of manifest.json mean, from its classes: for ``svdq-trt verify --help`` and docs/manifest.md."""
+"""Meanings of the fields of manifest.json, from its classes: for ``svdq-trt verify --help`` and docs/manifest.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svdq_trt.artifact.manifest import Entry, Manifest
 
 
 def fields(entry: type[Entry]) -> list[tuple[str, str, tuple[type[Entry], ...]]]:
-    """(name in the file, meaning, entries that it holds) of every field, in the order of the file."""
+    """List (name in the file, meaning, entries that it holds) of every field, in the order of the file."""
     found = []
     for field in msgspec.structs.fields(entry):
         _, meta = get_args(field.type)

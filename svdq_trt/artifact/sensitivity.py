@@ -1,4 +1,4 @@
-"""The file of ``svdq-trt sensitivity``: what each node's quantization alone does to the model's output."""
+"""The file of ``svdq-trt sensitivity``: the effect of quantizing each node alone on the model's output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from svdq_trt.base.files import atomic_write, read_json_object
 from svdq_trt.contract.sqnr import decibels
 
 VERSION = 1
-_MOST_DB = 300  # what ladder.decibels ends at
+_MOST_DB = 300  # the upper end of sqnr.decibels
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Sensitivity:
     """A finished scan.
 
     Attributes:
-        model, format, rank, preset: what was quantized, and how. inputs: what the model ran on, for people.
+        model, format, rank, preset: as in ScanConfig. inputs: description of the inputs, for people.
         effects: one per node, in graph order.
         measured_db: SQNR of the output with all nodes quantized.
     """

@@ -108,7 +108,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any], nodes:
 def save_streamed(
     path: Path, tensors: Mapping[str, Tensor], read: Callable[[str], Tensor], meta: dict[str, Any], nodes: list[Node]
 ) -> None:
-    """As `save`, one tensor at a time; a tensor on meta is read with `read` when its turn comes."""
+    """Write like `save`, one tensor at a time; a tensor on meta is read with `read` when its turn comes."""
     header = {**meta, "version": VERSION, "nodes": [_to_json(node) for node in nodes]}
     shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in tensors.items()}
 

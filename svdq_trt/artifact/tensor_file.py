@@ -1,4 +1,4 @@
-"""Reading safetensors one tensor at a time, with every defect of the file told in one line."""
+"""Reading safetensors one tensor at a time, with every defect of the file reported in one line."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch import Tensor
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write
 
-#: dtypes weights may have on disk; others (integers, fp8) mean the file was quantized by somebody already.
+#: dtypes weights may have on disk; others (integers, fp8) mean that the file is quantized already.
 _FLOATS = {"F16", "BF16", "F32", "F64"}
-#: A mapping is dropped after this much was read from it, so that its pages don't stay in memory.
+#: A mapping is dropped after this much has been read from it, so that its pages don't stay in memory.
 _REMAP_BYTES = 256 << 20
 
 
 class TensorFile:
     """One .safetensors file: names, shapes, and tensors in a wanted dtype.
 
-    A tensor that has the wanted dtype already is a view of the mapped file: memory the system can take back.
+    A tensor that already has the wanted dtype is a view of the mapped file: memory that the system can reclaim.
     Others are converted one by one.
 
     Raises:
@@ -40,7 +40,7 @@ class TensorFile:
         self.names: tuple[str, ...] = tuple(self._guard(lambda: self._open().keys()))
 
     def metadata(self) -> dict[str, str]:
-        """What the header says beside the tensors: text that whoever wrote the file chose."""
+        """The header's text entries besides the tensors, as the file's writer chose them: not to be trusted."""
         return dict(self._guard(lambda: self._open().metadata()) or {})
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ def check_finite(where: str, tensor: torch.Tensor) -> None:
 
 
 def iter_sources(files: tuple[Path, ...]) -> Iterator[tuple[TensorFile, str]]:
-    """Every (file, tensor name). Raises ArtifactError when two files hold the same name."""
+    """Yield every (file, tensor name). Raises ArtifactError when two files hold the same name."""
     seen: dict[str, Path] = {}
     for path in files:
         file = TensorFile(path)
@@ -144,10 +144,10 @@ def stream_tensors(
     """Write a .safetensors file tensor by tensor, whole or not at all: one tensor is in memory at a time.
 
     Args:
-        path: of the file.
+        path: where the file goes.
         shapes: name -> (dtype as safetensors writes it, shape).
-        read: name -> that tensor, contiguous, on the CPU; called once each.
-        metadata: of the header.
+        read: name -> that tensor, contiguous, on the CPU; called once per name.
+        metadata: text entries of the header.
 
     Raises:
         ArtifactError: as `atomic_write`.
@@ -173,7 +173,7 @@ def stream_tensors(
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
-#: torch's name of a dtype -> safetensors'
+#: torch's name of a dtype -> safetensors' name
 SAFETENSORS_DTYPES = {
     "torch.float32": "F32",
     "torch.bfloat16": "BF16",

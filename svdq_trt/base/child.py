@@ -1,6 +1,6 @@
-"""How processes of ours are started: none imports or loads what lies in the current folder.
+"""Starting our own processes so that none imports or loads what lies in the current folder.
 
-Whoever works inside a folder that came from outside must not run what is in it. ``python -m`` puts the current folder
+A user who works inside a folder from somebody else must not run what is in it. ``python -m`` puts the current folder
 first on sys.path, and an empty entry of a search path means the current folder, too. Standard library only.
 """
 
@@ -16,12 +16,12 @@ _SEARCHED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def command(module: str) -> list[str]:
-    """The command line that runs a module of ours in this Python."""
+    """The command line that runs one of our modules in this Python."""
     return [sys.executable, "-P", "-m", module]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment for a child and whatever that starts, with `more` in it."""
+    """This process's environment plus `more`, safe for a child and whatever that starts."""
     found = {**os.environ, "PYTHONSAFEPATH": "1", **more}
     for name in _SEARCHED:
         if name in found:

@@ -1,4 +1,4 @@
-"""Which device calibration and the quantizer run on, and how much of the machine."""
+"""Which device calibration and the quantizer run on, and how much of the machine they use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def check_device(option: str) -> None:
 
 
 def resolve_device(option: str) -> str:
-    """What ``--device`` means here, "cpu" or "cuda": auto is the GPU where torch sees one.
+    """The device that ``--device`` names here, "cpu" or "cuda"; auto is the GPU where torch sees one.
 
     Raises:
-        UsageError: another word, or cuda where there is none.
+        UsageError: an unknown word, or cuda where there is no GPU.
     """
     import torch
 
@@ -39,20 +39,20 @@ def resolve_device(option: str) -> str:
 
 
 def torch_device(kind: str, local_rank: int) -> torch.device:
-    """The device of one process: ranks of a machine take its GPUs in turn, and share them where they are more."""
+    """The device of one process: a machine's ranks take its GPUs in turn, and share them where there are more ranks."""
     import torch
 
     return torch.device("cuda", local_rank % torch.cuda.device_count()) if kind == "cuda" else torch.device("cpu")
 
 
 def ranks_on(device: torch.device) -> int:
-    """How many ranks of this machine `torch_device` sends to that device of this one; 1 outside of torchrun."""
+    """Number of this machine's ranks that `torch_device` assigns to `device`; 1 outside of torchrun."""
     return max(1, sum(torch_device(device.type, rank) == device for rank in range(local_size())))
 
 
 @contextmanager
 def all_threads() -> Iterator[None]:
-    """For what rank 0 does while the others wait: the machine's threads, where torchrun gives each rank one."""
+    """Use all the machine's threads for what rank 0 does while the others wait; torchrun gives each rank one."""
     if size() == 1:
         yield
         return

@@ -11,11 +11,11 @@ EXIT_USER = 1  # bad input: checkpoint, model, folder, plan, manifest
 EXIT_USAGE = 2  # bad command-line arguments
 EXIT_ACCURACY = 3  # --min-sqnr gate failed; every artifact is written
 EXIT_INCOMPLETE = 4  # everything but the plan is written: no backend here can build for that arch
-EXIT_BUG = 70  # a traceback of ours
+EXIT_BUG = 70  # a bug of ours, with a traceback
 
 
 class SvdqError(Exception):
-    """A mistake in the input, told as ``where: got, want. Fix.``
+    """A mistake in the input, reported as ``where: got, want. Fix.``
 
     Args:
         where: the file, layer, option or tensor at fault.
@@ -32,7 +32,7 @@ class SvdqError(Exception):
 
 
 class UsageError(SvdqError):
-    """A command-line argument that cannot be meant."""
+    """A command-line argument that makes no sense."""
 
     exit_code = EXIT_USAGE
 

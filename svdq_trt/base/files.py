@@ -1,4 +1,4 @@
-"""Writing an artifact whole or not at all, and reading JSON that a stranger wrote."""
+"""Writing an artifact whole or not at all, and reading JSON from an untrusted file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced and renamed over `path`.
 
     On any exception the temporary file is removed and `path` keeps its old content. A reader therefore never
-    sees half a file, also after a power cut. A link at `path` is replaced, not followed.
+    sees half a file, not even after a power cut. A link at `path` is replaced, not followed.
 
     Raises:
         ArtifactError: the folder is missing or not writable, or the disk is full.
@@ -53,7 +53,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 def refuse_link(path: Path) -> None:
     """Check that `path`, which lies in a folder that svdq-trt writes, is no symbolic link.
 
-    A folder may come from outside; what is written or removed through a link in it would be files of the user's.
+    A folder may come from somebody else; writing or removing through a link in it would hit the user's own files.
     The folder that the user names may itself be a link: it is not checked.
 
     Raises:
@@ -69,7 +69,7 @@ def refuse_link(path: Path) -> None:
 
 
 def own_folder(base: Path, *names: str) -> Path:
-    """Make `base`, and folders of ours in it, one in the other; returns the innermost.
+    """Make `base` and the nested folders `names` in it; returns the innermost.
 
     Raises:
         ArtifactError: one of `names` is a link.

@@ -1,4 +1,4 @@
-"""Finished pieces of a long job, one line each, so that a killed run goes on where it stopped.
+"""Finished pieces of a long job, one line each, so that a killed run resumes where it stopped.
 
     {"key": "5e88..."}
     {"name": "down_blocks.1.attn1.to_qkv", "value": ...}
@@ -20,11 +20,11 @@ class Journal:
     """A file of named JSON values under one key.
 
     Attributes:
-        values: name -> value of what is done, in the order in which it was.
+        values: name -> value of each finished piece, in the order in which they finished.
     """
 
     def __init__(self, path: Path, key: str) -> None:
-        """Take over what `path` holds under `key`; anything else there is started anew."""
+        """Reuse what `path` holds under `key`; a file with anything else is started over."""
         self.path, self.key = path, key
         self.values: dict[str, Any] = {}
         self._good = 0  # bytes that were read and understood

@@ -1,4 +1,4 @@
-"""Where the built libraries are: beside this package, or in site-packages when the sources are used in place."""
+"""Locating the built libraries: beside this package, or in site-packages when the sources are used in place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLACES = (
 
 
 def locate(name: str, env: str) -> Path:
-    """Path of a library: the environment variable's if set, else the first place that has it (it may not exist)."""
+    """Path of a library: from the environment variable if set, else the first place that has it (it may not exist)."""
     override = os.environ.get(env)
     if override:
         return Path(override).resolve()

@@ -1,4 +1,4 @@
-"""Exceptions that mean that memory has run out: every library has its own."""
+"""Recognizing exceptions that mean that memory has run out: every library has its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from svdq_trt.base.errors import SvdqError
 
 #: the system's words, which torch's CPU allocator quotes; ONNX Runtime's; C++'s
 _RAM = (os.strerror(errno.ENOMEM), "Failed to allocate memory", "std::bad_alloc")
-_GPU = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # the second is of cuBLAS, cuSOLVER and cuDNN
+_GPU = ("CUDA error: out of memory", "_STATUS_ALLOC_FAILED")  # the second comes from cuBLAS, cuSOLVER and cuDNN
 
 
 def out_of_memory(where: str, error: BaseException, otherwise: str = "") -> SvdqError | None:
-    """What to tell a user when `error` is for lack of memory; None for any other.
+    """The user error for an `error` that means lack of memory; None for any other.
 
     Args:
         where: what was being done. otherwise: how less of the machine's memory would do, as ``use --no-check``.

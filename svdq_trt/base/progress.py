@@ -1,4 +1,4 @@
-"""How long work reports where it is."""
+"""The callback by which long work reports its progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What a stage calls: `done` of `total` steps, and what it is at now."""
+    """The callback of a stage: `done` of `total` steps, and what it is working on."""
 
     def __call__(self, done: float, total: float, text: str = "") -> None:
         """Report; cheap enough to call per layer."""

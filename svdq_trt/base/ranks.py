@@ -1,11 +1,12 @@
 """The ranks of one torchrun at work on a shared stage: who takes which layers, who is done, who failed.
 
-Between them pass short texts only, through the store that torchrun's agent holds; layers and calibration are files.
-A store and no collectives: where a rank dies, a collective breaks on all others, each with an error of its own, while
-here the first failure is a text that the others find, stop for, and leave to rank 0 to tell (ranks.py).
+Only short texts pass between them, through the store that torchrun's agent holds; layers and calibration are files.
+A store, not collectives: when a rank dies, a collective breaks on all others, each with an error of its own, while
+here the first failure is a text that the others find and stop for, and that rank 0 reports (build/sharing.py).
 
-Keys, below ``svdq/<restart>/``: ``end``, ``job/<n>`` {stage, args, log}, and of each job ``<n>/calibrated``,
-``<n>/done`` (ranks that are), ``<n>/work`` (cost of the finished layers), ``<n>/failed`` (an error, see events.py).
+Keys, below ``svdq/<restart>/``: ``end``, ``job/<n>`` {stage, log}, and for each job ``<n>/calibrated``,
+``<n>/done`` (number of finished ranks), ``<n>/work`` (cost of the finished layers), ``<n>/failed`` (an error as
+`errors.error_fields` writes it).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def local_size() -> int:
 
 
 def connect() -> Any:
-    """The store of torchrun's agent, below a prefix of our own."""
+    """The store of torchrun's agent, under a prefix of our own."""
     from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined, unused-ignore]
 
     store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
@@ -50,7 +51,7 @@ def connect() -> Any:
 
 
 class Alone:
-    """The crew of a stage that runs here only; what `Crew` does for several."""
+    """The crew of a stage that runs in this process only: the interface of `Crew` for one rank."""
 
     rank, size = 0, 1
 
@@ -58,31 +59,31 @@ class Alone:
         self._work = 0
 
     def share(self, costs: Sequence[int]) -> list[int]:
-        """Which of the items are this rank's, ascending."""
+        """Indices of the items that this rank takes, ascending."""
         return list(range(len(costs)))
 
     def worked(self, cost: int) -> int:
-        """A layer of that cost is finished here; returns the cost of all finished ones, on all ranks."""
+        """Record a finished layer of this cost; returns the cost of all finished layers, on all ranks."""
         self._work += cost
         return self._work
 
     def calibrated(self) -> None:
-        """Rank 0: calib.safetensors is there."""
+        """Announce, on rank 0, that calib.safetensors is written."""
 
     def wait_for_calibration(self) -> None:
-        """Other ranks: until it is."""
+        """Wait, on other ranks, until rank 0 has announced it."""
 
     def finished(self) -> None:
-        """All of this rank's layers are files."""
+        """Announce that all of this rank's layers are written."""
 
     def wait_for_all(self, waiting: Callable[[int], None]) -> None:
-        """Until all ranks have finished; `waiting` is called with the cost of the finished layers."""
+        """Wait until all ranks have finished; `waiting` is called with the cost of the finished layers."""
 
 
 class Crew(Alone):
     """All ranks at work on the shared stage number `job`, as seen from this one.
 
-    Every call but `share` raises the error of a rank that failed, or that rank 0 has ended.
+    Every call but `share` raises the error of a rank that failed, or an error saying that rank 0 has ended.
     """
 
     def __init__(self, job: int) -> None:
@@ -90,7 +91,7 @@ class Crew(Alone):
         self.rank, self.size, self._job, self._store = rank(), size(), job, connect()
 
     def share(self, costs: Sequence[int]) -> list[int]:
-        """By falling cost, each to the rank that has least."""
+        """Indices of this rank's items: in order of falling cost, each goes to the rank with the least work so far."""
         loads, mine = [0] * self.size, []
         for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
             least = loads.index(min(loads))
@@ -100,26 +101,26 @@ class Crew(Alone):
         return sorted(mine)
 
     def worked(self, cost: int) -> int:
-        """See Alone."""
+        """Record a finished layer in the store."""
         self._check()
         return int(self._store.add(f"{self._job}/work", cost))
 
     def calibrated(self) -> None:
-        """See Alone."""
+        """Set the key that other ranks wait for."""
         self._check()
         self._store.set(f"{self._job}/calibrated", "")
 
     def wait_for_calibration(self) -> None:
-        """See Alone."""
+        """Poll the store until that key is set."""
         self._wait(lambda: bool(self._store.check([f"{self._job}/calibrated"])))
 
     def finished(self) -> None:
-        """See Alone."""
+        """Count this rank as finished."""
         self._check()
         self._store.add(f"{self._job}/done", 1)
 
     def wait_for_all(self, waiting: Callable[[int], None]) -> None:
-        """See Alone."""
+        """Poll the store until every rank is counted as finished."""
 
         def ready() -> bool:
             waiting(int(self._store.add(f"{self._job}/work", 0)))
@@ -136,4 +137,4 @@ class Crew(Alone):
         if self._store.check([f"{self._job}/failed"]):
             raise rebuild_error(json.loads(self._store.get(f"{self._job}/failed")))
         if self._store.check(["end"]):
-            raise SvdqError("rank 0", "it has ended", "it to go on")
+            raise SvdqError("rank 0", "it has ended", "it to continue")

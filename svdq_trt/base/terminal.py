@@ -1,6 +1,6 @@
-"""What a person reads: names from files appear as they are, on one line, and steer nothing.
+"""Text for people: names from files appear as they are, on one line, and control nothing.
 
-Names of folders, layers and tensors come from outside. A control character or a line's end in them must neither steer
+Names of folders, layers and tensors come from outside. A control character or a line break in them must neither control
 the terminal nor forge a line. Standard library only; tables and bars, with rich: console.py.
 """
 

@@ -1,1 +1,1 @@
-"""The build: stages in processes of their own, artifacts that are reused, one manifest."""
+"""The build: stages in processes of their own, reusable artifacts, one manifest per engine."""

@@ -1,7 +1,7 @@
-"""The code that a module runs: the closure of its own imports, and the libraries that this closure names.
+"""The code that a module runs: its imports within our code, direct or not, and the libraries that these import.
 
-Found by reading the sources, not listed by hand: what a stage runs cannot be forgotten then. Imports inside functions
-count, those under TYPE_CHECKING do not.
+Found by reading the sources, not listed by hand, so nothing that a stage runs can be forgotten. Imports inside
+functions count, those under TYPE_CHECKING do not.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _OURS = ("svdq_trt", "svdq_export")
 
 @cache
 def closure(module: str) -> tuple[dict[str, Path], frozenset[str]]:
-    """What importing and running `module` can load.
+    """All that importing and running `module` can load.
 
     Returns:
-        our modules by name, their packages included, with their files; and top-level names of everything else but the
-        standard library.
+        our modules by name with their files, their packages included; and the top-level names of everything else
+        outside the standard library.
     """
     found: dict[str, Path] = {}
     others: set[str] = set()
@@ -38,7 +38,7 @@ def closure(module: str) -> tuple[dict[str, Path], frozenset[str]]:
             others.add(name.split(".")[0])
             continue
         found[name] = _file(name)
-        if name == "svdq_trt":  # what the root offers by name loads when asked for, and our own code never asks it
+        if name == "svdq_trt":  # the root loads its public names on demand, and our own code never uses them
             continue
         waiting += [*_imports(name), *filter(None, [name.rpartition(".")[0]])]
     return found, frozenset(others - sys.stdlib_module_names)
@@ -61,13 +61,13 @@ def file_digest(path: Path) -> bytes:
 
 @cache
 def library_versions(module: str) -> dict[str, str]:
-    """Release of every installed distribution that `module`'s closure imports from."""
+    """Version of every installed distribution that `module`'s closure imports from."""
     names = sorted({d for other in closure(module)[1] for d in _distributions().get(other, ())})
     return {name: version(name) for name in names}
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
-    """Release of each distribution of `names` that is installed."""
+    """Version of each distribution in `names` that is installed."""
     found = {}
     for name in names:
         with suppress(PackageNotFoundError):
@@ -82,7 +82,7 @@ def _distributions() -> dict[str, list[str]]:
 
 @cache
 def _file(name: str) -> Path:
-    """The source of a module or package of ours; nothing is imported to find it."""
+    """The source file of one of our modules or packages; nothing is imported to find it."""
     top, *rest = name.split(".")
     spec = importlib.util.find_spec(top)
     assert spec is not None and spec.origin is not None, name
@@ -92,7 +92,7 @@ def _file(name: str) -> Path:
 
 @cache
 def _imports(name: str) -> frozenset[str]:
-    """Modules that a source file imports, ours as deep as they are modules."""
+    """Modules that a source file imports; ``from package import module`` counts as the module."""
     path, package = _file(name), name
     tree = ast.parse(path.read_text())
     typing_only = {
@@ -114,7 +114,7 @@ def _imports(name: str) -> frozenset[str]:
 
 
 def _is_module(package: str, name: str) -> bool:
-    """Whether ``from package import name`` imports a module of ours."""
+    """Whether ``from package import name`` imports one of our modules."""
     if package.split(".")[0] not in _OURS:
         return False
     folder = _file(package).parent

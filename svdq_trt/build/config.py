@@ -1,4 +1,4 @@
-"""What one ``svdq-trt build`` is asked to do. Plain data; JSON in, JSON out."""
+"""The options of one ``svdq-trt build``. Plain data; JSON in, JSON out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Range:
 
     @classmethod
     def parse(cls, option: str, text: str) -> Range:
-        """``2`` (fixed) or ``1:2:4``. Raises UsageError."""
+        """Parse ``2`` (fixed) or ``1:2:4``. Raises UsageError."""
         want = "N or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX"
         if not re.fullmatch(r"\d+(:\d+:\d+)?", text):
             raise UsageError(option, f"'{text}'", want)
@@ -53,7 +53,7 @@ class LoraOption:
 
     @classmethod
     def parse(cls, text: str) -> LoraOption:
-        """A colon and a number at the end are the strength; everything else is the path."""
+        """Parse the option: a colon and a number at the end are the strength; everything else is the path."""
         path, colon, number = text.rpartition(":")
         with contextlib.suppress(ValueError):
             if colon:
@@ -61,7 +61,7 @@ class LoraOption:
         return cls(Path(text))
 
     def check(self) -> None:
-        """Told before any work. Raises UsageError."""
+        """Check the option before any work. Raises UsageError."""
         if self.path.suffix != ".safetensors" or not self.path.is_file():
             got = f"'{self.path}'" + ("" if self.path.is_file() else ": no such file")
             raise UsageError("--lora", got, "PATH.safetensors or PATH.safetensors:STRENGTH")
@@ -74,7 +74,8 @@ class RankAuto:
     """``--rank auto``: what the ranks are chosen for (docs/allocation.md).
 
     Attributes:
-        budget_bytes: of the nodes' tensors. target_sqnr: predicted SQNR of the output, in dB. One of them.
+        budget_bytes: most bytes of the nodes' tensors. target_sqnr: least predicted SQNR of the output, in dB. One of
+            the two is None.
         sensitivity: file of ``svdq-trt sensitivity``.
     """
 
@@ -86,7 +87,7 @@ class RankAuto:
     def parse(
         cls, rank: str, budget: str | None, target: float | None, sensitivity: Path | None
     ) -> tuple[int, RankAuto | None]:
-        """The options as given -> (R, None), or (0, what auto means). Raises UsageError."""
+        """Parse the options as given: (R, None), or (0, the meaning of auto). Raises UsageError."""
         options = {"--budget-bytes": budget, "--target-sqnr": target, "--sensitivity": sensitivity}
         if rank != "auto":
             try:
@@ -99,7 +100,7 @@ class RankAuto:
         return 0, cls(None if budget is None else parse_bytes("--budget-bytes", budget), target, sensitivity)
 
     def check(self) -> None:
-        """Told before any work. Raises UsageError."""
+        """Check the option before any work. Raises UsageError."""
         if (self.budget_bytes is None) == (self.target_sqnr is None):
             raise UsageError("--rank auto", "none or both of --budget-bytes and --target-sqnr", "one of them")
         if self.target_sqnr is not None and not 0 <= self.target_sqnr <= 300:
@@ -116,7 +117,7 @@ class RankAuto:
 
 
 def parse_bytes(option: str, text: str) -> int:
-    """``2200000000``, ``2.2GB``, ``700 MB``, ``1.5GiB`` -> bytes, rounded down. Raises UsageError."""
+    """Parse ``2200000000``, ``2.2GB``, ``700 MB`` or ``1.5GiB`` as bytes, rounded down. Raises UsageError."""
     units = {
         "": 1,
         "b": 1,
@@ -131,11 +132,12 @@ def parse_bytes(option: str, text: str) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """``--calibration-prompts``: inputs to calibrate on are recorded in a pipeline, see calibrate/sample.py.
+    """``--calibration-prompts``: calibration inputs are recorded in a pipeline, see calibrate/sample.py.
 
     Attributes:
         pipeline: diffusers folder. prompts: text file, a prompt per line.
-        samples: denoising steps to keep. steps: of a run. guidance: None is the pipeline's default. seed: of the noise.
+        samples: denoising steps to keep. steps: denoising steps of a run. guidance: scale; None is the pipeline's
+            default. seed: of the noise.
     """
 
     pipeline: Path
@@ -146,7 +148,11 @@ class Sampling:
     seed: int = 0
 
     def check(self) -> None:
-        """Told before any work. Raises UsageError; UnsupportedError: the text encoders' library is not installed."""
+        """Check the options before any work.
+
+        Raises:
+            UsageError: an option makes no sense. UnsupportedError: the text encoders' library is not installed.
+        """
         if find_spec("transformers") is None:
             raise UnsupportedError(
                 "--calibration-prompts",
@@ -169,7 +175,7 @@ class Sampling:
             raise UsageError("--calibration-guidance", str(self.guidance), "a finite number")
 
     def identity(self) -> dict[str, Any]:
-        """What the recorded inputs depend on, for a stage's key: files by size and time, as pipelines are large."""
+        """What the recorded inputs depend on, for a stage's key; files count by size and time: pipelines are large."""
         files = sorted(p for p in self.pipeline.rglob("*") if p.is_file())
         found = [f"{p.relative_to(self.pipeline)}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
         return {**asdict(self), "pipeline": [str(self.pipeline.resolve()), *found], "prompts": sha256(self.prompts)}
@@ -182,18 +188,19 @@ class BuildConfig:
     Attributes:
         model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
             for the model's hub id).
-        archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R; rank_auto goes before it.
+        archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R, unless rank_auto is set.
         batch, height, width: profile ranges; height and width in pixels.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         device: auto, cpu or cuda, of calibration and quantizer.
         sampling: record the inputs in a pipeline instead.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         fuse_mlp: two linears with GELU or GEGLU between them are one op, where there is one.
-        check, min_sqnr: compare with the FP16 model; gate in dB.
-        loras: put into the low-rank branches, after quantization. lora_slots: rank per linear to fill at run time.
-        allow_partial: leave out what of a LoRA file does not fit, instead of refusing it.
-        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) that takes the quantizer's place, with all that
-            steers it.
+        check: compare with the FP16 model. min_sqnr: gate in dB.
+        loras: LoRAs to put into the low-rank branches, after quantization.
+        lora_slots: rank per linear to fill at run time.
+        allow_partial: leave out the parts of a LoRA file that do not fit, instead of refusing the file.
+        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) to use instead of the quantizer and all its
+            options.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -238,7 +245,7 @@ class BuildConfig:
             self.sampling.check()
             if self.calibration is not None:
                 raise UsageError("--calibration", "given with --calibration-prompts", "one of them")
-        self.calibration_id()  # a missing file is told before any work
+        self.calibration_id()  # a missing file is reported before any work
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
@@ -254,7 +261,7 @@ class BuildConfig:
             raise UsageError("--min-sqnr", f"{self.min_sqnr}", "a finite number of dB")
 
     def calibration_id(self) -> str:
-        """Identifies the calibration inputs, for stage keys."""
+        """Identity of the calibration inputs, for stage keys."""
         if self.calibration is None:
             return "synthetic"
         try:

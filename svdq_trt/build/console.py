@@ -1,4 +1,4 @@
-"""rich for plain text: its tables and bars, without its markup, in which ``[/b]`` is not a folder's name."""
+"""rich for plain text: its tables and bars, without its markup, which would swallow a folder named ``[/b]``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from svdq_trt.base.terminal import quoted
 
 
 class Console(rich.console.Console):
-    """No markup, no emoji codes, no highlighting; every string is quoted."""
+    """A console without markup, emoji codes or highlighting, on which every string is quoted."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string on its way to the terminal, cells of tables included."""
+        """Quote a string on its way to the terminal; table cells pass here, too."""
         return super().render_str(quoted(text), **options)
 
 
 class Words(TextColumn):
-    """Plain text beside a bar; `text_format` as of rich's TextColumn."""
+    """Plain text beside a bar; `text_format` as in rich's TextColumn."""
 
     def render(self, task: Task) -> Text:
-        """The task's words."""
+        """The text of the task."""
         return Text(quoted(self.text_format.format(task=task)), style=self.style, justify=self.justify)

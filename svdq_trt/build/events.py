@@ -1,4 +1,4 @@
-"""The line protocol between a stage's process and the one that shows progress.
+"""The line protocol between a stage's process and its parent, which shows progress.
 
 One JSON object per line on a pipe:
     {"progress": [done, total, text]}       {"result": {...}, "peak_rss_bytes": ...}       {"error": {...}}
@@ -15,7 +15,7 @@ from svdq_trt.base.terminal import say
 
 
 class Emitter:
-    """Child side: writes events to a stream."""
+    """The child's side: writes events to a stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -25,11 +25,11 @@ class Emitter:
         self._send({"progress": [done, total, text]})
 
     def result(self, value: Any, peak_rss_bytes: int) -> None:
-        """The stage's result and the child's own peak memory, last line of a good run."""
+        """Write the stage's result and the child's own peak memory, the last line of a good run."""
         self._send({"result": value, "peak_rss_bytes": peak_rss_bytes})
 
     def error(self, error: SvdqError) -> None:
-        """A user error, to be raised again by the parent."""
+        """Write a user error, to be raised again by the parent."""
         self._send({"error": error_fields(error)})
 
     def _send(self, event: dict[str, Any]) -> None:
@@ -38,7 +38,7 @@ class Emitter:
 
 
 def parse(line: str) -> dict[str, Any] | None:
-    """One event, or None for a line that is none (a library printing to our pipe)."""
+    """Parse one event; None for any other line (a library printing to our pipe)."""
     try:
         event = json.loads(line)
     except ValueError:

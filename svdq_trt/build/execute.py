@@ -19,18 +19,18 @@ R = TypeVar("R", bound=Result)
 
 @dataclass
 class Costs:
-    """What stages took, by their names: seconds, and peak resident bytes of their processes."""
+    """Costs of stages by their names: seconds, and peak resident bytes of their processes."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     peak_rss: dict[str, int] = field(default_factory=dict)
 
     def copy(self) -> Costs:
-        """A copy to add others to."""
+        """A copy, to which other stages can be added."""
         return Costs(dict(self.seconds), dict(self.peak_rss))
 
 
 class Execution:
-    """Takes over what is fresh and runs the rest.
+    """Reuses stages that are fresh and runs the others.
 
     Attributes:
         force: run everything. logs: folder of the stages' logs.
@@ -40,7 +40,7 @@ class Execution:
         self.screen, self.runner, self.logs, self.force = screen, runner, logs, force
 
     def run(self, stage: Stage[R], costs: Costs) -> R:
-        """The stage's result; what it cost, now or when it ran, goes into `costs`.
+        """Return the stage's result, recorded or new; its cost, now or when it ran, goes into `costs`.
 
         Raises:
             SvdqError: the stage's own.
@@ -68,7 +68,7 @@ class Execution:
         return done.value, done.seconds, done.peak_rss_bytes
 
     def _recorded(self, stage: Stage[R]) -> tuple[R, float, int] | None:
-        """What the stage returned and cost when it ran, if it is fresh."""
+        """Recorded result, seconds and peak bytes of a fresh stage; None where it must run."""
         record = freshness.lookup(stage.folder, stage.name, stage.key)
         try:
             if record is not None:

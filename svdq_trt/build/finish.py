@@ -1,4 +1,4 @@
-"""Build the plan of an engine folder whose build stopped before it: on the target, from model.onnx alone."""
+"""Building the missing plan of an engine folder: on the target, from model.onnx alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders that are written: by one process at a time, and with files put into them."""
+"""Output folders: one process at a time writes to them, and shared files are put into them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from svdq_trt.base.files import atomic_write, open_own
 
 @contextmanager
 def only_writer(*folders: Path) -> Iterator[None]:
-    """Make `folders`, and hold them against other processes, which would write over this one's files.
+    """Make `folders` and lock them against other processes, which would overwrite this one's files.
 
     Raises:
         ArtifactError: another one holds one of them, or the lock is a link.
@@ -48,7 +48,7 @@ def place(source: Path, target: Path, link: bool) -> None:
     """Put a shared artifact into an engine's folder, by hard link or as a copy with the same time stamp."""
     stat = source.stat()
     with suppress(FileNotFoundError):
-        before = target.lstat()  # a link is no copy: it is replaced
+        before = target.lstat()  # lstat: a symbolic link is replaced
         same = (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
         if same and S_ISREG(before.st_mode):
             return

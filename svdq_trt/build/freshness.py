@@ -1,4 +1,4 @@
-"""Records of finished steps: a step is fresh when its key is the same and its files are as it left them.
+"""Records of finished steps: a step is fresh when its key is the same and its files have not been changed since.
 
 ``<folder>/.<step>.json`` holds {key, files: {name: [bytes, mtime_ns]}, result}.
 """
@@ -15,7 +15,7 @@ from svdq_trt.base.files import atomic_write
 
 
 def record_path(folder: Path, step: str) -> Path:
-    """Where a step's record lies: a file per step, as stages run side by side."""
+    """Path of a step's record: a file per step, as stages run concurrently."""
     return folder / f".{step}.json"
 
 
@@ -42,7 +42,7 @@ def store(folder: Path, step: str, key: str, files: Iterable[str], result: dict[
 
 def _fingerprint(path: Path) -> list[int] | None:
     try:
-        stat = path.lstat()  # a link is none of a stage's files
+        stat = path.lstat()  # no stage writes a link
     except OSError:
         return None
     return [stat.st_size, stat.st_mtime_ns] if S_ISREG(stat.st_mode) else None

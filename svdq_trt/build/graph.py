@@ -1,4 +1,4 @@
-"""A module as an ONNX file with the model's inputs, outputs and dynamic axes; both exports go through here."""
+"""Exporting a module to ONNX with the model's inputs, outputs and dynamic axes; both exports go through here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def export_model(
     runtime_inputs: Sequence[str] = (),
     fuse_mlp: bool = True,
 ) -> OnnxInfo:
-    """Export `module` to `out`; sizes that the ranges fix (min = max) become static.
+    """Export `module` to `out`; sizes with min = max become static.
 
     Args:
         ranges: symbol (batch, height, width, tokens) -> (min, max).
@@ -50,7 +50,7 @@ def export_model(
 
 
 def dynamic_shapes(spec: ModelSpec, ranges: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
-    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis that the ranges do not fix.
+    """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis whose min and max differ.
 
     An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold.
     """

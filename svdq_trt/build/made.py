@@ -1,4 +1,4 @@
-"""What the stages of one format made."""
+"""The results of one format's stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from svdq_trt.build.stages.quantize import Quantized
 
 @dataclass
 class Made:
-    """What the stages of one format returned, and what they cost.
+    """The results of one format's stages, and their costs.
 
     Attributes:
         artifact: the quantized model without LoRAs, by its key.

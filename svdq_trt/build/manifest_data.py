@@ -74,7 +74,7 @@ def manifest_of(
 
 
 def with_plan(data: Manifest, planned: Planned, library: PluginLibrary) -> Manifest:
-    """The manifest once its plan is there."""
+    """The manifest of an incomplete engine folder, completed with its new plan."""
     return msgspec.structs.replace(
         data,
         backend=planned.backend,
@@ -99,7 +99,7 @@ def _slots(folder: Path, slots: export.Slots | None) -> SlotsEntry | None:
 
 
 def _quantized(path: Path) -> tuple[QuantizedEntry, ...]:
-    """One entry per original linear; linears of one node share its figures."""
+    """The manifest's quantized entries, one per original linear; members of one node share its figures."""
     return tuple(
         QuantizedEntry(
             name=member,

@@ -1,4 +1,4 @@
-"""The model to quantize, opened: its module with weights, or on meta with a way to read them."""
+"""Opening the model to quantize: its module with weights, or on meta with a way to read them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STREAM_BYTES = 8 * 10**9  # of 16-bit weights
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model to quantize: its module, with its weights or, with `read` to take them from, on meta."""
+    """A model to quantize: its module, with its weights, or on meta with `read` to get them from."""
 
     spec: ModelSpec
     module: nn.Module
@@ -28,7 +28,7 @@ class OpenModel:
 
 
 def open_model(weights: Weights, skip: tuple[str, ...], progress: Progress, stream: bool = False) -> OpenModel:
-    """The model with its weights. Above _STREAM_BYTES, or on request, it is never whole in memory."""
+    """Open the model with its weights. Above _STREAM_BYTES, or on request, it is never whole in memory."""
     spec = get_model(weights.model)
     module = spec.build()
     fp16_bytes = sum(t.numel() * 2 for t in module.parameters())

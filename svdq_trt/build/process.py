@@ -1,4 +1,4 @@
-"""Run one stage in a process of its own: events in, result or SvdqError out, memory and time measured."""
+"""Running a stage in a process of its own: events in, result or SvdqError out, memory and time measured."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ R = TypeVar("R", bound=Result)
 
 @dataclass(frozen=True)
 class Done(Generic[R]):
-    """What a stage returned (None: from a rank that only helped) and what it cost."""
+    """The result of a stage (None from a rank that only helped) and its cost."""
 
     value: R | None
     seconds: float
-    peak_rss_bytes: int  # of its process tree
+    peak_rss_bytes: int  # peak of its process tree
 
 
 class StageCrashError(RuntimeError):
@@ -53,7 +53,7 @@ class StageRunner:
 
         Raises:
             SvdqError: the stage's own, or that it was killed (by a signal, for lack of memory).
-            StageCrashError: a bug of ours, with the last line of the log.
+            StageCrashError: a bug of ours; carries the last line of the log.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
@@ -72,7 +72,7 @@ class StageRunner:
             sampler = RssSampler(child.pid)
             try:
                 assert child.stdin and child.stdout
-                with suppress(BrokenPipeError):  # it died already; its exit code tells
+                with suppress(BrokenPipeError):  # it has died already; its exit code says why
                     child.stdin.write(stage.to_json())
                     child.stdin.close()
                 returned, error = _read_events(child.stdout, progress)
@@ -104,7 +104,7 @@ class StageRunner:
 
 
 def _read_events(pipe: IO[str], progress: Progress) -> tuple[tuple[Any, int] | None, SvdqError | None]:
-    """What the stage returned and its own peak memory, or its error; both None where it did neither."""
+    """The stage's result and its own peak memory, or its error; both None where it reported neither."""
     returned: tuple[Any, int] | None = None
     error: SvdqError | None = None
     for line in pipe:
@@ -146,7 +146,7 @@ class RssSampler(threading.Thread):
                 return
 
     def _resident(self) -> int:
-        """Bytes of the whole tree now; any process in it may end while it is looked at."""
+        """Bytes of the whole tree now; any process in it may end in the meantime."""
         total = 0
         try:
             tree = [self._process, *self._process.children(recursive=True)]

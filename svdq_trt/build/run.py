@@ -1,4 +1,4 @@
-"""Run a build: the stages of every format, then links, plan and manifest per engine."""
+"""Running a build: the stages of every format, then links, plan and manifest per engine."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Build:
         self.costs = Costs()  # of stages that all formats share
 
     def run(self) -> list[Built]:
-        """All engines, in the order asked for.
+        """Build all engines, in the order asked for.
 
         Raises:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
@@ -94,14 +94,14 @@ class Build:
             return [self._write_manifest(one, peak) for one in built]
 
     def quantize(self) -> dict[str, Made]:
-        """The quantized model of each format by its name, and nothing after it. Raises as `run`."""
+        """Make the quantized model of each format, by its name, and nothing more. Raises as `run`."""
         with self._only_writer(), self.screen:
             inputs = self._inputs()
             return {fmt.name: self._quantize(fmt.name, inputs) for fmt in self.work.formats()}
 
     @contextmanager
     def _only_writer(self, *engines: Path) -> Iterator[None]:
-        """Make the folders of the build, none of them a link, and hold them."""
+        """Make the folders of the build, refusing links, and lock them."""
         for folder in (self.work.shared, *engines):
             own_folder(folder.parent, folder.name)
         with only_writer(self.work.shared, *engines):
@@ -115,7 +115,7 @@ class Build:
         with self._side_by_side() as pool:
             if self.config.check:
                 reference = pool.submit(self._reference_graph)
-                # Its failure ends the main line at once, and is the one to report.
+                # Its failure stops the main line at once, and is the one reported.
                 reference.add_done_callback(lambda done: self.runner.stop() if done.exception() else None)
             try:
                 made = {fmt.name: self._graph(fmt.name, folder, inputs) for fmt, folder in formats}
@@ -132,7 +132,7 @@ class Build:
 
     @contextmanager
     def _side_by_side(self) -> Iterator[Executor]:
-        """One more stage beside the main line, where memory allows; an error in either ends the other."""
+        """An executor for one more stage beside the main line, if memory allows; an error in either stops the other."""
         roomy = psutil.virtual_memory().available >= _ROOM_FOR_TWO_BYTES
         pool: Executor = ThreadPoolExecutor(max_workers=1) if roomy else _Inline()
         try:
@@ -146,7 +146,7 @@ class Build:
     # ---- one format --------------------------------------------------------------------------------------------
 
     def _inputs(self) -> File | None:
-        """What to calibrate on: a file, recorded in a pipeline where that is asked for; None: synthetic inputs."""
+        """The file of calibration inputs, recorded in a pipeline if the config says so; None for synthetic inputs."""
         c = self.config
         if c.sampling is None:
             return None if c.calibration is None else File(c.calibration_id(), path=c.calibration)
@@ -155,14 +155,14 @@ class Build:
         return File(sample.key, path=sample.out)
 
     def _quantize(self, fmt: str, inputs: File | None) -> Made:
-        """svdq.safetensors without any LoRA: quantized here, or taken from --quantized."""
+        """Make svdq.safetensors without any LoRA: quantized here, or imported from --quantized."""
         costs = self.costs.copy()
         if self.work.quantized is not None:
             taken = TakeQuantized.of(self.work, fmt, self.work.quantized)
             result = self.execution.run(taken, costs)
             return Made(File(taken.key, path=taken.out), result, costs)
         c, first = self.config, self.work.engines[0].format.name
-        calibrate = Calibrate.of(self.work, inputs, force=c.force and fmt == first)  # again, but once
+        calibrate = Calibrate.of(self.work, inputs, force=c.force and fmt == first)  # with --force, but once
         allocated, allocation = None, None
         if c.rank_auto is not None:
             allocate = Allocate.of(self.work, c.rank_auto, fmt, calibrate)
@@ -174,12 +174,12 @@ class Build:
         stage = Quantize.of(self.work, fmt, calibrate, allocation)
         self.screen.say(get_preset(c.preset).search_line(self.work.device))
         if c.force:
-            shutil.rmtree(stage.out.with_name(f"{stage.out.name}.partial"), ignore_errors=True)  # of a stopped run
+            shutil.rmtree(stage.out.with_name(f"{stage.out.name}.partial"), ignore_errors=True)  # left by a stopped run
         result = self.execution.run(stage, costs)
         return Made(File(stage.key, path=stage.out), result, costs, allocated)
 
     def _graph(self, fmt: str, folder: Path, inputs: File | None) -> Made:
-        """model.onnx of one format, in `folder`, and all that comes before it."""
+        """Make model.onnx of one format in `folder`, and everything that it needs."""
         made = self._quantize(fmt, inputs)
         artifact = made.artifact
         if self.work.loras:
@@ -224,7 +224,7 @@ class Build:
     # ---- one engine --------------------------------------------------------------------------------------------
 
     def _engine(self, engine: Engine, made: Made) -> Built:
-        (engine.folder / manifest.NAME).unlink(missing_ok=True)  # it comes back when all it speaks of is there
+        (engine.folder / manifest.NAME).unlink(missing_ok=True)  # written again once everything that it lists exists
         # onnx refuses external data with several hard links, so the ONNX files are copied.
         linked = {quantize.FILE: True, compare.FILE: True, export.FILE: False, f"{export.FILE}.data": False}
         for name, link in linked.items():
@@ -239,7 +239,7 @@ class Build:
         try:
             planned = self._plan(engine, made.graph, library, costs)
         except errors.IncompleteError as error:
-            (engine.folder / PLAN_FILE).unlink(missing_ok=True)  # of an earlier build: not of these weights
+            (engine.folder / PLAN_FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
             incomplete = error
         return Built(engine, manifest_of(self.work, engine, made, costs, library, planned, incomplete), incomplete)
 
@@ -249,7 +249,7 @@ class Build:
         return self.execution.run(stage, costs)
 
     def _write_manifest(self, one: Built, peak_rss: int) -> Built:
-        """The engine is complete with its manifest, which says what the whole build took, too."""
+        """Complete an engine with its manifest, which also records the peak memory of the whole build."""
         data = msgspec.structs.replace(one.manifest, peak_rss_bytes=one.manifest.peak_rss_bytes | {"build": peak_rss})
         manifest.write(one.engine.folder, data)
         return replace(one, manifest=data)
@@ -269,7 +269,7 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
 
 
 def quantize_formats(config: BuildConfig) -> dict[str, Made]:
-    """Quantize what a config's archs ask for, by format, with progress on stderr."""
+    """Quantize a model in every format that the config's archs need, with progress on stderr."""
     return Build(config, Screen()).quantize()
 
 

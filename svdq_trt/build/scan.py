@@ -1,6 +1,6 @@
 """``svdq-trt sensitivity``: quantize a model, then run it with each node quantized alone.
 
-<file>.partial/  what a killed scan goes on from: calib.safetensors, svdq.safetensors (every node quantized),
+<file>.partial/  what a killed scan resumes from: calib.safetensors, svdq.safetensors (every node quantized),
                  effects.jsonl (a line per node that was run)
 """
 
@@ -46,13 +46,14 @@ from svdq_trt.quantize.sensitivity import Probe, scan
 
 @dataclass(frozen=True)
 class ScanConfig:
-    """What to scan.
+    """The options of a scan.
 
     Attributes:
-        model, checkpoint, random_weights, format, rank, preset, calibration, skip: as of a build.
-        samples: inputs to run on; the first ones of `calibration`, or synthetic ones that calibration does not use.
+        model, checkpoint, random_weights, format, rank, preset, calibration, skip: as in BuildConfig.
+        samples: number of inputs to run on: the first ones of `calibration`, or synthetic ones that calibration does
+            not use.
         pixels: side of synthetic images; None: as calibration.
-        device: as of a build; on a GPU, the model lies there in float32.
+        device: as in BuildConfig; on a GPU, the model is there in float32.
     """
 
     model: str
@@ -68,7 +69,7 @@ class ScanConfig:
     device: str
 
     def check(self) -> None:
-        """Told before any work. Raises UsageError."""
+        """Check the options before any work. Raises UsageError."""
         if self.format not in FORMATS:
             raise UsageError("--format", f"'{self.format}'", f"one of {', '.join(FORMATS)}")
         if self.samples < 1:
@@ -78,10 +79,10 @@ class ScanConfig:
 
 
 def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[str], None]) -> Sensitivity:
-    """Scan, and write `out`. What a scan of the same kind left unfinished is taken over. `say` is given notes.
+    """Scan, and write `out`, resuming an unfinished scan with the same options. `say` is called with notes.
 
     Raises:
-        SvdqError: bad arguments, weights that cannot be had, a layer that cannot be quantized, or another process at
+        SvdqError: bad arguments, missing weights, a layer that cannot be quantized, or another process at
             work on the same scan.
     """
     config.check()
@@ -100,7 +101,7 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
 
 
 def _stage(config: ScanConfig, partial: Path) -> Quantize:
-    """The quantizer, for a scan that lies in `partial`. Raises SvdqError: see run_scan."""
+    """The quantizer's stage for a scan, writing to `partial`. Raises SvdqError: see run_scan."""
     given = BuildConfig(
         config.model,
         (),
@@ -126,9 +127,9 @@ def _stage(config: ScanConfig, partial: Path) -> Quantize:
 def _quantized(
     stage: Quantize, runner: StageRunner, progress: Progress, say: Callable[[str], None]
 ) -> svdq_file.Artifact:
-    """Every node quantized, by the quantizer's own stage unless its file is there, as it was left, under its key."""
+    """All nodes quantized, read from the quantizer's stage, which runs unless it is fresh."""
     if freshness.lookup(stage.folder, stage.name, stage.key) is not None:
-        with suppress(ArtifactError):  # damaged all the same: quantized again
+        with suppress(ArtifactError):  # damaged after all: quantized again
             return svdq_file.load(stage.out)
     result = runner.run(stage, stage.folder / "quantize.log", progress).value
     assert result is not None
@@ -146,7 +147,7 @@ def _scanned(
     effects_file: Path,
     progress: Progress,
 ) -> Sensitivity:
-    """The scan itself; `effects_file` has what is done of it."""
+    """Run the scan itself; `effects_file` has the nodes that are done."""
     fields = {"quantize": quantize_key, "samples": config.samples, "pixels": config.pixels}
     effects_key = key_of("sensitivity", __name__, fields)
     journal = Journal(effects_file, effects_key)

@@ -1,4 +1,4 @@
-"""Several processes of one torchrun: rank 0 runs the command, the others take a share of the layers it quantizes."""
+"""Several processes of one torchrun: rank 0 runs the command, the others quantize a share of its layers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ R = TypeVar("R", bound=Result)
 
 
 class SharingRunner(StageRunner):
-    """Rank 0's runner: a stage that can be shared runs on all ranks, others here."""
+    """Rank 0's runner: a SharedStage runs on all ranks, any other stage on rank 0 only."""
 
     def __init__(self) -> None:
         super().__init__()
         self._jobs = 0
 
     def run(self, stage: Stage[R], log: Path, progress: Progress) -> Done[R]:
-        """As StageRunner's; raises also what failed on another rank."""
+        """Run `stage` as StageRunner does; also raises the error of another rank."""
         if size() > 1 and isinstance(stage, SharedStage):
             stage = replace(stage, job=self._jobs)
             connect().set(f"job/{self._jobs}", json.dumps({"stage": stage.to_json(), "log": str(log)}))
@@ -35,16 +35,16 @@ class SharingRunner(StageRunner):
 
 
 def dismiss() -> None:
-    """Rank 0, whatever came of its command: let the other ranks end."""
+    """Let the other ranks end; rank 0 calls this however its command ended."""
     if size() > 1:
-        with contextlib.suppress(RuntimeError):  # the store is gone: so are they
+        with contextlib.suppress(RuntimeError):  # the store is gone, and so are they
             connect().set("end", "")
 
 
 def help_out() -> int:
-    """Another rank's life: run rank 0's jobs until it says that there are no more. Returns the exit code.
+    """Run rank 0's jobs, on another rank, until rank 0 says that there are no more. Returns the exit code.
 
-    Nothing is printed: what fails here is told by rank 0.
+    Nothing is printed: rank 0 reports what fails here.
     """
     try:
         store, number = connect(), 0

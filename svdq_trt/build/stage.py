@@ -1,12 +1,12 @@
 """One step of a build as a typed value: its fields are its arguments, and its key says when it must run again.
 
 A stage reads files, writes files into one folder, and returns a typed result. It runs in a process of its own
-(worker.py), to which it travels as JSON; the command's process only declares it. That is why a stage imports what it
-runs on inside `run`: to declare a stage loads neither torch nor ONNX nor TensorRT.
+(worker.py), to which it travels as JSON; the command's process only declares it. That is why a stage imports heavy
+modules inside `run`: declaring a stage loads neither torch nor ONNX nor TensorRT.
 
 The key is the hash of the stage's class, of the fields that decide its result, of the code that it runs and of the
-libraries under that (code.py). Where a file lies does not count, what is in it does: a File counts by its id, a step
-that is a field of another by its own key, and a field with UNKEYED as its metadata not at all.
+libraries that the code uses (code.py). A file's content counts, not its path: a File counts by its id, a step that is
+a field of another by its own key, and a field with UNKEYED as its metadata not at all.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from svdq_trt.build.code import code_digest, installed, library_versions
 R = TypeVar("R", bound="Result", covariant=True)
 
 
-#: of a field that does not decide the result: where files lie, who shares the work; such fields are keyword-only
+#: Metadata of a field that does not decide the result: paths, who shares the work; such fields are keyword-only.
 UNKEYED = {"keyed": False}
 
 
 @dataclass(frozen=True)
 class File:
-    """A file that a stage reads: where it is, and what is in it, by a digest or the key of the stage that wrote it."""
+    """A file that a stage reads: its path, and its content by a digest or by the key of the stage that wrote it."""
 
     path: Path = field(kw_only=True, metadata=UNKEYED)
     id: str
@@ -42,17 +42,17 @@ class File:
 
 @dataclass(frozen=True)
 class Result:
-    """What a stage returns; `notes` are for the person who builds, also when the stage is reused."""
+    """The result of a stage; `notes` are shown to the user, also when the stage is reused."""
 
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
 class Step:
-    """Work that is known by a key and recorded beside what it writes.
+    """Work identified by a key and recorded beside its outputs.
 
     Attributes:
-        name: of its record. out: the file that it writes; others that it writes beside it are in `files`.
+        name: of its record. out: its main output; other outputs in the same folder are in `files`.
         loads: distributions that the libraries it imports load by themselves.
     """
 
@@ -63,17 +63,17 @@ class Step:
 
     @property
     def folder(self) -> Path:
-        """Where it writes, and where its record lies."""
+        """The folder of its outputs and its record."""
         return self.out.parent
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of what it writes in its folder."""
+        """Names of the outputs in its folder."""
         return (self.out.name,)
 
     @property
     def key(self) -> str:
-        """Hash of all that the result depends on."""
+        """Hash of everything that the result depends on."""
         return key_of(type(self).__qualname__, type(self).__module__, [keyed(self), installed(self.loads)])
 
 
@@ -82,7 +82,7 @@ class Stage(Step, ABC, Generic[R]):
     """A step that runs in a process of its own.
 
     Attributes:
-        name: also of its log and its figures in the manifest. result: the type that `run` returns.
+        name: also names its log and its figures in the manifest. result: the type that `run` returns.
     """
 
     result: ClassVar[type[Result]]
@@ -90,7 +90,7 @@ class Stage(Step, ABC, Generic[R]):
     @property
     @abstractmethod
     def label(self) -> str:
-        """What a person sees while it runs."""
+        """The label shown to the user while it runs."""
 
     @abstractmethod
     def run(self, progress: Progress) -> R | None:
@@ -108,13 +108,13 @@ class Stage(Step, ABC, Generic[R]):
 
 @dataclass(frozen=True)
 class SharedStage(Stage[R]):
-    """A stage whose work torchrun's ranks share; `job` is the number under which they do, None without others."""
+    """A stage whose work torchrun's ranks share; `job` numbers the shared stages, None without other ranks."""
 
     job: int | None = field(default=None, kw_only=True, metadata=UNKEYED)
 
 
 def from_json(text: str) -> Stage[Result]:
-    """The stage that `Stage.to_json` described; imports the module that declares it."""
+    """Rebuild the stage from `Stage.to_json`; imports the module that declares it."""
     data = json.loads(text)
     module, _, name = data["stage"].partition(":")
     stage: Stage[Result] = from_builtins(data["fields"], getattr(importlib.import_module(module), name))
@@ -122,14 +122,14 @@ def from_json(text: str) -> Stage[Result]:
 
 
 def key_of(name: str, module: str, fields: Any) -> str:
-    """Key of work called `name`, that `module` does with `fields` (JSON)."""
+    """Key of the work called `name` that `module` does with `fields` (JSON)."""
     code, libraries = code_digest(module), library_versions(module)
     parts = {"name": name, "code": code, "libraries": libraries, "fields": fields}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def keyed(value: Any) -> Any:
-    """What of a stage's field counts in its key, as JSON."""
+    """The part of a field's value that counts in the stage's key, as JSON."""
     if is_dataclass(value):
         counted = [f.name for f in fields(value) if f.metadata.get("keyed", True)]
         return {name: keyed_field(getattr(value, name)) for name in counted}
@@ -143,7 +143,7 @@ def keyed(value: Any) -> Any:
 
 
 def keyed_field(value: Any) -> Any:
-    """As `keyed`; a step counts by its key, with its code."""
+    """As `keyed`, except that a step counts by its key, and so by its code."""
     return value.key if isinstance(value, Step) else keyed(value)
 
 

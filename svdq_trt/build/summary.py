@@ -80,13 +80,13 @@ def print_summary(built: Sequence[Built]) -> None:
 
 
 def _console() -> Console:
-    """A file or a pipe has no width: never fold there."""
+    """A console that never folds lines in a file or a pipe, which has no width."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
 
 
 def print_models() -> None:
-    """Support table, from the data the builder uses."""
+    """Print the support table, from the data that the builder uses."""
     console = _console()
     table = Table(box=box.SIMPLE)
     for column in ("model", "what", "parameters", "in", *(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())):
@@ -118,7 +118,7 @@ def print_models() -> None:
 
 
 def support(spec: ModelSpec, arch: int) -> str:
-    """One cell of the support table: what has been done with this model for this arch, in its auto format."""
+    """One cell of the support table: how far this model has been built for this arch, in its auto format."""
     if arch in spec.built:
         return "built"
     if arch in TWIN_ARCHS:

@@ -1,4 +1,4 @@
-"""What a person sees while a build runs: one line per stage with a bar, elapsed time and what it is at."""
+"""The display of a running build: one line per stage with a bar, elapsed time and the current step."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rich.progress import BarColumn, Progress, TimeElapsedColumn
 from svdq_trt.base.progress import Progress as ProgressCall
 from svdq_trt.build.console import Console, Words
 
-_NEW_S = 3.0  # of a step: too little to say how long the rest will take
+_NEW_S = 3.0  # a step younger than this says too little about the rest
 _PLAIN_EVERY_S = 20.0  # without a terminal: a line at most this often, so that a log shows life
 
 
 class Estimate:
-    """How long the present step of a stage will go on; a step is calls with one total and rising `done`."""
+    """Estimate of the time left in a stage's current step: a run of calls with one total and rising `done`."""
 
     def __init__(self) -> None:
         self._total = self._done = 0.0
-        self._first = (0.0, 0.0)  # what was done when the step was first seen, and when
+        self._first = (0.0, 0.0)  # (done, time) when the step was first seen
 
     def __call__(self, done: float, total: float, now: float) -> str:
         """``3:20 min left``; empty while the step is new, or at its end."""
@@ -62,11 +62,11 @@ class Screen:
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         self.console.print(f"  {text}", style="dim", soft_wrap=True)
 
     def reused(self, label: str) -> None:
-        """A finished stage that is taken over."""
+        """Print that a finished stage is reused."""
         self.console.print(f"  {label:<34} reused")
 
     @contextmanager

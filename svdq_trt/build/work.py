@@ -1,6 +1,6 @@
-"""From a BuildConfig to models, folders and identities of what is read: all decisions, no work.
+"""Resolving a BuildConfig into models, folders and identities of input files: all decisions, no work.
 
-<out>/<model>-shared/                     what several engines use
+<out>/<model>-shared/                     files that several engines use
 calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  reference.npz
 <format>-r<rank>/, <format>-rauto/, or <format>-imported/
                    svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
@@ -33,7 +33,7 @@ _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights
 
 @dataclass(frozen=True)
 class Engine:
-    """One plan to build."""
+    """One engine to build."""
 
     arch: int
     format: Format
@@ -43,7 +43,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything resolved."""
+    """A build with every option resolved."""
 
     config: BuildConfig
     spec: ModelSpec
@@ -70,11 +70,11 @@ class Work:
         return self.shared / f"{fmt}-{_ending(self.config)}"
 
     def ranges(self) -> dict[str, tuple[int, int]]:
-        """Smallest and largest value of every size: what a graph depends on."""
+        """Smallest and largest value of every size, on which a graph depends."""
         return {symbol: (low, high) for symbol, (low, _, high) in self.profile.items()}
 
     def check_sizes(self) -> dict[str, int]:
-        """The smallest profile shape."""
+        """The smallest profile shape, at which the check runs."""
         return {symbol: low for symbol, (low, _, _) in self.profile.items()}
 
     def inputs(self) -> tuple[TensorProfile, ...]:
@@ -107,7 +107,7 @@ def plan_work(config: BuildConfig) -> Work:
     """Resolve a config: model, profile, formats, folders, identity of the weights.
 
     Raises:
-        SvdqError: an unknown model, no such device, a profile that the model cannot take, weights that cannot be had,
+        SvdqError: an unknown model, no such device, a profile that the model cannot take, missing weights,
             a check that doesn't fit this machine's memory.
     """
     spec = get_model(config.model)
@@ -147,14 +147,14 @@ def _file(path: Path) -> File:
 
 
 def _ending(config: BuildConfig) -> str:
-    """Of the folder that holds the quantized model without LoRA."""
+    """Ending of the folder name of a quantized model without LoRA."""
     if config.quantized is not None:
         return "imported"
     return f"r{config.rank}" if config.rank_auto is None else "rauto"
 
 
 def _quantized_format(config: BuildConfig, spec: ModelSpec) -> Format:
-    """The number format of --quantized, once every arch has kernels for it."""
+    """The number format of --quantized. Raises UsageError where an arch has no kernels for it."""
     assert config.quantized is not None
     found = FORMATS[describe(config.quantized, spec).format]
     if config.format not in ("auto", found.name):

@@ -24,11 +24,11 @@ _OF_THE_CHECK = ("reference_export", "reference_run", "check_run", "compare")
 
 def main() -> int:
     """Run one stage; the exit code says how it ended."""
-    # A killed build must not leave a stage running on for minutes.
+    # A killed build must not leave a stage running for minutes.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_USER))  # as an exception, so that files are cleaned up
     pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # stdout of libraries -> the log that the parent put behind stderr
+    os.dup2(2, 1)  # stdout of libraries -> the log that the parent opened as stderr
     emitter = Emitter(pipe)
     stage = from_json(sys.stdin.read())
     try:
@@ -41,16 +41,16 @@ def main() -> int:
         return EXIT_USER
     except Exception as error:
         traceback.print_exc()
-        told = user_error(stage.name, error)
-        if told is None:
+        reported = user_error(stage.name, error)
+        if reported is None:
             return EXIT_BUG  # our bug: the log has the traceback
-        emitter.error(told)
+        emitter.error(reported)
         return EXIT_USER
     return EXIT_OK
 
 
 def user_error(stage: str, error: Exception) -> SvdqError | None:
-    """The user error behind an exception that this machine or its disk is the cause of; None: it is our bug."""
+    """The user error for an exception caused by this machine or its disk; None for a bug of ours."""
     where = f"stage '{stage}'"
     memory = out_of_memory(where, error, "use --no-check" if stage in _OF_THE_CHECK else "")
     if memory is None and isinstance(error, OSError):  # full or unwritable disk, vanished file

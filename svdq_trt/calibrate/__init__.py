@@ -1,4 +1,4 @@
-"""What flows into each quantized linear: per-channel maxima and sampled rows."""
+"""The inputs of each quantized linear: per-channel maxima and sampled rows."""
 
 from __future__ import annotations
 

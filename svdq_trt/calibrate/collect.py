@@ -1,4 +1,4 @@
-"""Run the model over some inputs and keep what the quantizer needs to know of each group's x.
+"""Running the model over some inputs and keeping what the quantizer needs to know about each group's x.
 
 Letters: M tokens of one call, K input features, T rows kept.
 """
@@ -40,19 +40,19 @@ def collect(
     device: torch.device = CPU,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Per group: amax of every input channel over all tokens, and a uniform sample of rows.
+    """Collect, per group, the amax of every input channel over all tokens and a uniform sample of rows.
 
     The module keeps its 16-bit weights and computes in f32 (upcast.py).
 
     Args:
         module: the loaded model, its linears not replaced yet.
-        spec: its data.
-        groups: nodes to watch; all of the model's when None.
+        spec: the model's description.
+        groups: groups to watch; all of the model's when None.
         samples: synthetic inputs, spread over the denoising steps; ignored with `data`.
         tokens_per_group: T, rows kept per group; fewer where the inputs have fewer tokens.
-        height: of synthetic images, pixels; the model's calibration size when None.
-        width: likewise.
-        seed: of the synthetic inputs and the choice of rows; equal seeds give equal results.
+        height: height of synthetic images in pixels; the model's calibration size when None.
+        width: their width, likewise.
+        seed: for the synthetic inputs and the choice of rows; equal seeds give equal results.
         data: .safetensors file with real inputs instead (inputs.py).
         read: name -> parameter, for a module on meta: each is read when its layer runs. Up to _STREAM_BATCH samples
             then go through the model together, so that each is read once for all of them.
@@ -61,8 +61,8 @@ def collect(
 
     Raises:
         UsageError: samples or tokens_per_group below 1.
-        RangeError: NaN, Inf, or an overflow of the act dtype, naming the first layer that gives it.
-        ArtifactError, ShapeError: `data` is unusable.
+        RangeError: NaN, Inf, or an overflow of the act dtype, naming the first layer that produces it.
+        ArtifactError, ShapeError: `data` cannot be used.
     """
     if samples < 1:
         raise UsageError("calibration samples", str(samples), "at least 1")
@@ -104,7 +104,7 @@ def collect(
 
 
 class _Watcher:
-    """Sees every layer's call; checks all of them and records the groups' inputs."""
+    """Observer of every layer's call: checks all of them and records the groups' inputs."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class _Watcher:
             self.by_layer.setdefault(g.members[0], []).append(g)
         self.samples, self.rows, self.seed, self.progress = samples, rows, seed, progress
         self.sample = self.done = 0
-        self.batch = 1  # samples in the call that runs
+        self.batch = 1  # samples in the current call
         self.amax: dict[str, torch.Tensor] = {}
         self.kept: dict[str, list[torch.Tensor]] = {g.node: [] for g in groups}
 
@@ -133,7 +133,7 @@ class _Watcher:
             self._record(name, group, x[..., start:stop].flatten(0, -2))
 
     def _record(self, name: str, group: LinearGroup, x: torch.Tensor) -> None:
-        """Take in x [M, K], what the group's node will read."""
+        """Record x [M, K], which the group's node will read."""
         self._check(f"{name}' (its input) of '{group.node}", x)
         # Two reductions and no |x|: the temporary would be as large as the largest activation.
         amax = torch.maximum(x.amax(0), -x.amin(0)).float().cpu()
@@ -150,7 +150,7 @@ class _Watcher:
             self.progress(self.done, self.samples * len(self.kept), group.node)
 
     def _check(self, name: str, t: torch.Tensor) -> None:
-        low, high = torch.stack(torch.aminmax(t)).tolist()  # one wait for a GPU
+        low, high = torch.stack(torch.aminmax(t)).tolist()  # one wait for the GPU
         if not (math.isfinite(low) and math.isfinite(high)):
             raise RangeError(f"layer '{name}'", "NaN or Inf in calibration", "finite values", "Check the weights.")
         if max(-low, high) > self.limit:
@@ -159,7 +159,7 @@ class _Watcher:
 
     def result(self, meta: dict[str, object]) -> Calibration:
         rows = {}
-        for node in list(self.kept):  # give each group's parts back as soon as they are joined
+        for node in list(self.kept):  # free each group's parts as soon as they are joined
             rows[node] = torch.cat(self.kept.pop(node))
         return Calibration(self.amax, rows, meta)
 

@@ -1,4 +1,4 @@
-"""Inputs to calibrate on: synthetic ones, or the user's from a .safetensors file."""
+"""Calibration inputs: synthetic ones, or the user's from a .safetensors file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int) -> Iterator[Inputs]:
-    """`samples` inputs of batch 1 in f32, from the noisiest step to the cleanest."""
+    """Yield `samples` inputs of batch 1 in f32, from the noisiest step to the cleanest."""
     for i in range(samples):
         noise = 1 - (i + 0.5) / samples
         yield spec.example_inputs(
@@ -28,7 +28,7 @@ def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int)
 def batches(spec: ModelSpec, inputs: Iterable[Inputs], size: int) -> Iterator[tuple[int, Inputs]]:
     """Join up to `size` inputs at a time along their batch axis; yields (how many, inputs).
 
-    An input without a batch axis (positions) is the same for all and taken from the first.
+    An input without a batch axis (positions) is the same for all and comes from the first.
     """
     source = iter(inputs)
     while part := list(itertools.islice(source, size)):
@@ -63,7 +63,7 @@ class InputFile:
         spec.check_sizes({k: v for k, v in self.sizes.items() if k in SYMBOLS})
 
     def _match(self, where: str, dims: tuple[int | Axis, ...], shape: tuple[int, ...]) -> None:
-        """Learn each symbol from the first input that has it and hold the others to it."""
+        """Learn each symbol from the first input that has it and check the others against it."""
         text = ", ".join(str(d) if isinstance(d, int) else f"{d.name}/{d.divisor}" for d in dims)
         if len(shape) != len(dims):
             raise ShapeError(where, f"shape {list(shape)}", f"[{text.replace('/1', '')}]")

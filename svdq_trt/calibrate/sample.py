@@ -1,7 +1,7 @@
-"""Calibration inputs from a real pipeline: prompts are run, and what the denoiser is called with is kept.
+"""Calibration inputs from a real pipeline: prompts are run, and the denoiser's inputs are kept.
 
 The file is one that ``--calibration`` reads (inputs.py). The pipeline is a diffusers folder; its own denoiser runs,
-behind models/denoiser.py, which knows how a pipeline's calls become a model's inputs.
+wrapped by models/denoiser.py, which turns a pipeline's calls into a model's inputs.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.denoiser import Denoiser, component_of
 
-_KEY = "svdq.sampling"  # of the safetensors metadata: how the inputs were made
+_KEY = "svdq.sampling"  # key in the safetensors metadata: how the inputs were made
 _MAX_PROMPT_BYTES = 16 << 20
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file, empty ones left out.
+    """Read the lines of a text file, without empty ones.
 
     Raises:
         ArtifactError: unreadable, too large, not UTF-8, or without a prompt.
@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def schedule(samples: int, prompts: int, steps: int) -> dict[int, set[int]]:
-    """Which denoising steps of which prompts are kept: `samples` of them, spread evenly over both.
+    """Choose which denoising steps of which prompts are kept: `samples` of them, spread evenly over both.
 
     Raises:
         UsageError: fewer than one, or more than there are.
@@ -82,14 +82,14 @@ def sample_inputs(
 ) -> int:
     """Run prompts through the pipeline and write the inputs of its denoiser to `out`.
 
-    A prompt's run ends behind its last step that is kept. The pipeline computes in the model's 16-bit type on a GPU, in
-    f32 on a CPU, and is in memory as a whole.
+    A prompt's run ends after its last step that is kept. The pipeline computes in the model's 16-bit type on a GPU, in
+    f32 on a CPU, and is loaded as a whole.
 
     Args:
         pipeline: folder with model_index.json. prompts: see read_prompts.
         samples: denoising steps that are kept; each gives one input, or one per guidance branch.
-        steps: of a whole run. guidance: scale; the pipeline's own default when None.
-        height: of the images, pixels. width: likewise. seed: prompt i starts from noise of seed + i.
+        steps: denoising steps of a whole run. guidance: scale; the pipeline's own default when None.
+        height, width: size of the images in pixels. seed: prompt i starts from noise of seed + i.
         device: where the pipeline runs.
         progress: called with (denoising steps done, all, label).
 
@@ -140,18 +140,18 @@ def sample_inputs(
 
 
 class _EnoughError(Exception):
-    """Nothing more is wanted of this prompt."""
+    """No more steps of this prompt are wanted."""
 
 
 class _Input(NamedTuple):
-    """See denoiser.Input."""
+    """An input of the module, as denoiser.Input describes it."""
 
     name: str
     dtype: str
 
 
 class _Recorder:
-    """Runs the torch module, and keeps what it is given at the steps wanted."""
+    """A runner of the torch module that keeps its inputs at the wanted steps."""
 
     def __init__(
         self, spec: ModelSpec, flat: nn.Module, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
@@ -163,16 +163,16 @@ class _Recorder:
         self.begin(set())
 
     def begin(self, wanted: set[int]) -> None:
-        """The next prompt."""
+        """Begin the next prompt, of which the steps `wanted` are kept."""
         self.wanted, self.step = wanted, -1
         self._time: float | None = None
 
     def missing(self) -> bool:
-        """Whether the run was too short."""
+        """Whether the run ended before the last wanted step."""
         return self.step < max(self.wanted)
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One call of the denoiser; calls at one timestep are one step: guidance branches may come apart."""
+        """Run one call of the denoiser; calls at one timestep are one step, as guidance branches may come apart."""
         time = float(inputs["timestep"].reshape(-1)[0])
         if time != self._time:
             if self.step >= max(self.wanted):
@@ -188,7 +188,7 @@ class _Recorder:
         return {self.spec.outputs[0].name: y}
 
     def stacked(self) -> dict[str, Tensor]:
-        """The file's tensors."""
+        """The kept inputs by name, stacked: the file's tensors."""
         return {name: torch.cat(values).contiguous() for name, values in self.kept.items()}
 
 
@@ -196,7 +196,7 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
     index = read_json_object(folder / "model_index.json", "the index of a diffusers pipeline")
-    absent = {name: None for name, value in index.items() if value == [None, None]}  # some classes want to be told
+    absent = {name: None for name, value in index.items() if value == [None, None]}  # some classes need them as None
     variant = spec.variant if spec.variant and any(folder.glob(f"*/*.{spec.variant}.*")) else None
     try:
         pipe = DiffusionPipeline.from_pretrained(
@@ -205,7 +205,7 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
             variant=variant,
             local_files_only=True,
             use_safetensors=True,  # no pickles
-            trust_remote_code=False,  # nor Python files of the folder's
+            trust_remote_code=False,  # nor Python files in the folder
             **absent,
         )
     except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, KeyError) as error:
@@ -218,7 +218,7 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
 def _record(
     spec: ModelSpec, pipe: Any, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
 ) -> _Recorder:
-    """Put a recorder where the pipeline has its denoiser, which runs behind it with the model's flat inputs."""
+    """Replace the pipeline's denoiser by a recorder, which runs the denoiser with the model's flat inputs."""
     name = component_of(pipe)
     module = getattr(pipe, name)
     if not isinstance(module, spec.model_class()):

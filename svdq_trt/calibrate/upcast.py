@@ -1,10 +1,10 @@
-"""Run a 16-bit module in float32, on the CPU or a GPU, without a second copy of its weights.
+"""Running a 16-bit module in float32, on the CPU or a GPU, without a second copy of its weights.
 
-Each layer's parameters are converted for the duration of its own call, into buffers that are used again. For a GPU
-they are moved there then: the module itself stays where it is, and only its largest layer is on the GPU.
+Each layer's parameters are converted for the duration of its own call, into buffers that are reused. For a GPU
+they are moved there for that call: the module itself stays where it is, and at most one layer is on the GPU.
 
 Why float32: on two cores with AVX512-BF16 a linear ran at 152 GFLOP/s in f32, 397 in bf16, 40 in f16.
-So bf16 is faster, but on such CPUs only, and its 8 bits would show in the rows that are kept.
+So bf16 is faster, but on such CPUs only, and its 8 bits of precision would show in the kept rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Scratch:
 
 
 def exact_convolutions() -> contextlib.AbstractContextManager[None]:
-    """On a GPU: convolutions in f32 and not in TF32, by algorithms that give the same bits every time."""
+    """Context in which a GPU convolves in f32, not TF32, by algorithms that give the same bits every time."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
@@ -47,13 +47,13 @@ def exact_convolutions() -> contextlib.AbstractContextManager[None]:
 def float32_layers(
     module: nn.Module, watch: Watch, read: Read | None = None, device: torch.device = CPU
 ) -> Iterator[None]:
-    """Within the block every module that owns parameters computes in f32; `watch` sees each call of a layer.
+    """Context in which every module that owns parameters computes in f32; `watch` sees each call of a layer.
 
-    A parameter on meta is had from `read`, by its name, for the duration of its own module's call: a model of any
+    A parameter on meta comes from `read`, by its name, for the duration of its own module's call: a model of any
     size runs in the memory of its activations and its largest layer. Inputs and outputs are on `device`.
 
-    The module is as before afterwards, also after an exception: parameters are put back at the end of each
-    call, forwards at the end of the block.
+    Afterwards the module is as before, even after an exception: parameters are put back at the end of each call,
+    forwards at the end of the block.
     """
     scratch = _Scratch(device)
     patched: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""Parameters read before they are asked for, by threads, while a GPU works on those that were."""
+"""Reading parameters before they are needed, by threads, while a GPU works on earlier ones."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from contextlib import contextmanager
 import torch
 
 Read = Callable[[str], torch.Tensor]
-BUDGET_BYTES = 2 * 10**9  # of parameters that nobody has asked for yet
+BUDGET_BYTES = 2 * 10**9  # of parameters that have been read but not asked for yet
 _MOST_THREADS = 8
 
 
 @contextmanager
 def read_ahead(read: Read, order: Sequence[tuple[str, int]], budget: int = BUDGET_BYTES) -> Iterator[Read]:
-    """`read` with what comes next in `order` on its way already.
+    """Context that wraps `read` so that the next parameters in `order` are read ahead.
 
     Args:
         read: name -> parameter; called from several threads.
-        order: (name, bytes) roughly in the order in which they will be asked for, a name as often as it will be. One
-            that is not on its way is read when asked for, and what follows it in `order` comes next: so a second pass
-            over the model begins anew, and a guess that was wrong costs time alone.
-        budget: bytes, at most, that are on their way or wait to be asked for.
+        order: (name, bytes) roughly in the order of the calls, a name as often as it is asked for. A parameter that
+            is not being read ahead is read when asked for, and reading ahead continues after it in `order`: so a
+            second pass over the model starts over, and a wrong guess costs only time.
+        budget: most bytes that are being read ahead or wait to be asked for.
     """
     pool = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
     try:
@@ -35,7 +35,7 @@ def read_ahead(read: Read, order: Sequence[tuple[str, int]], budget: int = BUDGE
 
 @contextmanager
 def read_ahead_of(device: torch.device, read: Read | None, order: Sequence[tuple[str, int]]) -> Iterator[Read | None]:
-    """`read_ahead` where `device` is a GPU. On the CPU, where it would take cores from the work, `read` as it is."""
+    """`read_ahead` for a GPU; on the CPU, where it would take cores from the work, `read` itself."""
     if read is None or device.type == "cpu":
         yield read
         return

@@ -26,7 +26,7 @@ def check_config(spec: ModelSpec, path: Path) -> None:
 
 
 def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_names: Sequence[str] = ()) -> None:
-    """As check_config, for a config that was read already; `class_names` are accepted beside the model's own."""
+    """Check a config that was read already, as check_config; `class_names` are accepted besides the model's own."""
     cls = spec.model_class()
     name = found.get("_class_name", cls.__name__)
     if name not in (cls.__name__, *spec.class_aliases, *class_names):
@@ -41,13 +41,13 @@ def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_
 
 
 def check_module(spec: ModelSpec, module: nn.Module, where: str) -> None:
-    """As check_config, for a module of diffusers: it must be what the spec says, but for its weights."""
+    """Check a diffusers module, as check_config: it must match the spec in everything but its weights."""
     config: Any = module.config
     compare_config(spec, {"_class_name": type(module).__name__, **config}, where)
 
 
 def _normal(value: Any) -> Any:
-    """Lists equal tuples, a list of equal entries equals the entry, false equals null: so for diffusers."""
+    """Normal form of a config value: to diffusers, lists equal tuples, [a, a] equals a, and false equals null."""
     if isinstance(value, list | tuple):
         items = tuple(_normal(v) for v in value)
         return items[0] if items and all(v == items[0] for v in items) else items

@@ -15,8 +15,8 @@ def weights_digest(spec: ModelSpec, checkpoint: str | None = None, random_seed: 
     """``sha256:<hex>`` of the model's config and its weights.
 
     Files are hashed whole (1.8 GB/s: 3 s for SDXL), not by size and time: a copied checkpoint keeps its
-    digest and an edited one never does. Names of files don't count. For random weights: the seed and
-    the generator's version.
+    digest and an edited one never does. Names of files don't count. For random weights, the seed and the
+    generator's version are hashed.
 
     Raises:
         UsageError, ArtifactError: as `load`.

@@ -19,7 +19,7 @@ from svdq_trt.models import ModelSpec
 
 
 class Weights(Protocol):
-    """Where a model's parameters come from, one at a time: a checkpoint or a seed."""
+    """A source of a model's parameters, one at a time: a checkpoint or a seed."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def load(
     random_seed: int | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """The model with its weights, eval mode, act dtype, on the CPU.
+    """Load the model with its weights, in eval mode and the act dtype, on the CPU.
 
     Args:
         spec: which model.
@@ -59,7 +59,7 @@ def load(
 
 
 def open_weights(spec: ModelSpec, checkpoint: str | None = None, random_seed: int | None = None) -> Weights:
-    """The model's parameters, checked by name and shape, not read yet. Arguments and errors as `load`."""
+    """Open the model's parameters, checked by name and shape but not read yet. Arguments and errors as `load`."""
     if checkpoint is not None and random_seed is not None:
         raise UsageError("--checkpoint", "given together with --random-weights", "one of them")
     if random_seed is not None:
@@ -90,7 +90,7 @@ class CheckpointWeights:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """File by file, in the files' own order: each is mapped once, and read from front to back."""
+        """All parameters, file by file in the files' own order: each is mapped once and read from front to back."""
         order = sorted(self._old.items(), key=lambda kv: (str(self._found[kv[1]].path), kv[1]))
         return tuple(name for name, _ in order)
 

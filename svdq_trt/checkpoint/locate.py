@@ -1,4 +1,4 @@
-"""Which files a ``--checkpoint`` means: a diffusers folder, one .safetensors file, or a hub id."""
+"""Finding the files that ``--checkpoint`` names: a diffusers folder, one .safetensors file, or a hub id."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BOTH = "Give a local copy with --checkpoint, or use --random-weights SEED."
 
 @dataclass(frozen=True)
 class Source:
-    """Where weights are.
+    """The location of a model's weights.
 
     Attributes:
         files: the safetensors files, at least one.
@@ -72,7 +72,7 @@ def _single_file(path: Path) -> Source:
 
 
 def _in_folder(spec: ModelSpec, folder: Path) -> Source:
-    """The model's files in a pipeline folder (its subfolder) or in the model's own folder."""
+    """Find the model's files in a pipeline folder (its subfolder) or in the model's own folder."""
     for root in (folder / spec.subfolder, folder):
         config = root / "config.json"
         if config.is_file():
@@ -130,7 +130,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> Path:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if _is_complete(spec, folder):
             return folder
-        plain = [f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: take the full one
+        plain = [f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
         return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain]))
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -23,7 +23,7 @@ from torch import nn
 from svdq_trt.base.errors import UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
 
-GENERATOR_VERSION = 1  # raise it with any change of the values, so that digests change too
+GENERATOR_VERSION = 1  # raise it with any change to the values, so that digests change too
 
 #: Output gain by layer name; first match wins, 1 otherwise. SiLU halves the variance of what follows it.
 _GAINS = (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from svdq_trt.build.config import Sampling
     from svdq_trt.build.run import Built
 
-RANK = "32"  # where nothing is said
+RANK = "32"  # where none is given
 #: options that mean nothing where nothing is quantized
 _OF_QUANTIZER = (
     "rank",
@@ -45,7 +45,7 @@ examples:
 
 
 def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """What `svdq-trt quantize` has too: model, archs, weights, quantizer. Returns the group of the weights."""
+    """Add the options shared with `svdq-trt quantize`: model, archs, weights, quantizer. Returns the weights' group."""
     archs = ", ".join(f"sm_{a}" for a in KERNELS)
     auto = "; ".join(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())
     p.add_argument("--model", required=True, help="a name from `svdq-trt models`")
@@ -100,7 +100,7 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def add_skip(p: argparse._ActionsContainer) -> None:
-    """What a recipe leaves in 16 bit at the user's wish."""
+    """Add the option that keeps linears in 16 bit."""
     p.add_argument(
         "--skip",
         action="append",
@@ -111,7 +111,7 @@ def add_skip(p: argparse._ActionsContainer) -> None:
 
 
 def add_output(p: argparse.ArgumentParser) -> None:
-    """Where `svdq-trt build` and `svdq-trt quantize` write, and whether they go on from what is there."""
+    """Add the options for where `svdq-trt build` and `svdq-trt quantize` write, and whether they reuse results."""
     p.add_argument("--out", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
     p.add_argument("--force", action="store_true", help="run every stage again")
 
@@ -188,7 +188,7 @@ def quantization(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sampling(args: argparse.Namespace) -> Sampling | None:
-    """The pipeline run that --calibration-prompts asks for."""
+    """The options of the pipeline run for --calibration-prompts."""
     settings = {
         name: getattr(args, f"calibration_{name}") for name in ("pipeline", "samples", "steps", "guidance", "seed")
     }
@@ -203,7 +203,7 @@ def _sampling(args: argparse.Namespace) -> Sampling | None:
 
 
 def _check_quantized(args: argparse.Namespace) -> None:
-    """Refuse what steers the quantizer beside --quantized, which takes its place. Raises UsageError."""
+    """Refuse options of the quantizer next to --quantized, which replaces it. Raises UsageError."""
     given = [name for name in _OF_QUANTIZER if getattr(args, name) not in (None, [])]
     if args.quantized is not None and given:
         option = given[0].replace("_", "-")

@@ -1,6 +1,6 @@
 """The commands, one module each: NAME, HELP, EPILOG, add_options(parser), run(args) -> exit code.
 
-Importing a command must stay light (no torch, no TensorRT): what is heavy is imported inside `run`.
+Importing a command must stay light (no torch, no TensorRT): heavy modules are imported inside `run`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from svdq_trt.cli import (
 
 
 class Command(Protocol):
-    """What a module of this package has.
+    """The interface of a command's module.
 
     Attributes:
         NAME: the word after ``svdq-trt``.
         HELP: one line for the list of commands.
-        EPILOG: what stands below the options in its own ``--help``; may be empty.
+        EPILOG: text below the options in its own ``--help``; may be empty.
     """
 
     NAME: str
@@ -40,7 +40,7 @@ class Command(Protocol):
         """Declare the command's arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit code. Raises SvdqError for bad input."""
+        """Run the command; returns the exit code. Raises SvdqError for bad input."""
 
 
 #: in the order of `svdq-trt --help`

@@ -98,7 +98,7 @@ def _print(found: Difference, candidate: Subject, reference: Subject) -> None:
 def _to_json(found: Difference, candidate: Subject, reference: Subject, source: dict[str, Any]) -> dict[str, Any]:
     from svdq_trt.artifact.manifest import to_json
 
-    def finite(figures: dict[str, Any]) -> dict[str, Any]:  # equal outputs have no noise: JSON knows no infinity
+    def finite(figures: dict[str, Any]) -> dict[str, Any]:  # equal outputs have infinite SQNR, which JSON lacks
         return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
     def side(one: Subject, seconds: float) -> dict[str, Any]:

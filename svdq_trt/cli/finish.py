@@ -1,4 +1,4 @@
-"""``svdq-trt finish``: the plan of an engine folder that lacks one, built on its target."""
+"""``svdq-trt finish``: build the missing plan of an engine folder, on its target."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ exit codes: 0 done, 1 bad input, 2 bad arguments, 3 a required accuracy missed, 
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with our error line: no usage dump in front of it."""
+    """argparse's parser with our error line, not preceded by a usage dump."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, quoted(f"{self.prog}: {message}. See {self.prog} --help.") + "\n")
@@ -53,12 +53,12 @@ def _parser() -> _Parser:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line; exits with code 2 and one line where it cannot be meant."""
+    """Parse a command line; exits with code 2 and one line if it makes no sense."""
     return _parser().parse_args(_renamed(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _renamed(words: list[str]) -> list[str]:
-    """The same line with the command's present name, and a note on stderr where it had an old one."""
+    """The words with the command's present name; prints a note on stderr if it was an old one."""
     at = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
     if at == len(words) or words[at] not in RENAMED:
         return words
@@ -81,7 +81,7 @@ def _refused(error: SvdqError, debug: bool) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (see ``svdq-trt --help``).
 
-    Started by torchrun, rank 0 runs it and speaks for all; the others work for it.
+    Under torchrun, rank 0 runs it and prints for all ranks; the others work for it.
     """
     if ranks.rank():
         return sharing.help_out()
@@ -98,18 +98,18 @@ def _main(argv: Sequence[str] | None) -> int:
     except SvdqError as error:
         return _refused(error, args.debug)
     except KeyboardInterrupt:
-        say("svdq-trt: interrupted. Finished stages are kept; run the same command to go on.", file=sys.stderr)
+        say("svdq-trt: interrupted. Finished stages are kept; run the same command to continue.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except Exception as error:
-        told = out_of_memory(args.command, error)
-        if told is None and isinstance(error, OSError):  # a folder that cannot be made, a link that cannot be set
+        reported = out_of_memory(args.command, error)
+        if reported is None and isinstance(error, OSError):  # a folder that cannot be made, a link that cannot be set
             where, got = str(error.filename or "file"), error.strerror or str(error)
-            told = ArtifactError(where, got, "a readable and writable place with free space")
-        if told is not None:
-            return _refused(told, args.debug)
+            reported = ArtifactError(where, got, "a readable and writable place with free space")
+        if reported is not None:
+            return _refused(reported, args.debug)
         if args.debug:
             _trace()
         say(

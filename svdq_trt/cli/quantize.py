@@ -12,11 +12,11 @@ from svdq_trt.cli.build import add_output, add_quantization, quantization
 from svdq_trt.contract.archs import resolve_format
 
 NAME = "quantize"
-HELP = "checkpoint -> svdq.safetensors alone: quantize here, build elsewhere"
+HELP = "checkpoint -> svdq.safetensors only: quantize here, build elsewhere"
 EPILOG = """\
 Writes DIR/<model>-shared/<format>-r<rank>/svdq.safetensors (<format>-rauto/ with --rank auto): the whole quantized
 model in one file, which needs no 16-bit weights beside it. svdq-trt build takes it with --quantized on any machine;
-with the same options and --out here it goes on from it. A run that was stopped goes on where it was, layer by layer.
+here, given the same options and --out, build continues from it. A stopped run resumes where it was, layer by layer.
 
 examples:
   svdq-trt quantize --model flux1-dev --arch sm_89 --checkpoint ./FLUX.1-dev                      on the GPU, if any
@@ -53,6 +53,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _next(model: str, archs: list[int], artifact: Path) -> str:
-    """The command that builds on from the artifact."""
+    """The command that builds engines from the artifact."""
     words = [word for arch in archs for word in ("--arch", f"sm_{arch}")]
     return shlex.join(["svdq-trt", "build", "--model", model, *words, "--quantized", str(artifact)])

@@ -1,4 +1,4 @@
-"""``svdq-trt sensitivity``: what quantizing each node alone does to the model's output."""
+"""``svdq-trt sensitivity``: the effect of quantizing each node alone on the model's output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NAME = "sensitivity"
 HELP = "quantize each node alone and measure the model's output: where errors hurt"
 EPILOG = """\
-Writes FILE (JSON) and a bar chart beside it (FILE with .png). A killed scan goes on where it stopped.
+Writes FILE (JSON) and a bar chart beside it (FILE with .png). A killed scan resumes where it stopped.
 
 examples:
   svdq-trt sensitivity --model sdxl-tiny --random-weights 0 --format int4 --pixels 128
@@ -33,7 +33,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--random-weights", type=int, metavar="SEED", help="made-up weights with realistic outliers")
     p.add_argument("--format", required=True, help=", ".join(FORMATS))
     p.add_argument("--rank", type=int, default=int(RANK), metavar="R", help=f"of the 16-bit branch (default {RANK})")
-    p.add_argument("--preset", default=DEFAULT_PRESET, help=f"as of a build (default {DEFAULT_PRESET})")
+    p.add_argument("--preset", default=DEFAULT_PRESET, help=f"as in a build (default {DEFAULT_PRESET})")
     p.add_argument(
         "--calibration", type=Path, metavar="FILE", help="safetensors with model inputs, stacked; default: synthetic"
     )

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _about(config: Any) -> str:
-    """``Triton's python backend (runtime session), max_batch_size 0: ...``."""
+    """One line about a model: ``Triton's python backend (runtime session), max_batch_size 0: ...``."""
     runtime = {key: value.string_value for key, value in config.parameters.items()}.get("svdq_trt_runtime")
     batch = config.max_batch_size
     shapes = f"requests merged up to batch {batch}" if batch else "shapes are the engine's, batch axis included"

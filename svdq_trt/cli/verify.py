@@ -1,4 +1,4 @@
-"""``svdq-trt verify``: is an engine folder what its manifest says."""
+"""``svdq-trt verify``: check that an engine folder is what its manifest says."""
 
 from __future__ import annotations
 

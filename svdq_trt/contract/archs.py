@@ -1,6 +1,6 @@
 """GPU architectures: names, and the format that ``--format auto`` takes on each.
 
-What a *backend* can build for is asked of the backend itself (svdq_trt/engine/backend.py), not listed here.
+The archs that a *backend* can build for are not listed here: the backend is asked (svdq_trt/engine/backend.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from svdq_trt.base.errors import UsageError
 from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A8, Format
 
-#: arch -> (format, why). From the MMA that exists there; see README, "Formats".
+#: arch -> (format, why), by the MMA instructions that the arch has.
 AUTO_FORMAT: dict[int, tuple[Format, str]] = {
     80: (W4A8, "int8 MMA; the per-group rescale of int4 costs three times the MMA on an A100"),
     86: (INT4, "native m16n8k64 s4 MMA"),
@@ -32,7 +32,7 @@ KERNELS: dict[int, tuple[str, ...]] = {
 
 
 def parse_arch(text: str) -> int:
-    """``sm_89`` -> 89. Raises UsageError for anything else."""
+    """Parse ``sm_89`` as 89. Raises UsageError for anything else."""
     match = re.fullmatch(r"sm_(\d{2,3})", text)
     if not match or int(match[1]) not in KERNELS:
         known = ", ".join(f"sm_{a}" for a in KERNELS)

@@ -6,5 +6,5 @@ import math
 
 
 def decibels(error: float) -> float:
-    """SQNR of a relative squared error, at most 300 dB."""
+    """SQNR in dB of a relative squared error, at most 300."""
     return -10 * math.log10(max(error, 1e-30))

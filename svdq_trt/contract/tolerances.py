@@ -17,7 +17,7 @@ class Limit:
 
 
 #: Kernel against the fp64 reference on the same codes and scales, by output dtype. A wrong scale, a swapped
-#: pair of codes or a lost term of the sum gives below 40 dB.
+#: pair of codes or a lost term of the sum brings it below 40 dB.
 KERNEL_ERROR: dict[str, Limit] = {
     "f16": Limit(60.0, "about 73 dB from rounding y and t to f16, and a margin"),
     "bf16": Limit(45.0, "about 55 dB from rounding y and t to bf16, and a margin"),

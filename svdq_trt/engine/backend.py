@@ -1,7 +1,7 @@
 """The TensorRT that builds: TensorRT-RTX (ahead of time, for other GPUs) or TensorRT (for the GPU present).
 
-Both have the same Python API and run the same code here. What a backend can build for is asked of the loaded
-library and of the CUDA driver, never listed.
+Both have the same Python API and run the same code here. The archs that a backend can build for are never listed
+here: the loaded library and the CUDA driver are asked.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Backend:
     def targets(self) -> list[int]:
         """Compute capabilities this backend can build for on this machine."""
         named = getattr(self.module, "ComputeCapability", None)
-        if named is not None:  # builds ahead of time
+        if named is not None:  # it builds ahead of time
             return sorted(int(n[2:]) for n in dir(named) if n.startswith("SM") and n[2:].isdigit())
         present = local_arch()
         return [] if present is None else [present]
@@ -64,7 +64,7 @@ def select(choice: str, arch: int) -> Backend:
     """The first backend that can build for `arch` here.
 
     Raises:
-        IncompleteError: none can; says what each could do.
+        IncompleteError: none can; says what each can build for.
     """
     backends = available(choice)
     for backend in backends:

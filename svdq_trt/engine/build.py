@@ -19,7 +19,7 @@ from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """What was built: size and digest of the file, the nodes that became plugin layers, and all compiled layers."""
+    """A finished plan: size and digest of its file, the nodes that became plugin layers, and all compiled layers."""
 
     bytes: int
     sha256: str
@@ -43,12 +43,12 @@ def build_plan(
         embed: plugin library to serialize into the plan; it must be loaded already.
 
     Raises:
-        SvdqError: the parser or the builder refused; carries TensorRT's own last error.
+        SvdqError: the parser or the builder failed; carries TensorRT's own last error.
     """
     trt = backend.module
     logger = _make_logger(trt)
     builder = trt.Builder(logger)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # gone where nothing else exists
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # absent where all networks are
     flags = 0 if typed is None else 1 << int(typed)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
@@ -86,7 +86,7 @@ def build_plan(
 
 def _make_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):
-        """Prints (into the stage's log) and keeps the last errors and TensorRT's own memory figures."""
+        """Logger that prints (into the stage's log) and keeps the last errors and TensorRT's own memory figures."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -116,7 +116,7 @@ _MEMORY_NOTES = {
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Shows the innermost running phase of the build."""
+        """Progress monitor that shows the innermost running phase of the build."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -138,7 +138,7 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
 
 def _make_writer(trt: Any, file: Any) -> Any:
     class Writer(trt.IStreamWriter):
-        """Writes and digests the plan as it comes: it is never whole in memory."""
+        """Stream writer that writes and digests the plan as it comes: it is never whole in memory."""
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
@@ -148,7 +148,7 @@ def _make_writer(trt: Any, file: Any) -> Any:
         def write(self, data: Any) -> int:
             try:
                 file.write(data)
-            except OSError as error:  # must not cross TensorRT's boundary
+            except OSError as error:  # an exception must not cross TensorRT's boundary
                 self.error = error
                 return 0
             self.digest.update(data)

@@ -6,7 +6,7 @@ from collections import deque
 
 
 class LastErrors:
-    """Keeps the last errors that a TensorRT logger saw."""
+    """The last errors that a TensorRT logger saw."""
 
     def __init__(self) -> None:
         self._messages: deque[str] = deque(maxlen=16)
@@ -16,10 +16,10 @@ class LastErrors:
         self._messages.append(message)
 
     def clear(self) -> None:
-        """Forget them: what comes next is about the next call."""
+        """Forget all errors: those that follow belong to the next call."""
         self._messages.clear()
 
     def __str__(self) -> str:
-        """Our plugin's own message if there is one, else the last; on one line; empty when there was none."""
+        """Our plugin's own message if there is one, else the last, on one line; empty without errors."""
         ours = [m for m in self._messages if "svdq" in m.lower()]
         return " ".join((ours or list(self._messages) or [""])[-1].split())

@@ -1,4 +1,4 @@
-"""Which layers of an engine are plugins, as TensorRT itself reports it; also where there is no GPU.
+"""The plugin layers of an engine, as TensorRT itself reports them; also where there is no GPU.
 
 An engine cannot be deserialized without a GPU, so the engine inspector is out of reach on a build machine.
 But with ``ProfilingVerbosity.DETAILED`` the builder logs the same text as one VERBOSE message that begins
@@ -20,7 +20,7 @@ _TENSOR = re.compile(r"Name: (?P<name>\S+), Dimensions: \[(?P<dims>[-\d,]*)\].*?
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor of a layer; -1 in `shape` is a dynamic dimension, `dtype` TensorRT's word (``Half``)."""
+    """A tensor of a layer; -1 in `shape` is a dynamic dimension, `dtype` is TensorRT's word (``Half``)."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class EngineLayer:
     Attributes:
         name: the engine's name for it.
         type: TensorRT's LayerType.
-        nodes: names of the ONNX nodes it was made from.
+        nodes: names of the ONNX nodes that it was made from.
         inputs: activations first, then constants, each in the op's order.
         outputs: results, then a plugin's workspace.
     """
@@ -47,7 +47,7 @@ class EngineLayer:
 
 
 class LayerReport:
-    """Collects the engine's layers from a builder's log. Call `feed` with every message of the logger.
+    """Collector of the engine's layers from a builder's log. Call `feed` with every message of the logger.
 
     The logger must let VERBOSE messages through, and the builder config must have
     ``profiling_verbosity = ProfilingVerbosity.DETAILED``.
@@ -57,7 +57,7 @@ class LayerReport:
         self.layers: list[EngineLayer] = []
 
     def feed(self, message: str) -> None:
-        """Take one log message; only the layer report changes anything."""
+        """Take one log message; all but the layer report are ignored."""
         if message.startswith("Layers:"):
             self.layers += engine_layers(message)
 
@@ -74,7 +74,7 @@ def _tensors(line: str, field: str) -> tuple[EngineTensor, ...]:
 
 
 def engine_layers(report: str) -> list[EngineLayer]:
-    """All layers in a layer report; lines that describe no layer are passed over."""
+    """All layers in a layer report; lines that describe no layer are skipped."""
     layers = []
     for line in report.splitlines():
         head = re.match(r"\s*Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: ", line)

@@ -1,4 +1,4 @@
-"""The TensorRT plugin library: where it is, what it is, and loading it into a TensorRT module's registry.
+"""The TensorRT plugin library: finding it, identifying it, and loading it into a TensorRT module's registry.
 
 ``tensorrt`` and ``tensorrt_rtx`` have the same Python API; every function here takes the imported module.
 Importing this file loads neither of them.
@@ -31,7 +31,7 @@ class PluginLibrary:
 
     Attributes:
         path: absolute path.
-        sha256: of the file, 64 hex digits; the manifest of an engine records it.
+        sha256: digest of the file, 64 hex digits; the manifest of an engine records it.
         version: version of the C API inside, such as ``1.0.0``.
     """
 
@@ -55,7 +55,7 @@ def find(path: Path | None = None) -> PluginLibrary:
 
 
 @functools.lru_cache(maxsize=8)
-def _version(path: Path, digest: str) -> str:  # digest: a rebuilt file is another library
+def _version(path: Path, digest: str) -> str:  # by digest: a rebuilt file is another library
     try:
         function = ctypes.CDLL(str(path)).svdq_version
     except (OSError, AttributeError) as error:
@@ -76,14 +76,14 @@ def registered_ops(trt: Any) -> set[str]:
 def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
     """Load the plugin library into the registry of `trt`; check that it has exactly the ops of the contract.
 
-    Loading the same library again does nothing. What the plugin refuses later, it tells the module's logger.
+    Loading the same library again does nothing. What the plugin refuses later goes to the module's logger.
 
     Args:
         trt: the imported module, ``tensorrt`` or ``tensorrt_rtx``.
         path: the library; None means `find()`.
 
     Raises:
-        ArtifactError: missing or broken library, another one already loaded, ops other than spec/ops.py.
+        ArtifactError: missing or broken library, another one already loaded, ops other than contract/ops.py's.
 
     Tested by tests/trt/test_plugin_lib.py.
     """
@@ -101,7 +101,7 @@ def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
         return before
     preload_core(trt)
     if not registered_ops(trt):
-        # The handle tells nothing in Python; a library that does not load leaves no ops.
+        # The handle says nothing in Python; a library that does not load registers no ops.
         trt.get_plugin_registry().load_library(str(library.path))
     _check_ops(registered_ops(trt), library.path, name)
     _loaded[name] = library
@@ -127,7 +127,7 @@ def preload_core(trt: Any) -> None:
     TensorRT-RTX's ONNX parser opens its core by that name once a plugin is in the graph. The wheel has only
     ``libtensorrt_rtx.so.1``, and without the bare name the process aborts. The shim (plugins/trt/shim) bears
     the name and needs the ``.so.1`` that importing `trt` has loaded, so the dynamic linker joins the two. It is the
-    one that was built with the plugin library of this machine, never one beside a plan: no manifest names that.
+    one built with this machine's plugin library, never one beside a plan: no manifest names such a file.
 
     Raises:
         ArtifactError: neither the shim nor the name itself can be loaded.

@@ -1,1 +1,1 @@
-"""How good a result is, in figures and pictures: the check, ``svdq-trt diff`` and ``svdq-trt report``."""
+"""The quality of a result in figures and pictures: the check, ``svdq-trt diff`` and ``svdq-trt report``."""

@@ -1,4 +1,4 @@
-"""A closer look at one node: where its error comes from, spectra, what rank would do.
+"""A closer look at one node: where its error comes from, its spectra, and the effect of its rank.
 
 Letters: N output features, K input features, R rank, T calibration tokens. W_s = W / act_mul.
 """
@@ -29,7 +29,7 @@ class LayerReport:
 
     Attributes:
         spectra: "W", "smoothed W", "residual" -> singular values, descending.
-        split: as error_split gives it.
+        split: result of error_split.
         sweep: (rank, SQNR in dB, bytes of the node) with a plain SVD.
     """
 
@@ -40,7 +40,7 @@ class LayerReport:
 
 
 def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) -> dict[str, float]:
-    """SQNR in dB with only a part quantized: "activations", "weights", "both". Arguments as `analyse`."""
+    """SQNR in dB with only "activations", only "weights", or "both" quantized. Arguments as `analyse`."""
     parts = _Parts(node, tensors, w)
     hat, low_rank = numerics.smooth(x, parts.mul), x.float() @ parts.down.T @ parts.up.T
     quantized = quantized_act(x, parts.mul, FORMATS[node.format], Coding(node.act_unsigned, node.act_shift))
@@ -58,11 +58,11 @@ def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) ->
 
 
 class _Parts:
-    """What a node's weight was taken apart into.
+    """The parts into which a node's weight was split.
 
     Attributes:
-        mul: [K] act_mul. down, up: [R, K], [N, R]. residual: [N, K] what the codes mean, in smoothed space.
-        smoothed: [N, K] W_s. rest: [N, K] W_s less the low-rank part: what the codes had to carry.
+        mul: [K] act_mul. down, up: [R, K], [N, R]. residual: [N, K] values of the codes, in smoothed space.
+        smoothed: [N, K] W_s. rest: [N, K] W_s less the low-rank part, which the codes had to represent.
     """
 
     def __init__(self, node: Node, tensors: dict[str, Tensor], w: Tensor) -> None:
@@ -74,10 +74,10 @@ class _Parts:
 
 
 def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absmax: Tensor) -> LayerReport:
-    """Figures of a node.
+    """Compute the figures of a node.
 
     Args:
-        tensors: the artifact's, by their names in it. w: [N, K] original weight, members stacked.
+        tensors: the artifact's tensors by name. w: [N, K] original weight, members stacked.
         x: [T, K] calibration tokens in the act dtype. x_absmax: [K].
     """
     parts, fmt, w = _Parts(node, tensors, w), FORMATS[node.format], w.float()
@@ -98,9 +98,9 @@ def _singular(w: Tensor) -> list[float]:
 
 
 def representative(nodes: tuple[Node, ...], count: int) -> list[Node]:
-    """One node of every kind, as far as `count` goes, the worst ones first; then the worst of the rest.
+    """Choose `count` nodes: one of every kind, the worst ones first; then the worst of the rest.
 
-    A kind is what stands after the last number of the name (``attn1.to_qkv``), format included.
+    A kind is the part after the last number in the name (``attn1.to_qkv``), format included.
     """
     ordered = sorted(nodes, key=lambda n: n.sqnr_db)
     first: dict[str, Node] = {}
@@ -112,7 +112,7 @@ def representative(nodes: tuple[Node, ...], count: int) -> list[Node]:
 
 
 def kind(name: str) -> str:
-    """What a node is in its block, not where: ``attn1.to_qkv``, ``ff.net.2``."""
+    """The kind of a node: its name inside a block, ``attn1.to_qkv`` or ``ff.net.2``."""
     parts = name.removesuffix(".0").split(".")
     tail = parts[-3:] if parts[-1].isdigit() else parts[-2:]
     return ".".join(p for i, p in enumerate(tail) if not (p.isdigit() and i == 0))

@@ -1,4 +1,4 @@
-"""Two models on the same inputs: an engine folder in TensorRT or ONNX Runtime, an ONNX file in ONNX Runtime."""
+"""Comparing two models on the same inputs: engine folders in TensorRT or ONNX Runtime, ONNX files in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Subject:
 
     @property
     def label(self) -> str:
-        """For tables: what runs, and in what."""
+        """Label in tables: the file and its runtime."""
         file = "model.plan" if self.where == "TensorRT" else "model.onnx"
         return f"{self.path / file if self.manifest else self.path} in {self.where}"
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How sessions are opened; see Session and OnnxSession."""
+    """Options for opening sessions; see Session and OnnxSession."""
 
     allow_host_code: bool = False
     allow_arch_mismatch: bool = False
@@ -56,10 +56,10 @@ class Opening:
 
 @dataclass
 class Difference:
-    """The result.
+    """The result of a comparison.
 
     Attributes:
-        outputs: figures per output. reference, candidate: outputs as f64. seconds: of each run.
+        outputs: figures per output. reference, candidate: outputs as f64. seconds: duration of each run.
     """
 
     outputs: list[OutputEntry]
@@ -74,7 +74,7 @@ class Difference:
 
 
 def subject(path: Path, runtime: str) -> Subject:
-    """What `path` is and where it will run.
+    """Determine what `path` is and where it will run.
 
     Args:
         path: an engine folder, its model.plan, or an .onnx file.
@@ -101,7 +101,7 @@ def subject(path: Path, runtime: str) -> Subject:
 
 
 def opener(one: Subject, how: Opening) -> Callable[[], Runner]:
-    """Opens it, when it is its turn."""
+    """A function that opens the subject when its turn comes."""
     if one.where == "TensorRT":
         from svdq_trt.runtime.session import Session
 

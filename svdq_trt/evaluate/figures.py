@@ -62,7 +62,7 @@ def split(nodes: Sequence[Node], splits: Mapping[str, Mapping[str, float]]) -> b
 
 
 def alphas(nodes: Sequence[Node]) -> bytes:
-    """What the exponent costs: dB below each node's best trial, by alpha, over all nodes; and which ones were taken."""
+    """The cost of the exponent: dB below each node's best trial, by alpha, over all nodes; and the alphas chosen."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), width_ratios=(1.6, 1), layout="constrained")
     for beta_zero, label in ((True, "beta = 0"), (False, "beta = 1 - alpha")):
         lost: dict[float, list[float]] = {}
@@ -111,7 +111,7 @@ def ranks(nodes: Sequence[Node], kept: int) -> bytes:
 
 
 def rank_sweep(reports: Sequence[LayerReport]) -> bytes:
-    """What rank brings to the nodes looked at: dB over rank 0, and over bytes relative to rank 0."""
+    """The benefit of rank for some nodes, in dB above rank 0: by rank, and by bytes relative to rank 0."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for i, report in enumerate(reports):
         _, base, size = report.sweep[0]
@@ -157,7 +157,7 @@ def one_layer(report: LayerReport) -> bytes:
 
 
 def sensitivity(found: Sensitivity) -> bytes:
-    """Two panels: what each node alone does to the output, in graph order, and the worst nodes by name."""
+    """Two panels: the effect of each node alone on the output, in graph order, and the worst nodes by name."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(15, 5.5), width_ratios=(1.6, 1), layout="constrained")
     effects = found.effects
     powers = [10 ** (-e.output_db / 10) for e in effects]

@@ -28,7 +28,7 @@ def compare(reference: Path, quantized: Path) -> list[OutputEntry]:
 def compare_outputs(
     ref: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], names: tuple[str, str]
 ) -> list[OutputEntry]:
-    """Per-output figures of f64 outputs; `names` are those of the reference and of what is compared with it.
+    """Per-output figures of f64 outputs; `names` are those of the reference and of the candidate.
 
     Raises:
         ArtifactError: different outputs or shapes, or NaN in either.

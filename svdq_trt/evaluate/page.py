@@ -12,7 +12,7 @@ from svdq_trt.artifact.manifest import LeftOut
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.evaluate.analyse import LayerReport
 
-_EXACT_DB = 120.0  # above what f32 sums can tell from no error
+_EXACT_DB = 120.0  # beyond this, f32 sums cannot tell an error from none
 
 _PAGE = """\
 <!doctype html>
@@ -91,11 +91,11 @@ def render(
     splits: Mapping[str, Mapping[str, float]] | None = None,
     allocation: str = "",
 ) -> str:
-    """The page; every text is escaped, since names come from files.
+    """Render the page; every text is escaped, since names come from files.
 
     Args:
-        pictures: "bytes" and "layers", and those of "split", "alphas", "ranks", "rank_sweep" that there are.
-        splits: node -> its error_split, of all nodes. allocation: what --rank auto was asked for and gave.
+        pictures: "bytes" and "layers", and any of "split", "alphas", "ranks", "rank_sweep".
+        splits: node -> its error_split, for all nodes. allocation: goal and result of --rank auto.
     """
     template = Environment(autoescape=True).from_string(_PAGE)
     return template.render(

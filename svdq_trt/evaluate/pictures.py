@@ -1,7 +1,7 @@
-"""matplotlib as the project's pictures want it: no window, the same everywhere, and names drawn as they are.
+"""matplotlib set up for our pictures: no window, the same everywhere, and names drawn as they are.
 
-matplotlib reads a ``matplotlibrc`` of the current folder, which may be anyone's: its settings, LaTeX among them, are
-put back to the defaults. A dollar sign in a name is no formula.
+matplotlib reads a ``matplotlibrc`` in the current folder, which is not to be trusted: its settings, LaTeX among them,
+are reset to the defaults. A dollar sign in a name starts no formula.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def _scatter(axis: Any, one: OutputEntry, ref: np.ndarray, got: np.ndarray, x_na
 
 
 def _kind(node: Node) -> str:
-    """``attn1.to_qkv`` of a long module path: what a layer is, not where."""
+    """The kind of a layer: the end of its module path, such as ``attn1.to_qkv``."""
     path = node.name.removesuffix(".0") if node.name.endswith("to_out.0") else node.name
     parts = path.split(".")
     tail = parts[-3:] if parts[-1].isdigit() else parts[-2:]  # ff.net.2, attn1.to_qkv

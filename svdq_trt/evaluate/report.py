@@ -31,10 +31,10 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     """Write `engine`/report.html, self-contained, and its pictures as PNG in `engine`/report/.
 
     Args:
-        engine: folder that a build wrote. Its calibration is read from the shared folder beside it, and the original
-            weights of every node from where the build took them: each node's error is taken apart.
-        layers: how many nodes get a closer look (spectra, a rank sweep); with 0, errors are not taken apart either,
-            and nothing is read but the engine's folder.
+        engine: folder that a build wrote. Its calibration is read from the shared folder beside it, and every node's
+            original weights from the build's own source: each node's error is split by cause.
+        layers: how many nodes get a closer look (spectra, a rank sweep); with 0, errors are not split either, and
+            only the engine's folder is read.
 
     Raises:
         ArtifactError: no manifest, no quantized model, or no calibration of these nodes any more; or report/ is
@@ -43,7 +43,7 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     refuse_link(engine / PICTURES)
     data = manifest.read(engine)
     loaded = svdq_file.load(engine / "svdq.safetensors")
-    quantized = without_loras(loaded)  # a LoRA is no error of the quantizer's
+    quantized = without_loras(loaded)  # a LoRA is not an error of the quantizer
     chosen = representative(quantized.nodes, layers)
     reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
     kept = len(data.allocation.kept) if data.allocation else 0
@@ -61,7 +61,7 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     folder = own_folder(engine, PICTURES)
     named = pictures | {re.sub(r"[^\w.-]", "_", r.node.name): png for r, png in closer}
     for old in folder.glob("*.png"):
-        if old.stem not in named:  # of an earlier report, whose closer look was at other nodes
+        if old.stem not in named:  # from an earlier report, which looked closer at other nodes
             old.unlink()
     for name, png in named.items():
         with atomic_write(folder / f"{name}.png") as temporary:
@@ -82,7 +82,7 @@ def _closer(
     chosen: list[svdq_file.Node],
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:
-    """Reports of the chosen nodes, and the error split of every node."""
+    """Figures and pictures of the chosen nodes, and the error split of every node."""
     spec, config = get_model(data.model), data.config
     if config.get("quantized"):
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
@@ -112,7 +112,7 @@ def _closer(
 
 
 def _parts(loaded: svdq_file.Artifact) -> dict[str, int]:
-    """Bytes of the quantized model by what they are."""
+    """Bytes of the quantized model by kind."""
     own = {f"{node.name}.": node for node in loaded.nodes}
     parts = dict.fromkeys(("4-bit codes", "scales", "low-rank branch", "rest of the nodes", "kept in 16 bit"), 0)
     for name, tensor in loaded.tensors.items():
@@ -160,7 +160,7 @@ def _facts(data: Manifest) -> list[tuple[str, str]]:
         ("LoRA", f"{lora.file} at {lora.strength:g}; not in the figures of the nodes' errors") for lora in data.loras
     ]
     if accuracy:
-        if accuracy.mean_layer_sqnr_db is not None:  # of an imported model it is not known
+        if accuracy.mean_layer_sqnr_db is not None:  # unknown for an imported model
             facts.append(("layers", f"{accuracy.mean_layer_sqnr_db:.1f} dB, mean"))
         for out in accuracy.outputs:
             facts.append((f"output {out.name}", f"{out.sqnr_db:.1f} dB against {accuracy.against}"))

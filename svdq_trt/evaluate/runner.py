@@ -1,6 +1,6 @@
-"""A Session or an OnnxSession as a Polygraphy runner, so that what is compared is what an application runs.
+"""A Session or an OnnxSession as a Polygraphy runner, so that the comparison runs what an application runs.
 
-Polygraphy's own TensorRT runner makes its own context with its own settings, after no check of the plan; this one has
+Polygraphy's own TensorRT runner makes its own context with its own settings, without checking the plan; this one uses
 the session's.
 """
 
@@ -21,7 +21,7 @@ from svdq_trt.runtime.shapes import numpy_dtype
 
 
 class SessionRunner(BaseRunner):
-    """Opened when it is its turn and closed before the next one: two big models never hold memory at once."""
+    """A runner that is opened in its turn and closed before the next one: two big models never hold memory at once."""
 
     def __init__(self, open_session: Callable[[], Runner], name: str) -> None:
         super().__init__(name=name)
@@ -40,7 +40,7 @@ class SessionRunner(BaseRunner):
         return meta
 
     def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """One run, host to host. Values are cast to the session's dtypes: models of two dtypes get the same inputs."""
+        """Run once, host to host. Values are cast to the session's dtypes: models of two dtypes get the same inputs."""
         dtypes = {p.name: numpy_dtype(p.dtype) for p in self.session.inputs}
         feed = {n: v.astype(dtypes.get(n, v.dtype)) for n, v in feed_dict.items()}
         start = time.perf_counter()
@@ -57,11 +57,11 @@ class SessionRunner(BaseRunner):
 def outputs_of(
     open_session: Callable[[], Runner], name: str, feed: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Outputs as f64, and the seconds of the run.
+    """Run a session; returns its outputs as f64, and the seconds of the run.
 
     Raises:
-        SvdqError: what opening and running the session raise.
+        SvdqError: from opening or running the session.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), SessionRunner(open_session, name) as runner:
-        outputs = runner.infer(dict(feed), check_inputs=False)  # the session checks, and says it in our words
+        outputs = runner.infer(dict(feed), check_inputs=False)  # the session checks, with errors in our words
         return {n: v.astype(np.float64) for n, v in outputs.items()}, float(runner.last_inference_time())

@@ -1,4 +1,4 @@
-"""Opening a foreign checkpoint: which files, which tool wrote them, and the JSON in their headers, checked."""
+"""Opening a foreign checkpoint: finding its files, the tool that wrote them, and the JSON in their headers, checked."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def files_of(spec: ModelSpec, path: Path) -> tuple[tuple[Path, ...], dict[str, P
 
 
 def open_reader(spec: ModelSpec, path: Path) -> Reader:
-    """All tensors of a checkpoint; config files lie in `metadata` as if they had been in the header.
+    """Open all tensors of a checkpoint; config files appear in `metadata` as if they were in the header.
 
     Raises:
-        ArtifactError: nothing readable there.
+        ArtifactError: nothing there can be read.
     """
     files, beside = files_of(spec, path)
     reader = Reader(path, files)
@@ -65,7 +65,7 @@ def digest(path: Path, spec: ModelSpec) -> str:
 
 
 def kind_of(reader: Reader) -> str:
-    """Which tool wrote it. Raises ArtifactError for none of those known."""
+    """The tool that wrote the checkpoint. Raises ArtifactError for an unknown one."""
     if "svdq" in reader.metadata:
         return OWN
     if any(name.endswith((".wscales", ".wzeros")) for name in reader.names):
@@ -81,7 +81,7 @@ def kind_of(reader: Reader) -> str:
 
 
 def header_object(reader: Reader, key: str) -> dict[str, Any]:
-    """The JSON object under a metadata key; {} where there is none. Raises ArtifactError: not JSON, no object."""
+    """The JSON object under a metadata key; {} where there is none. Raises ArtifactError: not a JSON object."""
     text = reader.metadata.get(key, "")
     where = f"{reader.where}: metadata '{key}'"
     if not text:

@@ -1,4 +1,4 @@
-"""How nunchaku names the layers of each model family, as data. A family is one table here.
+"""Nunchaku's names for the layers of each model family, as data. A family is one table here.
 
 A row is one layer of a block: its name in the C++ engine's files (`old`), in the Python modules' files (`new`), and
 the diffusers linears that are stacked in it. Tensors that no row names have diffusers' names.
@@ -19,11 +19,11 @@ class Row:
 
     Attributes:
         old, new: its names below the block. members: diffusers' names below the block, stacked on rows.
-        chunks: of an adaLN linear (W4A16, reordered); 0 otherwise.
+        chunks: number of chunks of an adaLN linear (W4A16, reordered); 0 otherwise.
         unsigned: its input is a GELU's output, quantized to u4 after a shift (int4 only).
-        layout: of the rows, see w4a4.Rows.of.
+        layout: layout of the rows, see w4a4.Rows.of.
         part: of one linear split by input features, 0 the first or 1 the second; None: all of it.
-        quantized: False for a layer that is only named otherwise, or stacked, in 16 bit.
+        quantized: False for a 16-bit layer that is only renamed or stacked.
     """
 
     old: str
@@ -54,7 +54,7 @@ class Family:
 
 
 def _same(name: str, *members: str, unsigned: bool = False) -> Row:
-    """A layer with one name in both generations; without members, diffusers' name too."""
+    """A layer with the same name in both generations, which is diffusers' name, too, unless members are given."""
     return Row(name, name, members or (name,), unsigned=unsigned)
 
 

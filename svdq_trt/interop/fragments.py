@@ -1,4 +1,4 @@
-"""Nunchaku's tensor orders: where a logical element lies in a packed tensor, and back.
+"""Nunchaku's tensor orders: from a logical element to its place in a packed tensor, and back.
 
 Every order is one permutation of the axes of a reshaped tensor, so packing and unpacking are exact inverses.
 Letters: N output features, K input features, R rank. Padded: N % 128 == 0, K % 64 == 0, R % 16 == 0.
@@ -44,7 +44,7 @@ class _Order:
         return logical.reshape(self._axes(logical.shape)).permute(self._order).reshape(-1)
 
     def unpack(self, stored: Tensor, shape: Sequence[int]) -> Tensor:
-        """Anything with the memory order -> the logical tensor of `shape`, contiguous."""
+        """Tensor of any shape in memory order -> the logical tensor of `shape`, contiguous."""
         axes = self._axes(shape)
         return stored.reshape([axes[i] for i in self._order]).permute(self._back).reshape(tuple(shape)).contiguous()
 
@@ -78,7 +78,7 @@ def unpack_vectors(stored: Tensor) -> Tensor:
 
 
 def pack_vector(values: Tensor) -> Tensor:
-    """One value a channel, [N] -> [N]."""
+    """One value per channel, [N] -> [N] in fragment order."""
     return pack_vectors(values[None])[0]
 
 

@@ -1,4 +1,4 @@
-"""Tensors of a stranger's files: every read states the shape and the dtypes it expects."""
+"""Reading tensors of untrusted files: every read states the shape and the dtypes that it expects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
 HALF = ("F16", "BF16")
 FLOAT = ("F16", "BF16", "F32")
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-#: relative change that a scale may suffer when the model's 16-bit dtype is not the file's: an ulp of bf16
+#: relative change that a scale may undergo when the model's 16-bit dtype is not the file's: an ulp of bf16
 _CONVERSION = 2.0**-7
 
 
@@ -42,7 +42,7 @@ class Reader:
         return tuple(sorted(self._files))
 
     def has(self, name: str) -> bool:
-        """Is there a tensor of that name."""
+        """Whether there is a tensor of that name."""
         return name in self._files
 
     def kind(self, name: str) -> str:
@@ -69,7 +69,7 @@ class Reader:
         return file.read_stored(name)
 
     def take_finite(self, name: str, kinds: Sequence[str], *shapes: tuple[int, ...]) -> Tensor:
-        """As `take`; also raises ArtifactError for NaN or Inf."""
+        """The tensor as from `take`; also raises ArtifactError for NaN or Inf."""
         tensor = self.take(name, kinds, *shapes)
         check_finite(f"{self.where}: '{name}'", tensor)
         return tensor
@@ -81,9 +81,9 @@ class Reader:
         return _DTYPES[kind]
 
     def refuse_leftovers(self, model: str, derived: Sequence[str] = ()) -> None:
-        """Raise ShapeError naming tensors that nothing took: the file is of another model, or something is missed.
+        """Raise ShapeError naming tensors that nothing took: the file is for another model, or incompletely read.
 
-        `derived` are tensors that follow from the config; they may be there and are not read.
+        `derived` are tensors that follow from the config; they may be present and are not read.
         """
         if left := sorted(set(self._files) - self._taken - set(derived)):
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")

@@ -155,7 +155,7 @@ def _positive(values: Tensor) -> bool:
 
 
 def _second_scales(reader: Reader, name: str, rows: Rows, exact: Exact) -> Tensor:
-    """Wtscale · wcscales, [N] f32; either may be absent and is 1 then."""
+    """The product wtscale · wcscales, [N] f32; either may be absent and is then 1."""
     scale = torch.ones(len(rows.at))
     if reader.has(f"{name}.wtscale"):
         stored = reader.take_finite(f"{name}.wtscale", FLOAT, (1,), ()).reshape(1)
@@ -171,7 +171,7 @@ def _second_scales(reader: Reader, name: str, rows: Rows, exact: Exact) -> Tenso
 
 
 def _low_rank(reader: Reader, name: str, keys: Keys, rows: Rows, kp: int, k: int) -> tuple[Tensor, Tensor]:
-    """Down [R, K padded] and up [N padded, R]; R = 0 where the file has none."""
+    """The factors down [R, K padded] and up [N padded, R]; R = 0 where the file has none."""
     down_name, up_name = f"{name}.{keys.down}", f"{name}.{keys.up}"
     if not reader.has(down_name) and not reader.has(up_name):
         return torch.zeros(0, kp), torch.zeros(rows.total, 0)
@@ -247,7 +247,7 @@ def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns
 
 
 def _write_second_scales(wscale2: Tensor, rows: Rows, half: torch.dtype, exact: Exact) -> dict[str, Tensor]:
-    """Wtscale alone where one number serves all rows, else wcscales too, rounded to 16 bits if they must be."""
+    """Write wtscale alone where one number serves all rows, else wcscales too, rounded to 16 bits if they must be."""
     if ("wtscale" in exact or "wcscales" in exact) and (out := _as_it_was(wscale2, rows, exact)) is not None:
         return out
     if bool((wscale2 == wscale2[0]).all()):
@@ -264,7 +264,7 @@ def _pack_columns(columns: Tensor, rows: Rows) -> Tensor:
 
 
 def _as_it_was(wscale2: Tensor, rows: Rows, exact: Exact) -> dict[str, Tensor] | None:
-    """Wtscale and wcscales in the dtypes and values the file had; None where they no longer give wscale2."""
+    """The wtscale and wcscales with the dtypes and values of the file; None where they no longer give wscale2."""
     dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
     try:
         kind, value = exact.get("wtscale") or ("F32", 1.0)

@@ -1,4 +1,4 @@
-"""alpha where no tensor gives it: diffusers' metadata in the file, PEFT's adapter_config.json beside it."""
+"""alpha where no tensor holds it: diffusers' metadata in the file, PEFT's adapter_config.json beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PEFT = "base_model.model."
 
 
 class Alphas:
-    """Scale alpha / r (or alpha / sqrt(r) with rslora) of a layer, from what the trainer wrote down."""
+    """The scale alpha / r (or alpha / sqrt(r) with rslora) of each layer, from the trainer's metadata."""
 
     def __init__(self, path: Path, metadata: Mapping[str, str], names: tuple[str, ...]) -> None:
         self.where = str(path)
@@ -31,13 +31,13 @@ class Alphas:
             self._configs[_PEFT] = read_json_object(config, "PEFT's adapter configuration")
 
     def scale(self, layer: str, rank: int, alpha: float | None) -> float:
-        """What up @ down is multiplied with.
+        """The factor of up @ down.
 
         Args:
-            layer: as spelled in the file. rank: r. alpha: of the layer's own tensor, None without one.
+            layer: as spelled in the file. rank: r. alpha: value of the layer's own tensor, None without one.
 
         Raises:
-            ArtifactError: an alpha that is no finite number.
+            ArtifactError: an alpha that is not a finite number.
         """
         config: dict[str, Any] = {}
         for prefix, candidate in self._configs.items():
@@ -54,7 +54,7 @@ class Alphas:
 
     @staticmethod
     def _pattern(patterns: object, layer: str, default: object) -> object:
-        """PEFT's patterns are regular expressions; in practice names, and only as such are they safe to read."""
+        """Look a layer up in PEFT's patterns: regular expressions, unsafe to run, but names in practice."""
         if isinstance(patterns, dict):
             for name, value in patterns.items():
                 if layer == name or layer.endswith(f".{name}"):

@@ -23,7 +23,7 @@ from svdq_trt.lora.read import Shapes, read_lora
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.recipe import weight_layers
 
-_OWN_RANKS = "ranks_without_loras"  # key of the artifact's metadata: node -> R
+_OWN_RANKS = "ranks_without_loras"  # key in the artifact's metadata: node -> R
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class LoraRequest:
 def layer_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Weight shape of every layer of the unquantized model that a LoRA can act on, by name; costs no memory.
 
-    Those are the linears and convolutions, but for convolutions in groups: trainers don't agree on their factors.
+    Those are the linears and convolutions, except grouped convolutions: trainers don't agree on their factors.
     """
     layers = weight_layers(spec.build(device="meta")).items()
     return {
@@ -51,7 +51,7 @@ def open_loras(requests: Sequence[LoraRequest], spec: ModelSpec, shapes: Shapes,
     """Read the LoRA files of a build.
 
     Raises:
-        ArtifactError: a file that is malformed, fits nothing, or (unless `allow_partial`) does not fit wholly.
+        ArtifactError: a file that is malformed, fits nothing, or (unless `allow_partial`) does not fit completely.
     """
     names = name_table(spec, shapes)
     loaded = []
@@ -65,7 +65,7 @@ def open_loras(requests: Sequence[LoraRequest], spec: ModelSpec, shapes: Shapes,
 
 
 def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) -> dict[str, Rows]:
-    """Where the members of every quantized node are; `skip` as the nodes were made with."""
+    """The rows of every quantized node's members; `skip` is what the nodes were made with."""
     groups = {g.node: g for g in spec.groups(spec.build(device="meta"), tuple(skip))}
     rows = {}
     for node in nodes:
@@ -78,14 +78,14 @@ def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) 
 def apply_loras(
     source: Path, requests: Sequence[LoraRequest], spec: ModelSpec, allow_partial: bool, out: Path, progress: Progress
 ) -> list[LoraEntry]:
-    """Write `out`: the artifact `source` with the LoRAs in it. Returns what the manifest says of each file.
+    """Write `out`: the artifact `source` with the LoRAs in it. Returns the manifest's entry for each file.
 
     Raises:
-        SvdqError: see open_loras; or a node whose rank or range cannot take them, named.
+        SvdqError: see open_loras; or the rank or range of a node, which is named, cannot take them.
     """
     progress(0, 1, "reading the LoRA files")
     loras = open_loras(requests, spec, layer_shapes(spec), allow_partial)
-    # At strength 0 a LoRA is not there: the result has the base's ranks, and its bits.
+    # At strength 0 a LoRA is left out: the result has the base's ranks and bits.
     active = [lora for lora in loras if lora.strength]
     loaded = svdq_file.load(source)
     rows = node_rows(loaded.nodes, spec, loaded.meta.get("skip", ()))
@@ -114,13 +114,13 @@ def apply_loras(
 
 
 def without_loras(loaded: Artifact) -> Artifact:
-    """The nodes as the quantizer left them: `apply_loras` puts LoRAs behind what is there. Other layers stay."""
+    """The nodes as the quantizer left them: without the ranks that `apply_loras` appended. Other layers stay."""
     own = loaded.meta.get(_OWN_RANKS)
     ranks: Mapping[str, Any] = own if isinstance(own, dict) else {}
     tensors, nodes = dict(loaded.tensors), []
     for node in loaded.nodes:
         rank = ranks.get(node.name)
-        if isinstance(rank, int) and 0 <= rank < node.rank:  # the header may be anybody's
+        if isinstance(rank, int) and 0 <= rank < node.rank:  # the header is not to be trusted
             tensors |= node.weights(tensors).with_rank(rank).named(node.name)
             node = replace(node, rank=rank)
         nodes.append(node)
@@ -128,7 +128,7 @@ def without_loras(loaded: Artifact) -> Artifact:
 
 
 def describe(lora: Loaded, quantized: set[str], cut: Sequence[CutEntry]) -> LoraEntry:
-    """One LoRA for the manifest: identity, strength, what it hit and what was left out."""
+    """The manifest's entry for one LoRA: identity, strength, the layers that it changes and what was left out."""
     layers = sorted(lora.by_layer)
     return LoraEntry(
         file=lora.file.path.name,
@@ -145,7 +145,7 @@ def describe(lora: Loaded, quantized: set[str], cut: Sequence[CutEntry]) -> Lora
 def merge_into(module: nn.Module, loras: Sequence[Loaded]) -> int:
     """Add LoRAs to the unquantized model's own weights, in place; returns the number of layers changed.
 
-    What a build with LoRAs is compared with.
+    The result is the model that a build with LoRAs is compared with.
     """
     layers = weight_layers(module)
     hit = sorted({layer for lora in loras for layer in lora.by_layer if lora.strength})

@@ -25,7 +25,7 @@ from svdq_trt.lora.names import Target
 from svdq_trt.lora.read import Entry, LoraFile
 from svdq_trt.quantize.lowrank import balance
 
-ERROR_MAX = 0.02  # of a LoRA's change that may be cut off, below what 4-bit weights cost (5 % and more)
+ERROR_MAX = 0.02  # part of a LoRA's change that may be cut off: less than 4-bit weights cost (5 % and more)
 
 ByLayer = Mapping[str, Sequence[tuple[Entry, Target]]]
 
@@ -41,11 +41,11 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where the linears of a node are: layer -> its first row. A 16-bit linear is a node of itself.
+    """The rows of a node's members: layer -> its first row. A 16-bit linear counts as a node with itself as member.
 
     Attributes:
         name: of the node. n, k: N, K.
-        columns: the node has input features [start, stop) of its one linear only; None: all.
+        columns: the node has only input features [start, stop) of its one member; None: all.
     """
 
     name: str
@@ -87,7 +87,7 @@ def unit_factors(by_layer: ByLayer, rows: Rows, dtype: torch.dtype) -> tuple[Ten
 
 
 def at_strength(up: Tensor, strength: float, name: str) -> Tensor:
-    """Up · strength in up's dtype, rounded once. Raises RangeError where it overflows."""
+    """The factor up · strength in up's dtype, rounded once. Raises RangeError where it overflows."""
     scaled: Tensor = up * strength
     if not scaled.isfinite().all():
         raise RangeError(name, f"a LoRA at strength {strength:g} overflows {up.dtype}", "finite values")
@@ -99,7 +99,7 @@ class Extended:
     """A node's branch with LoRAs in it: down [R, K], up [N, R].
 
     Attributes:
-        error: what a branch of limited rank leaves out of the LoRAs' change, relative to it (Frobenius); 0: nothing.
+        error: the part of the LoRAs' change that a branch of limited rank leaves out, relative (Frobenius); 0: nothing.
     """
 
     down: Tensor
@@ -108,9 +108,9 @@ class Extended:
 
 
 def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> Extended:
-    """A node's low-rank branch down [R, K], up [N, R] with the LoRAs behind it, the rank padded with zeros.
+    """Append LoRAs to a node's low-rank branch down [R, K], up [N, R]; the rank is padded with zeros.
 
-    More rank than the kernels take, as where many linears share a node, is cut to the largest singular values.
+    A rank above what the kernels take, as where many members share a node, is cut to the largest singular values.
 
     Raises:
         ShapeError: cutting would leave out more than ERROR_MAX. RangeError: see unit_factors.
@@ -140,10 +140,10 @@ def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> Ext
 
 
 def cut(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best factors of rank `rank` for up @ down, in their dtype, and the relative error of that."""
+    """The best factors of rank `rank` for up @ down, in their dtype, and their relative error."""
     q_up, r_up = torch.linalg.qr(up.float())
     q_down, r_down = torch.linalg.qr(down.float().T)
-    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)  # of the small matrix alone
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T, full_matrices=False)  # SVD of the small matrix only
     total = float(s.double().square().sum())
     error = (float(s[rank:].double().square().sum()) / total) ** 0.5 if total else 0.0
     root = s[:rank].sqrt()
@@ -152,7 +152,7 @@ def cut(down: Tensor, up: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 
 def merge_dense(weight: Tensor, layer: str, loras: Sequence[Loaded]) -> Tensor:
-    """A 16-bit weight [N, K] or [N, C, kh, kw] with the LoRAs added: f32 inside, rounded once.
+    """Add LoRAs to a 16-bit weight [N, K] or [N, C, kh, kw]: in f32, rounded once.
 
     Raises:
         RangeError: the sum overflows the weight's dtype.

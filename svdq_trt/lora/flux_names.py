@@ -1,7 +1,7 @@
 """Original (BFL) names of a diffusers FluxTransformer2DModel's layers, as kohya's trainer and ComfyUI use them.
 
 The original fuses q, k, v (and a single block's MLP input) into one linear, and the last modulation has its two
-halves the other way round: a name therefore stands for row ranges of several of diffusers' layers.
+halves swapped: a name therefore stands for row ranges of several of diffusers' layers.
 tests/cpu/lora/test_names.py checks the table against diffusers' own converter.
 """
 

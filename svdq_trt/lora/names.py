@@ -1,4 +1,4 @@
-"""Which layers of a model a LoRA's tensor name means: every spelling in use, as one table.
+"""The layers of a model that a LoRA's tensor name means: every spelling in use, as one table.
 
 The table is made from the model's own layers, so a name that is not in it is unknown: nothing is guessed, and
 kohya's underscores need not be turned back into dots.
@@ -20,7 +20,7 @@ from svdq_trt.lora.flux_names import flux_original_names
 from svdq_trt.lora.unet_names import unet_original_name
 from svdq_trt.models import ModelSpec
 
-#: tensors that belong to a text encoder, which is no part of the engine
+#: tensors that belong to a text encoder, which is not part of the engine
 TEXT_ENCODER = re.compile(
     r"(lora_te\d?_|lora_(clip|t5)|text_encoders?[._0-9]|te\d?\.|conditioner\.|cond_stage_model\.).*"
 )
@@ -51,7 +51,7 @@ Names = dict[str, tuple[Target, ...]]
 
 
 def name_table(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Names:
-    """Every spelling of every layer -> what it means.
+    """The table: every spelling of every layer -> its meaning.
 
     Args:
         spec: the model. shapes: weight shape [N, K] or [N, C, kh, kw] of each linear and convolution by
@@ -67,13 +67,13 @@ def name_table(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Names:
 
 
 def _plain_names(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[Target, ...]]]:
-    """Names without prefix; diffusers' own come first and win."""
+    """The table for names without prefix; diffusers' own come first and win."""
     rows = {layer: shape[0] for layer, shape in shapes.items()}
     for layer, n in rows.items():
         yield layer, (Target(layer, 0, 0, n),)
     for layer, n in rows.items():
         parent, _, leaf = layer.rpartition(".to_")
-        if parent:  # the name of the attention processor that once held the LoRA; to_out had no number there
+        if parent:  # the name of the attention processor that once held the LoRA; to_out had no number then
             yield f"{parent}.processor.to_{leaf.removesuffix('.0')}", (Target(layer, 0, 0, n),)
             yield f"{parent}.to_{leaf.removesuffix('.0')}", (Target(layer, 0, 0, n),)
     architecture = spec.class_path.rpartition(":")[2]

@@ -1,7 +1,7 @@
-"""A LoRA file -> its entries, each with the layers it acts on, and a list of what cannot be used.
+"""A LoRA file -> its entries, each with the layers that it acts on, and a list of what cannot be used.
 
-Nothing of the file is believed: names go through the model's own table, shapes are compared before a value is
-read, values are checked when they are. Letters: N output features, K input features, r a LoRA's own rank.
+Nothing in the file is trusted: names go through the model's own table, shapes are compared before a value is
+read, and values are checked once they are. Letters: N output features, K input features, r a LoRA's own rank.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from svdq_trt.lora.names import TEXT_ENCODER, Names, Target
 from svdq_trt.lora.tensor_keys import parse_key
 
 Shapes = Mapping[str, tuple[int, ...]]
-_LISTED = 8  # problems named in an error; the manifest has all
+_LISTED = 8  # problems named in an error; the manifest lists all
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One low-rank term: delta = scale * up @ down on the rows that `targets` say.
+    """One low-rank term: delta = scale * up @ down on the rows in `targets`.
 
     Attributes:
         name: the layer as the file spells it. rank: r.
@@ -62,10 +62,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What a file holds for one model.
+    """The contents of a file, for one model.
 
     Attributes:
-        sha256: of the file. entries: what can be used.
+        sha256: digest of the file. entries: those that can be used.
         problems: (layer as spelled, why it cannot be used). text_encoder: tensors for a text encoder, left out.
     """
 
@@ -89,7 +89,7 @@ class LoraFile:
             refuse_partial(self.path, self.problems, what, fix)
 
     def require_any(self, what: str) -> None:
-        """Raise ArtifactError if nothing can be used at all: then it is not for this model."""
+        """Raise ArtifactError if nothing can be used at all: the file is for another model."""
         if not self.entries:
             raise ArtifactError(str(self.path), "no tensor that can be used", f"a LoRA of {what}")
 
@@ -108,13 +108,13 @@ def read_lora(path: Path, names: Names, shapes: Shapes) -> LoraFile:
     """Read the header of a LoRA file and sort its tensors; values are read when an entry is used.
 
     Args:
-        path: .safetensors. names: of svdq_trt.lora.names.name_table.
+        path: a .safetensors file. names: the table from svdq_trt.lora.names.name_table.
         shapes: weight shape of each linear and convolution by layer.
 
     Raises:
         UsageError: not a .safetensors file. ArtifactError: unreadable, malformed.
     """
-    if path.suffix != ".safetensors":  # .pt and .bin are pickles: programs
+    if path.suffix != ".safetensors":  # .pt and .bin are pickles, which can run code
         raise UsageError("--lora", f"'{path}'", "a .safetensors file")
     digest = sha256(path)
     file = TensorFile(path)

@@ -1,12 +1,12 @@
-"""Rank that is reserved when the graph is made and filled when the engine runs.
+"""LoRA slots: rank that is reserved when the graph is made and filled when the engine runs.
 
 In a graph with slots, ``lora_down`` [R + S, K] and ``lora_up`` [N, R + S] of every node are *inputs* of the graph, not
 constants: the base's R ranks, then S reserved ones that are zero until a LoRA is put there. A linear kept in 16 bit
-gets such a branch of its own with R = 0. The op contract does not change, and no address changes when a LoRA does, so
-CUDA graphs stay valid.
+gets such a branch of its own with R = 0. The op contract does not change, and no address changes with the LoRA, so CUDA
+graphs stay valid.
 
-What the inputs hold without a LoRA lies beside the graph: ``lora_slots.safetensors``, the base's factors and in its
-header the list of slots. svdq_trt/runtime/lora.py feeds them.
+The inputs' values without a LoRA are in a file beside the graph: ``lora_slots.safetensors`` has the base's factors and,
+in its header, the list of slots. svdq_trt/runtime/lora.py feeds them.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ class Slot:
     """The branch of one node (or 16-bit linear) that can be filled.
 
     Attributes:
-        rows: what stands where in it. base: R, 0 for a 16-bit linear. reserved: S of this node: the rank asked for,
-            once per linear in it, as each has a down factor of its own;
-            less where the kernels do not take that much.
+        rows: rows of its members. base: R, 0 for a 16-bit linear. reserved: S of this node: the rank asked for, once
+            per member, as each has a down factor of its own; less where the kernels do not take that much.
     """
 
     rows: Rows
@@ -51,17 +50,17 @@ class Slot:
 
     @property
     def rank(self) -> int:
-        """Of the inputs."""
+        """Rank R + S of the inputs."""
         return self.base + self.reserved
 
     @property
     def down_name(self) -> str:
-        """Input [rank, K]."""
+        """Name of the input [rank, K]."""
         return f"{self.rows.name}.lora_down"
 
     @property
     def up_name(self) -> str:
-        """Input [N, rank]."""
+        """Name of the input [N, rank]."""
         return f"{self.rows.name}.lora_up"
 
 
@@ -81,7 +80,7 @@ class SlotTable:
     shapes: dict[str, tuple[int, ...]]
 
     def input_names(self) -> list[str]:
-        """The graph's further inputs, in order."""
+        """Names of the graph's LoRA inputs, in order."""
         return [name for slot in self.slots for name in (slot.down_name, slot.up_name)]
 
 
@@ -93,7 +92,7 @@ class SlottedLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, rank: int) -> SlottedLinear:
-        """Over the same weight and bias."""
+        """A slotted linear with the same weight and bias as `linear`."""
         new = cls(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         new.weight, new.bias = linear.weight, linear.bias
         new.register_buffer("lora_down", linear.weight.new_zeros(rank, linear.in_features))
@@ -108,10 +107,10 @@ class SlottedLinear(nn.Linear):
 def install_slots(
     module: nn.Module, rows: Sequence[Rows], model: str, dtype: torch.dtype, rank: int, shapes: Shapes
 ) -> SlotTable:
-    """Give every node and every 16-bit linear of a quantized module `rank` more ranks per linear, of zeros.
+    """Add `rank` zero ranks per linear to every node and every 16-bit linear of a quantized module.
 
     Args:
-        module: restored from an artifact; changed in place. rows: of its nodes.
+        module: restored from an artifact; changed in place. rows: rows of each node's members.
         model: registry name. dtype: act dtype. rank: S, a multiple of 16.
         shapes: see SlotTable.
 

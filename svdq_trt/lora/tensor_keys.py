@@ -1,4 +1,4 @@
-"""The tensor names of a LoRA file: ``<layer><what>``, in every form in use; and why others are refused."""
+"""The tensor names of a LoRA file: ``<layer><what>``, in every form in use, and the reasons for refusing others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENDINGS = (
 )
 _PARTS = tuple((part, re.compile(rf"(.+?)({ending})")) for part, ending in _ENDINGS)
 
-#: other adapters' endings -> what they are
+#: other adapters' endings -> the kind of adapter
 _OTHERS = (
     (re.compile(r"(.+?)\.(dora_scale|lora_magnitude_vector(\.[^.]+)?(\.weight)?)"), "DoRA, which rescales the weight"),
     (re.compile(r"(.+?)\.hada_\w+"), "LoHa, a product of two low-rank matrices"),
@@ -33,7 +33,7 @@ class Key(NamedTuple):
 
 
 def parse_key(name: str) -> Key:
-    """Take a tensor's name apart. A name of no known form is its own layer."""
+    """Take a tensor's name apart. A name of unknown form is its own layer."""
     for part, pattern in _PARTS:
         match = pattern.fullmatch(name)
         if match:

@@ -1,6 +1,6 @@
 """Original (LDM) names of a diffusers UNet2DConditionModel's layers, as kohya's trainer and ComfyUI use them.
 
-The original UNet numbers its blocks through, so a name depends on how many layers a block has and on which blocks
+The original UNet numbers its blocks consecutively, so a name depends on how many layers a block has and on which blocks
 have attention. tests/cpu/lora/test_names.py checks the table against diffusers' own converter for whole files.
 """
 
@@ -31,7 +31,7 @@ def unet_original_name(layer: str, layers: Collection[str], layers_per_block: in
     """The LDM name of a layer, without prefix; empty for a layer that the original does not have.
 
     Args:
-        layer: diffusers' dotted name. layers: all of them, which tell the blocks with attention.
+        layer: diffusers' dotted name. layers: all such names, which show the blocks with attention.
         layers_per_block: as in the model's config; an up block has one more.
     """
     if layer in _TOP:

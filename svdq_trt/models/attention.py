@@ -16,7 +16,7 @@ from svdq_trt.models.positions import Rotary, rotate
 
 
 def _project(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
-    """Outputs of the linears `names`, [B, H, L, D] each, from the fused one where it is installed."""
+    """Outputs of the linears `names`, [B, H, L, D] each, from the fused linear where it is installed."""
     one = getattr(attn, fused, None)
     if one is not None:
         return _parts(one(x), attn.heads, len(names))
@@ -30,10 +30,10 @@ def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _parts(x: torch.Tensor, heads: int, parts: int) -> Sequence[torch.Tensor]:
-    """[B, L, parts·H·D] -> `parts` times [B, H, L, D].
+    """[B, L, parts·H·D] -> list of `parts` tensors [B, H, L, D].
 
-    One transpose for all parts: TensorRT copies every operand of attention that comes from a plugin, and writes
-    these in one kernel where `parts` slices take one each. They are sliced and reshaped, as some releases of
+    One transpose for all parts: TensorRT copies every operand of attention that comes from a plugin; it makes
+    these copies in one kernel, but `parts` slices in one kernel each. They are sliced and reshaped, as some releases of
     TensorRT-RTX refuse the Squeeze of an unbind().
     """
     b, t, _ = x.shape
@@ -66,13 +66,13 @@ class FusedSelfAttention:
 
 
 class SharedProjection:
-    """Keys and values of several attentions that read the same text, while a forward pass runs.
+    """Keys and values of several attentions that read the same text, held during a forward pass.
 
     The first attention's `to_kv` projects for all of them: one large product instead of many small ones.
 
     Attributes:
         count: how many attentions read it, in the order they run.
-        value: [B, T, count·2C] between the first of them and the last.
+        value: [B, T, count·2C] from the first reader to the last, else None.
     """
 
     def __init__(self, count: int = 1) -> None:
@@ -80,7 +80,7 @@ class SharedProjection:
         self.value: torch.Tensor | None = None
 
     def part(self, attn: Any, text: torch.Tensor, index: int) -> Sequence[torch.Tensor]:
-        """Keys and values [B, H, T, D] of the `index`-th reader, `attn`; the first one projects, the last one frees."""
+        """Keys and values [B, H, T, D] of the `index`-th reader, `attn`; the first projects, the last one frees."""
         if index == 0:
             self.value = attn.to_kv(text)
         both = self.value
@@ -114,13 +114,13 @@ class FusedCrossAttention:
         else:
             k, v = _project(attn, encoder_hidden_states, "to_kv", ("to_k", "to_v"))
         bias = None
-        if attention_mask is not None:  # written out to [B, 1, L, T]: not every runtime broadcasts a mask
+        if attention_mask is not None:  # expanded to [B, 1, L, T]: not every runtime broadcasts a mask
             bias = attention_mask[:, None].expand(-1, -1, hidden_states.shape[1], -1).to(hidden_states.dtype)
         return _attend(attn, _heads(attn.to_q(hidden_states), attn.heads), k, v, bias)
 
 
 class FusedLinearAttention:
-    """Processor of SANA's linear attention, with `to_qkv` or without: relu(q), relu(k), and no softmax."""
+    """Processor of SANA's linear attention, with or without `to_qkv`: relu(q), relu(k), and no softmax."""
 
     def __call__(
         self,
@@ -142,7 +142,7 @@ class FusedLinearAttention:
 class JointAttention:
     """Processor of FLUX's and Stable Diffusion 3's attention, fused (`to_qkv`, `to_added_qkv`) or not.
 
-    With a text stream or without, with rotary positions or without, with norms of q and k or without.
+    A text stream, rotary positions, and norms of q and k are each optional.
     """
 
     def __call__(

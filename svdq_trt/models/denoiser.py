@@ -19,7 +19,7 @@ from torch import nn
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.models.spec import ModelSpec
 
-#: what a pipeline may call its denoiser
+#: names that a pipeline may give its denoiser
 _COMPONENTS = ("unet", "transformer")
 
 #: arguments whose entries are arguments themselves
@@ -29,37 +29,37 @@ _FIX = {"cross_attention_kwargs": _FIXED_WEIGHTS, "joint_attention_kwargs": _FIX
 
 
 class Input(Protocol):
-    """An input of what a Denoiser runs."""
+    """An input of a Denoiser's runner."""
 
     @property
     def name(self) -> str:
-        """As in the model's spec."""
+        """Name in the model's spec."""
 
     @property
     def dtype(self) -> str:
-        """As torch names it, such as "float16"."""
+        """Torch's name of the dtype, such as "float16"."""
 
 
 class Runs(Protocol):
-    """What a Denoiser runs: a Session, an OnnxSession, a torch module that is recorded."""
+    """The interface of a Denoiser's runner: a Session, an OnnxSession, a torch module that is recorded."""
 
     @property
     def inputs(self) -> Sequence[Input]:
-        """In the model's order."""
+        """The inputs, in the model's order."""
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Tensors by name -> the one output by its name."""
+        """Run on tensors by name; returns the one output by its name."""
 
 
 class EngineAttributeError(UnsupportedError, AttributeError):
-    """An attribute of the torch module that an engine does not have. ``hasattr`` sees it as missing."""
+    """An attribute of the torch module that an engine does not have; ``hasattr`` returns False for it."""
 
 
 class Denoiser(nn.Module):
     """Called like the diffusers module of `spec`; runs `runner`. Has no parameters: moving or casting it does nothing.
 
     Attributes:
-        runner: what runs, such as a Session. spec: the model it was built from. config: as the torch module's.
+        runner: what runs, such as a Session. spec: the model it was built from. config: like the torch module's.
         original: the torch module it stands in for, or None.
     """
 
@@ -98,11 +98,11 @@ class Denoiser(nn.Module):
         return torch.device(getattr(self.runner, "device", "cpu"))
 
     def cache_context(self, name: str, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
-        """Pipelines announce the conditional and the unconditional call; an engine caches nothing between calls."""
+        """Context in which pipelines make one call, such as "cond"; an engine caches nothing between calls."""
         return contextlib.nullcontext()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Same arguments and return type as the diffusers module.
+        """Run the engine; same arguments and return type as the diffusers module.
 
         Tensors are cast to the engine's dtypes; the result has the dtype and the device of the first argument.
 
@@ -134,7 +134,7 @@ class Denoiser(nn.Module):
         """Arguments by name, dictionaries opened, defaults left out.
 
         Raises:
-            TypeError: as the diffusers module: an unknown or a missing argument.
+            TypeError: an unknown or a missing argument, as from the diffusers module.
         """
         bound = self._signature.bind(self, *args, **kwargs).arguments
         given = {name: value for name, value in list(bound.items())[1:] if name not in _DICTIONARIES}
@@ -168,7 +168,7 @@ class Denoiser(nn.Module):
 
 
 def component_of(pipe: Any) -> str:
-    """Whichever of "unet" and "transformer" the pipeline has.
+    """The name of the pipeline's denoiser: "unet" or "transformer".
 
     Raises:
         UnsupportedError: neither, or two of them.
@@ -185,7 +185,7 @@ def component_of(pipe: Any) -> str:
 
 
 def default_config(spec: ModelSpec) -> Any:
-    """The config of the spec's class without building it: its constructor's defaults and the spec's values."""
+    """The config that the spec's class would have if built: its constructor's defaults and the spec's values."""
     from diffusers.configuration_utils import FrozenDict
 
     parameters = inspect.signature(spec.model_class().__init__).parameters.values()

@@ -16,7 +16,7 @@ from svdq_trt.models.synthetic import Fill, Request, normal
 
 _T = TypeVar("_T")
 
-#: The nodes of a module by names inside it; or a function (the module's name, the module) -> these.
+#: The nodes of a module, by names inside it; or a function (the module's name, the module) -> such nodes.
 Nodes = Sequence[LinearGroup] | Callable[[str, Any], Sequence[LinearGroup]]
 
 
@@ -30,7 +30,7 @@ class Family:
             left out of a module that lacks its linears, as not every block has all of them.
         reasons: (pattern, why a layer of that name that no node owns stays in 16 bit); the first match wins.
         processors: (pattern, processor class of attentions of that name).
-        synthetic: (pattern, synthetic values of inputs of that name); of an input without any they are standard normal.
+        synthetic: (pattern, synthetic values of inputs of that name); inputs without an entry are standard normal.
         WRAPPED: attribute of what `wrap` returns that holds the module itself.
     """
 
@@ -41,10 +41,10 @@ class Family:
     WRAPPED: ClassVar[str] = "model"
 
     def prepare(self, module: nn.Module) -> None:
-        """Change what must differ from diffusers before weights are loaded, such as tables. Default: nothing."""
+        """Change what must differ from diffusers before weights are loaded, such as tables. By default nothing."""
 
     def recipe(self, module: nn.Module, skip: Sequence[str]) -> Recipe:
-        """Which linears are fused into which nodes, and why the others stay in 16 bit.
+        """The recipe: which linears are fused into which nodes, and why the others stay in 16 bit.
 
         Args:
             module: a model that has not been changed yet.
@@ -60,7 +60,7 @@ class Family:
         return complete(module, candidates, {name: self._reason(name) for name in layers if name not in owned}, skip)
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """Set `fused` at the node's name; of several linears, remove all."""
+        """Put `fused` at the node's name, in place of its members."""
         if len(group.members) > 1:
             for member in group.members:
                 owner, _, leaf = member.rpartition(".")
@@ -71,7 +71,7 @@ class Family:
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """The module as the exporter takes it: tensors named `inputs`, by position or by name, and one output tensor.
 
-        Attentions get processors that know fused linears. `module` is changed, and held under the name WRAPPED.
+        Attentions get processors that know fused linears. `module` is changed; it is the result's attribute WRAPPED.
         """
         for name, part in module.named_modules():
             processor = _first(self.processors, name)
@@ -80,7 +80,7 @@ class Family:
         return _flat_class(tuple(inputs))(module, self.arguments)
 
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """Keyword arguments of the diffusers module for the inputs by name. Default: the inputs themselves."""
+        """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""
         return inputs
 
     def fill_input(self, name: str, request: Request) -> Tensor:
@@ -88,7 +88,7 @@ class Family:
         return (_first(self.synthetic, name) or normal)(request)
 
     def _candidates(self, module: nn.Module) -> list[LinearGroup]:
-        """The nodes of `nodes`, by names in the model."""
+        """The nodes in the table `nodes`, with their names in the model."""
         found: list[LinearGroup] = []
         for pattern, nodes in self.nodes:
             for name, part in module.named_modules():
@@ -109,7 +109,7 @@ def _first(table: Sequence[tuple[str, _T]], name: str) -> _T | None:
 
 
 class _Flat(nn.Module):
-    """A denoiser with flat inputs, one tensor each; `arguments` makes the module's own of them."""
+    """A denoiser with flat inputs, one tensor each; `arguments` turns them into the module's own arguments."""
 
     def __init__(self, model: nn.Module, arguments: Callable[[dict[str, Tensor]], dict[str, Any]]) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _Flat(nn.Module):
 
 @functools.cache
 def _flat_class(names: tuple[str, ...]) -> type[_Flat]:
-    """_Flat with forward's parameters named `names`, which torch.export reads from its signature."""
+    """A _Flat whose forward has parameters `names`; torch.export reads them from its signature."""
 
     def forward(self: _Flat, *args: Tensor, **kwargs: Tensor) -> Tensor:
         inputs = dict(zip(names, args, strict=False)) | kwargs

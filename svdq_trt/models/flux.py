@@ -46,7 +46,7 @@ TINY_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {
     "pooled_projection_dim": 48,
 }
 
-_PATCH = 16  # pixels a side of one token: 8 of the VAE, 2 of the packing
+_PATCH = 16  # pixels per side of one token: 8 by the VAE, 2 by the packing
 
 
 def _one_stream(name: str, block: Any) -> tuple[LinearGroup, ...]:
@@ -77,7 +77,7 @@ def _grid(r: Request) -> tuple[int, int]:
 
 
 def _packed_latents(r: Request) -> torch.Tensor:
-    """[B, rows * columns, C]: a smooth image and noise, mixed as flow matching does."""
+    """[B, rows * columns, C]: a smooth image and noise, mixed as in flow matching."""
     value = normal(r)
     image = smooth_image((r.shape[0], r.shape[2], *_grid(r)), r.rng, step=4).flatten(2).transpose(1, 2)
     return r.noise * value + (1 - r.noise) * image
@@ -107,7 +107,7 @@ class FluxFamily(Family):
     )
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """As Family's. The first half of a `proj_out` splits it; an MLP's node replaces the activation as well."""
+        """Install a node as Family does. The first half of a `proj_out` splits it; an MLP's replaces its GELU, too."""
         parent, _, leaf = group.node.rpartition(".")
         if group.columns is not None:
             block: Any = module.get_submodule(parent.rpartition(".")[0])
@@ -119,7 +119,7 @@ class FluxFamily(Family):
         super().install(module, group, fused)
 
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
-        """As Family's, with angles in f32."""
+        """Wrap the module as Family does, with angles in f32."""
         net: Any = module
         if not isinstance(net.pos_embed, RotaryTable):
             net.pos_embed = RotaryTable(net.pos_embed.theta, tuple(net.pos_embed.axes_dim))
@@ -129,8 +129,8 @@ class FluxFamily(Family):
 class SplitProjection(nn.Module):
     """A linear whose input is two tensors side by side, as two linears whose outputs are added.
 
-    For a single block's `proj_out`: no concatenation of [M, C + 4C] is written and read, and attention output and MLP
-    hidden, which differ in size, get scales and a low-rank branch of their own.
+    For a single block's `proj_out`: no concatenation of [M, C + 4C] is written and read, and the attention output and
+    the MLP's hidden values, which differ in size, get scales and a low-rank branch of their own.
     """
 
     def __init__(self, whole: nn.Linear, first: int) -> None:

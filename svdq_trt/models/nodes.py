@@ -9,7 +9,7 @@ from svdq_trt.models.recipe import LinearGroup
 
 
 def node(name: str, *members: str, **more: Any) -> LinearGroup:
-    """A node of `members`; without any, of the linear that has the node's name."""
+    """A node of `members`; by default of the one linear that has the node's name."""
     return LinearGroup(name, members or (name,), **more)
 
 

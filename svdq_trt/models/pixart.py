@@ -82,7 +82,7 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     return ModelSpec(
         variant="fp16",
         class_path="diffusers.models.transformers.pixart_transformer_2d:PixArtTransformer2DModel",
-        class_aliases=("Transformer2DModel",),  # what the published config.json still says
+        class_aliases=("Transformer2DModel",),  # still in the published config.json
         config=MappingProxyType(config),
         act_dtype="float16",
         pixel_multiple=16,

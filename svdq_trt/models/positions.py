@@ -18,7 +18,7 @@ Rotary = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class RotaryTable(nn.Module):
     """Positions [L, axes] f32 -> cos, sin [L, D] and swap [D, D], all f32; `axes` gives each axis' share of D.
 
-    A pair has its cos and its sin twice. `x @ swap` is (-b, a) for each pair (a, b) of x: a quarter turn.
+    Each pair's cos and sin stand there twice. `x @ swap` is (-b, a) for each pair (a, b) of x: a quarter turn.
     """
 
     def __init__(self, theta: float, axes: tuple[int, ...]) -> None:
@@ -30,7 +30,7 @@ class RotaryTable(nn.Module):
         self.swap = tuple((1.0 if j % 2 else -1.0) if j == i ^ 1 else 0.0 for i in range(d) for j in range(d))
 
     def forward(self, ids: torch.Tensor) -> Rotary:
-        """Angles are position times frequency, axis by axis."""
+        """The tables for positions `ids`: angles are position times frequency, axis by axis."""
         angles = torch.cat(
             [ids[:, i : i + 1].float() * constant(f, ids.device) for i, f in enumerate(self.frequencies)],
             dim=-1,
@@ -62,7 +62,7 @@ class Patches(nn.Module):
         super().__init__()
         self.proj = embed.proj
         self.patch, self.most = embed.patch_size, embed.pos_embed_max_size
-        self.step = 1.0 / embed.interpolation_scale  # of one patch, for an image of the base size
+        self.step = 1.0 / embed.interpolation_scale  # between patches, for an image of the base size
         self.base, self.channels = embed.base_size, channels
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ class Patches(nn.Module):
         at = torch.arange(count, dtype=torch.float32, device=device)
         if self.most is None:  # positions stretch with the image
             at = at * self.base / count * self.step
-        else:  # the middle of a table of `most` positions
+        else:  # the middle of a table with `most` positions
             at = (at + (self.most - count) // 2) * (self.step * self.base / self.most)
         quarter = self.channels // 4
         frequencies = constant(tuple(10000.0 ** (-i / quarter) for i in range(quarter)), device)
@@ -98,7 +98,7 @@ def compute_positions(module: Any, name: str) -> None:
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """The values as f32. They are copied to a GPU once, as the capture of a CUDA graph allows no copy from the host."""
+    """The values in f32, copied to a GPU only once: the capture of a CUDA graph allows no copy from the host."""
     if device.type == "cuda":
         return _on_gpu(values, device)
     return torch.tensor(values, dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""What happens to each linear and convolution: quantized in a group, or kept in 16 bit with a reason.
+"""The fate of each linear and convolution: quantized in a group, or kept in 16 bit with a reason.
 
 Letters: N output features, K input features.
 """
@@ -34,9 +34,9 @@ class LinearGroup:
         weight_only: few tokens and much weight: format w4a16, activations stay 16 bit.
         source: name of the norm whose output is x; None where x is something else.
         x_from: the activation whose output x is, with nothing in between: the quantizer may then use unsigned codes.
-        rank_factor: R is this many times the rank asked for: members that would otherwise have a branch each.
-        columns: the node takes input features [start, stop) of its one member only; other nodes take the others,
-            and the outputs are added. None: all of them.
+        rank_factor: R is this many times the rank asked for, for members that would otherwise have a branch each.
+        columns: the node takes only input features [start, stop) of its one member; other nodes take the others, and
+            the outputs are added. None: all of them.
     """
 
     node: str
@@ -49,7 +49,7 @@ class LinearGroup:
     x_from: Activation = Activation.NONE
 
     def within(self, module: str) -> LinearGroup:
-        """The node with names inside `module` as a node of the model; "" is the model itself."""
+        """This group, whose names are inside `module`, with names in the model; "" is the model itself."""
         if not module:
             return self
         return replace(
@@ -65,7 +65,7 @@ class LinearGroup:
 
     @property
     def act_shift(self) -> float:
-        """What makes every x of this node non-negative, for unsigned codes; 0 where nothing does."""
+        """The shift that makes every x of this node non-negative, for unsigned codes; 0 if there is none."""
         return ACT_SHIFT.get(self.x_from, 0.0)
 
 
@@ -97,10 +97,10 @@ def complete(
 
     Args:
         module: the model with its linears not yet replaced.
-        candidates: groups the model's family would quantize.
+        candidates: groups that the model's family would quantize.
         reasons: for every other layer, by name, why it stays.
-        skip: from the user: fnmatch patterns, of which one that hits one member keeps its whole group; or `<2M`: every
-            group with fewer weights than that, but for weight_only ones.
+        skip: the user's exceptions: fnmatch patterns, one of which keeps a whole group if it matches one member; or
+            `<2M`: every group with fewer weights than that, except weight_only ones.
 
     Raises:
         UsageError: an entry of `skip` that matches no candidate, or is not a number after `<`.
@@ -118,19 +118,19 @@ def complete(
         reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
         if reason:
             why.update(dict.fromkeys(group.members, reason))
-    # Nodes that share a member by columns stand or fall together: a layer is quantized whole or not at all.
+    # Groups that share a member by columns are kept or quantized together: a layer is quantized whole or not at all.
     groups = [g for g in candidates if not any(m in why for m in g.members)]
     if unused:
         raise UsageError("--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does")
     grouped = [m for g in groups for m in g.members if g.columns is None or g.columns[0] == 0]
     kept = tuple(Kept(name, why[name]) for name in layers if name in why)
-    # A layer without a rule, or with two, is a bug of the family's rules and must not pass silently.
+    # A layer without a rule, or with two, is a bug in the family's rules and must not pass silently.
     assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), "every layer is grouped or kept, once"
     return Recipe(tuple(groups), kept)
 
 
 def _weights(text: str) -> int:
-    """`<2M`, `<500K` or `<2000000` -> the number of weights."""
+    """Parse `<2M`, `<500K` or `<2000000` as a number of weights."""
     number, unit = (text[1:-1], text[-1]) if text[-1] in _UNITS else (text[1:], "")
     try:
         return int(float(number) * _UNITS[unit])
@@ -139,7 +139,7 @@ def _weights(text: str) -> int:
 
 
 def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
-    """Why the op contract can't take this group; empty when it can."""
+    """Why the op contract can't take this group; empty if it can."""
     for name in group.members:
         linear = layers[name]
         assert isinstance(linear, nn.Linear)
@@ -155,7 +155,7 @@ def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
 def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights [N, K] and bias [N] of a group's members, stacked in order; the bias is None if no member has one.
 
-    A single member's tensors are returned as they are, not copied. Of several nodes that share a member by columns,
+    A single member's tensors are returned as they are, not copied. Of several groups that share a member by columns,
     the first has its bias.
     """
     weights, biases = member_tensors(module, group)
@@ -182,7 +182,7 @@ def member_tensors(module: nn.Module, group: LinearGroup) -> tuple[list[torch.Te
 def read_members(
     group: LinearGroup, has_bias: Sequence[bool], read: Callable[[str], torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
-    """As `member_tensors`, from parameters read by name; `has_bias` says which members give the node a bias."""
+    """Read what `member_tensors` returns by parameter name; `has_bias` says which members give the node a bias."""
     start, stop = group.columns or (0, None)
     weights = [read(f"{name}.weight")[:, start:stop] for name in group.members]
     biases = [read(f"{m}.bias") if has else None for m, has in zip(group.members, has_bias, strict=True)]

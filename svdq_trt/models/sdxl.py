@@ -91,10 +91,10 @@ _AFTER_TEXT = (
 
 
 def _transformer(name: str, transformer: Any) -> list[LinearGroup]:
-    """The nodes of one transformer, in the order they run.
+    """The nodes of one transformer, in the order in which they run.
 
     All its blocks read the same text, so KV_BLOCKS of them have their keys and values in one node, with as much rank
-    as nodes of their own would have together.
+    as separate nodes would have together.
     """
     blocks = [f"transformer_blocks.{i}" for i in range(len(transformer.transformer_blocks))]
     found: list[LinearGroup] = []
@@ -110,7 +110,7 @@ def _transformer(name: str, transformer: Any) -> list[LinearGroup]:
 
 
 def _check_block(name: str, block: Any) -> None:
-    """Refuse a block with more or less than the nodes above account for."""
+    """Refuse a block that is not built from exactly the layers that the nodes above cover."""
     if block.norm_type != "layer_norm" or block.attn2 is None or block.only_cross_attention:
         raise UnsupportedError(f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP")
     for leaf in ("attn1", "attn2"):
@@ -120,7 +120,7 @@ def _check_block(name: str, block: Any) -> None:
 
 
 def _check_plain(name: str, attn: Any) -> None:
-    """The fused processors leave out what SDXL's attention doesn't have; refuse a model that has it."""
+    """Refuse an attention with parts that SDXL's doesn't have: the fused processors leave them out."""
     norms = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
     for extra in (*norms, "add_k_proj", "residual_connection"):
         if getattr(attn, extra, None):
@@ -130,7 +130,7 @@ def _check_plain(name: str, attn: Any) -> None:
 
 
 def _clip_text(r: Request) -> torch.Tensor:
-    """[B, T, K]: as CLIP's last but one layer: noise, some large channels, a large first token."""
+    """[B, T, K], like the output of CLIP's last but one layer: noise, some large channels, a large first token."""
     value, channels = normal(r), large_channels(r.shape[-1])
     value[..., channels] *= 8.0
     value[:, 0, channels] += 20.0
@@ -167,7 +167,7 @@ class SDXLFamily(Family):
     )
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """As Family's. Attentions whose linears are fused get a processor; the others keep diffusers' own."""
+        """Install a node as Family does. Attentions with fused linears get a processor; others keep diffusers' own."""
         super().install(module, group, fused)
         if len(group.members) > 1:
             readers = list(dict.fromkeys(member.rpartition(".")[0] for member in group.members))
@@ -178,7 +178,7 @@ class SDXLFamily(Family):
                 attention.set_processor(FusedSelfAttention() if own else FusedCrossAttention(shared, index))
 
     def arguments(self, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
-        """Text embedding and sizes go into added_cond_kwargs, in f32.
+        """Keyword arguments of the UNet: text embedding and sizes go into added_cond_kwargs, in f32.
 
         diffusers concatenates text_embeds with sinusoids that it computes in f32, and a strongly typed network takes
         no Concat of two dtypes; the cast here is for callers that pass 16 bit.
@@ -224,7 +224,7 @@ SDXL = _spec(
     built=(80, 89, 120),
 )
 
-#: The same UNet, distilled for one to four steps at 512 pixels.
+#: The same UNet, distilled to run in one to four steps at 512 pixels.
 SDXL_TURBO = _spec(
     SDXL_CONFIG | {"sample_size": 64},
     name="sdxl-turbo",

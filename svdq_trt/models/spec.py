@@ -1,6 +1,6 @@
-"""A model as data: where its weights are, what its inputs look like, how large it is.
+"""A model as data: where its weights are published, what its inputs look like, how large it is.
 
-What is quantized, and how a module becomes one that exports, its `Family` says.
+Its `Family` says what is quantized and how a module is made exportable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SYMBOLS = ("batch", "height", "width", "tokens")
 class Axis:
     """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`.
 
-    For a latent with 8 pixels a side and images in steps of 64 pixels: Axis("height", 8, 8). With `by` the size is
+    For latent pixels of 8 x 8 image pixels and images in steps of 64: Axis("height", 8, 8). With `by` the size is
     symbol * by / divisor: image tokens of 16 x 16 pixels are Axis("height", 256, by="width").
     """
 
@@ -38,11 +38,11 @@ class Axis:
 
     @property
     def name(self) -> str:
-        """Its name in the graph: the symbol, or both."""
+        """Its name in the graph: the symbol, or both symbols."""
         return f"{self.symbol}_{self.by}" if self.by else self.symbol
 
     def size(self, sizes: Mapping[str, int]) -> int:
-        """The size for symbol values."""
+        """The size for given symbol values."""
         return sizes[self.symbol] * (sizes[self.by] if self.by else 1) // self.divisor
 
 
@@ -96,13 +96,13 @@ class ModelSpec:
         act_dtype: "float16" or "bfloat16"; dtype of weights and activations of the engine.
         pixel_multiple: height and width are multiples of this.
         profile: default optimization profile.
-        calibration_pixels: side of calibration's synthetic images: small, yet many tokens at every level.
-        inputs, outputs: of the exported graph, in order.
+        calibration_pixels: side of the synthetic calibration images: small, yet with many tokens at every level.
+        inputs, outputs: those of the exported graph, in order.
         family: the architecture.
-        parameters: how many it has; 0 if that is not known.
+        parameters: their number; 0 if unknown.
         twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
-        built: archs for which an engine was built at full size, for the support table.
-        derived: tensors of a published checkpoint that follow from the config, so are not read.
+        built: archs for which an engine has been built at full size, for the support table.
+        derived: tensors of a published checkpoint that follow from the config and so are not read.
         class_aliases: other class names that a published config.json may have for the same model.
     """
 
@@ -141,7 +141,7 @@ class ModelSpec:
         """The module in eval mode, without gradients. On "meta" it costs no memory; elsewhere it is random.
 
         Args:
-            dtype: of parameters; the act dtype when None.
+            dtype: dtype of the parameters; the act dtype when None.
             device: "meta", "cpu", ...
         """
         with torch.device(device):
@@ -188,11 +188,11 @@ class ModelSpec:
 
         Args:
             batch: number of images.
-            height: in pixels.
-            width: in pixels.
+            height: image height in pixels.
+            width: image width in pixels.
             seed: equal seeds and sizes give equal inputs.
-            dtype: of the "act" inputs; the act dtype when None.
-            tokens: of the text.
+            dtype: dtype of the "act" inputs; the act dtype when None.
+            tokens: number of text tokens.
             noise: share of noise in [0, 1]: 1 is the first denoising step, 0 the last.
 
         Raises:

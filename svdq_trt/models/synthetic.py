@@ -1,6 +1,6 @@
-"""Synthetic values of a model's inputs; a family's table says which input has which.
+"""Synthetic values of a model's inputs; a family's table assigns them to inputs.
 
-All are f32 on the CPU, and use the request's generator in a fixed order: equal seeds give equal bytes.
+All are f32 on the CPU and draw from the request's generator in a fixed order: equal seeds give equal bytes.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Request:
-    """The input that a Fill makes.
+    """The request for one input, which a Fill makes.
 
     Attributes:
-        shape: of the tensor.
+        shape: shape of the tensor.
         sizes: batch, height and width in pixels, tokens.
         noise: the step's share of noise in [0, 1].
         rng: where random numbers come from.
@@ -51,13 +51,13 @@ def smooth_image(shape: tuple[int, ...], rng: torch.Generator, step: int = 8) ->
 
 
 def flow_latents(r: Request) -> Tensor:
-    """[B, C, H, W]: a smooth image and noise, mixed as flow matching does."""
+    """[B, C, H, W]: a smooth image and noise, mixed as in flow matching."""
     value = normal(r)
     return r.noise * value + (1 - r.noise) * smooth_image(r.shape, r.rng)
 
 
 def diffusion_latents(r: Request) -> Tensor:
-    """[B, C, H, W]: a smooth image and noise, mixed to unit variance as schedulers of noise prediction do."""
+    """[B, C, H, W]: a smooth image and noise, mixed to unit variance, as by schedulers for noise prediction."""
     value = normal(r)
     return math.sqrt(r.noise) * value + math.sqrt(1 - r.noise) * smooth_image(r.shape, r.rng)
 
@@ -69,7 +69,7 @@ def large_channels(channels: int) -> Tensor:
 
 
 def t5_text(r: Request) -> Tensor:
-    """[B, T, K]: as the output of T5: small values and some large channels."""
+    """[B, T, K], like the output of T5: small values and some large channels."""
     value = normal(r) * 0.2
     value[..., large_channels(r.shape[-1])] *= 20.0
     return value

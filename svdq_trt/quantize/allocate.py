@@ -1,4 +1,4 @@
-"""``--rank auto``: from curves of all nodes and what is wanted to a rank for each, as a file that the quantizer reads.
+"""``--rank auto``: from all nodes' curves and a goal to a rank for each node, in a file that the quantizer reads.
 
 Letters: N output features, K input features, R rank.
 """
@@ -32,8 +32,8 @@ REASON = "--rank auto: its error costs the output more than its bytes"
 class NodeCurve:
     """A node's sizes and its relative squared error at each rank of curve.ranks_of(n, k).
 
-    `may_keep`: its linears may stay in 16 bit. A linear that several nodes share by columns may not: it is quantized
-    as a whole or not at all.
+    `may_keep`: its linears may stay in 16 bit. A linear that several nodes share by columns may not, as it is
+    quantized as a whole or not at all.
     """
 
     n: int
@@ -43,7 +43,7 @@ class NodeCurve:
     errors: tuple[float, ...]
 
     def option(self, rank: int, gain: float = 1.0) -> Option:
-        """The node at one of its ranks; `gain` turns its error into the model's."""
+        """The node stored at one of its ranks; `gain` turns its error into the model's."""
         error = self.errors[ranks_of(self.n, self.k).index(rank)]
         return Option(rank, node_bytes(FORMATS[self.format], self.n, self.k, rank), gain * error)
 
@@ -66,12 +66,12 @@ def measure_curves(
     read: Callable[[str], Tensor] | None = None,
     device: torch.device = CPU,
 ) -> dict[str, NodeCurve]:
-    """The curve of every group, several at a time; those that `journal` has are taken over.
+    """Measure the curve of every group, several at a time; curves in `journal` are reused.
 
     Args:
-        module: the 16-bit model, not changed. On meta, weights are had from `read`, from several threads.
-        fmt: of groups with quantized activations; weight-only groups take w4a16.
-        device: where the layers are worked on, each moved there when its turn comes.
+        module: the 16-bit model, not changed. On meta, weights come from `read`, called from several threads.
+        fmt: format of groups with quantized activations; weight-only groups take w4a16.
+        device: device that the work is done on; each group is moved there when its turn comes.
     """
 
     def one(group: LinearGroup) -> NodeCurve:
@@ -103,10 +103,10 @@ def allocate(
     scan: Sensitivity | None = None,
     gains_name: str = "",
 ) -> Allocation:
-    """Choose for all nodes: the least error within `budget_bytes`, or the fewest bytes that reach `target_sqnr` dB.
+    """Choose all ranks: the least error within `budget_bytes`, or the fewest bytes that reach `target_sqnr` dB.
 
     Args:
-        scan: weighs each node's error by what it does to the model's output. Without it all nodes weigh the same,
+        scan: weighs each node's error by its effect on the model's output. Without it all nodes weigh the same,
             and the figure to reach is the mean of their relative errors.
 
     Raises:

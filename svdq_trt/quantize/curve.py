@@ -95,7 +95,7 @@ def error_curve(
 
 
 def _nearest(searched: Sequence[int], rank: int) -> int:
-    """Of two equally near the larger: without any low-rank part the best exponents are others."""
+    """The nearest rank, or the larger of two equally near: with R = 0 the best exponents are others."""
     return min(searched, key=lambda at: (abs(at - rank), -at))
 
 

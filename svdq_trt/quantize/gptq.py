@@ -30,7 +30,7 @@ from svdq_trt.contract.formats import INT4, Format
 from svdq_trt.quantize.lowrank import OVERSAMPLE, orthonormal, small_eigh
 from svdq_trt.quantize.split import Split, choose_scales
 
-BLOCK = 128  # columns whose feedback is applied one by one; beyond the block it is one matrix product
+BLOCK = 128  # columns whose feedback is applied one by one; beyond the block it is a single matrix product
 _TRIES = 8
 _trying = Lock()  # layers are rounded in several threads
 _POWER_ITERATIONS = 8  # of the refit; each costs far less than GPTQ does
@@ -51,7 +51,7 @@ def damping(x: Tensor, factor: float = 1.0) -> float:
 
 
 def curvature(x: Tensor, d: float) -> Curvature:
-    """Factor H = XᵀX + d I for x̂ [T, K] f32. d > 0 makes H definite; rounding errors are met by more of d."""
+    """Factor H = XᵀX + d I for x̂ [T, K] f32. d > 0 makes H definite; against rounding errors, d is raised."""
     order = torch.argsort(x.square().sum(0), stable=True)
     x = x[:, order]
     h = x.T @ x
@@ -68,7 +68,7 @@ def curvature(x: Tensor, d: float) -> Curvature:
 def gptq(
     w: Tensor, split: Split, curve: Curvature, fmt: Format, act_dtype: torch.dtype, h: Tensor | None = None
 ) -> Split:
-    """Round the residual of `split` again, with error feedback; scales are fixed before.
+    """Round the residual of `split` again, with error feedback and fixed scales.
 
     Args:
         w: [N, K] f32, not smoothed. h: [K], see split.choose_scales.
@@ -92,10 +92,10 @@ def gptq(
 
 
 class Rounding(NamedTuple):
-    """How blocks are rounded on a GPU.
+    """The way in which blocks are rounded on a GPU.
 
     Attributes:
-        block: as `_round_block`. note: why that is what runs, for people; "" where it is the kernel.
+        block: a function like `_round_block`. note: why not the kernel, for people; "" where it is the kernel.
     """
 
     block: Callable[[Tensor, Tensor, Tensor, Tensor, Format, Tensor, Tensor], None]
@@ -103,7 +103,7 @@ class Rounding(NamedTuple):
 
 
 def rounding_on(device: torch.device) -> Rounding:
-    """The kernel of gptq_triton where it runs on that GPU, else the loop; tried once."""
+    """The kernel of gptq_triton if it runs on that GPU, else the loop; tried once."""
     with _trying:
         return _tried(device)
 
@@ -115,8 +115,8 @@ def _tried(device: torch.device) -> Rounding:
 
         one = torch.ones(BLOCK, BLOCK, device=device)
         round_block(one, one, one, one, INT4, one.clone(), one.clone())
-    except Exception as error:  # no Triton, no C compiler, no Python headers, no folder to cache in: each has its own
-        if out_of_memory("GPTQ", error) is not None:  # says nothing of the kernel, and codes must not depend on it
+    except Exception as error:  # no Triton, no C compiler, no Python headers, no cache folder: each raises its own type
+        if out_of_memory("GPTQ", error) is not None:  # says nothing about the kernel, and codes must not depend on it
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         return Rounding(
@@ -130,10 +130,10 @@ def _tried(device: torch.device) -> Rounding:
 def _round_block(
     todo: Tensor, wanted: Tensor, feedback: Tensor, steps: Tensor, fmt: Format, values: Tensor, wrong: Tensor
 ) -> None:
-    """Round the B columns of one block, from the last to the first, into `values` and what that gets wrong, `wrong`.
+    """Round the B columns of one block, from the last to the first, into `values`, and their errors into `wrong`.
 
     Args:
-        todo: [B, N] the residual. wanted: [B, N], the same with the feedback of the columns behind the block.
+        todo: [B, N] the residual. wanted: [B, N], the same with the feedback of the columns after the block.
         feedback: [B, at least B] F, of each column on those before it. steps: [B, N].
     """
     for i in range(len(todo) - 1, -1, -1):
@@ -143,7 +143,7 @@ def _round_block(
 
 
 def refit(w: Tensor, split: Split, x: Tensor, d: float, act_dtype: torch.dtype) -> Split:
-    """The same codes with the low-rank part that serves the tokens best: argmin trace((D - L) H (D - L)ᵀ).
+    """Keep the codes and fit the low-rank part to the tokens: argmin trace((D - L) H (D - L)ᵀ).
 
     D = W_s - Q. With U the R leading eigenvectors of D H Dᵀ, that is L = U Uᵀ D. Found by a subspace iteration
     that never forms H: O((N + T) K R) a step.

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from svdq_trt.contract.formats import NVFP4, Format
 
-_ROWS = 32  # of a program: 128 x 32 values in 128 threads are 32 registers each
-_compiling = Lock()  # Triton's cache of compiled kernels is not made for threads
+_ROWS = 32  # per program: 128 x 32 values in 128 threads are 32 registers each
+_compiling = Lock()  # Triton's cache of compiled kernels is not thread-safe
 
 
 def round_block(
     todo: Tensor, wanted: Tensor, feedback: Tensor, steps: Tensor, fmt: Format, values: Tensor, wrong: Tensor
 ) -> None:
-    """As gptq._round_block, on a GPU. All but `feedback` are [B, N] f32, contiguous; B is a power of two."""
+    """gptq._round_block on a GPU. All arguments but `feedback` are [B, N] f32, contiguous; B is a power of two."""
     block, n = todo.shape
     assert all(t.is_contiguous() for t in (todo, wanted, steps, values, wrong))
     columns = feedback[:, :block].T.contiguous()  # column i of F is read with stride 1

@@ -1,4 +1,4 @@
-"""Alternate low-rank fit and rounding: each takes over what the other left.
+"""Alternating low-rank fit and rounding: each works on what the other left.
 
 L_t = SVD_R(W_s - Q_{t-1}),   Q_t = RTN(W_s - L_t),   with Q_0 from a plain SVD. Source: SVDQuant's code
 (deepcompressor/calib/lowrank.py), which runs up to 100 of these and stops at the first that is worse.
@@ -20,8 +20,8 @@ def iterate(
     """The best of at most `steps` alternations that start at `split`; `split` itself when none is better.
 
     Args:
-        w: [N, K] f32, not smoothed. tokens: what "better" is measured on, activations quantized.
-        power_iterations: of each SVD, see lowrank.top_singular.
+        w: [N, K] f32, not smoothed. tokens: tokens on which "better" is measured, activations quantized.
+        power_iterations: those of each SVD, see lowrank.top_singular.
     """
     if not split.up.shape[1]:
         return split

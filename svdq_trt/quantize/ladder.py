@@ -1,4 +1,4 @@
-"""What follows the plain SVDQuant split, rung by rung: iterations, scale search, GPTQ, refit.
+"""Improvements on the plain SVDQuant split, rung by rung: iterations, scale search, GPTQ, refit.
 
 A quarter of the tokens is held out. Every rung is fitted on the others and kept only where it lowers the error on
 the held-out ones, so no rung can make a layer worse than the one below it, as far as these tokens tell.
@@ -20,12 +20,12 @@ from svdq_trt.quantize.preset import Preset
 from svdq_trt.quantize.scales import importance
 from svdq_trt.quantize.split import Split, Tokens
 
-MIN_TOKENS = 32  # below this, nothing is fitted: 8 held-out tokens are the least that tell anything
+MIN_TOKENS = 32  # below this, nothing is fitted: fewer than 8 held-out tokens say nothing
 _EVERY = 4  # every fourth token is held out; they come sorted by sample, so all samples are on both sides
 
 
 class Rung(NamedTuple):
-    """One attempt: its name, the SQNR it had on held-out tokens, and whether it was kept."""
+    """One attempt: its name, its SQNR on held-out tokens, and whether it was kept."""
 
     name: str
     sqnr_db: float

@@ -48,7 +48,7 @@ def _subspace(w: Tensor, rank: int, iterations: int) -> tuple[Tensor, Tensor, Te
 
 
 def orthonormal(a: Tensor) -> Tensor:
-    """A basis [N, r] of what the few columns of a [N, r] f32 span."""
+    """An orthonormal basis [N, r] of the span of the few columns of a [N, r] f32."""
     return cholesky_basis(a) if a.is_cuda else _householder_basis(a)
 
 
@@ -58,10 +58,10 @@ def _householder_basis(a: Tensor) -> Tensor:
 
 
 def cholesky_basis(a: Tensor) -> Tensor:
-    """`orthonormal` in a handful of launches, where a Householder QR has several per column.
+    """`orthonormal` in a handful of launches, where a Householder QR needs several per column.
 
     a = Q R with R from the Gram matrix in fp64: Q is off by about 2^-53 cond(a)², so below f32's rounding up to a
-    condition of 10^4 or so. Beyond that, and for dependent columns, it is Householder's after all.
+    condition of 10^4 or so. Beyond that, and for dependent columns, Householder's QR is used.
     """
     wide = a.double()
     factor, failed = torch.linalg.cholesky_ex(wide.T @ wide)
@@ -75,7 +75,7 @@ def cholesky_basis(a: Tensor) -> Tensor:
 def small_eigh(m: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues [r], ascending, and vectors [r, r] of a small symmetric matrix, in fp64 on m's device.
 
-    Found on the CPU: at r = 40 a GPU takes several times as long.
+    Computed on the CPU: at r = 40 a GPU takes several times as long.
     """
     eigen, vectors = torch.linalg.eigh(m.double().cpu())
     return eigen.to(m.device), vectors.to(m.device)

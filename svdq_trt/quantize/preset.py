@@ -1,4 +1,4 @@
-"""How hard the quantizer searches: one dataclass, three presets, printed at every run."""
+"""The quantizer's search effort: one dataclass, three presets, printed at every run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Preset:
         tokens: calibration rows the objective uses, at most, evenly spaced; 0 = all.
         rows: weight rows the objective uses, likewise.
         power_iterations: of the subspace SVD inside the search and of the final one; 0 = exact SVD.
-        iterations: most alternations of SVD and rounding; 0 = none.
+        iterations: maximum number of alternations of SVD and rounding; 0 = none.
         scales: group scales by search instead of absmax.
         gptq: error feedback in the final rounding.
         refit: fit the low-rank part again after the final rounding, weighted by the activations.
-        rounds: most repetitions of GPTQ and refit.
+        rounds: maximum number of repetitions of GPTQ and refit.
         dampings: factors on the damping of GPTQ's second moments, each tried.
-        finalists: candidates of the smoothing search that go up the whole ladder; the best end is taken.
+        finalists: candidates of the smoothing search that climb the whole ladder; the best result is taken.
         cpu_times_fast: seconds per layer on a CPU as a multiple of those of ``fast`` (sdxl-tiny, two cores;
             benchmarks/quantize_cost.py).
     """
@@ -110,7 +110,7 @@ PRESETS = {
     )
 }
 
-#: what is used where nobody names a preset
+#: the preset that is used unless another is named
 DEFAULT_PRESET = "default"
 
 

@@ -1,6 +1,6 @@
 """Quantize a model group by group, in place.
 
-Every finished group is a file of its own in ``<artifact>.partial/``, so a killed run goes on where it stopped, and
+Every finished group is a file of its own in ``<artifact>.partial/``, so a killed run resumes where it stopped, and
 several processes can share the groups: the one that writes the artifact takes the others' files over.
 """
 
@@ -57,12 +57,12 @@ def quantize_model(
 
     Args:
         module: the 16-bit model; its quantized linears are replaced. On meta, it is never whole in memory: every
-            parameter is had from `read` when its layer is quantized or written.
+            parameter comes from `read` when its layer is quantized or written.
         groups: the nodes to make, as spec.recipe gave them for `skip`.
         calibration: tokens and absmax of every group's input.
         fmt: format of groups with quantized activations; weight-only groups take w4a16.
         rank: R that the user asked for, or R of each node by its name (allocate.py).
-        key: identifies the inputs; groups finished under the same key are taken over.
+        key: identifies the inputs; groups finished under the same key are reused.
         read: name -> parameter, for a module on meta; called from several threads.
         notes: more to say in the artifact's metadata.
         device: where the layers are worked on, each moved there when its turn comes. Recorded in the artifact.
@@ -131,7 +131,7 @@ def _one(
     device: torch.device,
     indexed: tuple[int, LinearGroup],
 ) -> tuple[Node, SVDQLinear]:
-    """One group: taken over from an interrupted run, or quantized and saved."""
+    """One group: reused from an interrupted run, or quantized and saved."""
     index, group = indexed
     source = sources.pop(group.node)
     shard = _shard(partial, index)
@@ -169,7 +169,7 @@ def _of_another_rank(partial: Path, index: int, group: LinearGroup) -> tuple[Nod
             str(_shard(partial, index)),
             "no finished layer",
             f"{group.node}, from another rank",
-            "All ranks must see the same folder; run the same command to go on.",
+            "All ranks must see the same folder; run the same command to continue.",
         )
     return done
 

@@ -18,7 +18,7 @@ from svdq_trt.contract.formats import NVFP4, Format
 
 #: Near absmax: GPTQ moves weights beyond their group's absmax, and clipping further brought nothing there.
 _INTEGER = (1.06, 0.94, 0.88)
-#: e2m1 codes are uneven, so larger spans are worth a try: at 1.5 the largest weight takes the code 4 in the place of 6.
+#: e2m1 codes are uneven, so larger spans are worth a try: at 1.5 the largest weight takes the code 4 instead of 6.
 _E2M1 = (1.5, 1.25, 1.12, 0.94, 0.88)
 _FLOOR = 0.05  # of the mean h: a channel that calibration hardly saw still counts
 

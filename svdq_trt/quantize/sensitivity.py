@@ -1,4 +1,4 @@
-"""What each node's quantization alone does to the model's output.
+"""The effect of quantizing each node alone on the model's output.
 
 The model runs in float32 around the nodes, so that 16-bit rounding does not count once per node. Figures are dB of the
 output's power over the power of its change, over all inputs together. Changes of independent causes add up in power:
@@ -26,7 +26,7 @@ from svdq_trt.nn.linear import SVDQLinear
 
 
 class Probe:
-    """Runs a model with some of its nodes quantized.
+    """A model that can be run with some of its nodes quantized.
 
     The 16-bit module itself is never changed: nodes are installed in copies that share its parameters.
     """
@@ -42,7 +42,7 @@ class Probe:
         """Run the 16-bit model once.
 
         Args:
-            module: in 16 bit on the CPU, or in float32 on any device. On meta with `read`, which gives parameters.
+            module: in 16 bit on the CPU, or in float32 on any device; or on meta, with parameters from `read`.
             groups: its nodes. inputs: model inputs in float32, on its device.
         """
         self._module, self._spec, self._read, self._inputs = module, spec, read, inputs
@@ -51,7 +51,7 @@ class Probe:
         self._signal = math.fsum(float(y.square().sum()) for y in self._want) or 1.0
 
     def output_db(self, layers: Mapping[str, SVDQLinear]) -> float:
-        """SQNR of the output with `layers` in the place of their nodes' linears."""
+        """SQNR of the output with `layers` in place of their nodes' members."""
         shared = {id(t): t for t in (*self._module.parameters(), *self._module.buffers())}
         module = copy.deepcopy(self._module, shared)
         for node, layer in layers.items():
@@ -70,7 +70,7 @@ class Probe:
 def scan(
     probe: Probe, layers: Mapping[str, SVDQLinear], layer_db: Mapping[str, float], done: Mapping[str, float]
 ) -> Iterator[Effect]:
-    """The effect of each of `layers` alone, in order.
+    """Measure the effect of each of `layers` alone, in order.
 
     Args:
         layer_db: SQNR of each node's own output. done: output_db of nodes that need not run again.

@@ -1,4 +1,4 @@
-"""Spend bytes where they pay: one option per node, by a byte budget or an error target.
+"""Choosing one option per node, by a byte budget or an error target, so that bytes go where they pay most.
 
 Every node has options (bytes, error): a rank each, and its linears left in 16 bit. Errors of nodes add up, so this is
 the multiple-choice knapsack problem. It is solved by Lagrange multipliers (Everett 1963; for quantizers Shoham and
@@ -43,7 +43,7 @@ class _Move:
 
 
 def hull(options: Sequence[Option]) -> list[Option]:
-    """The lower convex hull, from the cheapest option on: more bytes, less error, each byte worth less than before."""
+    """The lower convex hull from the cheapest option on: more bytes, less error, each byte worth less than before."""
     corners: list[Option] = []
     for option in sorted(options, key=lambda o: (o.bytes, o.error, o.rank)):
         if corners and option.error >= corners[-1].error:
@@ -60,7 +60,7 @@ def _slope(a: Option, b: Option) -> float:
 
 
 def fit_budget(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str, Option] | None:
-    """An option per node that takes at most `budget` bytes in all; None where the cheapest ones take more."""
+    """Choose an option per node, at most `budget` bytes in all; None where the cheapest ones take more."""
     choice, moves = _start(options)
     room = budget - total_bytes(choice)
     if room < 0:
@@ -78,9 +78,9 @@ def fit_budget(options: Mapping[str, Sequence[Option]], budget: int) -> dict[str
 
 
 def reach_error(options: Mapping[str, Sequence[Option]], error: float) -> dict[str, Option] | None:
-    """The fewest bytes whose errors add up to at most `error`; None where no choice does.
+    """Choose the fewest bytes whose errors add up to at most `error`; None where no choice does.
 
-    That is some moves in order and then one more of any node that is enough; the cheapest such pair.
+    The result is some moves in order and one more, of any node, that suffices: the cheapest such combination.
     """
     choice, moves = _start(options)
     if total_error(choice) <= error:
@@ -105,17 +105,17 @@ def reach_error(options: Mapping[str, Sequence[Option]], error: float) -> dict[s
 
 
 def total_bytes(choice: Mapping[str, Option]) -> int:
-    """Of all nodes."""
+    """Bytes of all nodes together."""
     return sum(option.bytes for option in choice.values())
 
 
 def total_error(choice: Mapping[str, Option]) -> float:
-    """Of all nodes, rounded once: the same whatever order they come in."""
+    """Error of all nodes together, rounded once: the same in any order."""
     return math.fsum(option.error for option in choice.values())
 
 
 def _start(options: Mapping[str, Sequence[Option]]) -> tuple[dict[str, Option], list[_Move]]:
-    """Every node at its cheapest, and all moves, steepest first; a node's own stay in order, as hulls are convex."""
+    """Every node's cheapest option, and all moves, steepest first; a node's own stay in order, as hulls are convex."""
     hulls = {node: hull(some) for node, some in options.items()}
     moves = [
         _Move(node, b, b.bytes - a.bytes, a.error - b.error)

@@ -19,7 +19,7 @@ from svdq_trt.quantize.scales import search_scales
 
 @dataclass(frozen=True)
 class Coding:
-    """How activations become codes: signed, or unsigned after a shift that makes them non-negative."""
+    """The coding of activations: signed, or unsigned after a shift that makes them non-negative."""
 
     unsigned: bool = False
     shift: float = 0.0
@@ -29,7 +29,7 @@ SIGNED = Coding()
 
 
 def codings(fmt: Format, act_shift: float) -> tuple[Coding, ...]:
-    """All that are worth a try, for x that `act_shift` makes non-negative; 0: nothing does."""
+    """All codings that are worth a try for x that `act_shift` makes non-negative; 0: no shift does."""
     return (SIGNED, Coding(True, act_shift)) if act_shift and fmt.unsigned_codes else (SIGNED,)
 
 
@@ -44,10 +44,10 @@ class Split:
 
     Attributes:
         values: [N, K] f32 code values (numerics.round_weight).
-        scales: of the values, as stored.
-        act_mul: [K] f32. down: [R, K] f32, reads raw x; up: [N, R] f32. Both exact in the act dtype; R may be
-            below the rank asked for, where min(N, K) is.
-        coding: of the activations that it meets.
+        scales: scales of the values, as stored.
+        act_mul: [K] f32. down: [R, K] f32, reads raw x; up: [N, R] f32. Both exact in the act dtype; R is at
+            most min(N, K), which may be below the rank asked for.
+        coding: coding of the activations that it is for.
     """
 
     values: Tensor
@@ -63,19 +63,19 @@ class Split:
         return (self.values.view(n, groups, -1) * self.scales.step[..., None]).flatten(1)
 
     def residual(self, w: Tensor) -> Tensor:
-        """[N, K]: W_s less the low-rank part; what the codes have to carry."""
+        """[N, K]: W_s less the low-rank part, which the codes represent."""
         smoothed = w / self.act_mul
         return smoothed - self.up @ (self.down / self.act_mul) if self.up.shape[1] else smoothed
 
     def shift_offset(self) -> Tensor:
-        """[N] f64: what the coding's shift adds to every output, to be taken off the bias.
+        """[N] f64: the contribution of the coding's shift to every output, to be subtracted from the bias.
 
         The low-rank part reads raw x, so the shift reaches the codes alone: shift * sum_k rounded_nk * act_mul_k.
         """
         return self.rounded().double() @ self.act_mul.double() * self.coding.shift
 
     def with_factors(self, u: Tensor, v: Tensor, act_dtype: torch.dtype) -> Split:
-        """The same codes with u @ v [N, R] [R, K] as low-rank part of W_s, rounded to the act dtype."""
+        """The same codes with u @ v, [N, R] and [R, K], as the low-rank part of W_s, rounded to the act dtype."""
         up, down = balance(u, v * self.act_mul)
         return replace(self, up=up.to(act_dtype).float(), down=down.to(act_dtype).float())
 
@@ -95,7 +95,7 @@ class Split:
 
 
 def choose_scales(residual: Tensor, h: Tensor | None, fmt: Format, act_dtype: torch.dtype) -> numerics.WeightScales:
-    """Scales of the residual [N, K]: by search with the importance h [K] of its columns, by absmax without."""
+    """Choose scales of the residual [N, K]: by search with the importance h [K] of its columns, else by absmax."""
     if h is None:
         return numerics.weight_scales(residual, fmt, act_dtype)
     return search_scales(residual, h, fmt, act_dtype)
@@ -120,7 +120,7 @@ def split_weight(
 
 
 def quantized_act(x: Tensor, act_mul: Tensor, fmt: Format, coding: Coding) -> Tensor:
-    """[T, K] f32: x̂ as its codes have it, less the shift; x [T, K] is in the act dtype."""
+    """[T, K] f32: the values that the codes of x̂ mean, less the shift; x [T, K] is in the act dtype."""
     codes = numerics.fake_quantize_act(numerics.smooth(x, act_mul, coding.shift), fmt, coding.unsigned)
     return codes - coding.shift * act_mul.float() if coding.shift else codes
 
@@ -130,9 +130,9 @@ class Tokens:
 
     Attributes:
         x: [T, K] f32, values of the act dtype.
-        smoothed: [T, K] f32, x̂ before quantization and without shift. quantized: [T, K] f32, after, the shift taken
-            off again: what the bias does in the node, but for its rounding, which is as small as the output's own.
-        y: [T, N] f32, full-precision outputs without bias. energy: of y, squared; never 0.
+        smoothed: [T, K] f32, x̂ before quantization and without shift. quantized: [T, K] f32, after, less the shift,
+            which in the node the bias subtracts, up to a rounding as small as the output's own.
+        y: [T, N] f32, full-precision outputs without bias. energy: sum of y²; never 0.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Layers side by side on one device: the threads that work on them, and their weights, there in time."""
+"""Working on several groups at once on one device: a pool of threads, and weights that are read ahead."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from svdq_trt.checkpoint.ahead import Read, read_ahead_of
 from svdq_trt.models import LinearGroup, member_tensors, read_members
 
-_GPU_WORKERS = 4  # layers side by side on one GPU: while one waits for launches or the host, others compute
-_GPU_WORKER_BYTES = 8 * 10**9  # of GPU memory that one may take, for the largest layers known
+_GPU_WORKERS = 4  # groups at once on one GPU: while one waits for launches or the host, others compute
+_GPU_WORKER_BYTES = 8 * 10**9  # GPU memory that one may take, for the largest groups known
 
-Members = tuple[list[Tensor], list[Tensor | None]]  # weights and biases of a group
+Members = tuple[list[Tensor], list[Tensor | None]]  # of a group: weights and biases
 
 
 @contextmanager
 def layer_pool(device: torch.device, ranks: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """Layers side by side, one thread each, and on a GPU one stream each.
+    """A pool of threads that work on one group each; on a GPU, each has its own stream.
 
-    On the CPU that is faster than threads inside an operation. The bits are the same for any number of workers.
+    On the CPU this is faster than threads inside an operation. The bits are the same for any number of workers.
 
     Args:
-        ranks: processes that work on the device at the same time, this one among them.
+        ranks: number of processes that work on the device at the same time, this one included.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     if device.type == "cuda":
-        # Loads torch's linear algebra for GPUs, which threads must not do at once.
+        # Loads torch's linear algebra for GPUs, which threads must not do at the same time.
         torch.linalg.cholesky_ex(torch.eye(2, device=device, dtype=torch.float64))
-        torch.cuda.empty_cache()  # what calibration left there counts as used
+        torch.cuda.empty_cache()  # or memory that calibration has freed would count as used
         workers = gpu_workers(torch.cuda.mem_get_info(device)[0], ranks)
     else:
         workers = threads
@@ -46,7 +46,7 @@ def layer_pool(device: torch.device, ranks: int = 1) -> Iterator[ThreadPoolExecu
 
 
 def gpu_workers(free: int, ranks: int) -> int:
-    """How many workers each of `ranks` processes may have on a GPU with `free` bytes."""
+    """Number of workers that each of `ranks` processes may have on a GPU with `free` bytes."""
     return max(1, min(_GPU_WORKERS, free // ranks // _GPU_WORKER_BYTES))
 
 
@@ -60,11 +60,12 @@ def _enter(device: torch.device) -> None:
 def layer_weights(
     module: nn.Module, groups: Sequence[LinearGroup], read: Read | None, device: torch.device
 ) -> Iterator[dict[str, Callable[[], Members]]]:
-    """By node, what gives the weights and biases of each group when its turn comes.
+    """Context with a function per node that returns the weights and biases of its members when its turn comes.
 
     Args:
-        groups: in the order in which they will be asked for.
-        read: name -> parameter, for a module on meta. It reads ahead of a GPU; on the CPU each worker reads for itself.
+        groups: the groups, in the order in which they will be asked for.
+        read: name -> parameter, for a module on meta. For a GPU it reads ahead; on the CPU each worker
+            reads for itself.
     """
     names = [f"{member}.{leaf}" for group in groups for member in group.members for leaf in ("weight", "bias")]
     sizes = {name: t.nbytes for name, t in module.named_parameters()}

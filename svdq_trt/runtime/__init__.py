@@ -23,7 +23,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # each brings its own libraries
+def __getattr__(name: str) -> Any:  # each loads its own libraries
     if name not in _MODULES:
         raise AttributeError(f"module 'svdq_trt.runtime' has no attribute '{name}'")
     import importlib

@@ -1,6 +1,6 @@
-"""TensorRT-RTX compiles an engine's kernels on the machine that runs it; what it compiled, kept on disk.
+"""The kernels that TensorRT-RTX compiles on the machine that runs an engine, kept on disk.
 
-With the file a later process opens the same engine without compiling again. TensorRT-RTX checks it against
+With the file a later process opens the same engine without compiling again. TensorRT-RTX checks the file against
 its release, the GPU and the driver, and ignores one that does not fit.
 """
 
@@ -17,7 +17,7 @@ from svdq_trt.base.files import atomic_write
 
 
 def cache_path(folder: Path, gpu: str, version: str) -> Path:
-    """One file per GPU model and release, beside the plan."""
+    """Path of the cache: one file per GPU model and release, beside the plan."""
     slug = re.sub(r"[^a-z0-9]+", "-", f"{gpu} {version}".lower()).strip("-")
     return folder / f"runtime-cache-{slug}.bin"
 
@@ -26,7 +26,7 @@ class RuntimeCache:
     """A TensorRT-RTX IRuntimeCache with its file."""
 
     def __init__(self, config: Any, path: Path) -> None:
-        """Attach to an IRuntimeConfig; takes over the file's content if there is a fitting one."""
+        """Attach to an IRuntimeConfig, loading the file if it exists and fits."""
         self.path = path
         self._cache = config.create_runtime_cache()
         self.hit = path.is_file() and bool(self._cache.deserialize(path.read_bytes()))
@@ -34,7 +34,7 @@ class RuntimeCache:
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Write what has been compiled since; a folder that is not writable simply has no cache."""
+        """Write what has been compiled since; a folder that is not writable simply gets no cache."""
         memory = self._cache.serialize()
         if memory is None:
             return

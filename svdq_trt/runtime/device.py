@@ -16,10 +16,10 @@ MEMORIES = ("auto", "torch", "pycuda")
 
 
 class DeviceMemory(Protocol):
-    """What a session needs of one GPU. A buffer is whatever `allocate` returns.
+    """What a session needs from one GPU. A buffer is whatever `allocate` returns.
 
     Attributes:
-        kind: "torch" or "pycuda". name: the GPU's. stream: a cudaStream_t as int; all work is on it.
+        kind: "torch" or "pycuda". name: the GPU's name. stream: a cudaStream_t as int; all work is on it.
     """
 
     kind: str
@@ -27,32 +27,32 @@ class DeviceMemory(Protocol):
     stream: int
 
     def running(self) -> AbstractContextManager[None]:
-        """Make the GPU and `stream` current; `stream` waits for the caller's work, which then waits for `stream`."""
+        """Context with GPU and `stream` current; `stream` waits for the caller's work, which later waits for it."""
 
     def allocate(self, dtype: str, count: int) -> Any:
-        """A zeroed buffer of `count` numbers; `dtype` in numpy's names and bfloat16."""
+        """A zeroed buffer of `count` numbers; `dtype` is one of numpy's names or bfloat16."""
 
     def address(self, buffer: Any) -> int:
-        """Its device address."""
+        """The buffer's device address."""
 
     def write(self, buffer: Any, value: Any) -> None:
         """Copy a tensor or an array to the front of the buffer, in stream order."""
 
     def tensor(self, buffer: Any, shape: tuple[int, ...]) -> Any:
-        """The front of the buffer as a torch tensor: no copy."""
+        """The front of the buffer as a torch tensor, not copied."""
 
     def array(self, buffer: Any, shape: tuple[int, ...]) -> np.ndarray:
         """A copy of the front of the buffer on the host; waits for `stream`."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What `work` puts on `stream`, as a CUDA graph; the result launches it."""
+        """Capture what `work` puts on `stream` as a CUDA graph; the result launches it."""
 
     def synchronize(self) -> None:
         """Wait for `stream`."""
 
 
 def open_device(memory: str, index: int) -> DeviceMemory:
-    """Device `index` by torch or by pycuda.
+    """Open device `index` by torch or by pycuda.
 
     Args:
         memory: "torch", "pycuda", or "auto": pycuda where it is installed and the process has not imported torch.

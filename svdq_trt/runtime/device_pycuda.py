@@ -1,6 +1,6 @@
 """Device memory and stream by pycuda, for numpy users without torch.
 
-The primary context is used, the one that TensorRT and every CUDA library of the process share. It is current only
+The primary context is used, which TensorRT and all CUDA libraries of the process share. It is current only
 while a session works, so the caller's own pycuda contexts stay as they are.
 """
 
@@ -31,7 +31,7 @@ class Buffer:
 
 
 class PycudaMemory:
-    """See device.DeviceMemory."""
+    """device.DeviceMemory by pycuda; takes and returns numpy arrays only."""
 
     kind = "pycuda"
 
@@ -51,23 +51,23 @@ class PycudaMemory:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Callers with numpy have no stream to wait for."""
+        """Context with the GPU current; callers with numpy have no stream to wait for."""
         with self._current():
             yield
 
     def allocate(self, dtype: str, count: int) -> Buffer:
-        """By cuMemAlloc."""
+        """A zeroed buffer, allocated by cuMemAlloc."""
         kind = numpy_dtype(dtype)
         memory = cuda.mem_alloc(count * kind.itemsize)
         cuda.memset_d8_async(memory, 0, count * kind.itemsize, self._stream)
         return Buffer(memory, kind)
 
     def address(self, buffer: Buffer) -> int:
-        """As int."""
+        """The device address as int."""
         return int(buffer.memory)
 
     def write(self, buffer: Buffer, value: Any) -> None:
-        """From the host; pageable memory is read before this returns."""
+        """Copy an array from the host; pageable memory is read before this returns."""
         if is_tensor(value):
             raise UnsupportedError(
                 "Session.run",
@@ -80,7 +80,7 @@ class PycudaMemory:
             cuda.memcpy_htod_async(buffer.memory, host.view(np.uint8).reshape(-1), self._stream)
 
     def tensor(self, buffer: Buffer, shape: tuple[int, ...]) -> Any:
-        """Not here: see `write`."""
+        """Raise UnsupportedError: pycuda has no torch tensors."""
         raise UnsupportedError(
             "Session.run",
             "torch tensors asked of a session on pycuda",
@@ -89,7 +89,7 @@ class PycudaMemory:
         )
 
     def array(self, buffer: Buffer, shape: tuple[int, ...]) -> np.ndarray:
-        """After everything on the stream."""
+        """A copy on the host, made after everything on the stream."""
         host = np.empty(math.prod(shape), buffer.dtype)
         with self._current():
             if host.nbytes:
@@ -98,7 +98,7 @@ class PycudaMemory:
         return host.reshape(shape)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Captured by this thread alone."""
+        """Capture a graph of this thread's work only."""
         return _Graph(self.stream, work).launch
 
     def synchronize(self) -> None:
@@ -116,7 +116,7 @@ class PycudaMemory:
 
 
 class _Graph:
-    """A CUDA graph by the driver's own functions, which pycuda does not wrap."""
+    """A CUDA graph made by the driver's own functions, which pycuda does not wrap."""
 
     def __init__(self, stream: int, work: Callable[[], None]) -> None:
         self._driver, self._stream = ctypes.CDLL("libcuda.so.1"), ctypes.c_void_p(stream)

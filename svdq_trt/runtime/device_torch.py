@@ -15,7 +15,7 @@ from svdq_trt.runtime.shapes import as_array, as_tensor
 
 
 class TorchMemory:
-    """See device.DeviceMemory; buffers are flat CUDA tensors."""
+    """device.DeviceMemory by torch; buffers are flat CUDA tensors."""
 
     kind = "torch"
 
@@ -28,14 +28,14 @@ class TorchMemory:
             raise UnsupportedError(f"CUDA device {index}", "not found", f"0 to {torch.cuda.device_count() - 1}")
         self.device = torch.device("cuda", index)
         with torch.cuda.device(self.device):
-            torch.cuda.current_stream().synchronize()  # makes the CUDA context that TensorRT will use
+            torch.cuda.current_stream().synchronize()  # creates the CUDA context that TensorRT will use
             self._stream = torch.cuda.Stream()
         self.name: str = torch.cuda.get_device_name(self.device)
         self.stream: int = self._stream.cuda_stream
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The caller's stream is torch's current one."""
+        """Context with the GPU and our stream current; the caller's stream is torch's current one."""
         caller = torch.cuda.current_stream(self.device)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             self._stream.wait_stream(caller)
@@ -43,30 +43,30 @@ class TorchMemory:
         caller.wait_stream(self._stream)
 
     def allocate(self, dtype: str, count: int) -> torch.Tensor:
-        """A flat tensor."""
+        """A flat tensor of `count` zeros."""
         return torch.zeros(count, dtype=getattr(torch, dtype), device=self.device)
 
     def address(self, buffer: torch.Tensor) -> int:
-        """Of its first element."""
+        """Device address of the first element."""
         return buffer.data_ptr()
 
     def write(self, buffer: torch.Tensor, value: Any) -> None:
-        """From host or device."""
+        """Copy a tensor or an array from host or device."""
         tensor = as_tensor(value)
         self.tensor(buffer, tuple(tensor.shape)).copy_(tensor, non_blocking=True)
         if tensor.is_cuda:
             tensor.record_stream(self._stream)  # its memory must not be reused before the copy
 
     def tensor(self, buffer: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """A view."""
+        """A view of the front of the buffer."""
         return buffer[: math.prod(shape)].view(shape)
 
     def array(self, buffer: torch.Tensor, shape: tuple[int, ...]) -> np.ndarray:
-        """On torch's current stream, which waits for ours."""
+        """A copy on the host, made on torch's current stream, which waits for ours."""
         return as_array(self.tensor(buffer, shape))
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Captured by this thread alone: others may go on using CUDA."""
+        """Capture a graph of this thread's work only: other threads may use CUDA meanwhile."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             work()

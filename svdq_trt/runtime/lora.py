@@ -4,9 +4,10 @@
                        base rows | reserved        base columns | reserved
 
 Every input is a view of the buffer and keeps its address. A set of LoRAs is laid out once as the reserved parts
-alone: all downs, then all ups at strength 1. To swap it in is one multiplication of the ups with the strength and two
-scattered copies: 128 bytes a piece for the downs, whose rows are contiguous, 32 bytes for the ups, as 16 ranks are
-the smallest piece of a row of theirs. Letters: N output features, K input features, R base rank, S reserved rank.
+alone: all downs, then all ups at strength 1. Swapping it in takes one multiplication of the ups by the strength and two
+scattered copies, in pieces of 128 bytes for the downs, whose rows are contiguous, and of 32 bytes for the ups, as
+16 ranks are the smallest piece of one of their rows. Letters: N output features, K input features, R base rank,
+S reserved rank.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from svdq_trt.lora.slots import Slot, SlotTable, load_table
 from svdq_trt.models import get_model
 
 _ALIGN = 128  # elements between starts of tensors: 256 bytes
-_DOWN, _UP = 64, 16  # elements of a piece
+_DOWN, _UP = 64, 16  # elements per piece
 
 #: one file at strength 1, or several, each with its own
 Loras = str | Path | Sequence[tuple[str | Path, float]] | None
@@ -41,7 +42,7 @@ class LoraSet:
     """LoRA files laid out for one engine's slots, on its device. Made by `LoraSlots.prepare`.
 
     Attributes:
-        files: what is in it, in order. strengths: one per file; multiplied with the one given at the swap.
+        files: its LoRA files, in order. strengths: one per file; multiplied by the one given at the swap.
     """
 
     files: tuple[LoraFile, ...]
@@ -49,15 +50,15 @@ class LoraSet:
     downs: Tensor
     ups: tuple[Tensor, ...]  # per file, at strength 1
     largest: tuple[float, ...]  # |up| per file
-    table: SlotTable  # of the engine it is laid out for
+    table: SlotTable  # of the engine that it is laid out for
 
 
 class LoraSlots:
-    """The low-rank inputs of one engine. Not thread-safe, and not to be changed while a run reads them.
+    """The low-rank inputs of one engine. Not thread-safe, and must not be changed while a run reads them.
 
     Attributes:
         table: the slots. views: input name -> tensor on the device; addresses never change.
-        current: the set that is in, None for none.
+        current: the set that is swapped in, None for none.
 
     Args:
         path: lora_slots.safetensors. device: where the engine reads its inputs.
@@ -90,7 +91,7 @@ class LoraSlots:
         self._up_index = torch.cat([_up_pieces(slot, up) for slot, _, up in starts]).to(self.device)
 
     def prepare(self, loras: Loras, allow_partial: bool = False) -> LoraSet:
-        """Read LoRA files and lay them out: takes seconds, so do it ahead for those that are swapped often.
+        """Read LoRA files and lay them out. This takes seconds: do it in advance for LoRAs that are swapped often.
 
         Args:
             loras: a file, or (file, strength) pairs. allow_partial: leave out what does not fit.
@@ -142,10 +143,10 @@ class LoraSlots:
         """Swap a prepared set in, on the current stream; the host does not wait.
 
         Args:
-            strength: multiplies every file's own; 0 and below are fine.
+            strength: multiplies every file's own strength; 0 and below are allowed.
 
         Raises:
-            UsageError: a strength that is no finite number, a set made for another engine.
+            UsageError: a strength that is not a finite number, a set made for another engine.
             RangeError: a strength at which a factor overflows.
         """
         if loras.table is not self.table:
@@ -166,12 +167,12 @@ class LoraSlots:
             _pieces(self._flat, _DOWN).index_copy_(0, self._down_index, _pieces(loras.downs, _DOWN))
         up = loras.ups[0] * strengths[0]
         for more, value in zip(loras.ups[1:], strengths[1:], strict=True):
-            up += more * value  # where one is not zero, the others are
+            up += more * value  # where one set is not zero, the others are
         _pieces(self._flat, _UP).index_copy_(0, self._up_index, _pieces(up, _UP))
         self.current = loras
 
     def clear(self) -> None:
-        """Take out whatever is in: the engine is as it was built."""
+        """Take out the current set: the engine is then as it was built."""
         _pieces(self._flat, _DOWN).index_fill_(0, self._down_index, 0)
         _pieces(self._flat, _UP).index_fill_(0, self._up_index, 0)
         self.current = None
@@ -204,19 +205,19 @@ class LoraSlots:
 
 
 def open_slots(folder: Path, entry: SlotsEntry, device: torch.device | str = "cpu") -> LoraSlots:
-    """The slots of an engine folder that has been verified."""
+    """Open the slots of an engine folder that has been verified."""
     return LoraSlots(folder / Path(entry.file).name, device)
 
 
 def require_slots(slots: LoraSlots | None) -> LoraSlots:
-    """The slots. Raises UnsupportedError for an engine without."""
+    """Return the slots. Raises UnsupportedError for an engine without any."""
     if slots is None:
         raise UnsupportedError("set_lora", "an engine without LoRA slots", "one built with --lora-slots R")
     return slots
 
 
 def check_inputs_match(slots: LoraSlots, names: Iterator[str] | Sequence[str]) -> None:
-    """Raise ArtifactError unless the engine has every input that the slots fill."""
+    """Raise ArtifactError unless the engine has every input that the slots feed."""
     have = set(names)
     missing = [name for name in slots.views if name not in have]
     if missing:
@@ -234,12 +235,12 @@ def _view(flat: Tensor, place: tuple[int, tuple[int, int]]) -> Tensor:
 
 
 def _pieces(flat: Tensor, elements: int) -> Tensor:
-    """[pieces, words] int64: a copy moves words, four elements each."""
+    """View `flat` as [pieces, words] int64: a copy moves words, four elements each."""
     return flat.view(torch.int64).view(-1, elements // 4)
 
 
 def _down_pieces(slot: Slot, start: int) -> Tensor:
-    """Numbers of the pieces of a down's reserved rows; the last may reach into the gap behind the tensor."""
+    """Numbers of the pieces of a down's reserved rows; the last may reach into the gap after the tensor."""
     first = start + slot.base * slot.rows.k
     return torch.arange(first // _DOWN, -(-(first + slot.reserved * slot.rows.k) // _DOWN))
 

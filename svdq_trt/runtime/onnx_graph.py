@@ -1,4 +1,4 @@
-"""Inputs, outputs and number types of an ONNX file, read without its weights."""
+"""Reading inputs, outputs and number types of an ONNX file without its weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ UNBOUNDED = 2**31 - 1
 
 @dataclass(frozen=True)
 class Graph:
-    """What a runner must know of an ONNX file.
+    """What a runner must know about an ONNX file.
 
     Attributes:
         inputs: open dimensions range from 1 to UNBOUNDED. outputs: name -> dtype.
-        has_bfloat16: in an input, an output or a weight.
+        has_bfloat16: whether an input, an output or a weight is bfloat16.
     """
 
     inputs: list[TensorProfile]

@@ -1,9 +1,9 @@
-"""``OnnxSession``: the ONNX file of an engine folder in ONNX Runtime, behind the interface of ``Session``.
+"""``OnnxSession``: the ONNX file of an engine folder in ONNX Runtime, with the interface of ``Session``.
 
     session = OnnxSession("engines/sdxl-sm_89")
     noise = session.run({"sample": latent, "timestep": t, ...})["out_sample"]
 
-For machines without a GPU, and to compare with. It is slow: the svdq nodes run as the function bodies that travel in
+For machines without a GPU, and for comparisons. It is slow: the svdq nodes run as the function bodies that travel in
 the file, which dequantize and multiply in standard operators. No machine code of ours runs, no plan is needed.
 """
 
@@ -38,7 +38,7 @@ class OnnxSession:
         manifest: the engine's manifest; None for an ONNX file by itself. model: its model's name; "" without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
-        path: the file that runs. lora: the graph's LoRA slots; None without.
+        path: the ONNX file that is run. lora: the graph's LoRA slots; None without.
 
     Args:
         source: an engine folder (the plan may be missing), or an .onnx file.
@@ -73,12 +73,12 @@ class OnnxSession:
         try:
             self._session = ort.InferenceSession(str(self.path), options, providers=[self.provider])
         except Exception as error:
-            raise _told(error, self.path) from error
+            raise _as_svdq_error(error, self.path) from error
         self.lora = self._open_slots(source, [p.name for p in graph.inputs])
         self._dtypes = {i.name: i.type for i in self._session.get_inputs()}
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run once. All numpy in gives numpy out; otherwise torch tensors on the CPU.
+        """Run once. Returns numpy arrays if all inputs are, otherwise torch tensors on the CPU.
 
         Raises:
             ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
@@ -92,7 +92,7 @@ class OnnxSession:
         try:
             values = self._session.run(self.output_names, feed)
         except Exception as error:
-            raise _told(error, self.path) from error
+            raise _as_svdq_error(error, self.path) from error
         outputs = {
             name: np.asarray(value).astype(numpy_dtype(dtype), copy=False)
             for (name, dtype), value in zip(self._output_dtypes.items(), values, strict=True)
@@ -157,7 +157,7 @@ def _provider(ort: Any, device: str) -> str:
 
 
 def _float32_twin(file: Path) -> Path:
-    """The twin beside `file`; written again only when `file` is newer."""
+    """Path of the twin beside `file`, which is written unless one exists that is not older."""
     twin = file.with_suffix(".f32.onnx")
     if not twin.is_file() or twin.stat().st_mtime_ns < file.stat().st_mtime_ns:
         from svdq_export import write_float32_twin
@@ -171,8 +171,8 @@ def _float32_twin(file: Path) -> Path:
     return twin
 
 
-def _told(error: Exception, path: Path) -> Exception:
-    """ONNX Runtime's own exceptions have no common base; everything else is passed on."""
+def _as_svdq_error(error: Exception, path: Path) -> Exception:
+    """SvdqError for an exception of ONNX Runtime's own, which have no common base; any other as it is."""
     if type(error).__module__.startswith("onnxruntime"):
         return SvdqError(str(path), " ".join(str(error).split()), "a graph and inputs that ONNX Runtime runs")
     return error

@@ -1,7 +1,7 @@
 """An engine folder -> a deserialized engine, after every check that needs no deserialization.
 
 A plan is a program: TensorRT trusts what is in it. So manifest, GPU, TensorRT release, plugin version and
-digests are compared first, cheapest first, and each mismatch says what mends it.
+digests are compared first, cheapest first, and each error says how to mend the mismatch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Opened:
     """A deserialized engine.
 
     Attributes:
-        engine: ICudaEngine. logger: what TensorRT and the plugin said; `errors` as text is "" or one line.
+        engine: ICudaEngine. logger: messages of TensorRT and the plugin; `errors` as text is "" or one line.
         seconds: spent on "check" (manifest, digests) and on "load" (plugin, plan).
     """
 
@@ -45,7 +45,7 @@ def open_engine(
     """Check `folder` and deserialize its plan on the current CUDA device, which must be `device`.
 
     Machine code for the host comes from the installed plugin library alone, unless `allow_host_code`: then it
-    comes from the folder, embedded in the plan or beside it. Only do that with folders you trust.
+    comes from the folder, embedded in the plan or beside it. Only do that with folders that you trust.
 
     Raises:
         ArtifactError: the manifest, a digest, the arch or the plugin version does not fit.
@@ -60,8 +60,9 @@ def open_engine(
     embedded = data.plugin.embedded
     beside = folder / Path(data.plugin.file).name if allow_host_code and not embedded else None
     installed = None if allow_host_code else plugin_lib.find()
-    # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right. A library of
-    # the folder's is not asked for its version, which would run it: its digest says that it is the manifest's.
+    # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right. The
+    # folder's own library is not asked for its version, which would run it: its digest proves that it is the
+    # manifest's.
     wanted = None if allow_arch_mismatch else arch
     manifest.verify(folder, wanted, None if installed is None else installed.version, parts=())
     backend = find_backend(folder, data)
@@ -90,7 +91,7 @@ def open_engine(
 
 
 def find_backend(folder: Path, data: Manifest) -> Backend:
-    """The TensorRT that wrote the plan, in exactly that release: plans load in no other.
+    """Find the TensorRT that wrote the plan, in exactly that release: plans load in no other.
 
     Raises:
         ArtifactError: the manifest names no TensorRT. UnsupportedError: not installed, or another release.
@@ -124,7 +125,7 @@ def logger_of(trt: ModuleType) -> Any:
     """One logger per TensorRT module: TensorRT keeps the first that a process gives it."""
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
-        """Silent; keeps the last warnings and errors."""
+        """Logger that prints nothing and keeps the last warnings and errors."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

@@ -26,7 +26,7 @@ def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
     Args:
         pipe: a diffusers pipeline. Its component may be None (``unet=None``), which saves loading those weights.
         session: a Session or an OnnxSession, opened from an engine folder; close it yourself, after `detach`.
-        keep_original: keep the torch module for `detach`, with the memory that it holds.
+        keep_original: keep the torch module, and so its memory, for `detach`.
 
     Returns:
         `pipe`.

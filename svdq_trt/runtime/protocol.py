@@ -1,4 +1,4 @@
-"""What everything that runs a model has in common: a TensorRT engine, an ONNX file in ONNX Runtime."""
+"""The interface of everything that runs a model: a TensorRT engine, an ONNX file in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class Runner(Protocol):
     """Named tensors in, named tensors out.
 
     Attributes:
-        model: name of the model that runs; "" where that is not known, as of an ONNX file by itself.
+        model: name of the model; "" where it is not known, as for an ONNX file by itself.
     """
 
     @property
     def model(self) -> str:
-        """As ``svdq-trt models`` lists it."""
+        """Name of the model, as in ``svdq-trt models``."""
 
     @property
     def output_names(self) -> Sequence[str]:
-        """In the model's order."""
+        """Names of the outputs, in the model's order."""
 
     @property
     def inputs(self) -> Sequence[TensorProfile]:
         """Name, dtype and range of every input, in order."""
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Torch tensors or numpy arrays by name -> outputs by name; all numpy in gives numpy out."""
+        """Run on torch tensors or numpy arrays by name; returns outputs by name, in numpy if all inputs are."""
 
     def close(self) -> None:
-        """Free what it holds; a second call does nothing."""
+        """Free its memory; a second call does nothing."""

@@ -45,12 +45,12 @@ class Session:
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
         compiled: False when the runtime cache spared the compilation at start.
-        seconds: of the opening, by part: check (digests), load (plan and plugin), context (TensorRT-RTX compiles).
+        seconds: time of opening, by part: check (digests), load (plan and plugin), context (TensorRT-RTX compiles).
 
     Args:
         engine_dir: folder with manifest.json and model.plan.
         allow_host_code: run the plugin library that the folder brings (in the plan or beside it) instead of the
-            installed one. That is machine code: only for folders you trust.
+            installed one. That is machine code: only for folders that you trust.
         allow_arch_mismatch: try a plan made for another GPU; TensorRT decides then.
         device: CUDA device index.
         cuda_graph: capture a shape's second run and replay it from then on; worth it for small models.
@@ -99,9 +99,9 @@ class Session:
             self._buffers = self._allocate()
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run once. All numpy in gives numpy out; otherwise CUDA tensors.
+        """Run once. Returns numpy arrays if all inputs are, otherwise CUDA tensors.
 
-        CUDA tensors returned are the session's own memory: the next run overwrites them, so clone what must stay.
+        Returned CUDA tensors are the session's own memory: the next run overwrites them, so clone what must stay.
 
         Raises:
             ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
@@ -131,15 +131,15 @@ class Session:
     def set_lora(self, loras: Loras | LoraSet, strength: float = 1.0, *, allow_partial: bool = False) -> None:
         """Swap LoRAs in an engine built with --lora-slots: the next run has them; None takes them out.
 
-        Takes no rebuild and no capture; CUDA graphs stay valid. Between two steps of a pipeline give it what
+        Needs no rebuild and no capture; CUDA graphs stay valid. Between two steps of a pipeline pass what
         `prepare_lora` returned: then the host does not wait and nothing is read.
 
         Args:
-            loras: a file, (file, strength) pairs, or a prepared set. strength: multiplies each file's own.
+            loras: a file, (file, strength) pairs, or a prepared set. strength: multiplies each file's own strength.
 
         Raises:
             UnsupportedError: an engine without slots. ArtifactError, ShapeError, RangeError: the LoRA does not fit;
-                what was in stays in.
+                the current set stays in.
         """
         from svdq_trt.runtime.lora import LoraSet, require_slots
 
@@ -225,7 +225,7 @@ class Session:
                 self._fail(f"input '{name}'", f"shape {list(shape)}")
         try:  # sizes that contradict each other, such as two batches
             unknown = self._context.infer_shapes()
-        except RuntimeError:  # how the bindings say -1
+        except RuntimeError:  # the bindings' way to say -1
             unknown = ["inputs"]
         if unknown:
             self._fail("inputs", "shapes " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))

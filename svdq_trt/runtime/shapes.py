@@ -1,4 +1,4 @@
-"""What a model takes, and whether given tensors fit. Torch tensors and numpy arrays alike, without importing torch."""
+"""A model's inputs, and whether given tensors fit them: torch tensors or numpy arrays, without importing torch."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _DTYPES = {
 
 
 def trt_dtype_name(trt_dtype: Any) -> str:
-    """``float16`` for TensorRT's DataType.HALF."""
+    """Numpy's name of TensorRT's dtype: ``float16`` for DataType.HALF."""
     return _DTYPES[trt_dtype.name]
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """``bfloat16`` is ml_dtypes' type."""
+    """The numpy dtype of that name; ``bfloat16`` is ml_dtypes' type."""
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
 
 
 def input_names(trt: Any, engine: Any) -> list[str]:
-    """The engine's inputs, in its order."""
+    """Names of the engine's inputs, in its order."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     return [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
 
@@ -58,30 +58,30 @@ def input_profiles(trt: Any, engine: Any, filled: Container[str] = ()) -> list[T
 
 
 def output_names(trt: Any, engine: Any) -> list[str]:
-    """The engine's outputs, in its order."""
+    """Names of the engine's outputs, in its order."""
     names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     return [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT]
 
 
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
-    """A torch tensor; False for everything else in a process that has not imported torch."""
+    """Whether `value` is a torch tensor; False for everything in a process that has not imported torch."""
     module = sys.modules.get("torch")
     return module is not None and isinstance(value, module.Tensor)
 
 
 def dtype_name(value: torch.Tensor | np.ndarray) -> str:
-    """``float16`` for a tensor or an array of that dtype."""
+    """Numpy's name of the dtype of a tensor or an array, such as ``float16``."""
     return str(value.dtype).removeprefix("torch.")
 
 
 def as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """A tensor over the array's memory; ml_dtypes' bfloat16, which torch does not know, by its bits."""
+    """A torch tensor that shares the array's memory; ml_dtypes' bfloat16, which torch does not know, by its bits."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return value
-    value = np.asarray(value, order="C")  # ascontiguousarray would make a scalar a vector
-    if not value.flags.writeable:  # torch warns of arrays it could write to by accident
+    value = np.asarray(value, order="C")  # ascontiguousarray would turn a scalar into a vector
+    if not value.flags.writeable:  # torch warns about read-only arrays
         value = value.copy()
     if value.dtype.name == "bfloat16":
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
@@ -89,7 +89,7 @@ def as_tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 
 def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
-    """On the host; bfloat16 as ml_dtypes' type. A CPU tensor's or an array's own memory, else a copy."""
+    """A numpy array on the host; bfloat16 as ml_dtypes' type. Shares the memory of a CPU tensor or an array."""
     if not is_tensor(value):
         return np.asarray(value)
     import torch
@@ -101,7 +101,7 @@ def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def check_inputs(profiles: Sequence[TensorProfile], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values by name, in the engine's order; what is neither tensor nor array becomes an array.
+    """The given values by name, in the engine's order; any other value becomes an array.
 
     Raises:
         ShapeError: an input missing or unknown, of another dtype, or outside the profile.
@@ -132,7 +132,7 @@ def check_inputs(profiles: Sequence[TensorProfile], given: Mapping[str, Any]) ->
 
 
 def describe(profile: TensorProfile) -> str:
-    """``[1..4, 4, 64..192, 64..192]``; a bound beyond an int32 is none."""
+    """The range as text, ``[1..4, 4, 64..192, 64..192]``; a bound beyond int32 means no bound."""
     dims = (
         str(low) if low == high else f"{low}.." + (str(high) if high < 2**31 - 1 else "")
         for low, high in zip(profile.min, profile.max, strict=True)

@@ -1,4 +1,4 @@
-"""Requests merged along the batch axis, and their results taken apart again."""
+"""Merging requests along the batch axis, and dividing their results again."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def batch_of(inputs: Arrays) -> int:
     """The batch that all inputs share.
 
     Raises:
-        ShapeError: they differ; ONNX Runtime would broadcast some of them, and answer nonsense.
+        ShapeError: they differ; ONNX Runtime would broadcast some of them and return nonsense.
     """
     sizes: dict[str, int] = {name: value.shape[0] for name, value in inputs.items()}
     if len(set(sizes.values())) != 1:
-        told = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
-        raise ShapeError("batch", told, "the same first axis in every input")
+        got = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        raise ShapeError("batch", got, "the same first axis in every input")
     return next(iter(sizes.values()))
 
 
 def grouped(requests: Sequence[Arrays], limit: int) -> list[list[int]]:
-    """Indices of requests that run together: of one shape behind the batch axis, at most `limit` images in all."""
+    """Indices of requests that run together: of one shape after the batch axis, at most `limit` images in all."""
     groups: list[tuple[tuple[tuple[int, ...], ...], list[int], int]] = []
     for index, inputs in enumerate(requests):
         key, batch = tuple(inputs[name].shape[1:] for name in sorted(inputs)), batch_of(inputs)
@@ -39,14 +39,14 @@ def grouped(requests: Sequence[Arrays], limit: int) -> list[list[int]]:
 
 
 def merged(requests: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """One request of several, in their order; a single one as it is."""
+    """Merge several requests into one, in their order; a single one is returned as it is."""
     if len(requests) == 1:
         return dict(requests[0])
     return {name: np.concatenate([inputs[name] for inputs in requests]) for name in requests[0]}
 
 
 def divided(outputs: Arrays, batches: Sequence[int]) -> list[dict[str, np.ndarray]]:
-    """The outputs of a merged request for each of its parts."""
+    """Divide the outputs of a merged request among its parts."""
     ends = np.cumsum(batches)
     return [
         {name: value[end - batch : end] for name, value in outputs.items()}

@@ -1,8 +1,8 @@
 """``config.pbtxt`` of a model, built as Triton's own protobuf message, so that no field can be misspelt.
 
-Batch. By default ``max_batch_size`` is 0: the shapes are the engine's, batch axis included, and a client sends what
-``Session.run`` takes. With dynamic batching it is the profile's largest batch, dims are without the batch axis, and an
-input of shape [batch] is sent as [batch, 1], because Triton has no empty dims.
+Batch. By default ``max_batch_size`` is 0: the shapes are the engine's, including the batch axis, and a client sends
+what ``Session.run`` takes. With dynamic batching it is the profile's largest batch, dims are without the batch axis,
+and an input of shape [batch] is sent as [batch, 1], because Triton has no empty dims.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ DTYPES = {
     "uint8": "TYPE_UINT8",
     "bool": "TYPE_BOOL",
 }
-#: parameter of every config that this module writes: how a later run knows its own folder
+#: parameter of every config that this module writes, by which a later run recognizes its own folder
 MARK = "svdq_trt_variant"
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How a model is to be served.
+    """Options for serving a model.
 
     Attributes:
-        name: of the model in Triton. variant: tensorrt, python or onnxruntime. device: gpu or cpu.
+        name: name of the model in Triton. variant: tensorrt, python or onnxruntime. device: gpu or cpu.
         instances: copies per device, each with an engine of its own.
-        queue_delay_us: merge requests, waiting so long for company; None runs each request by itself.
+        queue_delay_us: merge requests, waiting this long for others; None runs each request by itself.
     """
 
     name: str
@@ -50,8 +50,8 @@ def model_config(manifest: Manifest, serving: Serving, file: str, parameters: di
     """The ``inference.ModelConfig`` message of an engine folder.
 
     Args:
-        file: what Triton's backend opens in the version folder.
-        parameters: for the backend, as text.
+        file: the file in the version folder that Triton's backend opens.
+        parameters: parameters for the backend, as text.
 
     Raises:
         UnsupportedError: tritonclient is not installed. UsageError: dynamic batching where the engine has no batch
@@ -66,7 +66,7 @@ def model_config(manifest: Manifest, serving: Serving, file: str, parameters: di
         if batch is None or batch[0] == batch[1]:
             raise UsageError(
                 "--dynamic-batching",
-                f"an engine with {_told(batch)}",
+                f"an engine with {_batch_text(batch)}",
                 "a range of batches, from 1 on",
                 "Build it with --batch 1:2:4.",
             )
@@ -97,7 +97,7 @@ def from_text(text: str) -> Any:
 
 
 def batch_range(manifest: Manifest) -> tuple[int, int] | None:
-    """Smallest and largest batch: what the first axis of every input and output ranges over; None if they differ."""
+    """Smallest and largest batch: the range of the first axis of every input and output; None if they differ."""
     first = set()
     for tensor in (*manifest.inputs, *manifest.outputs):
         shape = tensor.shape
@@ -112,7 +112,7 @@ def dims(tensor: Tensor) -> list[int]:
 
 
 def largest_bytes(manifest: Manifest) -> int:
-    """Bytes of all inputs and outputs at the largest shapes: what one request can carry."""
+    """Bytes of all inputs and outputs at the largest shapes: the most that one request can carry."""
     width = {"float32": 4, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
     tensors = (*manifest.inputs, *manifest.outputs)
     return sum(math.prod(t.shape.max) * width.get(t.dtype, 2) for t in tensors)
@@ -129,7 +129,7 @@ def _describe(entry: Any, pb: Any, tensor: Tensor, merged: bool) -> None:
     entry.dims.extend(sizes or [1])
 
 
-def _told(batch: tuple[int, int] | None) -> str:
+def _batch_text(batch: tuple[int, int] | None) -> str:
     return "no common batch axis" if batch is None else f"batch {batch[0]} alone"
 
 

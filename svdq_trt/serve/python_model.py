@@ -1,10 +1,10 @@
-"""The class that Triton's Python backend runs: an engine folder behind ``Session`` or ``OnnxSession``.
+"""The class that Triton's Python backend runs: an engine folder run by ``Session`` or ``OnnxSession``.
 
-Every instance is a process of its own, with its own engine, and is given one batch of requests at a time: so a
-session that is not thread-safe is enough. Whatever goes wrong with a request becomes that request's error; the
-process, and what waits behind it, goes on.
+Every instance is a process of its own, with its own engine, and gets one batch of requests at a time: so a
+session need not be thread-safe. Whatever goes wrong with a request becomes that request's error; the
+process continues with the next one.
 
-Which runtime it is stands in the config's parameter ``svdq_trt_runtime``. There is no fallback: where that runtime
+The runtime is the config's parameter ``svdq_trt_runtime``. There is no fallback: where that runtime
 cannot open the engine, the model does not load, and Triton says why.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import triton_python_backend_utils as pb  # exists in Triton's stub process alone
+import triton_python_backend_utils as pb  # exists only in Triton's stub process
 
 from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs
@@ -32,7 +32,7 @@ class TritonPythonModel:
     """One instance. Triton calls `initialize` once, then `execute`, then `finalize`, never two at a time."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Open the engine that lies in the version folder.
+        """Open the engine in the version folder.
 
         Raises:
             SvdqError: it does not open; Triton then reports the model as failed, with this text.
@@ -49,7 +49,7 @@ class TritonPythonModel:
         pb.Logger.log_info(f"{args['model_instance_name']}: {folder} open in {runtime}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """One response per request, in order."""
+        """Run the requests; returns one response per request, in order."""
         responses: list[Any] = [None] * len(requests)
         good: dict[int, dict[str, np.ndarray]] = {}
         for index, request in enumerate(requests):
@@ -73,7 +73,7 @@ class TritonPythonModel:
         self._runner.close()
 
     def _read(self, request: Any) -> dict[str, np.ndarray]:
-        """The request's tensors, checked against the profile before anything runs."""
+        """Read the request's tensors, checked against the profile before anything runs."""
         given = {t.name(): _bfloat16(t) if t.name() in self._bfloat16 else np.from_dlpack(t) for t in request.inputs()}
         inputs: dict[str, np.ndarray] = check_inputs(self._runner.inputs, given)
         if self._has_batch:
@@ -106,23 +106,23 @@ def _open(runtime: str, folder: Path, device: int, copies: int) -> Session | Onn
 
 
 def _refused(error: Exception) -> Any:
-    """An error as a response: the caller's mistakes as such, ours with a traceback in the server's log."""
+    """An error response: INVALID_ARG for the caller's mistakes; ours leave a traceback in the server's log."""
     if isinstance(error, ShapeError):
-        told = pb.TritonError(str(error), pb.TritonError.INVALID_ARG)
+        reply = pb.TritonError(str(error), pb.TritonError.INVALID_ARG)
     elif isinstance(error, SvdqError):
-        told = pb.TritonError(str(error), pb.TritonError.INTERNAL)
+        reply = pb.TritonError(str(error), pb.TritonError.INTERNAL)
     else:
         pb.Logger.log_error("".join(traceback.format_exception(error)))
-        told = pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL)
-    return pb.InferenceResponse(error=told)
+        reply = pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL)
+    return pb.InferenceResponse(error=reply)
 
 
-# Tensors pass by DLPack in both directions: some releases of Triton convert to and from numpy by code that was
-# compiled for numpy 1 and, with numpy 2, silently makes tensors of zero bytes.
+# Tensors pass by DLPack in both directions: the conversion to and from numpy in some releases of Triton was compiled
+# for numpy 1 and, with numpy 2, silently makes tensors of zero bytes.
 
 
 def _bfloat16(tensor: Any) -> np.ndarray:
-    """By way of torch: numpy has neither the type nor DLPack's code for it."""
+    """A bfloat16 array, made by way of torch: numpy has neither the type nor DLPack's code for it."""
     from torch.utils.dlpack import from_dlpack
 
     return as_array(from_dlpack(tensor.to_dlpack()))

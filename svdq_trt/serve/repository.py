@@ -1,11 +1,12 @@
-"""A model in a Triton model repository: written aside, then put in place whole.
+"""Writing a model into a Triton model repository: to a temporary folder, which is then put in place whole.
 
     REPOSITORY/NAME/config.pbtxt
-    REPOSITORY/NAME/1/...         what the backend opens, and what that needs beside it
+    REPOSITORY/NAME/1/...         the file that the backend opens, and those that it needs
 
 Large files are hard links where the file system allows: they cost no space, and stay as they are when the engine
-folder is built again, because a build replaces files and never writes into them. A server that polls sees the folder
-aside (".NAME-...") for a moment and logs that it is no model: it must be on the repository's file system to be renamed.
+folder is built again, because a build replaces files and never writes into them. A server that polls sees the
+temporary folder (".NAME-...") for a moment and logs that it is no model: to be renamed, it must be on the repository's
+file system.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Written:
 
     Attributes:
         folder: REPOSITORY/NAME. commands: (when, command) that start a server with it.
-        config: the message in its config.pbtxt. largest_bytes: inputs and outputs of the largest request.
+        config: the message in its config.pbtxt. largest_bytes: bytes of inputs and outputs in the largest request.
     """
 
     folder: Path
@@ -49,7 +50,7 @@ class Written:
 
 
 def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
-    """Write the model `serving.name` of an engine folder into `repository`, in the place of an earlier one of ours.
+    """Write the model `serving.name` of an engine folder into `repository`, replacing an earlier one of ours.
 
     Raises:
         UsageError: a name that Triton would not take, or options that do not go together.
@@ -102,12 +103,12 @@ def _fill(folder: Path, what: Contents) -> None:
             continue
         shutil.copy2(source, folder / name)
     for name, text in what.texts.items():
-        with (folder / name).open("x") as file:  # never into a file of the engine's, which may be a hard link
+        with (folder / name).open("x") as file:  # never into one of the engine's files, which may be a hard link
             file.write(text)
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:
-    """Two renames: a server that looks in between finds no model, never half of one."""
+    """Swap folders by two renames: a server that looks in between finds no model, never half of one."""
     old = aside.with_name(f"{aside.name}-old")
     if folder.exists():
         folder.rename(old)

@@ -1,4 +1,4 @@
-"""What each variant of a model puts into its version folder, refuses beforehand, and asks of the server."""
+"""The variants of a model: the files of their version folders, what they refuse, and what the server needs."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class Contents:
-    """A version folder to be.
+    """The planned contents of a version folder.
 
     Attributes:
-        main: what the backend opens. files: of the engine folder, or libraries, by their names in the version folder.
-        texts: files to write. parameters: of config.pbtxt. dtypes: the manifest's -> the served file's, where they
-            differ.
+        main: the file that the backend opens. files: files of the engine folder, or libraries, by their names in the
+            version folder. texts: files to write. parameters: those of config.pbtxt.
+        dtypes: the manifest's -> the served file's, where they differ.
     """
 
     main: str
@@ -44,11 +44,11 @@ class Contents:
 
 
 def contents(engine: Path, serving: Serving) -> Contents:
-    """Check that `engine` can be served this way and collect what that takes.
+    """Check that `engine` can be served this way and collect what the version folder needs.
 
     Raises:
-        UsageError: no such variant or device, or not together. UnsupportedError: the plan is not of the TensorRT that
-            Triton has. ArtifactError: the engine folder is incomplete or damaged.
+        UsageError: no such variant or device, or not together. UnsupportedError: Triton has another TensorRT than the
+            plan's. ArtifactError: the engine folder is incomplete or damaged.
     """
     if serving.variant not in VARIANTS:
         raise UsageError("--variant", f"'{serving.variant}'", f"one of {', '.join(VARIANTS)}")
@@ -56,7 +56,7 @@ def contents(engine: Path, serving: Serving) -> Contents:
         raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
     if manifests.read(engine).lora_slots:
         got = "an engine with LoRA slots, which only svdq-trt's own sessions fill"
-        raise UnsupportedError(str(engine), got, "one without", "Build with --lora FILE in the place of --lora-slots.")
+        raise UnsupportedError(str(engine), got, "one without", "Build with --lora FILE instead of --lora-slots.")
     if serving.variant == "tensorrt":
         return _tensorrt(engine, serving)
     if serving.variant == "onnxruntime":
@@ -65,7 +65,7 @@ def contents(engine: Path, serving: Serving) -> Contents:
 
 
 def server_lines(serving: Serving, version_folder: Path, repository: Path) -> list[tuple[str, str]]:
-    """What to start, as (when, shell command); paths are those of this machine."""
+    """Commands that start the server, as (when, shell command); paths are those of this machine."""
     start = f"tritonserver --model-repository {shlex.quote(str(repository))} --disable-auto-complete-config"
     if serving.variant != "tensorrt":
         return [("", start)]
@@ -136,7 +136,7 @@ def _has_bfloat16(data: Manifest) -> bool:
 
 
 def _float32_twin(engine: Path, data: Manifest) -> Path:
-    """ONNX Runtime has next to no bfloat16 arithmetic; the twin shares the weights' file."""
+    """Path of the float32 twin, for ONNX Runtime's lack of bfloat16 arithmetic; it shares the weights' file."""
     from svdq_export import write_float32_twin
 
     twin: Path = write_float32_twin(engine / Path(data.onnx.file).name)

@@ -46,7 +46,7 @@ def test_atomic_write_into_a_file_as_folder_is_an_artifact_error(tmp_path):
         pass
 
 
-def test_save_tensors_tells_the_systems_error_and_leaves_nothing(tmp_path):
+def test_save_tensors_reports_the_systems_error_and_leaves_nothing(tmp_path):
     """A real one: the child may write 4 KiB to a file."""
     code = (
         "import resource, signal, sys, torch; from svdq_trt.base.errors import ArtifactError;"

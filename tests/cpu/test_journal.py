@@ -1,4 +1,4 @@
-"""What a killed job left is taken over, and nothing else."""
+"""The results of a killed job are reused, and nothing else."""
 
 from __future__ import annotations
 

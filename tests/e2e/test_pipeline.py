@@ -56,7 +56,7 @@ def sqnr(want, got):
 
 
 def test_pipeline_gives_the_torch_modules_result(pipe, session):
-    """As closely as the torch module gives its own when its first latent changes in the last bits of f16."""
+    """The result is as close as the torch module's own when its first latent changes in the last bits of f16."""
     from svdq_trt.runtime import attach, detach
 
     module = pipe.unet

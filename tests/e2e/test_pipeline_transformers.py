@@ -116,7 +116,7 @@ def case(request, tmp_path_factory):
 
 
 def quantized_module(spec, loaded, restore_model):
-    """As the flat module has it: FLUX's positions come from a table then, which its processors read."""
+    """The quantized module as in the flat one: FLUX's positions then come from a table, which its processors read."""
     return getattr(spec.wrap(restore_model(loaded, spec)), spec.family.WRAPPED)
 
 
@@ -126,7 +126,7 @@ def sqnr(want, got):
 
 
 def test_pipeline_gives_the_torch_modules_result(case):
-    """As closely as the torch module gives its own when its first latent changes in the last bits."""
+    """The result is as close as the torch module's own when its first latent changes in the last bits."""
     from svdq_trt.runtime import OnnxSession, attach, detach
 
     model, folder, pipe = case

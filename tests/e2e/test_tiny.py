@@ -75,7 +75,7 @@ def test_plan_carries_the_plugin(built, arch):
 
 
 def test_onnx_runtime_agrees_with_the_torch_module(built):
-    """As closely as the torch module agrees with itself when its input changes in the last bit of f32.
+    """Outputs agree as closely as the torch module's own when its input changes in the last bit of f32.
 
     Layers agree to output rounding (tests/cpu/export). Through 67 of them such a rounding flips a 4-bit code here and
     there, so the whole agrees to some 40 dB, more where by chance none flips, and nothing closer can be asked.
@@ -175,7 +175,7 @@ def test_verify_names_what_is_wrong(built, tmp_path):
 
 
 def test_onnx_without_the_plugin_builds_from_the_function_bodies(built, tmp_path):
-    """In a process that never loads the plugin, from the variant with the bodies inlined."""
+    """The build runs in a process that never loads the plugin, from the variant with inlined bodies."""
     from svdq_export import write_inlined
 
     inlined = write_inlined(built / "sdxl-tiny-sm_89" / "model.onnx")

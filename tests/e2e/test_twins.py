@@ -57,7 +57,7 @@ def check_feed_forwards(name: str, folder: Path, m: dict) -> None:
 
 
 def check_unsigned(name: str, folder: Path, m: dict, fmt: str) -> None:
-    """Artifact, graph and manifest say the same of the codes behind GELU; run_at_other_sizes then runs them."""
+    """Artifact, graph and manifest agree on the codes after GELU; run_at_other_sizes then runs them."""
     import onnx
 
     from svdq_trt.artifact import svdq_file

@@ -25,7 +25,7 @@ CLOSE_DB = 0.3  # of a layer on average; single layers differ more, as rungs are
 
 
 def calibrate(out: Path, model: str, device: str) -> Calibrate:
-    """With random weights, on synthetic inputs."""
+    """Calibrate a model with random weights on synthetic inputs."""
     out.mkdir(parents=True)
     weights = Weights(model, "digest", random_weights=0)
     return Calibrate(weights, None, (), device, force=True, out=out / "calib.safetensors")
@@ -71,7 +71,7 @@ def test_curves_on_the_gpu_are_those_of_the_cpu_and_repeat(tmp_path: Path, monke
 
 
 def test_streamed_model_gives_the_same_bits(tmp_path: Path, monkeypatch: Any) -> None:
-    """With the same batches of samples, which calibration makes larger where it reads weights."""
+    """The batches of samples are the same, which calibration makes larger where it reads weights."""
     collect = importlib.import_module("svdq_trt.calibrate.collect")  # the package has a function of that name
     monkeypatch.setattr(collect, "_STREAM_BATCH", 1)
     resident = quantize(tmp_path / "resident", "flux1-tiny", "int4", "cuda", "fast")

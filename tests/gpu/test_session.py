@@ -138,7 +138,7 @@ def test_nan_and_inf_stay_in_their_row_of_the_batch(session, value):
 
 @pytest.mark.parametrize("cuda_graph", [False, True])
 def test_pycuda_gives_the_same_bits_without_torch(folder, session, tmp_path, cuda_graph):
-    """In a process that never imports torch: two shapes, three runs of each."""
+    """The process never imports torch: two shapes, three runs of each."""
     if importlib.util.find_spec("pycuda") is None:
         pytest.skip("pycuda is not installed")
     wants = [
@@ -188,7 +188,7 @@ def test_closed_session_says_so(folder):
 
 
 def test_attached_to_a_pipeline(session):
-    """As StableDiffusionXLPipeline calls its UNet, on CUDA tensors."""
+    """Calls like StableDiffusionXLPipeline's to its UNet, on CUDA tensors."""
     from types import SimpleNamespace
 
     from svdq_trt.runtime import attach

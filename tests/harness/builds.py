@@ -1,4 +1,4 @@
-"""The builder as users call it, and sdxl-tiny's engines, which many tests start from and one builds."""
+"""The builder as users call it, and sdxl-tiny's engines, which many tests start from and one test builds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def svdq(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def plugin_nodes(manifest: dict[str, Any]) -> list[str]:
-    """Nodes of the recipe in the engine's plugin layers, sorted; a layer of two linears stands for two."""
+    """The recipe's nodes in the engine's plugin layers, sorted; a layer of two linears stands for two nodes."""
     return sorted(node for layer in manifest["plugin_layers"] for node in linear_names(layer))
 
 
@@ -75,7 +75,7 @@ class SharedEngines:
                 shutil.copytree(self.engines / name, out / name)
 
     def _build(self, archs: tuple[str, ...], check: bool) -> None:
-        """Whatever of it is missing."""
+        """Build whatever is missing."""
         done, failed = self.folder / "done", self.folder / "failed"
         if failed.exists():
             pytest.fail(f"sdxl-tiny could not be built, see the first test that asked for it\n{failed.read_text()}")

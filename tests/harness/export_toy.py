@@ -75,7 +75,7 @@ def random_x(k: int, dtype: torch.dtype, lead: tuple[int, ...] = (2, 9)) -> Tens
 
 @dataclass
 class SvdqNode:
-    """A node to be: what it is, inputs 1 to the last by name, attributes other than the defaults."""
+    """A node to make: its kind, inputs 1 to the last by name, attributes other than the defaults."""
 
     op: OpSpec
     weights: dict[str, Tensor]
@@ -85,7 +85,7 @@ class SvdqNode:
 def in_a_row(nodes: Sequence[SvdqNode], rank: int) -> ir.Model:
     """A graph of svdq nodes called layer0, layer1, ..., and their bodies.
 
-    bf16 comes in and goes out through f32, for numpy's sake.
+    bf16 inputs and outputs are cast from and to f32, as numpy lacks bf16.
     """
     register_schemas()
     dtype = DTYPES[next(t.dtype for name, t in nodes[0].weights.items() if name.endswith("bias"))]

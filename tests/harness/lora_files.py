@@ -44,7 +44,7 @@ def unet_original(spec: ModelSpec, layer: str) -> str:
 
 
 def write_peft(path: Path, factors: Mapping[str, Factors], prefix: str = "unet.") -> Path:
-    """As diffusers' save_lora_weights; alpha in the metadata."""
+    """Write the file as diffusers' save_lora_weights does, with alpha in the metadata."""
     import json
 
     alphas = {name: f.alpha for name, f in factors.items()}
@@ -76,14 +76,14 @@ def write_named(
 
 
 def write_kohya(path: Path, factors: Mapping[str, Factors], spec: ModelSpec, **more: torch.Tensor) -> Path:
-    """As kohya's trainer for SDXL: the original UNet's names with underscores."""
+    """Write the file as kohya's trainer for SDXL does: the original UNet's names with underscores."""
     return write_named(
         path, factors, lambda name: "lora_unet_" + unet_original(spec, name).replace(".", "_"), more=more
     )
 
 
 def write_comfy(path: Path, factors: Mapping[str, Factors], spec: ModelSpec) -> Path:
-    """As ComfyUI saves one: dotted original names."""
+    """Write the file as ComfyUI does: dotted original names."""
     return write_named(path, factors, lambda name: "diffusion_model." + unet_original(spec, name))
 
 

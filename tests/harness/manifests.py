@@ -49,7 +49,7 @@ def change_manifest(folder: Path, **parts: Any) -> Path:
 
 
 def file_entry(path: Path, **more: Any) -> dict[str, Any]:
-    """What a manifest says of a file."""
+    """A manifest's entry for a file."""
     content = path.read_bytes()
     return {"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **more}
 

@@ -81,7 +81,7 @@ LAZY = {
 
 
 def package(module: str) -> str:
-    """``svdq_trt.quantize.layer`` -> ``quantize``; the root package is none of ORDER."""
+    """``svdq_trt.quantize.layer`` -> ``quantize``; the root package is not in ORDER."""
     first, *rest = module.split(".")
     return first if first == "svdq_export" or not rest else rest[0]
 

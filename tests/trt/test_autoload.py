@@ -28,7 +28,7 @@ def beside(library, tmp_path):
 
 
 def opened(first: str, folder: Path, then: str = "") -> subprocess.CompletedProcess[str]:
-    """A process that loads a TensorRT and then opens the autoloader, by dlopen alone."""
+    """A process that loads a TensorRT and then opens the autoloader, only by dlopen."""
     code = f"import ctypes\n{first}\nctypes.CDLL({str(folder / AUTOLOAD)!r})\n{then}"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
 

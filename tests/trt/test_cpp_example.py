@@ -73,7 +73,7 @@ def run(program, folder, inputs, outputs, *options):
 
 @pytest.fixture(scope="module")
 def inputs(folder, tmp_path_factory):
-    """At the engine's one shape."""
+    """Inputs at the engine's one shape."""
     spec = get_model("sdxl-tiny")
     sample = json.loads((folder / "manifest.json").read_text())["inputs"][0]["shape"]
     assert sample["min"] == sample["max"], "the engine's profile is not one shape"

@@ -22,7 +22,7 @@ RANGE = {"min": (1, 1, K), "opt": (1, 64, K), "max": (1, 600, K)}
 
 
 def scales(k, n):
-    """As e4m3 bytes: random ones would hold NaN."""
+    """Scales as e4m3 bytes: random bytes would hold NaN."""
     return np.random.default_rng(2).integers(8, 100, (k // 64, n, 4)).astype(np.int8)
 
 

@@ -99,7 +99,7 @@ def test_library_needs_no_cuda_and_no_tensorrt(library):
 
 
 def test_parser_without_the_environments_help_survives_a_plugin(library, tmp_path, make_graph, node):
-    """In a fresh process without LD_LIBRARY_PATH: the parser opens its core by the bare name."""
+    """The process is fresh and has no LD_LIBRARY_PATH: the parser opens its core by the bare name."""
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     model = tmp_path / "m.onnx"
     model.write_bytes(make_graph([node("SVDQLinearW4A8")], lead=(2, 9)).SerializeToString())

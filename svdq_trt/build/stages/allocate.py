@@ -21,7 +21,7 @@ FILE = "allocation.json"
 
 @dataclass(frozen=True)
 class Allocated(Result):
-    """What was chosen."""
+    """The choice, in figures."""
 
     allocation: AllocationEntry
 
@@ -31,7 +31,8 @@ class Allocate(Stage[Allocated]):
     """Calibrate as the quantizer does, measure each node's curve unless that is done, choose.
 
     Attributes:
-        budget_bytes, target_sqnr: what is asked for; one of them. sensitivity: file of ``svdq-trt sensitivity``.
+        budget_bytes, target_sqnr: what was asked for; one of them is None.
+        sensitivity: file of ``svdq-trt sensitivity``.
     """
 
     name = "allocate"
@@ -45,22 +46,22 @@ class Allocate(Stage[Allocated]):
 
     @classmethod
     def of(cls, work: Work, auto: RankAuto, fmt: str, calibrate: Calibrate) -> Allocate:
-        """The choice that a build's options ask for."""
+        """The stage for a build's options."""
         out = work.quantized_folder(fmt) / FILE
         return cls(calibrate, fmt, auto.budget_bytes, auto.target_sqnr, work.sensitivity, out=out)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"allocate  {self.format} ranks"
 
     @property
     def curves(self) -> Path:
-        """The journal of the nodes' curves, which any budget reads."""
+        """Path of the journal of the nodes' curves, which serve every budget."""
         return self.folder / "curves.jsonl"
 
     def run(self, progress: Progress) -> Allocated:
-        """See Stage."""
+        """Choose the ranks and write allocation.json."""
         from svdq_trt.artifact.sensitivity import Sensitivity
         from svdq_trt.base.device import all_threads, torch_device
         from svdq_trt.base.journal import Journal

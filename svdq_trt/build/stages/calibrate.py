@@ -24,11 +24,11 @@ FILE = "calib.safetensors"
 
 @dataclass(frozen=True)
 class Calibrate(Step):
-    """What flows into each linear.
+    """Calibration of a model: statistics and samples of each node's input.
 
     Attributes:
         inputs: a file of model inputs; None: synthetic ones. skip: name patterns of linears to leave alone.
-        device: "cpu" or "cuda". force: calibrate also where that is done.
+        device: "cpu" or "cuda". force: calibrate even where the result is fresh.
     """
 
     name = "calibrate"
@@ -41,22 +41,22 @@ class Calibrate(Step):
 
     @classmethod
     def of(cls, work: Work, inputs: File | None, force: bool) -> Calibrate:
-        """The calibration of a build."""
+        """The step for a build's options."""
         return cls(work.weights, inputs, work.config.skip, work.device, force=force, out=work.shared / FILE)
 
     def open(self, progress: Progress, stream: bool = False) -> OpenModel:
-        """The model to calibrate and quantize, see model_source.open_model."""
+        """Open the model to calibrate and quantize, see model_source.open_model."""
         from svdq_trt.build.model_source import open_model
 
         return open_model(self.weights, self.skip, progress, stream)
 
     def calibration(self, model: OpenModel, device: torch.device, progress: Progress) -> Calibration:
-        """The calibration, made unless it is fresh."""
+        """Return the calibration, which is made unless it is fresh."""
         from svdq_trt.base.device import all_threads
         from svdq_trt.calibrate import collect
 
         if not self.force and freshness.lookup(self.folder, self.name, self.key) is not None:
-            with suppress(ArtifactError):  # damaged all the same: made again
+            with suppress(ArtifactError):  # damaged after all: made again
                 return self.finished(model)
         with all_threads():
             calibration = collect(
@@ -74,7 +74,7 @@ class Calibrate(Step):
         return calibration
 
     def finished(self, model: OpenModel) -> Calibration:
-        """The calibration as its file has it. Raises ArtifactError: damaged, or of other layers."""
+        """Load the finished calibration. Raises ArtifactError: damaged, or of other layers."""
         from svdq_trt.artifact.calibration import Calibration
 
         return Calibration.load(self.out, [group.node for group in model.recipe.groups])

@@ -34,11 +34,11 @@ class Compare(Stage[Compared]):
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"check     {self.format} compare"
 
     def run(self, progress: Progress) -> Compared:
-        """See Stage."""
+        """Compare the outputs and draw the plot."""
         from svdq_trt.artifact import svdq_file
         from svdq_trt.evaluate.metrics import compare
         from svdq_trt.evaluate.plot import plot_accuracy

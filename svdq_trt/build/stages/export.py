@@ -18,7 +18,7 @@ SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would i
 
 @dataclass(frozen=True)
 class Slots:
-    """LoRA slots of a graph: R per linear, and how many inputs they are."""
+    """LoRA slots of a graph: rank per linear, and number of inputs."""
 
     rank: int
     inputs: int
@@ -36,7 +36,7 @@ class Exported(Result):
 
     @classmethod
     def of(cls, info: OnnxInfo, slots: Slots | None = None) -> Exported:
-        """The exporter's own account."""
+        """The result from the exporter's figures."""
         return cls(tuple(info.svdq_nodes), tuple(info.op_types), info.node_count, info.data_bytes, slots)
 
 
@@ -45,7 +45,7 @@ class Export(Stage[Exported]):
     """The quantized model as ONNX.
 
     Attributes:
-        ranges: symbol (batch, height, width, tokens) -> (min, max); a size that they fix becomes static.
+        ranges: symbol (batch, height, width, tokens) -> (min, max); a size with min = max becomes static.
         lora_slots: rank per linear to fill at run time; with it, SLOTS_FILE is written too. 0: none.
         fuse_mlp: one op for two linears with GELU or GEGLU between them.
     """
@@ -62,23 +62,23 @@ class Export(Stage[Exported]):
 
     @classmethod
     def of(cls, work: Work, fmt: str, artifact: File) -> Export:
-        """The graph of one format of a build, beside its artifact."""
+        """The stage for one format of a build."""
         c, out = work.config, artifact.path.with_name(FILE)
         return cls(work.spec.name, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, out=out)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"export    {self.format} ONNX"
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Step."""
+        """Names of the graph, its data and, with slots, SLOTS_FILE."""
         slots = (SLOTS_FILE,) if self.lora_slots else ()
         return (self.out.name, f"{self.out.name}.data", *slots)
 
     def run(self, progress: Progress) -> Exported:
-        """See Stage."""
+        """Restore the quantized model and export it."""
         from svdq_trt.artifact import svdq_file
         from svdq_trt.build.graph import export_model
         from svdq_trt.lora import slots

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LorasApplied(Result):
-    """What each file changed, and the size of the result."""
+    """The changes by each file, and the size of the result."""
 
     loras: tuple[LoraEntry, ...]
     quantized_weight_bytes: int
@@ -27,7 +27,7 @@ class LorasApplied(Result):
 
 @dataclass(frozen=True)
 class ApplyLoras(Stage[LorasApplied]):
-    """Put LoRAs into the low-rank branches. allow_partial: leave out what does not fit, instead of refusing it."""
+    """Put LoRAs into the low-rank branches. allow_partial: leave out what does not fit, instead of refusing a file."""
 
     name = "lora"
     result = LorasApplied
@@ -40,18 +40,18 @@ class ApplyLoras(Stage[LorasApplied]):
 
     @classmethod
     def of(cls, work: Work, fmt: str, artifact: File, folder: Path) -> ApplyLoras:
-        """The LoRAs of a build, into the artifact of one format; `folder` is that of its graph."""
+        """The stage for one format of a build; `folder` is that of its graph."""
         partial = work.config.allow_partial
         return cls(work.spec.name, artifact, work.loras, partial, fmt, out=folder / artifact.path.name)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         count = len(self.loras)
         return f"lora      {self.format} {count} file{'s' if count > 1 else ''}"
 
     def run(self, progress: Progress) -> LorasApplied:
-        """See Stage."""
+        """Write the artifact with the LoRAs in it."""
         from svdq_trt.lora.apply import apply_loras
         from svdq_trt.models import get_model
 
@@ -61,7 +61,7 @@ class ApplyLoras(Stage[LorasApplied]):
 
 
 def requests(loras: Sequence[LoraAt]) -> list[LoraRequest]:
-    """The files as svdq_trt.lora asks for them."""
+    """The LoRA files as svdq_trt.lora takes them."""
     from svdq_trt.lora.apply import LoraRequest
 
     return [LoraRequest(lora.file.path, lora.strength) for lora in loras]

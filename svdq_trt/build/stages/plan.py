@@ -19,7 +19,7 @@ FILE = "model.plan"
 
 @dataclass(frozen=True)
 class Planned(Result):
-    """The plan, what wrote it, its plugin layers, and TensorRT's own figures of memory in bytes."""
+    """The plan, the TensorRT that wrote it, its plugin layers, and TensorRT's own memory figures in bytes."""
 
     plan: PlanEntry
     backend: BackendEntry
@@ -32,8 +32,8 @@ class Plan(Stage[Planned]):
     """A TensorRT engine for one arch.
 
     Attributes:
-        arch: 89 for sm_89. backend, version: the TensorRT that builds. plugin: library to embed, by its digest.
-        profiles: of every input.
+        arch: 89 for sm_89. backend, version: the TensorRT that builds. plugin: library to embed, known by its digest.
+        profiles: range of every input.
     """
 
     name = "plan"
@@ -56,17 +56,17 @@ class Plan(Stage[Planned]):
         profiles: tuple[TensorProfile, ...],
         library: PluginLibrary,
     ) -> Plan:
-        """The plan of an engine folder, from the model.onnx in it, which is known by `graph_id`."""
+        """The stage for an engine folder, from the model.onnx in it, whose key is `graph_id`."""
         onnx, plugin = File(graph_id, path=folder / "model.onnx"), File(library.sha256, path=library.path)
         return cls(onnx, arch, backend.name, backend.version, profiles, plugin, out=folder / FILE)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"plan      sm_{self.arch} {self.backend}"
 
     def run(self, progress: Progress) -> Planned:
-        """See Stage."""
+        """Build the plan."""
         from svdq_trt.engine import plugin_lib
         from svdq_trt.engine.backend import select
         from svdq_trt.engine.build import build_plan

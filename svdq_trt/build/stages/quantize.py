@@ -1,4 +1,4 @@
-"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors; alone, or one of several ranks that share the layers."""
+"""Stage: checkpoint -> calib.safetensors -> svdq.safetensors; on one rank, or on several that share the layers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Quantized(Result):
     """The quantized model in figures.
 
     Attributes:
-        fp16_weight_bytes, quantized_weight_bytes: before and after. kept_16bit: layers that were not quantized.
-        mean_sqnr_db: over the nodes; None where unknown. rank: the largest R. device, ranks: what quantized it.
-        seconds: of its steps.
+        fp16_weight_bytes, quantized_weight_bytes: sizes before and after. kept_16bit: layers that were not quantized.
+        mean_sqnr_db: mean over the nodes; None where unknown. rank: the largest R. device, ranks: what it was
+            quantized on. seconds: by step.
     """
 
     fp16_weight_bytes: int
@@ -48,10 +48,10 @@ class Quantized(Result):
 
 @dataclass(frozen=True)
 class Quantize(SharedStage[Quantized]):
-    """Open the model, calibrate unless that is done, quantize.
+    """Open the model, calibrate it unless that is done, and quantize it.
 
     Attributes:
-        rank: R of all nodes, unless stage Allocate chose one for each: its file is `allocation`.
+        rank: R of all nodes, unless stage Allocate chose one for each: then `allocation` is its file.
         preset: how hard the quantizer searches.
     """
 
@@ -66,17 +66,17 @@ class Quantize(SharedStage[Quantized]):
 
     @classmethod
     def of(cls, work: Work, fmt: str, calibrate: Calibrate, allocation: File | None) -> Quantize:
-        """The quantizer of one format of a build."""
+        """The stage for one format of a build."""
         out = work.quantized_folder(fmt) / FILE
         return cls(calibrate, fmt, work.config.rank, allocation, work.config.preset, out=out)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"quantize  {self.format} rank {self.rank if self.allocation is None else 'auto'}"
 
     def run(self, progress: Progress) -> Quantized | None:
-        """See Stage."""
+        """Quantize the model, or this rank's share of it."""
         from svdq_trt.base.device import torch_device
         from svdq_trt.base.ranks import Alone, Crew, local_rank
         from svdq_trt.quantize.run import top_rank
@@ -112,7 +112,7 @@ class Quantize(SharedStage[Quantized]):
         )
 
     def target(self, model: OpenModel) -> Target:
-        """As the options say, or as stage Allocate chose. Raises ArtifactError: a damaged file of that stage."""
+        """What to quantize, by the options or by stage Allocate. Raises ArtifactError: Allocate's file is damaged."""
         skip = self.calibrate.skip
         if self.allocation is None:
             return Target(model.recipe, skip, self.rank, {})
@@ -135,7 +135,7 @@ class Quantize(SharedStage[Quantized]):
         progress: Progress,
         crew: Alone,
     ) -> list[Node]:
-        """svdq.safetensors; on a rank other than 0 its share of the layers, and []."""
+        """Write svdq.safetensors and return its nodes; a rank other than 0 quantizes its share and returns []."""
         from svdq_trt.contract.formats import FORMATS
         from svdq_trt.quantize.preset import get_preset
         from svdq_trt.quantize.run import quantize_model
@@ -161,11 +161,11 @@ class Quantize(SharedStage[Quantized]):
 
 @dataclass(frozen=True)
 class Target:
-    """What is quantized, and to which rank.
+    """The nodes to quantize, and their ranks.
 
     Attributes:
         recipe: groups and kept layers. skip: patterns that give these groups.
-        rank: R for all nodes, or of each. notes: for the artifact's metadata.
+        rank: R of all nodes, or of each by name. notes: for the artifact's metadata.
     """
 
     recipe: Recipe
@@ -175,7 +175,7 @@ class Target:
 
 
 def notes(preset: str, device: torch.device) -> tuple[str, ...]:
-    """What a person should know of how it was quantized."""
+    """Notes for the user on how the model was quantized."""
     from svdq_trt.quantize.gptq import rounding_on
     from svdq_trt.quantize.preset import get_preset
 

@@ -29,22 +29,22 @@ class ReferenceExport(Stage[Exported]):
 
     @classmethod
     def of(cls, work: Work) -> ReferenceExport:
-        """The 16-bit model that a build is checked against."""
+        """The stage for the model that a build is checked against."""
         partial = bool(work.loras) and work.config.allow_partial
         return cls(work.weights, work.ranges(), work.loras, partial, out=work.shared / "model-fp16.onnx")
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return "check     FP16 ONNX"
 
     @property
     def files(self) -> tuple[str, ...]:
-        """See Step."""
+        """Names of the graph and its data."""
         return (self.out.name, f"{self.out.name}.data")
 
     def run(self, progress: Progress) -> Exported:
-        """See Stage."""
+        """Load the 16-bit model, merge the LoRAs and export it."""
         from svdq_trt.build.graph import export_model
         from svdq_trt.checkpoint import load
         from svdq_trt.lora.apply import layer_shapes, merge_into, open_loras

@@ -17,18 +17,18 @@ SEED = 20_241_107  # of the check's inputs; differs from every calibration seed
 
 @dataclass(frozen=True)
 class Ran(Result):
-    """How long the run itself took."""
+    """Duration of the run itself."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class RunOnnx(Stage[Ran]):
-    """Outputs of `onnx` as .npz.
+    """Run `onnx` and save its outputs as .npz.
 
     Attributes:
-        sizes: symbol (batch, height, width, tokens) -> size of the inputs. seed: of the inputs.
-        slots: file of a graph that has LoRA slots, which stay empty.
+        sizes: symbol (batch, height, width, tokens) -> its value. seed: of the inputs.
+        slots: SLOTS_FILE of a graph that has LoRA slots, which stay empty.
     """
 
     result = Ran
@@ -43,16 +43,16 @@ class RunOnnx(Stage[Ran]):
 
     @classmethod
     def of(cls, work: Work, what: str, onnx: File, out: Path, slots: Path | None = None) -> Self:
-        """A run of a build's check, at the smallest profile shape."""
+        """The stage for a build's check, at the smallest profile shape."""
         return cls(work.spec.name, onnx, work.check_sizes(), SEED, what, slots=slots, out=out)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"check     {self.what} run"
 
     def run(self, progress: Progress) -> Ran:
-        """See Stage."""
+        """Run the graph on seeded inputs and save its outputs."""
         import torch
 
         from svdq_export import write_float32_twin
@@ -78,13 +78,13 @@ class RunOnnx(Stage[Ran]):
 
 @dataclass(frozen=True)
 class RunReference(RunOnnx):
-    """The 16-bit model's outputs."""
+    """The run of the 16-bit model."""
 
     name = "reference_run"
 
 
 @dataclass(frozen=True)
 class RunQuantized(RunOnnx):
-    """The quantized model's outputs."""
+    """The run of the quantized model."""
 
     name = "check_run"

@@ -20,7 +20,7 @@ FILE = "calibration-inputs.safetensors"
 
 @dataclass(frozen=True)
 class Sampled(Result):
-    """How many inputs were recorded."""
+    """Number of recorded inputs."""
 
     inputs: int
 
@@ -30,8 +30,8 @@ class Sample(Stage[Sampled]):
     """Run the pipeline and record its denoiser's inputs.
 
     Attributes:
-        sampling: the pipeline, the prompts and the run; `source` is what these are, by digest.
-        height, width: of the images, in pixels. device: "cpu" or "cuda".
+        sampling: the pipeline, the prompts and the run; `source` identifies their contents.
+        height, width: size of the images, in pixels. device: "cpu" or "cuda".
     """
 
     name = "sample"
@@ -47,7 +47,7 @@ class Sample(Stage[Sampled]):
 
     @classmethod
     def of(cls, work: Work, sampling: Sampling) -> Sample:
-        """The run that a build's options ask for."""
+        """The stage for a build's options."""
         source = hashlib.sha256(json.dumps(sampling.identity(), sort_keys=True, default=str).encode()).hexdigest()
         height, width = (work.profile[symbol][1] for symbol in ("height", "width"))
         out: Path = work.shared / FILE
@@ -55,11 +55,11 @@ class Sample(Stage[Sampled]):
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"sample    {self.sampling.pipeline.name}"
 
     def run(self, progress: Progress) -> Sampled:
-        """See Stage."""
+        """Run the prompts and write the inputs."""
         from svdq_trt.base.device import torch_device
         from svdq_trt.base.ranks import local_rank
         from svdq_trt.calibrate.sample import read_prompts, sample_inputs

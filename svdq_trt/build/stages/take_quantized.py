@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TakeQuantized(Stage[Quantized]):
-    """``--quantized`` instead of the quantizer: the same artifact, recorded in the same place."""
+    """``--quantized`` instead of the quantizer: the same artifact, recorded under the same name."""
 
     name = "quantize"
     result = Quantized
@@ -30,16 +30,16 @@ class TakeQuantized(Stage[Quantized]):
 
     @classmethod
     def of(cls, work: Work, fmt: str, source: File) -> TakeQuantized:
-        """The import of a build with ``--quantized``."""
+        """The stage for a build with ``--quantized``."""
         return cls(work.spec.name, source, format=fmt, out=work.quantized_folder(fmt) / FILE)
 
     @property
     def label(self) -> str:
-        """See Stage."""
+        """Label shown while it runs."""
         return f"import    {self.format}"
 
     def run(self, progress: Progress) -> Quantized:
-        """See Stage."""
+        """Import the checkpoint, or copy our own artifact, and check the result."""
         from svdq_trt.artifact import svdq_file
         from svdq_trt.interop import describe, import_checkpoint
         from svdq_trt.models import get_model

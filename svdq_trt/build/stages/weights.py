@@ -1,4 +1,4 @@
-"""What several stages are given: the model's 16-bit weights, and LoRA files."""
+"""Inputs of several stages: the model's 16-bit weights, and LoRA files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from svdq_trt.build.stage import UNKEYED, File
 
 @dataclass(frozen=True)
 class Weights:
-    """A model and where its weights come from; they count by their digest (checkpoint/digest.py)."""
+    """A model and the source of its weights, which count by their digest (checkpoint/digest.py)."""
 
     model: str
     digest: str

@@ -44,7 +44,7 @@ def linear_unrounded(
     act_unsigned: bool = False,
     act_shift: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Y [M, N_out] before its one rounding to x's dtype. Arguments as in svdq_trt/contract/ops.py; x is [M, K]."""
+    """Output [M, N_out] before its one rounding to x's dtype. Arguments as in svdq_trt/contract/ops.py; x is [M, K]."""
     with np.errstate(invalid="ignore", over="ignore"):
         xq = quantize_act(smooth(x, act_mul, act_shift), fmt, act_unsigned)
         acc = xq.dequantize() @ dequantize_weight(qw, fmt).T

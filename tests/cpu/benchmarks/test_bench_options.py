@@ -13,7 +13,7 @@ SCRIPTS = ("bench_linear", "bench_mlp", "bench_gemv")
 
 
 def run(script, monkeypatch, *words):
-    """The exit code."""
+    """Run the command line; returns the exit code."""
     monkeypatch.setattr(sys, "argv", [script, *words])
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(script).main()

@@ -1,4 +1,4 @@
-"""The trained-model benchmark's parts: scenes, paths, outliers, judging, and what people see of it."""
+"""The trained-model benchmark's parts: scenes, paths, outliers, judging, and what people see."""
 
 import io
 import json
@@ -91,7 +91,7 @@ def test_unpacked_linear_is_the_ops(fmt):
     )
     layer = q.module()
     x[0, 3, 7] = torch.inf  # NaN in that row and nowhere else
-    layer.bias += 1000  # more than f16 holds behind GEGLU
+    layer.bias += 1000  # more than f16 holds after GEGLU
     got = Unpacked(layer)(x)
     assert torch.equal(got.isnan().any(-1), ~x.isfinite().all(-1)) and got.nan_to_num().abs().max() == 65504
     torch.testing.assert_close(got, layer(x), atol=0, rtol=0, equal_nan=True)

@@ -1,4 +1,4 @@
-"""Reuse of stages: only when key and files are what they were, and the key covers all that a stage runs."""
+"""Reuse of stages: only when key and files are unchanged, and the key covers all that a stage runs."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_every_step_is_listed_here():
 
 @pytest.fixture
 def edited(monkeypatch):
-    """Make one source file of ours another one, as `code` sees it."""
+    """Replace one of our source files, as `code` sees it."""
 
     digest = code.file_digest
 

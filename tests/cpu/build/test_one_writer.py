@@ -22,7 +22,7 @@ BUSY = "another svdq-trt is writing there, want one at a time. Wait for it"
 
 @pytest.fixture
 def folder(tmp_path):
-    """An engine folder, and what a killed finish left of a plan."""
+    """An engine folder with the partial plan of a killed finish."""
     toy = write_toy(tmp_path / "toy-sm_89")
     (toy / ".model.plan.killed.tmp").write_bytes(b"half")
     return toy

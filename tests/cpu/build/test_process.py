@@ -1,4 +1,4 @@
-"""Stages in processes: results, errors, crashes and what a person reads about them."""
+"""Stages in processes: results, errors, crashes and the messages about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""svdq-trt quantize: killed, finished by two ranks, and the same bytes as one process that was left alone."""
+"""svdq-trt quantize: killed, finished by two ranks, and the same bytes as from one undisturbed process."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_two_ranks_write_the_bytes_of_one_process(single, tmp_path):
 
 
 def test_killed_run_is_finished_by_two_ranks(single, tmp_path):
-    """The layers that were finished are taken over: one of them is marked, and the mark comes through."""
+    """Finished layers are reused: one of them is marked, and the mark survives."""
     partial = file_in(tmp_path).with_name("svdq.safetensors.partial")
     kill_on_the_way([sys.executable, *ARGS, "--out", str(tmp_path)], partial, 3)
     assert not file_in(tmp_path).exists()

@@ -1,4 +1,4 @@
-"""svdq-trt sensitivity: its files, its going on after a kill, its refusals."""
+"""svdq-trt sensitivity: its files, resuming after a kill, its refusals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
     child.wait()
     assert lines(done) >= 4 and not out.exists()
     marked = done.read_bytes().splitlines(keepends=True)[:3]
-    marked[1] = json.dumps({**json.loads(marked[1]), "value": 77.25}).encode() + b"\n"  # to be seen again
+    marked[1] = json.dumps({**json.loads(marked[1]), "value": 77.25}).encode() + b"\n"  # to be recognized later
     done.write_bytes(b"".join(marked))
     quantized = (tmp_path / "scan.json.partial" / "svdq.safetensors").stat().st_mtime_ns
     assert quantized and cli.main([*ARGS, "--out", str(out), "--top", "3"]) == 0
@@ -78,7 +78,7 @@ def test_killed_scan_goes_on_where_it_stopped(tmp_path, capsys):
 
 
 def damage(file):
-    """Other contents; size and time say nothing of it."""
+    """Other contents with the same size and time."""
     stat = file.stat()
     file.write_bytes(b"\xff" * stat.st_size)
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -1,4 +1,4 @@
-"""A model whose weights are read layer by layer gives the artifact that the resident one gives."""
+"""A model whose weights are read layer by layer gives the same artifact as the resident one."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a person reads while a stage runs."""
+"""What the user reads while a stage runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Probe(Stage[Result]):
 
 
 class InProcess(StageRunner):
-    """Runs stages here: what is tested is what a person reads."""
+    """Runs stages in this process: these tests are about what the user reads."""
 
     def run(self, stage, log, progress):
         return Done(stage.run(progress), 1.0, 1)

@@ -109,7 +109,7 @@ def test_progress_ends_at_the_steps_that_are_run(folders, tmp_path):
         progress=lambda *event: calls.append(event),
         **SIZE,
     )
-    # steps 0 and 2 are kept: a prompt ends behind its step, so 1 + 3 steps are run
+    # steps 0 and 2 are kept: a prompt's run ends after its step, so 1 + 3 steps are run
     assert calls[0][2].startswith("loading ") and [c[:2] for c in calls[1:]] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 

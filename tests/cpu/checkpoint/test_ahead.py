@@ -1,4 +1,4 @@
-"""Reading ahead: every parameter is what `read` gives, in any order, and is read once where the guess is right."""
+"""Reading ahead: every parameter is what `read` returns, in any order, and is read once if the guess is right."""
 
 from __future__ import annotations
 

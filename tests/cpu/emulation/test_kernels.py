@@ -73,7 +73,7 @@ def test_split_k(
     splits: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Right; the same bits whichever CTA of a tile comes last, and with the counters that a call leaves behind."""
+    """Results are right, with equal bits whichever CTA of a tile comes last, and with the counters left by a call."""
     linear = random_linear(name, "bf16", m, n, k, r, activation)
     got = check(library, linear)
     assert last_launch(library) == (tiles, splits, 128)

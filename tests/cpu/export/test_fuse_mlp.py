@@ -87,7 +87,7 @@ def test_node_takes_the_names_inputs_and_attributes_of_both():
     [
         ("SVDQLinearInt4", "SVDQLinearInt4"),  # no activation between
         ("SVDQLinearInt4Silu", "SVDQLinearInt4"),  # one that no op type has
-        ("SVDQLinearInt4Gelu", "SVDQLinearInt4Gelu"),  # another behind
+        ("SVDQLinearInt4Gelu", "SVDQLinearInt4Gelu"),  # another one after it
         ("SVDQLinearInt4Gelu", "SVDQLinearNVFP4"),
         ("SVDQLinearInt4Gelu", "SVDQLinearW4A16"),
         ("SVDQLinearW4A8Gelu", "SVDQLinearW4A8"),  # formats without such an op
@@ -120,7 +120,7 @@ def something_between(graph: ir.Graph, hidden: ir.Value) -> None:
 
 
 def read_as_another_input(graph: ir.Graph, hidden: ir.Value) -> None:
-    """As the next node's bias: no sense in it, but no pair either."""
+    """The first node's output as the next node's bias: senseless, but no pair either."""
     ((reader, index),) = hidden.uses()
     reader.replace_input_with(index, graph.node("in").outputs[0])
     reader.replace_input_with(6, hidden)
@@ -150,7 +150,7 @@ def test_pairs_in_a_row_are_found_each_once():
 
 
 class FeedForward(nn.Module):
-    """As diffusers' one: a dropout stands between the linears. Inside a wrapper, as the models are."""
+    """A FeedForward as in diffusers, with a dropout between the linears; inside a wrapper, as the models are."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from svdq_trt.quantize.run import quantize_model
 def quantized(tmp_path_factory):
     """(model, format, rank) -> the artifact's path; each made once. Several ranks: the nodes take them in turn.
 
-    `signed`: without u4 codes behind GELU.
+    `signed`: without u4 codes after GELU.
     """
     made = {}
 

@@ -213,7 +213,7 @@ Z_LAYERS = {
 @pytest.mark.parametrize("fp4", [False, True], ids=["int4", "fp4"])
 @pytest.mark.parametrize("name,model,layers", [("qwen", QWEN, QWEN_LAYERS), ("z-image", ZIMAGE, Z_LAYERS)])
 def test_python_modules(tmp_path, name, model, layers, fp4):
-    """By value, and the same file back."""
+    """Values agree, and the way back gives the same file."""
     groups = [LinearGroup(node, members, weight_only=bool(chunks)) for node, members, chunks in layers.values()]
     spec = spec_of(name, *model, groups)
     modules, tensors, truths = dict(spec.build().named_modules()), {}, {}

@@ -77,7 +77,7 @@ def test_rank_0_in_the_python_modules_files_is_an_empty_parameter(tmp_path):
 
 
 def test_fused_smoothing_keeps_the_informative_original(tmp_path):
-    """Where smoothing went into the layer before, `smooth` is ones and `smooth_orig` is not."""
+    """Where smoothing was fused into the layer before, `smooth` is ones and `smooth_orig` is not."""
     truth = make.w4a4("x", 128, 128)
     truth.tensors["x.smooth"] = torch.ones_like(truth.tensors["x.smooth"])
     rows = Rows.of((128,))

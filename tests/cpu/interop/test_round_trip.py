@@ -77,7 +77,7 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
 @pytest.mark.parametrize("old_keys", [True, False])
 @pytest.mark.parametrize("fmt", W4A4)
 def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt, old_keys):
-    """Nunchaku has one rank for a model: zeros stand behind a node's own factors, and nothing else changes."""
+    """Nunchaku has one rank for a model: zeros follow a node's own factors, and nothing else changes."""
     source, spec = quantized("flux1-tiny", fmt, (32, 0, 16)), get_model("flux1-tiny")
     export_nunchaku(source, tmp_path / "n.safetensors", old_keys)
     tensors, meta = stored(tmp_path / "n.safetensors")
@@ -98,7 +98,7 @@ def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt, old_keys):
     "model,signed,bare", [*((m, False, False) for m in MODELS), ("flux1-tiny", True, False), ("flux1-tiny", True, True)]
 )
 def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, signed, bare):
-    """As closely as adaLN rounded again and 16-bit K/V allow; signed codes stay so unless our metadata are lost."""
+    """As close as re-rounded adaLN and 16-bit K/V allow; signed codes stay signed unless our metadata are lost."""
     source, spec, path = quantized(model, "int4", signed=signed), get_model(model), tmp_path / "n.safetensors"
     export_nunchaku(source, path)
     if bare:

@@ -23,7 +23,7 @@ INPUTS = tuple(TABLE.input_names())
 
 
 class Memory:
-    """Device memory that is the host's, and a stream that is none."""
+    """Device memory that is host memory, and a stream that is no stream."""
 
     name, stream = "fake", 0
 

@@ -1,4 +1,4 @@
-"""What a manifest says of LoRA slots and of ranks is checked: the slots' file is read by every run."""
+"""A manifest's entries on LoRA slots and ranks are checked: the slots' file is read by every run."""
 
 from __future__ import annotations
 

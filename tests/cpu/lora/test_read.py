@@ -1,4 +1,4 @@
-"""Reading LoRA files: equal results from every spelling, everything else listed, nothing believed."""
+"""Reading LoRA files: equal results from every spelling, everything else listed, nothing trusted."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_every_spelling_gives_the_same_change(tmp_path, spec, names, shapes, fac
 
 
 def test_peft_reads_the_adapter_configuration_beside_it(tmp_path, spec, names, shapes, factors):
-    """PEFT's save_pretrained: alpha and rslora are in adapter_config.json alone."""
+    """PEFT's save_pretrained: alpha and rslora are only in adapter_config.json."""
     path = tmp_path / "adapter_model.safetensors"
     tensors = {}
     for name, f in factors.items():

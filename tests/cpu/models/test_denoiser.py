@@ -20,7 +20,7 @@ SIZES = {"batch": 2, "height": 128, "width": 64, "tokens": 77}
 
 
 class Recorder:
-    """A runner that keeps what it was given and returns sample + 1 in memory that it uses again."""
+    """A runner that keeps what it was given and returns sample + 1 in memory that it reuses."""
 
     def __init__(self, model="sdxl-tiny", sizes=SIZES):
         spec = get_model(model)
@@ -46,7 +46,7 @@ class Recorder:
 
 
 class Pipe:
-    """What attach needs of a pipeline."""
+    """The parts of a pipeline that attach needs."""
 
     def __init__(self, unet=None, name="unet"):
         self.name = name
@@ -68,7 +68,7 @@ def unet(runner):
 
 
 def call_args(dtype=torch.float16):
-    """As StableDiffusionXLPipeline calls its UNet."""
+    """Arguments as StableDiffusionXLPipeline passes them to its UNet."""
     sample, _, hidden, embeds, ids = SPEC.example_inputs(**SIZES, seed=1)
     added = {"text_embeds": embeds.to(dtype), "time_ids": ids.to(dtype)}
     return (sample.to(dtype), torch.tensor(801)), {

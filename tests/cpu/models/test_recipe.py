@@ -31,7 +31,7 @@ def test_parameter_counts_are_as_published(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_a_twin_of_its_own_class(name):
-    """So that what the support table says of the twin says something of the model."""
+    """Otherwise the twin's entry in the support table would say nothing about the model."""
     spec = get_model(name)
     twin = get_model(spec.twin or name)
     assert not twin.twin and twin.parameters < 2e7

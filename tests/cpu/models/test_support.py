@@ -1,4 +1,4 @@
-"""The support table says what was done, from the data the builder uses."""
+"""The support table shows what has been done, from the data that the builder uses."""
 
 import pytest
 

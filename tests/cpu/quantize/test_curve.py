@@ -48,7 +48,7 @@ def test_curve_of_a_layer_behind_gelu_has_unsigned_codes():
         assert q.weights.act_unsigned and decibels(error) == pytest.approx(q.sqnr_db, abs=1.0)
         assert decibels(error) > decibels(without) + 1.5
     a, b = (error_curve(w, x, absmax, FORMATS["w4a8"], torch.float16, [16], s) for s in (0.0, shift))
-    assert a == b  # int4 alone has unsigned codes
+    assert a == b  # only int4 has unsigned codes
 
 
 def test_curve_falls_where_the_strong_directions_end():

@@ -40,7 +40,7 @@ def layer(kind: str, n: int = 192, k: int = 256, tokens: int = 384) -> tuple[tor
 
 
 def fresh_sqnr(w, x, fmt, preset, rank=16, seen=256):
-    """SQNR in dB on the tokens behind the first `seen`, which alone are given to the quantizer."""
+    """SQNR in dB on the tokens after the first `seen`, the only ones that the quantizer gets."""
     q = quantize_group([w], [None], x[:seen], fmt, rank, preset=preset)
     want = x[seen:].float() @ w.T
     noise = q.module()(x[seen:]).float() - want

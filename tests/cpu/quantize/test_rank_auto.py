@@ -1,4 +1,4 @@
-"""--rank auto on a whole small model: equal bytes, less error, predicted and measured; and what a scan says."""
+"""--rank auto on a whole small model: equal bytes, less error, predicted and measured; and the results of a scan."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_budget_is_kept_and_the_choice_is_the_best_at_every_corner(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_choice_after_each_move_is_optimal(seed):
-    """At the budgets where the moves in order of slope end, nothing is left to luck."""
+    """The greedy choice is optimal at the budgets where moves end."""
     curves = convex(random.Random(100 + seed), 5)
     choices = every_choice(curves)
     moves = sorted(

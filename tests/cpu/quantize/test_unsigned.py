@@ -1,4 +1,4 @@
-"""Unsigned activation codes behind GELU: when they are chosen, what they gain, what the bias makes up for."""
+"""Unsigned activation codes after GELU: when they are chosen, what they gain, how the bias compensates."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_search_measures_what_the_reference_computes():
 
 @pytest.mark.parametrize("name", TWINS)
 def test_recipes_mark_exactly_the_inputs_that_are_gelu_outputs(name):
-    """By value: a GELU's output goes below 0, and never below -0.17; no other input of a quantized linear does that."""
+    """Checked by value: a GELU's output goes below 0, and never below -0.17; no other quantized input does that."""
     spec = get_model(name)
     module = load(spec, random_seed=3)
     groups = [g for g in spec.groups(module) if not g.weight_only]

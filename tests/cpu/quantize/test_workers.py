@@ -1,4 +1,4 @@
-"""How many layers are worked on side by side."""
+"""The number of layers that are quantized at once."""
 
 from __future__ import annotations
 

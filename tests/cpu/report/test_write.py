@@ -1,4 +1,4 @@
-"""The report of an engine folder: what is read for it, and that a LoRA is no error of the quantizer's."""
+"""The report of an engine folder: what is read for it, and that a LoRA is not an error of the quantizer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SKIP = ("transformer_blocks.1.*", "*.attn2.*", "*.ff.*")  # two nodes are left
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    """An engine folder with what a report reads of it, and its shared one."""
+    """An engine folder with the files that a report reads, and its shared folder."""
     out = tmp_path_factory.mktemp("engines")
     folder = out / "pixart-tiny-sm_89"
     folder.mkdir()
