@@ -3,7 +3,7 @@
     python tools/gen_manifest.py            # write
     python tools/gen_manifest.py --check    # exit 1 when the file differs
 
-The source is svdq_trt/artifact/manifest.py; svdq_trt.artifact must be importable.
+The source is svdq_trt/artifact/manifest.py. Runs from any folder and needs only msgspec.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from svdq_trt.artifact.manifest import Entry, Manifest
-from svdq_trt.artifact.manifest_fields import fields
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from svdq_trt.artifact.manifest import Entry, Manifest  # noqa: E402
+from svdq_trt.artifact.manifest_fields import fields  # noqa: E402
+
 PAGE = ROOT / "docs" / "manifest.md"
 _INTRODUCTION = """\
 # manifest.json

@@ -17,7 +17,7 @@ from svdq_trt.base.files import sha256
 from svdq_trt.build.graph import export_model
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.lora.apply import layer_shapes, node_rows
-from svdq_trt.lora.factors import Rows
+from svdq_trt.lora.factors import NodeRows
 from svdq_trt.lora.slots import FILE, Slot, SlotTable, base_factors, install_slots, save_table
 from svdq_trt.models import get_model
 from svdq_trt.models.spec import SYMBOLS
@@ -47,14 +47,14 @@ def write_slots(folder: Path, model: str, rank: int, reserved: int) -> Path:
     for group in groups:
         starts = [sum(shapes[m][0] for m in group.members[:i]) for i in range(len(group.members))]
         n, k = sum(shapes[m][0] for m in group.members), shapes[group.members[0]][1]
-        rows = Rows(group.node, dict(zip(group.members, starts, strict=True)), n, k, group.columns)
+        rows = NodeRows(group.node, dict(zip(group.members, starts, strict=True)), n, k, group.columns)
         slot = Slot(rows, rank, reserved * len(group.members))
         base[slot.down_name], base[slot.up_name] = torch.randn(rank, k).half(), torch.randn(n, rank).half()
         slots.append(slot)
     members = {m for group in groups for m in group.members}
     for layer, (n, *rest) in shapes.items():
         if layer not in members and len(rest) == 1:
-            slots.append(Slot(Rows(layer, {layer: 0}, n, rest[0]), 0, reserved))
+            slots.append(Slot(NodeRows(layer, {layer: 0}, n, rest[0]), 0, reserved))
     save_table(folder / FILE, SlotTable(model, "float16", reserved, tuple(slots), dict(shapes)), base)
     return folder / FILE
 

@@ -10,13 +10,14 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
 _OURS = ("svdq_trt", "svdq_export")
+_BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # fields of a statement that hold statements
 
 
 @cache
@@ -93,24 +94,27 @@ def _file(name: str) -> Path:
 @cache
 def _imports(name: str) -> frozenset[str]:
     """Modules that a source file imports; ``from package import module`` counts as the module."""
-    path, package = _file(name), name
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
     found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None and not node.level, f"{package}: a relative import"
-            found |= {f"{node.module}.{a.name}" if _is_module(node.module, a.name) else node.module for a in node.names}
+    for statement in _statements(ast.parse(_file(name).read_text())):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom):
+            source = statement.module
+            assert source is not None and not statement.level, f"{name}: a relative import"
+            found |= {f"{source}.{a.name}" if _is_module(source, a.name) else source for a in statement.names}
     return frozenset(found)
+
+
+def _statements(module: ast.Module) -> Iterator[ast.AST]:
+    """Every statement of a module, in functions and classes too, but not what stands under TYPE_CHECKING."""
+    waiting: list[ast.AST] = [module]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        yield node
+        waiting += [inner for part in _BLOCKS for inner in getattr(node, part, ())]
 
 
 def _is_module(package: str, name: str) -> bool:

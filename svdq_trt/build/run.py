@@ -91,7 +91,7 @@ class Build:
                     built = self._run()
             finally:
                 peak = sampler.stop()
-            return [self._write_manifest(one, peak) for one in built]
+            return [self._with_peak(one, peak) for one in built]
 
     def quantize(self) -> dict[str, Made]:
         """Make the quantized model of each format, by its name, and nothing more. Raises as `run`."""
@@ -209,14 +209,7 @@ class Build:
         slots = folder / export.SLOTS_FILE if self.config.lora_slots else None
         run = RunQuantized.of(self.work, fmt, made.graph, folder / "quantized.npz", slots)
         self.execution.run(run, made.costs)
-        stage = Compare(
-            reference,
-            File(run.key, path=run.out),
-            fmt,
-            f"{self.config.model} {fmt} rank {self.config.rank_text}",
-            artifact=folder / quantize.FILE,
-            out=folder / compare.FILE,
-        )
+        stage = Compare.of(self.work, fmt, folder, reference, File(run.key, path=run.out))
         made.compared = self.execution.run(stage, made.costs)
         for name in (ReferenceExport.name, RunReference.name):
             made.costs.seconds[name], made.costs.peak_rss[name] = self.costs.seconds[name], self.costs.peak_rss[name]
@@ -241,15 +234,17 @@ class Build:
         except errors.IncompleteError as error:
             (engine.folder / PLAN_FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
             incomplete = error
-        return Built(engine, manifest_of(self.work, engine, made, costs, library, planned, incomplete), incomplete)
+        data = manifest_of(self.work, engine, made, costs, library, planned, incomplete)
+        manifest.write(engine.folder, data)  # at once: a later engine may fail
+        return Built(engine, data, incomplete)
 
     def _plan(self, engine: Engine, graph: File, library: PluginLibrary, costs: Costs) -> Planned:
         backend = select(self.config.backend, engine.arch)
         stage = Plan.of(engine.folder, graph.id, engine.arch, backend, self.work.inputs(), library)
         return self.execution.run(stage, costs)
 
-    def _write_manifest(self, one: Built, peak_rss: int) -> Built:
-        """Complete an engine with its manifest, which also records the peak memory of the whole build."""
+    def _with_peak(self, one: Built, peak_rss: int) -> Built:
+        """The engine with the peak memory of the whole build in its manifest, in bytes."""
         data = msgspec.structs.replace(one.manifest, peak_rss_bytes=one.manifest.peak_rss_bytes | {"build": peak_rss})
         manifest.write(one.engine.folder, data)
         return replace(one, manifest=data)

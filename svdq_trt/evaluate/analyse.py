@@ -24,7 +24,7 @@ _SWEEP = Preset("report", grids=3, tokens=256, rows=512, search_power_iterations
 
 
 @dataclass(frozen=True)
-class LayerReport:
+class NodeReport:
     """One node's figures.
 
     Attributes:
@@ -73,7 +73,7 @@ class _Parts:
         self.rest = self.smoothed - self.up @ (self.down / self.mul)
 
 
-def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absmax: Tensor) -> LayerReport:
+def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absmax: Tensor) -> NodeReport:
     """Compute the figures of a node.
 
     Args:
@@ -87,7 +87,7 @@ def analyse(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor, x_absm
         q = quantize_group([w], [None], x, fmt, rank, preset=_SWEEP, **same)
         sweep.append((rank, q.sqnr_db, q.weights.nbytes))
     spectra = {"W": _singular(w), "smoothed W": _singular(parts.smoothed), "residual": _singular(parts.rest)}
-    return LayerReport(node, spectra, error_split(node, tensors, w, x), sweep)
+    return NodeReport(node, spectra, error_split(node, tensors, w, x), sweep)
 
 
 def _singular(w: Tensor) -> list[float]:

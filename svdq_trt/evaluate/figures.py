@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.contract.formats import R_MULTIPLE
-from svdq_trt.evaluate.analyse import LayerReport, kind
+from svdq_trt.evaluate.analyse import NodeReport, kind
 from svdq_trt.evaluate.pictures import plt
 
 _PART_COLOURS = {"activations": "tab:blue", "weights": "tab:orange", "both": "tab:gray"}
@@ -110,7 +110,7 @@ def ranks(nodes: Sequence[Node], kept: int) -> bytes:
     return _png(figure)
 
 
-def rank_sweep(reports: Sequence[LayerReport]) -> bytes:
+def rank_sweep(reports: Sequence[NodeReport]) -> bytes:
     """The benefit of rank for some nodes, in dB above rank 0: by rank, and by bytes relative to rank 0."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for i, report in enumerate(reports):
@@ -128,7 +128,7 @@ def rank_sweep(reports: Sequence[LayerReport]) -> bytes:
     return _png(figure)
 
 
-def one_layer(report: LayerReport) -> bytes:
+def one_layer(report: NodeReport) -> bytes:
     """Four panels: spectra, error split, smoothing search, rank sweep."""
     figure, (a, b, c, d) = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
     for name, values in report.spectra.items():

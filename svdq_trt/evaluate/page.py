@@ -10,7 +10,7 @@ from jinja2 import Environment
 
 from svdq_trt.artifact.manifest import LeftOut
 from svdq_trt.artifact.svdq_file import Node
-from svdq_trt.evaluate.analyse import LayerReport
+from svdq_trt.evaluate.analyse import NodeReport
 
 _EXACT_DB = 120.0  # beyond this, f32 sums cannot tell an error from none
 
@@ -85,7 +85,7 @@ def render(
     title: str,
     facts: Sequence[tuple[str, str]],
     pictures: Mapping[str, bytes],
-    closer: Sequence[tuple[LayerReport, bytes]],
+    closer: Sequence[tuple[NodeReport, bytes]],
     nodes: Sequence[Node],
     kept: Sequence[LeftOut],
     splits: Mapping[str, Mapping[str, float]] | None = None,

@@ -18,7 +18,7 @@ from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, own_folder, refuse_link
 from svdq_trt.checkpoint.load import open_weights
 from svdq_trt.evaluate import figures
-from svdq_trt.evaluate.analyse import LayerReport, analyse, error_split, representative
+from svdq_trt.evaluate.analyse import NodeReport, analyse, error_split, representative
 from svdq_trt.evaluate.page import render
 from svdq_trt.lora.apply import without_loras
 from svdq_trt.models import get_model, read_members
@@ -81,7 +81,7 @@ def _closer(
     loaded: svdq_file.Artifact,
     chosen: list[svdq_file.Node],
     progress: Callable[[int, int, str], None],
-) -> tuple[list[LayerReport], dict[str, dict[str, float]]]:
+) -> tuple[list[NodeReport], dict[str, dict[str, float]]]:
     """Figures and pictures of the chosen nodes, and the error split of every node."""
     spec, config = get_model(data.model), data.config
     if config.get("quantized"):

@@ -17,7 +17,7 @@ from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.manifest import CutEntry, LeftOut, LoraEntry, to_json
 from svdq_trt.artifact.svdq_file import Artifact, Node
 from svdq_trt.base.progress import Progress
-from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense
+from svdq_trt.lora.factors import Loaded, NodeRows, extend, merge_dense
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import Shapes, read_lora
 from svdq_trt.models import ModelSpec
@@ -64,14 +64,14 @@ def open_loras(requests: Sequence[LoraRequest], spec: ModelSpec, shapes: Shapes,
     return loaded
 
 
-def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) -> dict[str, Rows]:
+def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) -> dict[str, NodeRows]:
     """The rows of every quantized node's members; `skip` is what the nodes were made with."""
     groups = {g.node: g for g in spec.groups(spec.build(device="meta"), tuple(skip))}
     rows = {}
     for node in nodes:
         starts = [sum(node.member_rows[:i]) for i in range(len(node.members))]
         columns = groups[node.name].columns
-        rows[node.name] = Rows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k, columns)
+        rows[node.name] = NodeRows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k, columns)
     return rows
 
 

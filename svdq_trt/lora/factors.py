@@ -40,7 +40,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Rows:
+class NodeRows:
     """The rows of a node's members: layer -> its first row. A 16-bit linear counts as a node with itself as member.
 
     Attributes:
@@ -55,7 +55,7 @@ class Rows:
     columns: tuple[int, int] | None = None
 
 
-def unit_factors(by_layer: ByLayer, rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def unit_factors(by_layer: ByLayer, rows: NodeRows, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """One LoRA's factors in a node at strength 1: down [r, K], up [N, r] in the act dtype; r = 0 where it has none.
 
     Factors are balanced before they are rounded, so that neither leaves f16's range unless their product does.
@@ -107,7 +107,7 @@ class Extended:
     error: float = 0.0
 
 
-def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: Rows) -> Extended:
+def extend(down: Tensor, up: Tensor, loras: Sequence[Loaded], rows: NodeRows) -> Extended:
     """Append LoRAs to a node's low-rank branch down [R, K], up [N, R]; the rank is padded with zeros.
 
     A rank above what the kernels take, as where many members share a node, is cut to the largest singular values.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from svdq_trt.artifact.tensor_file import save_tensors
 from svdq_trt.base.errors import ArtifactError, ShapeError
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
-from svdq_trt.lora.factors import Rows
+from svdq_trt.lora.factors import NodeRows
 from svdq_trt.lora.read import Shapes
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.nn.linear import SVDQLinear
@@ -44,7 +44,7 @@ class Slot:
             per member, as each has a down factor of its own; less where the kernels do not take that much.
     """
 
-    rows: Rows
+    rows: NodeRows
     base: int
     reserved: int
 
@@ -105,7 +105,7 @@ class SlottedLinear(nn.Linear):
 
 
 def install_slots(
-    module: nn.Module, rows: Sequence[Rows], model: str, dtype: torch.dtype, rank: int, shapes: Shapes
+    module: nn.Module, rows: Sequence[NodeRows], model: str, dtype: torch.dtype, rank: int, shapes: Shapes
 ) -> SlotTable:
     """Add `rank` zero ranks per linear to every node and every 16-bit linear of a quantized module.
 
@@ -133,7 +133,7 @@ def install_slots(
             continue
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, SlottedLinear.of(layer, rank))
-        slots.append(Slot(Rows(name, {name: 0}, layer.out_features, layer.in_features), 0, rank))
+        slots.append(Slot(NodeRows(name, {name: 0}, layer.out_features, layer.in_features), 0, rank))
     return SlotTable(model, str(dtype).removeprefix("torch."), rank, tuple(slots), dict(shapes))
 
 
@@ -169,7 +169,7 @@ def load_table(path: Path) -> tuple[SlotTable, dict[str, Tensor]]:
             raise ArtifactError(str(path), f"version {data['version']}", str(VERSION), again)
         slots = tuple(
             Slot(
-                Rows(**{**s["rows"], "columns": s["rows"]["columns"] and tuple(s["rows"]["columns"])}),
+                NodeRows(**{**s["rows"], "columns": s["rows"]["columns"] and tuple(s["rows"]["columns"])}),
                 s["base"],
                 s["reserved"],
             )

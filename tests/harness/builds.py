@@ -31,7 +31,7 @@ def build(model: str, out: Path, *words: str) -> subprocess.CompletedProcess[str
 
 
 def svdq(*words: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "svdq_trt.cli.main", *words]
+    line = [sys.executable, "-m", "svdq_trt.cli", *words]
     return subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 

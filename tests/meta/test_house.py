@@ -20,7 +20,7 @@ PACKAGE = ROOT / "svdq_trt"
 ORDER = ["base", "contract", "artifact", "models", "checkpoint", "nn", "calibrate", "quantize", "interop", "lora"]
 ORDER += ["engine", "svdq_export", "runtime", "evaluate", "serve", "build", "cli"]
 #: what people read; benchmarks/LOG.md also names files that are gone
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "findings/README.md"]
 DOCUMENTS += sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))
 #: what torchrun passes to its processes
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}

@@ -106,7 +106,7 @@ struct OpRow {
 
     constexpr int32_t num_inputs() const { return 1 + num_linears * kNumConstants; }
 };
-// Position in an op of a linear's input; x of the second linear is none of the op's.
+// Position in an op of a linear's input; the second linear's x is not an input of the op.
 constexpr int32_t input_of(int32_t linear, Input input) {
     return input == kX ? kX : linear * kNumConstants + input;
 }

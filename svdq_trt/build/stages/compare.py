@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from svdq_trt.artifact.manifest import OutputEntry
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import UNKEYED, File, Result, Stage
+from svdq_trt.build.stages.quantize import FILE as ARTIFACT
+
+if TYPE_CHECKING:
+    from svdq_trt.build.work import Work
 
 FILE = "accuracy.png"
 
@@ -31,6 +36,12 @@ class Compare(Stage[Compared]):
     format: str
     title: str
     artifact: Path = field(kw_only=True, metadata=UNKEYED)
+
+    @classmethod
+    def of(cls, work: Work, fmt: str, folder: Path, reference: File, quantized: File) -> Compare:
+        """The comparison of one format of a build, whose artifact is in `folder`."""
+        title = f"{work.spec.name} {fmt} rank {work.config.rank_text}"
+        return cls(reference, quantized, fmt, title, artifact=folder / ARTIFACT, out=folder / FILE)
 
     @property
     def label(self) -> str:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from svdq_trt.base.errors import RangeError, ShapeError
-from svdq_trt.lora.factors import Loaded, Rows, extend, merge_dense, unit_factors
+from svdq_trt.lora.factors import Loaded, NodeRows, extend, merge_dense, unit_factors
 from svdq_trt.lora.names import Target
 
 K = 128
-QKV = Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, K)
+QKV = NodeRows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, K)
 
 
 def entry(layer, n, r, seed=0, start=0, source=0, rows=None, down=None, size=1.0):
@@ -72,7 +72,7 @@ def test_a_shared_down_factor_takes_its_rank_once():
 
 def test_swapped_halves():
     """The original FLUX's last modulation: its first half acts on our second."""
-    rows = Rows("norm_out.linear", {"norm_out.linear": 0}, 64, K)
+    rows = NodeRows("norm_out.linear", {"norm_out.linear": 0}, 64, K)
     whole, _ = entry("x", 64, 4)
     entries = [(whole, Target("norm_out.linear", 32, 0, 32)), (whole, Target("norm_out.linear", 0, 32, 32))]
     down, up = unit_factors(by_layer(*entries), rows, torch.float16)
@@ -85,7 +85,7 @@ def test_columns_of_a_split_linear():
     e = entry("proj_out", 64, 4)
     parts = []
     for start, stop in ((0, 64), (64, K)):
-        rows = Rows("half", {"proj_out": 0}, 64, stop - start, (start, stop))
+        rows = NodeRows("half", {"proj_out": 0}, 64, stop - start, (start, stop))
         parts.append(product(*unit_factors(by_layer(e), rows, torch.float16)))
     close(torch.cat(parts, 1), e[0].up() @ e[0].down())
 

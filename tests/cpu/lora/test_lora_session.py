@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
-from svdq_trt.lora.factors import Rows
+from svdq_trt.lora.factors import NodeRows
 from svdq_trt.lora.slots import FILE, Slot, SlotTable, save_table
 from svdq_trt.runtime import lora
 from svdq_trt.runtime import session as sessions
 from svdq_trt.runtime.lora import open_slots
 from tests.harness.manifests import complete, file_entry
 
-ROWS = Rows("to_kv", {"to_k": 0, "to_v": 64}, 128, 64)
+ROWS = NodeRows("to_kv", {"to_k": 0, "to_v": 64}, 128, 64)
 TABLE = SlotTable("sdxl-tiny", "float16", 16, (Slot(ROWS, 16, 32),), {"to_k": (64, 64), "to_v": (64, 64)})
 INPUTS = tuple(TABLE.input_names())
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from svdq_export import export_onnx, write_float32_twin
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.contract.formats import Activation
-from svdq_trt.lora.factors import Loaded, Rows, extend
+from svdq_trt.lora.factors import Loaded, NodeRows, extend
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import read_lora
 from svdq_trt.lora.slots import FILE, base_factors, install_slots, load_table, save_table
@@ -23,9 +23,9 @@ from svdq_trt.runtime.lora import LoraSlots, check_inputs_match, require_slots
 from tests.harness.export_toy import db, session, svdq
 
 ROWS = [
-    Rows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, 128),
-    Rows("ff", {"ff.proj": 0}, 128, 64),
-    Rows("out", {"out": 0}, 64, 64),
+    NodeRows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, 128),
+    NodeRows("ff", {"ff.proj": 0}, 128, 64),
+    NodeRows("out", {"out": 0}, 64, 64),
 ]
 SHAPES = {
     "to_q": (64, 128),
