@@ -91,7 +91,7 @@ def graph(job: dict[str, Any]) -> dict[str, Any]:
             module, spec, job["profile"], Path(job["graph"]), _silent, weights=False, fuse_mlp=job["fuse_mlp"]
         )
     clock.lap("export")
-    return {"nodes": info["node_count"], "svdq_nodes": len(info["nodes"]), "seconds": clock.seconds}
+    return {"nodes": info.node_count, "svdq_nodes": len(info.svdq_nodes), "seconds": clock.seconds}
 
 
 @torch.no_grad()

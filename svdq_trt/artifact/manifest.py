@@ -119,7 +119,7 @@ class AllocationEntry(Entry, frozen=True, kw_only=True):
     kept: Annotated[tuple[str, ...], _says("nodes whose linears stay in 16 bit")]
 
 
-class QuantizedEntry(Entry, frozen=True):
+class QuantizedEntry(Entry, frozen=True, kw_only=True):
     """One original linear in 4 bits; linears of one node share its figures."""
 
     name: Annotated[str, _says("the linear in the original model")]
@@ -129,8 +129,8 @@ class QuantizedEntry(Entry, frozen=True):
     k: Annotated[int, _says("inputs")] = msgspec.field(name="K")
     n: Annotated[int, _says("outputs of this linear")] = msgspec.field(name="N")
     activation: Annotated[str, _says("what the node applies to its output: Gelu, ...; empty for nothing")]
-    act_unsigned: Annotated[bool, _says("activation codes have no sign")]
-    act_shift: Annotated[float, _says("added to activations before they are quantized")]
+    act_unsigned: Annotated[bool, _says("activation codes have no sign")] = False
+    act_shift: Annotated[float, _says("added to activations before they are quantized")] = 0.0
     alpha: Annotated[float, _says("smoothing exponent of the activations")]
     beta: Annotated[float, _says("smoothing exponent of the weights")]
     sqnr_db: Annotated[float | None, _says("of the node's output on calibration tokens; null where unknown")]

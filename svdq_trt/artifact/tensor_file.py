@@ -152,8 +152,6 @@ def stream_tensors(
     Raises:
         ArtifactError: as `atomic_write`.
     """
-    import torch
-
     # The widest first, so that every tensor begins at a multiple of its item's size, as the format wants.
     order = sorted(shapes, key=lambda name: -_ITEM_BYTES[shapes[name][0]])
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from contextlib import suppress
 from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[2]  # the folder that this package lies in
 #: searched for programs, modules and libraries; a leading, trailing or double colon makes an empty entry
 _SEARCHED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
@@ -21,8 +23,14 @@ def command(module: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment plus `more`, safe for a child and whatever that starts."""
+    """This process's environment plus `more`, safe for a child and whatever that starts.
+
+    The child finds this very package, also where it lies in a source folder that nothing has installed: a build's
+    stages must run the code that their keys were computed from.
+    """
     found = {**os.environ, "PYTHONSAFEPATH": "1", **more}
+    if _ROOT not in (Path(sysconfig.get_path(kind)) for kind in ("purelib", "platlib")):
+        found["PYTHONPATH"] = os.pathsep.join((str(_ROOT), found.get("PYTHONPATH", "")))
     for name in _SEARCHED:
         if name in found:
             found[name] = os.pathsep.join(filter(None, found[name].split(os.pathsep)))
@@ -30,8 +38,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def forget_current_folder() -> None:
-    """Take the current folder off sys.path where ``python -m`` put it, unless this package itself comes from there."""
+    """Take the current folder off sys.path if ``python -m`` put it there, unless this package itself lies in it."""
     with suppress(OSError):  # the folder has been deleted: nothing can come from it
         here = Path.cwd().resolve()
-        if not sys.flags.safe_path and Path(sys.path[0]).resolve() == here != Path(__file__).resolve().parents[2]:
+        if sys.argv[:1] == ["-m"] and Path(sys.path[0]).resolve() == here != _ROOT and not sys.flags.safe_path:
             del sys.path[0]

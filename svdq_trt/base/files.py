@@ -12,12 +12,9 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from svdq_trt.base.errors import ArtifactError
-
-if TYPE_CHECKING:
-    pass
 
 _JSON_MAX_BYTES = 64 << 20  # an index of 100,000 tensors is 10 MB; anything larger is not an index
 

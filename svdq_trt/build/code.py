@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 
 _OURS = ("svdq_trt", "svdq_export")
+#: distributions that carry bytes and decide none: JSON between processes, files from a hub, which count by digest
+_CARRIERS = {"msgspec", "huggingface_hub", "huggingface-hub"}
 _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # fields of a statement that hold statements
 
 
@@ -64,7 +66,7 @@ def file_digest(path: Path) -> bytes:
 def library_versions(module: str) -> dict[str, str]:
     """Version of every installed distribution that `module`'s closure imports from."""
     names = sorted({d for other in closure(module)[1] for d in _distributions().get(other, ())})
-    return {name: version(name) for name in names}
+    return {name: version(name) for name in names if name not in _CARRIERS}
 
 
 def installed(names: Iterable[str]) -> dict[str, str]:
@@ -95,7 +97,7 @@ def _file(name: str) -> Path:
 def _imports(name: str) -> frozenset[str]:
     """Modules that a source file imports; ``from package import module`` counts as the module."""
     found: set[str] = set()
-    for statement in _statements(ast.parse(_file(name).read_text())):
+    for statement in _statements(ast.parse(_file(name).read_text(encoding="utf-8"))):
         if isinstance(statement, ast.Import):
             found |= {alias.name for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom):

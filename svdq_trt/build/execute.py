@@ -73,6 +73,6 @@ class Execution:
         try:
             if record is not None:
                 return from_builtins(record["value"], stage.result), record["seconds"], record["peak_rss_bytes"]  # type: ignore[return-value]
-        except (KeyError, msgspec.ValidationError):
+        except (KeyError, TypeError, msgspec.ValidationError):
             pass  # a damaged record: the stage runs again
         return None

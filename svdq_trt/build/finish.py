@@ -10,10 +10,9 @@ from svdq_trt.artifact import manifest
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import remove_leftovers
 from svdq_trt.build.folder import copy_plugin, only_writer
-from svdq_trt.build.manifest_data import with_plan
 from svdq_trt.build.process import StageRunner
 from svdq_trt.build.stages import export
-from svdq_trt.build.stages.plan import Plan
+from svdq_trt.build.stages.plan import Plan, with_plan
 from svdq_trt.build.ui import Screen
 from svdq_trt.contract.archs import parse_arch
 from svdq_trt.engine import plugin_lib

@@ -28,7 +28,9 @@ def lookup(folder: Path, step: str, key: str) -> dict[str, Any] | None:
     if not isinstance(record, dict) or record.get("key") != key:
         return None
     files, result = record.get("files"), record.get("result")
-    if not isinstance(files, dict) or any(_fingerprint(folder / name) != mark for name, mark in files.items()):
+    if not isinstance(files, dict) or any(
+        mark is None or _fingerprint(folder / name) != mark for name, mark in files.items()
+    ):
         return None
     return result if isinstance(result, dict) else None
 

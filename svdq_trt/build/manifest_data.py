@@ -7,15 +7,12 @@ import math
 import platform
 from pathlib import Path
 
-import msgspec
-
 from svdq_trt import __version__
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.manifest import (
     AccuracyEntry,
     Manifest,
     OnnxEntry,
-    PluginEntry,
     QuantizedEntry,
     SlotsEntry,
     Tensor,
@@ -25,7 +22,7 @@ from svdq_trt.base.files import sha256
 from svdq_trt.build.execute import Costs
 from svdq_trt.build.made import Made
 from svdq_trt.build.stages import compare, export, quantize, run_onnx
-from svdq_trt.build.stages.plan import Planned
+from svdq_trt.build.stages.plan import Planned, plugin_entry, with_plan
 from svdq_trt.build.work import Engine, Work
 from svdq_trt.engine.plugin_lib import PluginLibrary
 
@@ -71,24 +68,6 @@ def manifest_of(
         config=work.config.to_json(),
     )
     return data if planned is None else with_plan(data, planned, library)
-
-
-def with_plan(data: Manifest, planned: Planned, library: PluginLibrary) -> Manifest:
-    """The manifest of an incomplete engine folder, completed with its new plan."""
-    return msgspec.structs.replace(
-        data,
-        backend=planned.backend,
-        plugin=plugin_entry(library, embedded=True),
-        plan=planned.plan,
-        incomplete="",
-        plugin_layers=planned.plugin_layers,
-        device_memory_bytes={kind: planned.memory.get(kind) for kind in ("weights", "activations")},
-    )
-
-
-def plugin_entry(library: PluginLibrary, embedded: bool) -> PluginEntry:
-    """The plugin library, which lies beside the plan under its own name."""
-    return PluginEntry(library.path.name, library.version, library.sha256, embedded)
 
 
 def _slots(folder: Path, slots: export.Slots | None) -> SlotsEntry | None:

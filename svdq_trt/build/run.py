@@ -33,7 +33,7 @@ from svdq_trt.build.stages.compare import Compare
 from svdq_trt.build.stages.export import Export
 from svdq_trt.build.stages.lora import ApplyLoras
 from svdq_trt.build.stages.plan import FILE as PLAN_FILE
-from svdq_trt.build.stages.plan import Plan, Planned
+from svdq_trt.build.stages.plan import Plan
 from svdq_trt.build.stages.quantize import Quantize
 from svdq_trt.build.stages.reference_export import ReferenceExport
 from svdq_trt.build.stages.run_onnx import RunQuantized, RunReference
@@ -43,7 +43,6 @@ from svdq_trt.build.ui import Screen
 from svdq_trt.build.work import Engine, Work, plan_work
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import select
-from svdq_trt.engine.plugin_lib import PluginLibrary
 from svdq_trt.quantize.preset import get_preset
 
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
@@ -162,6 +161,7 @@ class Build:
             result = self.execution.run(taken, costs)
             return Made(File(taken.key, path=taken.out), result, costs)
         c, first = self.config, self.work.engines[0].format.name
+        own_folder(self.work.shared, self.work.quantized_folder(fmt).name)
         calibrate = Calibrate.of(self.work, inputs, force=c.force and fmt == first)  # with --force, but once
         allocated, allocation = None, None
         if c.rank_auto is not None:
@@ -230,18 +230,17 @@ class Build:
         copy_plugin(library.path, engine.folder)
         costs, planned, incomplete = made.costs.copy(), None, None
         try:
-            planned = self._plan(engine, made.graph, library, costs)
+            backend = select(self.config.backend, engine.arch)
         except errors.IncompleteError as error:
             (engine.folder / PLAN_FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
             incomplete = error
+        else:
+            profiles = self.work.inputs()
+            plan = Plan.of(engine.folder, made.graph.id, engine.arch, backend, profiles, library)
+            planned = self.execution.run(plan, costs)
         data = manifest_of(self.work, engine, made, costs, library, planned, incomplete)
         manifest.write(engine.folder, data)  # at once: a later engine may fail
         return Built(engine, data, incomplete)
-
-    def _plan(self, engine: Engine, graph: File, library: PluginLibrary, costs: Costs) -> Planned:
-        backend = select(self.config.backend, engine.arch)
-        stage = Plan.of(engine.folder, graph.id, engine.arch, backend, self.work.inputs(), library)
-        return self.execution.run(stage, costs)
 
     def _with_peak(self, one: Built, peak_rss: int) -> Built:
         """The engine with the peak memory of the whole build in its manifest, in bytes."""

@@ -88,9 +88,9 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     config.check()
     config = replace(config, device=resolve_device(config.device))
     partial = out.with_name(f"{out.name}.partial")
+    stage = _stage(config, partial)
     own_folder(partial.parent, partial.name)
     with only_writer(partial):
-        stage = _stage(config, partial)
         say(get_preset(config.preset).search_line(config.device))
         loaded = _quantized(stage, StageRunner(), progress, say)
         model = stage.calibrate.open(progress)

@@ -134,7 +134,7 @@ def keyed(value: Any) -> Any:
         counted = [f.name for f in fields(value) if f.metadata.get("keyed", True)]
         return {name: keyed_field(getattr(value, name)) for name in counted}
     if isinstance(value, Mapping):
-        return {str(name): keyed(item) for name, item in value.items()}
+        return {str(name): keyed_field(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
         return [keyed_field(item) for item in value]
     if isinstance(value, str | int | float | bool | None):
@@ -149,7 +149,13 @@ def keyed_field(value: Any) -> Any:
 
 def to_builtins(value: Any) -> Any:
     """A stage or result as JSON's types; paths are text."""
-    return msgspec.to_builtins(value, enc_hook=str)
+    return msgspec.to_builtins(value, enc_hook=_path_as_text)
+
+
+def _path_as_text(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{value!r} of a stage: a {type(value).__name__}, want numbers, text, paths and containers of them")
 
 
 T = TypeVar("T")

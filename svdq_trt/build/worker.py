@@ -30,8 +30,10 @@ def main() -> int:
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout of libraries -> the log that the parent opened as stderr
     emitter = Emitter(pipe)
-    stage = from_json(sys.stdin.read())
+    name = "unknown"
     try:
+        stage = from_json(sys.stdin.read())
+        name = stage.name
         value = stage.run(emitter.progress)
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         emitter.result(None if value is None else to_builtins(value), peak)
@@ -41,7 +43,7 @@ def main() -> int:
         return EXIT_USER
     except Exception as error:
         traceback.print_exc()
-        reported = user_error(stage.name, error)
+        reported = user_error(name, error)
         if reported is None:
             return EXIT_BUG  # our bug: the log has the traceback
         emitter.error(reported)

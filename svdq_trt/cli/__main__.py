@@ -1,9 +1,7 @@
-"""``python -m svdq_trt.cli``."""
+"""``python -m svdq_trt.cli``; with ``-P`` nothing at all comes from the current folder."""
 
 import sys
 
-from svdq_trt.base.child import forget_current_folder
 from svdq_trt.cli.main import main
 
-forget_current_folder()
 sys.exit(main())

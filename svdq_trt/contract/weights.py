@@ -40,19 +40,27 @@ class Misfit(NamedTuple):
     error: type[ShapeError] | type[UnsupportedError]
 
 
-def find_misfit(tensors: Mapping[str, Tensor], fmt: Format, n: int, k: int, r: int, act: torch.dtype) -> Misfit | None:
+def find_misfit(
+    tensors: Mapping[str, Tensor], fmt: Format, n: int, k: int, r: int, act: torch.dtype | None
+) -> Misfit | None:
     """The first of a linear's constants that is missing or has another shape or dtype; the only check of these.
 
     Args:
-        tensors: by the contract's names. n, k, r: N, K, R. act: dtype of x.
+        tensors: by the contract's names. n, k, r: N, K, R.
+        act: dtype of x; None: any float is as good as another, as it is where values are converted before use.
     """
     for spec in CONSTANTS:
-        tensor, shape, dtype = tensors.get(spec.name), spec.shape_of(fmt, n, k, r), torch_dtype(spec.dtype_of(fmt), act)
+        tensor, shape, dtype = tensors.get(spec.name), spec.shape_of(fmt, n, k, r), spec.dtype_of(fmt)
         if tensor is None or tuple(tensor.shape) != shape:
             got = "missing" if tensor is None else str(tuple(tensor.shape))
             return Misfit(spec.name, got, str(shape), ShapeError)
-        if tensor.dtype != dtype:
-            return Misfit(spec.name, str(tensor.dtype), str(dtype), UnsupportedError)
+        if act is None and dtype is not Dtype.INT8:
+            fits, want = tensor.is_floating_point(), "floats"
+        else:
+            wanted = torch_dtype(dtype, act or torch.int8)
+            fits, want = tensor.dtype == wanted, str(wanted)
+        if not fits:
+            return Misfit(spec.name, str(tensor.dtype), want, UnsupportedError)
     return None
 
 
@@ -111,19 +119,18 @@ class SvdqWeights:
         return sum(t.nbytes for t in self.tensors.values())
 
     def check(self, where: str, act: torch.dtype | None = None) -> None:
-        """Refuse tensors that do not fit each other. `act` is the dtype of x; None: any, the weights' own.
+        """Refuse tensors that do not fit each other. `act` is the dtype of x; None: any, and floats of any width.
 
         Raises:
             ShapeError: a tensor whose shape does not follow from N, K and R, by name.
             UnsupportedError: one of another dtype than the contract's, by name.
         """
-        act = act or self.act_mul.dtype
         found = find_misfit(self.tensors, self.format, self.n, self.k, self.rank, act)
         if found is None:
             return
         if found.error is ShapeError:
             raise ShapeError(where, f"{found.name} {found.got}", found.want)
-        raise UnsupportedError(f"{where}, {found.name}", found.got, f"{found.want} for x in {act}")
+        raise UnsupportedError(f"{where}, {found.name}", found.got, found.want + (f" for x in {act}" if act else ""))
 
     # ---- values ------------------------------------------------------------------------------------------------
 

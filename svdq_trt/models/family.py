@@ -60,11 +60,12 @@ class Family:
         return complete(module, candidates, {name: self._reason(name) for name in layers if name not in owned}, skip)
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """Put `fused` at the node's name, in place of its members."""
+        """Put `fused` at the node's name, in place of its members; their owner gets the processor that knows it."""
         if len(group.members) > 1:
             for member in group.members:
                 owner, _, leaf = member.rpartition(".")
                 delattr(module.get_submodule(owner), leaf)
+                self._set_processor(owner, module.get_submodule(owner))
         parent, _, leaf = group.node.rpartition(".")
         setattr(module.get_submodule(parent), leaf, fused)
 
@@ -74,10 +75,14 @@ class Family:
         Attentions get processors that know fused linears. `module` is changed; it is the result's attribute WRAPPED.
         """
         for name, part in module.named_modules():
-            processor = _first(self.processors, name)
-            if processor is not None:
-                part.set_processor(processor())
+            self._set_processor(name, part)
         return _flat_class(tuple(inputs))(module, self.arguments)
+
+    def _set_processor(self, name: str, part: Any) -> None:
+        """Give the module called `name` its processor, if the table has one."""
+        processor = _first(self.processors, name)
+        if processor is not None:
+            part.set_processor(processor())
 
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""
@@ -122,10 +127,12 @@ def _flat_class(names: tuple[str, ...]) -> type[_Flat]:
     """A _Flat whose forward has parameters `names`; torch.export reads them from its signature."""
 
     def forward(self: _Flat, *args: Tensor, **kwargs: Tensor) -> Tensor:
-        inputs = dict(zip(names, args, strict=False)) | kwargs
+        inputs = flat.bind(self, *args, **kwargs).arguments
+        del inputs["self"]
         out: Tensor = self.model(**self._arguments(inputs), return_dict=False)[0]
         return out
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
-    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat = inspect.Signature(parameters)
+    forward.__signature__ = flat  # type: ignore[attr-defined]
     return type("Flat", (_Flat,), {"forward": forward})

@@ -133,7 +133,7 @@ class ModelSpec:
 
     def model_class(self) -> type[nn.Module]:
         """The diffusers class, imported only now: that takes seconds."""
-        import diffusers  # noqa: F401 (class_path is in it; who reads this file's imports, as build/code.py does, sees it)
+        import diffusers  # noqa: F401 - class_path names it; build/code.py reads imports to know what a stage runs
 
         module, _, name = self.class_path.partition(":")
         cls: type[nn.Module] = getattr(importlib.import_module(module), name)

@@ -150,7 +150,9 @@ def _engine_files(engine: Path, data: Manifest, *parts: str) -> dict[str, Path]:
         path = engine / Path(getattr(data, part).file).name
         if path.name.endswith(_MODULES) and not path.name.startswith("lib"):
             got = f"a file of part '{part}' that Python would import from the model's folder"
-            raise ArtifactError(str(path), got, "the name that a build gives it", "Build the engine again.")
+            raise ArtifactError(
+                str(path), got, "lib*.so", "Rename the library that SVDQ_PLUGIN_LIBRARY names; build again."
+            )
         paths[path.name] = path
         weights = path.with_name(f"{path.name}.data")
         if part == "onnx" and weights.is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +98,17 @@ def test_a_files_entry_is_its_content(tmp_path):
     (tmp_path / "model.plan").write_bytes(b"plan")
     write_manifest(tmp_path, plan=file_entry(tmp_path / "model.plan"))
     assert manifest.verify(tmp_path, parts=("plan",)).plan.bytes == 4
+
+
+def test_manifests_of_earlier_builds_are_read(tmp_path):
+    """The file that release 1.0.0 wrote, cut to two entries a list, and one from before unsigned codes were listed."""
+    text = Path(__file__).parents[1].joinpath("harness", "manifest_1.json").read_text()
+    (tmp_path / manifest.NAME).write_text(text)
+    assert json.dumps(manifest.to_json(manifest.read(tmp_path)), indent=1) + "\n" == text
+    data = json.loads(text)
+    for entry in data["quantized"]:
+        del entry["act_unsigned"], entry["act_shift"]
+    for absent in ("incomplete", "allocation", "loras", "lora_slots", "plugin_layers"):
+        del data[absent]
+    found = manifest.from_json(data)
+    assert found.quantized[0].act_unsigned is False and found.lora_slots is None and found.loras == ()

@@ -87,11 +87,24 @@ def test_documented_torchrun_imports_nothing_from_the_current_folder(trap, tmp_p
         assert "-m svdq_trt" not in (ROOT / document).read_text()
 
 
-def test_command_started_with_m_forgets_the_current_folder(trap):
-    code = "import sys; from svdq_trt.base import child; child.forget_current_folder(); import queue"
-    code += "; assert '' not in sys.path"
-    subprocess.run([sys.executable, "-c", code], check=True)  # -c puts it there as -m does
-    assert trap() == []
+def test_command_started_with_m_imports_no_library_from_the_current_folder(trap, tmp_path):
+    """What this package needs before it can look at sys.path is the standard library's; -P keeps even that away."""
+    (Path.cwd() / "psutil.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    (Path.cwd() / "msgspec.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "svdq_trt.cli", "--version"], env=env, check=True)
+    assert not {"psutil", "msgspec", "queue", "gzip"} & set(trap())
+    subprocess.run([sys.executable, "-P", "-m", "svdq_trt.cli", "--version"], env=env, check=True)
+    assert not {"psutil", "msgspec", "queue", "gzip"} & set(trap())
+
+
+def test_a_stage_runs_the_package_that_declared_it(tmp_path, monkeypatch):
+    """Also from a source folder that nothing has installed and that the caller is not in."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    code = "import svdq_trt; print(svdq_trt.__file__)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=child.environment(), capture_output=True, text=True)
+    assert Path(done.stdout.strip()).samefile(ROOT / "svdq_trt" / "__init__.py")
 
 
 @pytest.mark.parametrize(

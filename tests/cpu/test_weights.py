@@ -9,7 +9,7 @@ import torch
 
 from svdq_trt.base.errors import ShapeError, UnsupportedError
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import FORMATS, Activation, Dtype
+from svdq_trt.contract.formats import FORMATS, INT4, Activation, Dtype
 from svdq_trt.contract.ops import CONSTANTS, INPUTS, input_shapes
 from svdq_trt.contract.weights import SvdqWeights, find_misfit, tensors_of, torch_dtype
 from svdq_trt.nn import ops
@@ -205,3 +205,12 @@ def test_a_nodes_tensors_come_back_from_among_a_models():
     found = tensors_of("a.b", model)
     assert list(found) == NAMES and all(found[name] is tensor for name, tensor in weights.tensors.items())
     assert tensors_of("a", model) == {}
+
+
+def test_a_module_that_was_cast_still_runs_on_the_cpu():
+    """`module.half()` also casts wscale2, which is f32 in the contract; the CPU op converts what it reads."""
+    weights = made(INT4)
+    x = torch.randn(2, K, dtype=F16, generator=torch.Generator().manual_seed(0))
+    want = ops.apply(x, weights)
+    cast = replace(weights, wscale2=weights.wscale2.to(F16))
+    assert torch.equal(ops.apply(x, cast), want)

@@ -45,7 +45,8 @@ def kill_on_the_way(line: list[str], partial: Path, layers: int) -> None:
     import psutil
 
     child = psutil.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while child.poll() is None and len(list(partial.glob("*/*.safetensors"))) < layers:
+    end = time.monotonic() + TIMEOUT_S  # of a child that hangs
+    while child.poll() is None and len(list(partial.glob("*/*.safetensors"))) < layers and time.monotonic() < end:
         time.sleep(0.02)
     stages = child.children(recursive=True)
     child.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import functools
 import graphlib
 import os
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "svdq_trt"
 #: a package imports itself and what stands before it, lazily too; no exceptions
 ORDER = ["base", "contract", "artifact", "models", "checkpoint", "nn", "calibrate", "quantize", "interop", "lora"]
-ORDER += ["engine", "svdq_export", "runtime", "evaluate", "serve", "build", "cli"]
+ORDER += ["engine", "svdq_export", "runtime", "pipeline", "evaluate", "serve", "build", "cli"]
 #: what people read; benchmarks/LOG.md also names files that are gone
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "findings/README.md"]
 DOCUMENTS += sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))
@@ -170,6 +171,13 @@ def test_groups_reach_the_workers(request):
     """pytest-xdist knows a group by a suffix of the test's name; without one it silently spreads the tests."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         assert request.node.nodeid.endswith("@meta/test_house.py"), request.node.nodeid
+
+
+def test_no_folder_of_tests_is_passed_over(request):
+    """pytest leaves out folders by name; none of ours may be one of them."""
+    folders = {part for path in (ROOT / "tests").rglob("test_*.py") for part in path.relative_to(ROOT).parts[:-1]}
+    for pattern in request.config.getini("norecursedirs"):
+        assert not fnmatch.filter(folders, pattern), pattern
 
 
 def test_environment_variables_are_few_and_ours():

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svdq_trt.artifact.manifest import BackendEntry, PlanEntry, TensorProfile
+import msgspec
+
+from svdq_trt.artifact.manifest import BackendEntry, Manifest, PlanEntry, PluginEntry, TensorProfile
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import File, Result, Stage
 
@@ -82,3 +84,21 @@ class Plan(Stage[Planned]):
             tuple(info.plugin_layers),
             info.notes,
         )
+
+
+def with_plan(data: Manifest, planned: Planned, library: PluginLibrary) -> Manifest:
+    """The manifest of an incomplete engine folder, completed with its new plan."""
+    return msgspec.structs.replace(
+        data,
+        backend=planned.backend,
+        plugin=plugin_entry(library, embedded=True),
+        plan=planned.plan,
+        incomplete="",
+        plugin_layers=planned.plugin_layers,
+        device_memory_bytes={kind: planned.memory.get(kind) for kind in ("weights", "activations")},
+    )
+
+
+def plugin_entry(library: PluginLibrary, embedded: bool) -> PluginEntry:
+    """The plugin library, which lies beside the plan under its own name."""
+    return PluginEntry(library.path.name, library.version, library.sha256, embedded)

@@ -32,7 +32,7 @@ class RunOnnx(Stage[Ran]):
     """
 
     result = Ran
-    loads = ("onnxruntime",)  # through Polygraphy
+    loads = ("onnxruntime", "onnxruntime-gpu")  # through Polygraphy
 
     model: str
     onnx: File

@@ -59,6 +59,9 @@ class TakeQuantized(Stage[Quantized]):
         loaded = svdq_file.load(self.out)
         if loaded.meta.get("model") != spec.name:
             raise ArtifactError(str(path), f"a model '{loaded.meta.get('model')}'", spec.name)
+        rank = loaded.meta.get("rank")
+        if type(rank) is not int or rank < 0:
+            raise ArtifactError(str(path), f"rank {rank!r}", "the largest R of its nodes")
         restore_model(loaded, spec)
         module = spec.build(device="meta")
         recipe = spec.recipe(module, tuple(loaded.meta.get("skip", ())))
@@ -77,6 +80,6 @@ class TakeQuantized(Stage[Quantized]):
             kept_16bit=tuple(LeftOut(name, reason) for name, reason in reasons.items()),
             mean_sqnr_db=round(sum(known) / len(known), 2) if known else None,
             nodes=len(loaded.nodes),
-            rank=loaded.meta["rank"],
+            rank=rank,
             notes=tuple(notes),
         )

@@ -53,6 +53,7 @@ class Probe(Stage[Result]):
     label = "import"
 
     def run(self, progress):
+        self.out.write_text("")
         return Result(notes=("signed codes assumed",))
 
 
