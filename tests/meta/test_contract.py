@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
-import pytest
-
 from svdq_trt.contract import ops
+from tools import gen_contract
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def generator():
-    spec = importlib.util.spec_from_file_location("gen_contract", ROOT / "tools" / "gen_contract.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def test_contract_header_is_up_to_date():
+    assert gen_contract.main(["--check"]) == 0, "run python tools/gen_contract.py"
 
 
-def test_contract_header_is_up_to_date(generator):
-    assert generator.main(["--check"]) == 0, "run python tools/gen_contract.py"
-
-
-def test_check_stale_header_fails_and_write_mends_it(generator, monkeypatch, tmp_path, capsys):
+def test_check_stale_header_fails_and_write_mends_it(monkeypatch, tmp_path, capsys):
     header = tmp_path / "contract.h"
-    monkeypatch.setattr(generator, "ROOT", tmp_path)
-    monkeypatch.setattr(generator, "HEADER", header)
-    assert generator.main(["--check"]) == 1
+    monkeypatch.setattr(gen_contract, "ROOT", tmp_path)
+    monkeypatch.setattr(gen_contract, "HEADER", header)
+    assert gen_contract.main(["--check"]) == 1
     assert "contract.h: stale, want" in capsys.readouterr().err
-    assert generator.main([]) == 0
-    assert generator.main(["--check"]) == 0
+    assert gen_contract.main([]) == 0
+    assert gen_contract.main(["--check"]) == 0
     header.write_text(header.read_text().replace("kKMultiple = 64", "kKMultiple = 32"))
-    assert generator.main(["--check"]) == 1
+    assert gen_contract.main(["--check"]) == 1
 
 
-def test_contract_header_lists_every_op_and_input_in_order(generator):
-    text = generator.render()
+def test_contract_header_lists_every_op_and_input_in_order():
+    text = gen_contract.render()
     assert re.findall(r'^    \{"(SVDQ\w+)", ', text, re.M) == list(ops.OPS)
     rows = re.search(r"kInputs\{\{\n(.*?)\n\}\}", text, re.S)[1].splitlines()
     assert [re.match(r'    \{"(\w+)", Dtype::k(\w+), ', row).groups() for row in rows] == [
@@ -50,9 +40,9 @@ def test_contract_header_lists_every_op_and_input_in_order(generator):
         assert dims == [(d.size.value, d.divisor) for d in t.dims]
 
 
-def test_contract_header_has_what_each_format_says_of_wscale_and_unsigned_codes(generator):
+def test_contract_header_has_what_each_format_says_of_wscale_and_unsigned_codes():
     rows = re.findall(
-        r'^    \{"(\w+)", SVDQ_FORMAT_\w+, \d+, Dtype::k(\w+), (\d), (\w+), \d+\}', generator.render(), re.M
+        r'^    \{"(\w+)", SVDQ_FORMAT_\w+, \d+, Dtype::k(\w+), (\d), (\w+), \d+\}', gen_contract.render(), re.M
     )
     assert rows == [
         ("int4", "Act", "1", "true"),
@@ -79,7 +69,7 @@ def test_ops_of_two_linears_have_the_inputs_and_attributes_of_both():
 
 
 def test_which_dtype_wscale_has_stands_once():
-    """The table says it, TensorSpec.dtype_of resolves it, the generator writes it for C++; nobody else asks."""
+    """The table says it, TensorSpec.dtype_of resolves it, gen_contract writes it for C++; nobody else asks."""
     folders = ("svdq_trt", "export", "tools", "benchmarks", "plugins", "examples")
     files = [
         p for folder in folders for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")
