@@ -4,6 +4,7 @@
     python benchmarks/bench_engine.py --model sdxl-tiny --formats fp16,int4,w4a8,nvfp4
     python benchmarks/bench_engine.py --model sdxl --formats fp16,w4a8 --batch 2 --height 1024 --width 1024
     python benchmarks/bench_engine.py --model sdxl --formats 'fp16,w4a8,w4a8<2M' ...    # the last with --skip '<2M'
+    python benchmarks/bench_engine.py --model sdxl --formats w4a8,w4a8+tensorrt-attention ...   # whose attention
 
 Needs a GPU and a TensorRT that runs on it. Weights are random with realistic outliers, inputs synthetic and equal
 for all. Engines are built concurrently; timed runs run alone. Latency is one call from input copy
@@ -22,14 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_bench.variant import PLAIN, Variant
 
-PLAIN = ("fp16", "diffusers")  # not quantized
+RIVALS = {"compile": False, "compile-fp8": True}  # does it have fp8 linears
+RECORDED_ARCH = 90  # of the recorded runs: graphs may be traced where there is no GPU
 
 
 def main() -> int:
     args = _arguments()
     if args.job:
         return _run_job(Path(args.job))
+    from svdq_trt.engine.backend import local_arch
     from svdq_trt.models import get_model
     from svdq_trt.models.spec import SYMBOLS
 
@@ -50,12 +54,14 @@ def main() -> int:
             "fuse_mlp": args.fuse_mlp,
         }
         kind = "graph" if args.stage == "graphs" else "make"
+        arch = args.target or local_arch() or RECORDED_ARCH
         for fmt in formats:
             graph = str((args.graphs / args.model / f"{fmt}.onnx").resolve()) if args.graphs else ""
-            precision, less, limit = fmt.partition("<")
+            variant = Variant.parse(fmt)
             job = making | {
-                "format": precision,
-                "skip": [less + limit] if less else [],
+                "format": variant.format,
+                "skip": list(variant.skip),
+                "attention": list(variant.head_sizes(arch)),
                 "folder": str(work / fmt),
                 "graph": graph,
             }
@@ -69,14 +75,16 @@ def main() -> int:
     jobs = {}
     if not args.engines_only:
         jobs["torch"] = _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})
+    for name in args.rivals.split(",") if args.rivals else []:
+        jobs[f"torch {name}"] = _start(work, f"torch {name}", "rival", common | {"fp8": RIVALS[name]})
     for fmt in formats:
         jobs[f"run-{fmt}"] = _start(work, f"run-{fmt}", "engine", running | {"folder": str(work / fmt)})
-        if fmt not in PLAIN and not args.engines_only:
+        if Variant.parse(fmt).format not in PLAIN and not args.engines_only:
             own = {"folder": str(work / fmt), "artifact": str(work / fmt / "svdq.safetensors")}
             jobs[f"torch-{fmt}"] = _start(work, f"torch-{fmt}", "torch", common | own)
     made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # from here on, one job at a time has the machine
     for name, process in jobs.items():
-        if name == "torch" or name.partition("-")[2] in made:
+        if name.startswith("torch ") or name == "torch" or name.partition("-")[2] in made:
             process.communicate(b"go\n")
             _wait(work, name)
         else:
@@ -99,7 +107,8 @@ def _arguments() -> argparse.Namespace:
         default="fp16,w4a8",
         help="fp16; diffusers (the same, FLUX's rotation as "
         "diffusers writes it); formats of svdq_trt/contract/formats.py, or with a size below which nodes are in "
-        "16 bit: w4a8<2M",
+        "16 bit: w4a8<2M; a quantized one with +plugin-attention or +tensorrt-attention, else as --attention auto says "
+        "for --target, the GPU present, or sm_90",
     )
     p.add_argument("--rank", type=int, default=32)
     for symbol in ("batch", "height", "width"):
@@ -135,6 +144,12 @@ def _arguments() -> argparse.Namespace:
         default="all",
         choices=("all", "graphs", "make", "measure"),
         help="a part of the work: graphs writes what --graphs reads and needs no GPU; make and measure share --work",
+    )
+    p.add_argument(
+        "--rivals",
+        default="",
+        help="also diffusers' own module in torch: compile (torch.compile, 16 bit), compile-fp8 (its linears in e4m3, "
+        "scaled by row and token)",
     )
     p.add_argument("--engines-only", action="store_true", help="leave out the runs in torch")
     p.add_argument(
@@ -180,6 +195,8 @@ def _run_job(path: Path) -> int:
         from engine_bench.make import graph as run
     elif job["kind"] == "engine":
         from engine_bench.measure import engine as run
+    elif job["kind"] == "rival":
+        from engine_bench.rivals import rival as run
     else:
         from engine_bench.measure import torch_model as run
     path.with_suffix(".result").write_text(json.dumps(run(job)))

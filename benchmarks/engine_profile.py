@@ -18,7 +18,7 @@ from pathlib import Path
 
 #: kind -> pattern of kernel names; first match wins
 KINDS = {
-    "attention": r"_mha_",
+    "attention": r"_mha_|svdq::.*(attention|prepare_kernel)",
     "ours: quantize": r"svdq::.*(quantize|lora_down)",
     "ours: product": r"svdq::",
     "convolution": r"convFwd",

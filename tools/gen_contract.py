@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from svdq_trt.contract import ops  # noqa: E402
+from svdq_trt.contract import attention, ops  # noqa: E402
 from svdq_trt.contract.formats import (  # noqa: E402
     FORMATS,
     K_MULTIPLE,
@@ -196,6 +196,93 @@ def _asserts() -> list[str]:
     return lines
 
 
+def _attention_tensors() -> list[str]:
+    width = max(len(_camel(t.name)) for t in attention.INPUTS)
+    most = max(len(t.dims) for t in (*attention.INPUTS, *attention.OUTPUTS))
+    lines = ["// Every input that an op may have; OpRow::inputs has an op's own.", "enum Input : int32_t {"]
+    for i, t in enumerate(attention.INPUTS):
+        lines.append(f"    {_camel(t.name):<{width}} = {i},  // {t.shape} {t.dtype.value}: {t.meaning}")
+    lines += [
+        "};",
+        f"inline constexpr int32_t kNumInputs = {len(attention.INPUTS)};",
+        "// What a dimension counts; kNone: none, at the end of a row.",
+        *(f"//   {_enumerator(size)}: {size.value}" for size in attention.Size if len(size.value) > 1),
+        f"enum class Size : int32_t {{ kNone, {', '.join(_enumerator(size) for size in attention.Size)} }};",
+        "struct TensorRow {",
+        "    char const* name;",
+        "    Dtype dtype;",
+        f"    std::array<Size, {most}> dims;",
+        "};",
+    ]
+    for name, tensors in (("kInputs", attention.INPUTS), ("kOutputs", attention.OUTPUTS)):
+        lines.append(f"inline constexpr std::array<TensorRow, {len(tensors)}> {name}{{{{")
+        for t in tensors:
+            dims = ", ".join(f"Size::{_enumerator(d)}" for d in t.dims)
+            lines.append(f'    {{"{t.name}", Dtype::{_enumerator(t.dtype)}, {{{{{dims}}}}}}},')
+        lines.append("}};")
+    return lines
+
+
+def _attention_ops() -> list[str]:
+    every = attention.ATTENTION_OPS.values()
+    lines = [
+        "enum Attribute : int32_t {",
+        *(f"    {_camel(a.name)} = {i},  // {a.meaning}" for i, a in enumerate(attention.ATTRIBUTES)),
+        "};",
+        "struct AttributeRow {",
+        "    char const* name;",
+        "    bool is_float;  // else int32",
+        "};",
+        f"inline constexpr std::array<AttributeRow, {len(attention.ATTRIBUTES)}> kAttributes{{{{",
+        *(f'    {{"{a.name}", {str(a.kind == "float").lower()}}},' for a in attention.ATTRIBUTES),
+        "}};",
+        f"enum class Source : int32_t {{ {', '.join(_enumerator(s) for s in attention.Source)} }};",
+        "struct OpRow {",
+        "    char const* op_type;  // ONNX node = plugin creator",
+        "    Source source;",
+        *(f"    bool {option.name.lower()};" for option in attention.Option),
+        "    int32_t num_outputs;",
+        "    int32_t num_inputs;",
+        f"    std::array<Input, {max(len(o.inputs) for o in every)}> inputs;",
+        "    int32_t num_attributes;",
+        f"    std::array<Attribute, {max(len(o.attributes) for o in every)}> attributes;",
+        "",
+        "    // Where an input stands in the node; -1 where the op has none such.",
+        "    constexpr int32_t position(Input input) const {",
+        "        for (int32_t i = 0; i < num_inputs; ++i)",
+        "            if (inputs[i] == input) return i;",
+        "        return -1;",
+        "    }",
+        "};",
+        f"inline constexpr std::array<OpRow, {len(every)}> kOps{{{{",
+    ]
+    for o in every:
+        options = ", ".join(str(option in o.options).lower() for option in attention.Option)
+        inputs = ", ".join(_camel(t.name) for t in o.inputs)
+        attributes = ", ".join(_camel(a.name) for a in o.attributes)
+        lines += [
+            f'    {{"{o.op_type}", Source::{_enumerator(o.source)}, {options}, {len(o.outputs)},',
+            f"     {len(o.inputs)}, {{{{{inputs}}}}},",
+            f"     {len(o.attributes)}, {{{{{attributes}}}}}}},",
+        ]
+    return [*lines, "}};"]
+
+
+def _attention() -> list[str]:
+    return [
+        "// The attention ops: svdq_trt/contract/attention.py.",
+        "namespace attention {",
+        "",
+        f"inline constexpr int32_t kDMultiple = {attention.D_MULTIPLE};",
+        "",
+        *_attention_tensors(),
+        "",
+        *_attention_ops(),
+        "",
+        "}  // namespace attention",
+    ]
+
+
 def render() -> str:
     """Render the whole header as text."""
     constants = [
@@ -207,7 +294,7 @@ def render() -> str:
         f"inline constexpr int32_t kRMultiple = {R_MULTIPLE};",
         f"inline constexpr int32_t kRMax = {R_MAX};",
     ]
-    parts = [constants, _inputs(), _attributes(), _linears(), _formats(), _ops(), _asserts()]
+    parts = [constants, _inputs(), _attributes(), _linears(), _formats(), _ops(), _asserts(), _attention()]
     body = "\n\n".join("\n".join(p) for p in parts)
     return f"{_PREAMBLE}\n{body}\n\n}}  // namespace svdq::contract\n"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from engine_bench.fill import fill_graph
@@ -27,6 +28,7 @@ from svdq_trt.artifact.manifest import (
     TensorProfile,
 )
 from svdq_trt.build.graph import export_model
+from svdq_trt.contract.attention import ATTENTION_OPS
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import Backend, available, local_arch
@@ -74,7 +76,9 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
         fill_graph(Path(job["graph"]), state, onnx)
     else:
         with diffusers_rotation(job["format"] == "diffusers"):
-            export_model(module, spec, job["profile"], onnx, _silent, fuse_mlp=job["fuse_mlp"])
+            export_model(
+                module, spec, job["profile"], onnx, _silent, fuse_mlp=job["fuse_mlp"], attention=job["attention"]
+            )
     del module, state
     gc.collect()
     clock.lap("export")
@@ -83,12 +87,22 @@ def make(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def graph(job: dict[str, Any]) -> dict[str, Any]:
-    """Trace without weights, for `make` elsewhere. job: model, format, skip, rank, profile, fuse_mlp, graph."""
+    """Trace without weights, for `make` elsewhere.
+
+    job: model, format, skip, rank, profile, fuse_mlp, attention (head sizes of the plugin's), graph.
+    """
     spec, clock = get_model(job["model"]), Clock()
     module = blank_module(spec, FORMATS.get(job["format"]), job["rank"], job["skip"])
     with diffusers_rotation(job["format"] == "diffusers"):
         info = export_model(
-            module, spec, job["profile"], Path(job["graph"]), _silent, weights=False, fuse_mlp=job["fuse_mlp"]
+            module,
+            spec,
+            job["profile"],
+            Path(job["graph"]),
+            _silent,
+            weights=False,
+            fuse_mlp=job["fuse_mlp"],
+            attention=job["attention"],
         )
     clock.lap("export")
     return {"nodes": info.node_count, "svdq_nodes": len(info.svdq_nodes), "seconds": clock.seconds}
@@ -132,7 +146,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in info.layers]))
     (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads anymore
     shutil.copyfile(library.path, folder / library.path.name)
-    plugins = len(info.plugin_layers)
+    plugins, attentions = len(info.plugin_layers), _attentions(onnx)
     manifest.write(
         folder,
         Manifest(
@@ -147,6 +161,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
             inputs=tuple(Tensor.of(p) for p in profiles),
             outputs=(),
             quantized=(),
+            attention="plugin" if attentions else "tensorrt",
             kept_16bit=(),
             fp16_weight_bytes=0,
             quantized_weight_bytes=0,
@@ -161,10 +176,16 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     return {
         "plan_bytes": info.bytes,
         "plugin_layers": plugins,
+        "plugin_attentions": attentions,
         "arch": arch,
         "notes": info.notes,
         "backend": f"{backend.name} {backend.version}",
     }
+
+
+def _attentions(path: Path) -> int:
+    """Attentions of a graph that are svdq nodes."""
+    return sum(node.op_type in ATTENTION_OPS for node in ir.load(path).graph.all_nodes())
 
 
 def _ranges(spec: ModelSpec, io: TensorIO, profile: dict[str, list[int]]) -> dict[str, Any]:

@@ -31,9 +31,15 @@ class Body:
         values = [self.constant(v) if isinstance(v, (int, float)) else v for v in inputs]
         return self._tape.op(op_type, values, attributes=attributes)  # type: ignore[arg-type]
 
+    def several(
+        self, op_type: str, inputs: Sequence[ir.Value], outputs: int, **attributes: object
+    ) -> Sequence[ir.Value]:
+        """Append a node with several outputs."""
+        return self._tape.op_multi_out(op_type, inputs, attributes=attributes, num_outputs=outputs)  # type: ignore[arg-type]
+
     def split(self, x: ir.Value, parts: int) -> Sequence[ir.Value]:
         """Cut the last axis into equal parts."""
-        return self._tape.op_multi_out("Split", [x], attributes={"axis": -1, "num_outputs": parts}, num_outputs=parts)
+        return self.several("Split", [x], parts, axis=-1, num_outputs=parts)
 
     def constant(self, value: float) -> ir.Value:
         """A scalar f32."""
@@ -53,6 +59,11 @@ class Body:
             return self._tape.op("Constant", [], attributes={"value_float": ref})
         ref = ir.RefAttr("value_int", name, ir.AttributeType.INT)
         return self.to_f32(self._tape.op("Constant", [], attributes={"value_int": ref}))
+
+    def int_attribute(self, name: str) -> ir.Value:
+        """The function's whole-number attribute `name` as an int64 of one element, for shapes."""
+        ref = ir.RefAttr("value_int", name, ir.AttributeType.INT)
+        return self("Reshape", self._tape.op("Constant", [], attributes={"value_int": ref}), self.ints(1))
 
     def to_f32(self, x: ir.Value) -> ir.Value:
         """Cast to f32."""

@@ -1,43 +1,25 @@
-"""Function bodies: one op type as a model-local function in standard operators.
-
-ONNX Runtime runs these; TensorRT takes the plugin where one is registered and inlines these where none is.
-They follow the op contract's numerics to fp32 rounding, in f16, bf16 (where the runtime has the casts) and
-f32, which then is the act dtype.
-"""
+"""Function bodies of the linears and of two in a row; see svdq_trt/contract/ops.py."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
 from svdq_export.bodies.acts import quantize_act
-from svdq_export.bodies.build import OPSET, Body
+from svdq_export.bodies.build import Body
 from svdq_export.bodies.weights import dequantize_weight
 from svdq_trt.contract.formats import Activation, Format
-from svdq_trt.contract.ops import CONSTANTS, DOMAIN, LinearSpec, OpSpec
+from svdq_trt.contract.ops import CONSTANTS, LinearSpec, OpSpec
 
 F16_MAX = 65504.0
 
 
-def build_function(op: OpSpec) -> ir.Function:
-    """The function ``svdq::<op_type>``: the contract's inputs and attributes, one output.
-
-    It declares plugin_version and plugin_namespace, which the body does not read, because a function may
-    only be called with attributes that it declares.
-    """
-    b = Body()
-    inputs = {spec.name: ir.Value(name=spec.name) for spec in op.inputs}
+def linears(b: Body, op: OpSpec, inputs: dict[str, ir.Value]) -> list[ir.Value]:
+    """The output of `op`, alone in a list."""
     y = inputs["x"]
     for linear in op.linears:
         constants = {spec.name: inputs[linear.prefix + spec.name] for spec in CONSTANTS}
         y = _linear(b, op.format, linear, y, constants)
-    y.name = "y"
-    attributes = [ir.Attr(a.name, _KIND[a.kind], None) for a in op.attributes]
-    attributes += [ir.Attr(n, ir.AttributeType.STRING, None) for n in ("plugin_version", "plugin_namespace")]
-    graph = ir.Graph(list(inputs.values()), [y], nodes=b.nodes, opset_imports={"": OPSET})
-    return ir.Function(DOMAIN, op.op_type, graph=graph, attributes=attributes)
-
-
-_KIND = {"int": ir.AttributeType.INT, "float": ir.AttributeType.FLOAT}
+    return [y]
 
 
 def _linear(b: Body, fmt: Format, linear: LinearSpec, x: ir.Value, constants: dict[str, ir.Value]) -> ir.Value:

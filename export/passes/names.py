@@ -9,7 +9,7 @@ import ast
 
 import onnx_ir as ir
 
-from svdq_trt.contract.ops import DOMAIN
+from svdq_trt.contract.ops import DOMAIN, OPS
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, ending with the fx node
 
@@ -17,16 +17,18 @@ _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, e
 def name_svdq_nodes(model: ir.Model) -> list[str]:
     """Rename the nodes in place; returns the names in graph order. A module called n times: path, path#2, … path#n.
 
+    An attention's node bears the name of the attention.
+
     The exporter's own record of the module stack comes first; the name of the node's `qweight` is the
     fallback. The order matters: tied weights carry one module's name and serve several.
-    A layer that is itself the exported module has no path and is called "linear".
+    A layer that is itself the exported module has no path and is called "linear" or "attention".
     """
     names: list[str] = []
     calls: dict[str, int] = {}
     for node in model.graph.all_nodes():
         if node.domain != DOMAIN:
             continue
-        path = _module_path(node) or _qweight_owner(node) or "linear"
+        path = _module_path(node) or _qweight_owner(node) or ("linear" if node.op_type in OPS else "attention")
         calls[path] = calls.get(path, 0) + 1
         node.name = path if calls[path] == 1 else f"{path}#{calls[path]}"
         names.append(node.name)
@@ -47,6 +49,6 @@ def _module_path(node: ir.Node) -> str:
 
 
 def _qweight_owner(node: ir.Node) -> str:
-    qweight = node.inputs[1]
+    qweight = node.inputs[1] if node.op_type in OPS else None
     name = qweight.name if qweight is not None and qweight.is_initializer() else None
     return (name or "").removesuffix("qweight").rstrip(".")

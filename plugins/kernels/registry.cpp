@@ -53,10 +53,14 @@ KernelRange kernels_of(int32_t format) {
     return {first, std::find_if_not(first, std::end(kTable), is)};
 }
 
+bool has_target(int32_t sm) {
+    return std::any_of(std::begin(kTargets), std::end(kTargets), [=](const Target& t) { return runs_on(t, sm); });
+}
+
 bool has_kernel(int32_t format, int32_t dtype, int32_t sm) {
     if (format < SVDQ_FORMAT_INT4 || format > SVDQ_FORMAT_W4A16) return false;
     if (dtype != SVDQ_F16 && dtype != SVDQ_BF16) return false;
-    return std::any_of(std::begin(kTargets), std::end(kTargets), [=](const Target& t) { return runs_on(t, sm); });
+    return has_target(sm);
 }
 
 size_t workspace_bytes(int32_t format, int32_t m, int32_t n, int32_t k, int32_t r) {

@@ -30,6 +30,9 @@ KernelRange kernels_of(int32_t format);
 // Bytes of workspace that any kernel this library may pick needs. No CUDA call.
 size_t workspace_bytes(int32_t format, int32_t m, int32_t n, int32_t k, int32_t r);
 
+// True if the library holds machine code for compute capability `sm` (89, 90, ...).
+bool has_target(int32_t sm);
+
 // True if the library holds machine code for this format on compute capability `sm` (89, 90, ...).
 bool has_kernel(int32_t format, int32_t dtype, int32_t sm);
 

@@ -2,9 +2,8 @@
 #include <array>
 #include <utility>
 
-#include "attributes.h"
-#include "log.h"
-#include "svdq/contract.h"
+#include "attention.h"
+#include "linear.h"
 #include "svdq_plugin.h"
 
 namespace svdq::trt {
@@ -12,24 +11,25 @@ namespace {
 
 using nvinfer1::PluginFieldCollection;
 
+template <class Kind>
 class SvdqCreator final : public nvinfer1::IPluginCreatorV3One {
 public:
-    explicit SvdqCreator(contract::OpRow const& op)
-        : op_(op), fields_(make_fields(op, nullptr)), field_list_{num_attributes(op.num_linears), fields_.data()} {}
+    explicit SvdqCreator(typename Kind::Row const& op)
+        : op_(op), fields_(Kind::make_fields(op, nullptr)), field_list_{Kind::num_fields(op), fields_.data()} {}
     SvdqCreator(SvdqCreator const&) = delete;
     SvdqCreator& operator=(SvdqCreator const&) = delete;
 
     // The same in both phases: the plan holds the fields of getFieldsToSerialize().
     nvinfer1::IPluginV3* createPlugin(char const* name, PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase) noexcept override {
-        return guard<nvinfer1::IPluginV3*>("SvdqCreator::createPlugin", nullptr, [&]() -> SvdqPlugin* {
-            std::string where = layer_where(op_, name);
-            Attributes attributes;
-            if (auto problem = read_attributes(where, op_, fields, attributes)) {
+        return guard<nvinfer1::IPluginV3*>("SvdqCreator::createPlugin", nullptr, [&]() -> SvdqPlugin<Kind>* {
+            std::string where = layer_where(op_.op_type, name);
+            typename Kind::Attributes attributes;
+            if (auto problem = Kind::read_attributes(where, op_, fields, attributes)) {
                 log_error(*problem);
                 return nullptr;
             }
-            return new SvdqPlugin(op_, attributes, std::move(where));
+            return new SvdqPlugin<Kind>(op_, attributes, std::move(where));
         });
     }
 
@@ -39,24 +39,28 @@ public:
     char const* getPluginNamespace() const noexcept override { return contract::kPluginNamespace; }
 
 private:
-    contract::OpRow const& op_;
-    FieldArray const fields_;  // names and types only
+    typename Kind::Row const& op_;
+    typename Kind::Fields const fields_;  // names and types only
     PluginFieldCollection const field_list_;
 };
 
-constexpr size_t kNumOps = contract::kOps.size();
-
-template <size_t... I>
-std::array<SvdqCreator, kNumOps> make_creators(std::index_sequence<I...>) {
-    return {{SvdqCreator(contract::kOps[I])...}};
+template <class Kind, size_t... I>
+std::array<SvdqCreator<Kind>, sizeof...(I)> make_creators(std::index_sequence<I...>) {
+    return {{SvdqCreator<Kind>(Kind::kRows[I])...}};
 }
 
+constexpr size_t kNumOps = Linear::kRows.size() + Attention::kRows.size();
+using CreatorList = std::array<nvinfer1::IPluginCreatorInterface*, kNumOps>;
+
 // Built once, on first use; read-only afterwards.
-std::array<nvinfer1::IPluginCreatorInterface*, kNumOps>& creator_list() {
-    static auto creators = make_creators(std::make_index_sequence<kNumOps>{});
+CreatorList& creator_list() {
+    static auto linears = make_creators<Linear>(std::make_index_sequence<Linear::kRows.size()>{});
+    static auto attentions = make_creators<Attention>(std::make_index_sequence<Attention::kRows.size()>{});
     static auto list = [] {
-        std::array<nvinfer1::IPluginCreatorInterface*, kNumOps> pointers{};
-        for (size_t i = 0; i < kNumOps; ++i) pointers[i] = &creators[i];
+        CreatorList pointers{};
+        size_t i = 0;
+        for (auto& creator : linears) pointers[i++] = &creator;
+        for (auto& creator : attentions) pointers[i++] = &creator;
         return pointers;
     }();
     return list;

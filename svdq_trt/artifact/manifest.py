@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -215,6 +215,9 @@ class Manifest(Entry, frozen=True, kw_only=True):
     loras: Annotated[tuple[LoraEntry, ...], _says("LoRAs built in")] = ()
     lora_slots: Annotated[SlotsEntry | None, _says("LoRA slots")] = None
     plugin_layers: Annotated[tuple[str, ...], _says("nodes that became layers of the plugin")] = ()
+    attention: Annotated[
+        Literal["plugin", "tensorrt"], _says("whose it is: plugin where any attention is a layer of the plugin")
+    ] = "tensorrt"
     kept_16bit: Annotated[tuple[LeftOut, ...], _says("layers that were not quantized, and why")]
     fp16_weight_bytes: Annotated[int, _says("weights of the original in 16 bit")]
     quantized_weight_bytes: Annotated[int, _says("weights of this model")]

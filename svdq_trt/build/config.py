@@ -195,6 +195,7 @@ class BuildConfig:
         sampling: record the inputs in a pipeline instead.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         fuse_mlp: two linears with GELU or GEGLU between them are one op, where there is one.
+        attention: auto, plugin or tensorrt: whose attention an engine has.
         check: compare with the FP16 model. min_sqnr: gate in dB.
         loras: LoRAs to put into the low-rank branches, after quantization.
         lora_slots: rank per linear to fill at run time.
@@ -219,6 +220,7 @@ class BuildConfig:
     calibration: Path | None = None
     backend: str = "auto"
     fuse_mlp: bool = True
+    attention: str = "auto"
     check: bool = True
     min_sqnr: float | None = None
     force: bool = False

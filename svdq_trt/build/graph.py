@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.export import Dim
 from svdq_export import OnnxInfo, export_onnx
 from svdq_trt.base.progress import Progress
 from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.nn.attention import use_packed
 
 
 def export_model(
@@ -23,6 +24,7 @@ def export_model(
     weights: bool = True,
     runtime_inputs: Sequence[str] = (),
     fuse_mlp: bool = True,
+    attention: Collection[int] = (),
 ) -> OnnxInfo:
     """Export `module` to `out`; sizes with min = max become static.
 
@@ -30,13 +32,16 @@ def export_model(
         ranges: symbol (batch, height, width, tokens) -> (min, max).
         weights: False writes the graph alone.
         runtime_inputs, fuse_mlp: see svdq_export.export_onnx.
+        attention: head sizes of the attentions that become svdq nodes; the others are TensorRT's.
     """
     # Tracing specializes sizes 0 and 1: take the largest sizes, where no dynamic one is 1.
     sizes = {symbol: values[-1] for symbol, values in ranges.items()}
     inputs = spec.example_inputs(**sizes, seed=0)  # type: ignore[arg-type]
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
+    wrapped = spec.wrap(module)
+    use_packed(wrapped, attention)
     return export_onnx(
-        spec.wrap(module),
+        wrapped,
         named,
         dynamic_shapes(spec, ranges),
         [io.name for io in spec.outputs],

@@ -57,6 +57,7 @@ def manifest_of(
         quantized=_quantized(engine.folder / quantize.FILE),
         loras=() if made.loras is None else made.loras.loras,
         lora_slots=_slots(engine.folder, made.exported.slots),
+        attention=made.exported.attention,
         kept_16bit=quantized.kept_16bit,
         fp16_weight_bytes=quantized.fp16_weight_bytes,
         quantized_weight_bytes=size,

@@ -76,6 +76,7 @@ class Build:
         self.work: Work = plan_work(config)
         self.execution = Execution(screen, self.runner, self.work.logs, config.force)
         self.costs = Costs()  # of stages that all formats share
+        self.quantized: dict[str, Made] = {}  # by format, as its first graph had it made
 
     def run(self) -> list[Built]:
         """Build all engines, in the order asked for.
@@ -108,7 +109,7 @@ class Build:
             yield
 
     def _run(self) -> list[Built]:
-        formats = self.work.formats().items()
+        graphs = self.work.graphs().values()
         inputs = self._inputs()
         reference: Future[File] | None = None
         with self._side_by_side() as pool:
@@ -117,7 +118,7 @@ class Build:
                 # Its failure stops the main line at once, and is the one reported.
                 reference.add_done_callback(lambda done: self.runner.stop() if done.exception() else None)
             try:
-                made = {fmt.name: self._graph(fmt.name, folder, inputs) for fmt, folder in formats}
+                made = {engine.shared: self._graph(engine, inputs) for engine in graphs}
             except errors.SvdqError:
                 if reference is not None and reference.done():
                     reference.result()
@@ -125,9 +126,9 @@ class Build:
         # Sessions and the builder run alone: each may take most of the machine's memory.
         if reference is not None:
             outputs = self._reference_outputs(reference.result())
-            for fmt, folder in formats:
-                self._check(made[fmt.name], fmt.name, folder, outputs)
-        return [self._engine(engine, made[engine.format.name]) for engine in self.work.engines]
+            for engine in graphs:
+                self._check(made[engine.shared], engine.format.name, engine.shared, outputs)
+        return [self._engine(engine, made[engine.shared]) for engine in self.work.engines]
 
     @contextmanager
     def _side_by_side(self) -> Iterator[Executor]:
@@ -178,19 +179,22 @@ class Build:
         result = self.execution.run(stage, costs)
         return Made(File(stage.key, path=stage.out), result, costs, allocated)
 
-    def _graph(self, fmt: str, folder: Path, inputs: File | None) -> Made:
-        """Make model.onnx of one format in `folder`, and everything that it needs."""
-        made = self._quantize(fmt, inputs)
+    def _graph(self, engine: Engine, inputs: File | None) -> Made:
+        """Make model.onnx of one format and attention in `engine.shared`, and everything that it needs."""
+        fmt, folder = engine.format.name, engine.shared
+        if fmt not in self.quantized:  # two graphs of one format differ in their attention alone
+            self.quantized[fmt] = self._quantize(fmt, inputs)
+        made = replace(self.quantized[fmt], costs=self.quantized[fmt].costs.copy())
         artifact = made.artifact
         if self.work.loras:
             apply = ApplyLoras.of(self.work, fmt, artifact, folder)
             made.loras = self.execution.run(apply, made.costs)
             artifact = File(apply.key, path=apply.out)
-        elif folder != artifact.path.parent:  # slots alone: the artifact as it is
+        elif folder != artifact.path.parent:  # slots or attention alone: the artifact as it is
             own_folder(folder.parent, folder.name)
             artifact = File(artifact.id, path=folder / artifact.path.name)
             place(made.artifact.path, artifact.path, link=True)
-        stage = Export.of(self.work, fmt, artifact)
+        stage = Export.of(self.work, fmt, engine.attention, artifact)
         made.exported = self.execution.run(stage, made.costs)
         made.graph = File(stage.key, path=stage.out)
         return made

@@ -5,6 +5,7 @@ calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  refer
 <format>-r<rank>/, <format>-rauto/, or <format>-imported/
                    svdq.safetensors  model.onnx(.data)  quantized.npz  accuracy.png
 <format>-...-lora/  the same with --lora or --lora-slots, made from the one above
+<format>-...-attention/  the same for engines whose attention is the plugin's
 <out>/<model>-sm_89/                      one engine: links to the above, plan, plugin, manifest
 """
 
@@ -23,10 +24,11 @@ from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.stage import File
 from svdq_trt.build.stages.weights import LoraAt, Weights
 from svdq_trt.checkpoint import weights_digest
-from svdq_trt.contract.archs import KERNELS, resolve_format
+from svdq_trt.contract.archs import KERNELS, resolve_attention, resolve_format
 from svdq_trt.contract.formats import FORMATS, Format
 from svdq_trt.interop import describe, digest
 from svdq_trt.models import ModelSpec, TensorIO, get_model
+from svdq_trt.nn.attention import head_sizes
 
 _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
 
@@ -37,8 +39,9 @@ class Engine:
 
     arch: int
     format: Format
+    attention: tuple[int, ...]  # head sizes of the attentions that are the plugin's
     folder: Path
-    shared: Path  # <out>/<model>-shared/<format>-(r<rank>|imported)[-lora]: where graph and check are
+    shared: Path  # <out>/<model>-shared/<format>-(r<rank>|imported)[-lora][-attention]: where graph and check are
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,13 @@ class Work:
         """Folder of the stages' logs."""
         return self.shared / "logs"
 
-    def formats(self) -> dict[Format, Path]:
-        """Each format once, with the shared folder of its graph."""
-        return {engine.format: engine.shared for engine in self.engines}
+    def formats(self) -> list[Format]:
+        """Each format once."""
+        return list(dict.fromkeys(engine.format for engine in self.engines))
+
+    def graphs(self) -> dict[Path, Engine]:
+        """The shared folder of each graph once, with an engine that has it."""
+        return {engine.shared: engine for engine in self.engines}
 
     def quantized_folder(self, fmt: str) -> Path:
         """The shared folder of a format's quantized model, without any LoRA."""
@@ -123,11 +130,14 @@ def plan_work(config: BuildConfig) -> Work:
     shared = config.out / f"{spec.name}-shared"
     given = None if config.quantized is None else _quantized_format(config, spec)
     ending = _ending(config) + ("-lora" if config.loras or config.lora_slots else "")
-    engines = tuple(
-        Engine(arch, fmt, config.out / f"{spec.name}-sm_{arch}", shared / f"{fmt.name}-{ending}")
-        for arch in config.archs
-        for fmt in [resolve_format(config.format, arch) if given is None else given]
-    )
+    engines = []
+    for arch in config.archs:
+        fmt = resolve_format(config.format, arch) if given is None else given
+        attention = resolve_attention(config.attention, arch)
+        if config.attention == "plugin":
+            _require_kernels(spec, arch, attention)
+        graph = f"{fmt.name}-{ending}" + ("-attention" if attention else "")
+        engines.append(Engine(arch, fmt, attention, config.out / f"{spec.name}-sm_{arch}", shared / graph))
     needs_weights = config.quantized is None or config.check
     weights = Weights(
         spec.name,
@@ -139,7 +149,19 @@ def plan_work(config: BuildConfig) -> Work:
     quantized = None if config.quantized is None else File(digest(config.quantized, spec), path=config.quantized)
     scan = config.rank_auto.sensitivity if config.rank_auto else None
     sensitivity = None if scan is None else _file(scan)
-    return Work(config, spec, profile, shared, engines, weights, device, loras, quantized, sensitivity)
+    return Work(config, spec, profile, shared, tuple(engines), weights, device, loras, quantized, sensitivity)
+
+
+def _require_kernels(spec: ModelSpec, arch: int, kernels: tuple[int, ...]) -> None:
+    """Raise UsageError where the model has an attention of a head size that the plugin has no kernel for."""
+    for size, name in head_sizes(spec.build(device="meta"), spec.family.processor_of).items():
+        if size not in kernels:
+            raise UsageError(
+                "--attention",
+                f"plugin for sm_{arch}, but {name} of {spec.name} has heads of {size}",
+                f"heads of {', '.join(map(str, kernels))}",
+                "Or use --attention auto.",
+            )
 
 
 def _file(path: Path) -> File:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from svdq_trt.base.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.base.terminal import say
-from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS, parse_arch
+from svdq_trt.contract.archs import ATTENTION_MEASURED, AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.quantize.preset import DEFAULT_PRESET
 
@@ -151,6 +151,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
         default=True,
         help="one op for two linears with GELU or GEGLU between them (int4 and nvfp4)",
     )
+    measured = "; ".join(f"sm_{a} {', '.join(map(str, sizes))}" for a, sizes in ATTENTION_MEASURED.items())
+    e.add_argument(
+        "--attention",
+        default="auto",
+        help=f"whose: plugin, tensorrt, or auto (default): the plugin's for head sizes where it was measured "
+        f"faster ({measured}), else TensorRT's",
+    )
     c = p.add_argument_group("check")
     c.add_argument(
         "--check",
@@ -233,6 +240,7 @@ def run(args: argparse.Namespace) -> int:
         lora_slots=args.lora_slots,
         allow_partial=args.allow_partial,
         fuse_mlp=args.fuse_mlp,
+        attention=args.attention,
     )
     from svdq_trt.build.run import build, gate
     from svdq_trt.build.summary import print_summary

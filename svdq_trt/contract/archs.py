@@ -30,6 +30,15 @@ KERNELS: dict[int, tuple[str, ...]] = {
     121: ("int4", "w4a8", "w4a16", "nvfp4"),
 }
 
+#: arch -> head sizes that there is an attention kernel for; no entry: none
+ATTENTION_KERNELS: dict[int, tuple[int, ...]] = {90: (64, 72, 128)}
+
+#: arch -> head sizes at which our attention was measured faster than TensorRT's own (benchmarks/README.md); what is not
+#: here was not measured, or not faster
+ATTENTION_MEASURED: dict[int, tuple[int, ...]] = {90: (64, 72, 128)}
+
+ATTENTION_CHOICES = ("auto", "plugin", "tensorrt")
+
 
 def parse_arch(text: str) -> int:
     """Parse ``sm_89`` as 89. Raises UsageError for anything else."""
@@ -51,3 +60,19 @@ def resolve_format(name: str, arch: int) -> Format:
             "--format", f"{name} for sm_{arch}", f"one of {', '.join(KERNELS[arch])}", "Or use --format auto."
         )
     return FORMATS[name]
+
+
+def resolve_attention(name: str, arch: int) -> tuple[int, ...]:
+    """Head sizes of the attentions that ``--attention NAME`` gives to the plugin on an arch; others are TensorRT's.
+
+    Raises:
+        UsageError: no such choice, or ``plugin`` for an arch without kernels.
+    """
+    if name not in ATTENTION_CHOICES:
+        raise UsageError("--attention", f"'{name}'", f"one of {', '.join(ATTENTION_CHOICES)}")
+    if name == "auto":
+        return ATTENTION_MEASURED.get(arch, ())
+    if name == "plugin" and arch not in ATTENTION_KERNELS:
+        known = ", ".join(f"sm_{a}" for a in ATTENTION_KERNELS)
+        raise UsageError("--attention", f"plugin for sm_{arch}", f"one of {known}", "Or use --attention auto.")
+    return ATTENTION_KERNELS[arch] if name == "plugin" else ()

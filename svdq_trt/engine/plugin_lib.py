@@ -16,7 +16,8 @@ from typing import Any
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import sha256
 from svdq_trt.base.libraries import BUILD_HINT, PLACES, PLUGIN, PLUGIN_ENV, locate
-from svdq_trt.contract.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from svdq_trt.contract.attention import EVERY_OP
+from svdq_trt.contract.ops import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
 _SHIM = Path("shim") / "libtensorrt_rtx.so"
 _BUILD_HINT = f"{BUILD_HINT}, or set {PLUGIN_ENV} to a built {PLUGIN}."
@@ -83,7 +84,7 @@ def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
         path: the library; None means `find()`.
 
     Raises:
-        ArtifactError: missing or broken library, another one already loaded, ops other than contract/ops.py's.
+        ArtifactError: missing or broken library, another one already loaded, ops other than the contract's.
 
     Tested by tests/trt/test_plugin_lib.py.
     """
@@ -109,14 +110,14 @@ def load_into(trt: Any, path: Path | None = None) -> PluginLibrary:
 
 
 def _check_ops(got: set[str], path: Path, module: str) -> None:
-    missing, extra = sorted(set(OPS) - got), sorted(got - set(OPS))
+    missing, extra = sorted(set(EVERY_OP) - got), sorted(got - set(EVERY_OP))
     if missing or extra:
         parts = [f"without {', '.join(missing)}"] if missing else []
         parts += [f"with unknown {', '.join(extra)}"] if extra else []
         raise ArtifactError(
             f"plugin library {path}",
             f"{len(got)} ops in the registry of {module}, {' and '.join(parts)}",
-            f"the {len(OPS)} ops of contract version {PLUGIN_VERSION}",
+            f"the {len(EVERY_OP)} ops of contract version {PLUGIN_VERSION}",
             "Rebuild the library: pip install . in the source folder.",
         )
 

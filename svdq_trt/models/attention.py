@@ -7,12 +7,49 @@ tokens, H heads, D head size, C = H·D channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from svdq_trt.models.positions import Rotary, rotate
+
+
+class PackedAttention(Protocol):
+    """Attention on what fused linears give, packed as in svdq_trt/contract/attention.py."""
+
+    def __call__(
+        self,
+        attn: Any,
+        first: torch.Tensor,
+        *,
+        kv: torch.Tensor | None = None,
+        kv_part: int = 0,
+        bias: torch.Tensor | None = None,
+        added_qkv: torch.Tensor | None = None,
+        rotary: Rotary | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Attend, with the norms that `attn` has.
+
+        Args:
+            attn: the diffusers attention.
+            first: q, k, v [B, L, 3C]; with `kv`, q [B, L, C].
+            kv: [B, T, P·2C], of which part `kv_part` is read. bias: [B, T], on the logits of each key.
+            added_qkv: [B, T, 3C] of a stream that comes before. rotary: tables of all tokens.
+
+        Returns:
+            y [B, L, C], and with `added_qkv` the other stream's [B, T, C].
+        """
+        ...
+
+
+class Processor:
+    """A processor that calls `packed`, if that is set, where its attention's linears are fused.
+
+    Without it, and for linears that are not fused, torch's scaled_dot_product_attention runs on q, k, v by heads.
+    """
+
+    packed: PackedAttention | None = None
 
 
 def _project(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
@@ -49,7 +86,7 @@ def _attend(
     return out
 
 
-class FusedSelfAttention:
+class FusedSelfAttention(Processor):
     """Processor of an Attention that may have `to_qkv` instead of to_q, to_k and to_v."""
 
     def __call__(
@@ -61,6 +98,10 @@ class FusedSelfAttention:
     ) -> torch.Tensor:
         """[B, L, C] -> [B, L, C]. Self attention without a mask."""
         assert encoder_hidden_states is None and attention_mask is None
+        if self.packed is not None and hasattr(attn, "to_qkv"):
+            (y,) = self.packed(attn, attn.to_qkv(hidden_states))
+            out: torch.Tensor = attn.to_out[0](y)
+            return out
         q, k, v = _project(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
         return _attend(attn, q, k, v)
 
@@ -79,19 +120,24 @@ class SharedProjection:
         self.count = count
         self.value: torch.Tensor | None = None
 
-    def part(self, attn: Any, text: torch.Tensor, index: int) -> Sequence[torch.Tensor]:
-        """Keys and values [B, H, T, D] of the `index`-th reader, `attn`; the first projects, the last one frees."""
+    def whole(self, attn: Any, text: torch.Tensor, index: int) -> torch.Tensor:
+        """[B, T, count·2C] for the `index`-th reader, `attn`; the first projects, the last one frees."""
         if index == 0:
             self.value = attn.to_kv(text)
         both = self.value
         assert both is not None
         if index == self.count - 1:
             self.value = None
+        return both
+
+    def part(self, attn: Any, text: torch.Tensor, index: int) -> Sequence[torch.Tensor]:
+        """Keys and values [B, H, T, D] of the `index`-th reader, `attn`."""
+        both = self.whole(attn, text, index)
         width = both.shape[-1] // self.count
         return _parts(both[..., index * width : (index + 1) * width], attn.heads, 2)
 
 
-class FusedCrossAttention:
+class FusedCrossAttention(Processor):
     """Processor of an Attention whose keys and values may be the `index`-th part of a shared projection.
 
     Without `shared` it takes its own `to_kv` or, where that is not installed, diffusers' to_k and to_v.
@@ -109,6 +155,13 @@ class FusedCrossAttention:
     ) -> torch.Tensor:
         """Image tokens [B, L, C] and text [B, T, K] -> [B, L, C]; the mask is a bias [B, 1, T] on the logits."""
         assert encoder_hidden_states is not None
+        if self.packed is not None and (self.shared is not None or hasattr(attn, "to_kv")):
+            shared = SharedProjection() if self.shared is None else self.shared
+            kv = shared.whole(attn, encoder_hidden_states, self.index)
+            mask = None if attention_mask is None else attention_mask.flatten(1).to(hidden_states.dtype)
+            (y,) = self.packed(attn, attn.to_q(hidden_states), kv=kv, kv_part=self.index, bias=mask)
+            out: torch.Tensor = attn.to_out[0](y)
+            return out
         if self.shared is not None:
             k, v = self.shared.part(attn, encoder_hidden_states, self.index)
         else:
@@ -139,7 +192,7 @@ class FusedLinearAttention:
         return out
 
 
-class JointAttention:
+class JointAttention(Processor):
     """Processor of FLUX's and Stable Diffusion 3's attention, fused (`to_qkv`, `to_added_qkv`) or not.
 
     A text stream, rotary positions, and norms of q and k are each optional.
@@ -155,6 +208,11 @@ class JointAttention:
     ) -> Any:
         """Image [B, L, C] and text [B, T, C], if any, -> the same. The block projects what has no projection here."""
         assert attention_mask is None
+        fused = hasattr(attn, "to_qkv") and (encoder_hidden_states is None or hasattr(attn, "to_added_qkv"))
+        if self.packed is not None and fused:
+            qkv = attn.to_qkv(hidden_states)
+            added = None if encoder_hidden_states is None else attn.to_added_qkv(encoder_hidden_states)
+            return _project_out(attn, *self.packed(attn, qkv, added_qkv=added, rotary=image_rotary_emb))
         q, k, v = _project_joint(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
         q, k = _normed(attn, "norm_q", q), _normed(attn, "norm_k", k)
         tokens = 0
@@ -168,12 +226,19 @@ class JointAttention:
             q, k = rotate(q, image_rotary_emb), rotate(k, image_rotary_emb)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        to_out, to_add_out = getattr(attn, "to_out", None), getattr(attn, "to_add_out", None)
         if encoder_hidden_states is None:
-            return y if to_out is None else to_out[0](y)
+            return _project_out(attn, y)
         text = y[:, :tokens]
-        assert to_out is not None
-        return to_out[0](y[:, tokens:]), text if to_add_out is None else to_add_out(text)
+        return _project_out(attn, y[:, tokens:], text)
+
+
+def _project_out(attn: Any, y: torch.Tensor, text: torch.Tensor | None = None) -> Any:
+    """Image [B, L, C] and text [B, T, C], if any, through the projections that there are; the block has others."""
+    to_out, to_add_out = getattr(attn, "to_out", None), getattr(attn, "to_add_out", None)
+    image = y if to_out is None else to_out[0](y)
+    if text is None:
+        return image
+    return image, text if to_add_out is None else to_add_out(text)
 
 
 def _normed(attn: Any, name: str, x: torch.Tensor) -> torch.Tensor:

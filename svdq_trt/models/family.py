@@ -80,9 +80,13 @@ class Family:
 
     def _set_processor(self, name: str, part: Any) -> None:
         """Give the module called `name` its processor, if the table has one."""
-        processor = _first(self.processors, name)
+        processor = self.processor_of(name)
         if processor is not None:
             part.set_processor(processor())
+
+    def processor_of(self, name: str) -> type | None:
+        """The processor class of an attention in the table `processors`; None where its name is not in it."""
+        return _first(self.processors, name)
 
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""

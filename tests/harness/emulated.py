@@ -13,8 +13,9 @@ from kernel_calls import Library
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = (
     "tests/cpu/emulation/emulation.cpp",
-    *(f"plugins/capi/{name}.cpp" for name in ("svdq", "mlp")),
-    *(f"plugins/kernels/{name}.cpp" for name in ("mlp", "registry")),
+    *(f"plugins/capi/{name}.cpp" for name in ("svdq", "mlp", "attention")),
+    *(f"plugins/kernels/{name}.cpp" for name in ("mlp", "attention", "registry")),
+    *(f"plugins/kernels/attention/{name}.cu" for name in ("prepare", "portable", "portable_f16", "portable_bf16")),
     "plugins/kernels/gemv/w4a16_gemv.cu",
     *(f"plugins/kernels/portable/{name}.cu" for name in ("int4", "int4_mlp", "nvfp4", "nvfp4_mlp", "w4a8", "w4a16")),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from svdq_trt.contract import ops
+from svdq_trt.contract import attention, ops
 from tools import gen_contract
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def test_check_stale_header_fails_and_write_mends_it(monkeypatch, tmp_path, caps
 
 def test_contract_header_lists_every_op_and_input_in_order():
     text = gen_contract.render()
-    assert re.findall(r'^    \{"(SVDQ\w+)", ', text, re.M) == list(ops.OPS)
+    assert re.findall(r'^    \{"(SVDQ\w+)", ', text, re.M) == [*ops.OPS, *attention.ATTENTION_OPS]
     rows = re.search(r"kInputs\{\{\n(.*?)\n\}\}", text, re.S)[1].splitlines()
     assert [re.match(r'    \{"(\w+)", Dtype::k(\w+), ', row).groups() for row in rows] == [
         (t.name, {"ACT": "Act", "INT8": "Int8", "F32": "F32", "WSCALE": "Wscale"}[t.dtype.name]) for t in ops.INPUTS

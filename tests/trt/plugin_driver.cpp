@@ -150,6 +150,58 @@ void check_creator(IPluginCreatorV3One* creator, contract::OpRow const& op) {
     check(bare && serialized(bare.get(), op) == defaults, "no fields: the defaults");
 }
 
+// Attention: attributes are read in any order, serialized and read again; a context checks shapes of its own.
+void check_attention(IPluginCreatorV3One* creator, contract::attention::OpRow const& op) {
+    check(!std::strcmp(creator->getPluginName(), op.op_type), "creators come in the contract's order");
+    int32_t const counts[] = {4, 2, 0};  // heads, kv_heads, kv_part
+    float const scale = 0.125f, eps = 1e-6f;
+    auto const value = [&](contract::attention::Attribute a) -> void const* {
+        if (a == contract::attention::kScale) return &scale;
+        return a == contract::attention::kEps ? &eps : static_cast<void const*>(&counts[a]);
+    };
+    std::vector<PluginField> fields;
+    for (int32_t i = op.num_attributes; i-- > 0;) {
+        auto const& [name, is_float] = contract::attention::kAttributes[op.attributes[i]];
+        fields.push_back(
+            {name, value(op.attributes[i]), is_float ? PluginFieldType::kFLOAT32 : PluginFieldType::kINT32, 1});
+    }
+    PluginFieldCollection const list{static_cast<int32_t>(fields.size()), fields.data()};
+    std::unique_ptr<IPluginV3> built(creator->createPlugin("driver", &list, TensorRTPhase::kBUILD));
+    check(built != nullptr, "an attention of the contract is created");
+    if (!built) return;
+    auto const* written = runtime_of(built.get())->getFieldsToSerialize();
+    std::unique_ptr<IPluginV3> loaded(creator->createPlugin("driver", written, TensorRTPhase::kRUNTIME));
+    check(loaded != nullptr, "an attention is created from what it serialized");
+    auto const* again = loaded ? runtime_of(loaded.get())->getFieldsToSerialize() : written;
+    check(again->nbFields == op.num_attributes, "every attribute of an attention is serialized");
+    for (int32_t i = 0; i < again->nbFields; ++i)
+        check(!std::memcmp(again->fields[i].data, value(op.attributes[i]), 4), "attributes of an attention hold");
+    check(creator->createPlugin("driver", nullptr, TensorRTPhase::kBUILD) == nullptr, "no heads are refused");
+
+    using contract::attention::Source;
+    bool const joint = op.source == Source::kJoint, cross = op.source == Source::kCross;
+    DataType const act = DataType::kBF16;
+    std::vector<PluginTensorDesc> d{desc(act, {2, 9, cross ? 256 : 512})};
+    if (cross || joint) d.push_back(desc(act, {2, 5, cross ? 768 : 512}));
+    if (op.normed) d.insert(d.end(), joint ? 4 : 2, desc(act, {64}));
+    if (op.rotary) d.insert(d.end(), 2, desc(DataType::kFLOAT, {joint ? 14 : 9, 64}));
+    if (op.masked) d.push_back(desc(act, {2, 5}));
+    std::vector<PluginTensorDesc> const out(op.num_outputs, desc(act, {2, 9, 256}));
+    auto const shape = [&] {
+        return runtime_of(loaded.get())
+            ->onShapeChange(d.data(), static_cast<int32_t>(d.size()), out.data(), op.num_outputs);
+    };
+    check(shape() == 0, "shapes of the contract are taken by an attention");
+    std::vector<void const*> const in(d.size());
+    std::array<void*, 2> const results{};
+    check(runtime_of(loaded.get())->enqueue(d.data(), out.data(), in.data(), results.data(), nullptr, nullptr) != 0,
+          "an attention with null pointers fails");
+    d[0].type = DataType::kFLOAT;
+    check(shape() != 0, "float32 is refused by an attention");
+    d[0] = desc(act, {2, 9, 511});
+    check(shape() != 0, "a row that the heads do not divide is refused");
+}
+
 void check_run(IPluginV3* plugin, std::vector<PluginTensorDesc> const& good, Logger& logger) {
     std::vector<void const*> const in(good.size() - 1);
     std::array<void*, 1> const out{};
@@ -221,13 +273,16 @@ int main(int argc, char** argv) {
     set_finder(&finder);
     int32_t count = 0;
     auto const* creators = get_creators(count);
-    check(count == static_cast<int32_t>(contract::kOps.size()), "one creator per op");
+    int32_t const linears = static_cast<int32_t>(contract::kOps.size());
+    auto const& attentions = contract::attention::kOps;
+    check(count == linears + static_cast<int32_t>(attentions.size()), "one creator per op");
     check(get_creators(count) == creators, "the list does not move");
     auto const at = [&](int32_t i) { return static_cast<IPluginCreatorV3One*>(creators[i]); };
-    for (int32_t i = 0; i < count; ++i) check_creator(at(i), contract::kOps[i]);
+    for (int32_t i = 0; i < linears; ++i) check_creator(at(i), contract::kOps[i]);
+    for (int32_t i = linears; i < count; ++i) check_attention(at(i), attentions[i - linears]);
     auto const index_of = [&](char const* op_type) {
         int32_t i = 0;
-        while (i + 1 < count && std::strcmp(contract::kOps[i].op_type, op_type) != 0) ++i;
+        while (i + 1 < linears && std::strcmp(contract::kOps[i].op_type, op_type) != 0) ++i;
         return i;
     };
     int32_t const linear = index_of("SVDQLinearInt4"), mlp = index_of("SVDQMlpInt4Geglu");

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from svdq_trt.contract import ops
+from svdq_trt.contract.attention import EVERY_OP
 
 STATIC = {"lead": (2, 9)}
 
@@ -13,7 +14,7 @@ STATIC = {"lead": (2, 9)}
 def test_creator_fields_are_the_contracts_attributes(tensorrt):
     trt = tensorrt.module
     kinds = {"int": trt.PluginFieldType.INT32, "float": trt.PluginFieldType.FLOAT32}
-    for op in ops.OPS.values():
+    for op in EVERY_OP.values():
         creator = trt.get_plugin_registry().get_creator(op.op_type, ops.PLUGIN_VERSION, ops.PLUGIN_NAMESPACE)
         assert [(f.name, f.type) for f in creator.field_names] == [(a.name, kinds[a.kind]) for a in op.attributes]
 

@@ -150,4 +150,125 @@ static_assert(SVDQ_ACT_GELU_TANH == 2);
 static_assert(SVDQ_ACT_SILU == 3);
 static_assert(SVDQ_ACT_GEGLU == 4);
 
+// The attention ops: svdq_trt/contract/attention.py.
+namespace attention {
+
+inline constexpr int32_t kDMultiple = 8;
+
+// Every input that an op may have; OpRow::inputs has an op's own.
+enum Input : int32_t {
+    kQkv        = 0,  // [B, L, (H+2·Hkv)·D] act: q of each head, then k, then v
+    kQ          = 1,  // [B, L, H·D] act: q of each head
+    kKv         = 2,  // [B, T, P·2·Hkv·D] act: P parts, one of which is read: k of each head, then v
+    kAddedQkv   = 3,  // [B, T, (H+2·Hkv)·D] act: as qkv, of the added stream
+    kQNorm      = 4,  // [D] act: weight of the norm of q
+    kKNorm      = 5,  // [D] act: weight of the norm of k
+    kAddedQNorm = 6,  // [D] act: weight of the norm of the added stream's q
+    kAddedKNorm = 7,  // [D] act: weight of the norm of the added stream's k
+    kCos        = 8,  // [S, D] float32: of each token's angles; each pair's value stands twice
+    kSin        = 9,  // [S, D] float32: likewise
+    kBias       = 10,  // [B, T] act: added to the logits of each key
+};
+inline constexpr int32_t kNumInputs = 11;
+// What a dimension counts; kNone: none, at the end of a row.
+//   kQkv: (H+2·Hkv)·D
+//   kQ: H·D
+//   kKv: P·2·Hkv·D
+enum class Size : int32_t { kNone, kB, kL, kT, kS, kD, kQkv, kQ, kKv };
+struct TensorRow {
+    char const* name;
+    Dtype dtype;
+    std::array<Size, 3> dims;
+};
+inline constexpr std::array<TensorRow, 11> kInputs{{
+    {"qkv", Dtype::kAct, {{Size::kB, Size::kL, Size::kQkv}}},
+    {"q", Dtype::kAct, {{Size::kB, Size::kL, Size::kQ}}},
+    {"kv", Dtype::kAct, {{Size::kB, Size::kT, Size::kKv}}},
+    {"added_qkv", Dtype::kAct, {{Size::kB, Size::kT, Size::kQkv}}},
+    {"q_norm", Dtype::kAct, {{Size::kD}}},
+    {"k_norm", Dtype::kAct, {{Size::kD}}},
+    {"added_q_norm", Dtype::kAct, {{Size::kD}}},
+    {"added_k_norm", Dtype::kAct, {{Size::kD}}},
+    {"cos", Dtype::kF32, {{Size::kS, Size::kD}}},
+    {"sin", Dtype::kF32, {{Size::kS, Size::kD}}},
+    {"bias", Dtype::kAct, {{Size::kB, Size::kT}}},
+}};
+inline constexpr std::array<TensorRow, 2> kOutputs{{
+    {"y", Dtype::kAct, {{Size::kB, Size::kL, Size::kQ}}},
+    {"added_y", Dtype::kAct, {{Size::kB, Size::kT, Size::kQ}}},
+}};
+
+enum Attribute : int32_t {
+    kHeads = 0,  // H
+    kKvHeads = 1,  // Hkv
+    kKvPart = 2,  // which of the P parts of kv is read (Cross only)
+    kScale = 3,  // of the logits, 1/sqrt(D) written out
+    kEps = 4,  // of the norms (Normed only)
+};
+struct AttributeRow {
+    char const* name;
+    bool is_float;  // else int32
+};
+inline constexpr std::array<AttributeRow, 5> kAttributes{{
+    {"heads", false},
+    {"kv_heads", false},
+    {"kv_part", false},
+    {"scale", true},
+    {"eps", true},
+}};
+enum class Source : int32_t { kSelf, kCross, kJoint };
+struct OpRow {
+    char const* op_type;  // ONNX node = plugin creator
+    Source source;
+    bool normed;
+    bool rotary;
+    bool masked;
+    int32_t num_outputs;
+    int32_t num_inputs;
+    std::array<Input, 8> inputs;
+    int32_t num_attributes;
+    std::array<Attribute, 4> attributes;
+
+    // Where an input stands in the node; -1 where the op has none such.
+    constexpr int32_t position(Input input) const {
+        for (int32_t i = 0; i < num_inputs; ++i)
+            if (inputs[i] == input) return i;
+        return -1;
+    }
+};
+inline constexpr std::array<OpRow, 10> kOps{{
+    {"SVDQAttention", Source::kSelf, false, false, false, 1,
+     1, {{kQkv}},
+     3, {{kHeads, kKvHeads, kScale}}},
+    {"SVDQAttentionNormed", Source::kSelf, true, false, false, 1,
+     3, {{kQkv, kQNorm, kKNorm}},
+     4, {{kHeads, kKvHeads, kScale, kEps}}},
+    {"SVDQAttentionRotary", Source::kSelf, false, true, false, 1,
+     3, {{kQkv, kCos, kSin}},
+     3, {{kHeads, kKvHeads, kScale}}},
+    {"SVDQAttentionNormedRotary", Source::kSelf, true, true, false, 1,
+     5, {{kQkv, kQNorm, kKNorm, kCos, kSin}},
+     4, {{kHeads, kKvHeads, kScale, kEps}}},
+    {"SVDQAttentionCross", Source::kCross, false, false, false, 1,
+     2, {{kQ, kKv}},
+     4, {{kHeads, kKvHeads, kKvPart, kScale}}},
+    {"SVDQAttentionCrossMasked", Source::kCross, false, false, true, 1,
+     3, {{kQ, kKv, kBias}},
+     4, {{kHeads, kKvHeads, kKvPart, kScale}}},
+    {"SVDQAttentionJoint", Source::kJoint, false, false, false, 2,
+     2, {{kQkv, kAddedQkv}},
+     3, {{kHeads, kKvHeads, kScale}}},
+    {"SVDQAttentionJointNormed", Source::kJoint, true, false, false, 2,
+     6, {{kQkv, kAddedQkv, kQNorm, kKNorm, kAddedQNorm, kAddedKNorm}},
+     4, {{kHeads, kKvHeads, kScale, kEps}}},
+    {"SVDQAttentionJointRotary", Source::kJoint, false, true, false, 2,
+     4, {{kQkv, kAddedQkv, kCos, kSin}},
+     3, {{kHeads, kKvHeads, kScale}}},
+    {"SVDQAttentionJointNormedRotary", Source::kJoint, true, true, false, 2,
+     8, {{kQkv, kAddedQkv, kQNorm, kKNorm, kAddedQNorm, kAddedKNorm, kCos, kSin}},
+     4, {{kHeads, kKvHeads, kScale, kEps}}},
+}};
+
+}  // namespace attention
+
 }  // namespace svdq::contract

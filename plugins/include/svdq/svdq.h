@@ -99,6 +99,52 @@ SVDQ_API svdq_status svdq_mlp_workspace_bytes(const svdq_mlp_params* sizes, size
 
 SVDQ_API svdq_status svdq_mlp(const svdq_mlp_params* p, void* stream);
 
+// Softmax attention: y = softmax(scale q^.k^^T + bias).v per head, q^ and k^ being q and k after a norm over the head and
+// a rotation, where they have one:
+//
+//   q^ = round(rotate(q / sqrt(mean(q^2) + eps) * q_norm)),   rotate(a, b) = (a cos - b sin, b cos + a sin)
+//
+// in fp32, rounded once; so are logits, softmax and the sum, but for the weights, which may be rounded to dtype. A head
+// of keys and values serves heads / kv_heads heads of queries.
+
+// One part of the token sequence.
+typedef struct {
+    int32_t q_tokens, kv_tokens;
+    const void* q;                // [batch, q_tokens, heads * head_size] dtype
+    const void* k;                // [batch, kv_tokens, kv_heads * head_size] dtype
+    const void* v;                // likewise
+    int64_t q_stride, kv_stride;  // values between tokens, % 8 == 0; a batch follows the other: tokens * stride apart
+    const void* q_norm;           // [head_size] dtype, or null for no norm, and then k_norm, too
+    const void* k_norm;
+    void* y;  // [batch, q_tokens, heads * head_size] dtype, without gaps
+} svdq_attention_stream;
+
+typedef struct {
+    int32_t dtype;  // svdq_dtype of all but cos and sin
+    int32_t batch, heads, kv_heads, head_size;
+    int32_t num_streams;               // 1 or 2: the tokens of the second follow those of the first
+    svdq_attention_stream streams[2];  // of two streams each has as many queries as keys
+    const float* cos;  // [q_tokens of all streams, head_size], the value of a pair of features twice; or
+    const float* sin;  // both null: no rotation. Then, too, a stream has as many queries as keys.
+    const void* bias;  // [batch, kv_tokens] dtype, added to a key's logits; one stream; or null
+    float scale, eps;
+    void* workspace;  // svdq_attention_workspace_bytes() bytes, any content
+    size_t workspace_bytes;
+} svdq_attention_params;
+
+// Bytes of workspace for these sizes, and for the same with a smaller batch or fewer tokens. Reads sizes, and which of
+// q_norm and cos are null; makes no CUDA call. Never 0.
+SVDQ_API svdq_status svdq_attention_workspace_bytes(const svdq_attention_params* sizes, size_t* bytes);
+
+SVDQ_API svdq_status svdq_attention(const svdq_attention_params* p, void* stream);
+
+// svdq_attention() with the kernel that runs on every supported GPU, also where this one has a faster one of its own:
+// so that it can be tested there.
+SVDQ_API svdq_status svdq_attention_portable(const svdq_attention_params* p, void* stream);
+
+// 1 if there is an attention kernel for heads of this size compiled in for compute capability `sm`. No CUDA call.
+SVDQ_API int32_t svdq_attention_supports(int32_t head_size, int32_t dtype, int32_t sm);
+
 // 1 if a kernel for (format, dtype) is compiled in for compute capability `sm` (89, 90, ...). No CUDA call.
 SVDQ_API int32_t svdq_supports(int32_t format, int32_t dtype, int32_t sm);
 

@@ -36,6 +36,9 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
         : "memory");
 }
 
+// What this thread did to shared memory so far comes before what a copy by tensor map, ordered behind it, does.
+__device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 // ---- all threads of a cluster -----------------------------------------------------------------------------------
 
 __device__ __forceinline__ void cluster_arrive() {

@@ -25,11 +25,17 @@ SVDQ_MMA_INT(mma_u4_s4, "m16n8k64.row.col.s32.u4.s4.s32")
 SVDQ_MMA_INT(mma_s8_s8, "m16n8k32.row.col.s32.s8.s8.s32")
 #undef SVDQ_MMA_INT
 
+// m16n8k16, and m16n8k8: rows of 16 bytes, a0, a1 and b0 alone.
 #define SVDQ_MMA_16BIT(TYPE, TYPES) \
     __device__ __forceinline__ void mma_16bit(TYPE, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
         asm("mma.sync.aligned.m16n8k16.row.col." TYPES " {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" \
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1)); \
+    } \
+    __device__ __forceinline__ void mma_16bit_k8(TYPE, float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) { \
+        asm("mma.sync.aligned.m16n8k8.row.col." TYPES " {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};" \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) \
+            : "r"(a0), "r"(a1), "r"(b0)); \
     }
 SVDQ_MMA_16BIT(__half, "f32.f16.f16.f32")
 SVDQ_MMA_16BIT(__nv_bfloat16, "f32.bf16.bf16.f32")

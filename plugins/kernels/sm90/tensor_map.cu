@@ -33,6 +33,19 @@ cudaError_t encode_one(EncodeFn fn, CUtensorMap* map, const MatrixMap& m) {
     return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+cudaError_t encode_one(EncodeFn fn, CUtensorMap* map, const HeadMap& m) {
+    const cuuint64_t dims[4] = {static_cast<cuuint64_t>(m.head_size), static_cast<cuuint64_t>(m.heads),
+                                static_cast<cuuint64_t>(m.tokens), static_cast<cuuint64_t>(m.batch)};
+    const cuuint64_t token_bytes = 2 * static_cast<cuuint64_t>(m.token_stride);
+    const cuuint64_t strides[3] = {2 * dims[0], token_bytes, token_bytes * dims[2]};
+    const cuuint32_t box[4] = {static_cast<cuuint32_t>(m.box_cols), 1, static_cast<cuuint32_t>(m.box_tokens), 1};
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    const CUresult r = fn(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(m.base), dims, strides, box, steps,
+                          CU_TENSOR_MAP_INTERLEAVE_NONE, m.swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                          CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return r == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 cudaError_t encode(std::initializer_list<std::pair<CUtensorMap*, MatrixMap>> maps) {
@@ -41,6 +54,12 @@ cudaError_t encode(std::initializer_list<std::pair<CUtensorMap*, MatrixMap>> map
     for (const auto& [map, matrix] : maps)
         if (const cudaError_t e = encode_one(fn, map, matrix); e != cudaSuccess) return e;
     return cudaSuccess;
+}
+
+cudaError_t encode_heads(CUtensorMap* map, const HeadMap& heads) {
+    EncodeFn fn = nullptr;
+    const cudaError_t e = encoder(&fn);
+    return e == cudaSuccess ? encode_one(fn, map, heads) : e;
 }
 
 }  // namespace svdq::sm90

@@ -20,7 +20,17 @@ struct MatrixMap {
     CUtensorMapSwizzle swizzle;
 };
 
+// Heads of tokens, [batch, tokens, heads, head_size] of 16 bits, `token_stride` values between tokens, read in boxes of
+// box_tokens x box_cols of one head. Values outside read as zero. token_stride % 8 == 0.
+struct HeadMap {
+    const void* base;
+    int64_t batch, tokens, heads, head_size, token_stride;
+    int64_t box_tokens, box_cols;
+    CUtensorMapSwizzle swizzle;
+};
+
 // Encodes them on the host (well under a microsecond each); no device work.
 cudaError_t encode(std::initializer_list<std::pair<CUtensorMap*, MatrixMap>> maps);
+cudaError_t encode_heads(CUtensorMap* map, const HeadMap& heads);
 
 }  // namespace svdq::sm90

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import File, Result, Stage
+from svdq_trt.contract.attention import ATTENTION_OPS
 
 if TYPE_CHECKING:
     from svdq_export import OnnxInfo
@@ -34,6 +35,11 @@ class Exported(Result):
     data_bytes: int
     slots: Slots | None = None
 
+    @property
+    def attention(self) -> Literal["plugin", "tensorrt"]:
+        """Whose the attentions are: "plugin" where any is a node of ours."""
+        return "plugin" if ATTENTION_OPS.keys() & set(self.op_types) else "tensorrt"
+
     @classmethod
     def of(cls, info: OnnxInfo, slots: Slots | None = None) -> Exported:
         """The result from the exporter's figures."""
@@ -48,6 +54,7 @@ class Export(Stage[Exported]):
         ranges: symbol (batch, height, width, tokens) -> (min, max); a size with min = max becomes static.
         lora_slots: rank per linear to fill at run time; with it, SLOTS_FILE is written too. 0: none.
         fuse_mlp: one op for two linears with GELU or GEGLU between them.
+        attention: head sizes of the attentions that are the plugin's; the others are TensorRT's.
     """
 
     name = "export"
@@ -59,12 +66,13 @@ class Export(Stage[Exported]):
     lora_slots: int
     fuse_mlp: bool
     format: str
+    attention: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, work: Work, fmt: str, artifact: File) -> Export:
-        """The stage for one format of a build."""
+    def of(cls, work: Work, fmt: str, attention: tuple[int, ...], artifact: File) -> Export:
+        """The stage for one graph of a build."""
         c, out = work.config, artifact.path.with_name(FILE)
-        return cls(work.spec.name, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, out=out)
+        return cls(work.spec.name, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, attention, out=out)
 
     @property
     def label(self) -> str:
@@ -96,7 +104,14 @@ class Export(Stage[Exported]):
             table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, self.lora_slots, shapes)
         inputs = table.input_names() if table else ()
         info = export_model(
-            module, spec, self.ranges, self.out, progress, runtime_inputs=inputs, fuse_mlp=self.fuse_mlp
+            module,
+            spec,
+            self.ranges,
+            self.out,
+            progress,
+            runtime_inputs=inputs,
+            fuse_mlp=self.fuse_mlp,
+            attention=self.attention,
         )
         if table is None:
             return Exported.of(info)

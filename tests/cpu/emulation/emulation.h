@@ -25,6 +25,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static  // one block at a time
 #define __restrict__
 
@@ -90,6 +91,8 @@ template <class V>
 V __shfl_down_sync(unsigned, V v, int by) {
     return emulation::shuffle(v, [=](int lane) { return lane + by < 32 ? lane + by : lane; });
 }
+inline uint32_t __reduce_or_sync(unsigned, uint32_t v);
+inline bool __any_sync(unsigned, bool v) { return __reduce_or_sync(0, v) != 0; }
 inline uint32_t __reduce_or_sync(unsigned, uint32_t v) {
     uint32_t out;
     emulation::warp_collective(&v, 1, &out, 1, [](const emulation::Lanes& i, emulation::Lanes& o) {
@@ -133,6 +136,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __frcp_rn(float a) { return 1.f / a; }
+inline float rsqrtf(float a) { return 1.f / std::sqrt(a); }
 inline int __float2int_rn(float a) { return static_cast<int>(std::nearbyint(a)); }
 inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t s) {
     const uint64_t both = static_cast<uint64_t>(b) << 32 | a;

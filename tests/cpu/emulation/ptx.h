@@ -38,11 +38,14 @@ inline uint4 load_global_16(const void* from) {
     std::memcpy(&v, from, sizeof v);
     return v;
 }
+inline uint4 load_global_stream_16(const void* from, bool valid) { return valid ? load_global_16(from) : uint4{}; }
 inline void prefetch_l2(const void*) {}
 inline void keep(uint32_t&) {}
 template <class P>
 void keep(const P*&) {}
 inline uint32_t and_xor(uint32_t v, uint32_t mask, uint32_t flip) { return (v & mask) ^ flip; }
+
+inline float exp2_approx(float v) { return v < -126.f ? 0.f : std::exp2(v); }
 
 template <class V>
 V load_shared(uint32_t addr) {
@@ -56,11 +59,24 @@ inline uint32_t load_shared_4(uint32_t addr) { return load_shared<uint32_t>(addr
 inline uint32_t load_shared_2(uint32_t addr) { return load_shared<uint16_t>(addr); }
 inline uint32_t load_shared_1(uint32_t addr) { return load_shared<uint8_t>(addr); }
 
+inline void store_shared_4(uint32_t addr, uint32_t v) { std::memcpy(emulation::shared_memory + addr, &v, sizeof v); }
+
 inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t addr) {
     emulation::warp_collective(&addr, 1, r, 4, [](const Lanes& in, Lanes& out) {
         for (int lane = 0; lane < 32; ++lane)
             for (int i = 0; i < 4; ++i)
                 std::memcpy(&out[lane][i], emulation::shared_memory + in[8 * i + lane / 4][0] + 4 * (lane % 4), 4);
+    });
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t addr) {
+    emulation::warp_collective(&addr, 1, r, 4, [](const Lanes& in, Lanes& out) {
+        for (int lane = 0; lane < 32; ++lane)
+            for (int i = 0; i < 8; ++i) {
+                const uint32_t row = in[i / 2 * 8 + lane % 4 * 2 + i % 2][0];
+                std::memcpy(reinterpret_cast<uint16_t*>(out[lane]) + i, emulation::shared_memory + row + lane / 4 * 2,
+                            2);
+            }
     });
 }
 
@@ -112,6 +128,10 @@ inline void mma_16bit(__half, float (&d)[4], const uint32_t (&a)[4], uint32_t b0
 inline void mma_16bit(__nv_bfloat16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const auto of = [](uint32_t w, int i) { return emulation_cast<float>(w >> (16 * i) << 16); };
     mma<float, double>(d, a, b0, b1, 2, of, of);
+}
+template <class T>
+void mma_16bit_k8(T type, float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b0) {
+    mma_16bit(type, d, {a0, a1, 0, 0}, b0, 0);
 }
 
 #define SVDQ_NATIVE_NVFP4 0

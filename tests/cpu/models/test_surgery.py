@@ -1,5 +1,7 @@
 """Each tiny twin with fused nodes computes what it computed without, and exports with dynamic sizes."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from svdq_trt.contract.formats import Activation
 from svdq_trt.models import TWINS, get_model, stack_group
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
+from svdq_trt.nn import attention
 
 
 @pytest.fixture(scope="module", params=TWINS)
@@ -79,6 +82,39 @@ def test_partly_fused_model_equals_the_original(spec):
     inputs = spec.example_inputs(1, 64, 64, dtype=torch.float32)
     with torch.inference_mode():
         torch.testing.assert_close(spec.wrap(module)(*inputs), spec.wrap(original)(*inputs), rtol=0, atol=1e-4)
+
+
+#: twin -> op types of its attentions; SANA's self attention is linear and has none
+ATTENTION_OPS = {
+    "flux1-tiny": {"JointNormedRotary": 2, "NormedRotary": 2},
+    "sd3-tiny": {"JointNormed": 3, "Normed": 1},
+    "sdxl-tiny": {"": 10, "Cross": 10},
+    "pixart-tiny": {"": 2, "CrossMasked": 2},
+    "sana-tiny": {"CrossMasked": 2},
+}
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["all", "every second node"])
+@torch.inference_mode()
+def test_attention_ops_compute_what_torchs_attention_does(spec, step, monkeypatch):
+    """Where q, k and v come from fused nodes; others keep torch's attention."""
+    module, original = load(spec, random_seed=2).float(), load(spec, random_seed=2).float()
+    flat = spec.wrap(fuse(spec, module, spec.groups(module)[::step]))
+    calls = []
+    real = attention.apply
+    monkeypatch.setattr(attention, "apply", lambda call: calls.append(call) or real(call))
+    assert attention.use_packed(flat, {1000}) == []
+    told = attention.use_packed(flat, set(attention.head_sizes(original, spec.family.processor_of)))
+    inputs = spec.example_inputs(2, 64, 64, dtype=torch.float32)
+    torch.testing.assert_close(flat(*inputs), spec.wrap(original)(*inputs), rtol=0, atol=1e-4)
+    found = Counter(call.op.op_type.removeprefix("SVDQAttention") for call in calls)
+    if step == 1:
+        assert found == ATTENTION_OPS[spec.name] and len(told) == sum(found.values())
+    else:
+        assert 0 < sum(found.values()) < sum(ATTENTION_OPS[spec.name].values())
+    if spec.name == "sdxl-tiny" and step == 1:  # keys and values of blocks in a row are parts of one projection
+        assert {call.settings.kv_part for call in calls} == {0, 1}
+        assert all(call.tensors["kv"].is_contiguous() for call in calls if "kv" in call.tensors)
 
 
 def test_example_inputs_match_the_declared_shapes_and_seed(spec):

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.contract.ops import OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from svdq_trt.contract.attention import EVERY_OP
+from svdq_trt.contract.ops import PLUGIN_NAMESPACE, PLUGIN_VERSION
 from svdq_trt.engine import plugin_lib
 from svdq_trt.runtime.opening import open_engine
 
@@ -53,7 +54,9 @@ def beside(folder, digest):
 
 
 def restore(real, trt, monkeypatch):
-    creators = [SimpleNamespace(name=n, plugin_version=PLUGIN_VERSION, plugin_namespace=PLUGIN_NAMESPACE) for n in OPS]
+    creators = [
+        SimpleNamespace(name=n, plugin_version=PLUGIN_VERSION, plugin_namespace=PLUGIN_NAMESPACE) for n in EVERY_OP
+    ]
     registry = SimpleNamespace(all_creators=[], load_library=lambda path: registry.all_creators.extend(creators))
     trt.get_plugin_registry = lambda: registry
     monkeypatch.setattr(plugin_lib, "find", real[0])
@@ -108,8 +111,8 @@ def test_shim_beside_a_plan_is_never_loaded(tmp_path, folder, make, monkeypatch)
     (tmp_path / "installed" / "plugin.so").write_bytes((folder / "libsvdq_trt_plugin.so").read_bytes())
     code = (
         "import sys; from pathlib import Path; from types import SimpleNamespace as N\n"
-        "from svdq_trt.engine import plugin_lib; from svdq_trt.contract.ops import OPS\n"
-        "creators = [N(name=n, plugin_version='1', plugin_namespace='svdq') for n in OPS]\n"
+        "from svdq_trt.engine import plugin_lib; from svdq_trt.contract.attention import EVERY_OP\n"
+        "creators = [N(name=n, plugin_version='1', plugin_namespace='svdq') for n in EVERY_OP]\n"
         "r = N(all_creators=creators, load_library=lambda p: None)\n"
         "plugin_lib.load_into(N(__name__='tensorrt_rtx', get_plugin_registry=lambda: r), Path(sys.argv[1]))"
     )

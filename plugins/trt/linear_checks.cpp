@@ -1,7 +1,6 @@
-#include "checks.h"
-
-#include <array>
 #include <limits>
+
+#include "linear.h"
 
 namespace svdq::trt {
 namespace {
@@ -11,33 +10,6 @@ using nvinfer1::DataType;
 using nvinfer1::Dims;
 
 constexpr char kKeep16Bit[] = "Leave this linear in 16 bit.";
-constexpr char kExportAgain[] = "Export the model again with this version of svdq_trt.";
-
-std::string type_name(DataType type) {
-    switch (type) {
-        case DataType::kFLOAT: return "float32";
-        case DataType::kHALF: return "float16";
-        case DataType::kBF16: return "bfloat16";
-        case DataType::kINT8: return "int8";
-        case DataType::kUINT8: return "uint8";
-        case DataType::kINT32: return "int32";
-        case DataType::kINT64: return "int64";
-        case DataType::kFP8: return "float8";
-        case DataType::kINT4: return "int4";
-        case DataType::kFP4: return "float4";
-        case DataType::kBOOL: return "bool";
-        default: return "dtype " + std::to_string(static_cast<int32_t>(type));
-    }
-}
-
-std::string shape_name(Dims const& dims) {
-    std::string text = "[";
-    for (int32_t i = 0; i < dims.nbDims && i < Dims::MAX_DIMS; ++i) {
-        if (i) text += ", ";
-        text += dims.d[i] < 0 ? "?" : std::to_string(dims.d[i]);
-    }
-    return text + "]";
-}
 
 // Which of a linear's inputs the op's input `index` is, and of which linear.
 Input kind_of(int32_t index) {
@@ -57,7 +29,7 @@ int64_t divided(int64_t value, int64_t by) { return value < 0 ? kUnknown : value
 int64_t columns_out(svdq_activation activation, int64_t n) { return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n; }
 
 // The shape of a constant input; a dimension of a size that is not known yet is unknown.
-Dims want_shape(contract::InputRow const& input, contract::FormatRow const& format, Sizes const& sizes) {
+Dims want_shape(contract::InputRow const& input, contract::FormatRow const& format, LinearSizes const& sizes) {
     Dims dims{};
     for (auto const& [size, divisor] : input.dims) {
         int64_t value = kUnknown;
@@ -73,22 +45,6 @@ Dims want_shape(contract::InputRow const& input, contract::FormatRow const& form
         if (is_there) dims.d[dims.nbDims++] = divided(value, divisor);
     }
     return dims;
-}
-
-DataType type_of(contract::Dtype dtype, DataType act) {
-    switch (dtype) {
-        case contract::Dtype::kInt8: return DataType::kINT8;
-        case contract::Dtype::kF32: return DataType::kFLOAT;
-        default: return act;
-    }
-}
-
-bool fits(Dims const& got, Dims const& want) {
-    if (got.nbDims != want.nbDims) return false;
-    for (int32_t i = 0; i < got.nbDims; ++i) {
-        if (got.d[i] >= 0 && want.d[i] >= 0 && got.d[i] != want.d[i]) return false;
-    }
-    return true;
 }
 
 // `value` is positive (or zero where allowed) and a multiple of `multiple`; unknown passes.
@@ -117,7 +73,7 @@ int64_t token_count(Dims const& x) {
 
 // One linear of the op: x is its own, `shapes` are the op's.
 std::optional<Problem> check_linear(std::string const& where, contract::OpRow const& op, int32_t linear, Dims const& x,
-                                    Dims const* shapes, Sizes& sizes) {
+                                    Dims const* shapes, LinearSizes& sizes) {
     auto const& format = contract::kFormats[op.format];
     auto const& [activation, names] = op.linears[linear];
     Dims const& qweight = shapes[contract::input_of(linear, contract::kQweight)];
@@ -152,16 +108,13 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
 
 }  // namespace
 
-DataType want_type(contract::OpRow const& op, int32_t index, DataType act) {
+DataType Linear::want_type(Row const& op, int32_t index, DataType act) {
     return type_of(contract::dtype_of(kind_of(index), contract::kFormats[op.format]), act);
 }
 
-std::optional<Problem> check_types(std::string const& where, contract::OpRow const& op, DataType const* types) {
+std::optional<Problem> Linear::check_types(std::string const& where, Row const& op, DataType const* types) {
     DataType const act = types[contract::kX];
-    if (act != DataType::kHALF && act != DataType::kBF16) {
-        return Problem{input_where(where, op, contract::kX), type_name(act), "float16 or bfloat16",
-                       "Export the model in float16 or bfloat16."};
-    }
+    if (!is_act(act)) return no_act(input_where(where, op, contract::kX), act);
     for (int32_t i = 0; i < op.num_inputs(); ++i) {
         DataType const want = want_type(op, i, act);
         if (types[i] != want) {
@@ -171,8 +124,8 @@ std::optional<Problem> check_types(std::string const& where, contract::OpRow con
     return std::nullopt;
 }
 
-std::optional<Problem> check_shapes(std::string const& where, contract::OpRow const& op, Dims const* shapes,
-                                    OpSizes& sizes) {
+std::optional<Problem> Linear::check_shapes(std::string const& where, Row const& op, Attributes const&,
+                                            Dims const* shapes, Sizes& sizes) {
     Dims x = shapes[contract::kX];
     if (x.nbDims < 2 || x.nbDims > Dims::MAX_DIMS) {
         return Problem{input_where(where, op, contract::kX), shape_name(x), "[..., K] with 2 to 8 dimensions",
@@ -183,6 +136,17 @@ std::optional<Problem> check_shapes(std::string const& where, contract::OpRow co
         x.d[x.nbDims - 1] = columns_out(op.linears[i].activation, sizes[i].n);
     }
     return std::nullopt;
+}
+
+void Linear::output_shapes(Row const& op, Attributes const&, nvinfer1::DimsExprs const* in, nvinfer1::DimsExprs* out,
+                           nvinfer1::IExprBuilder& builder) {
+    out[0] = in[contract::kX];
+    int32_t const last = op.num_linears - 1;
+    auto const* n = in[contract::input_of(last, contract::kQweight)].d[0];
+    if (op.linears[last].activation == SVDQ_ACT_GEGLU) {
+        n = builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *n, *builder.constant(2));
+    }
+    out[0].d[out[0].nbDims - 1] = n;
 }
 
 }  // namespace svdq::trt

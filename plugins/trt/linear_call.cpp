@@ -1,10 +1,10 @@
-#include "op_call.h"
+#include "linear.h"
 
 namespace svdq::trt {
 namespace {
 
 // The linear's kind and sizes, which are all that a workspace depends on.
-svdq_linear_params sized(contract::OpRow const& op, int32_t linear, Sizes const& sizes) {
+svdq_linear_params sized(contract::OpRow const& op, int32_t linear, LinearSizes const& sizes) {
     svdq_linear_params p{};
     p.format = op.format;
     p.activation = op.linears[linear].activation;
@@ -16,7 +16,7 @@ svdq_linear_params sized(contract::OpRow const& op, int32_t linear, Sizes const&
 }
 
 svdq_linear_params filled(contract::OpRow const& op, int32_t linear, LinearAttributes const& attributes,
-                          Sizes const& sizes, OpCall const& call) {
+                          LinearSizes const& sizes, OpCall const& call) {
     auto const input = [&](contract::Input i) { return call.inputs[contract::input_of(linear, i)]; };
     svdq_linear_params p = sized(op, linear, sizes);
     p.dtype = call.act == nvinfer1::DataType::kBF16 ? SVDQ_BF16 : SVDQ_F16;
@@ -30,13 +30,13 @@ svdq_linear_params filled(contract::OpRow const& op, int32_t linear, LinearAttri
     p.lora_up = input(contract::kLoraUp);
     p.bias = input(contract::kBias);
     p.wscale2 = input(contract::kWscale2);
-    p.y = call.output;  // nor is a first one's, where there is a second
+    p.y = call.outputs[0];  // nor is a first one's, where there is a second
     return p;
 }
 
-bool has_unknown(Sizes const& s) { return s.m < 0 || s.n < 0 || s.k < 0 || s.r < 0; }
+bool has_unknown(LinearSizes const& s) { return s.m < 0 || s.n < 0 || s.k < 0 || s.r < 0; }
 
-std::string describe(contract::OpRow const& op, OpSizes const& sizes) {
+std::string describe(contract::OpRow const& op, Linear::Sizes const& sizes) {
     std::string text;
     for (int32_t i = 0; i < op.num_linears; ++i) {
         std::string const prefix = op.linears[i].names.prefix;
@@ -49,14 +49,10 @@ std::string describe(contract::OpRow const& op, OpSizes const& sizes) {
 
 }  // namespace
 
-std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow const& op, OpSizes const& sizes,
-                                       size_t& bytes) {
+std::optional<Problem> Linear::workspace_bytes(std::string const& where, Row const& op, Attributes const&,
+                                               Sizes const& sizes, size_t& bytes) {
     for (int32_t i = 0; i < op.num_linears; ++i) {
-        if (has_unknown(sizes[i])) {
-            return Problem{where, "sizes without an upper limit",
-                           "an optimization profile with a maximum for every axis",
-                           "Give the engine builder a profile with min, opt and max for every input."};
-        }
+        if (has_unknown(sizes[i])) return no_limit(where);
     }
     svdq_status status;
     if (op.num_linears == 1) {
@@ -73,10 +69,10 @@ std::optional<Problem> workspace_bytes(std::string const& where, contract::OpRow
                    "sizes that the kernels take (plugins/include/svdq/svdq.h)", "Leave this linear in 16 bit."};
 }
 
-std::optional<Problem> run_op(std::string const& where, contract::OpRow const& op, Attributes const& attributes,
-                              OpSizes const& sizes, OpCall const& call) {
+std::optional<Problem> Linear::run(std::string const& where, Row const& op, Attributes const& attributes,
+                                   Sizes const& sizes, OpCall const& call) {
     size_t bytes = 0;  // TensorRT does not pass the size on: it gave at least what these sizes need
-    if (auto problem = workspace_bytes(where, op, sizes, bytes)) return problem;
+    if (auto problem = workspace_bytes(where, op, attributes, sizes, bytes)) return problem;
     svdq_status status;
     if (op.num_linears == 1) {
         auto p = filled(op, 0, attributes.linears[0], sizes[0], call);
@@ -91,11 +87,7 @@ std::optional<Problem> run_op(std::string const& where, contract::OpRow const& o
         p.workspace_bytes = bytes;
         status = svdq_mlp(&p, call.stream);
     }
-    if (status == SVDQ_OK) return std::nullopt;
-    std::string got = svdq_status_string(status);
-    if (status == SVDQ_CUDA) got += " (CUDA error " + std::to_string(svdq_last_cuda_error()) + ")";
-    return Problem{where, got, "a launch that succeeds",
-                   status == SVDQ_UNSUPPORTED ? "Build the engine with a format that this GPU has." : ""};
+    return launch_problem(where, status, "Build the engine with a format that this GPU has.");
 }
 
 }  // namespace svdq::trt

@@ -1,0 +1,7 @@
+#include "portable_table.cuh"
+
+namespace svdq::portable {
+
+AttentionTable attention_f16() { return attention_table<__half>(); }
+
+}  // namespace svdq::portable

@@ -1,0 +1,94 @@
+"""--attention: what a build makes of it for each arch, and what it refuses before any work."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import pytest
+
+from svdq_trt.base.errors import UsageError
+from svdq_trt.build import graph
+from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.export import Export, Exported
+from svdq_trt.build.stages.reference_export import ReferenceExport
+from svdq_trt.build.work import plan_work
+from svdq_trt.contract.archs import ATTENTION_KERNELS, ATTENTION_MEASURED, KERNELS, resolve_attention
+
+
+def work(tmp_path, model="sdxl-tiny", archs=(89, 90), **more):
+    return plan_work(BuildConfig(model, archs, tmp_path, random_weights=0, format="w4a8", **more))
+
+
+def test_tables_name_known_archs_and_nothing_measured_is_without_a_kernel():
+    assert ATTENTION_KERNELS.keys() <= KERNELS.keys()
+    for arch, sizes in ATTENTION_MEASURED.items():
+        assert set(sizes) <= set(ATTENTION_KERNELS[arch])
+
+
+@pytest.mark.parametrize(
+    ("choice", "arch", "want"),
+    [
+        ("auto", 90, (64, 72, 128)),
+        ("auto", 89, ()),
+        ("auto", 120, ()),
+        ("plugin", 90, (64, 72, 128)),
+        ("tensorrt", 90, ()),
+    ],
+)
+def test_choice_is_a_set_of_head_sizes(choice, arch, want):
+    assert resolve_attention(choice, arch) == want
+
+
+def test_graphs_that_differ_in_attention_share_the_quantized_model(tmp_path):
+    made = work(tmp_path)
+    assert [fmt.name for fmt in made.formats()] == ["w4a8"]
+    shared = tmp_path / "sdxl-tiny-shared"
+    assert {folder: engine.attention for folder, engine in made.graphs().items()} == {
+        shared / "w4a8-r32": (),
+        shared / "w4a8-r32-attention": (64, 72, 128),
+    }
+    assert len(work(tmp_path, attention="tensorrt").graphs()) == 1
+    assert len(work(tmp_path, archs=(80, 89)).graphs()) == 1
+
+
+def test_export_stage_runs_again_for_another_attention(tmp_path):
+    stage = Export("sdxl-tiny", File("a", path=tmp_path), {}, 0, True, "w4a8", out=tmp_path / "model.onnx")
+    other = replace(stage, attention=(64, 128))
+    assert stage.key != other.key != replace(stage, attention=(64,)).key
+
+
+def test_reference_keeps_tensorrts_attention():
+    assert "attention" not in {name for name in ReferenceExport.__dataclass_fields__}
+    assert inspect.signature(graph.export_model).parameters["attention"].default == ()
+
+
+def test_result_says_whose_attention_the_graph_has():
+    assert Exported((), ("SVDQAttentionCross", "SVDQLinearInt4"), 1, 1).attention == "plugin"
+    assert Exported((), ("SVDQLinearInt4",), 1, 1).attention == "tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("model", "archs", "choice", "message"),
+    [
+        ("sdxl-tiny", (90,), "own", "--attention: 'own', want one of auto, plugin, tensorrt"),
+        ("sdxl-tiny", (89,), "plugin", "--attention: plugin for sm_89, want one of sm_90. Or use --attention auto"),
+        (
+            "pixart-tiny",
+            (90,),
+            "plugin",
+            r"transformer_blocks\.0\.attn1 of pixart-tiny has heads of 32, want heads of 64",
+        ),
+    ],
+)
+def test_what_no_kernel_can_run_is_refused_before_any_work(tmp_path, model, archs, choice, message):
+    with pytest.raises(UsageError, match=message):
+        work(tmp_path, model, archs, attention=choice)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", ["sdxl-tiny", "flux1-tiny", "sd3-tiny", "sana-tiny"])
+def test_models_whose_attentions_all_have_kernels_are_taken(tmp_path, model):
+    """SANA's linear self attention has heads of 32, but is no softmax attention."""
+    assert work(tmp_path, model, (90,), attention="plugin").engines[0].attention == (64, 72, 128)
