@@ -8,6 +8,6 @@ without the plugin; float32, for ONNX Runtime where it has no bf16.
 
 from svdq_export.exporter import OnnxInfo, export_onnx
 from svdq_export.inline import write_inlined
-from svdq_export.twin import write_float32_twin
+from svdq_export.twin import float32_twin, write_float32_twin
 
-__all__ = ["OnnxInfo", "export_onnx", "write_float32_twin", "write_inlined"]
+__all__ = ["OnnxInfo", "export_onnx", "float32_twin", "write_float32_twin", "write_inlined"]

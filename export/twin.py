@@ -17,14 +17,26 @@ _DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # in Cast, RandomNormal, Qu
 
 
 def write_float32_twin(onnx_path: Path) -> Path:
-    """Write ``<stem>.f32.onnx`` beside the file and return its path.
+    """Write the twin as ``<stem>.f32.onnx`` beside the file and return its path.
+
+    Raises:
+        ArtifactError: onnx.checker refuses the result.
+    """
+    return rewrite_beside(_float32_twin(onnx_path), onnx_path, "f32")
+
+
+def float32_twin(onnx_path: Path) -> bytes:
+    """The twin as the bytes of an ONNX file, whose external data lies in the folder of `onnx_path`."""
+    twin: bytes = ir.serde.serialize_model(_float32_twin(onnx_path)).SerializeToString()
+    return twin
+
+
+def _float32_twin(onnx_path: Path) -> ir.Model:
+    """The changed graph.
 
     Every f16 or bf16 input, output and intermediate is f32; 16-bit weights stay as they are in the shared
     ``.data`` file and pass through a Cast. svdq nodes then quantize with f32 as the act dtype:
     x̂ and t are not rounded to 16 bit, so the twin differs from the 16-bit graph by 16-bit rounding.
-
-    Raises:
-        ArtifactError: onnx.checker refuses the result.
     """
     model = ir.load(onnx_path)
     graphs = [model.graph, *model.graph.subgraphs()]
@@ -38,7 +50,7 @@ def write_float32_twin(onnx_path: Path) -> Path:
         for value in list(graph.initializers.values()):
             if value.dtype in _LOW:
                 _cast_weight(graph, value)
-    return rewrite_beside(model, onnx_path, "f32")
+    return model
 
 
 def _widen(value: ir.Value) -> None:

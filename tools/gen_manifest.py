@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from svdq_trt.artifact.manifest import Entry, Manifest  # noqa: E402
+from svdq_trt.artifact.entry import Entry  # noqa: E402
+from svdq_trt.artifact.manifest import Manifest  # noqa: E402
 from svdq_trt.artifact.manifest_fields import fields  # noqa: E402
 
 PAGE = ROOT / "docs" / "manifest.md"

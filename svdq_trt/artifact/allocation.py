@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
+
 from svdq_trt.artifact.manifest import AllocationEntry
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, read_json_object
@@ -45,8 +47,8 @@ class Allocation:
         """Read what `save` wrote. Raises ArtifactError: missing or damaged."""
         data = read_json_object(path, "an allocation")
         try:
-            return cls(**data | {"kept": tuple(data["kept"])})
-        except (KeyError, TypeError) as error:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
             raise ArtifactError(str(path), f"damaged ({error})", "an allocation", "Build with --force.") from None
 
 

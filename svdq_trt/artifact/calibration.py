@@ -12,6 +12,7 @@ import torch
 
 from svdq_trt.artifact.tensor_file import check_finite, save_tensors
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import parse_json
 
 VERSION = 1
 _KEY = "svdq.calibration"  # key in the safetensors metadata
@@ -52,7 +53,9 @@ class Calibration:
                 str(path), f"calibration version {note.get('version')}", f"{VERSION}", "Build again with --force."
             )
         found = note.get("nodes")
-        if not isinstance(found, list) or not isinstance(note.get("meta"), dict):
+        if not isinstance(found, list) or not all(isinstance(n, str) for n in found) or len(set(found)) != len(found):
+            found = None
+        if found is None or not isinstance(note.get("meta"), dict):
             raise ArtifactError(str(path), "damaged metadata", "'nodes' and 'meta'", "Build again with --force.")
         if set(tensors) != {f"{n}.{part}" for n in found for part in ("amax", "x")}:
             raise ArtifactError(
@@ -77,9 +80,9 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            note = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            note = parse_json((file.metadata() or {}).get(_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError, RuntimeError, RecursionError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ArtifactError(
             str(path), f"not readable ({reason})", "a calibration file", "Build again with --force."

@@ -15,12 +15,17 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from svdq_trt.artifact.entry import COUNT, DIGEST, Entry, FileEntry, check_dtype, check_shapes
+from svdq_trt.artifact.entry import says as _says
+from svdq_trt.artifact.held import Held
+from svdq_trt.artifact.misfit import AGAIN, misfit
+from svdq_trt.artifact.options import Options
+from svdq_trt.artifact.origin import OriginEntry
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.base.files import atomic_write, read_json_object, sha256
+from svdq_trt.base.files import atomic_write, read_json_object
 
 NAME = "manifest.json"
 VERSION = 1
-_AGAIN = "Build the engine again."
 
 
 @dataclass(frozen=True)
@@ -38,21 +43,15 @@ class TensorProfile:
     max: tuple[int, ...]
 
 
-def _says(meaning: str) -> msgspec.Meta:
-    """What a field means, for the documentation (manifest_fields.py)."""
-    return msgspec.Meta(description=meaning)
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """An object of the manifest; fields that a newer release adds are ignored."""
-
-
 class ShapeRange(Entry, frozen=True):
     """The shapes of one tensor in the optimization profile."""
 
     min: Annotated[tuple[int, ...], _says("the smallest")]
     opt: Annotated[tuple[int, ...], _says("what TensorRT tunes for")]
     max: Annotated[tuple[int, ...], _says("the largest")]
+
+    def __post_init__(self) -> None:
+        check_shapes(self.min, self.opt, self.max)
 
 
 class Tensor(Entry, frozen=True):
@@ -61,6 +60,9 @@ class Tensor(Entry, frozen=True):
     name: Annotated[str, _says("as in the ONNX file")]
     dtype: Annotated[str, _says("as in the ONNX file: float16, int64")]
     shape: Annotated[ShapeRange, _says("its range")]
+
+    def __post_init__(self) -> None:
+        check_dtype(self.dtype)
 
     @classmethod
     def of(cls, profile: TensorProfile) -> Tensor:
@@ -89,23 +91,27 @@ class PluginEntry(Entry, frozen=True):
 
     file: Annotated[str, _says("its name in the folder")]
     version: Annotated[str, _says("its release; the plan needs the same")]
-    sha256: Annotated[str, _says("its digest")]
+    sha256: Annotated[str, _says("its digest", **DIGEST)]
     embedded: Annotated[bool, _says("the plan carries it as well")] = False
+    platform: Annotated[str, _says("what runs it: linux-x86_64; empty where an earlier release built")] = ""
+    archs: Annotated[tuple[str, ...], _says("GPUs that it has machine code for: sm_89; none where unknown")] = ()
 
 
 class PlanEntry(Entry, frozen=True):
     """The plan."""
 
     file: Annotated[str, _says("its name in the folder")]
-    bytes: Annotated[int, _says("its size")]
-    sha256: Annotated[str, _says("its digest")]
+    bytes: Annotated[int, _says("its size", **COUNT)]
+    sha256: Annotated[str, _says("its digest", **DIGEST)]
 
 
 class OnnxEntry(Entry, frozen=True):
     """The graph that the plan was built from."""
 
     file: Annotated[str, _says("its name in the folder")]
-    bytes: Annotated[int, _says("its size, external data included")]
+    bytes: Annotated[int, _says("its size, external data included", **COUNT)]
+    sha256: Annotated[str, _says("its digest, without the data; empty where an earlier release built", **DIGEST)] = ""
+    data: Annotated[FileEntry | None, _says("the external data beside it: the weights")] = None
 
 
 class AllocationEntry(Entry, frozen=True, kw_only=True):
@@ -168,8 +174,8 @@ class SlotsEntry(Entry, frozen=True):
     """The file that fills the graph's LoRA inputs."""
 
     file: Annotated[str, _says("its name in the folder")]
-    bytes: Annotated[int, _says("its size")]
-    sha256: Annotated[str, _says("its digest")]
+    bytes: Annotated[int, _says("its size", **COUNT)]
+    sha256: Annotated[str, _says("its digest", **DIGEST)]
     rank: Annotated[int, _says("reserved for each linear")] = 0
     inputs: Annotated[int, _says("number of inputs it fills")] = 0
 
@@ -193,6 +199,7 @@ class AccuracyEntry(Entry, frozen=True):
     mean_layer_sqnr_db: Annotated[float | None, _says("mean over the nodes; null where unknown")]
     outputs: Annotated[tuple[OutputEntry, ...], _says("the figures")]
     plot: Annotated[str, _says("picture of them in the folder")]
+    plot_sha256: Annotated[str, _says("its digest", **DIGEST)] = ""
 
 
 class Manifest(Entry, frozen=True, kw_only=True):
@@ -208,6 +215,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     plan: Annotated[PlanEntry | None, _says("the plan; none while it is missing")]
     incomplete: Annotated[str, _says("why the plan is missing")] = ""
     onnx: Annotated[OnnxEntry, _says("the graph that the plan was built from")]
+    artifact: Annotated[FileEntry | None, _says("the quantized model that the graph was exported from")] = None
     inputs: Annotated[tuple[Tensor, ...], _says("what it takes, without the inputs that LoRA slots fill")]
     outputs: Annotated[tuple[Tensor, ...], _says("what it returns")]
     allocation: Annotated[AllocationEntry | None, _says("the choice of --rank auto")] = None
@@ -219,8 +227,8 @@ class Manifest(Entry, frozen=True, kw_only=True):
         Literal["plugin", "tensorrt"], _says("whose it is: plugin where any attention is a layer of the plugin")
     ] = "tensorrt"
     kept_16bit: Annotated[tuple[LeftOut, ...], _says("layers that were not quantized, and why")]
-    fp16_weight_bytes: Annotated[int, _says("weights of the original in 16 bit")]
-    quantized_weight_bytes: Annotated[int, _says("weights of this model")]
+    fp16_weight_bytes: Annotated[int, _says("weights of the original in 16 bit", **COUNT)]
+    quantized_weight_bytes: Annotated[int, _says("weights of this model", **COUNT)]
     accuracy: Annotated[AccuracyEntry | None, _says("the check against 16 bit; none where it was not made")]
     device_memory_bytes: Annotated[
         dict[str, int | None], _says("weights, activations: as TensorRT states them, or null")
@@ -229,10 +237,18 @@ class Manifest(Entry, frozen=True, kw_only=True):
     peak_rss_bytes: Annotated[dict[str, int], _says("largest host memory of each stage")]
     versions: Annotated[dict[str, str], _says("of Python and the packages that built it")]
     config: Annotated[dict[str, Any], _says("the options of the build")]
+    origin: Annotated[OriginEntry | None, _says("what it was made from, by what, and when")] = None
+
+    @property
+    def options(self) -> Options:
+        """Those options of the build that readers need."""
+        return msgspec.convert(self.config, Options)
 
 
 #: parts that are written as {} when they are absent
-_ABSENT = ("backend", "plan", "allocation", "lora_slots", "accuracy")
+_ABSENT = ("backend", "plan", "artifact", "allocation", "lora_slots", "accuracy", "origin")
+#: parts that name files
+PARTS = ("plan", "onnx", "plugin", "artifact", "lora_slots", "accuracy")
 
 
 def to_json(data: Entry) -> dict[str, Any]:
@@ -248,32 +264,19 @@ def from_json(data: dict[str, Any], where: str = NAME) -> Manifest:
         ArtifactError: another version, or a field that is missing, of another type, or of a value that no build writes.
     """
     if data.get("version", VERSION) != VERSION:
-        raise ArtifactError(where, f"version {data['version']!r}", str(VERSION), _AGAIN)
+        raise ArtifactError(where, f"version {data['version']!r}", str(VERSION), AGAIN)
     data = {key: None if key in _ABSENT and value == {} else value for key, value in data.items()}
     try:
         found = msgspec.convert(data, Manifest)
     except msgspec.ValidationError as error:
-        raise _misfit(where, str(error)) from None
+        raise misfit(where, str(error)) from None
+    try:
+        _ = found.options
+    except msgspec.ValidationError as error:
+        raise misfit(f"{where}: config", str(error)) from None
     if not re.fullmatch(r"sm_\d{2,3}", found.arch):
-        raise ArtifactError(f"{where}: arch", repr(found.arch), "sm_NN", _AGAIN)
+        raise ArtifactError(f"{where}: arch", repr(found.arch), "sm_NN", AGAIN)
     return found
-
-
-def _misfit(where: str, reason: str) -> ArtifactError:
-    """Translate msgspec's ``Expected `int`, got `str` - at `$.plan.bytes` `` into our words."""
-    reason, _, place = reason.partition(" - at ")
-    field = place.strip("`").removeprefix("$").removeprefix(".")
-    got, want = reason, "what a build writes"
-    if found := re.fullmatch(r"Object missing required field `(\w+)`", reason):
-        field, got, want = f"{field}.{found[1]}".lstrip("."), "missing", "the field"
-    elif found := re.fullmatch(r"Expected `(.+)`, got `(.+)`", reason):
-        want, got = (_with_article(kind) for kind in found.groups())
-    return ArtifactError(f"{where}: {field}" if field else where, got, want, _AGAIN)
-
-
-def _with_article(kind: str) -> str:
-    """``an int or null`` for msgspec's ``int | null``."""
-    return ("an " if kind[0] in "aeiou" else "a ") + kind.replace(" | ", " or ")
 
 
 def write(folder: Path, data: Manifest) -> Path:
@@ -311,7 +314,8 @@ def verify(
         ArtifactError: something does not match; names the command that mends it.
     """
     data = read(folder)
-    again = f"Build it again: svdq-trt build --model {data.model} --arch {data.arch} --out {folder.parent}"
+    build = f"svdq-trt build --model {data.model} --arch {data.arch} --out {shlex.quote(str(folder.parent))}"
+    again = f"Copy the whole engine folder again, or build it again: {build}"
     if arch is not None and data.arch != f"sm_{arch}":
         raise ArtifactError(
             str(folder),
@@ -329,7 +333,8 @@ def verify(
         entry = getattr(data, part)
         if part == "plan" and entry is None:
             raise no_plan(folder, data)
-        _verify_file(folder, entry, again)
+        for file in files_of(entry):
+            file.check(folder, again)
     return data
 
 
@@ -348,17 +353,17 @@ def finish_command(folder: Path, backend: str = "auto") -> str:
     return f"svdq-trt finish {shlex.quote(str(folder))}" + ("" if backend == "auto" else f" --backend {backend}")
 
 
-def _verify_file(folder: Path, entry: PlanEntry | OnnxEntry | PluginEntry | SlotsEntry, again: str) -> None:
-    path = folder / Path(entry.file).name  # a name with folders in it must not lead out of the engine's
-    if not path.is_file():
-        raise ArtifactError(str(path), "missing", "the file that the manifest names", again)
-    size = path.stat().st_size
-    if isinstance(entry, OnnxEntry):
-        external = path.with_name(f"{path.name}.data")
-        size += external.stat().st_size if external.is_file() else 0
-    if not isinstance(entry, PluginEntry) and size != entry.bytes:
-        raise ArtifactError(str(path), f"{size} bytes", f"{entry.bytes} bytes", again)
-    if isinstance(entry, OnnxEntry):  # gigabytes, so not digested; the tools that read it check it
-        return
-    if sha256(path) != entry.sha256:
-        raise ArtifactError(str(path), "another SHA-256 than the manifest's", entry.sha256, again)
+def files_of(entry: Any) -> list[Held]:
+    """The files that a part of the manifest names; none where it is absent."""
+    if entry is None:
+        return []
+    if isinstance(entry, AccuracyEntry):
+        return [Held(entry.plot, None, entry.plot_sha256)] if entry.plot_sha256 else []
+    if isinstance(entry, PluginEntry):
+        return [Held(entry.file, None, entry.sha256)]
+    if isinstance(entry, OnnxEntry) and entry.data is not None:
+        graph = Held(entry.file, entry.bytes - entry.data.bytes, entry.sha256)
+        return [graph, Held(entry.data.file, entry.data.bytes, entry.data.sha256)]
+    if isinstance(entry, OnnxEntry):  # of an earlier release: the size of both
+        return [Held(entry.file, entry.bytes, None, with_data=True)]
+    return [Held(entry.file, entry.bytes, entry.sha256)]

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from svdq_trt.artifact.manifest import Entry, Manifest
+from svdq_trt.artifact.entry import Entry
+from svdq_trt.artifact.manifest import Manifest
 
 
 def fields(entry: type[Entry]) -> list[tuple[str, str, tuple[type[Entry], ...]]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from svdq_trt.artifact.tensor_file import SAFETENSORS_DTYPES, save_tensors, stream_tensors
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import parse_json
 from svdq_trt.contract.formats import FORMATS, Activation
 from svdq_trt.contract.weights import SvdqWeights, find_misfit, tensors_of
 
@@ -152,7 +153,8 @@ def _to_json(node: Node) -> dict[str, Any]:
 
 def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, ...]]:
     try:
-        meta = json.loads(header or "null")
+        meta = parse_json(header or "null")
+        _check_meta(meta)
         if meta["version"] != VERSION:
             raise ArtifactError(str(path), f"version {meta['version']}", str(VERSION), REMAKE)
         nodes = tuple(
@@ -170,10 +172,21 @@ def _parse(path: Path, header: str | None) -> tuple[dict[str, Any], tuple[Node, 
         for node in nodes:
             Activation(node.activation), FORMATS[node.format]
             _check_fields(node)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"[:200].replace("\n", " ")
         raise ArtifactError(str(path), f"no usable header ({reason})", "svdq-trt's own file") from None
     return meta, nodes
+
+
+def _check_meta(meta: Any) -> None:
+    """Raise ValueError or TypeError unless what readers take from the header is of its type, or absent."""
+    kinds = {"model": str, "format": str, "rank": int, "nodes": list}
+    for key, kind in kinds.items():
+        if type(meta.get(key, kind())) is not kind:
+            raise ValueError(f"{key} is {str(meta[key])[:40]!r}")
+    skip = meta.get("skip", [])
+    if not isinstance(skip, list) or not all(isinstance(pattern, str) for pattern in skip):
+        raise ValueError(f"skip is {str(skip)[:40]!r}")
 
 
 def _check_fields(node: Node) -> None:

@@ -6,6 +6,8 @@ Everything that can go wrong because of an input (arguments, checkpoints, files,
 
 from __future__ import annotations
 
+from svdq_trt.base.terminal import quoted
+
 EXIT_OK = 0
 EXIT_USER = 1  # bad input: checkpoint, model, folder, plan, manifest
 EXIT_USAGE = 2  # bad command-line arguments
@@ -15,7 +17,7 @@ EXIT_BUG = 70  # a bug of ours, with a traceback
 
 
 class SvdqError(Exception):
-    """A mistake in the input, reported as ``where: got, want. Fix.``
+    """A mistake in the input, reported as ``where: got, want. Fix.`` on one line, whatever names from files hold.
 
     Args:
         where: the file, layer, option or tensor at fault.
@@ -28,7 +30,7 @@ class SvdqError(Exception):
 
     def __init__(self, where: str, got: str, want: str, fix: str = "") -> None:
         self.where, self.got, self.want, self.fix = where, got, want, fix
-        super().__init__(f"{where}: {got}, want {want}." + (f" {fix}" if fix else ""))
+        super().__init__(quoted(f"{where}: {got}, want {want}." + (f" {fix}" if fix else "")))
 
 
 class UsageError(SvdqError):

@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -154,11 +155,44 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _JSON_MAX_BYTES:
             raise ArtifactError(str(path), f"{size} bytes", f"{what} of at most {_JSON_MAX_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise ArtifactError(str(path), f"cannot be read ({error.strerror})", what) from error
-    except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are both ValueError
+    except ValueError as error:
         raise ArtifactError(str(path), "not valid JSON", what) from error
     if not isinstance(value, dict):
         raise ArtifactError(str(path), f"a JSON {type(value).__name__}", f"{what} (a JSON object)")
     return value
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON from outside: strictly, so that no later step stumbles over what it holds.
+
+    Raises:
+        ValueError: not UTF-8 or not JSON, nested too deeply, a number that is NaN, infinite or of more than 64 bits, or
+            text that is no Unicode (half of a surrogate pair), which no file or terminal takes.
+    """
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_int64)
+        if "\\ud" in text.lower():  # an escaped surrogate; JSON needs two of them for one character
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        else:
+            text.encode("utf-8")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return value
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def _int64(text: str) -> int:
+    value = int(text) if len(text) <= 20 else 1 << 64
+    return value if -(1 << 63) <= value < 1 << 63 else _refuse(text[:20])

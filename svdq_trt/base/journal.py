@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.base.files import open_own
+from svdq_trt.base.files import open_own, parse_json
 
 
 class Journal:
@@ -42,11 +42,11 @@ class Journal:
             return
         for index, line in enumerate(lines):
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if not line.endswith(b"\n") or (index == 0 and entry["key"] != self.key):
                     return
                 if index:
-                    self.values[entry["name"]] = entry["value"]
+                    self.values[str(entry["name"])] = entry["value"]
             except (ValueError, KeyError, TypeError):
                 return
             self._good += len(line)

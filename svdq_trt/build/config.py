@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import math
 import re
 from dataclasses import asdict, dataclass
@@ -17,6 +19,8 @@ from svdq_trt.base.files import sha256
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
 from svdq_trt.quantize.preset import DEFAULT_PRESET, get_preset
 
+#: weights of a pipeline's folder that diffusers does not read with use_safetensors=True
+_UNREAD = {".bin", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".pb", ".pt", ".pth", ".xml"}
 RANK_WANT = f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}"
 
 
@@ -174,11 +178,18 @@ class Sampling:
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise UsageError("--calibration-guidance", str(self.guidance), "a finite number")
 
-    def identity(self) -> dict[str, Any]:
-        """What the recorded inputs depend on, for a stage's key; files count by size and time: pipelines are large."""
-        files = sorted(p for p in self.pipeline.rglob("*") if p.is_file())
-        found = [f"{p.relative_to(self.pipeline)}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
-        return {**asdict(self), "pipeline": [str(self.pipeline.resolve()), *found], "prompts": sha256(self.prompts)}
+    def digest(self) -> str:
+        """SHA-256 of all that the recorded inputs depend on: the settings, the prompts, and the pipeline's files.
+
+        Of the pipeline's folder count the index and the folders of its components, without weights in formats that
+        are never read here (pickles, other frameworks').
+        """
+        components = (p for p in sorted(self.pipeline.iterdir()) if p.is_dir() and not p.name.startswith("."))
+        files = [self.pipeline / "model_index.json", *(p for c in components for p in sorted(c.rglob("*")))]
+        read = [p for p in files if p.is_file() and p.suffix not in _UNREAD]
+        found = {str(p.relative_to(self.pipeline)): sha256(p) for p in read}
+        parts = {**asdict(self), "pipeline": found, "prompts": sha256(self.prompts)}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -247,7 +258,8 @@ class BuildConfig:
             self.sampling.check()
             if self.calibration is not None:
                 raise UsageError("--calibration", "given with --calibration-prompts", "one of them")
-        self.calibration_id()  # a missing file is reported before any work
+        if self.calibration is not None and not self.calibration.is_file():
+            raise UsageError("--calibration", f"'{self.calibration}': no such file", "a .safetensors file")
         if self.checkpoint is not None and self.random_weights is not None:
             raise UsageError("--checkpoint and --random-weights", "both", "one of them")
         if self.quantized is not None and self.check and self.checkpoint is None and self.random_weights is None:
@@ -261,16 +273,6 @@ class BuildConfig:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
             raise UsageError("--min-sqnr", f"{self.min_sqnr}", "a finite number of dB")
-
-    def calibration_id(self) -> str:
-        """Identity of the calibration inputs, for stage keys."""
-        if self.calibration is None:
-            return "synthetic"
-        try:
-            stat = self.calibration.stat()
-        except OSError as error:
-            raise UsageError("--calibration", f"{self.calibration}: {error.strerror}", "a .safetensors file") from None
-        return f"{self.calibration.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
 
     @property
     def rank_text(self) -> str:

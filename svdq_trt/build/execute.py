@@ -34,10 +34,12 @@ class Execution:
 
     Attributes:
         force: run everything. logs: folder of the stages' logs.
+        digests: SHA-256 of every file that the stages wrote, now or when they ran.
     """
 
     def __init__(self, screen: Screen, runner: StageRunner, logs: Path, force: bool = False) -> None:
         self.screen, self.runner, self.logs, self.force = screen, runner, logs, force
+        self.digests: dict[Path, str] = {}
 
     def run(self, stage: Stage[R], costs: Costs) -> R:
         """Return the stage's result, recorded or new; its cost, now or when it ran, goes into `costs`.
@@ -64,15 +66,21 @@ class Execution:
         assert done.value is not None, f"{stage.name} returned nothing to rank 0"
         value = to_builtins(done.value)
         record = {"value": value, "seconds": done.seconds, "peak_rss_bytes": done.peak_rss_bytes}
-        freshness.store(stage.folder, stage.name, stage.key, stage.files, record)
+        self._note(stage, freshness.store(stage.folder, stage.name, stage.key, stage.files, record))
         return done.value, done.seconds, done.peak_rss_bytes
 
     def _recorded(self, stage: Stage[R]) -> tuple[R, float, int] | None:
         """Recorded result, seconds and peak bytes of a fresh stage; None where it must run."""
         record = freshness.lookup(stage.folder, stage.name, stage.key)
+        if record is None:
+            return None
         try:
-            if record is not None:
-                return from_builtins(record["value"], stage.result), record["seconds"], record["peak_rss_bytes"]  # type: ignore[return-value]
-        except (KeyError, TypeError, msgspec.ValidationError):
-            pass  # a damaged record: the stage runs again
-        return None
+            value: R = from_builtins(record.result["value"], stage.result)  # type: ignore[assignment]
+            found = value, float(record.result["seconds"]), int(record.result["peak_rss_bytes"])
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError):
+            return None  # a damaged record: the stage runs again
+        self._note(stage, record)
+        return found
+
+    def _note(self, stage: Stage[R], record: freshness.Record) -> None:
+        self.digests |= {stage.folder / name: digest for name, digest in record.digests.items()}

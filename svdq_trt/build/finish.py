@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import remove_leftovers
 from svdq_trt.build.folder import copy_plugin, only_writer
 from svdq_trt.build.process import StageRunner
-from svdq_trt.build.stages import export
+from svdq_trt.build.stage import File
 from svdq_trt.build.stages.plan import Plan, with_plan
 from svdq_trt.build.ui import Screen
 from svdq_trt.contract.archs import parse_arch
@@ -23,8 +24,8 @@ def finish(folder: Path, backend_choice: str) -> Path:
     """Build <folder>/model.plan and complete the manifest. Returns the plan's path.
 
     Raises:
-        ArtifactError: no manifest or no model.onnx, or another process writes there. IncompleteError: still no backend
-            for this arch here.
+        ArtifactError: no manifest, a model.onnx that is missing or not the manifest's, or another process writes
+            there. IncompleteError: still no backend for this arch here.
     """
     if not folder.is_dir():
         raise ArtifactError(str(folder), "no such folder", "an engine folder")
@@ -33,13 +34,12 @@ def finish(folder: Path, backend_choice: str) -> Path:
 
 
 def _finish(folder: Path, backend_choice: str) -> Path:
-    data = manifest.read(folder)
-    onnx = folder / export.FILE
-    if not onnx.is_file():
-        raise ArtifactError(str(onnx), "missing", "the exported model", "Run svdq-trt build again.")
+    data = manifest.verify(folder, parts=("onnx",))
     arch = parse_arch(data.arch)
     backend, library = select(backend_choice, arch), plugin_lib.find()
+    plugin_lib.require_arch(library, arch)
     stage = Plan.of(folder, "", arch, backend, tuple(tensor.profile for tensor in data.inputs), library)
+    stage = replace(stage, onnx=File("", path=folder / Path(data.onnx.file).name))  # the file that was verified
     remove_leftovers(folder, stage.files)
     with Screen() as screen, screen.stage(stage.label) as progress:
         done = StageRunner().run(stage, folder / "finish.log", progress)

@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from stat import S_ISREG
 
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, open_own
+from svdq_trt.build.freshness import digest_of
 
 
 @contextmanager
@@ -44,18 +44,19 @@ def copy_plugin(library: Path, folder: Path) -> Path:
     return folder / library.name
 
 
-def place(source: Path, target: Path, link: bool) -> None:
-    """Put a shared artifact into an engine's folder, by hard link or as a copy with the same time stamp."""
-    stat = source.stat()
-    with suppress(FileNotFoundError):
-        before = target.lstat()  # lstat: a symbolic link is replaced
-        same = (before.st_size, before.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-        if same and S_ISREG(before.st_mode):
-            return
+def place(source: Path, target: Path, digest: str, link: bool) -> None:
+    """Put a shared artifact, whose SHA-256 is `digest`, into an engine's folder: as a hard link or as a copy.
+
+    What lies there already stays if it holds the same; a symbolic link is replaced.
+    """
+    if link and target.is_file() and not target.is_symlink() and target.samefile(source):
+        return
+    if digest_of(target) == digest and (link or target.stat().st_nlink == 1):
+        return
     with atomic_write(target) as tmp:
         tmp.unlink()
         if link:
             with suppress(OSError):  # another file system, or one without links
                 os.link(source, tmp)
         if not tmp.exists():
-            shutil.copy2(source, tmp)
+            shutil.copyfile(source, tmp)

@@ -1,17 +1,18 @@
-"""Records of finished steps: a step is fresh when its key is the same and its files have not been changed since.
+"""Records of finished steps: a step is fresh when its key is the same and its files hold what it wrote.
 
-``<folder>/.<step>.json`` holds {key, files: {name: [bytes, mtime_ns]}, result}.
+``<folder>/.<step>.json`` holds {key, files: {name: SHA-256}, result}. A file counts by its content: its time says
+neither that it is the step's (a copy can keep it) nor that it is not (a copy can lose it). 1.8 GB are hashed a second.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
-from svdq_trt.base.files import atomic_write
+from svdq_trt.base.files import atomic_write, parse_json, sha256
 
 
 def record_path(folder: Path, step: str) -> Path:
@@ -19,32 +20,38 @@ def record_path(folder: Path, step: str) -> Path:
     return folder / f".{step}.json"
 
 
-def lookup(folder: Path, step: str, key: str) -> dict[str, Any] | None:
-    """The step's recorded result if it is fresh, else None."""
+@dataclass(frozen=True)
+class Record:
+    """A finished step: its result, and the SHA-256 of each of its files by name."""
+
+    result: dict[str, Any]
+    digests: dict[str, str]
+
+
+def lookup(folder: Path, step: str, key: str) -> Record | None:
+    """The step's record if it is fresh, else None."""
     try:
-        record = json.loads(record_path(folder, step).read_text())
-    except (OSError, ValueError, RecursionError):
+        record = parse_json(record_path(folder, step).read_bytes())
+    except (OSError, ValueError):
         return None  # absent or damaged: the step runs again
     if not isinstance(record, dict) or record.get("key") != key:
         return None
     files, result = record.get("files"), record.get("result")
-    if not isinstance(files, dict) or any(
-        mark is None or _fingerprint(folder / name) != mark for name, mark in files.items()
-    ):
+    if not isinstance(files, dict) or not isinstance(result, dict):
         return None
-    return result if isinstance(result, dict) else None
+    if any(mark is None or digest_of(folder / name) != mark for name, mark in files.items()):
+        return None
+    return Record(result, files)
 
 
-def store(folder: Path, step: str, key: str, files: Iterable[str], result: dict[str, Any]) -> None:
+def store(folder: Path, step: str, key: str, files: Iterable[str], result: dict[str, Any]) -> Record:
     """Record a finished step whose outputs are `files` in `folder`."""
-    marks = {name: _fingerprint(folder / name) for name in files}
+    marks = {name: digest_of(folder / name) for name in files}
     with atomic_write(record_path(folder, step)) as tmp:
         tmp.write_text(json.dumps({"key": key, "files": marks, "result": result}, indent=1))
+    return Record(result, {name: mark for name, mark in marks.items() if mark is not None})
 
 
-def _fingerprint(path: Path) -> list[int] | None:
-    try:
-        stat = path.lstat()  # no stage writes a link
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns] if S_ISREG(stat.st_mode) else None
+def digest_of(path: Path) -> str | None:
+    """SHA-256 of a regular file; None for anything else, as no stage writes a link."""
+    return sha256(path) if path.is_file() and not path.is_symlink() else None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from svdq_trt import __version__
 from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.entry import FileEntry
 from svdq_trt.artifact.manifest import (
     AccuracyEntry,
     Manifest,
@@ -17,11 +20,13 @@ from svdq_trt.artifact.manifest import (
     SlotsEntry,
     Tensor,
 )
+from svdq_trt.artifact.origin import InputsEntry, OriginEntry, WeightsEntry
 from svdq_trt.base.errors import IncompleteError
-from svdq_trt.base.files import sha256
+from svdq_trt.build.code import code_digest
 from svdq_trt.build.execute import Costs
+from svdq_trt.build.freshness import digest_of
 from svdq_trt.build.made import Made
-from svdq_trt.build.stages import compare, export, quantize, run_onnx
+from svdq_trt.build.stages import calibrate, compare, export, quantize, run_onnx
 from svdq_trt.build.stages.plan import Planned, plugin_entry, with_plan
 from svdq_trt.build.work import Engine, Work
 from svdq_trt.engine.plugin_lib import PluginLibrary
@@ -37,9 +42,11 @@ def manifest_of(
     library: PluginLibrary,
     planned: Planned | None,
     incomplete: IncompleteError | None,
+    digests: Mapping[Path, str],
 ) -> Manifest:
-    """The manifest of an engine folder; without a plan, `incomplete` says why."""
+    """The manifest of an engine folder; without a plan, `incomplete` says why. `digests`: of the folder's files."""
     quantized, onnx = made.quantized, engine.folder / export.FILE
+    data_file = _file(onnx.with_name(f"{onnx.name}.data"), digests)
     size = made.quantized.quantized_weight_bytes if made.loras is None else made.loras.quantized_weight_bytes
     data = Manifest(
         model=work.spec.name,
@@ -50,32 +57,62 @@ def manifest_of(
         plugin=plugin_entry(library, embedded=False),
         plan=None,
         incomplete="" if incomplete is None else str(incomplete),
-        onnx=OnnxEntry(onnx.name, onnx.stat().st_size + onnx.with_name(f"{onnx.name}.data").stat().st_size),
+        onnx=OnnxEntry(onnx.name, onnx.stat().st_size + data_file.bytes, digests[onnx], data_file),
+        artifact=_file(engine.folder / quantize.FILE, digests),
         inputs=tuple(Tensor.of(profile) for profile in work.inputs()),
         outputs=tuple(Tensor.of(profile) for profile in work.outputs()),
         allocation=None if made.allocated is None else made.allocated.allocation,
         quantized=_quantized(engine.folder / quantize.FILE),
         loras=() if made.loras is None else made.loras.loras,
-        lora_slots=_slots(engine.folder, made.exported.slots),
+        lora_slots=_slots(engine.folder / export.SLOTS_FILE, made.exported.slots, digests),
         attention=made.exported.attention,
         kept_16bit=quantized.kept_16bit,
         fp16_weight_bytes=quantized.fp16_weight_bytes,
         quantized_weight_bytes=size,
-        accuracy=_accuracy(work, made),
+        accuracy=_accuracy(work, made, digests.get(engine.folder / compare.FILE, "")),
         device_memory_bytes={"weights": None, "activations": None},
         timings_s=costs.seconds,
         peak_rss_bytes=costs.peak_rss,
         versions=_versions(),
         config=work.config.to_json(),
+        origin=_origin(work),
     )
     return data if planned is None else with_plan(data, planned, library)
 
 
-def _slots(folder: Path, slots: export.Slots | None) -> SlotsEntry | None:
+def _file(path: Path, digests: Mapping[Path, str]) -> FileEntry:
+    return FileEntry(path.name, path.stat().st_size, digests[path])
+
+
+def _origin(work: Work) -> OriginEntry:
+    config, spec = work.config, work.spec
+    seed = None if config.random_weights is None else f"random weights, seed {config.random_weights}"
+    source, identity = seed or config.checkpoint or spec.hub_id, work.identity
+    weights = WeightsEntry(source, identity.digest, identity.files, identity.commit) if identity.digest else None
+    return OriginEntry(
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        platform=platform.platform(),
+        code=code_digest("svdq_trt.build.run"),
+        weights=weights,
+        quantized="" if work.quantized is None else work.quantized.id,
+        calibration=None if work.quantized is not None else _calibration(work),
+        sensitivity="" if work.sensitivity is None else work.sensitivity.id,
+    )
+
+
+def _calibration(work: Work) -> InputsEntry:
+    collected = digest_of(work.shared / calibrate.FILE) or ""
+    if work.config.sampling is not None:
+        return InputsEntry(str(work.config.sampling.pipeline), work.sampling, collected)
+    if work.calibration is None:
+        return InputsEntry("synthetic", collected=collected)
+    return InputsEntry(str(work.calibration.path), work.calibration.id, collected)
+
+
+def _slots(path: Path, slots: export.Slots | None, digests: Mapping[Path, str]) -> SlotsEntry | None:
     if slots is None:
         return None
-    path = folder / export.SLOTS_FILE
-    return SlotsEntry(path.name, path.stat().st_size, sha256(path), slots.rank, slots.inputs)
+    return SlotsEntry(path.name, path.stat().st_size, digests[path], slots.rank, slots.inputs)
 
 
 def _quantized(path: Path) -> tuple[QuantizedEntry, ...]:
@@ -100,7 +137,7 @@ def _quantized(path: Path) -> tuple[QuantizedEntry, ...]:
     )
 
 
-def _accuracy(work: Work, made: Made) -> AccuracyEntry | None:
+def _accuracy(work: Work, made: Made, plot_sha256: str) -> AccuracyEntry | None:
     if made.compared is None:
         return None
     return AccuracyEntry(
@@ -110,6 +147,7 @@ def _accuracy(work: Work, made: Made) -> AccuracyEntry | None:
         mean_layer_sqnr_db=made.quantized.mean_sqnr_db,
         outputs=made.compared.outputs,
         plot=compare.FILE,
+        plot_sha256=plot_sha256,
     )
 
 

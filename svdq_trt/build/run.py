@@ -41,8 +41,9 @@ from svdq_trt.build.stages.sample import Sample
 from svdq_trt.build.stages.take_quantized import TakeQuantized
 from svdq_trt.build.ui import Screen
 from svdq_trt.build.work import Engine, Work, plan_work
+from svdq_trt.contract.archs import ARM_HOSTS
 from svdq_trt.engine import plugin_lib
-from svdq_trt.engine.backend import select
+from svdq_trt.engine.backend import available, select
 from svdq_trt.quantize.preset import get_preset
 
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
@@ -84,6 +85,7 @@ class Build:
         Raises:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
         """
+        self._check_target()
         with self._only_writer(*(engine.folder for engine in self.work.engines)):
             sampler = RssSampler(os.getpid())
             try:
@@ -98,6 +100,19 @@ class Build:
         with self._only_writer(), self.screen:
             inputs = self._inputs()
             return {fmt.name: self._quantize(fmt.name, inputs) for fmt in self.work.formats()}
+
+    def _check_target(self) -> None:
+        """Refuse, before any work, what would fail when the plans are built; a missing TensorRT only delays those."""
+        available(self.config.backend)
+        library = plugin_lib.find()
+        for engine in self.work.engines:
+            plugin_lib.require_arch(library, engine.arch)
+            if engine.arch in ARM_HOSTS and not library.platform.endswith("aarch64"):
+                finish = manifest.finish_command(engine.folder)
+                self.screen.say(
+                    f"sm_{engine.arch}: {ARM_HOSTS[engine.arch]}, and a plan of this machine carries a plugin library "
+                    f"for {library.platform}. Install svdq-trt there, which compiles one, and build the plan: {finish}"
+                )
 
     @contextmanager
     def _only_writer(self, *engines: Path) -> Iterator[None]:
@@ -147,10 +162,11 @@ class Build:
 
     def _inputs(self) -> File | None:
         """The file of calibration inputs, recorded in a pipeline if the config says so; None for synthetic inputs."""
-        c = self.config
-        if c.sampling is None:
-            return None if c.calibration is None else File(c.calibration_id(), path=c.calibration)
-        sample = Sample.of(self.work, c.sampling)
+        for note in self.work.identity.notes:
+            self.screen.say(note)
+        if self.config.sampling is None:
+            return self.work.calibration
+        sample = Sample.of(self.work, self.config.sampling)
         self.execution.run(sample, self.costs)
         return File(sample.key, path=sample.out)
 
@@ -193,7 +209,7 @@ class Build:
         elif folder != artifact.path.parent:  # slots or attention alone: the artifact as it is
             own_folder(folder.parent, folder.name)
             artifact = File(artifact.id, path=folder / artifact.path.name)
-            place(made.artifact.path, artifact.path, link=True)
+            self._place(made.artifact.path, artifact.path, link=True)
         stage = Export.of(self.work, fmt, engine.attention, artifact)
         made.exported = self.execution.run(stage, made.costs)
         made.graph = File(stage.key, path=stage.out)
@@ -226,10 +242,10 @@ class Build:
         linked = {quantize.FILE: True, compare.FILE: True, export.FILE: False, f"{export.FILE}.data": False}
         for name, link in linked.items():
             if name != compare.FILE or self.config.check:
-                place(engine.shared / name, engine.folder / name, link)
+                self._place(engine.shared / name, engine.folder / name, link)
         (engine.folder / export.SLOTS_FILE).unlink(missing_ok=True)
         if self.config.lora_slots:
-            place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE, link=True)
+            self._place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE, link=True)
         library = plugin_lib.find()
         copy_plugin(library.path, engine.folder)
         costs, planned, incomplete = made.costs.copy(), None, None
@@ -242,9 +258,15 @@ class Build:
             profiles = self.work.inputs()
             plan = Plan.of(engine.folder, made.graph.id, engine.arch, backend, profiles, library)
             planned = self.execution.run(plan, costs)
-        data = manifest_of(self.work, engine, made, costs, library, planned, incomplete)
+        data = manifest_of(self.work, engine, made, costs, library, planned, incomplete, self.execution.digests)
         manifest.write(engine.folder, data)  # at once: a later engine may fail
         return Built(engine, data, incomplete)
+
+    def _place(self, source: Path, target: Path, link: bool) -> None:
+        """Put a stage's output where it is wanted too; it is known there by the same digest."""
+        digest = self.execution.digests[source]
+        place(source, target, digest, link)
+        self.execution.digests[target] = digest
 
     def _with_peak(self, one: Built, peak_rss: int) -> Built:
         """The engine with the peak memory of the whole build in its manifest, in bytes."""

@@ -20,12 +20,13 @@ from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.sensitivity import Effect, Sensitivity
 from svdq_trt.base.device import resolve_device
 from svdq_trt.base.errors import ArtifactError, UsageError
-from svdq_trt.base.files import own_folder
+from svdq_trt.base.files import own_folder, sha256
 from svdq_trt.base.journal import Journal
 from svdq_trt.base.progress import Progress
 from svdq_trt.build import freshness
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.folder import only_writer
+from svdq_trt.build.given import check_calibration, check_skip, check_weights
 from svdq_trt.build.model_source import OpenModel
 from svdq_trt.build.process import StageRunner
 from svdq_trt.build.stage import File, key_of, to_builtins
@@ -36,7 +37,7 @@ from svdq_trt.build.stages.quantize import Quantize
 from svdq_trt.build.stages.run_onnx import SEED
 from svdq_trt.build.stages.weights import Weights
 from svdq_trt.calibrate.inputs import InputFile, synthetic
-from svdq_trt.checkpoint import load, weights_digest
+from svdq_trt.checkpoint import identify_weights, load
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.nn.restore import layer_of
@@ -88,7 +89,7 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     config.check()
     config = replace(config, device=resolve_device(config.device))
     partial = out.with_name(f"{out.name}.partial")
-    stage = _stage(config, partial)
+    stage = _stage(config, partial, say)
     own_folder(partial.parent, partial.name)
     with only_writer(partial):
         say(get_preset(config.preset).search_line(config.device))
@@ -100,9 +101,9 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     return found
 
 
-def _stage(config: ScanConfig, partial: Path) -> Quantize:
+def _stage(config: ScanConfig, partial: Path, say: Callable[[str], None]) -> Quantize:
     """The quantizer's stage for a scan, writing to `partial`. Raises SvdqError: see run_scan."""
-    given = BuildConfig(
+    BuildConfig(  # for its checks
         config.model,
         (),
         Path(),
@@ -113,13 +114,21 @@ def _stage(config: ScanConfig, partial: Path) -> Quantize:
         calibration=config.calibration,
         check=False,
     )
+    spec = get_model(config.model)
+    check_weights(spec, config.checkpoint, config.random_weights)
+    check_skip(spec, config.skip)
+    if config.calibration is not None:
+        check_calibration(spec, config.calibration)
+    identity = identify_weights(spec, config.checkpoint, config.random_weights)
+    for note in identity.notes:
+        say(note)
     weights = Weights(
         config.model,
-        weights_digest(get_model(config.model), config.checkpoint, config.random_weights),
+        identity.digest,
         checkpoint=config.checkpoint,
         random_weights=config.random_weights,
     )
-    inputs = None if config.calibration is None else File(given.calibration_id(), path=config.calibration)
+    inputs = None if config.calibration is None else File(sha256(config.calibration), path=config.calibration)
     calibrate = Calibrate(weights, inputs, config.skip, config.device, out=partial / CALIBRATION)
     return Quantize(calibrate, config.format, config.rank, None, config.preset, out=partial / QUANTIZED)
 

@@ -21,9 +21,10 @@ from svdq_trt.base.device import resolve_device
 from svdq_trt.base.errors import UsageError
 from svdq_trt.base.files import sha256
 from svdq_trt.build.config import BuildConfig, Range
+from svdq_trt.build.given import check_given
 from svdq_trt.build.stage import File
 from svdq_trt.build.stages.weights import LoraAt, Weights
-from svdq_trt.checkpoint import weights_digest
+from svdq_trt.checkpoint import Identity, identify_weights
 from svdq_trt.contract.archs import KERNELS, resolve_attention, resolve_format
 from svdq_trt.contract.formats import FORMATS, Format
 from svdq_trt.interop import describe, digest
@@ -54,10 +55,13 @@ class Work:
     shared: Path
     engines: tuple[Engine, ...]
     weights: Weights  # with an empty digest where nothing reads them
+    identity: Identity  # of the weights: their files
     device: str  # "cpu" or "cuda", of calibration and quantizer
     loras: tuple[LoraAt, ...] = ()
     quantized: File | None = None  # --quantized
     sensitivity: File | None = None  # --sensitivity
+    calibration: File | None = None  # --calibration
+    sampling: str = ""  # digest of pipeline, prompts and settings of --calibration-prompts
 
     @property
     def logs(self) -> Path:
@@ -138,18 +142,33 @@ def plan_work(config: BuildConfig) -> Work:
             _require_kernels(spec, arch, attention)
         graph = f"{fmt.name}-{ending}" + ("-attention" if attention else "")
         engines.append(Engine(arch, fmt, attention, config.out / f"{spec.name}-sm_{arch}", shared / graph))
+    check_given(config, spec)
     needs_weights = config.quantized is None or config.check
+    identity = identify_weights(spec, config.checkpoint, config.random_weights) if needs_weights else Identity("")
     weights = Weights(
         spec.name,
-        weights_digest(spec, config.checkpoint, config.random_weights) if needs_weights else "",
+        identity.digest,
         checkpoint=config.checkpoint,
         random_weights=config.random_weights,
     )
     loras = tuple(LoraAt(_file(lora.path.resolve()), lora.strength) for lora in config.loras)
     quantized = None if config.quantized is None else File(digest(config.quantized, spec), path=config.quantized)
     scan = config.rank_auto.sensitivity if config.rank_auto else None
-    sensitivity = None if scan is None else _file(scan)
-    return Work(config, spec, profile, shared, tuple(engines), weights, device, loras, quantized, sensitivity)
+    return Work(
+        config,
+        spec,
+        profile,
+        shared,
+        tuple(engines),
+        weights,
+        identity,
+        device,
+        loras,
+        quantized,
+        sensitivity=None if scan is None else _file(scan),
+        calibration=None if config.calibration is None else _file(config.calibration),
+        sampling="" if config.sampling is None else config.sampling.digest(),
+    )
 
 
 def _require_kernels(spec: ModelSpec, arch: int, kernels: tuple[int, ...]) -> None:

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.artifact.tensor_file import save_tensors
-from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import has_batch
-from svdq_trt.checkpoint.config_check import check_module
+from svdq_trt.checkpoint.config_check import check_config, check_module
+from svdq_trt.checkpoint.locate import locate
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.denoiser import Denoiser, component_of
@@ -47,6 +48,23 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ArtifactError(str(path), "no prompt", "a text file with a prompt per line")
     return prompts
+
+
+def check_pipeline(spec: ModelSpec, folder: Path) -> None:
+    """Check, without loading it, that a pipeline's denoiser is the model.
+
+    Raises:
+        ArtifactError: another model, or not the folder of a whole pipeline.
+    """
+    where = folder / "model_index.json"
+    entry = read_json_object(where, "the index of a diffusers pipeline").get(spec.subfolder)
+    classes = (spec.model_class().__name__, *spec.class_aliases)
+    if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
+        got = f"{spec.subfolder} is {json.dumps(entry)[:80]}"
+        raise ArtifactError(str(where), got, f"a {classes[0]}, as {spec.name} is")
+    source = locate(spec, str(folder))
+    if source.config is not None:
+        check_config(spec, source.config)
 
 
 def schedule(samples: int, prompts: int, steps: int) -> dict[int, set[int]]:
@@ -197,22 +215,30 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
 
     index = read_json_object(folder / "model_index.json", "the index of a diffusers pipeline")
     absent = {name: None for name, value in index.items() if value == [None, None]}  # some classes need them as None
-    variant = spec.variant if spec.variant and any(folder.glob(f"*/*.{spec.variant}.*")) else None
     try:
         pipe = DiffusionPipeline.from_pretrained(
             folder,
             torch_dtype=dtype,
-            variant=variant,
+            variant=_variant(spec, folder),
             local_files_only=True,
             use_safetensors=True,  # no pickles
             trust_remote_code=False,  # nor Python files in the folder
             **absent,
         )
-    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, KeyError) as error:
+    except Exception as error:  # whatever the folder's JSON makes diffusers, transformers and Python stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise ArtifactError(str(folder), f"cannot be loaded ({reason})", "a whole diffusers pipeline") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _variant(spec: ModelSpec, folder: Path) -> str | None:
+    """The variant to ask diffusers for: the build reads the same weights, so it is asked for only where it must be."""
+    try:
+        files = locate(spec, str(folder)).files
+    except SvdqError:
+        return None  # diffusers says what is wrong
+    return spec.variant if spec.variant and all(f".{spec.variant}" in file.name for file in files) else None
 
 
 def _record(

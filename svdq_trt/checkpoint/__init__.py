@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from svdq_trt.checkpoint.digest import weights_digest
+from svdq_trt.checkpoint.digest import Identity, identify_weights
 from svdq_trt.checkpoint.load import Weights, load, open_weights
 
-__all__ = ["Weights", "load", "open_weights", "weights_digest"]
+__all__ = ["Identity", "Weights", "identify_weights", "load", "open_weights"]

@@ -1,9 +1,16 @@
-"""Finding the files that ``--checkpoint`` names: a diffusers folder, one .safetensors file, or a hub id."""
+"""Finding the files that ``--checkpoint`` names: a diffusers folder, one .safetensors file, or a hub id.
+
+Where a folder has several files for one model, the one that is read is diffusers' own choice: that of
+``from_pretrained(folder, subfolder=...)`` without a variant, and of ``variant="fp16"`` where only that is there
+(diffusers/models/modeling_utils.py). What lies there unread is told in `Source.notes`. A hub id is another matter: of
+it the spec's variant alone is downloaded, and read.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
@@ -24,11 +31,14 @@ class Source:
         files: the safetensors files, at least one.
         config: path of config.json, or None for a single file.
         index: tensor name -> file name, of a sharded checkpoint; None otherwise.
+        notes: for the user: where they come from, if there was a choice. commit: of a hub id's snapshot; "" otherwise.
     """
 
     files: tuple[Path, ...]
     config: Path | None = None
     index: dict[str, str] | None = None
+    notes: tuple[str, ...] = ()
+    commit: str = ""
 
 
 def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
@@ -41,7 +51,7 @@ def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
     if checkpoint is None:
         if not spec.hub_id:
             raise UsageError(f"model '{spec.name}'", "no weights given", "--checkpoint PATH or --random-weights SEED")
-        return _in_folder(spec, _from_hub(spec, spec.hub_id))
+        return _of_hub(spec, spec.hub_id)
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return _in_folder(spec, path)
@@ -55,7 +65,14 @@ def locate(spec: ModelSpec, checkpoint: str | None) -> Source:
             "a diffusers folder, a .safetensors file or a hub id",
             BOTH,
         )
-    return _in_folder(spec, _from_hub(spec, checkpoint))
+    return _of_hub(spec, checkpoint)
+
+
+def _of_hub(spec: ModelSpec, hub_id: str) -> Source:
+    folder, cached = _from_hub(spec, hub_id)
+    source, commit = _in_folder(spec, folder, from_hub=True), folder.name if folder.parent.name == "snapshots" else ""
+    note = f"{hub_id}: weights from the local cache, {f'commit {commit}' if commit else folder}; the hub was not asked"
+    return replace(source, notes=((note,) if cached else ()) + source.notes, commit=commit)
 
 
 def _single_file(path: Path) -> Source:
@@ -71,25 +88,25 @@ def _single_file(path: Path) -> Source:
     return Source((path,))
 
 
-def _in_folder(spec: ModelSpec, folder: Path) -> Source:
+def _in_folder(spec: ModelSpec, folder: Path, from_hub: bool = False) -> Source:
     """Find the model's files in a pipeline folder (its subfolder) or in the model's own folder."""
     for root in (folder / spec.subfolder, folder):
         config = root / "config.json"
         if config.is_file():
-            return _with_config(spec, root, config)
+            return _with_config(spec, root, config, from_hub)
     where = f"{folder.name}/{spec.subfolder}/config.json or {folder.name}/config.json"
     raise ArtifactError(str(folder), "no config.json", where, "Point --checkpoint at a diffusers folder.")
 
 
-def _with_config(spec: ModelSpec, root: Path, config: Path) -> Source:
-    for variant in (spec.variant, ""):
-        dot = f".{variant}" if variant else ""
-        single = root / f"{_STEM}{dot}.safetensors"
-        if single.is_file():
-            return Source((single,), config)
-        for name in (f"{_STEM}.safetensors.index{dot}.json", f"{_STEM}{dot}.safetensors.index.json"):
-            if (root / name).is_file():
-                return _sharded(root, root / name, config)
+def _with_config(spec: ModelSpec, root: Path, config: Path, from_hub: bool) -> Source:
+    variants = ("", spec.variant) if spec.variant else ("",)
+    looked_for = [name for variant in (variants[::-1] if from_hub else variants) for name in _names(variant)]
+    found = next((root / name for name in looked_for if (root / name).is_file()), None)
+    if found is not None:
+        others = _others(root, found.name)
+        source = Source((found,), config) if found.suffix == ".safetensors" else _sharded(root, found, config, others)
+        why = f"the {spec.variant} variant" if from_hub else "as diffusers' from_pretrained does"
+        return replace(source, notes=(f"{found}: read, {why}; not read: {', '.join(others)}",) if others else ())
     if pickles := sorted(p.name for p in root.iterdir() if p.suffix in _PICKLES):
         raise ArtifactError(
             str(root / pickles[0]),
@@ -100,7 +117,21 @@ def _with_config(spec: ModelSpec, root: Path, config: Path) -> Source:
     raise ArtifactError(str(root), "no weights", f"{_STEM}.safetensors or its sharded index")
 
 
-def _sharded(root: Path, index_path: Path, config: Path) -> Source:
+def _names(variant: str) -> tuple[str, ...]:
+    """Names of a variant's weights in diffusers' order: an index of shards before a single file; "": the plain ones."""
+    if not variant:
+        return f"{_STEM}.safetensors.index.json", f"{_STEM}.safetensors"
+    indices = f"safetensors.index.{variant}.json", f"safetensors.{variant}.index.json"
+    return (*(f"{_STEM}.{name}" for name in (*indices, f"{variant}.safetensors.index.json", f"{variant}.safetensors")),)
+
+
+def _others(root: Path, taken: str) -> list[str]:
+    """Names of the folder's other weights: single files and indices, without the shards that these name."""
+    names = [p.name for p in root.glob(f"{_STEM}*") if p.name.endswith((".safetensors", ".json"))]
+    return sorted(n for n in names if n != taken and not re.search(r"-\d{5}-of-\d{5}", n))
+
+
+def _sharded(root: Path, index_path: Path, config: Path, others: Sequence[str]) -> Source:
     index = read_json_object(index_path, "a sharded checkpoint's index").get("weight_map")
     ok = isinstance(index, dict) and index and all(isinstance(v, str) for v in index.values())
     if not ok or index is None:
@@ -109,12 +140,13 @@ def _sharded(root: Path, index_path: Path, config: Path) -> Source:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ArtifactError(str(index_path), f"file name '{name}'", "a .safetensors file in the same folder")
         if not (root / name).is_file():
-            raise ArtifactError(str(root / name), "missing shard", f"the file named by {index_path.name}")
+            fix = f"Or remove {index_path.name}, so that another file is read: {', '.join(others)}." if others else ""
+            raise ArtifactError(str(root / name), "missing shard", f"the file named by {index_path.name}", fix)
     return Source(tuple(root / n for n in sorted(set(index.values()))), config, index)
 
 
-def _from_hub(spec: ModelSpec, hub_id: str) -> Path:
-    """Folder of the hub's snapshot: the local cache first, then a download of this model's files only."""
+def _from_hub(spec: ModelSpec, hub_id: str) -> tuple[Path, bool]:
+    """Folder of the hub's snapshot, and whether the local cache had it; else this model's files are downloaded."""
     from huggingface_hub import snapshot_download
 
     # Unanchored patterns cover both a pipeline's subfolder and a repository that is the model itself.
@@ -122,16 +154,16 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> Path:
     wanted = [f"{p}{n}" for n in names for p in (f"{spec.subfolder}/", "")]
     try:
         cached = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
-        _in_folder(spec, cached)
-        return cached
+        _in_folder(spec, cached, from_hub=True)
+        return cached, True
     except (OSError, ValueError, SvdqError):
         pass  # not in the cache, or only a part of it
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if _is_complete(spec, folder):
-            return folder
+            return folder, False
         plain = [f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
-        return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain]))
+        return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain])), False
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         raise ArtifactError(
@@ -144,7 +176,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> Path:
 
 def _is_complete(spec: ModelSpec, folder: Path) -> bool:
     try:
-        _in_folder(spec, folder)
+        _in_folder(spec, folder, from_hub=True)
     except SvdqError:
         return False
     return True

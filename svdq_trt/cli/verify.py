@@ -28,10 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from svdq_trt.engine import plugin_lib
 
     arch = None if args.arch is None else parse_arch(args.arch)
-    data = manifest.verify(args.engine, arch, plugin_lib.find().version)
+    data = manifest.verify(args.engine, arch, plugin_lib.find().version, manifest.PARTS)
     backend = f"{data.backend.name} {data.backend.version}" if data.backend else "an unnamed TensorRT"
     say(
         f"{args.engine}: {data.model} for {data.arch}, {data.format} rank {data.rank}, "
         f"{backend}: manifest and digests agree"
     )
+    if data.onnx.data is None:
+        say(f"{args.engine / data.onnx.file}: only its size was compared, as its manifest has no digest of it")
     return EXIT_OK

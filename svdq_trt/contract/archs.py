@@ -40,12 +40,20 @@ ATTENTION_MEASURED: dict[int, tuple[int, ...]] = {90: (64, 72, 128)}
 ATTENTION_CHOICES = ("auto", "plugin", "tensorrt")
 
 
+#: TensorRT-RTX can put several archs into a plan, but all then run the oldest one's attention code
+ONE_PLAN_PER_ARCH = "A plan is for one arch: give --arch once for each, and each gets an engine of its own."
+
+#: arch -> the processors of the machines that have it, where these are not x86-64
+ARM_HOSTS: dict[int, str] = {121: "DGX Spark's is an Arm processor"}
+
+
 def parse_arch(text: str) -> int:
     """Parse ``sm_89`` as 89. Raises UsageError for anything else."""
     match = re.fullmatch(r"sm_(\d{2,3})", text)
     if not match or int(match[1]) not in KERNELS:
         known = ", ".join(f"sm_{a}" for a in KERNELS)
-        raise UsageError("--arch", f"'{text}'", f"one of {known}")
+        several = len(re.findall(r"\d+", text)) > 1
+        raise UsageError("--arch", f"'{text}'", f"one of {known}", ONE_PLAN_PER_ARCH if several else "")
     return int(match[1])
 
 

@@ -39,7 +39,7 @@ class Backend:
         return [] if present is None else [present]
 
     def set_target(self, config: Any, arch: int) -> None:
-        """Make an IBuilderConfig build for `arch`."""
+        """Make an IBuilderConfig build for `arch`, and no other: see ONE_PLAN_PER_ARCH."""
         named = getattr(self.module, "ComputeCapability", None)
         if named is not None:
             config.num_compute_capabilities = 1

@@ -9,16 +9,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.base.files import sha256
 from svdq_trt.base.libraries import BUILD_HINT, PLACES, PLUGIN, PLUGIN_ENV, locate
+from svdq_trt.contract.archs import KERNELS
 from svdq_trt.contract.attention import EVERY_OP
+from svdq_trt.contract.formats import FORMATS
 from svdq_trt.contract.ops import PLUGIN_NAMESPACE, PLUGIN_VERSION
 
+#: e_machine of an ELF file -> platform.machine()
+_MACHINES = {62: "x86_64", 183: "aarch64"}
 _SHIM = Path("shim") / "libtensorrt_rtx.so"
 _BUILD_HINT = f"{BUILD_HINT}, or set {PLUGIN_ENV} to a built {PLUGIN}."
 
@@ -34,11 +40,14 @@ class PluginLibrary:
         path: absolute path.
         sha256: digest of the file, 64 hex digits; the manifest of an engine records it.
         version: version of the C API inside, such as ``1.0.0``.
+        platform: what runs it: ``linux-x86_64``. archs: GPUs of the contract that it has machine code for.
     """
 
     path: Path
     sha256: str
     version: str
+    platform: str
+    archs: tuple[int, ...]
 
 
 def find(path: Path | None = None) -> PluginLibrary:
@@ -52,17 +61,50 @@ def find(path: Path | None = None) -> PluginLibrary:
     if not path.is_file():
         raise ArtifactError(where, f"no file {path}", "the built plugin library", _BUILD_HINT)
     digest = sha256(path)
-    return PluginLibrary(path, digest, _version(path, digest))
+    return PluginLibrary(path, digest, *_described(path, digest))
 
 
 @functools.lru_cache(maxsize=8)
-def _version(path: Path, digest: str) -> str:  # by digest: a rebuilt file is another library
+def _described(path: Path, digest: str) -> tuple[str, str, tuple[int, ...]]:  # by digest: a rebuilt file is another one
+    """Version, platform and archs of a library."""
     try:
-        function = ctypes.CDLL(str(path)).svdq_version
+        library = ctypes.CDLL(str(path))
+        version, supports = library.svdq_version, library.svdq_supports
     except (OSError, AttributeError) as error:
         raise ArtifactError(str(path), str(error), "a plugin library of svdq-trt", _BUILD_HINT) from error
-    function.restype = ctypes.c_char_p
-    return str(function().decode())
+    version.restype = ctypes.c_char_p
+    archs = tuple(
+        a for a in KERNELS if any(supports(FORMATS[f].index, dtype, a) for f in KERNELS[a] for dtype in (0, 1))
+    )
+    return str(version().decode()), _platform(path), archs
+
+
+def _platform(path: Path) -> str:
+    """``linux-x86_64``, from the header of an ELF file that this machine has loaded."""
+    with path.open("rb") as file:
+        machine = int.from_bytes(file.read(20)[18:], sys.byteorder)
+    return f"linux-{_MACHINES.get(machine, f'elf{machine}')}"
+
+
+def this_platform() -> str:
+    """The platform that this process can load libraries of."""
+    return f"linux-{platform.machine()}"
+
+
+def require_arch(library: PluginLibrary, arch: int) -> None:
+    """Check that a plan for `arch` would find kernels in the library that it carries.
+
+    Raises:
+        UnsupportedError: it was compiled for other GPUs.
+    """
+    if arch not in library.archs:
+        have = ", ".join(f"sm_{a}" for a in library.archs) or "none of ours"
+        raise UnsupportedError(
+            str(library.path),
+            f"machine code for {have}",
+            f"for sm_{arch}",
+            f"{BUILD_HINT} without SVDQ_ARCHS, or with {arch} among its architectures.",
+        )
 
 
 def registered_ops(trt: Any) -> set[str]:

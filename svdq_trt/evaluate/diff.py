@@ -5,21 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact.entry import MAX_DIMS
 from svdq_trt.artifact.manifest import Manifest, OutputEntry
+from svdq_trt.artifact.tensor_file import TensorFile, check_finite
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.engine.backend import local_arch
 from svdq_trt.evaluate.metrics import compare_outputs
-from svdq_trt.evaluate.runner import outputs_of
+from svdq_trt.evaluate.runner import as_taken, outputs_of
+from svdq_trt.runtime.shapes import check_inputs
 
 if TYPE_CHECKING:
     from svdq_trt.models import ModelSpec
     from svdq_trt.runtime.protocol import Runner
 
+#: dtypes of --inputs, as safetensors names them
+_INPUT_KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I8", "U8", "BOOL")
 RUNTIMES = ("auto", "tensorrt", "onnx")
 
 
@@ -124,6 +129,8 @@ def compare_subjects(
     Raises:
         SvdqError: a side that cannot be opened or run; outputs that differ in name or shape, or are not finite.
     """
+    for one in (reference, candidate):
+        check_feed(one, feed)
     results = []
     for one in (reference, candidate):
         say(f"running {one.label}")
@@ -131,6 +138,13 @@ def compare_subjects(
     (ref, ref_seconds), (got, got_seconds) = results
     figures = compare_outputs(ref, got, (reference.label, candidate.label))
     return Difference(figures, ref, got, (ref_seconds, got_seconds))
+
+
+def check_feed(one: Subject, feed: Mapping[str, np.ndarray]) -> None:
+    """Check that a side takes these inputs, before anything is opened. Raises ShapeError: names or shapes differ."""
+    if one.manifest is not None:
+        profiles = [tensor.profile for tensor in one.manifest.inputs]
+        check_inputs(profiles, as_taken(profiles, feed))
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------
@@ -151,34 +165,42 @@ def synthetic_inputs(
     if not name:
         raise UsageError("svdq-trt diff", "two ONNX files", "to know the inputs", "Give --inputs FILE or --model NAME.")
     spec = get_model(name)
-    chosen = {s: sizes.get(s) or low for s, low in _smallest(spec, data.config if data else {}).items()}
+    chosen = {s: sizes.get(s) or low for s, low in _smallest(spec, data).items()}
     import torch
 
     tensors = spec.example_inputs(**chosen, seed=seed, dtype=torch.float32)
     return {io.name: t.numpy() for io, t in zip(spec.inputs, tensors, strict=True)}, chosen
 
 
-def _smallest(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, int]:
+def _smallest(spec: ModelSpec, data: Manifest | None) -> dict[str, int]:
     """The lower end of every range: the build's own if its manifest has one, else the model's default."""
     low = spec.profile.sizes(0)
-    return low | {s: r["min"] for s, r in config.items() if s in low and isinstance(r, dict)}
+    if data is None:
+        return low
+    given = data.options
+    ranges = {"batch": given.batch, "height": given.height, "width": given.width}
+    return low | {symbol: size.min for symbol, size in ranges.items() if size is not None}
 
 
 def read_inputs(path: Path) -> dict[str, np.ndarray]:
-    """Tensors of a .safetensors file, named like the model's inputs; 16-bit floats as f32.
+    """Tensors of a .safetensors file, named like the model's inputs; floats of 16 and 8 bits as f32.
 
     Raises:
-        ArtifactError: unreadable. ShapeError: no tensors.
+        ArtifactError: unreadable, a dtype that no model takes, NaN or Inf. ShapeError: no tensors, or one of more
+            dimensions than TensorRT has.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(str(path), f"cannot be read ({error})", "a .safetensors file") from error
-    if not tensors:
+    file = TensorFile(path)
+    if not file.names:
         raise ShapeError(str(path), "no tensors", "one per model input")
-    low = (torch.float16, torch.bfloat16)
-    return {name: (t.float() if t.dtype in low else t).numpy() for name, t in tensors.items()}
+    found = {}
+    for name in file.names:
+        where, kind = f"{path}: '{name}'", file.kind(name)
+        if kind not in _INPUT_KINDS:
+            raise ArtifactError(where, f"dtype {kind}", f"one of {', '.join(_INPUT_KINDS)}")
+        if len(file.shape(name)) > MAX_DIMS:
+            raise ShapeError(where, f"{len(file.shape(name))} dimensions", f"at most {MAX_DIMS}")
+        tensor = file.read_stored(name)
+        tensor = tensor if kind in ("F32", "F64") or not tensor.is_floating_point() else tensor.float()
+        check_finite(where, tensor)
+        found[name] = tensor.numpy()
+    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,15 +12,17 @@ from torch import Tensor
 from svdq_trt.artifact import manifest, svdq_file
 from svdq_trt.artifact.allocation import describe
 from svdq_trt.artifact.calibration import Calibration
+from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, own_folder, refuse_link
-from svdq_trt.checkpoint.load import open_weights
+from svdq_trt.checkpoint import identify_weights, open_weights
 from svdq_trt.evaluate import figures
 from svdq_trt.evaluate.analyse import NodeReport, analyse, error_split, representative
 from svdq_trt.evaluate.page import render
 from svdq_trt.lora.apply import without_loras
 from svdq_trt.models import get_model, read_members
+from svdq_trt.nn.restore import restore_model
 
 PAGE = "report.html"
 PICTURES = "report"
@@ -41,8 +42,9 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
             a link.
     """
     refuse_link(engine / PICTURES)
-    data = manifest.read(engine)
-    loaded = svdq_file.load(engine / "svdq.safetensors")
+    data = manifest.verify(engine, parts=("artifact",))
+    artifact = "svdq.safetensors" if data.artifact is None else Path(data.artifact.file).name
+    loaded = svdq_file.load(engine / artifact)
     quantized = without_loras(loaded)  # a LoRA is not an error of the quantizer
     chosen = representative(quantized.nodes, layers)
     reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
@@ -83,8 +85,8 @@ def _closer(
     progress: Callable[[int, int, str], None],
 ) -> tuple[list[NodeReport], dict[str, dict[str, float]]]:
     """Figures and pictures of the chosen nodes, and the error split of every node."""
-    spec, config = get_model(data.model), data.config
-    if config.get("quantized"):
+    spec, options = get_model(data.model), data.options
+    if options.quantized:
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
     calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
     if not calib.is_file():
@@ -94,9 +96,15 @@ def _closer(
             "the calibration that the build left beside its engines",
             "Run the build again, or use --layers 0.",
         )
-    groups = {g.node: g for g in spec.groups(spec.build(), tuple(config["skip"]))}
+    _check_sources(engine, data, calib)
+    restore_model(loaded, spec)  # its nodes are the model's
+    groups = {g.node: g for g in spec.groups(spec.build(), options.skip)}
+    if odd := next((node.name for node in loaded.nodes if node.name not in groups), ""):
+        raise ArtifactError(
+            str(engine), f"node {odd}, which the manifest's --skip leaves out", "one model", "--layers 0"
+        )
     calibration = Calibration.load(calib, [group.node for group in groups.values()])
-    weights = open_weights(spec, config["checkpoint"], config["random_weights"])
+    weights = open_weights(spec, options.checkpoint, options.random_weights)
     reports, splits = {}, {}
     for index, node in enumerate(loaded.nodes):
         progress(index, len(loaded.nodes), node.name)
@@ -109,6 +117,24 @@ def _closer(
             splits[node.name] = error_split(node, loaded.tensors, w, x)
     progress(len(loaded.nodes), len(loaded.nodes), "writing")
     return [reports[node.name] for node in chosen], splits
+
+
+def _check_sources(engine: Path, data: Manifest, calib: Path) -> None:
+    """Check that calibration and weights are those of this engine; earlier releases did not record which they were.
+
+    Raises:
+        ArtifactError: another build has written the calibration since, or the checkpoint has changed.
+    """
+    inputs, weights = (data.origin.calibration, data.origin.weights) if data.origin else (None, None)
+    if inputs is not None and inputs.collected:
+        Held(calib.name, None, inputs.collected).check(
+            calib.parent, "Run this engine's build again, or use --layers 0."
+        )
+    if weights is not None:
+        spec, options = get_model(data.model), data.options
+        if identify_weights(spec, options.checkpoint, options.random_weights).digest != weights.digest:
+            got = f"weights that have changed since the engine was built ({weights.source})"
+            raise ArtifactError(str(engine), got, "those it was built from", "Build it again, or use --layers 0.")
 
 
 def _parts(loaded: svdq_file.Artifact) -> dict[str, int]:
@@ -138,22 +164,16 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _sampled(sampling: Mapping[str, Any] | None) -> str:
-    if sampling is None:
-        return "synthetic inputs"
-    return f"{sampling['samples']} steps recorded in {sampling['pipeline']}"
-
-
 def _facts(data: Manifest) -> list[tuple[str, str]]:
     """The overview's lines."""
     fp16, ours = data.fp16_weight_bytes, data.quantized_weight_bytes
-    accuracy, config = data.accuracy, data.config
-    source = config.get("quantized") or config["checkpoint"] or f"random weights, seed {config['random_weights']}"
+    accuracy, options = data.accuracy, data.options
+    share = f" ({100 * ours / fp16:.0f} %)" if fp16 else ""
     facts = [
-        ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit ({100 * ours / fp16:.0f} %)"),
-        ("from", source),
-        ("preset", config["preset"]),
-        ("calibration", config["calibration"] or _sampled(config.get("sampling"))),
+        ("weights", f"{ours / 1e9:.3f} GB of {fp16 / 1e9:.3f} GB in 16 bit{share}"),
+        ("from", options.weights),
+        ("preset", options.preset),
+        ("calibration", options.inputs),
         ("nodes", f"{len({q.node for q in data.quantized})}, from {len(data.quantized)} linears"),
     ]
     facts += [

@@ -7,7 +7,7 @@ the session's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from polygraphy.common import TensorMetadata
 from polygraphy.datatype import DataType
 from polygraphy.logger import G_LOGGER
 
+from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.runtime.protocol import Runner
 from svdq_trt.runtime.shapes import numpy_dtype
 
@@ -41,8 +42,7 @@ class SessionRunner(BaseRunner):
 
     def infer_impl(self, feed_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once, host to host. Values are cast to the session's dtypes: models of two dtypes get the same inputs."""
-        dtypes = {p.name: numpy_dtype(p.dtype) for p in self.session.inputs}
-        feed = {n: v.astype(dtypes.get(n, v.dtype)) for n, v in feed_dict.items()}
+        feed = as_taken(self.session.inputs, feed_dict)
         start = time.perf_counter()
         outputs = self.session.run(feed)
         self.inference_time = time.perf_counter() - start
@@ -52,6 +52,12 @@ class SessionRunner(BaseRunner):
         """Close the session."""
         self.session.close()
         del self.session
+
+
+def as_taken(inputs: Sequence[TensorProfile], feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`feed` in the dtypes of `inputs`."""
+    dtypes = {p.name: numpy_dtype(p.dtype) for p in inputs}
+    return {n: v.astype(dtypes.get(n, v.dtype)) for n, v in feed.items()}
 
 
 def outputs_of(

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.artifact import manifest
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.base.files import read_json_object, sha256
+from svdq_trt.base.files import parse_json, read_json_object, sha256
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.interop.reader import Reader
 from svdq_trt.models import ModelSpec
@@ -27,9 +28,12 @@ def files_of(spec: ModelSpec, path: Path) -> tuple[tuple[Path, ...], dict[str, P
     Raises:
         ArtifactError: none of these.
     """
-    if (path / OWN_NAME).is_file():
-        return (path / OWN_NAME,), {}
     files = tuple(path / name for name in _FOLDER)
+    if (path / OWN_NAME).is_file():
+        if other := next((file for file in files if file.is_file()), None):
+            got = f"both {OWN_NAME} and {other.name}"
+            raise ArtifactError(str(path), got, "one quantized checkpoint", "Name the file that you mean.")
+        return (path / OWN_NAME,), {}
     if path.is_dir() and any(file.is_file() for file in files):
         for file in files:
             if not file.is_file():
@@ -55,8 +59,15 @@ def open_reader(spec: ModelSpec, path: Path) -> Reader:
     return reader
 
 
+def check_engine(path: Path) -> None:
+    """Check the quantized model of an engine folder against its manifest. Raises ArtifactError: damaged."""
+    if (path / manifest.NAME).is_file():
+        manifest.verify(path, parts=("artifact",))
+
+
 def digest(path: Path, spec: ModelSpec) -> str:
     """``sha256:<hex>`` of a quantized checkpoint and the model it is for. Raises ArtifactError: unreadable."""
+    check_engine(path)
     files, beside = files_of(spec, path)
     h = hashlib.sha256(spec.name.encode())
     for file in (*files, *beside.values()):
@@ -89,8 +100,8 @@ def header_object(reader: Reader, key: str) -> dict[str, Any]:
     if len(text) > _JSON_MAX:
         raise ArtifactError(where, f"{len(text)} bytes", f"at most {_JSON_MAX}")
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         raise ArtifactError(where, "not valid JSON", "a JSON object") from None
     if not isinstance(value, dict):
         raise ArtifactError(where, f"a JSON {type(value).__name__}", "a JSON object")

@@ -8,7 +8,7 @@ from pathlib import Path
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.tensor_file import SAFETENSORS_DTYPES, stream_tensors
 from svdq_trt.base.errors import ArtifactError, UsageError
-from svdq_trt.interop.container import MODELOPT, OWN, OWN_NAME, files_of, kind_of, open_reader
+from svdq_trt.interop.container import MODELOPT, OWN, OWN_NAME, check_engine, files_of, kind_of, open_reader
 from svdq_trt.interop.nunchaku_export import write_nunchaku
 from svdq_trt.interop.nunchaku_import import read_nunchaku
 from svdq_trt.models import ModelSpec, get_model
@@ -88,6 +88,7 @@ def export_nunchaku(path: Path, out: Path, old_keys: bool | None = None) -> Repo
     Raises:
         ArtifactError: no artifact there. UnsupportedError: something that nunchaku cannot run.
     """
+    check_engine(path)
     loaded = svdq_file.load(path / OWN_NAME if path.is_dir() else path)
     try:
         spec = get_model(str(loaded.meta.get("model")))
@@ -96,4 +97,5 @@ def export_nunchaku(path: Path, out: Path, old_keys: bool | None = None) -> Repo
     done = write_nunchaku(loaded, spec, old_keys)
     shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in done.tensors.items()}
     stream_tensors(out, shapes, lambda name: done.tensors[name].contiguous(), done.metadata)
-    return Report("nunchaku", loaded.meta["format"], loaded.meta["rank"], len(loaded.nodes), {}, tuple(done.notes))
+    fmt, rank = loaded.meta.get("format", ""), loaded.meta.get("rank", 0)
+    return Report("nunchaku", fmt, rank, len(loaded.nodes), {}, tuple(done.notes))

@@ -1,7 +1,8 @@
 """The kernels that TensorRT-RTX compiles on the machine that runs an engine, kept on disk.
 
-With the file a later process opens the same engine without compiling again. TensorRT-RTX checks the file against
-its release, the GPU and the driver, and ignores one that does not fit.
+With the file a later process opens the same engine without compiling again. TensorRT-RTX checks its contents against
+its release, the GPU and the driver, and ignores what does not fit. That they are whole, and of this plan, is checked
+here: the file begins with the SHA-256 of the plan's digest and the rest.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write
 
+_DIGEST_BYTES = 32
+
 
 def cache_path(folder: Path, gpu: str, version: str) -> Path:
     """Path of the cache: one file per GPU model and release, beside the plan."""
@@ -23,15 +26,25 @@ def cache_path(folder: Path, gpu: str, version: str) -> Path:
 
 
 class RuntimeCache:
-    """A TensorRT-RTX IRuntimeCache with its file."""
+    """A TensorRT-RTX IRuntimeCache with its file, for the plan whose digest is `plan_sha256`."""
 
-    def __init__(self, config: Any, path: Path) -> None:
+    def __init__(self, config: Any, path: Path, plan_sha256: str = "") -> None:
         """Attach to an IRuntimeConfig, loading the file if it exists and fits."""
-        self.path = path
+        self.path, self._plan = path, plan_sha256.encode()
         self._cache = config.create_runtime_cache()
-        self.hit = path.is_file() and bool(self._cache.deserialize(path.read_bytes()))
-        self._digest = self._sha256(path.read_bytes()) if self.hit else b""
+        blob = self._read()
+        self.hit = bool(blob) and bool(self._cache.deserialize(blob))
+        self._digest = self._sha256(blob) if self.hit else b""
         config.set_runtime_cache(self._cache)
+
+    def _read(self) -> bytes:
+        """What an earlier process saved for this plan; empty where there is nothing, or something else."""
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            return b""
+        digest, blob = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        return blob if digest == self._sha256(blob) else b""
 
     def save(self) -> None:
         """Write what has been compiled since; a folder that is not writable simply gets no cache."""
@@ -43,8 +56,7 @@ class RuntimeCache:
             return
         self._digest = self._sha256(blob)
         with contextlib.suppress(ArtifactError), atomic_write(self.path) as tmp:
-            tmp.write_bytes(blob)
+            tmp.write_bytes(self._digest + blob)
 
-    @staticmethod
-    def _sha256(blob: bytes) -> bytes:
-        return hashlib.sha256(blob).digest()
+    def _sha256(self, blob: bytes) -> bytes:
+        return hashlib.sha256(self._plan + blob).digest()

@@ -18,7 +18,7 @@ import numpy as np
 
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import Manifest, TensorProfile
-from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.runtime.onnx_graph import read_graph
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, numpy_dtype
 
@@ -31,14 +31,14 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 class OnnxSession:
     """One ONNX file in ONNX Runtime. Several threads may call `run` at once.
 
-    A bfloat16 model runs as its float32 twin, which is written beside the file: ONNX Runtime's CPU has no bfloat16
-    arithmetic. Inputs and outputs keep the model's dtype.
+    A bfloat16 model runs as its float32 twin, as ONNX Runtime's CPU has no bfloat16 arithmetic. The twin is made in
+    memory at each opening, from the file as it is then. Inputs and outputs keep the model's dtype.
 
     Attributes:
         manifest: the engine's manifest; None for an ONNX file by itself. model: its model's name; "" without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
-        path: the ONNX file that is run. lora: the graph's LoRA slots; None without.
+        path: the ONNX file. lora: the graph's LoRA slots; None without.
 
     Args:
         source: an engine folder (the plan may be missing), or an .onnx file.
@@ -46,7 +46,7 @@ class OnnxSession:
         threads: inside one operator; None leaves it to ONNX Runtime.
 
     Raises:
-        ArtifactError: no manifest, another size than the manifest's, not an ONNX file.
+        ArtifactError: no manifest, another digest than the manifest's, not an ONNX file.
         UnsupportedError: this ONNX Runtime has no such device. SvdqError: ONNX Runtime refuses the file.
     """
 
@@ -65,13 +65,14 @@ class OnnxSession:
         self.inputs: list[TensorProfile] = [t.profile for t in self.manifest.inputs] if self.manifest else graph.inputs
         self.output_names = list(graph.outputs)
         self._output_dtypes = graph.outputs
-        self.path = _float32_twin(file) if graph.has_bfloat16 else file
+        self.path = file
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            self._session = ort.InferenceSession(str(self.path), options, providers=[self.provider])
+            model = _float32_twin(file, options) if graph.has_bfloat16 else str(file)
+            self._session = ort.InferenceSession(model, options, providers=[self.provider])
         except Exception as error:
             raise _as_svdq_error(error, self.path) from error
         self.lora = self._open_slots(source, [p.name for p in graph.inputs])
@@ -156,18 +157,12 @@ def _provider(ort: Any, device: str) -> str:
     return _PROVIDERS[device]
 
 
-def _float32_twin(file: Path) -> Path:
-    """Path of the twin beside `file`, which is written unless one exists that is not older."""
-    twin = file.with_suffix(".f32.onnx")
-    if not twin.is_file() or twin.stat().st_mtime_ns < file.stat().st_mtime_ns:
-        from svdq_export import write_float32_twin
+def _float32_twin(file: Path, options: Any) -> bytes:
+    """The twin of `file`, which reads the same data: `options` tell ONNX Runtime where."""
+    from svdq_export import float32_twin
 
-        try:
-            write_float32_twin(file)
-        except OSError as error:
-            raise ArtifactError(
-                str(twin), f"cannot be written ({error.strerror})", "a writable folder", "Copy the engine folder."
-            ) from error
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
+    twin: bytes = float32_twin(file)
     return twin
 
 

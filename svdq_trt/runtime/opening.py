@@ -65,6 +65,8 @@ def open_engine(
     # manifest's.
     wanted = None if allow_arch_mismatch else arch
     manifest.verify(folder, wanted, None if installed is None else installed.version, parts=())
+    if not allow_arch_mismatch:
+        _check_platform(folder, data)
     backend = find_backend(folder, data)
     manifest.verify(folder, parts=("plan",) if beside is None else ("plan", "plugin"))
     assert data.plan is not None  # verified
@@ -88,6 +90,19 @@ def open_engine(
         )
     seconds = {"check": checked - started, "load": time.perf_counter() - checked}
     return Opened(folder, data, backend, engine, logger, seconds)
+
+
+def _check_platform(folder: Path, data: Manifest) -> None:
+    """Raise UnsupportedError for a plan from another kind of machine; earlier releases did not record theirs."""
+    here, there = plugin_lib.this_platform(), data.plugin.platform
+    if there and there != here:
+        raise UnsupportedError(
+            str(folder),
+            f"a plan and its plugin library for {there}",
+            f"for {here}, this machine",
+            "Install svdq-trt here, which compiles the plugin library for this machine, then: "
+            f"{manifest.finish_command(folder)}",
+        )
 
 
 def find_backend(folder: Path, data: Manifest) -> Backend:

@@ -186,7 +186,8 @@ class Session:
                 self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
             if path is not None:
-                cache = RuntimeCache(config, path)
+                assert self.manifest.plan is not None  # it was opened
+                cache = RuntimeCache(config, path, self.manifest.plan.sha256)
             context = self._engine.create_execution_context(config)
         else:
             context = self._engine.create_execution_context()

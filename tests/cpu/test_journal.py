@@ -6,6 +6,8 @@ import pytest
 
 from svdq_trt.base.journal import Journal
 
+DEEP = b'{"name": "b", "value": ' + b"[" * 100_000 + b"\n"
+
 
 def test_values_come_back_under_the_same_key_only(tmp_path):
     path = tmp_path / "j"
@@ -18,7 +20,17 @@ def test_values_come_back_under_the_same_key_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "torn", [b'{"name": "b", "val', b'{"name": "b", "value": 2}', b"\xff\n", b"[]\n", b'{"x": 1}\n']
+    "torn",
+    [
+        b'{"name": "b", "val',
+        b'{"name": "b", "value": 2}',
+        b"\xff\n",
+        b"[]\n",
+        b'{"x": 1}\n',
+        DEEP,
+        b'{"name": "b", "value": NaN}\n',
+    ],
+    ids=["torn", "no end of line", "no UTF-8", "no object", "no name", "deep", "NaN"],
 )
 def test_a_damaged_end_is_cut_off_and_written_over(tmp_path, torn):
     path = tmp_path / "j"

@@ -84,7 +84,7 @@ def test_verify_quotes_what_a_manifest_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plugin_lib, "find", lambda: SimpleNamespace(version="1"))
     assert cli.main(["verify", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert len(printed.splitlines()) == 1 and r"a\nsvdq-trt: fine" in printed and r"\x1b[2J" in printed
+    assert len(printed.splitlines()) == 2 and r"a\nsvdq-trt: fine" in printed and r"\x1b[2J" in printed
 
 
 def test_what_a_library_prints_into_the_pipe_is_quoted(capsys):

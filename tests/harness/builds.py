@@ -64,10 +64,7 @@ class SharedEngines:
         self.folder, self.engines = folder, folder / "engines"
 
     def copy(self, out: Path, *archs: str, check: bool = True) -> None:
-        """Engines of `archs`, and the stages that builds into `out` reuse; both may be changed there.
-
-        A copied file keeps its time, by which a build knows it.
-        """
+        """Engines of `archs`, and the stages that builds into `out` reuse; both may be changed there."""
         with (self.folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._build(archs, check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ import pytest
 
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.contract import ops
+from svdq_trt.contract.archs import KERNELS
 from svdq_trt.contract.attention import EVERY_OP
 from svdq_trt.engine import plugin_lib
 
@@ -30,6 +32,11 @@ def test_find_takes_the_environment_variable(library, monkeypatch, tmp_path):
     assert found.path == copy
     assert found.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
     assert found.version.split(".")[0] == ops.PLUGIN_VERSION
+
+
+def test_a_library_tells_what_it_runs_on(library):
+    assert library.platform == f"linux-{platform.machine()}"
+    assert library.archs and set(library.archs) <= set(KERNELS)
 
 
 def test_find_missing_file_names_the_variable(monkeypatch, tmp_path):

@@ -101,4 +101,5 @@ def with_plan(data: Manifest, planned: Planned, library: PluginLibrary) -> Manif
 
 def plugin_entry(library: PluginLibrary, embedded: bool) -> PluginEntry:
     """The plugin library, which lies beside the plan under its own name."""
-    return PluginEntry(library.path.name, library.version, library.sha256, embedded)
+    archs = tuple(f"sm_{arch}" for arch in library.archs)
+    return PluginEntry(library.path.name, library.version, library.sha256, embedded, library.platform, archs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +46,9 @@ class Sample(Stage[Sampled]):
     @classmethod
     def of(cls, work: Work, sampling: Sampling) -> Sample:
         """The stage for a build's options."""
-        source = hashlib.sha256(json.dumps(sampling.identity(), sort_keys=True, default=str).encode()).hexdigest()
         height, width = (work.profile[symbol][1] for symbol in ("height", "width"))
         out: Path = work.shared / FILE
-        return cls(work.spec.name, source, height, width, work.device, sampling=sampling, out=out)
+        return cls(work.spec.name, work.sampling, height, width, work.device, sampling=sampling, out=out)
 
     @property
     def label(self) -> str:

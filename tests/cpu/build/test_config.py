@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -231,14 +233,27 @@ def test_sampling_and_given_inputs_exclude_each_other(pipeline):
         BuildConfig("sdxl-tiny", (89,), Path("x"), random_weights=0, sampling=sampling, calibration=Path("y"))
 
 
-def test_sampling_is_known_by_its_settings_and_files(pipeline):
+def test_sampling_is_known_by_its_settings_and_files(pipeline, tmp_path_factory):
     def identity(**changes):
-        return Sampling(**{"pipeline": pipeline, "prompts": pipeline / "prompts.txt"} | changes).identity()
+        return Sampling(**{"pipeline": pipeline, "prompts": pipeline / "prompts.txt"} | changes).digest()
 
     first = identity()
     assert identity() == first and identity(seed=1) != first and identity(steps=4) != first
-    (pipeline / "unet" / "weights").write_text("12")
+    weights, second = pipeline / "unet" / "weights", identity()
+    assert second == first
+    weights.write_text("12")
     second = identity()
     assert second != first
+    stat = weights.stat()
+    weights.write_text("13")
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # other weights of the same size and time
+    third = identity()
+    assert third != second
+    (pipeline / "unet" / "weights.bin").write_text("a pickle, which is never read")
+    assert identity() == third
     (pipeline / "prompts.txt").write_text("an owl")
-    assert identity()["prompts"] != second["prompts"]
+    fourth = identity()
+    assert fourth != third
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(pipeline, copy, copy_function=shutil.copyfile)  # at another time
+    assert identity(pipeline=copy) == fourth

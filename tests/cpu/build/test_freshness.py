@@ -15,6 +15,7 @@ import pytest
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.build import code, freshness, stages
 from svdq_trt.build.config import Sampling
+from svdq_trt.build.folder import place
 from svdq_trt.build.stage import UNKEYED, File, Step, from_json
 from svdq_trt.build.stages.allocate import Allocate
 from svdq_trt.build.stages.calibrate import Calibrate
@@ -55,12 +56,37 @@ NAMES = [type(step).__name__ for step in STEPS]
 
 def test_fresh_until_key_or_file_changes(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"1234")
-    freshness.store(tmp_path, "s", "k1", ["a.bin"], {"v": 1})
-    assert freshness.lookup(tmp_path, "s", "k1") == {"v": 1}
+    stored = freshness.store(tmp_path, "s", "k1", ["a.bin"], {"v": 1})
+    assert freshness.lookup(tmp_path, "s", "k1") == stored and stored.result == {"v": 1}
     assert freshness.lookup(tmp_path, "s", "k2") is None
     assert freshness.lookup(tmp_path, "t", "k1") is None
     os.utime(tmp_path / "a.bin", ns=(1, 1))
-    assert freshness.lookup(tmp_path, "s", "k1") is None
+    assert freshness.lookup(tmp_path, "s", "k1") == stored  # a copy that lost its time is the same file
+    (tmp_path / "a.bin").write_bytes(b"1235")
+    os.utime(tmp_path / "a.bin", ns=(1, 1))
+    assert freshness.lookup(tmp_path, "s", "k1") is None  # and one of the same size and time need not be
+
+
+def test_a_shared_file_is_put_where_another_one_lies(tmp_path):
+    """Of the same size and time: as of two builds whose reused stages are of one day."""
+    source, target = tmp_path / "shared.onnx", tmp_path / "model.onnx"
+    for link in (True, False):
+        source.unlink(missing_ok=True)
+        source.write_bytes(b"rank 64")
+        target.unlink(missing_ok=True)
+        target.write_bytes(b"rank 32")
+        os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+        digest = freshness.digest_of(source)
+        place(source, target, digest, link)
+        assert target.read_bytes() == b"rank 64" and target.samefile(source) is link
+        inode = target.stat().st_ino
+        place(source, target, digest, link)
+        assert target.stat().st_ino == inode  # it stays
+    place(source, target, digest, link=True)
+    target.unlink()
+    os.link(source, target)
+    place(source, target, digest, link=False)
+    assert target.stat().st_nlink == 1  # onnx refuses data with several names
 
 
 def test_missing_file_and_damaged_record_are_stale(tmp_path):

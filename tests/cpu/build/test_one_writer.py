@@ -52,7 +52,8 @@ def test_second_finish_is_refused_while_the_first_one_builds(folder, tmp_path, m
         return Done(Planned(plan, backend, (), {}), 1.0, 1)
 
     monkeypatch.setattr(finish, "select", lambda choice, arch: SimpleNamespace(name="fake", version="1"))
-    monkeypatch.setattr(finish.plugin_lib, "find", lambda: PluginLibrary(installed, sha256(installed), "2.0.0"))
+    library = PluginLibrary(installed, sha256(installed), "2.0.0", "linux-riscv64", (89, 90))
+    monkeypatch.setattr(finish.plugin_lib, "find", lambda: library)
     monkeypatch.setattr(finish.StageRunner, "run", build)
     assert cli.main(["finish", str(folder)]) == 0
     assert codes == [1] and BUSY in capsys.readouterr().err

@@ -138,8 +138,40 @@ def test_pipeline_of_another_model_is_refused(folders, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(("plain", "variant"), [(True, None), (False, "fp16")])
+def test_the_pipeline_runs_the_weights_that_the_build_reads(tmp_path, monkeypatch, plain, variant):
+    """The variant's files beside the plain ones are no reason to run them."""
+    from diffusers import DiffusionPipeline
+
+    stem, asked = "diffusion_pytorch_model", []
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text("{}")
+    for name in [f"{stem}.fp16.safetensors", f"{stem}.safetensors"][: 1 + plain]:
+        (tmp_path / "unet" / name).write_bytes(b"")
+
+    def load(folder, **options):
+        asked.append(options["variant"])
+        raise ValueError("seen")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", load)
+    with pytest.raises(ArtifactError, match="seen"):
+        sample_inputs(get_model("sdxl-tiny"), tmp_path, PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)
+    assert asked == [variant]
+
+
 def test_damaged_pipeline_is_refused(tmp_path):
-    for content, text in (("{", "not valid JSON"), ('{"_class_name": "NoSuchPipeline"}', "cannot be loaded")):
+    kind = '"_class_name": "StableDiffusionXLPipeline"'
+    for content, text in (
+        ("{", "not valid JSON"),
+        ('{"_class_name": "NoSuchPipeline"}', "cannot be loaded"),
+        ('{"_class_name": ["StableDiffusionXLPipeline"]}', "cannot be loaded"),
+        ('{"_class_name": null}', "cannot be loaded"),
+        ("{" + kind + ', "unet": [1, 2]}', "cannot be loaded"),
+        ("{" + kind + ', "unet": {"a": 1}, "vae": "x"}', "cannot be loaded"),
+        ("{" + kind + ', "unet": ["diffusers"], "_diffusers_version": 3}', "cannot be loaded"),
+        ("{" + kind + ', "unet": ["os", "system"]}', "cannot be loaded"),
+    ):
         (tmp_path / "model_index.json").write_text(content)
         with pytest.raises(ArtifactError, match=text):
             sample_inputs(get_model("sdxl-tiny"), tmp_path, PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)

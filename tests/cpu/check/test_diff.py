@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
-from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError, SvdqError
 from svdq_trt.cli import main
 from svdq_trt.engine.backend import local_arch
 from svdq_trt.evaluate.diff import read_inputs, subject
@@ -144,7 +144,7 @@ def test_plan_in_tensorrt_where_there_is_a_gpu(tmp_path, monkeypatch):
         (["{one}", "--against", "{none}", "--inputs", "{inputs}"], 1, "none.onnx: cannot be read"),
         (["{folder}", "--against", "{one}", "--inputs", "{inputs}"], 1, "manifest.json"),
         (["{inputs}", "--against", "{one}", "--inputs", "{inputs}"], 1, "want an engine folder, its model.plan, or an"),
-        (["{one}", "--against", "{one}", "--inputs", "{one}"], 1, "want a .safetensors file"),
+        (["{one}", "--against", "{one}", "--inputs", "{one}"], 1, "want a complete safetensors file"),
         (["{one}", "--against", "{one}", "--model", "sdxl-tiny"], 1, "input 'x': missing"),
         (["{one}", "--against", "{other}", "--inputs", "{inputs}"], 1, "other outputs or shapes than the reference"),
         (["{nan}", "--against", "{one}", "--inputs", "{inputs}"], 1, "output y: NaN or Inf"),
@@ -171,5 +171,43 @@ def test_empty_inputs_file_is_refused(tmp_path):
     save_file({}, tmp_path / "e.safetensors")
     with pytest.raises(Exception, match="no tensors, want one per model input"):
         read_inputs(tmp_path / "e.safetensors")
-    with pytest.raises(ArtifactError, match=r"none\.safetensors: cannot be read"):
+    with pytest.raises(ArtifactError, match=r"none\.safetensors: not a readable"):
         read_inputs(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float32, torch.int64])
+def test_inputs_of_every_dtype_that_f32_holds(tmp_path, dtype):
+    path, values = tmp_path / "x.safetensors", torch.arange(-8, 8).reshape(2, 8).to(dtype)
+    save_file({"x": values}, path)
+    got = read_inputs(path)["x"]
+    assert got.dtype == (np.int64 if dtype is torch.int64 else np.float32)
+    assert np.array_equal(got, values.double().numpy())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "text"),
+    [
+        (torch.zeros((1,) * 65), "'x': 65 dimensions, want at most 8"),
+        (torch.zeros(2, 8, dtype=torch.complex64), "'x': dtype C64, want one of F64, F32"),
+        (torch.zeros(2, 8, dtype=torch.uint16), "'x': dtype U16, want one of F64, F32"),
+        (torch.full((2, 8), float("nan")), "'x': NaN or Inf, want finite values"),
+    ],
+    ids=["65 dimensions", "complex", "uint16", "NaN"],
+)
+def test_inputs_that_no_model_takes_are_one_line(tmp_path, tensor, text):
+    path = tmp_path / "x.safetensors"
+    save_file({"x": tensor}, path)
+    with pytest.raises(SvdqError, match=text):
+        read_inputs(path)
+
+
+def test_inputs_are_compared_with_both_engines_before_either_is_opened(tmp_path, capsys):
+    folder, one, path = write_folder(tmp_path / "engine", 1.0), write(tmp_path / "1.onnx"), tmp_path / "x.safetensors"
+    for tensors, text in (
+        ({"x": torch.zeros(5, 8)}, "input 'x': shape [5, 8], want [1..4, 8]"),
+        ({"z": torch.zeros(2, 8)}, "input 'x': missing, want x"),
+    ):
+        save_file(tensors, path)
+        assert diff(folder, "--against", one, "--inputs", path, "--runtime", "onnx") == 1
+        said = capsys.readouterr().err
+        assert text in said and "running" not in said

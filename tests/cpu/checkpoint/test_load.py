@@ -1,5 +1,6 @@
 """Every accepted form of a checkpoint gives the same module."""
 
+import itertools
 import json
 import re
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, UsageError
-from svdq_trt.checkpoint import load, weights_digest
+from svdq_trt.checkpoint import identify_weights, load, open_weights
 from svdq_trt.models import get_model
 
 SPEC = get_model("sdxl-tiny")
@@ -37,21 +38,59 @@ def assert_loads(checkpoint, state):
         assert tensor.equal(state[name]), name
 
 
-def shard(folder, state):
+def shard(folder, state, variant=""):
     names = sorted(state)
     index = {}
     for i, part in enumerate((names[::2], names[1::2]), 1):
-        file = f"{STEM}-0000{i}-of-00002.safetensors"
+        file = f"{STEM}{variant}-0000{i}-of-00002.safetensors"
         save_file({n: state[n] for n in part}, folder / file)
         index |= dict.fromkeys(part, file)
-    (folder / f"{STEM}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (folder / f"{STEM}.safetensors.index{variant}.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def test_pipeline_folder_with_fp16_variant(tmp_path, state):
-    unet = config(tmp_path / "unet")
-    save_file(state, unet / f"{STEM}.fp16.safetensors")
-    (unet / f"{STEM}.safetensors").write_bytes(b"the variant is preferred")
+    save_file(state, config(tmp_path / "unet") / f"{STEM}.fp16.safetensors")
     assert_loads(tmp_path, state)
+
+
+def marked(state, value):
+    """Other weights: one number tells whose."""
+    return state | {"conv_in.bias": torch.full_like(state["conv_in.bias"], value)}
+
+
+FORMS = {
+    "plain": lambda folder, state: save_file(state, folder / f"{STEM}.safetensors"),
+    "fp16": lambda folder, state: save_file(state, folder / f"{STEM}.fp16.safetensors"),
+    "shards": lambda folder, state: shard(folder, state),
+    "fp16 shards": lambda folder, state: shard(folder, state, ".fp16"),
+}
+
+
+@pytest.mark.parametrize("forms", [f for n in (1, 2, 3, 4) for f in itertools.combinations(FORMS, n)], ids="+".join)
+def test_of_several_files_the_one_that_diffusers_reads_is_read(tmp_path, state, forms):
+    """diffusers' own loader is asked; a variant is asked for only where there is nothing else."""
+    folder = config(tmp_path / "unet")
+    for form in forms:
+        FORMS[form](folder, marked(state, 1.0 + list(FORMS).index(form)))
+    variant = None if {"plain", "shards"} & set(forms) else "fp16"
+    asked = {"subfolder": "unet", "variant": variant, "torch_dtype": torch.float16, "low_cpu_mem_usage": False}
+    want = SPEC.model_class().from_pretrained(tmp_path, **asked).state_dict()["conv_in.bias"]
+    weights = open_weights(SPEC, str(tmp_path))
+    assert torch.equal(weights.read("conv_in.bias"), want)
+    identity = identify_weights(SPEC, str(tmp_path))
+    assert all("-0000" in f.file for f in identity.files) == (len(identity.files) == 2)
+    (note,) = identity.notes or ("",)
+    assert note.count("diffusion_pytorch_model") == (len(forms) if len(forms) > 1 else 0), note
+
+
+def test_a_hub_snapshot_is_read_by_the_variant_that_was_downloaded(monkeypatch, tmp_path, state):
+    unet = config(tmp_path / "unet")
+    save_file(marked(state, 2.0), unet / f"{STEM}.fp16.safetensors")
+    (unet / f"{STEM}.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": f"{STEM}-1.safetensors"}}))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    assert open_weights(SPEC, "me/mine").read("conv_in.bias")[0] == 2
+    with pytest.raises(ArtifactError, match=rf"missing shard.*Or remove .*so that .*: {STEM}.fp16.safetensors\."):
+        open_weights(SPEC, str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -168,6 +207,16 @@ def test_hub_cache_is_used_before_the_network(monkeypatch, tmp_path, state):
     monkeypatch.setattr("huggingface_hub.snapshot_download", cached)
     assert_loads("me/mine", state)
     assert calls == [("me/mine", True)]
+    (note,) = identify_weights(SPEC, "me/mine").notes
+    assert note.startswith("me/mine: weights from the local cache, ")  # diffusers would ask the hub for newer ones
+
+
+def test_the_commit_of_a_hub_snapshot_is_known(monkeypatch, tmp_path, state):
+    folder = tmp_path / "models--me--mine" / "snapshots" / "0123abc"
+    save_file(state, config(folder / "unet") / f"{STEM}.fp16.safetensors")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    identity = identify_weights(SPEC, "me/mine")
+    assert identity.commit == "0123abc" and "commit 0123abc; the hub was not asked" in identity.notes[0]
 
 
 def test_hub_without_the_fp16_variant_takes_the_plain_files(monkeypatch, tmp_path, state):
@@ -189,15 +238,17 @@ def test_digest_follows_content_and_not_place(tmp_path, state):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file(state, a)
     b.write_bytes(a.read_bytes())
-    digest = weights_digest(SPEC, checkpoint=str(a))
-    assert digest.startswith("sha256:") and digest == weights_digest(SPEC, checkpoint=str(b))
+    digest = identify_weights(SPEC, checkpoint=str(a)).digest
+    assert digest.startswith("sha256:") and digest == identify_weights(SPEC, checkpoint=str(b)).digest
     body = bytearray(a.read_bytes())
     body[-1000] ^= 1
     b.write_bytes(body)
-    assert digest != weights_digest(SPEC, checkpoint=str(b))
+    assert digest != identify_weights(SPEC, checkpoint=str(b)).digest
 
 
 def test_digest_of_random_weights_follows_seed_and_model():
-    digests = {weights_digest(SPEC, random_seed=s) for s in (1, 2)} | {weights_digest(get_model("sdxl"), random_seed=1)}
+    digests = {identify_weights(SPEC, random_seed=s).digest for s in (1, 2)} | {
+        identify_weights(get_model("sdxl"), random_seed=1).digest
+    }
     assert len(digests) == 3
-    assert weights_digest(SPEC, random_seed=1) in digests
+    assert identify_weights(SPEC, random_seed=1).digest in digests

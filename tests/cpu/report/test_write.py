@@ -12,14 +12,14 @@ from svdq_trt import calibrate, cli
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.manifest import to_json
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.checkpoint import load
+from svdq_trt.checkpoint import identify_weights, load
 from svdq_trt.contract.formats import INT4
 from svdq_trt.evaluate import report as report_module
 from svdq_trt.lora.apply import LoraRequest, apply_loras
 from svdq_trt.models import get_model
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.run import quantize_model
-from tests.harness.manifests import change_manifest, quantized_entry, write_manifest
+from tests.harness.manifests import change_manifest, file_entry, quantized_entry, write_manifest
 
 SPEC = get_model("pixart-tiny")
 SKIP = ("transformer_blocks.1.*", "*.attn2.*", "*.ff.*")  # two nodes are left
@@ -117,6 +117,40 @@ def test_without_layers_nothing_but_the_folder_is_read(engine, tmp_path):
     assert "<h2>Where errors" not in (copy / "report.html").read_text()
     with pytest.raises(ArtifactError, match=r"calib.safetensors: missing, want the calibration .* --layers 0"):
         report_module.write_report(copy, 1, lambda *_: None)
+
+
+def test_calibration_and_weights_are_those_of_the_engine(engine, tmp_path):
+    """Of the same layers, but written by a later build; and a checkpoint that was edited, here another seed."""
+    copy, shared = tmp_path / engine.name, tmp_path / "pixart-tiny-shared"
+    shutil.copytree(engine, copy)
+    shutil.copytree(engine.parent / "pixart-tiny-shared", shared)
+    weights = {"source": "random weights, seed 0", "digest": identify_weights(SPEC, random_seed=0).digest, "files": []}
+    collected = file_entry(shared / "calib.safetensors")["sha256"]
+    inputs = {"source": "synthetic", "digest": "", "collected": collected}
+    origin = {"date": "", "platform": "", "code": "", "weights": weights, "calibration": inputs}
+    change_manifest(copy, origin=origin)
+    report_module.write_report(copy, 1, lambda *_: None)
+    change_manifest(copy, origin=origin | {"weights": weights | {"digest": "sha256:0"}})
+    with pytest.raises(ArtifactError, match=r"weights that have changed since the engine was built .*seed 0"):
+        report_module.write_report(copy, 1, lambda *_: None)
+    change_manifest(copy, origin=origin)
+    calibration = calibrate.Calibration.load(shared / "calib.safetensors")
+    calibrate.Calibration({n: 2 * a for n, a in calibration.amax.items()}, calibration.x, calibration.meta).save(
+        shared / "calib.safetensors"
+    )
+    with pytest.raises(ArtifactError, match=r"calib\.safetensors: another SHA-256 than the manifest's.*--layers 0"):
+        report_module.write_report(copy, 1, lambda *_: None)
+
+
+def test_a_damaged_quantized_model_is_refused(engine, tmp_path):
+    copy = tmp_path / engine.name
+    shutil.copytree(engine, copy)
+    change_manifest(copy, artifact=file_entry(copy / "svdq.safetensors"))
+    content = bytearray((copy / "svdq.safetensors").read_bytes())
+    content[-8] ^= 1
+    (copy / "svdq.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"svdq\.safetensors: another SHA-256"):
+        report_module.write_report(copy, 0, lambda *_: None)
 
 
 def test_calibration_of_another_build_is_refused(engine, tmp_path):

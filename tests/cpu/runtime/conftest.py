@@ -58,7 +58,7 @@ def trt(monkeypatch, tmp_path):
 
     def find(path: Path | None = None) -> plugin_lib.PluginLibrary:
         path = path or installed
-        return plugin_lib.PluginLibrary(path, digest(path), "1.0.0")
+        return plugin_lib.PluginLibrary(path, digest(path), "1.0.0", plugin_lib.this_platform(), (89,))
 
     monkeypatch.setattr(opening, "local_arch", lambda device: {0: 89, 1: 120}.get(device))
     monkeypatch.setattr(opening, "available", lambda name: [Backend(name, fake)])

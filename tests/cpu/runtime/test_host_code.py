@@ -21,6 +21,7 @@ SOURCE = """
 #include <stdio.h>
 __attribute__((constructor)) static void loaded(void) { FILE* f = fopen(MARKER, "w"); if (f) fclose(f); }
 const char* svdq_version(void) { return "1.0.0"; }
+int svdq_supports(int format, int dtype, int sm) { return sm >= 80; }
 """
 
 

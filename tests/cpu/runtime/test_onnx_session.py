@@ -15,9 +15,11 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from svdq_export import write_float32_twin
 from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
+from svdq_trt.build.finish import finish
 from svdq_trt.runtime import OnnxSession
-from tests.harness.manifests import change_manifest, tensor_entry
+from tests.harness.manifests import change_manifest, file_entry, tensor_entry
 
 WEIGHT = np.random.default_rng(0).standard_normal((8, 8))
 
@@ -109,7 +111,7 @@ def test_a_file_alone_has_open_dimensions(tmp_path):
 def test_bfloat16_runs_as_its_float32_twin(tmp_path):
     path, bf16 = write_model(tmp_path / "m.onnx", ml_dtypes.bfloat16), ml_dtypes.bfloat16
     session = OnnxSession(path)
-    assert session.path == tmp_path / "m.f32.onnx" and session.inputs[0].dtype == "bfloat16"
+    assert session.path == path and session.inputs[0].dtype == "bfloat16"
     given = feed(dtype=bf16)
     got = session.run(given)["y"]
     exact = given["x"].astype(np.float64) @ WEIGHT.astype(bf16).astype(np.float64) + given["t"]
@@ -118,12 +120,43 @@ def test_bfloat16_runs_as_its_float32_twin(tmp_path):
     tensors = {"x": torch.from_numpy(given["x"].astype(np.float32)).bfloat16(), "t": torch.from_numpy(given["t"])}
     again = session.run(tensors)["y"]
     assert again.dtype == torch.bfloat16 and np.array_equal(again.float().numpy(), got.astype(np.float32))
-    written = session.path.stat().st_mtime_ns
-    OnnxSession(path)
-    assert session.path.stat().st_mtime_ns == written
-    os.utime(path, ns=(written + 10**9, written + 10**9))  # another model in its place
-    OnnxSession(path)
-    assert session.path.stat().st_mtime_ns > written
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_bfloat16_model_put_in_anothers_place_is_the_one_that_runs(tmp_path):
+    """Builds reuse stages, so the new model may be the older file: what was made from the other one is not trusted."""
+    bf16 = ml_dtypes.bfloat16
+    path = write_model(tmp_path / "model.onnx", bf16)
+    OnnxSession(path).close()
+    write_float32_twin(path)  # earlier releases left it there
+    other = onnx.load(path)
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array((2 * WEIGHT).astype(bf16), "w"))
+    onnx.save(other, path, save_as_external_data=True, location="model.onnx.data", size_threshold=16)
+    os.utime(path, ns=(1, 1))
+    given = feed(dtype=bf16)
+    got = OnnxSession(path).run(given)["y"].astype(np.float64)
+    weight = (2 * WEIGHT).astype(bf16).astype(np.float64)
+    np.testing.assert_allclose(got, given["x"].astype(np.float64) @ weight + given["t"], rtol=2**-7, atol=0.01)
+
+
+@pytest.mark.parametrize("damaged", ["model.onnx", "model.onnx.data"])
+def test_a_damaged_file_of_the_right_size_is_refused(engine, damaged):
+    path, data = engine / "model.onnx", engine / "model.onnx.data"
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=16)
+    entry = file_entry(path) | {"bytes": path.stat().st_size + data.stat().st_size, "data": file_entry(data)}
+    change_manifest(engine, onnx=entry)
+    OnnxSession(engine).close()
+    content = bytearray((engine / damaged).read_bytes())
+    content[len(content) // 2] ^= 1
+    (engine / damaged).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{damaged}: another SHA-256 than the manifest's, want \w+\. Copy the"):
+        OnnxSession(engine)
+    with pytest.raises(ArtifactError, match=f"{damaged}: another SHA-256"):
+        finish(engine, "auto")
+    (engine / damaged).unlink()
+    with pytest.raises(ArtifactError, match=f"{damaged}: missing, want the file that the manifest names"):
+        OnnxSession(engine)
 
 
 def test_threads_share_a_session(engine):

@@ -85,6 +85,15 @@ def test_unknown_backend(trt, folder, backend):
     refused(trt, folder, ArtifactError, "manifest.json: backend")
 
 
+def test_another_kind_of_machine(trt, folder, monkeypatch):
+    change(folder, "plugin", platform="linux-x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    text = "a plan and its plugin library for linux-x86_64, want for linux-aarch64, this machine. Install svdq-trt here"
+    refused(trt, folder, UnsupportedError, text)
+    refused(trt, folder, UnsupportedError, "svdq-trt finish", allow_host_code=True)
+    assert open_engine(folder, allow_arch_mismatch=True).engine is trt.engine
+
+
 def test_other_plugin_version(trt, folder):
     change(folder, "plugin", version="0.9.0")
     refused(trt, folder, ArtifactError, "a plan of plugin version 0.9.0, want version 1.0.0")

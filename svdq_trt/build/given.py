@@ -1,0 +1,71 @@
+"""All that a build or a scan is given, opened and checked before any work: hours may lie between it and its use.
+
+Contents that take long to read (weights, a pipeline's text encoders) are checked by header, name and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from svdq_trt.artifact.sensitivity import Sensitivity
+from svdq_trt.base.errors import UsageError
+from svdq_trt.build.config import BuildConfig, Sampling
+from svdq_trt.calibrate.inputs import InputFile
+from svdq_trt.calibrate.sample import check_pipeline, read_prompts, schedule
+from svdq_trt.checkpoint import open_weights
+from svdq_trt.models import ModelSpec
+
+
+def check_given(config: BuildConfig, spec: ModelSpec) -> None:
+    """Check weights, calibration, skipped layers and scan of a build against its model.
+
+    Raises:
+        SvdqError: the first that is missing, damaged, or of another model.
+    """
+    if config.quantized is None or config.checkpoint is not None:
+        check_weights(spec, config.checkpoint, config.random_weights)
+    check_skip(spec, config.skip)
+    if config.calibration is not None:
+        check_calibration(spec, config.calibration)
+    if config.sampling is not None:
+        check_sampling(spec, config.sampling)
+    if config.rank_auto is not None and config.rank_auto.sensitivity is not None:
+        check_scan(spec, config.rank_auto.sensitivity, config.skip)
+
+
+def check_weights(spec: ModelSpec, checkpoint: str | None, random_weights: int | None) -> None:
+    """Open the weights: their configuration, and every tensor's name and shape."""
+    if checkpoint is not None or random_weights is None or random_weights < 0:  # a seed is good without being tried
+        open_weights(spec, checkpoint, random_weights)
+
+
+def check_skip(spec: ModelSpec, skip: Sequence[str]) -> None:
+    """Find the layers of every pattern."""
+    if skip:
+        spec.recipe(spec.build(), skip)
+
+
+def check_calibration(spec: ModelSpec, path: Path) -> None:
+    """Read all calibration inputs once: names, shapes, dtypes and that they are finite."""
+    next(iter(InputFile(spec, path)), None)
+
+
+def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
+    """Read the prompts, and of the pipeline what says which model it has."""
+    schedule(sampling.samples, len(read_prompts(sampling.prompts)), sampling.steps)
+    check_pipeline(spec, sampling.pipeline)
+
+
+def check_scan(spec: ModelSpec, path: Path, skip: Sequence[str]) -> None:
+    """Read the scan: it must be one of this model's nodes."""
+    scan = Sensitivity.load(path)
+    if scan.model != spec.name:
+        raise UsageError("--sensitivity", f"{path}, a scan of {scan.model}", f"one of {spec.name}")
+    nodes = {group.node for group in spec.groups(spec.build(), skip)}
+    if missing := nodes - {effect.node for effect in scan.effects}:
+        raise UsageError(
+            "--sensitivity",
+            f"{path}: no figures of {min(missing)} ({len(missing)} nodes missing)",
+            "a scan of the same model with the same --skip",
+        )
