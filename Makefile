@@ -9,7 +9,7 @@ PIP    := $(VENV)/.pip
 NEEDS  := $(VENV)/.requirements
 PLUGIN := $(VENV)/.plugin
 READY  := $(VENV)/.ready
-# A CPU build of torch is enough to build engines; any 2.11 to 2.13 works.
+# A CPU build of torch is enough to build engines; any 2.11 to 2.15 is accepted.
 TORCH  ?= torch==2.13.0
 # Holds a tritonserver with the Python backend, for tests/serve. Its own requirements (numpy 1) are those of Python code that
 # is not used, so it lies beside the environment, not in it.

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from torch.export.dynamic_shapes import _DimHint as DimHint
 
 from svdq_export.bodies import OPSET
 from svdq_export.passes.dtypes import unify_input_types
@@ -21,18 +21,20 @@ from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.inputs import parameters_to_inputs
 from svdq_export.passes.metadata import strip_metadata
 from svdq_export.passes.mlp import fuse_mlps
-from svdq_export.passes.names import drop_prefix, name_svdq_nodes
+from svdq_export.passes.names import drop_prefix, name_svdq_nodes, require_all_nodes
 from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import data_path, require_onnx_suffix, write_graph, write_model
 from svdq_trt.base.errors import UsageError
+from svdq_trt.base.needs import lacking, need_parameters
 from svdq_trt.base.progress import Progress
 from svdq_trt.contract.ops import DOMAIN
 
-Dim = torch.export.Dim | DimHint | str
+Dim = Any  # torch.export.Dim, a multiple of one, a hint such as Dim.AUTO (whose types are private), or a name
 DynamicShapes = dict[str, dict[int, Dim]]
+_OPTIONS = ("dynamo", "opset_version", "dynamic_shapes", "input_names", "optimize", "custom_translation_table")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def export_onnx(
 
     Raises:
         UsageError: a name in `dynamic_shapes` that is not an input.
+        UnsupportedError: a quantized layer, or one of `runtime_inputs`, on which no output depends.
         ArtifactError: the path does not end in .onnx, or the graph fails onnx.checker.
     """
     require_onnx_suffix(path)
@@ -108,6 +111,7 @@ def export_onnx(
     if wrapped:
         drop_prefix(model, wrapped)
         parameters = {name.removeprefix(f"{wrapped}.") for name in parameters}
+    require_all_nodes(model, parameters)
     if fuse_mlp:
         fuse_mlps(model)
     parameters_to_inputs(model, runtime_inputs)
@@ -135,6 +139,7 @@ def _trace(
 ) -> ir.Model:
     """Trace with torch.export and translate to ONNX; weights are shared with the module, not copied."""
     register_schemas()
+    need_parameters("torch", torch.onnx.export, _OPTIONS)
     shapes = {name: dict(dynamic_shapes.get(name, {})) for name in inputs}
     with warnings.catch_warnings(), torch.no_grad(), _no_gc():
         warnings.simplefilter("ignore")  # warnings of the exporter about its own internals
@@ -151,8 +156,10 @@ def _trace(
             verbose=False,
             custom_translation_table=translation_table(),
         )
-    assert program is not None
-    return program.model
+    model = getattr(program, "model", None)
+    if not isinstance(model, ir.Model):
+        raise lacking("torch", "ONNX program with an onnx_ir model")
+    return model
 
 
 @contextmanager

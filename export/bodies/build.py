@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx_ir as ir
 
 OPSET = 23  # of every exported graph and body
@@ -14,7 +15,8 @@ class Body:
 
     ``b("Mul", x, 0.5)`` appends a Mul and returns its output. A number among the inputs becomes a float
     ``Constant`` node, one per distinct value: TensorRT takes such constants on any path, while integer and
-    string constants are refused on some.
+    string constants are refused on some. Constants are `value` tensors, which say their type: tools that fold
+    constants make float64 of a `value_float` (findings/value_float_becomes_float64.sh).
     """
 
     def __init__(self) -> None:
@@ -45,12 +47,15 @@ class Body:
         """A scalar f32."""
         value = float(value)
         if value not in self._floats:
-            self._floats[value] = self._tape.op("Constant", [], attributes={"value_float": value})
+            self._floats[value] = self._constant(np.float32(value))
         return self._floats[value]
 
     def ints(self, *values: int) -> ir.Value:
         """A 1-D int64, for shapes and axes."""
-        return self._tape.op("Constant", [], attributes={"value_ints": list(values)})
+        return self._constant(np.array(values, np.int64))
+
+    def _constant(self, value: np.generic | np.ndarray) -> ir.Value:
+        return self._tape.op("Constant", [], attributes={"value": ir.tensor(value)})
 
     def attribute(self, name: str, kind: str) -> ir.Value:
         """The function's numeric attribute `name` as a scalar f32; `kind` is "int" or "float"."""

@@ -6,9 +6,11 @@ TensorRT takes a node's name for its layer, and the manifest lists layers by mod
 from __future__ import annotations
 
 import ast
+from collections.abc import Set
 
 import onnx_ir as ir
 
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.contract.ops import DOMAIN, OPS
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # the exporter's list of module paths, ending with the fx node
@@ -41,6 +43,27 @@ def drop_prefix(model: ir.Model, prefix: str) -> None:
         node.name = (node.name or "").removeprefix(f"{prefix}.")
     for value in list(model.graph.initializers.values()):
         value.name = (value.name or "").removeprefix(f"{prefix}.")
+
+
+def require_all_nodes(model: ir.Model, parameters: Set[str]) -> None:
+    """Refuse a model with a quantized layer on which no output depends: the graph lacks it, and so would the plan.
+
+    Args:
+        parameters: names in the model that was traced, without the wrapper's prefix; a layer has a `qweight`.
+
+    Raises:
+        UnsupportedError: the first such layer, by name.
+    """
+    named = {(node.name or "").partition("#")[0] for node in model.graph.all_nodes() if node.domain == DOMAIN}
+    layers = {name.removesuffix(".qweight") for name in parameters if name.endswith(".qweight")}
+    if lost := sorted(layers - named):
+        raise unread(lost[0])
+
+
+def unread(layer: str) -> UnsupportedError:
+    """The error for a layer on which no output depends."""
+    want = "a layer that the engine would have"
+    return UnsupportedError(f"layer '{layer}'", "no output depends on it", want, "Leave it out of the model (models/).")
 
 
 def _module_path(node: ir.Node) -> str:

@@ -11,6 +11,7 @@ from svdq_trt.build.stages.compare import Compared
 from svdq_trt.build.stages.export import Exported
 from svdq_trt.build.stages.lora import LorasApplied
 from svdq_trt.build.stages.quantize import Quantized
+from svdq_trt.build.stages.run_onnx import Ran
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Made:
 
     Attributes:
         artifact: the quantized model without LoRAs, by its key.
-        graph: model.onnx, by its key.
+        graph: model.onnx, by its key. checked_on: what `compared` ran on.
     """
 
     artifact: File
@@ -29,4 +30,5 @@ class Made:
     loras: LorasApplied | None = None
     graph: File = field(init=False)
     exported: Exported = field(init=False)
+    checked_on: Ran | None = None
     compared: Compared | None = None

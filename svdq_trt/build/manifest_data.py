@@ -69,7 +69,7 @@ def manifest_of(
         kept_16bit=quantized.kept_16bit,
         fp16_weight_bytes=quantized.fp16_weight_bytes,
         quantized_weight_bytes=size,
-        accuracy=_accuracy(work, made, digests.get(engine.folder / compare.FILE, "")),
+        accuracy=_accuracy(made, digests.get(engine.folder / compare.FILE, "")),
         device_memory_bytes={"weights": None, "activations": None},
         timings_s=costs.seconds,
         peak_rss_bytes=costs.peak_rss,
@@ -137,13 +137,15 @@ def _quantized(path: Path) -> tuple[QuantizedEntry, ...]:
     )
 
 
-def _accuracy(work: Work, made: Made, plot_sha256: str) -> AccuracyEntry | None:
-    if made.compared is None:
+def _accuracy(made: Made, plot_sha256: str) -> AccuracyEntry | None:
+    if made.compared is None or made.checked_on is None:
         return None
     return AccuracyEntry(
         against="the FP16 ONNX in ONNX Runtime",
-        sizes=work.check_sizes(),
+        sizes=made.checked_on.sizes,
         seed=run_onnx.SEED,
+        inputs=made.checked_on.inputs,
+        recorded=made.checked_on.recorded,
         mean_layer_sqnr_db=made.quantized.mean_sqnr_db,
         outputs=made.compared.outputs,
         plot=compare.FILE,

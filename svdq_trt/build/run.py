@@ -140,9 +140,9 @@ class Build:
                 raise
         # Sessions and the builder run alone: each may take most of the machine's memory.
         if reference is not None:
-            outputs = self._reference_outputs(reference.result())
+            outputs = self._reference_outputs(reference.result(), inputs)
             for engine in graphs:
-                self._check(made[engine.shared], engine.format.name, engine.shared, outputs)
+                self._check(made[engine.shared], engine.format.name, engine.shared, outputs, inputs)
         return [self._engine(engine, made[engine.shared]) for engine in self.work.engines]
 
     @contextmanager
@@ -220,15 +220,15 @@ class Build:
         self.execution.run(stage, self.costs)
         return File(stage.key, path=stage.out)
 
-    def _reference_outputs(self, graph: File) -> File:
-        stage = RunReference.of(self.work, "FP16", graph, self.work.shared / "reference.npz")
+    def _reference_outputs(self, graph: File, inputs: File | None) -> File:
+        stage = RunReference.of(self.work, "FP16", graph, inputs, self.work.shared / "reference.npz")
         self.execution.run(stage, self.costs)
         return File(stage.key, path=stage.out)
 
-    def _check(self, made: Made, fmt: str, folder: Path, reference: File) -> None:
+    def _check(self, made: Made, fmt: str, folder: Path, reference: File, inputs: File | None) -> None:
         slots = folder / export.SLOTS_FILE if self.config.lora_slots else None
-        run = RunQuantized.of(self.work, fmt, made.graph, folder / "quantized.npz", slots)
-        self.execution.run(run, made.costs)
+        run = RunQuantized.of(self.work, fmt, made.graph, inputs, folder / "quantized.npz", slots)
+        made.checked_on = self.execution.run(run, made.costs)
         stage = Compare.of(self.work, fmt, folder, reference, File(run.key, path=run.out))
         made.compared = self.execution.run(stage, made.costs)
         for name in (ReferenceExport.name, RunReference.name):
@@ -282,7 +282,7 @@ def gate(built: Sequence[Built], min_sqnr: float) -> None:
             if output.sqnr_db < min_sqnr:
                 raise errors.AccuracyError(
                     f"{one.engine.folder.name}: {output.name}",
-                    f"SQNR {output.sqnr_db:.2f} dB",
+                    f"SQNR {output.sqnr_db:.2f} dB ({output.spread})",
                     f"at least {min_sqnr:g} dB (--min-sqnr)",
                     "Raise --rank, or use --preset best.",
                 )

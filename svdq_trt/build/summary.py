@@ -61,6 +61,10 @@ def print_summary(built: Sequence[Built]) -> None:
         )
         if m.allocation is not None:
             console.print(f"    --rank auto: {describe(m.allocation)}", style="dim", soft_wrap=True)
+        for out in () if m.accuracy is None else m.accuracy.outputs:
+            kind = "recorded" if m.accuracy is not None and m.accuracy.recorded else "synthetic"
+            line = f"    {out.name}: {out.sqnr_db:.1f} dB over {kind} inputs together ({out.spread})"
+            console.print(line, style="dim", soft_wrap=True)
         for lora in m.loras:
             notes = [f"{len(lora.quantized_layers)} quantized and {len(lora.dense_layers)} 16-bit layers"]
             if lora.text_encoder_tensors:

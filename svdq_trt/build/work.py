@@ -84,10 +84,6 @@ class Work:
         """Smallest and largest value of every size, on which a graph depends."""
         return {symbol: (low, high) for symbol, (low, _, high) in self.profile.items()}
 
-    def check_sizes(self) -> dict[str, int]:
-        """The smallest profile shape, at which the check runs."""
-        return {symbol: low for symbol, (low, _, _) in self.profile.items()}
-
     def inputs(self) -> tuple[TensorProfile, ...]:
         """The profile of every input."""
         return tuple(self._profile(io) for io in self.spec.inputs)

@@ -11,6 +11,7 @@ from torch import nn
 
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import read_json_object
+from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.models import ModelSpec
 
 #: Keys that change no weight and no arithmetic.
@@ -20,9 +21,12 @@ _FREE = {"sample_size"}
 def check_config(spec: ModelSpec, path: Path) -> None:
     """Raise ArtifactError naming the first key in which config.json differs from the model's config.
 
-    A key that either side lacks counts with the class's default; keys the class doesn't know are ignored.
+    A key that either side lacks counts with the class's default; keys the class doesn't know are ignored, but for a
+    quantization, which is refused.
     """
-    compare_config(spec, read_json_object(path, "a diffusers config"), str(path))
+    config = read_json_object(path, "a diffusers config")
+    refuse_quantized(config, path)
+    compare_config(spec, config, str(path))
 
 
 def compare_config(spec: ModelSpec, found: Mapping[str, Any], where: str, class_names: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.needs import need
 from svdq_trt.models import ModelSpec
 
 LDM_PREFIX = "model.diffusion_model."
@@ -21,11 +22,13 @@ def diffusers_names(spec: ModelSpec, names: Collection[str], where: str) -> dict
     """
     if not any(n.startswith(LDM_PREFIX) for n in names):
         return {n: n for n in names}
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    import diffusers  # noqa: F401 - for build/code.py, as in models/spec.py
+
+    convert = need("diffusers", "diffusers.loaders.single_file_utils", "convert_ldm_unet_checkpoint")
 
     try:
         names_as_values = {n: n for n in names}
-        converted: dict[str, str | None] = convert_ldm_unet_checkpoint(names_as_values, dict(spec.config))
+        converted: dict[str, str | None] = convert(names_as_values, dict(spec.config))
     except (KeyError, IndexError, ValueError) as error:
         raise ArtifactError(
             where, f"original-format keys that don't convert ({error})", f"a checkpoint of {spec.title}"

@@ -26,6 +26,7 @@ from svdq_trt.contract.formats import (
 
 CPU = torch.device("cpu")
 E4M3 = torch.float8_e4m3fn
+F16_MAX = 65504.0
 
 
 class PackedWeight(NamedTuple):
@@ -155,12 +156,22 @@ def dequantize_weight(qw: PackedWeight, fmt: Format) -> Tensor:
     return scaled.flatten(1)
 
 
-def smooth(x: Tensor, act_mul: Tensor, act_shift: float = 0.0) -> Tensor:
-    """x̂ = round((x + act_shift) · act_mul) in x's dtype; fp32 inside."""
+def smooth(x: Tensor, act_mul: Tensor, act_shift: float = 0.0, act: torch.dtype | None = None) -> Tensor:
+    """x̂ = round((x + act_shift) · act_mul) in the act dtype, by default x's; fp32 inside."""
     xf = x.float()
     if act_shift:
         xf = xf + act_shift
-    return (xf * act_mul.float()).to(x.dtype)
+    return (xf * act_mul.float()).to(act or x.dtype)
+
+
+def project_down(x: Tensor, lora_down: Tensor, act: torch.dtype | None = None) -> Tensor:
+    """Low-rank inputs t = x · lora_downᵀ [M, R] f32, rounded once to the act dtype as the kernels do; default: x's."""
+    return (x.float() @ lora_down.float().T).to(act or x.dtype).float()
+
+
+def saturate(y: Tensor, act: torch.dtype) -> Tensor:
+    """Y as its one rounding to the act dtype takes it: f16 ends at ±65504; NaN stays NaN."""
+    return y.clamp(-F16_MAX, F16_MAX) if act == torch.float16 else y
 
 
 def fake_quantize_act(x_hat: Tensor, fmt: Format, unsigned: bool = False) -> Tensor:

@@ -17,7 +17,6 @@ from svdq_trt.contract.formats import FORMATS
 from svdq_trt.contract.sqnr import decibels
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import Preset
-from svdq_trt.quantize.split import Coding, quantized_act
 
 RANKS = (0, 16, 32, 64, 128)
 _SWEEP = Preset("report", grids=3, tokens=256, rows=512, search_power_iterations=1, power_iterations=2)
@@ -42,8 +41,10 @@ class NodeReport:
 def error_split(node: Node, tensors: dict[str, Tensor], w: Tensor, x: Tensor) -> dict[str, float]:
     """SQNR in dB with only "activations", only "weights", or "both" quantized. Arguments as `analyse`."""
     parts = _Parts(node, tensors, w)
-    hat, low_rank = numerics.smooth(x, parts.mul), x.float() @ parts.down.T @ parts.up.T
-    quantized = quantized_act(x, parts.mul, FORMATS[node.format], Coding(node.act_unsigned, node.act_shift))
+    hat, low_rank = numerics.smooth(x, parts.mul), numerics.project_down(x, parts.down) @ parts.up.T
+    shifted = numerics.smooth(x, parts.mul, node.act_shift)
+    quantized = numerics.fake_quantize_act(shifted, FORMATS[node.format], node.act_unsigned)
+    quantized = quantized - node.act_shift * parts.mul  # which the bias subtracts in the node
     want = x.float() @ w.float().T
     energy = float(want.square().sum()) or 1.0
 

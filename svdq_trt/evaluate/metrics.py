@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from svdq_trt.artifact.manifest import OutputEntry
@@ -17,12 +18,19 @@ from svdq_trt.base.errors import ArtifactError
 
 
 def compare(reference: Path, quantized: Path) -> list[OutputEntry]:
-    """Per-output figures of two .npz files with the same outputs.
+    """Per-output figures of two .npz files with the same outputs, of several inputs along the first axis.
 
     Raises:
         ArtifactError: different outputs or shapes, or NaN in either.
     """
-    return compare_outputs(load_outputs(reference), load_outputs(quantized), (str(reference), str(quantized)))
+    ref, got, names = load_outputs(reference), load_outputs(quantized), (str(reference), str(quantized))
+    together = compare_outputs(ref, got, names)
+    each = []
+    for i in range(min(len(value) for value in ref.values())):
+        one = [{name: value[i] for name, value in side.items()} for side in (ref, got)]
+        each.append(compare_outputs(one[0], one[1], names))
+    found = zip(together, *each, strict=True)
+    return [msgspec.structs.replace(all_, each_db=tuple(e.sqnr_db for e in single)) for all_, *single in found]
 
 
 def compare_outputs(

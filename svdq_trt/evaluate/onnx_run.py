@@ -1,7 +1,8 @@
-"""One ONNX file through Polygraphy's ONNX Runtime runner, outputs saved as .npz."""
+"""One ONNX file through Polygraphy's ONNX Runtime runner, outputs of all inputs saved as one .npz."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ from svdq_trt.base.errors import SvdqError
 from svdq_trt.base.files import atomic_write
 
 
-def run_onnx(onnx: Path, feed: dict[str, np.ndarray], out: Path) -> float:
-    """Run `onnx` once on `feed` and write its outputs to `out` (.npz). Returns the seconds of the run.
+def run_onnx(onnx: Path, feeds: Sequence[dict[str, np.ndarray]], out: Path) -> float:
+    """Run `onnx` on each of `feeds`, in one session; returns the seconds of all runs.
+
+    Writes its outputs to `out` (.npz), those of different inputs along a new first axis: feeds are of one shape.
 
     Raises:
         SvdqError: ONNX Runtime refuses the file or the inputs.
@@ -22,14 +25,15 @@ def run_onnx(onnx: Path, feed: dict[str, np.ndarray], out: Path) -> float:
 
     runner = OnnxrtRunner(SessionFromOnnx(str(onnx)), name=onnx.stem)
     try:
-        results = Comparator.run([runner], data_loader=[feed])
+        results = Comparator.run([runner], data_loader=list(feeds))
     except PolygraphyException as error:
         raise SvdqError(str(onnx), str(error), "a graph that ONNX Runtime runs") from error
     except Exception as error:  # onnxruntime's own exceptions have no common base
         if type(error).__module__.startswith("onnxruntime"):
             raise SvdqError(str(onnx), str(error), "a graph that ONNX Runtime runs") from error
         raise
-    (result,) = results[runner.name]
+    runs = results[runner.name]
+    outputs = {name: np.stack([np.asarray(run[name]) for run in runs]) for name in runs[0]}
     with atomic_write(out) as tmp, tmp.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{name: np.asarray(value) for name, value in result.items()})
-    return float(result.runtime)
+        np.savez(file, allow_pickle=False, **outputs)
+    return float(sum(run.runtime for run in runs))

@@ -183,5 +183,6 @@ def _facts(data: Manifest) -> list[tuple[str, str]]:
         if accuracy.mean_layer_sqnr_db is not None:  # unknown for an imported model
             facts.append(("layers", f"{accuracy.mean_layer_sqnr_db:.1f} dB, mean"))
         for out in accuracy.outputs:
-            facts.append((f"output {out.name}", f"{out.sqnr_db:.1f} dB against {accuracy.against}"))
+            spread = f" ({out.spread})" if out.spread else ""
+            facts.append((f"output {out.name}", f"{out.sqnr_db:.1f} dB against {accuracy.against}{spread}"))
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,12 +10,15 @@ from torch import Tensor, nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
+from svdq_trt.contract.formats import INT4, NVFP4
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.container import header_object
 from svdq_trt.interop.exact import restore
 from svdq_trt.interop.families import Family
+from svdq_trt.interop.fragments import padded
 from svdq_trt.interop.layers import Layer, family_for, layers_of
+from svdq_trt.interop.order import Evidence, Order
 from svdq_trt.interop.reader import FLOAT, Reader, to_half
 from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4
@@ -39,7 +43,32 @@ def read_nunchaku(reader: Reader, spec: ModelSpec) -> Imported:
     quantization = header_object(reader, "quantization_config")
     module = spec.build(device="meta")
     groups = spec.groups(module)
+    _check_order(reader, layers_of(family, module, groups), bool(quantization) or HINTS in reader.metadata)
     return _Import(reader, spec, family, module, groups, quantization).run()
+
+
+def _check_order(reader: Reader, layers: Sequence[Layer], declared: bool) -> None:
+    """Refuse codes that lie in rows, and codes that may, unless nunchaku's metadata says that they are nunchaku's.
+
+    Layers whose shape does not fit are left to the import, which names them.
+    """
+    evidence = Evidence()
+    for layer in layers:
+        for name in {layer.old, layer.new}:
+            stored = f"{name}.qweight"
+            shape = (layer.rows.total, padded(layer.k) // 2)
+            if reader.has(stored) and reader.kind(stored) == "I8" and reader.shape(stored) == shape:
+                fmt = NVFP4 if reader.kind(f"{name}.wscales") == "F8_E4M3" else INT4
+                evidence.add(reader.take(stored, ("I8",), shape), fmt, layer.rows, layer.k)
+    got = {
+        Order.ROWS: "codes in rows, as vLLM-Omni has them under nunchaku's names",
+        Order.UNCLEAR: "" if declared else "no metadata, and codes that may lie in nunchaku's order or in rows",
+        Order.FRAGMENTS: "",
+    }[evidence.order]
+    if got:
+        raise UnsupportedError(
+            str(reader.where), got, "nunchaku's order", "Use nunchaku's own file, with its metadata."
+        )
 
 
 class _Import:

@@ -12,7 +12,38 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.base.needs import lacking
 from svdq_trt.models.positions import Rotary, rotate
+
+_PLAIN = ("to_q", "to_k", "to_v", "to_out")
+_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+_FUSED = ("to_qkv", "to_kv", "to_added_qkv")
+
+
+def check_attention(name: str, attn: Any, processor: type[Any]) -> None:
+    """Refuse an attention that computes what `processor`, one of this file's, does not.
+
+    A release of diffusers may add to a class what no name here knows: then its own processor is another, or the
+    module has other parts.
+
+    Raises:
+        UnsupportedError: names the attention and what is unknown.
+    """
+    where, want = f"attention '{name}'", f"what {processor.__name__} computes"
+    for needed in ("heads", "set_processor", "processor"):
+        if not hasattr(attn, needed):
+            raise lacking("diffusers", f"{needed} of {where}")
+    own = type(attn.processor)
+    if own.__module__ != __name__ and own.__name__ not in processor.STANDS_FOR:
+        raise UnsupportedError(where, f"diffusers' processor {own.__name__}", want)
+    parts = {child for child, _ in attn.named_children()} - set(processor.PARTS) - set(_FUSED)
+    if parts:
+        raise UnsupportedError(where, f"has {min(parts)}", want)
+    for setting, plain in (("residual_connection", False), ("rescale_output_factor", 1.0)):
+        if getattr(attn, setting, plain) != plain:
+            raise UnsupportedError(where, f"{setting} is {getattr(attn, setting)}", want)
 
 
 class PackedAttention(Protocol):
@@ -89,6 +120,8 @@ def _attend(
 class FusedSelfAttention(Processor):
     """Processor of an Attention that may have `to_qkv` instead of to_q, to_k and to_v."""
 
+    STANDS_FOR, PARTS = ("AttnProcessor2_0",), _PLAIN
+
     def __call__(
         self,
         attn: Any,
@@ -143,6 +176,8 @@ class FusedCrossAttention(Processor):
     Without `shared` it takes its own `to_kv` or, where that is not installed, diffusers' to_k and to_v.
     """
 
+    STANDS_FOR, PARTS = ("AttnProcessor2_0", "SanaAttnProcessor2_0"), _PLAIN
+
     def __init__(self, shared: SharedProjection | None = None, index: int = 0) -> None:
         self.shared, self.index = shared, index
 
@@ -175,6 +210,8 @@ class FusedCrossAttention(Processor):
 class FusedLinearAttention:
     """Processor of SANA's linear attention, with or without `to_qkv`: relu(q), relu(k), and no softmax."""
 
+    STANDS_FOR, PARTS = ("SanaLinearAttnProcessor2_0",), _PLAIN
+
     def __call__(
         self,
         attn: Any,
@@ -197,6 +234,8 @@ class JointAttention(Processor):
 
     A text stream, rotary positions, and norms of q and k are each optional.
     """
+
+    STANDS_FOR, PARTS = ("FluxAttnProcessor", "JointAttnProcessor2_0"), (*_PLAIN, *_TEXT, *_NORMS)
 
     def __call__(
         self,

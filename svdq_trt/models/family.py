@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.models.attention import check_attention
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, weight_layers
 from svdq_trt.models.synthetic import Fill, Request, normal
 
@@ -82,6 +83,7 @@ class Family:
         """Give the module called `name` its processor, if the table has one."""
         processor = self.processor_of(name)
         if processor is not None:
+            check_attention(name, part, processor)
             part.set_processor(processor())
 
     def processor_of(self, name: str) -> type | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.contract.formats import Activation
-from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention, SharedProjection
+from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention, SharedProjection, check_attention
 from svdq_trt.models.family import Family
 from svdq_trt.models.nodes import node, qkv
 from svdq_trt.models.recipe import LinearGroup
@@ -113,20 +113,10 @@ def _check_block(name: str, block: Any) -> None:
     """Refuse a block that is not built from exactly the layers that the nodes above cover."""
     if block.norm_type != "layer_norm" or block.attn2 is None or block.only_cross_attention:
         raise UnsupportedError(f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP")
-    for leaf in ("attn1", "attn2"):
-        _check_plain(f"{name}.{leaf}", getattr(block, leaf))
+    for leaf, processor in (("attn1", FusedSelfAttention), ("attn2", FusedCrossAttention)):
+        check_attention(f"{name}.{leaf}", getattr(block, leaf), processor)
     if type(block.ff.net[0]).__name__ != "GEGLU":
         raise UnsupportedError(f"'{name}.ff'", type(block.ff.net[0]).__name__, "GEGLU")
-
-
-def _check_plain(name: str, attn: Any) -> None:
-    """Refuse an attention with parts that SDXL's doesn't have: the fused processors leave them out."""
-    norms = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross")
-    for extra in (*norms, "add_k_proj", "residual_connection"):
-        if getattr(attn, extra, None):
-            raise UnsupportedError(f"attention '{name}'", f"has {extra}", "plain attention")
-    if attn.rescale_output_factor != 1.0:
-        raise UnsupportedError(f"attention '{name}'", "rescales its output", "plain attention")
 
 
 def _clip_text(r: Request) -> torch.Tensor:
@@ -175,7 +165,9 @@ class SDXLFamily(Family):
             for index, name in enumerate(readers):
                 attention: Any = module.get_submodule(name)
                 own = group.node.endswith(".to_qkv")
-                attention.set_processor(FusedSelfAttention() if own else FusedCrossAttention(shared, index))
+                processor = FusedSelfAttention() if own else FusedCrossAttention(shared, index)
+                check_attention(name, attention, type(processor))
+                attention.set_processor(processor)
 
     def arguments(self, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
         """Keyword arguments of the UNet: text embedding and sizes go into added_cond_kwargs, in f32.

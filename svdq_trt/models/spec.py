@@ -5,7 +5,6 @@ Its `Family` says what is quantized and how a module is made exportable.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import ShapeError
+from svdq_trt.base.needs import need
 from svdq_trt.models.family import Family
 from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.models.synthetic import Request
@@ -132,11 +132,11 @@ class ModelSpec:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16}[self.act_dtype]
 
     def model_class(self) -> type[nn.Module]:
-        """The diffusers class, imported only now: that takes seconds."""
+        """The diffusers class, imported only now: that takes seconds. Raises UnsupportedError: it is not there."""
         import diffusers  # noqa: F401 - class_path names it; build/code.py reads imports to know what a stage runs
 
         module, _, name = self.class_path.partition(":")
-        cls: type[nn.Module] = getattr(importlib.import_module(module), name)
+        cls: type[nn.Module] = need("diffusers", module, name)
         return cls
 
     def build(self, dtype: torch.dtype | None = None, device: str | torch.device = "meta") -> nn.Module:

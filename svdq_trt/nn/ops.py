@@ -55,33 +55,33 @@ def as_kernel(run: Callable[[Tensor, SvdqWeights], Tensor]) -> Callable[..., Ten
     return lambda x, *arguments: run(x, weights_of(arguments))
 
 
-def reference(x: Tensor, weights: SvdqWeights) -> Tensor:
-    """The op's body in torch, on any device; x may be f32 with 16-bit weights, and then nothing is rounded between.
+def reference(x: Tensor, weights: SvdqWeights, act: torch.dtype | None = None) -> Tensor:
+    """The op's body in torch, on any device: Y [..., N_out] in x's dtype.
 
-    Y [..., N_out] in x's dtype; x is [..., K].
+    Args:
+        x: [..., K]; may be f32 with 16-bit weights.
+        act: dtype that x̂ and t are rounded to, and whose range Y has; default: x's.
 
     Raises:
         ShapeError, UnsupportedError: see SvdqWeights.check; or x that does not fit them.
     """
     _check_features(x, weights)
     weights.check("svdq::linear")
-    return with_weight(x, weights.unpack(), weights)
+    return with_weight(x, weights.unpack(), weights, act)
 
 
-def with_weight(x: Tensor, w: Tensor, weights: SvdqWeights) -> Tensor:
+def with_weight(x: Tensor, w: Tensor, weights: SvdqWeights, act: torch.dtype | None = None) -> Tensor:
     """`reference` once the weight is unpacked: w [N, K] f32 is what its codes and scales mean."""
-    rows = x.reshape(-1, x.shape[-1])
-    x_hat = numerics.smooth(rows, weights.act_mul, weights.act_shift)
+    rows, act = x.reshape(-1, x.shape[-1]), act or x.dtype
+    x_hat = numerics.smooth(rows, weights.act_mul, weights.act_shift, act)
     xq = numerics.fake_quantize_act(x_hat, weights.format, weights.act_unsigned)
     y = torch.addmm(weights.bias.float(), xq, w.T)
     if weights.rank:
-        t = (rows.float() @ weights.lora_down.float().T).to(x.dtype)  # rounded once, as the kernels do
-        y = torch.addmm(y, t.float(), weights.lora_up.float().T)
+        t = numerics.project_down(rows, weights.lora_down, act)
+        y = torch.addmm(y, t, weights.lora_up.float().T)
     y = activate(y, weights.activation)
     y = torch.where(rows.isfinite().all(-1, keepdim=True), y, torch.nan)
-    if x.dtype == torch.float16:
-        y = y.clamp(-65504.0, 65504.0)
-    return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+    return numerics.saturate(y, act).to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _fake(x: Tensor, weights: SvdqWeights) -> Tensor:

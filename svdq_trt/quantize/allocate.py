@@ -5,6 +5,7 @@ Letters: N output features, K input features, R rank.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from svdq_trt.artifact.allocation import Allocation
 from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.artifact.sensitivity import Sensitivity
-from svdq_trt.base.errors import UsageError
+from svdq_trt.base.errors import RangeError, UsageError
 from svdq_trt.base.journal import Journal
 from svdq_trt.base.progress import Progress
 from svdq_trt.contract.formats import FORMATS, W4A16, Format
@@ -83,6 +84,9 @@ def measure_curves(
         n, k = w.shape
         x, x_absmax = calibration.x[group.node], calibration.amax[group.node]
         errors = error_curve(w, x, x_absmax, own, act_dtype, ranks_of(n, k), group.act_shift)
+        if not all(map(math.isfinite, errors)):
+            what = f"{act_dtype} overflows inside the quantized linear on calibration inputs"
+            raise RangeError(group.node, what, "finite values", "Keep it in 16 bit with --skip.")
         return NodeCurve(n, k, own.name, group.columns is None, tuple(errors))
 
     curves: dict[str, NodeCurve] = {}

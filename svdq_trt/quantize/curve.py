@@ -18,7 +18,7 @@ from torch import Tensor
 
 from svdq_trt.contract.formats import R_MULTIPLE, Format
 from svdq_trt.contract.ops import CONSTANTS
-from svdq_trt.quantize.lowrank import top_singular
+from svdq_trt.quantize.lowrank import Seen, top_singular
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
@@ -116,7 +116,7 @@ def _errors(layer: _Layer, most: int, smoothing: _Smoothing, ranks: list[int]) -
     w, x, fmt, act_dtype = layer.w, layer.x, layer.format, layer.act_dtype
     rows, mul = spread(w, most), layer.multiplier(smoothing)
     tokens = Tokens(x, x @ rows.T, mul, fmt, act_dtype, smoothing.coding)
-    none = split_weight(rows, mul, fmt, 0, act_dtype, 0, smoothing.coding)
+    none = split_weight(rows, mul, Seen(x, layer.x_absmax), fmt, 0, act_dtype, 0, smoothing.coding)
     u, v = top_singular(w / mul, max(ranks), _POWER_ITERATIONS) if max(ranks) else (w.new_zeros(len(w), 0), none.down)
     u = spread(u, most)
     found = {}

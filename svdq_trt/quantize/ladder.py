@@ -33,12 +33,12 @@ class Rung(NamedTuple):
 
 
 def climb(
-    w: Tensor, split: Split, x: Tensor, y: Tensor, fmt: Format, act_dtype: torch.dtype, preset: Preset
+    w: Tensor, split: Split, x: Tensor, y: Tensor, bias: Tensor, fmt: Format, act_dtype: torch.dtype, preset: Preset
 ) -> tuple[Split, list[Rung]]:
     """Improve `split` by the preset's rungs.
 
     Args:
-        w: [N, K] f32, not smoothed. x: [T, K] f32 tokens, y = x Wᵀ [T, N].
+        w: [N, K] f32, not smoothed. x: [T, K] f32 tokens, y = x Wᵀ [T, N]. bias: [N] f32.
 
     Returns:
         the best split, and every attempt in order, the first being `split` itself; no attempts where the preset
@@ -47,8 +47,8 @@ def climb(
     if not (preset.iterations or preset.scales or preset.gptq or preset.refit) or len(x) < MIN_TOKENS:
         return split, []
     held = torch.arange(len(x), device=x.device) % _EVERY == _EVERY - 1
-    fit = Tokens(x[~held], y[~held], split.act_mul, fmt, act_dtype, split.coding)
-    judge = Tokens(x[held], y[held], split.act_mul, fmt, act_dtype, split.coding)
+    fit = Tokens(x[~held], y[~held], split.act_mul, fmt, act_dtype, split.coding, bias)
+    judge = Tokens(x[held], y[held], split.act_mul, fmt, act_dtype, split.coding, bias)
     best, best_error = split, judge.error(split)
     if not judge.y.any() or not math.isfinite(best_error):  # nothing to judge by, or overflow, which the caller refuses
         return split, []

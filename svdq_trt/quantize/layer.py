@@ -24,6 +24,7 @@ from svdq_trt.contract.sqnr import decibels
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize.ladder import Rung, climb
+from svdq_trt.quantize.lowrank import Seen
 from svdq_trt.quantize.preset import DEFAULT_PRESET, PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier, candidates
 from svdq_trt.quantize.split import Coding, Tokens, codings, split_weight, spread
@@ -116,7 +117,9 @@ def quantize_group(
     x_absmax = x.abs().amax(0) if x_absmax is None else x_absmax.float().to(w.device)
     w_absmax = w.abs().amax(0)
 
+    seen = Seen(x, x_absmax)
     rows, tokens = spread(w, preset.rows), spread(x, preset.tokens)
+    rows_bias = spread(bias, preset.rows)
     y_ref = tokens @ rows.T
 
     def smoothing(coding: Coding, alpha: float, beta: float) -> Tensor:
@@ -125,8 +128,8 @@ def quantize_group(
     trials: list[Trial] = []
     for coding, (alpha, beta) in itertools.product(codings(fmt, act_shift), candidates(preset.grids)):
         mul = smoothing(coding, alpha, beta)
-        split = split_weight(rows, mul, fmt, rank, act_dtype, preset.search_power_iterations)
-        error = Tokens(tokens, y_ref, mul, fmt, act_dtype, coding).error(split)
+        split = split_weight(rows, mul, seen, fmt, rank, act_dtype, preset.search_power_iterations, coding)
+        error = Tokens(tokens, y_ref, mul, fmt, act_dtype, coding, rows_bias).error(split)
         trials.append(Trial(coding, alpha, beta, error))
     order = sorted(reversed(trials), key=lambda t: t.error)  # a tie goes to the later candidate
 
@@ -134,15 +137,13 @@ def quantize_group(
     ends = []
     for trial in order[: preset.finalists]:
         mul = smoothing(trial.coding, trial.alpha, trial.beta)
-        split = split_weight(w, mul, fmt, rank, act_dtype, preset.power_iterations, trial.coding)
-        split, rungs = climb(w, split, x, y_ref, fmt, act_dtype, preset)
+        split = split_weight(w, mul, seen, fmt, rank, act_dtype, preset.power_iterations, trial.coding)
+        split, rungs = climb(w, split, x, y_ref, bias, fmt, act_dtype, preset)
         ends.append((max((r.sqnr_db for r in rungs if r.kept), default=0.0), trial, split, rungs))
     sqnr, best, split, rungs = max(ends, key=lambda end: end[0])
     coding = split.coding
     if not rungs and y_ref.any():  # a layer of zeros: 0 dB, not minus infinity
-        sqnr = decibels(Tokens(x, y_ref, split.act_mul, fmt, act_dtype, coding).error(split))
-    if coding.shift:
-        bias = (bias.double() - split.shift_offset()).float()
+        sqnr = decibels(Tokens(x, y_ref, split.act_mul, fmt, act_dtype, coding, bias).error(split))
     qw = numerics.pack_weight(split.values, split.scales, fmt)
     made = SvdqWeights(
         qweight=qw.qweight,
@@ -150,7 +151,7 @@ def quantize_group(
         act_mul=split.act_mul.to(act_dtype),
         lora_down=split.down.to(act_dtype),
         lora_up=split.up.to(act_dtype),
-        bias=bias.to(act_dtype),
+        bias=split.node_bias(bias).to(act_dtype),
         wscale2=qw.wscale2,
         format=fmt,
         activation=activation,
@@ -161,6 +162,9 @@ def quantize_group(
         tensor = made.tensors[key]
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise RangeError(name, f"{key} overflows {act_dtype}", "finite values", "Keep this layer in 16 bit.")
+    if math.isinf(sqnr):
+        what = f"{act_dtype} overflows inside the quantized linear on calibration inputs"
+        raise RangeError(name, what, "finite values", "Keep this layer in 16 bit.")
     tried = [(t.alpha, t.beta, t.error) for t in trials if t.coding == coding]
     return QuantizedLinear(name, made.contiguous(), sqnr, best.alpha, best.beta, tried, rungs)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from svdq_trt.contract.numerics import F16_MAX
+
+_T_HEADROOM = 16.0  # as that of x̂, see smooth.py
 OVERSAMPLE = 8  # extra directions of the subspace iteration; Halko, Martinsson, Tropp 2011, section 4.2
 
 
@@ -92,3 +97,24 @@ def balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     shift = torch.where(both, torch.round((torch.log2(a.clamp_min(1e-30)) - torch.log2(b.clamp_min(1e-30))) / 2), 0.0)
     factor = torch.exp2(shift)
     return up / factor, down * factor[:, None]
+
+
+class Seen(NamedTuple):
+    """The inputs of a linear in calibration: rows x [T, K] f32, and absmax [K] f32 over at least these rows."""
+
+    x: Tensor
+    absmax: Tensor
+
+
+def make_room(up: Tensor, down: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
+    """Move powers of two from rows of down [R, K] to columns of up [N, R], so that t = x · downᵀ fits f16.
+
+    The sum over K can make t large where both factors and y are small. Afterwards t may grow to 16 times what the rows
+    of `seen` give, and fits for any signs of x within its absmax, as of a token that was not sampled. Where up has no
+    range left for that, t stays as it is, and split.Tokens sees what becomes of it.
+    """
+    largest = torch.maximum(_T_HEADROOM * (seen.x @ down.T).abs().amax(0), down.abs() @ seen.absmax)
+    wanted = torch.ceil(torch.log2(largest.clamp_min(1e-30) / F16_MAX))
+    left = torch.floor(torch.log2(F16_MAX / up.abs().amax(0).clamp_min(1e-30)))
+    factor = torch.exp2(torch.minimum(wanted, left).clamp_min(0))
+    return up * factor, down / factor[:, None]

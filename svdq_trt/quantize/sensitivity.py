@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.artifact.sensitivity import Effect
+from svdq_trt.base.errors import RangeError
 from svdq_trt.calibrate.upcast import exact_convolutions, float32_layers
 from svdq_trt.checkpoint.ahead import Read
 from svdq_trt.contract.ops import op_type
@@ -58,6 +59,10 @@ class Probe:
             self._spec.install(module, self._groups[node], _Float32Node(layer))
         got = self._run(module)
         noise = math.fsum(float((y - want).square().sum()) for y, want in zip(got, self._want, strict=True))
+        if not math.isfinite(noise):
+            raise RangeError(
+                ", ".join(layers), "NaN or Inf in the model's output", "finite values", "Keep it in 16 bit with --skip."
+            )
         return decibels(noise / self._signal)
 
     @torch.no_grad()
@@ -90,11 +95,13 @@ def _in_float32(module: nn.Module, read: Read | None) -> Iterator[None]:
 
 
 class _Float32Node(SVDQLinear):
-    """A node whose input and output are float32, its weights as they are, on any device."""
+    """A node whose input and output are float32, its own arithmetic as in the op, on any device."""
+
+    act_mul: Tensor
 
     def __init__(self, layer: SVDQLinear) -> None:
         super().__init__(layer.weights)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., out_features], float32."""
-        return ops.reference(x, self.weights)
+        return ops.reference(x, self.weights, self.act_mul.dtype)

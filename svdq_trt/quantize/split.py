@@ -13,7 +13,7 @@ from torch import Tensor
 
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import Format
-from svdq_trt.quantize.lowrank import balance, top_singular
+from svdq_trt.quantize.lowrank import Seen, balance, make_room, top_singular
 from svdq_trt.quantize.scales import search_scales
 
 
@@ -47,6 +47,7 @@ class Split:
         scales: scales of the values, as stored.
         act_mul: [K] f32. down: [R, K] f32, reads raw x; up: [N, R] f32. Both exact in the act dtype; R is at
             most min(N, K), which may be below the rank asked for.
+        seen: the x that x · downᵀ has to fit the act dtype for.
         coding: coding of the activations that it is for.
     """
 
@@ -55,6 +56,7 @@ class Split:
     act_mul: Tensor
     down: Tensor
     up: Tensor
+    seen: Seen
     coding: Coding = SIGNED
 
     def rounded(self) -> Tensor:
@@ -67,16 +69,20 @@ class Split:
         smoothed = w / self.act_mul
         return smoothed - self.up @ (self.down / self.act_mul) if self.up.shape[1] else smoothed
 
-    def shift_offset(self) -> Tensor:
-        """[N] f64: the contribution of the coding's shift to every output, to be subtracted from the bias.
+    def node_bias(self, bias: Tensor) -> Tensor:
+        """[N] f32: the linear's bias less what the coding's shift adds to every output.
 
         The low-rank part reads raw x, so the shift reaches the codes alone: shift * sum_k rounded_nk * act_mul_k.
         """
-        return self.rounded().double() @ self.act_mul.double() * self.coding.shift
+        if not self.coding.shift:
+            return bias
+        return (bias.double() - self.rounded().double() @ self.act_mul.double() * self.coding.shift).float()
 
     def with_factors(self, u: Tensor, v: Tensor, act_dtype: torch.dtype) -> Split:
         """The same codes with u @ v, [N, R] and [R, K], as the low-rank part of W_s, rounded to the act dtype."""
         up, down = balance(u, v * self.act_mul)
+        if act_dtype == torch.float16:  # bf16 has the range of the f32 that t is summed in
+            up, down = make_room(up, down, self.seen)
         return replace(self, up=up.to(act_dtype).float(), down=down.to(act_dtype).float())
 
     def with_rounding(self, w: Tensor, fmt: Format, act_dtype: torch.dtype, h: Tensor | None = None) -> Split:
@@ -104,6 +110,7 @@ def choose_scales(residual: Tensor, h: Tensor | None, fmt: Format, act_dtype: to
 def split_weight(
     w: Tensor,
     act_mul: Tensor,
+    seen: Seen,
     fmt: Format,
     rank: int,
     act_dtype: torch.dtype,
@@ -113,43 +120,51 @@ def split_weight(
     """Smooth W [N, K], take the low-rank part out by SVD, round the rest to nearest."""
     n, k = w.shape
     none = numerics.WeightScales(w.new_zeros(n, 0), w.new_zeros(0), w.new_zeros(0))
-    split = Split(w.new_zeros(0), none, act_mul, w.new_zeros(0, k), w.new_zeros(n, 0), coding)
+    split = Split(w.new_zeros(0), none, act_mul, w.new_zeros(0, k), w.new_zeros(n, 0), seen, coding)
     if rank:
         split = split.with_factors(*top_singular(w / act_mul, rank, power_iterations), act_dtype)
     return split.with_rounding(w, fmt, act_dtype)
-
-
-def quantized_act(x: Tensor, act_mul: Tensor, fmt: Format, coding: Coding) -> Tensor:
-    """[T, K] f32: the values that the codes of x̂ mean, less the shift; x [T, K] is in the act dtype."""
-    codes = numerics.fake_quantize_act(numerics.smooth(x, act_mul, coding.shift), fmt, coding.unsigned)
-    return codes - coding.shift * act_mul.float() if coding.shift else codes
 
 
 class Tokens:
     """Calibration tokens under one smoothing, quantized once, with the outputs wanted.
 
     Attributes:
-        x: [T, K] f32, values of the act dtype.
-        smoothed: [T, K] f32, x̂ before quantization and without shift. quantized: [T, K] f32, after, less the shift,
-            which in the node the bias subtracts, up to a rounding as small as the output's own.
+        x: [T, K] act dtype.
+        smoothed: [T, K] f32, x̂ before quantization and without shift. quantized: [T, K] f32, after, with the shift.
         y: [T, N] f32, full-precision outputs without bias. energy: sum of y²; never 0.
+        bias: [N] f32.
     """
 
     def __init__(
-        self, x: Tensor, y: Tensor, act_mul: Tensor, fmt: Format, act_dtype: torch.dtype, coding: Coding = SIGNED
+        self,
+        x: Tensor,
+        y: Tensor,
+        act_mul: Tensor,
+        fmt: Format,
+        act_dtype: torch.dtype,
+        coding: Coding = SIGNED,
+        bias: Tensor | None = None,
     ) -> None:
-        x16 = x.to(act_dtype)
-        self.x, self.smoothed = x16.float(), numerics.smooth(x16, act_mul).float()
-        self.quantized = quantized_act(x16, act_mul, fmt, coding)
+        self.x = x.to(act_dtype)
+        self.smoothed = numerics.smooth(self.x, act_mul).float()
+        self.quantized = numerics.fake_quantize_act(
+            numerics.smooth(self.x, act_mul, coding.shift), fmt, coding.unsigned
+        )
         self.y, self.energy = y, float(y.square().sum()) or 1.0
+        self.bias = y.new_zeros(y.shape[1]) if bias is None else bias
 
     def error(self, split: Split) -> float:
-        """Squared error of the quantized linear's output over the energy of the wanted one.
+        """Squared error of the quantized linear's output over the energy of the wanted one, bias left out of it.
 
-        Infinity where scales or factors overflow: NaN would be neither better nor worse than any other error.
+        The arithmetic is the op's (nn/ops.py) up to its activation, with every rounding to the act dtype, the output's
+        too. Infinity where scales, factors or t overflow, though a saturated y may be finite.
         """
-        y = self.quantized @ split.rounded().T
+        act = self.x.dtype
+        y = torch.addmm(split.node_bias(self.bias).to(act).float(), self.quantized, split.rounded().T)
         if split.down.shape[0]:
-            y.addmm_(self.x @ split.down.T, split.up.T)
-        error = float((y - self.y).square().sum()) / self.energy
-        return math.inf if math.isnan(error) else error
+            y.addmm_(numerics.project_down(self.x, split.down), split.up.T)
+        if not y.isfinite().all():
+            return math.inf
+        y = numerics.saturate(y, act).to(act).float()
+        return float((y - self.bias - self.y).square().sum()) / self.energy

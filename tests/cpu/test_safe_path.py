@@ -43,7 +43,7 @@ def test_a_stage_imports_nothing_from_the_current_folder(trap, monkeypatch, tmp_
     if variable:  # as PYTHONPATH=$PYTHONPATH:... leaves it where there was none
         monkeypatch.setenv(variable, f":{os.environ.get(variable, '')}:{tmp_path}:")
     onnx = File("none", path=tmp_path / "none.onnx")
-    stage = RunReference("sdxl-tiny", onnx, {}, 0, "FP16", out=tmp_path / "none.npz")
+    stage = RunReference("sdxl-tiny", onnx, {}, 0, None, "FP16", out=tmp_path / "none.npz")
     with pytest.raises((SvdqError, RuntimeError)):  # long after its imports
         StageRunner().run(stage, tmp_path / "stage.log", lambda *_: None)
     assert "Traceback" in (tmp_path / "stage.log").read_text()

@@ -96,8 +96,8 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
         want, *again = (module(inputs[0] * (1 + n * 2.0**-23), *inputs[1:]).double().numpy() for n in (0, 1, -1, 2, -2))
     out = built / "ort.npz"
     twin = write_float32_twin(folder / "model.onnx")
-    run_onnx(twin, {io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}, out)
-    got = np.load(out)[spec.outputs[0].name].astype(np.float64)
+    run_onnx(twin, [{io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}], out)
+    got = np.load(out)[spec.outputs[0].name][0].astype(np.float64)
 
     def sqnr(y):
         return 10 * np.log10((want**2).sum() / ((want - y) ** 2).sum())

@@ -12,14 +12,17 @@ from svdq_trt.build.stage import UNKEYED, File, Result, Stage
 if TYPE_CHECKING:
     from svdq_trt.build.work import Work
 
-SEED = 20_241_107  # of the check's inputs; differs from every calibration seed
+SEED = 20_241_107  # of the check's first synthetic input; differs from every calibration seed
 
 
 @dataclass(frozen=True)
 class Ran(Result):
-    """Duration of the run itself."""
+    """Duration of the runs themselves, and what they ran on: see CheckInputs."""
 
     seconds: float
+    inputs: int
+    sizes: dict[str, int]
+    recorded: bool
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class RunOnnx(Stage[Ran]):
     """Run `onnx` and save its outputs as .npz.
 
     Attributes:
-        sizes: symbol (batch, height, width, tokens) -> its value. seed: of the inputs.
+        ranges: symbol (batch, height, width, tokens) -> (smallest, largest). seed: of the first synthetic input.
+        recorded: calibration inputs of a pipeline or of the user, or None.
         slots: SLOTS_FILE of a graph that has LoRA slots, which stay empty.
     """
 
@@ -36,15 +40,16 @@ class RunOnnx(Stage[Ran]):
 
     model: str
     onnx: File
-    sizes: dict[str, int]
+    ranges: dict[str, tuple[int, int]]
     seed: int
+    recorded: File | None
     what: str
     slots: Path | None = field(default=None, kw_only=True, metadata=UNKEYED)
 
     @classmethod
-    def of(cls, work: Work, what: str, onnx: File, out: Path, slots: Path | None = None) -> Self:
-        """The stage for a build's check, at the smallest profile shape."""
-        return cls(work.spec.name, onnx, work.check_sizes(), SEED, what, slots=slots, out=out)
+    def of(cls, work: Work, what: str, onnx: File, recorded: File | None, out: Path, slots: Path | None = None) -> Self:
+        """The stage for a build's check."""
+        return cls(work.spec.name, onnx, work.ranges(), SEED, recorded, what, slots=slots, out=out)
 
     @property
     def label(self) -> str:
@@ -52,25 +57,27 @@ class RunOnnx(Stage[Ran]):
         return f"check     {self.what} run"
 
     def run(self, progress: Progress) -> Ran:
-        """Run the graph on seeded inputs and save its outputs."""
+        """Run the graph on the check's inputs and save its outputs."""
         import torch
 
         from svdq_export import write_float32_twin
+        from svdq_trt.evaluate.check_inputs import check_inputs
         from svdq_trt.evaluate.onnx_run import run_onnx
         from svdq_trt.models import get_model
         from svdq_trt.runtime.lora import LoraSlots
 
         spec, onnx = get_model(self.model), self.onnx.path
-        example = spec.example_inputs(**self.sizes, seed=self.seed)  # type: ignore[arg-type]
-        inputs = {io.name: tensor for io, tensor in zip(spec.inputs, example, strict=True)}
+        found = check_inputs(spec, self.ranges, self.seed, None if self.recorded is None else self.recorded.path)
         progress(0, 1, f"{onnx.name} in ONNX Runtime")
-        if self.slots is not None:
-            inputs |= LoraSlots(self.slots).views
+        slots = {} if self.slots is None else LoraSlots(self.slots).views
+        feeds = [feed | slots for feed in found.feeds]
         if spec.torch_dtype == torch.bfloat16:  # ONNX Runtime's CPU has no bf16 arithmetic: same graph and data, in f32
-            onnx, inputs = write_float32_twin(onnx), {name: t.float() for name, t in inputs.items()}
-        feed = {name: tensor.numpy() for name, tensor in inputs.items()}
+            slots = {name: t.float() for name, t in slots.items()}
+            onnx, feeds = write_float32_twin(onnx), [{n: t.float() for n, t in f.items()} | slots for f in found.feeds]
         try:
-            return Ran(run_onnx(onnx, feed, self.out))
+            seconds = run_onnx(onnx, [{name: t.numpy() for name, t in feed.items()} for feed in feeds], self.out)
+            notes = (found.note,) if found.note else ()
+            return Ran(seconds, len(feeds), found.sizes, found.recorded, notes=notes)
         finally:
             if onnx != self.onnx.path:
                 onnx.unlink()

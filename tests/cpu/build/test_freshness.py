@@ -46,8 +46,8 @@ STEPS = [
     ApplyLoras("sdxl-tiny", A, (LoraAt(A, 0.5),), False, "int4", out=OUT / "svdq.safetensors"),
     Export("sdxl-tiny", A, RANGES, 0, True, "int4", out=OUT / "model.onnx"),
     ReferenceExport(WEIGHTS, RANGES, (), False, out=OUT / "model-fp16.onnx"),
-    RunReference("sdxl-tiny", A, {"batch": 1}, 1, "FP16", out=OUT / "reference.npz"),
-    RunQuantized("sdxl-tiny", A, {"batch": 1}, 1, "int4", out=OUT / "quantized.npz"),
+    RunReference("sdxl-tiny", A, RANGES, 1, None, "FP16", out=OUT / "reference.npz"),
+    RunQuantized("sdxl-tiny", A, RANGES, 1, A, "int4", out=OUT / "quantized.npz"),
     Compare(A, A, "int4", "title", artifact=OUT / "a", out=OUT / "accuracy.png"),
     Plan(A, 89, "tensorrt-rtx", "1.7.1.116", (PROFILE,), A, out=OUT / "model.plan"),
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from svdq_export import export_onnx
 from svdq_export.twin import write_float32_twin
 from svdq_export.write import write_model
-from svdq_trt.base.errors import ArtifactError, UsageError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.contract.formats import Activation
 from tests.harness.export_toy import TOY_DYNAMIC, Toy, db, run_file, svdq, toy_inputs
 
@@ -26,22 +26,6 @@ LAYERS = (
     "ff1",
     "ff2",
 )
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    path = tmp_path_factory.mktemp("onnx") / "toy.onnx"
-    stages = []
-    net = Toy(torch.float16).eval()
-    info = export_onnx(
-        net,
-        toy_inputs(torch.float16),
-        TOY_DYNAMIC,
-        ["out"],
-        path,
-        progress=lambda *event: stages.append(event),
-    )
-    return net, info, stages
 
 
 def test_nodes_carry_module_paths_and_the_contract_attributes(exported):
@@ -243,6 +227,36 @@ def test_a_failed_write_leaves_the_old_file(exported, tmp_path, monkeypatch):
         "m.onnx",
         "m.onnx.data",
     ]
+
+
+class Unread(nn.Module):
+    """Two layers, and one whose output goes nowhere: a last block's text branch."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.ModuleDict({"first": svdq("w4a16", 64, 64, 0, torch.float16), "last": last})
+
+    def forward(self, x):
+        y = self.model["first"](x)
+        self.model["last"](y)
+        return y
+
+
+def test_a_layer_on_which_no_output_depends_is_refused(tmp_path):
+    """The graph lacks it, so what lists it as quantized would not be true of the engine."""
+    x, shapes = {"x": torch.randn(2, 64).half()}, {"x": {0: "m"}}
+    net = Unread(svdq("int4", 64, 64, 16, torch.float16)).eval()
+    with pytest.raises(UnsupportedError, match=r"layer 'last': no output depends on it"):
+        export_onnx(net, x, shapes, ["y"], tmp_path / "a.onnx", wrapped="model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_input_on_which_no_output_depends_is_refused(tmp_path):
+    """A LoRA slot of such a layer would have no input to fill."""
+    x, shapes = {"x": torch.randn(2, 64).half()}, {"x": {0: "m"}}
+    net = Unread(nn.Linear(64, 64).half()).eval()
+    with pytest.raises(UnsupportedError, match=r"layer 'last': no output depends on it"):
+        export_onnx(net, x, shapes, ["y"], tmp_path / "a.onnx", wrapped="model", runtime_inputs=["last.weight"])
 
 
 def test_wrong_arguments_say_what_is_wanted(tmp_path):

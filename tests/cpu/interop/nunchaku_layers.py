@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from svdq_trt.contract.numerics import E4M3, e2m1_values, pack_nibbles
+from svdq_trt.contract.numerics import E4M3, e2m1_codes, e2m1_values, pack_nibbles, round_e2m1
 from svdq_trt.interop import fragments as f
 from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.w4a4 import OLD, Keys, Rows
@@ -22,6 +22,17 @@ class Truth:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     weight: Tensor = field(default_factory=lambda: torch.zeros(0))
     bias: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+def _codes(w: Tensor, group: int, fp4: bool) -> Tensor:
+    """Codes of weights by absolute maximum, so that a group's largest is the format's; a few int4 ones are -8."""
+    scaled = w.unflatten(1, (-1, group))
+    scaled = scaled / scaled.abs().amax(-1, keepdim=True) * (6 if fp4 else 7)
+    if fp4:
+        return e2m1_codes(round_e2m1(scaled)).flatten(1)
+    values = scaled.round().flatten(1)
+    values[::7, ::5] = torch.where(values[::7, ::5] == -7, -8, values[::7, ::5])
+    return values.to(torch.int8).view(torch.uint8) & 0xF
 
 
 def w4a4(
@@ -48,7 +59,7 @@ def w4a4(
         full[rows.at] = pad(values, (0, columns - values.shape[1]), value=column_fill)
         return full
 
-    codes = torch.randint(0, 16, (n, k), generator=g, dtype=torch.uint8)
+    codes = _codes(torch.randn(n, -(-k // groups) * groups, generator=g), groups, fp4)[:, :k]
     smooth = torch.exp(torch.randn(k, generator=g)).to(dtype)
     scale = torch.rand(n, -(-k // groups), generator=g) * 0.1 + 0.01
     scale = scale.to(E4M3) if fp4 else scale.to(dtype)

@@ -160,7 +160,7 @@ def test_attention_with_extras_is_refused():
     spec = get_model("sdxl-tiny")
     module = spec.build()
     module.get_submodule(f"{BLOCK}.attn1").norm_q = nn.LayerNorm(64, device="meta")
-    with pytest.raises(UnsupportedError, match="attn1': has norm_q, want plain attention"):
+    with pytest.raises(UnsupportedError, match="attn1': has norm_q, want what FusedSelfAttention computes"):
         spec.groups(module)
 
 

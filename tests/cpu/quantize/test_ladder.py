@@ -13,6 +13,7 @@ from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A8, W4A16
 from svdq_trt.quantize.gptq import curvature, damping, gptq, refit
 from svdq_trt.quantize.iterate import iterate
 from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.lowrank import Seen
 from svdq_trt.quantize.preset import DEFAULT_PRESET, PRESETS, Preset
 from svdq_trt.quantize.smooth import act_multiplier
 from svdq_trt.quantize.split import Tokens, split_weight
@@ -50,7 +51,8 @@ def fresh_sqnr(w, x, fmt, preset, rank=16, seen=256):
 def start(w, x, fmt, rank=16):
     """A plain split and its tokens."""
     mul = act_multiplier(x.float().abs().amax(0), w.abs().amax(0), 0.5, 0.5, fmt, F16)
-    return split_weight(w, mul, fmt, rank, F16, 6), Tokens(x.float(), x.float() @ w.T, mul, fmt, F16)
+    seen = Seen(x.float(), x.float().abs().amax(0))
+    return split_weight(w, mul, seen, fmt, rank, F16, 6), Tokens(x.float(), x.float() @ w.T, mul, fmt, F16)
 
 
 @FMT
@@ -129,7 +131,7 @@ def test_iterations_never_return_a_worse_split(fmt):
 def test_iterations_keep_a_start_that_cannot_be_beaten():
     w, x = layer("skewed")
     split, tokens = start(w, x, INT4)
-    tokens.y = tokens.quantized @ split.rounded().T + tokens.x @ split.down.T @ split.up.T
+    tokens.y = tokens.quantized @ split.rounded().T + tokens.x.float() @ split.down.T @ split.up.T
     assert iterate(w, split, tokens, INT4, F16, 5, 2) is split
 
 

@@ -11,6 +11,7 @@ from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A8, W4A8_Z_MAX
 from svdq_trt.quantize.gptq import curvature, damping, gptq
 from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.lowrank import Seen
 from svdq_trt.quantize.preset import Preset
 from svdq_trt.quantize.scales import importance, search_scales
 from svdq_trt.quantize.split import SIGNED, split_weight
@@ -75,7 +76,8 @@ def test_importance_ranks_channels_and_forgets_none():
 @pytest.mark.parametrize("fmt", [INT4, NVFP4, W4A8], ids=lambda f: f.name)
 def test_gptq_rounds_with_the_searched_scales(fmt):
     w, x = weight(), tokens()
-    split = split_weight(w, torch.ones(256), fmt, 16, F16, 4, SIGNED)
+    seen = Seen(torch.ones(1, 256), torch.ones(256))
+    split = split_weight(w, torch.ones(256), seen, fmt, 16, F16, 4, SIGNED)
     h = importance(x.float())
     curve = curvature(x.float(), damping(x.float()))
     got = gptq(w, split, curve, fmt, F16, h)

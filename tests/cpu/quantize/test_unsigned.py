@@ -11,11 +11,12 @@ import torch
 
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
-from svdq_trt.contract import reference
+from svdq_trt.contract import numerics, reference
 from svdq_trt.contract.formats import ACT_SHIFT, FORMATS, INT4, Activation
 from svdq_trt.contract.reference.quant import QuantWeight, dequantize_weight
 from svdq_trt.models import TWINS, get_model
 from svdq_trt.quantize.layer import quantize_group
+from svdq_trt.quantize.lowrank import Seen
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.split import Coding, Tokens, split_weight
 
@@ -80,18 +81,27 @@ def test_bias_is_the_references_rounded_once(dtype):
     assert np.array_equal(want.astype(np.float32).astype(NUMPY[dtype]).astype(np.float32), t["bias"])
 
 
-def test_search_measures_what_the_reference_computes():
-    """Tokens.error takes the shift off the codes; the node takes it off the bias: the same to the bias's rounding."""
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_search_measures_what_the_reference_computes(size):
+    """The shift is taken off by the node's bias, which is rounded; so are t and the output."""
     w, x = layer()
+    bias = torch.linspace(-2, 2, len(w)) * size
     coding, mul = Coding(True, SHIFT), torch.rand(256, generator=torch.Generator().manual_seed(1)).half().float() + 0.5
-    split = split_weight(w, mul, INT4, 16, torch.float16, 4, coding)
-    tokens = Tokens(x, x.half().float() @ w.T, mul, INT4, torch.float16, coding)
-    codes = reference.quant.quantize_act(
-        reference.quant.smooth(x.half().numpy(), mul.half().numpy(), SHIFT), INT4, True
+    split = split_weight(w, mul, Seen(x, x.abs().amax(0)), INT4, 16, torch.float16, 4, coding)
+    tokens = Tokens(x, x.half().float() @ w.T, mul, INT4, torch.float16, coding, bias)
+    packed = numerics.pack_weight(split.values, split.scales, INT4)
+    y = reference.linear.round_output(
+        reference.linear.linear_unrounded(
+            x.half().numpy(),
+            QuantWeight(*(part.numpy() for part in packed)),
+            *(part.half().numpy() for part in (mul, split.down, split.up, split.node_bias(bias))),
+            INT4,
+            act_unsigned=True,
+            act_shift=SHIFT,
+        ),
+        np.dtype(np.float16),
     )
-    y = codes.dequantize() @ split.rounded().double().numpy().T - split.shift_offset().numpy()
-    y += x.half().double().numpy() @ split.down.double().numpy().T @ split.up.double().numpy().T
-    want = ((y - tokens.y.double().numpy()) ** 2).sum() / tokens.energy
+    want = ((y.astype(np.float64) - bias.numpy() - tokens.y.double().numpy()) ** 2).sum() / tokens.energy
     assert tokens.error(split) == pytest.approx(want, rel=1e-3)
 
 

@@ -1,0 +1,60 @@
+"""In which order a file of nunchaku's names holds its codes: fragments, as nunchaku does, or plain rows.
+
+Other tools write nunchaku's names and shapes with row-major values, and nothing in the tensors says so. But a group's
+scale comes from its largest weight, so nearly every group of the true order has a code of the largest magnitude; groups
+of the wrong one mix parts of several, and some of them have none. In 200 synthetic layers (tests/cpu/interop/
+test_order.py) the shares differ by 0.11 to 0.47 in favour of the true order where scales come from the absolute
+maximum. They can't tell the orders of uniform weights (0.00 to 0.02), nor always where scales were searched (-0.03 to
+0.47): that is unclear.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+from torch import Tensor
+
+from svdq_trt.contract import numerics
+from svdq_trt.contract.formats import Format
+from svdq_trt.interop import fragments
+from svdq_trt.interop.w4a4 import Rows
+
+_CLEAR = 0.05  # difference of the two shares
+
+
+class Order(enum.Enum):
+    """What the codes look like."""
+
+    FRAGMENTS = "fragments"
+    ROWS = "rows"
+    UNCLEAR = "unclear"
+
+
+class Evidence:
+    """Groups counted over the layers of a file, with and without a largest code in either order."""
+
+    def __init__(self) -> None:
+        self._groups = self._fragments = self._rows = 0
+
+    def add(self, stored: Tensor, fmt: Format, rows: Rows, k: int) -> None:
+        """Count a layer: its qweight [N padded, K padded / 2] int8 as stored; K without padding."""
+        fragment = _with_largest(fragments.unpack_codes(stored), fmt, rows, k)
+        self._groups += fragment.numel()
+        self._fragments += int(fragment.sum())
+        self._rows += int(_with_largest(stored, fmt, rows, k).sum())
+
+    @property
+    def order(self) -> Order:
+        """What all layers together say."""
+        difference = (self._fragments - self._rows) / max(self._groups, 1)
+        if abs(difference) < _CLEAR:
+            return Order.UNCLEAR
+        return Order.FRAGMENTS if difference > 0 else Order.ROWS
+
+
+def _with_largest(qweight: Tensor, fmt: Format, rows: Rows, k: int) -> Tensor:
+    """[N, K/G] bool, of the whole groups that are no padding."""
+    codes = numerics.unpack_nibbles(qweight)[rows.at, : k // fmt.weight_group * fmt.weight_group]
+    largest = (codes & 7 == 7) if fmt.wscale_cols > 1 else ((codes ^ 8).to(torch.int8) - 8).abs() >= 7
+    return numerics.grouped(largest, fmt.weight_group).any(-1)
