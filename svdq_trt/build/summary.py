@@ -71,6 +71,9 @@ def print_summary(built: Sequence[Built]) -> None:
                 notes.append(f"{lora.text_encoder_tensors} text encoder tensors are the pipeline's business")
             if lora.left_out:
                 notes.append(f"{len(lora.left_out)} layers left out (--allow-partial)")
+            if lora.cut:
+                lost = max(one.error for one in lora.cut)
+                notes.append(f"up to {100 * lost:.1f} % of it lost in {len(lora.cut)} nodes, as their rank is limited")
             console.print(f"    LoRA {lora.file} at {lora.strength:g}: {'; '.join(notes)}", style="dim", soft_wrap=True)
         if m.lora_slots is not None:
             console.print(

@@ -23,11 +23,14 @@ from svdq_trt.base.files import sha256
 from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.given import check_given
 from svdq_trt.build.stage import File
+from svdq_trt.build.stages.lora import requests
 from svdq_trt.build.stages.weights import LoraAt, Weights
 from svdq_trt.checkpoint import Identity, identify_weights
 from svdq_trt.contract.archs import KERNELS, resolve_attention, resolve_format
 from svdq_trt.contract.formats import FORMATS, Format
 from svdq_trt.interop import describe, digest
+from svdq_trt.lora.alphas import config_beside
+from svdq_trt.lora.apply import check_loras
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.nn.attention import head_sizes
 
@@ -58,6 +61,7 @@ class Work:
     identity: Identity  # of the weights: their files
     device: str  # "cpu" or "cuda", of calibration and quantizer
     loras: tuple[LoraAt, ...] = ()
+    loras_need_weights: bool = False  # some are made of the model's own weights, as a DoRA is
     quantized: File | None = None  # --quantized
     sensitivity: File | None = None  # --sensitivity
     calibration: File | None = None  # --calibration
@@ -138,8 +142,11 @@ def plan_work(config: BuildConfig) -> Work:
             _require_kernels(spec, arch, attention)
         graph = f"{fmt.name}-{ending}" + ("-attention" if attention else "")
         engines.append(Engine(arch, fmt, attention, config.out / f"{spec.name}-sm_{arch}", shared / graph))
+    # All that is given is opened and checked here, before the hours that quantizing may take.
     check_given(config, spec)
-    needs_weights = config.quantized is None or config.check
+    loras = tuple(_lora(lora.path.resolve(), lora.strength) for lora in config.loras)
+    loras_need_weights = bool(loras) and check_loras(requests(loras), spec, config.allow_partial)
+    needs_weights = config.quantized is None or config.check or loras_need_weights
     identity = identify_weights(spec, config.checkpoint, config.random_weights) if needs_weights else Identity("")
     weights = Weights(
         spec.name,
@@ -147,7 +154,6 @@ def plan_work(config: BuildConfig) -> Work:
         checkpoint=config.checkpoint,
         random_weights=config.random_weights,
     )
-    loras = tuple(LoraAt(_file(lora.path.resolve()), lora.strength) for lora in config.loras)
     quantized = None if config.quantized is None else File(digest(config.quantized, spec), path=config.quantized)
     scan = config.rank_auto.sensitivity if config.rank_auto else None
     return Work(
@@ -160,6 +166,7 @@ def plan_work(config: BuildConfig) -> Work:
         identity,
         device,
         loras,
+        loras_need_weights,
         quantized,
         sensitivity=None if scan is None else _file(scan),
         calibration=None if config.calibration is None else _file(config.calibration),
@@ -181,6 +188,11 @@ def _require_kernels(spec: ModelSpec, arch: int, kernels: tuple[int, ...]) -> No
 
 def _file(path: Path) -> File:
     return File(sha256(path), path=path)
+
+
+def _lora(path: Path, strength: float) -> LoraAt:
+    config = config_beside(path)
+    return LoraAt(_file(path), strength, None if config is None else _file(config))
 
 
 def _ending(config: BuildConfig) -> str:

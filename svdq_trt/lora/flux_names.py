@@ -8,7 +8,7 @@ tests/cpu/lora/test_names.py checks the table against diffusers' own converter.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 #: pattern of diffusers' layer -> the original's; a block's number stays
 _ONE_TO_ONE = (
@@ -48,6 +48,16 @@ _FUSED = (
     ),
 )
 
+#: as _FUSED, of XLabs' attention processors; a linear alone is a group of one
+_XLABS = (
+    (_FUSED[0][0], r"double_blocks.\2.processor.qkv_lora1", _FUSED[0][2]),
+    (_FUSED[1][0], r"double_blocks.\2.processor.qkv_lora2", _FUSED[1][2]),
+    (r"(transformer_blocks\.(\d+)\.attn\.)to_out\.0", r"double_blocks.\2.processor.proj_lora1", ("to_out.0",)),
+    (r"(transformer_blocks\.(\d+)\.attn\.)to_add_out", r"double_blocks.\2.processor.proj_lora2", ("to_add_out",)),
+    (_FUSED[2][0], r"single_blocks.\2.processor.qkv_lora", _FUSED[2][2][:3]),
+    (r"(single_transformer_blocks\.(\d+)\.)proj_out", r"single_blocks.\2.processor.proj_lora", ("proj_out",)),
+)
+
 _SWAPPED = ("norm_out.linear", "final_layer.adaLN_modulation.1")  # diffusers: scale, shift; original: shift, scale
 
 #: original name -> its parts: (diffusers layer, first row there, first row here, rows)
@@ -65,14 +75,24 @@ def flux_original_names(rows: Mapping[str, int]) -> Iterator[tuple[str, Parts]]:
             match = re.fullmatch(pattern, layer)
             if match:
                 yield match.expand(original), ((layer, 0, 0, n),)
-        for pattern, original, leaves in _FUSED:
+    yield from _groups(rows, _FUSED)
+    layer, original = _SWAPPED
+    if layer in rows:
+        half = rows[layer] // 2
+        yield original, ((layer, half, 0, half), (layer, 0, half, half))
+
+
+def xlabs_names(rows: Mapping[str, int]) -> Iterator[tuple[str, Parts]]:
+    """Every name of XLabs' LoRAs, as `flux_original_names`."""
+    yield from _groups(rows, _XLABS)
+
+
+def _groups(rows: Mapping[str, int], table: Sequence[tuple[str, str, tuple[str, ...]]]) -> Iterator[tuple[str, Parts]]:
+    for layer in rows:
+        for pattern, original, leaves in table:
             match = re.fullmatch(pattern, layer)
             names = [match[1] + leaf for leaf in leaves] if match else []
             if match and all(name in rows for name in names):
                 starts = [sum(rows[name] for name in names[:i]) for i in range(len(names))]
                 parts = tuple((name, 0, at, rows[name]) for name, at in zip(names, starts, strict=True))
                 yield match.expand(original), parts
-    layer, original = _SWAPPED
-    if layer in rows:
-        half = rows[layer] // 2
-        yield original, ((layer, half, 0, half), (layer, 0, half, half))

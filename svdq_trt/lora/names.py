@@ -8,6 +8,7 @@ kohya's underscores need not be turned back into dots.
 | diffusers, PEFT | ``unet.``, ``transformer.``, ``base_model.model.`` + diffusers' name; older ``processor.to_q`` |
 | kohya | ``lora_unet_`` + the original or diffusers' name, dots as underscores; ``lora_transformer_`` + diffusers' |
 | ComfyUI | ``diffusion_model.`` + the original (or diffusers') name |
+| XLabs | the original block's processor, ``double_blocks.0.processor.qkv_lora1`` |
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from svdq_trt.lora.flux_names import flux_original_names
+from svdq_trt.lora.flux_names import flux_original_names, xlabs_names
 from svdq_trt.lora.unet_names import unet_original_name
 from svdq_trt.models import ModelSpec
 
-#: tensors that belong to a text encoder, which is not part of the engine
+#: tensors that belong to a text encoder, which is not part of the engine, or embeddings of words (OneTrainer's bundles)
 TEXT_ENCODER = re.compile(
-    r"(lora_te\d?_|lora_(clip|t5)|text_encoders?[._0-9]|te\d?\.|conditioner\.|cond_stage_model\.).*"
+    r"(lora_te\d?_|lora_(clip|t5)|text_encoders?[._0-9]|te\d?\.|conditioner\.|cond_stage_model\.|bundle_emb\.).*"
+    r"|(clip_[lg]|t5|t5xxl|emb_params)(\..*)?"
 )
 _DOTTED = (
     "",
@@ -83,5 +85,5 @@ def _plain_names(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Iter
             if original:
                 yield original, (Target(layer, 0, 0, n),)
     elif architecture == "FluxTransformer2DModel":
-        for original, parts in flux_original_names(rows):
+        for original, parts in (*flux_original_names(rows), *xlabs_names(rows)):
             yield original, tuple(Target(layer, start, source, n) for layer, start, source, n in parts)

@@ -15,8 +15,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -33,6 +34,8 @@ from svdq_trt.nn.linear import SVDQLinear
 FILE = "lora_slots.safetensors"
 VERSION = 1
 _KEY = "svdq_lora_slots"
+_SIZE_MAX = 1 << 18  # of a layer; no model here has more than 2^17 features
+_ELEMENTS_MAX = 1 << 33  # of all inputs; FLUX.1 with rank 1024 takes some 2^32
 
 
 @dataclass(frozen=True)
@@ -157,33 +160,70 @@ def load_table(path: Path) -> tuple[SlotTable, dict[str, Tensor]]:
     """Read lora_slots.safetensors: the table and the base's factors, memory-mapped.
 
     Raises:
-        ArtifactError: missing, malformed, or tensors that do not fit the table.
+        ArtifactError: missing, malformed, sizes that no build writes, or tensors that do not fit the table.
     """
     again = "Build the engine again."
     try:
         with safe_open(path, framework="pt") as file:
             header = (file.metadata() or {}).get(_KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        data = json.loads(header or "null")
-        if data["version"] != VERSION:
-            raise ArtifactError(str(path), f"version {data['version']}", str(VERSION), again)
-        slots = tuple(
-            Slot(
-                NodeRows(**{**s["rows"], "columns": s["rows"]["columns"] and tuple(s["rows"]["columns"])}),
-                s["base"],
-                s["reserved"],
-            )
-            for s in data["slots"]
-        )
-        shapes = {name: tuple(shape) for name, shape in data["shapes"].items()}
-        table = SlotTable(data["model"], data["dtype"], data["rank"], slots, shapes)
     except (OSError, SafetensorError) as error:
         raise ArtifactError(str(path), str(error), "the file of an engine with --lora-slots", again) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(str(path), f"no usable header ({error})", "svdq-trt's own file", again) from None
+    try:
+        found = msgspec.convert(json.loads(header or "null"), _Header)
+    except (ValueError, RecursionError) as error:  # msgspec's and json's own errors are ValueErrors
+        got = "brackets too deep" if isinstance(error, RecursionError) else str(error)
+        raise ArtifactError(str(path), f"no usable header ({got:.200})", "svdq-trt's own file", again) from None
+    if found.version != VERSION:
+        raise ArtifactError(str(path), f"version {found.version}", str(VERSION), again)
+    table = SlotTable(found.model, found.dtype, found.rank, found.slots, found.shapes)
+    misfit = _misfit(table) or next(filter(None, map(_slot_misfit, table.slots)), "")
+    if misfit:
+        raise ArtifactError(str(path), f"no usable header ({misfit:.200})", "svdq-trt's own file", again)
     for slot in table.slots:
         want = {slot.down_name: (slot.base, slot.rows.k), slot.up_name: (slot.rows.n, slot.base)} if slot.base else {}
         for name, shape in want.items():
             if name not in tensors or tuple(tensors[name].shape) != shape:
                 raise ArtifactError(f"{path}: {name}", "missing or of another shape", str(shape), again)
+            if not tensors[name].is_floating_point():
+                raise ArtifactError(f"{path}: {name}", str(tensors[name].dtype), table.dtype, again)
     return table, tensors
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The header's JSON: a SlotTable and a version."""
+
+    version: int
+    model: str
+    dtype: Literal["float16", "bfloat16"]
+    rank: int
+    slots: tuple[Slot, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def _misfit(table: SlotTable) -> str:
+    """What is wrong with the table as a whole; empty for nothing."""
+    names = [slot.rows.name for slot in table.slots]
+    if not names:
+        return "no slots"
+    if len(set(names)) < len(names):
+        return "one node twice"
+    if any(not 0 < size <= _SIZE_MAX for shape in table.shapes.values() for size in shape):
+        return "a shape that no layer has"
+    elements = sum((slot.rows.n + slot.rows.k) * slot.rank for slot in table.slots)
+    return f"{elements} numbers to fill" if elements > _ELEMENTS_MAX else ""
+
+
+def _slot_misfit(slot: Slot) -> str:
+    """What is wrong with a slot; empty for nothing."""
+    rows, where = slot.rows, f"slot {slot.rows.name!r:.80}"
+    if not (0 < rows.n <= _SIZE_MAX and 0 < rows.k <= _SIZE_MAX):
+        return f"{where}: size {rows.n} x {rows.k}"
+    if slot.base < 0 or slot.reserved <= 0 or slot.reserved % R_MULTIPLE or slot.base % R_MULTIPLE or slot.rank > R_MAX:
+        return f"{where}: ranks {slot.base} + {slot.reserved}"
+    if not rows.first or any(not 0 <= row < rows.n for row in rows.first.values()):
+        return f"{where}: rows of its members"
+    if rows.columns is not None and rows.columns[1] - rows.columns[0] != rows.k:
+        return f"{where}: columns {rows.columns}"
+    return ""

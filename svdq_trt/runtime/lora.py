@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from svdq_trt.artifact.manifest import SlotsEntry
+from svdq_trt.artifact.manifest import CutEntry, SlotsEntry
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.contract.formats import R_MULTIPLE
+from svdq_trt.lora.changes import Additive, Change
 from svdq_trt.lora.factors import unit_factors
 from svdq_trt.lora.names import name_table
 from svdq_trt.lora.read import LoraFile, read_lora, refuse_partial
@@ -43,6 +44,7 @@ class LoraSet:
 
     Attributes:
         files: its LoRA files, in order. strengths: one per file; multiplied by the one given at the swap.
+        cut: slots where a change of full rank was cut to the rank that there is, with what was lost.
     """
 
     files: tuple[LoraFile, ...]
@@ -51,6 +53,7 @@ class LoraSet:
     ups: tuple[Tensor, ...]  # per file, at strength 1
     largest: tuple[float, ...]  # |up| per file
     table: SlotTable  # of the engine that it is laid out for
+    cut: tuple[CutEntry, ...] = ()
 
 
 class LoraSlots:
@@ -106,13 +109,16 @@ class LoraSlots:
         downs = self._staging(self._down_index, _DOWN)
         ups = [self._staging(self._up_index, _UP) for _ in files]
         need, tightest = 0, self.table.slots[0]
+        cut: list[CutEntry] = []
         at_down = at_up = 0
         for slot in self.table.slots:
             down_size = -(-slot.reserved * slot.rows.k // _DOWN) * _DOWN
             down_part = downs[at_down : at_down + slot.reserved * slot.rows.k].view(slot.reserved, slot.rows.k)
             used = 0
             for layers, up in zip(by_layer, ups, strict=True):
-                own_down, own_up = unit_factors(layers, slot.rows, self.dtype)
+                own_down, own_up, lost = unit_factors(layers, slot.rows, self.dtype, slot.reserved - used)
+                if round(lost, 5):
+                    cut.append(CutEntry(slot.rows.name, len(own_down), round(lost, 5)))
                 end = used + len(own_down)
                 if end <= slot.reserved:
                     down_part[used:end] = own_down
@@ -137,6 +143,7 @@ class LoraSlots:
             tuple(up.to(self.device) for up in ups),
             largest,
             self.table,
+            tuple(cut),
         )
 
     def fill(self, loras: LoraSet, strength: float = 1.0) -> None:
@@ -186,11 +193,7 @@ class LoraSlots:
             self._names = name_table(get_model(self.table.model), self.table.shapes)
         file = read_lora(path, self._names, self.table.shapes)
         slotted = {layer for slot in self.table.slots for layer in slot.rows.first}
-        outside = [
-            (e.name, "a convolution, which has no slot")
-            for e in file.entries
-            if any(t.layer not in slotted for t in e.targets)
-        ]
+        outside = [(c.name, reason) for c in file.changes if (reason := _outside(c, slotted))]
         if not allow_partial:
             file.require_whole(self.table.model, "Pass allow_partial=True to leave them out.")
             if outside:
@@ -200,6 +203,8 @@ class LoraSlots:
                     f"the slots of {self.table.model}",
                     "Pass allow_partial=True to leave them out, or build it in with --lora.",
                 )
+        left = {name for name, _ in outside}
+        file = replace(file, changes=tuple(c for c in file.changes if c.name not in left))
         file.require_any(self.table.model)
         return file
 
@@ -227,6 +232,17 @@ def check_inputs_match(slots: LoraSlots, names: Iterator[str] | Sequence[str]) -
             "the file that was written with this engine",
             "Build the engine again.",
         )
+
+
+def _outside(change: Change, slotted: set[str]) -> str:
+    """Why slots cannot hold a change; empty when they can."""
+    if any(t.layer not in slotted for t in change.targets):
+        return "a convolution, which has no slot"
+    if not isinstance(change, Additive):
+        return f"{change.kind}, which is made of the model's own weights"
+    if change.has_bias and change.delta().bias is not None:
+        return "a change of a bias, which has no slot"
+    return ""
 
 
 def _view(flat: Tensor, place: tuple[int, tuple[int, int]]) -> Tensor:

@@ -51,7 +51,8 @@ def write_peft(path: Path, factors: Mapping[str, Factors], prefix: str = "unet."
     tensors = {}
     for name, f in factors.items():
         tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"] = f.down, f.up
-    meta = {f"{prefix}lora_alpha": 1, f"{prefix}alpha_pattern": alphas, f"{prefix}r": 4}
+    ranks = {f"^{name}": len(f.down) for name, f in factors.items()}
+    meta = {f"{prefix}lora_alpha": 1, f"{prefix}alpha_pattern": alphas, f"{prefix}rank_pattern": ranks}
     save_file(tensors, path, metadata={"format": "pt", "lora_adapter_metadata": json.dumps(meta)})
     return path
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from svdq_trt.artifact.manifest import LoraEntry
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import File, Result, Stage
-from svdq_trt.build.stages.weights import LoraAt
+from svdq_trt.build.stages.weights import LoraAt, Weights
 
 if TYPE_CHECKING:
     from svdq_trt.build.work import Work
@@ -37,12 +37,14 @@ class ApplyLoras(Stage[LorasApplied]):
     loras: tuple[LoraAt, ...]
     allow_partial: bool
     format: str
+    weights: Weights | None  # of the model; None where no LoRA is made of them
 
     @classmethod
     def of(cls, work: Work, fmt: str, artifact: File, folder: Path) -> ApplyLoras:
         """The stage for one format of a build; `folder` is that of its graph."""
         partial = work.config.allow_partial
-        return cls(work.spec.name, artifact, work.loras, partial, fmt, out=folder / artifact.path.name)
+        weights = work.weights if work.loras_need_weights else None
+        return cls(work.spec.name, artifact, work.loras, partial, fmt, weights, out=folder / artifact.path.name)
 
     @property
     def label(self) -> str:
@@ -52,11 +54,13 @@ class ApplyLoras(Stage[LorasApplied]):
 
     def run(self, progress: Progress) -> LorasApplied:
         """Write the artifact with the LoRAs in it."""
+        from svdq_trt.checkpoint import open_weights
         from svdq_trt.lora.apply import apply_loras
         from svdq_trt.models import get_model
 
-        loras = requests(self.loras)
-        entries = apply_loras(self.artifact.path, loras, get_model(self.model), self.allow_partial, self.out, progress)
+        spec, loras, given = get_model(self.model), requests(self.loras), self.weights
+        weights = None if given is None else open_weights(spec, given.checkpoint, given.random_weights)
+        entries = apply_loras(self.artifact.path, loras, spec, self.allow_partial, self.out, progress, weights)
         return LorasApplied(tuple(entries), self.out.stat().st_size)
 
 

@@ -19,7 +19,8 @@ class Weights:
 
 @dataclass(frozen=True)
 class LoraAt:
-    """A LoRA file at a strength."""
+    """A LoRA file at a strength. config: PEFT's configuration in its folder, which may state how strong it is."""
 
     file: File
     strength: float
+    config: File | None = None

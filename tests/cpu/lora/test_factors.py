@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from svdq_trt.base.errors import RangeError, ShapeError
-from svdq_trt.lora.factors import Loaded, NodeRows, extend, merge_dense, unit_factors
+from svdq_trt.lora.delta import Delta
+from svdq_trt.lora.factors import Loaded, NodeRows, approximate, extend, merge_bias, merge_dense
+from svdq_trt.lora.factors import unit_factors as with_loss
 from svdq_trt.lora.names import Target
 
 K = 128
@@ -16,11 +18,24 @@ QKV = NodeRows("to_qkv", {"to_q": 0, "to_k": 64, "to_v": 128}, 192, K)
 
 
 def entry(layer, n, r, seed=0, start=0, source=0, rows=None, down=None, size=1.0):
-    """A stand-in for a file's entry, with its target."""
+    """A stand-in for a file's LoRA, with its target."""
     g = torch.Generator().manual_seed(seed)
     a = torch.randn(r, K, generator=g) if down is None else down
-    b = torch.randn(n, r, generator=g) * size
-    return SimpleNamespace(name=layer, down=lambda: a, up=lambda: b), Target(layer, start, source, rows or n)
+    return change(layer, Delta(a, torch.randn(n, r, generator=g) * size)), Target(layer, start, source, rows or n)
+
+
+def change(layer, delta, needs_weight=False):
+    """A stand-in for a file's change of a layer."""
+    return SimpleNamespace(
+        name=layer,
+        kind="stub",
+        file=SimpleNamespace(path="x"),
+        needs_weight=needs_weight,
+        has_bias=delta.bias is not None,
+        down=lambda: delta.down,
+        up=lambda: delta.up,
+        at=lambda strength, weight_of: delta.times(strength),
+    )
 
 
 def by_layer(*entries):
@@ -40,6 +55,12 @@ def dense(rows, *entries):
         at = rows.first[t.layer] + t.start
         w[at : at + t.rows] += e.up()[t.source : t.source + t.rows] @ e.down()
     return w
+
+
+def unit_factors(by_layer, rows, dtype):
+    down, up, lost = with_loss(by_layer, rows, dtype, 64)
+    assert lost == 0
+    return down, up
 
 
 def product(down, up):
@@ -146,3 +167,49 @@ def test_dense_merge_rounds_once():
     assert merge_dense(linear, "other", [loaded(1.0, e)]) is linear
     with pytest.raises(RangeError, match="proj: its weight with the LoRAs overflows"):
         merge_dense(linear, "proj", [loaded(1e6, e)])
+
+
+def test_full_changes_become_factors_of_the_smallest_rank_that_keeps_them():
+    """In extend for a build, in unit_factors for slots; bias and rows' factors go where they belong."""
+    g = torch.Generator().manual_seed(3)
+    w = torch.randn(64, 20, generator=g) @ torch.randn(20, K, generator=g)
+    scale, bias = torch.rand(64, generator=g) * 0.1, torch.randn(64, generator=g)
+    whole = change("to_k", Delta(full=w, row_scale=scale, bias=bias))
+    low = entry("to_k", 64, 4, 5)
+    lora = Loaded(SimpleNamespace(path="x"), 0.5, {"to_k": [(whole, Target("to_k", 0, 0, 64)), low]})
+    base_down, base_up = torch.randn(16, K, generator=g).half(), torch.randn(192, 16, generator=g).half()
+    new = extend(base_down, base_up, [lora], QKV)
+    assert new.error < 0.02 and len(new.down) == 16 + 48  # 4 and, of 20 ranks, 32: the next multiple of 16
+    want = torch.zeros(192, K)
+    want[64:128] = 0.5 * (w + low[0].up() @ low[0].down())
+    close(product(new.down[16:], new.up[:, 16:]), want)
+    rows = torch.zeros(192)
+    rows[64:128] = 0.5 * scale
+    assert torch.equal(new.row_scale, rows) and torch.equal(new.bias[64:128], 0.5 * bias) and not new.bias[:64].any()
+    close(new.up[:, :16].float(), base_up.float() * (1 + rows)[:, None])
+    down, up, lost = with_loss({"to_k": [(whole, Target("to_k", 0, 0, 64))]}, QKV, torch.float16, 16)
+    assert down.shape == (16, K) and 0.05 < lost < 0.5
+    assert abs((product(down, up)[64:128] - w).norm() / w.norm() - lost) < 1e-3
+
+
+def test_the_best_factors_and_what_they_lose():
+    g = torch.Generator().manual_seed(0)
+    u, _ = torch.linalg.qr(torch.randn(96, 96, generator=g))
+    v, _ = torch.linalg.qr(torch.randn(K, 96, generator=g))
+    s = 0.8 ** torch.arange(96.0)
+    down, _up, lost = approximate(u * s @ v.T, 256, torch.float16, "n", "Fix.")
+    assert len(down) == 32 and abs(lost - float(s[32:].norm() / s.norm())) < 1e-4  # rank 16 loses 2.8 %
+    with pytest.raises(
+        ShapeError, match=r"n: a change of full rank of which rank 16 loses \d\d %, want at most 50 %\. F"
+    ):
+        approximate(torch.randn(96, K, generator=g), 16, torch.float16, "n", "Fix.")
+    zero = approximate(torch.zeros(96, K), 16, torch.float16, "n", "Fix.")
+    assert zero[2] == 0 and not product(*zero[:2]).any()
+
+
+def test_a_bias_is_changed_where_there_is_one():
+    change_of = change("proj", Delta(bias=torch.ones(64)))
+    lora = Loaded(SimpleNamespace(path="x"), 0.5, {"proj": [(change_of, Target("proj", 0, 0, 64))]})
+    assert torch.equal(merge_bias(torch.zeros(64).half(), "proj", [lora], None), torch.full((64,), 0.5).half())
+    with pytest.raises(ShapeError, match="x: 'proj': a change of a bias, want a layer that has one"):
+        merge_bias(None, "proj", [lora], None)

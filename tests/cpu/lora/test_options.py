@@ -8,10 +8,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from svdq_trt.base.errors import UsageError
+from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.build.config import BuildConfig, LoraOption
+from svdq_trt.build.stage import File
+from svdq_trt.build.stages.lora import ApplyLoras
+from svdq_trt.build.stages.reference_export import ReferenceExport
+from svdq_trt.build.work import plan_work
 from svdq_trt.cli import parse
+from svdq_trt.models import get_model
+from tests.harness.lora_files import make_factors
 
 DOC = (Path(__file__).resolve().parents[3] / "docs" / "lora.md").read_text()
 
@@ -74,3 +82,72 @@ def test_documented_calls_exist():
         inspect.signature(method).bind(None, *call.args, **{k.arg: k.value for k in call.keywords})
     for name in ("set_lora", "prepare_lora"):
         assert inspect.signature(getattr(OnnxSession, name)) == inspect.signature(getattr(Session, name))
+
+
+@pytest.fixture
+def lora(tmp_path):
+    """A LoRA of one layer of sdxl-tiny, as PEFT saves it."""
+    spec = get_model("sdxl-tiny")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    f = make_factors(spec, ["time_embedding.linear_1"])["time_embedding.linear_1"]
+    stem = "base_model.model.time_embedding.linear_1"
+    save_file({f"{stem}.lora_A.weight": f.down, f"{stem}.lora_B.weight": f.up}, tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def planned(tmp_path, *loras, **more):
+    return plan_work(config(loras=tuple(LoraOption(path) for path in loras), **more))
+
+
+def test_bad_files_are_found_before_any_work(lora, tmp_path):
+    """Planning a build, which comes before all of its stages, opens every LoRA and reads its values."""
+    assert planned(tmp_path, lora).loras[0].file.path == lora
+    junk = tmp_path / "junk.safetensors"
+    for tensors, text in (
+        ({"lora_unet_x.lora_down.weight": torch.ones(4, 4)}, "lora_unet_x: no layer of this model"),
+        ({"time_embedding.linear_1.diff_b": torch.full((256,), float("nan"))}, "NaN or Inf"),
+        ({"time_embedding.linear_1.diff_b": torch.ones(256, dtype=torch.int8)}, "numbers of type I8"),
+    ):
+        save_file(tensors, junk)
+        with pytest.raises(ArtifactError, match=text):
+            planned(tmp_path, lora, junk)
+    junk.write_bytes(b"x" * 100)
+    with pytest.raises(ArtifactError, match="not a readable safetensors file"):
+        planned(tmp_path, lora, junk)
+
+
+def test_the_configuration_beside_a_lora_is_in_the_stages_key(lora, tmp_path):
+    """Changed, added or removed, the LoRA is another one."""
+
+    def key():
+        work = planned(tmp_path, lora)
+        folder = tmp_path / "shared"
+        applied = ApplyLoras.of(work, "int4", File("quantized", path=folder / "svdq.safetensors"), folder)
+        return applied.key, ReferenceExport.of(work).key
+
+    first, config = key(), tmp_path / "adapter_config.json"
+    assert key() == first
+    config.write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 2}')
+    second = key()
+    tensors = {name.removeprefix("base_model.model."): t for name, t in load_file(lora).items()}
+    save_file(tensors, lora)
+    config.write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 4}')
+    third = key()
+    config.unlink()
+    for one, *others in zip(first, second, third, key(), strict=True):
+        assert len({one, *others}) == 4
+
+
+def test_only_what_needs_them_reads_the_models_weights(lora, tmp_path):
+    work = planned(tmp_path, lora)
+    folder = tmp_path / "shared"
+
+    def stage():
+        return ApplyLoras.of(work, "int4", File("quantized", path=folder / "svdq.safetensors"), folder)
+
+    assert stage().weights is None
+    tensors = load_file(lora)
+    tensors["base_model.model.time_embedding.linear_1.lora_magnitude_vector"] = torch.ones(256)
+    save_file(tensors, lora)
+    work = planned(tmp_path, lora)
+    assert stage().weights == work.weights and work.weights.digest

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from svdq_export import export_onnx, write_float32_twin
-from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.contract.formats import Activation
 from svdq_trt.lora.factors import Loaded, NodeRows, extend
 from svdq_trt.lora.names import name_table
@@ -259,3 +262,59 @@ def test_damaged_tables_are_refused(slotted, tmp_path):
             load_table(bad)
     with pytest.raises(ArtifactError, match=FILE):
         load_table(tmp_path / "none" / FILE)
+
+
+def test_damaged_headers_are_one_sentence(slotted, tmp_path):
+    """Values of the inner JSON of other types and sizes, brackets without end, text cut: refused, or a usable table."""
+    with safe_open(slotted[2], framework="pt") as file:
+        header = json.loads(file.metadata()["svdq_lora_slots"])
+    tensors, rng, bad, refused = load_file(slotted[2]), random.Random(0), tmp_path / FILE, 0
+    values = [None, True, -1, 0, 7, 48, 10**9, 10**30, 1.5, "x", "\x00", [], {}, [[]], {"a": {}}, [1, 2], ["to_q"]]
+
+    def damaged(value):
+        if rng.random() < 0.04:
+            return rng.choice(values)
+        if isinstance(value, dict):
+            return {key: damaged(item) for key, item in value.items() if rng.random() > 0.01}
+        return [damaged(item) for item in value] if isinstance(value, list) else value
+
+    for i in range(600):
+        text = json.dumps(damaged(header))
+        if i % 10 == 0:
+            at = rng.randrange(len(text))
+            text = text[:at] + rng.choice(["[" * 5000, '{"a":' * 3000, '"', ""]) + text[at + rng.randrange(3) :]
+        save_file(tensors, bad, metadata={"svdq_lora_slots": text})
+        try:
+            assert LoraSlots(bad).views
+        except SvdqError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert 300 < refused < 600
+
+
+def test_what_slots_cannot_hold_is_said(slots, tmp_path):
+    """A DoRA and a change of a bias need what only a build has; a full matrix takes the rank that is left."""
+    lora = write_lora(tmp_path / "a.safetensors", ["to_q"], rank=4)
+    tensors = load_file(lora)
+    for more, text in (
+        ({"to_q.lora_magnitude_vector": torch.ones(64)}, "to_q: DoRA, which is made of the model's own weights"),
+        ({"to_q.lora_B.bias": torch.ones(64)}, "to_q: a change of a bias, which has no slot"),
+    ):
+        save_file(tensors | more, lora)
+        with pytest.raises(ArtifactError, match=rf"{text}.*or build it in with --lora"):
+            slots.prepare(lora)
+    g = torch.Generator().manual_seed(0)
+    one, two = torch.eye(4), torch.randn(16, 32, generator=g) * 0.7 ** torch.arange(32.0)
+    save_file({"to_q.lokr_w1": one, "to_q.lokr_w2": two}, lora)
+    prepared = slots.prepare(lora)
+    slots.fill(prepared)
+    got = slots.views["to_qkv.lora_up"].float()[:, 32:] @ slots.views["to_qkv.lora_down"].float()[32:]
+    want = torch.kron(one, two)
+    (cut,) = prepared.cut
+    assert cut.rank <= 48 and cut.error < 0.05
+    assert abs(float((got[:64] - want).norm() / want.norm()) - cut.error) < 3e-3 and not got[64:].any()
+    save_file({"proj.lokr_w1": one[:2, :2].contiguous(), "proj.lokr_w2": torch.randn(12, 32, generator=g)}, lora)
+    for rank in (12, 16, 20):  # leave four ranks, none, and less than none
+        other = write_lora(tmp_path / "b.safetensors", ["proj"], rank=rank)
+        with pytest.raises(ShapeError, match=r"proj: a change of full rank of which rank \d+ loses \d+ %.*lora-slots"):
+            slots.prepare([(other, 1.0), (lora, 1.0)])
