@@ -72,7 +72,7 @@ EngineFolder open_folder(std::string const& path, Options const& options) {
                     tensorrt_release() + ", the release that is linked");
     }
 
-    EngineFolder folder{path, inside(path, plan.at("file").string()), options.plugin, false};
+    EngineFolder folder{path, inside(path, plan.at("file").string()), options.plugin, false, read_inputs(manifest)};
     bool const embedded = plugin.at("embedded").boolean();
     if (options.plugin.empty() && !options.allow_host_code) {
         throw Error(path, "a plugin library of its own, and none given",

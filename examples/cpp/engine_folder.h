@@ -2,6 +2,9 @@
 #pragma once
 
 #include <string>
+#include <vector>
+
+#include "inputs.h"
 
 namespace svdq {
 
@@ -17,6 +20,7 @@ struct EngineFolder {
     std::string plan;        // path of the plan, whose size and digest agree with the manifest
     std::string plugin;      // path of the library to load; empty where the plan carries it
     bool host_code = false;  // the plan's own library may run
+    std::vector<Input> inputs;
 };
 
 // Read <path>/manifest.json and check, cheapest first: GPU, TensorRT release, plugin version, sizes and digests.

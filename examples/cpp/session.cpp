@@ -65,7 +65,7 @@ void Logger::log(Severity severity, char const* message) noexcept {
 
 std::string Session::said() const { return logger_.last_error.empty() ? "no reason given" : logger_.last_error; }
 
-Session::Session(EngineFolder const& folder, Options const& options) {
+Session::Session(EngineFolder const& folder, Options const& options) : inputs_(folder.inputs) {
     check(cudaSetDevice(options.device), "cudaSetDevice");
     runtime_.reset(nvinfer1::createInferRuntime(logger_));
     if (!runtime_) throw Error("TensorRT", said(), "a runtime");
@@ -128,6 +128,7 @@ void Session::enqueue() {
 
 Tensors Session::run(Tensors const& inputs) {
     logger_.last_error.clear();
+    check_inputs(inputs_, inputs);
     set_inputs(inputs);
     Tensors outputs;
     for (int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {

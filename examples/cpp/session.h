@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine_folder.h"
 #include "safetensors.h"
@@ -50,6 +51,7 @@ private:
     std::unique_ptr<nvinfer1::IRuntime> runtime_;  // destroyed last of the three
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
     std::unique_ptr<nvinfer1::IExecutionContext> context_;
+    std::vector<Input> inputs_;
     std::map<std::string, Buffer> buffers_;
 };
 

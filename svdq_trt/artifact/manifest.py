@@ -34,6 +34,7 @@ class TensorProfile:
 
     Attributes:
         name, dtype: as in the ONNX file. min, opt, max: shapes of the optimization profile.
+        axes: what each size follows from, as in the ONNX file; "" for a fixed one, () where nothing is known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class TensorProfile:
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
+    axes: tuple[str, ...] = ()
 
 
 class ShapeRange(Entry, frozen=True):
@@ -60,8 +62,13 @@ class Tensor(Entry, frozen=True):
     name: Annotated[str, _says("as in the ONNX file")]
     dtype: Annotated[str, _says("as in the ONNX file: float16, int64")]
     shape: Annotated[ShapeRange, _says("its range")]
+    axes: Annotated[
+        tuple[str, ...], _says("what each size follows from: batch, 4*height for multiples of 4, empty for a fixed one")
+    ] = ()
 
     def __post_init__(self) -> None:
+        if self.axes and len(self.axes) != len(self.shape.min):
+            raise ValueError(f"{len(self.axes)} axes of {len(self.shape.min)} dimensions")
         check_dtype(self.dtype)
 
     @classmethod
@@ -71,12 +78,13 @@ class Tensor(Entry, frozen=True):
             name=profile.name,
             dtype=profile.dtype,
             shape=ShapeRange(min=profile.min, opt=profile.opt, max=profile.max),
+            axes=profile.axes,
         )
 
     @property
     def profile(self) -> TensorProfile:
         """The profile of an entry."""
-        return TensorProfile(self.name, self.dtype, self.shape.min, self.shape.opt, self.shape.max)
+        return TensorProfile(self.name, self.dtype, self.shape.min, self.shape.opt, self.shape.max, self.axes)
 
 
 class BackendEntry(Entry, frozen=True):

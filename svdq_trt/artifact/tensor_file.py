@@ -17,8 +17,9 @@ from torch import Tensor
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write
 
-#: dtypes weights may have on disk; others (integers, fp8) mean that the file is quantized already.
-_FLOATS = {"F16", "BF16", "F32", "F64"}
+#: dtypes weights may have on disk; others (integers) mean that the file is quantized already. fp8 without scales, as
+#: ComfyUI writes it, is a rounded float.
+FLOATS = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
 #: A mapping is dropped after this much has been read from it, so that its pages don't stay in memory.
 _REMAP_BYTES = 256 << 20
 
@@ -56,17 +57,14 @@ class TensorFile:
         tensor: torch.Tensor = self._guard(lambda: self._open().get_tensor(name))
         return tensor
 
-    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor as `dtype`, contiguous. Raises ArtifactError unless it is a float on disk."""
+    def read(self, name: str, dtype: torch.dtype, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """The tensor, or its rows [start, stop), as `dtype`, contiguous. Raises ArtifactError unless it is a float."""
         kind = self.kind(name)
-        if kind not in _FLOATS:
-            raise ArtifactError(
-                f"{self.path}: '{name}'",
-                f"dtype {kind}",
-                "16- or 32-bit floats",
-                "Use an unquantized checkpoint.",
-            )
+        if kind not in FLOATS:
+            raise ArtifactError(f"{self.path}: '{name}'", f"dtype {kind}", "floats")
         tensor: torch.Tensor = self._guard(lambda: self._open().get_tensor(name))
+        if rows is not None and tensor.ndim:
+            tensor = tensor[slice(*rows)]
         out = tensor.to(dtype)
         # A view keeps its own mapping alive; without views the pages go with the handle.
         self._read += tensor.numel() * tensor.element_size()

@@ -200,7 +200,7 @@ class BuildConfig:
         model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
             for the model's hub id).
         archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R, unless rank_auto is set.
-        batch, height, width: profile ranges; height and width in pixels.
+        batch, height, width, tokens: profile ranges; height and width in pixels, tokens of text.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         device: auto, cpu or cuda, of calibration and quantizer.
         sampling: record the inputs in a pipeline instead.
@@ -226,6 +226,7 @@ class BuildConfig:
     batch: Range | None = None
     height: Range | None = None
     width: Range | None = None
+    tokens: Range | None = None
     preset: str = DEFAULT_PRESET
     device: str = "auto"
     calibration: Path | None = None

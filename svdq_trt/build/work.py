@@ -32,6 +32,7 @@ from svdq_trt.interop import describe, digest
 from svdq_trt.lora.alphas import config_beside
 from svdq_trt.lora.apply import check_loras
 from svdq_trt.models import ModelSpec, TensorIO, get_model
+from svdq_trt.models.spec import SYMBOLS
 from svdq_trt.nn.attention import head_sizes
 
 _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
@@ -98,7 +99,8 @@ class Work:
 
     def _profile(self, io: TensorIO) -> TensorProfile:
         low, opt, high = (io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3))
-        return TensorProfile(io.name, str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch."), low, opt, high)
+        dtype = str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch.")
+        return TensorProfile(io.name, dtype, low, opt, high, io.axes)
 
 
 def require_memory_for_check(spec: ModelSpec, memory_bytes: int) -> None:
@@ -125,10 +127,7 @@ def plan_work(config: BuildConfig) -> Work:
     device = "cpu" if config.quantized is not None else resolve_device(config.device)
     if config.check:
         require_memory_for_check(spec, psutil.virtual_memory().total)
-    profile = {
-        symbol: _range(getattr(config, symbol, None), getattr(spec.profile, symbol))
-        for symbol in ("batch", "height", "width", "tokens")
-    }
+    profile = {symbol: _range(getattr(config, symbol), getattr(spec.profile, symbol)) for symbol in SYMBOLS}
     for index in range(3):
         spec.check_sizes({symbol: values[index] for symbol, values in profile.items()})
     shared = config.out / f"{spec.name}-shared"

@@ -74,11 +74,19 @@ class InputFile:
                 fits = self.sizes.setdefault(dim.name, size * dim.divisor) == size * dim.divisor
             if not fits:
                 raise ShapeError(where, f"shape {list(shape)}", f"[{text.replace('/1', '')}], equal in all inputs")
+            if isinstance(dim, Axis) and (want := dim.misfit(size)):
+                raise ShapeError(where, f"shape {list(shape)}", f"{want} for {dim.name} in place of {size}")
+
+    def _read(self, io: TensorIO) -> torch.Tensor:
+        """An input in f32; whole numbers where the model takes f32, as schedulers' timesteps are."""
+        if io.dtype == "float32" and self.file.kind(io.name) in ("I64", "I32", "I16", "U8"):
+            return self.file.read_stored(io.name).float()
+        return self.file.read(io.name, torch.float32)
 
     def __iter__(self) -> Iterator[Inputs]:
         stacked = []
         for io in self.spec.inputs:
-            stacked.append(self.file.read(io.name, torch.float32))
+            stacked.append(self._read(io))
             check_finite(f"{self.file.path}: '{io.name}'", stacked[-1])
         for i in range(self.samples):
             yield tuple(t[i : i + 1] if has_batch(io) else t for io, t in zip(self.spec.inputs, stacked, strict=True))

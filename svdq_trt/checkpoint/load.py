@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from svdq_trt.artifact.tensor_file import TensorFile, check_finite, iter_sources
+from svdq_trt.artifact.tensor_file import FLOATS, TensorFile, check_finite, iter_sources
 from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
 from svdq_trt.base.progress import Progress
 from svdq_trt.checkpoint.config_check import check_config
-from svdq_trt.checkpoint.ldm_keys import LDM_PREFIX, diffusers_names
 from svdq_trt.checkpoint.locate import Source, locate
+from svdq_trt.checkpoint.names import find_tensors, refuse_other_files
 from svdq_trt.checkpoint.random_weights import RandomWeights
 from svdq_trt.models import ModelSpec
 
@@ -75,31 +75,62 @@ class CheckpointWeights:
 
     def __init__(self, spec: ModelSpec, source: Source) -> None:
         self._dtype = spec.torch_dtype
-        self._found = {name: file for file, name in iter_sources(source.files)}
-        where = str(source.files[0] if len(source.files) == 1 else source.files[0].parent)
-        _check_index(source, self._found, where)
-        names = diffusers_names(spec, self._found, where)
-        self._old = {new: old for new, old in names.items() if new not in spec.derived}
-        original = any(n.startswith(LDM_PREFIX) for n in self._found)
-        params = dict(spec.build().named_parameters())
-        _require_equal(where, params, self._old, "that file's names" if original else "")
-        for name, old in self._old.items():
-            got, want = self._found[old].shape(old), tuple(params[name].shape)
-            if got != want:
-                raise ShapeError(f"{where}: '{old}'", f"shape {list(got)}", f"{list(want)}")
+        self._files = {name: file for file, name in iter_sources(source.files)}
+        self._where = str(source.files[0] if len(source.files) == 1 else source.files[0].parent)
+        _check_index(source, self._files, self._where)
+        self._tables = {name: table for table in spec.tables for name in table.parameters}
+        params = {name: tuple(p.shape) for name, p in spec.build().named_parameters()}
+        published = {n: s for n, s in params.items() if n not in self._tables} | {t.name: t.shape for t in spec.tables}
+        shapes = {name: file.shape(name) for name, file in self._files.items()}
+        found = find_tensors(spec, published, shapes, self._where)
+        self._rows = found.rows
+        if unknown := found.rows.keys() - published.keys():
+            refuse_other_files(spec, unknown, self._where)
+        _require_equal(self._where, published, self._rows, "that file's names" if found.original else "")
+        for name, want in published.items():
+            self._check_shape(name, shapes, want)
+            self._check_dtype(name)
+        self._params = tuple(params)
+
+    def _check_shape(self, name: str, shapes: Mapping[str, tuple[int, ...]], want: tuple[int, ...]) -> None:
+        """Raise ShapeError unless the rows that make up a tensor have its shape together."""
+        rows, found = self._rows[name], [shapes[part.name] for part in self._rows[name]]
+        got = (sum(part.stop - part.start for part in rows), *found[0][1:]) if found[0] else ()
+        if got != want or any(shape[1:] != want[1:] for shape in found):
+            raise ShapeError(f"{self._where}: '{rows[0].name}'", f"shape {list(got)}", f"{list(want)}")
+
+    def _check_dtype(self, name: str) -> None:
+        """Raise ArtifactError for weights that are no floats: they are quantized."""
+        for part in self._rows[name]:
+            file = self._files[part.name]
+            if (kind := file.kind(part.name)) not in FLOATS:
+                where, fix = f"{file.path}: '{part.name}'", "Use an unquantized checkpoint."
+                raise ArtifactError(where, f"dtype {kind}", "floats", fix)
 
     @property
     def names(self) -> tuple[str, ...]:
         """All parameters, file by file in the files' own order: each is mapped once and read from front to back."""
-        order = sorted(self._old.items(), key=lambda kv: (str(self._found[kv[1]].path), kv[1]))
-        return tuple(name for name, _ in order)
+
+        def place(name: str) -> tuple[str, str, int]:
+            first = self._rows[self._published(name)][0]
+            return str(self._files[first.name].path), first.name, first.start
+
+        return tuple(sorted(self._params, key=place))
 
     def read(self, name: str) -> torch.Tensor:
         """One parameter; raises ArtifactError for NaN, Inf, or a file that became unreadable."""
-        old = self._old[name]
-        tensor = self._found[old].read(old, self._dtype)
-        check_finite(f"{self._found[old].path}: '{old}'", tensor)
-        return tensor
+        parts = []
+        for rows in self._rows[self._published(name)]:
+            file = self._files[rows.name]
+            parts.append(file.read(rows.name, self._dtype, (rows.start, rows.stop)))
+            check_finite(f"{file.path}: '{rows.name}'", parts[-1])
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        table = self._tables.get(name)
+        return tensor if table is None else table.split(f"{self._where}: '{table.name}'", tensor)[name]
+
+    def _published(self, name: str) -> str:
+        """The tensor in the checkpoint that has a parameter."""
+        return self._tables[name].name if name in self._tables else name
 
 
 def _require_equal(where: str, want: Iterable[str], got: Iterable[str], note: str) -> None:

@@ -58,6 +58,7 @@ class RandomWeights:
         self._by_member = {m: g for g in groups for m in g.members}
         self._by_norm = {g.source: g for g in groups if g.source}
         self._meta = {n: torch.empty_like(p, device="meta") for n, p in module.named_parameters()}
+        self._tables = {name: table for table in spec.tables for name in table.parameters}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,6 +69,8 @@ class RandomWeights:
         """The parameter's value, in its dtype; other devices draw other numbers of the same distribution, faster."""
         owner, _, leaf = name.rpartition(".")
         meta = self._meta[name]
+        if name in self._tables:
+            return self._tables[name].made()[name].to(device, meta.dtype)
         rng = torch.Generator(device).manual_seed(_hash(self.seed, name))
         if leaf != "weight":
             value = 0.02 * torch.randn(meta.shape, generator=rng, device=device)

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from svdq_trt.build.run import Built
 
 RANK = "32"  # where none is given
+#: sizes of a profile, each an option, and their units
+_SIZES = {
+    "batch": "images",
+    "height": "pixels",
+    "width": "pixels",
+    "tokens": "text tokens (for SDXL 77 a chunk: long prompts of three chunks need 77:77:231)",
+}
 #: options that mean nothing where nothing is quantized
 _OF_QUANTIZER = (
     "rank",
@@ -40,6 +47,7 @@ examples:
   svdq-trt build --model flux1-dev --arch sm_89 --quantized svdq-int4_r32-flux.1-dev.safetensors   nunchaku's file
   svdq-trt build --model sdxl --arch sm_86 --arch sm_120 --min-sqnr 15  two engines, gated
   svdq-trt build --model sdxl --arch sm_89 --rank auto --budget-bytes 1.4GB    a rank per layer, as much as fits
+  svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base --tokens 77:77:231   long prompts
   svdq-trt build --model sdxl --arch sm_89 --lora style.safetensors:0.8 with a LoRA inside
 """
 
@@ -142,7 +150,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     )
     lo.add_argument("--allow-partial", action="store_true", help="leave out LoRA tensors that do not fit")
     e = p.add_argument_group("engine")
-    for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels")):
+    for name, unit in _SIZES.items():
         e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
     e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
     e.add_argument(
@@ -224,7 +232,7 @@ def run(args: argparse.Namespace) -> int:
 
     ranges: dict[str, Any] = {
         name: None if text is None else Range.parse(f"--{name}", text)
-        for name, text in (("batch", args.batch), ("height", args.height), ("width", args.width))
+        for name, text in ((name, getattr(args, name)) for name in _SIZES)
     }
     check = args.check
     if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:

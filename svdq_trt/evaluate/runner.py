@@ -17,6 +17,7 @@ from polygraphy.datatype import DataType
 from polygraphy.logger import G_LOGGER
 
 from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.evaluate.batches import divided, joined
 from svdq_trt.runtime.protocol import Runner
 from svdq_trt.runtime.shapes import numpy_dtype
 
@@ -63,11 +64,15 @@ def as_taken(inputs: Sequence[TensorProfile], feed: Mapping[str, np.ndarray]) ->
 def outputs_of(
     open_session: Callable[[], Runner], name: str, feed: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Run a session; returns its outputs as f64, and the seconds of the run.
+    """Run a session on all samples of `feed`, in batches it takes; returns its outputs as f64, and the seconds.
 
     Raises:
         SvdqError: from opening or running the session.
     """
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), SessionRunner(open_session, name) as runner:
-        outputs = runner.infer(dict(feed), check_inputs=False)  # the session checks, with errors in our words
-        return {n: v.astype(np.float64) for n, v in outputs.items()}, float(runner.last_inference_time())
+        found, seconds = [], 0.0
+        for part in divided(feed, runner.session.inputs):
+            outputs = runner.infer(dict(part), check_inputs=False)  # the session checks, with errors in our words
+            found.append({name: value.astype(np.float64) for name, value in outputs.items()})
+            seconds += float(runner.last_inference_time())
+        return joined(found), seconds

@@ -105,10 +105,10 @@ class _Import:
                 self._dequantized(name)
             self.left.pop(f"{name}.weight", None)
             self.left.pop(f"{name}.bias", None)
+        self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
-            tensor = self.reader.take_finite(name, FLOAT, shape)
-            self.out.tensors[name] = to_half(f"{self.reader.where}: '{name}'", tensor, self.dtype)
-        self.reader.refuse_leftovers(self.spec.name, self.spec.derived)
+            self.out.tensors[name] = self.reader.take_half(name, shape, self.dtype)
+        self.reader.refuse_leftovers(self.spec.name)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
         self.out.finish(self.spec, self.groups)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
@@ -19,7 +19,7 @@ from svdq_trt.interop.families import Family
 from svdq_trt.interop.fragments import padded
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.order import Evidence, Order
-from svdq_trt.interop.reader import FLOAT, Reader, to_half
+from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
@@ -100,9 +100,10 @@ class _Import:
     def run(self) -> Imported:
         for layer in self.layers:
             self._layer(layer)
+        self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
-            self.out.tensors[name] = self._float(name, shape)
-        self.reader.refuse_leftovers(self.spec.name, self.spec.derived)
+            self.out.tensors[name] = self.reader.take_half(name, shape, self.dtype)
+        self.reader.refuse_leftovers(self.spec.name)
         self._check_quantization()
         keep = {
             key: self.reader.metadata[key]
@@ -209,7 +210,7 @@ class _Import:
             if name not in layer.members and len(separate) == len(layer.members):
                 continue  # under diffusers' own names: read with the rest
             rest = known[0][1:]
-            stacked = self._float(f"{name}.{leaf}", self._stored_shape(layer, leaf, known))
+            stacked = self.reader.take_half(f"{name}.{leaf}", self._stored_shape(layer, leaf, known), self.dtype)
             if leaf == "weight" and len(rest) == 3:
                 stacked = stacked.permute(0, 3, 1, 2).contiguous()
             stacked = stacked[layer.rows.at] if layer.row.layout != "stacked" else stacked
@@ -224,10 +225,6 @@ class _Import:
         rows = layer.rows.total if layer.row.layout != "stacked" else sum(s[0] for s in shapes)
         rest = shapes[0][1:]
         return (rows, *rest[1:], rest[0]) if leaf == "weight" and len(rest) == 3 else (rows, *rest)
-
-    def _float(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        tensor = self.reader.take_finite(name, FLOAT, shape)
-        return to_half(f"{self.reader.where}: '{name}'", tensor, self.dtype)
 
     def _check_quantization(self) -> None:
         """The header's description against the tensors."""

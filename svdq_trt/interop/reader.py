@@ -10,6 +10,7 @@ from torch import Tensor
 
 from svdq_trt.artifact.tensor_file import TensorFile, check_finite, iter_sources
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
+from svdq_trt.models import ModelSpec
 
 HALF = ("F16", "BF16")
 FLOAT = ("F16", "BF16", "F32")
@@ -80,12 +81,23 @@ class Reader:
             raise ArtifactError(f"{self.where}: '{name}'", f"dtype {kind}", "16- or 32-bit floats")
         return _DTYPES[kind]
 
-    def refuse_leftovers(self, model: str, derived: Sequence[str] = ()) -> None:
-        """Raise ShapeError naming tensors that nothing took: the file is for another model, or incompletely read.
+    def take_half(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A float tensor in the model's 16-bit dtype. Raises as `take_finite` and `to_half`."""
+        return to_half(f"{self.where}: '{name}'", self.take_finite(name, FLOAT, shape), dtype)
 
-        `derived` are tensors that follow from the config; they may be present and are not read.
-        """
-        if left := sorted(set(self._files) - self._taken - set(derived)):
+    def take_tables(self, spec: ModelSpec, left: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """The parameters that `spec` makes from tables of a checkpoint; they are taken out of `left`."""
+        found: dict[str, Tensor] = {}
+        for table in spec.tables:
+            whole = self.take_half(table.name, table.shape, spec.torch_dtype)
+            found |= table.split(f"{self.where}: '{table.name}'", whole)
+            for name in table.parameters:
+                del left[name]
+        return found
+
+    def refuse_leftovers(self, model: str) -> None:
+        """Raise ShapeError naming tensors that nothing took: the file is for another model, or incompletely read."""
+        if left := sorted(set(self._files) - self._taken):
             listed = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
             raise ShapeError(
                 str(self.where),

@@ -148,8 +148,8 @@ class Denoiser(nn.Module):
             name = full_name.rpartition(".")[2]
             if name in self._dtypes and value is not None:
                 tensor = torch.as_tensor(value).to(self._dtypes[name])
-                if tensor.ndim == 0 and self._rank[name] == 1:  # pipelines pass one timestep for all
-                    tensor = tensor.expand(batch)
+                if tensor.numel() == 1 and self._rank[name] == 1:  # one timestep for all, as diffusers takes it
+                    tensor = tensor.reshape(1).expand(batch)
                 feed[name] = tensor.contiguous()
             elif not _is_empty(value):
                 fix = _FIX.get(full_name, "")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-from torch import nn
-
 from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.nodes import SELF_AND_CROSS, gelu_tanh_mlp
-from svdq_trt.models.positions import compute_positions
+from svdq_trt.models.positions import Patches
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import diffusion_latents, padding_mask, t5_text, timestep_to_999
 
@@ -71,9 +69,10 @@ class PixArtFamily(Family):
         ("encoder_attention_mask", padding_mask),
     )
 
-    def prepare(self, module: nn.Module) -> None:
-        """Positions are computed in the graph."""
-        compute_positions(module, "pos_embed")
+    def prepare(self, module: Any) -> None:
+        """Compute positions in the graph."""
+        config = module.config
+        module.pos_embed = Patches(module.pos_embed, config.num_attention_heads * config.attention_head_dim)
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:

@@ -1,16 +1,19 @@
-"""Positions computed inside the graph, for images of any size: sine and cosine added to patches, rotary tables.
+"""Positions for images of any size: sine and cosine added to patches, computed or from a table; rotary tables.
 
-diffusers keeps a table for one size, or computes in f64, which TensorRT does not have. Modules here have no state of
-their own. Shapes: B batch, C channels, L tokens, H heads, D head size.
+diffusers keeps a table for one size, or computes in f64, which TensorRT does not have. What is computed here has no
+state; a table that a checkpoint has is its own. Shapes: B batch, C channels, L tokens, H heads, D head size.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from svdq_trt.base.errors import ArtifactError
 
 Rotary = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -50,8 +53,22 @@ def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     return (x.float() * cos + turned.float() * sin).to(x.dtype)
 
 
+class PlainPatches(nn.Module):
+    """Replaces a PatchEmbed without positions; its convolution keeps its name."""
+
+    def __init__(self, embed: Any) -> None:
+        super().__init__()
+        assert embed.pos_embed is None
+        self.proj = embed.proj
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """[B, channels in, height, width] -> tokens [B, height/patch · width/patch, C], row by row."""
+        x: torch.Tensor = self.proj(latent)
+        return x.flatten(2).transpose(1, 2)
+
+
 class Patches(nn.Module):
-    """Replaces diffusers' PatchEmbed: the same numbers, computed from height and width; no table.
+    """Replaces a PatchEmbed whose positions stretch with the image: the same numbers, computed from height and width.
 
     Args:
         embed: the PatchEmbed, whose convolution this module keeps under the same name.
@@ -60,41 +77,110 @@ class Patches(nn.Module):
 
     def __init__(self, embed: Any, channels: int) -> None:
         super().__init__()
-        self.proj = embed.proj
-        self.patch, self.most = embed.patch_size, embed.pos_embed_max_size
-        self.step = 1.0 / embed.interpolation_scale  # between patches, for an image of the base size
-        self.base, self.channels = embed.base_size, channels
+        self.proj, self.patch, self.channels = embed.proj, embed.patch_size, channels
+        self.side = embed.base_size / embed.interpolation_scale  # positions of an image's side, for every size
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """[B, channels in, height, width] -> tokens [B, height/patch · width/patch, C], row by row."""
         rows, columns = latent.shape[-2] // self.patch, latent.shape[-1] // self.patch
-        x: torch.Tensor = self.proj(latent)
-        table = torch.cat(
-            (
-                self._waves(columns, latent.device)[None].expand(rows, -1, -1),
-                self._waves(rows, latent.device)[:, None].expand(-1, columns, -1),
-            ),
-            dim=-1,
-        )
-        return (x.permute(0, 2, 3, 1) + table).flatten(1, 2).to(latent.dtype)
+        return _placed(self.proj(latent), self._waves(rows, latent.device), self._waves(columns, latent.device))
 
     def _waves(self, count: int, device: torch.device) -> torch.Tensor:
         """[count, C/2] f32: sines, then cosines, of each position."""
-        at = torch.arange(count, dtype=torch.float32, device=device)
-        if self.most is None:  # positions stretch with the image
-            at = at * self.base / count * self.step
-        else:  # the middle of a table with `most` positions
-            at = (at + (self.most - count) // 2) * (self.step * self.base / self.most)
+        at = torch.arange(count, dtype=torch.float32, device=device) * self.side / count
         quarter = self.channels // 4
         frequencies = constant(tuple(10000.0 ** (-i / quarter) for i in range(quarter)), device)
         angles = at[:, None] * frequencies
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
-def compute_positions(module: Any, name: str) -> None:
-    """Replace the PatchEmbed called `name` of a diffusers transformer by Patches."""
-    channels: int = module.config.num_attention_heads * module.config.attention_head_dim
-    setattr(module, name, Patches(getattr(module, name), channels))
+@dataclass(frozen=True)
+class PositionTable:
+    """A table of positions [1, S·S, C] that a checkpoint has as weights, and the two parameters [S, C/2] made from it.
+
+    Half of its channels follow from the column alone, the other half from the row, however they were computed: so the
+    parameters hold all of it in 1/S of the memory. A table of another kind is refused.
+
+    Attributes:
+        module: name of the PatchEmbed. size: S. channels: C. base: positions along S, where no checkpoint has a table.
+    """
+
+    module: str
+    size: int
+    channels: int
+    base: int
+
+    @property
+    def name(self) -> str:
+        """Name of the table in a checkpoint."""
+        return f"{self.module}.pos_embed"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the table in a checkpoint."""
+        return (1, self.size**2, self.channels)
+
+    @property
+    def parameters(self) -> tuple[str, str]:
+        """Names of the two parameters."""
+        return f"{self.module}.rows", f"{self.module}.columns"
+
+    def split(self, where: str, table: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The parameters by name, of a table of that `shape`. Raises ArtifactError unless they hold all of it."""
+        grid = table.view(self.size, self.size, self.channels)
+        columns, rows = grid[0, :, : self.channels // 2], grid[:, 0, self.channels // 2 :]
+        if (
+            not (grid[..., : self.channels // 2] == columns).all()
+            or not (grid[..., self.channels // 2 :] == rows[:, None]).all()
+        ):
+            raise ArtifactError(
+                where,
+                "positions that depend on row and column at once",
+                "half of the channels from the column, half from the row, as in published checkpoints",
+            )
+        return dict(zip(self.parameters, (rows.contiguous(), columns.contiguous()), strict=True))
+
+    def made(self) -> dict[str, torch.Tensor]:
+        """The parameters by name, in f32, as diffusers makes its table."""
+        from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
+
+        at = torch.arange(self.size, dtype=torch.float32) * (self.base / self.size)
+        waves = get_1d_sincos_pos_embed_from_grid(self.channels // 2, at, output_type="pt").float()
+        return dict.fromkeys(self.parameters, waves)
+
+
+class TablePatches(nn.Module):
+    """Replaces a PatchEmbed that cuts the middle out of a table of positions; the table is weights, as PositionTable.
+
+    Args:
+        embed: the PatchEmbed, whose convolution and table this module keeps.
+        table: the table's description.
+    """
+
+    def __init__(self, embed: Any, table: PositionTable) -> None:
+        super().__init__()
+        self.proj, self.patch, self.size = embed.proj, embed.patch_size, table.size
+        half = (table.size, table.channels // 2)
+        parts = [torch.empty(half, device="meta")] * 2
+        if not embed.pos_embed.is_meta:
+            parts = list(table.split(table.name, embed.pos_embed).values())
+        self.rows, self.columns = (nn.Parameter(part, requires_grad=False) for part in parts)
+
+    def forward(self, latent: torch.Tensor) -> torch.Tensor:
+        """[B, channels in, height, width] -> tokens [B, height/patch · width/patch, C], row by row."""
+        rows, columns = latent.shape[-2] // self.patch, latent.shape[-1] // self.patch
+        return _placed(self.proj(latent), self._middle(self.rows, rows), self._middle(self.columns, columns))
+
+    def _middle(self, table: torch.Tensor, count: int) -> torch.Tensor:
+        """The middle `count` of S rows. By number, as a slice would make torch.export prove that they are there."""
+        return table[torch.arange(count, device=table.device) + (self.size - count) // 2]
+
+
+def _placed(x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Patches [B, C, H, W] with the positions of their row [H, C/2] and column [W, C/2] -> tokens [B, H·W, C]."""
+    wide = columns[None].expand(rows.shape[0], -1, -1)
+    high = rows[:, None].expand(-1, columns.shape[0], -1)
+    return (x.permute(0, 2, 3, 1) + torch.cat((wide, high), dim=-1)).flatten(1, 2).to(x.dtype)
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:

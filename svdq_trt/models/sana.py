@@ -8,6 +8,7 @@ from typing import Any
 from svdq_trt.models.attention import FusedCrossAttention, FusedLinearAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.nodes import SELF_AND_CROSS
+from svdq_trt.models.positions import PlainPatches
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import flow_latents, padding_mask, t5_text, timestep_to_999
 
@@ -68,6 +69,10 @@ class SanaFamily(Family):
         ("timestep", timestep_to_999),
         ("encoder_attention_mask", padding_mask),
     )
+
+    def prepare(self, module: Any) -> None:
+        """Leave out what a table of positions would be made from: there is none."""
+        module.patch_embed = PlainPatches(module.patch_embed)
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:

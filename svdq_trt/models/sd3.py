@@ -6,12 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
 
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.nodes import TWO_STREAMS, modulation, node, qkv
-from svdq_trt.models.positions import compute_positions
+from svdq_trt.models.positions import PositionTable, TablePatches
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import flow_latents, normal
 
@@ -73,14 +72,23 @@ class SD3Family(Family):
         ("timestep", lambda r: torch.full(r.shape, 1000.0 * r.noise)),
     )
 
-    def prepare(self, module: nn.Module) -> None:
-        """Positions are computed in the graph."""
-        compute_positions(module, "pos_embed")
+    def prepare(self, module: Any) -> None:
+        """Keep the table of positions in its two halves."""
+        module.pos_embed = TablePatches(module.pos_embed, _table(module.config))
+
+
+def _table(config: Any) -> PositionTable:
+    """The positions of a model with that configuration, a dictionary."""
+    channels = config["num_attention_heads"] * config["attention_head_dim"]
+    return PositionTable(
+        "pos_embed", config["pos_embed_max_size"], channels, config["sample_size"] // config["patch_size"]
+    )
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
-    height, width = Axis("height", divisor=8, multiple=2), Axis("width", divisor=8, multiple=2)
+    most = config["pos_embed_max_size"] * config["patch_size"]
+    height, width = (Axis(side, divisor=8, multiple=2, most=most) for side in ("height", "width"))
     return ModelSpec(
         class_path="diffusers.models.transformers.transformer_sd3:SD3Transformer2DModel",
         config=MappingProxyType(config),
@@ -95,7 +103,7 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
         ),
         outputs=(TensorIO("out_hidden_states", "act", (batch, config["out_channels"], height, width)),),
         family=SD3Family(),
-        derived=("pos_embed.pos_embed",),
+        tables=(_table(config),),
         **own,
     )
 

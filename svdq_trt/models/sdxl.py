@@ -181,8 +181,7 @@ class SDXLFamily(Family):
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     batch = Axis("batch")
-    # The UNet halves twice, so 4 would do; steps of 64 pixels give 8: token counts are multiples of 4.
-    height, width = Axis("height", divisor=8, multiple=8), Axis("width", divisor=8, multiple=8)
+    height, width = (Axis(side, divisor=8, multiple=4) for side in ("height", "width"))  # the UNet halves twice
     pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     return ModelSpec(
         subfolder="unet",
@@ -190,7 +189,7 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
         class_path="diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",
         config=MappingProxyType(config),
         act_dtype="float16",
-        pixel_multiple=64,
+        pixel_multiple=32,
         inputs=(
             TensorIO("sample", "act", (batch, config["in_channels"], height, width)),
             TensorIO("timestep", "float32", (batch,)),

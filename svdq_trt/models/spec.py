@@ -16,6 +16,7 @@ from torch import nn
 from svdq_trt.base.errors import ShapeError
 from svdq_trt.base.needs import need
 from svdq_trt.models.family import Family
+from svdq_trt.models.positions import PositionTable
 from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.models.synthetic import Request
 
@@ -25,9 +26,9 @@ SYMBOLS = ("batch", "height", "width", "tokens")
 
 @dataclass(frozen=True)
 class Axis:
-    """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`.
+    """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`, at most `most` (0: no bound).
 
-    For latent pixels of 8 x 8 image pixels and images in steps of 64: Axis("height", 8, 8). With `by` the size is
+    For latent pixels of 8 x 8 image pixels and images in steps of 32: Axis("height", 8, 4). With `by` the size is
     symbol * by / divisor: image tokens of 16 x 16 pixels are Axis("height", 256, by="width").
     """
 
@@ -35,15 +36,26 @@ class Axis:
     divisor: int = 1
     multiple: int = 1
     by: str = ""
+    most: int = 0
 
     @property
     def name(self) -> str:
         """Its name in the graph: the symbol, or both symbols."""
         return f"{self.symbol}_{self.by}" if self.by else self.symbol
 
+    def __str__(self) -> str:
+        """As ONNX writes it: ``4*height`` for multiples of 4."""
+        return self.name if self.multiple == 1 else f"{self.multiple}*{self.name}"
+
     def size(self, sizes: Mapping[str, int]) -> int:
         """The size for given symbol values."""
         return sizes[self.symbol] * (sizes[self.by] if self.by else 1) // self.divisor
+
+    def misfit(self, size: int, unit: int = 1) -> str:
+        """What is wanted instead of a size that does not fit, `unit` times as large; "" for one that does."""
+        if size % self.multiple:
+            return f"a multiple of {self.multiple * unit}"
+        return f"at most {self.most * unit}" if self.most and size > self.most else ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,11 @@ class TensorIO:
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Sizes of the dims for symbol values such as {"batch": 2, "height": 1024, ...}."""
         return tuple(d if isinstance(d, int) else d.size(sizes) for d in self.dims)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The dims' axes as text; "" for static ones."""
+        return tuple("" if isinstance(d, int) else str(d) for d in self.dims)
 
     def torch_dtype(self, act: torch.dtype) -> torch.dtype:
         """The dtype for a given act dtype."""
@@ -102,7 +119,7 @@ class ModelSpec:
         parameters: their number; 0 if unknown.
         twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
         built: archs for which an engine has been built at full size, for the support table.
-        derived: tensors of a published checkpoint that follow from the config and so are not read.
+        tables: tensors of a published checkpoint that the model keeps in another form.
         class_aliases: other class names that a published config.json may have for the same model.
     """
 
@@ -123,7 +140,7 @@ class ModelSpec:
     parameters: int = 0
     twin: str = ""
     built: tuple[int, ...] = ()
-    derived: tuple[str, ...] = ()
+    tables: tuple[PositionTable, ...] = ()
     class_aliases: tuple[str, ...] = ()
 
     @property
@@ -170,11 +187,14 @@ class ModelSpec:
         return self.family.wrap(module, [io.name for io in self.inputs])
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
-        """Raise ShapeError unless every symbol given is positive and pixels fit `pixel_multiple`."""
+        """Raise ShapeError unless symbols given are positive, pixels fit `pixel_multiple`, and axes their limits."""
         for symbol in (s for s in SYMBOLS if s in sizes):
             step = self.pixel_multiple if symbol in ("height", "width") else 1
             if sizes[symbol] < 1 or sizes[symbol] % step:
                 raise ShapeError(symbol, str(sizes[symbol]), f"a positive multiple of {step} for {self.name}")
+        for axis in dict.fromkeys(dim for io in self.inputs for dim in io.dims if isinstance(dim, Axis)):
+            if not axis.by and axis.symbol in sizes and (want := axis.misfit(axis.size(sizes), axis.divisor)):
+                raise ShapeError(axis.symbol, str(sizes[axis.symbol]), f"{want} for {self.name}")
 
     def example_inputs(
         self,

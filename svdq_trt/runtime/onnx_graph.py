@@ -34,7 +34,7 @@ def read_graph(path: Path) -> Graph:
     """Read an ONNX file's interface.
 
     Raises:
-        ArtifactError: missing or not ONNX.
+        ArtifactError: missing, not ONNX, or without its weights.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -47,6 +47,7 @@ def read_graph(path: Path) -> Graph:
         raise ArtifactError(str(path), "not ONNX", "an ONNX file") from error
     if not graph.output:
         raise ArtifactError(str(path), "a graph without outputs", "an ONNX file")
+    _check_data(path, graph)
     weights = {i.name for i in graph.initializer}
     inputs = [_profile(value) for value in graph.input if value.name not in weights]
     outputs = {value.name: _dtype(value) for value in graph.output}
@@ -54,6 +55,15 @@ def read_graph(path: Path) -> Graph:
     kinds = {v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
     kinds |= {i.data_type for i in graph.initializer}
     return Graph(inputs, outputs, bfloat16 in kinds)
+
+
+def _check_data(path: Path, graph: onnx.GraphProto) -> None:
+    """Raise ArtifactError for a file of weights that the graph names and that does not lie beside it."""
+    entries = (e for i in graph.initializer for e in i.external_data if e.key == "location")
+    for name in sorted({entry.value for entry in entries}):
+        if not (path.parent / name).is_file():
+            where = str(path.parent / Path(name).name)
+            raise ArtifactError(where, "missing", f"the weights of {path.name}", "Copy it there, under that name.")
 
 
 def _dtype(value: onnx.ValueInfoProto) -> str:
@@ -66,4 +76,4 @@ def _profile(value: onnx.ValueInfoProto) -> TensorProfile:
     dims = value.type.tensor_type.shape.dim
     low = tuple(d.dim_value if d.HasField("dim_value") else 1 for d in dims)
     high = tuple(d.dim_value if d.HasField("dim_value") else UNBOUNDED for d in dims)
-    return TensorProfile(value.name, _dtype(value), low, low, high)
+    return TensorProfile(value.name, _dtype(value), low, low, high, tuple(d.dim_param for d in dims))

@@ -10,6 +10,7 @@ the file, which dequantize and multiply in standard operators. No machine code o
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,8 @@ class OnnxSession:
         self.provider = _provider(ort, device)
         graph = read_graph(file)
         self.inputs: list[TensorProfile] = [t.profile for t in self.manifest.inputs] if self.manifest else graph.inputs
+        axes = {p.name: p.axes for p in graph.inputs}  # for manifests of earlier releases
+        self.inputs = [p if p.axes else replace(p, axes=axes.get(p.name, ())) for p in self.inputs]
         self.output_names = list(graph.outputs)
         self._output_dtypes = graph.outputs
         self.path = file
@@ -82,7 +85,7 @@ class OnnxSession:
         """Run once. Returns numpy arrays if all inputs are, otherwise torch tensors on the CPU.
 
         Raises:
-            ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
+            ShapeError: an input that is missing, unknown, or unfit, see shapes.check_inputs.
             SvdqError: ONNX Runtime failed; carries its message.
         """
         if self._session is None:

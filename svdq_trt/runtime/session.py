@@ -89,7 +89,8 @@ class Session:
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
             self.lora = self._open_slots(folder)
             filled = self.lora.views if self.lora else {}
-            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine, filled)
+            axes = {tensor.name: tensor.axes for tensor in self.manifest.inputs}
+            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine, axes, filled)
             self.output_names = output_names(self._trt, self._engine)
             path = cache_path(folder, self._memory.name, opened.backend.version)
             started = time.perf_counter()
@@ -104,7 +105,7 @@ class Session:
         Returned CUDA tensors are the session's own memory: the next run overwrites them, so clone what must stay.
 
         Raises:
-            ShapeError: an input that is missing, unknown, of another dtype, or outside the profile.
+            ShapeError: an input that is missing, unknown, or unfit, see shapes.check_inputs.
             SvdqError: TensorRT or the plugin failed; carries its message.
         """
         if self._context is None:

@@ -27,6 +27,12 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+#: dtypes whose values float32 has: small whole numbers, as timesteps are, and shorter floats
+_FITS_FLOAT32 = {"float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64"}
+
+#: axes of which an option of the build, of the same name, sets the range
+_SETTABLE = {"batch", "height", "width", "tokens"}
+
 
 def trt_dtype_name(trt_dtype: Any) -> str:
     """Numpy's name of TensorRT's dtype: ``float16`` for DataType.HALF."""
@@ -44,17 +50,20 @@ def input_names(trt: Any, engine: Any) -> list[str]:
     return [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
 
 
-def input_profiles(trt: Any, engine: Any, filled: Container[str] = ()) -> list[TensorProfile]:
-    """The engine's inputs with their ranges in optimization profile 0, without those that the session fills."""
-    return [
-        TensorProfile(
-            n,
-            trt_dtype_name(engine.get_tensor_dtype(n)),
-            *(tuple(shape) for shape in engine.get_tensor_profile_shape(n, 0)),
-        )
-        for n in input_names(trt, engine)
-        if n not in filled
-    ]
+def input_profiles(
+    trt: Any, engine: Any, axes: Mapping[str, tuple[str, ...]], filled: Container[str] = ()
+) -> list[TensorProfile]:
+    """The engine's inputs with their ranges in optimization profile 0, without those that the session fills.
+
+    `axes` has those of the manifest: TensorRT knows no names of sizes.
+    """
+    found = []
+    for name in input_names(trt, engine):
+        if name not in filled:
+            low, opt, high = (tuple(shape) for shape in engine.get_tensor_profile_shape(name, 0))
+            dtype = trt_dtype_name(engine.get_tensor_dtype(name))
+            found.append(TensorProfile(name, dtype, low, opt, high, axes.get(name, ())))
+    return found
 
 
 def output_names(trt: Any, engine: Any) -> list[str]:
@@ -101,34 +110,82 @@ def as_array(value: torch.Tensor | np.ndarray) -> np.ndarray:
 
 
 def check_inputs(profiles: Sequence[TensorProfile], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The given values by name, in the engine's order; any other value becomes an array.
+    """The given values by name, in the engine's order and dtypes; any other value becomes an array.
+
+    Whole numbers and 16-bit floats become the float32 that an input wants. A scalar stands for all of a batch, as a
+    scheduler's timestep does. Sizes are checked here, as a runtime's own words for them help nobody.
 
     Raises:
-        ShapeError: an input missing or unknown, of another dtype, or outside the profile.
+        ShapeError: an input missing or unknown, of another dtype, outside the profile, of a size that the graph cannot
+            run, or of another size than the same axis of another input.
     """
     names = [p.name for p in profiles]
     for name in (*(n for n in names if n not in given), *(n for n in given if n not in names)):
         got = "missing" if name in names else "no input of this engine"
         raise ShapeError(f"input '{name}'", got, ", ".join(names))
-    checked = {}
+    values = {p.name: _converted(p, given[p.name]) for p in profiles}
+    seen: dict[str, tuple[int, str]] = {}  # axis -> its size, and an input that has it
     for profile in profiles:
-        value, where = given[profile.name], f"input '{profile.name}'"
-        value = value if is_tensor(value) else np.asarray(value)
-        if dtype_name(value) != profile.dtype:
-            raise ShapeError(where, dtype_name(value), profile.dtype, "Convert it before the call.")
-        shape = tuple(value.shape)
-        fits = len(shape) == len(profile.min) and all(
-            low <= size <= high for low, size, high in zip(profile.min, shape, profile.max, strict=True)
-        )
-        if not fits:
-            raise ShapeError(
-                where,
-                f"shape {list(shape)}",
-                describe(profile),
-                "Build the engine with a wider --batch, --height or --width.",
-            )
-        checked[profile.name] = value
-    return checked
+        if values[profile.name].ndim:
+            _check_shape(profile, tuple(values[profile.name].shape), seen)
+    for profile in profiles:
+        if not values[profile.name].ndim and profile.min:
+            values[profile.name] = _spread(profile, values[profile.name], seen)
+    return values
+
+
+def _converted(profile: TensorProfile, value: Any) -> Any:
+    """The value in the profile's dtype. Raises ShapeError where that would lose something."""
+    plain = isinstance(value, bool | int | float)
+    value = value if is_tensor(value) else np.asarray(value)
+    found = dtype_name(value)
+    if found == profile.dtype:
+        return value
+    if plain or (profile.dtype == "float32" and found in _FITS_FLOAT32):
+        return value.float() if is_tensor(value) else value.astype(numpy_dtype(profile.dtype))
+    raise ShapeError(f"input '{profile.name}'", found, profile.dtype, "Convert it before the call.")
+
+
+def _check_shape(profile: TensorProfile, shape: tuple[int, ...], seen: dict[str, tuple[int, str]]) -> None:
+    """Raise ShapeError unless a shape is in the profile and its axes fit their rule and what was `seen` of them."""
+    where = f"input '{profile.name}'"
+    axes = profile.axes or ("",) * len(profile.min)
+    if len(shape) != len(profile.min):
+        raise ShapeError(where, f"shape {list(shape)}", describe(profile))
+    outside = [
+        axis
+        for axis, low, size, high in zip(axes, profile.min, shape, profile.max, strict=True)
+        if not low <= size <= high
+    ]
+    if outside:
+        raise ShapeError(where, f"shape {list(shape)}", describe(profile), _wider(outside))
+    for axis, size in zip(axes, shape, strict=True):
+        times, _, name = axis.rpartition("*")
+        if times.isdecimal() and size % int(times):
+            below = size - size % int(times)
+            near = f"{below} or {below + int(times)}" if below else times
+            raise ShapeError(where, f"{name} {size}", f"a multiple of {times}, as {near}")
+        first, owner = seen.setdefault(axis, (size, profile.name)) if axis else (size, "")
+        if size != first:
+            fix = "Give one row for each image." if name == "batch" else ""
+            raise ShapeError(where, f"{name} {size}", f"{first}, as in '{owner}'", fix)
+
+
+def _wider(axes: Sequence[str]) -> str:
+    """The advice for sizes outside their range: the options of a build that set them; "" for what nothing sets."""
+    symbols = [symbol for axis in axes for symbol in axis.rpartition("*")[2].split("_")]
+    options = [f"--{symbol}" for symbol in dict.fromkeys(symbols) if symbol in _SETTABLE]
+    return f"Build the engine with a wider {' or '.join(options)}." if options else ""
+
+
+def _spread(profile: TensorProfile, scalar: Any, seen: Mapping[str, tuple[int, str]]) -> Any:
+    """The scalar for all of an input [batch], whose size the other inputs tell or the profile fixes."""
+    size, _ = seen.get(profile.axes[0] if profile.axes else "", (0, ""))
+    if not size and profile.min == profile.max:
+        size = profile.min[0]
+    if len(profile.min) != 1 or not size:
+        raise ShapeError(f"input '{profile.name}'", "a scalar", describe(profile))
+    return scalar.reshape(1).repeat(size)
 
 
 def describe(profile: TensorProfile) -> str:

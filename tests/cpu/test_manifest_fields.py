@@ -15,7 +15,7 @@ from svdq_trt.base.errors import ArtifactError
 from tests.harness.manifests import complete, file_entry, quantized_entry, tensor_entry, write_manifest
 
 FULL = {
-    "inputs": [tensor_entry("x", "float16", (1, 2, 4), (8, 8, 8))],
+    "inputs": [tensor_entry("x", "float16", (1, 2, 4), (8, 8, 8)) | {"axes": ["batch", ""]}],
     "quantized": [quantized_entry("to_q", "to_qkv"), quantized_entry("to_k", "to_qkv") | {"sqnr_db": None}],
     "kept_16bit": [{"name": "conv_in", "reason": "a convolution"}],
     "loras": [
@@ -71,6 +71,7 @@ def test_a_newer_releases_field_is_passed_over():
         ({"arch": "ada"}, "m.json: arch: 'ada', want sm_NN. Build the engine again."),
         ({"version": 2}, "m.json: version 2, want 1. Build the engine again."),
         ({"inputs": [FULL["inputs"][0] | {"shape": {"min": [1], "opt": [1], "max": ["1"]}}]}, "inputs[0].shape.max[0]"),
+        ({"inputs": [FULL["inputs"][0] | {"axes": ["batch"]}]}, "m.json: inputs[0]: 1 axes of 2 dimensions, want"),
         ({"device_memory_bytes": {"weights": "x"}}, "m.json: device_memory_bytes[...]: a str, want an int or null."),
     ],
 )

@@ -106,6 +106,13 @@ def test_onnx_runtime_agrees_with_the_torch_module(built):
     assert sqnr(got) > min(least, 45) - 6, (sqnr(got), least)  # measured 37.8 and 36.7; in two threads 36.7 and 38.1
 
 
+def test_reference_is_diffusers_own_model(built):
+    from svdq_trt.models import get_model
+    from tests.harness.published import assert_reference
+
+    assert_reference(get_model("sdxl-tiny"), built / "sdxl-tiny-shared" / "model-fp16.onnx")
+
+
 def test_second_run_reuses_every_stage(built):
     again = build(built, *ALL)
     assert again.returncode == 0, again.stderr

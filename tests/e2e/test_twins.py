@@ -16,6 +16,7 @@ from svdq_trt.contract.ops import MLP_OPS, OPS, linear_names
 from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
 from tests.harness.builds import build, plugin_nodes
+from tests.harness.published import assert_reference
 
 
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "sdxl-tiny"])  # that one is in test_tiny.py
@@ -25,6 +26,7 @@ def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
     for arch in TWIN_ARCHS:
         check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)
     run_at_other_sizes(name, tmp_path / f"{name}-sm_{TWIN_ARCHS[0]}")
+    assert_reference(get_model(name), tmp_path / f"{name}-shared" / "model-fp16.onnx")
 
 
 def check(name: str, folder: Path, fmt: str) -> None:

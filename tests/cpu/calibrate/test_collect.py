@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UsageError
 from svdq_trt.calibrate import collect
+from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
 
@@ -171,6 +172,13 @@ def test_user_data_is_run_sample_by_sample(module, tmp_path, groups):
     assert (got.meta["samples"], got.meta["source"], got.meta["height"]) == (3, "inputs.safetensors", 64)
 
 
+def test_timesteps_may_be_whole_numbers(tmp_path):
+    """As schedulers have them."""
+    data = stacked() | {"timestep": torch.tensor([999, 500, 0])}
+    save_file(data, tmp_path / "inputs.safetensors")
+    assert [one[1].tolist() for one in InputFile(SPEC, tmp_path / "inputs.safetensors")] == [[999.0], [500.0], [0.0]]
+
+
 @pytest.mark.parametrize(
     "change,kind,text",
     [
@@ -179,8 +187,8 @@ def test_user_data_is_run_sample_by_sample(module, tmp_path, groups):
         ({"time_ids": torch.zeros(3, 5)}, ShapeError, r"'time_ids': shape \[3, 5\], want \[batch, 6\]"),
         ({"timestep": torch.zeros(2)}, ShapeError, "'timestep'.*equal in all inputs"),
         ({"timestep": torch.zeros(3, 1)}, ShapeError, "'timestep'.*batch"),
-        ({"sample": torch.zeros(3, 4, 9, 8)}, ShapeError, "height: 72"),
-        ({"sample": torch.zeros(3, 4, 8, 8, dtype=torch.int32)}, ArtifactError, "dtype I32"),
+        ({"sample": torch.zeros(3, 4, 9, 8)}, ShapeError, "a multiple of 4 for height in place of 9"),
+        ({"sample": torch.zeros(3, 4, 8, 8, dtype=torch.int32)}, ArtifactError, r"'sample': dtype I32, want floats\.$"),
         ({"sample": torch.full((3, 4, 8, 8), float("nan"))}, ArtifactError, "'sample': NaN or Inf"),
     ],
 )

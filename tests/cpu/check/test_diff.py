@@ -12,9 +12,11 @@ import torch
 from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 
+from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ArtifactError, SvdqError
 from svdq_trt.cli import main
 from svdq_trt.engine.backend import local_arch
+from svdq_trt.evaluate.batches import divided, joined
 from svdq_trt.evaluate.diff import read_inputs, subject
 from svdq_trt.evaluate.metrics import compare_outputs
 from tests.harness.manifests import tensor_entry, write_manifest
@@ -41,7 +43,7 @@ def write(path: Path, factor: float = 1.0, dtype: int = onnx.TensorProto.FLOAT16
     return path
 
 
-def write_folder(folder: Path, factor: float) -> Path:
+def write_folder(folder: Path, factor: float, batch: tuple[int, int, int] = (1, 2, 4)) -> Path:
     """An engine folder whose model.onnx is the toy; its plan is a dummy that nothing may open here."""
     folder.mkdir()
     size = write(folder / "model.onnx", factor).stat().st_size
@@ -49,7 +51,7 @@ def write_folder(folder: Path, factor: float) -> Path:
     write_manifest(
         folder,
         onnx={"file": "model.onnx", "bytes": size},
-        inputs=[tensor_entry("x", "float16", (1, 2, 4), (8, 8, 8))],
+        inputs=[tensor_entry("x", "float16", batch, (8, 8, 8)) | {"axes": ["batch", ""]}],
     )
     return folder
 
@@ -105,6 +107,34 @@ def test_equal_files_have_no_noise(tmp_path, inputs):
     assert diff(one, "--against", one, "--inputs", inputs, "--min-sqnr", 200, "--json", out) == 0
     (figures,) = json.loads(out.read_text())["outputs"]
     assert figures["sqnr_db"] is None and figures["max_abs"] == 0
+
+
+def test_recorded_inputs_of_more_samples_than_a_batch_are_divided(tmp_path, capsys):
+    """As --calibration-prompts writes them: samples stacked, more than the engine takes at once."""
+    folder, one, out = write_folder(tmp_path / "engine", 1.0), write(tmp_path / "1.onnx"), tmp_path / "out.json"
+    many = tmp_path / "many.safetensors"
+    save_file({"x": torch.randn(11, 8, generator=torch.Generator().manual_seed(1)).half()}, many)
+    words = ("--against", one, "--inputs", many, "--runtime", "onnx", "--json", out)
+    assert diff(folder, *words) == 0
+    (figures,) = json.loads(out.read_text())["outputs"]
+    want = np.abs(read_inputs(many)["x"].astype(np.float64) @ WEIGHT).max()  # over all samples
+    assert figures["max_abs"] == 0 and figures["ref_max_abs"] == pytest.approx(want, rel=1e-3)
+    assert diff(write_folder(tmp_path / "fixed", 1.0, batch=(4, 4, 4)), *words) == 1
+    assert "inputs: 11 samples, want a number that batches of 4 add up to." in capsys.readouterr().err
+
+
+def test_parts_are_in_the_range_of_the_batch_and_leave_positions_alone():
+    rows = (1, 2, 4), (1, 1, 1)
+    profiles = [
+        TensorProfile("x", "float16", *zip(*rows, strict=True), ("batch", "")),
+        TensorProfile("ids", "float32", (4, 3), (4, 3), (4, 3), ("tokens", "")),
+    ]
+    feed = {"x": np.arange(11)[:, None], "ids": np.zeros((4, 3))}
+    parts = divided(feed, profiles)
+    assert [len(part["x"]) for part in parts] == [3, 4, 4]
+    assert all(part["ids"] is feed["ids"] for part in parts)
+    assert np.array_equal(joined([{"y": part["x"]} for part in parts])["y"], feed["x"])
+    assert divided({**feed, "x": feed["x"][:4]}, profiles)[0]["x"].base is feed["x"].base
 
 
 def test_two_dtypes_get_the_same_inputs(tmp_path, inputs):

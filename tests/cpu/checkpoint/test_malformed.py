@@ -96,7 +96,7 @@ def test_overflow_of_the_act_dtype(path, state):
 
 def test_quantized_weights(path, state):
     save_file(state | {"conv_in.bias": torch.zeros(64, dtype=torch.int8)}, path)
-    refuse(path, ArtifactError, "'conv_in.bias': dtype I8, want 16- or 32-bit floats")
+    refuse(path, ArtifactError, "'conv_in.bias': dtype I8, want floats. Use an unquantized")
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt"])

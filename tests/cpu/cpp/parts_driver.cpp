@@ -1,10 +1,11 @@
 // Drives the parts of examples/cpp that need no TensorRT:
-//   parts_driver sha FILE | copy FROM.safetensors TO.safetensors | json FILE
+//   parts_driver sha FILE | copy FROM.safetensors TO.safetensors | check MANIFEST INPUTS.safetensors | json FILE
 #include <fstream>
 #include <iostream>
 #include <sstream>
 #include <string>
 
+#include "inputs.h"
 #include "json.h"
 #include "safetensors.h"
 #include "sha256.h"
@@ -36,6 +37,13 @@ void print(svdq::Json const& value) {
     }
 }
 
+svdq::Json parse(char const* path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ostringstream text;
+    text << file.rdbuf();
+    return svdq::Json::parse(text.str(), path);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -45,11 +53,10 @@ int main(int argc, char** argv) {
             std::cout << svdq::sha256_of_file(argv[2]);
         } else if (what == "copy" && argc == 4) {
             svdq::write_safetensors(argv[3], svdq::read_safetensors(argv[2]));
+        } else if (what == "check" && argc == 4) {
+            svdq::check_inputs(svdq::read_inputs(parse(argv[2])), svdq::read_safetensors(argv[3]));
         } else {
-            std::ifstream file(argv[2], std::ios::binary);
-            std::ostringstream text;
-            text << file.rdbuf();
-            print(svdq::Json::parse(text.str(), argv[2]));
+            print(parse(argv[2]));
         }
     } catch (std::exception const& error) {
         std::cerr << error.what() << '\n';

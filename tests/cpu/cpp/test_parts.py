@@ -1,4 +1,4 @@
-"""JSON, SHA-256 and .safetensors of examples/cpp against Python's, on good files and on broken ones."""
+"""JSON, SHA-256, .safetensors and checks of inputs of examples/cpp against Python's, on good and broken files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from svdq_trt.artifact.manifest import Tensor, to_json
+from svdq_trt.base.errors import ShapeError
+from svdq_trt.runtime.shapes import check_inputs
+from tests.harness.unfit import FIT, PROFILES, UNFIT, tensors
+
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "cpp"
 
 
@@ -23,7 +28,7 @@ def driver(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler")
     program = tmp_path_factory.mktemp("cpp") / "parts_driver"
-    sources = [EXAMPLE / f"{name}.cpp" for name in ("json", "safetensors", "sha256")]
+    sources = [EXAMPLE / f"{name}.cpp" for name in ("inputs", "json", "safetensors", "sha256")]
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
     own = Path(__file__).with_name("parts_driver.cpp")
     subprocess.run([compiler, *flags, f"-I{EXAMPLE}", str(own), *map(str, sources), "-o", str(program)], check=True)
@@ -119,3 +124,33 @@ def test_broken_safetensors_is_refused(driver, tmp_path, case):
     done = driver("copy", tmp_path / "in", tmp_path / "out")
     assert done.returncode == 1 and ", want " in done.stderr and "Sanitizer" not in done.stderr, done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def manifest(path: Path, **changes: object) -> Path:
+    entries = [to_json(Tensor.of(profile)) | changes for profile in PROFILES]
+    path.write_text(json.dumps({"inputs": entries}))
+    return path
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_unfit_inputs_are_refused_in_the_same_words(driver, tmp_path, case):
+    given = tensors(**UNFIT[case][0])
+    save_file(given, tmp_path / "in")
+    done = driver("check", manifest(tmp_path / "m"), tmp_path / "in")
+    with pytest.raises(ShapeError) as caught:
+        check_inputs(PROFILES, given)
+    assert done.returncode == 1 and str(caught.value).startswith(done.stderr.strip()), done.stderr
+
+
+@pytest.mark.parametrize("case", FIT)
+def test_fit_inputs_are_accepted(driver, tmp_path, case):
+    save_file(tensors(**FIT[case]), tmp_path / "in")
+    assert driver("check", manifest(tmp_path / "m"), tmp_path / "in").returncode == 0
+
+
+def test_manifest_without_axes_has_its_ranges(driver, tmp_path):
+    """Of an earlier release; one whose lists differ in length is refused."""
+    save_file(tensors(sample=(2, 4, 17, 16)), tmp_path / "in")
+    assert driver("check", manifest(tmp_path / "m", axes=[]), tmp_path / "in").returncode == 0
+    done = driver("check", manifest(tmp_path / "m", axes=["batch"] * 9), tmp_path / "in")
+    assert done.returncode == 1 and "'sample' with lists of several lengths, want one length." in done.stderr

@@ -26,7 +26,8 @@ def members(groups, weight_only):
 @pytest.mark.parametrize("name", MODELS)
 def test_parameter_counts_are_as_published(name):
     spec = get_model(name)
-    assert sum(p.numel() for p in spec.build().parameters()) == spec.parameters
+    tables = {name for table in spec.tables for name in table.parameters}
+    assert sum(p.numel() for n, p in spec.build().named_parameters() if n not in tables) == spec.parameters
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -196,3 +197,22 @@ def test_unknown_model_lists_the_known_ones():
 def test_example_inputs_refuse_unfit_sizes(sizes):
     with pytest.raises(ShapeError, match=next(iter(sizes))):
         get_model("sdxl-tiny").example_inputs(**sizes)
+
+
+def test_rules_of_axes_hold_for_every_size():
+    """A model that takes text in multiples of 32, and positions from a table that ends."""
+    tiny = get_model("sd3-tiny")
+    inputs = tuple(
+        dataclasses.replace(
+            io, dims=tuple(dataclasses.replace(d, multiple=32) if str(d) == "tokens" else d for d in io.dims)
+        )
+        for io in tiny.inputs
+    )
+    spec = dataclasses.replace(tiny, inputs=inputs)
+    assert spec.inputs[1].axes == ("batch", "32*tokens", "")
+    with pytest.raises(ShapeError, match="tokens: 40, want a multiple of 32 for sd3-tiny"):
+        spec.check_sizes({"tokens": 40})
+    spec.check_sizes({"tokens": 64, "height": 384})
+    for side in ("height", "width"):  # 24 patches of 2 x 2 latents of 8 x 8 pixels
+        with pytest.raises(ShapeError, match=f"{side}: 400, want at most 384 for sd3-tiny"):
+            spec.check_sizes({side: 400})

@@ -134,10 +134,11 @@ def test_sdxl_time_ids_say_the_size():
     assert inputs[-1][0].tolist() == [128, 64, 0, 0, 128, 64]
 
 
-def test_fused_model_exports_with_dynamic_batch_and_resolution(spec):
+def test_fused_model_exports_with_dynamic_batch_resolution_and_text(spec):
     module = load(spec, random_seed=1)
     flat = spec.wrap(fuse(spec, module, spec.groups(module)))
-    profile = {symbol: getattr(spec.profile, symbol) for symbol in SYMBOLS}
+    tokens = spec.profile.tokens[1]
+    profile = {symbol: getattr(spec.profile, symbol) for symbol in SYMBOLS} | {"tokens": (tokens, tokens, 3 * tokens)}
     shapes = dynamic_shapes(spec, profile)
     largest = {symbol: values[2] for symbol, values in profile.items()}
     program = torch.export.export(
@@ -149,7 +150,7 @@ def test_fused_model_exports_with_dynamic_batch_and_resolution(spec):
             assert len(dtypes) == 1, "a strongly typed network takes no Concat of two dtypes"
         for value in node.meta.values():
             assert getattr(value, "dtype", None) is not torch.float64, f"{node.name}: TensorRT has no f64"
-    other = spec.example_inputs(1, 64, 128)
+    other = spec.example_inputs(1, 64, 96, tokens=tokens + 7)
     with torch.inference_mode():
         got, want = program.module()(*other), flat(*other)
     assert got.dtype == spec.torch_dtype

@@ -2,52 +2,106 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
-from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ShapeError
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs
-
-PROFILES = [
-    TensorProfile("sample", "float16", (1, 4, 8, 8), (2, 4, 16, 16), (4, 4, 32, 32)),
-    TensorProfile("timestep", "float32", (1,), (2,), (4,)),
-]
+from tests.harness.unfit import FIT, PROFILES, UNFIT, tensors
 
 
-def given(sample=(2, 4, 16, 16), dtype=np.float16):
-    return {"timestep": np.zeros(2, np.float32), "sample": np.zeros(sample, dtype)}
+@pytest.mark.parametrize("case", FIT)
+def test_fit_inputs_are_accepted_in_the_engines_order(case):
+    given = tensors(**FIT[case])
+    checked = check_inputs(PROFILES, dict(reversed(given.items())))
+    assert list(checked) == [p.name for p in PROFILES]
+    assert all(checked[name] is given[name] for name in given)
 
 
-def test_order_is_the_engines():
-    assert list(check_inputs(PROFILES, given())) == ["sample", "timestep"]
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (4, 4, 32, 32), (3, 4, 8, 31)])
-def test_inside_the_profile(shape):
-    assert tuple(check_inputs(PROFILES, given(shape))["sample"].shape) == shape
-
-
-@pytest.mark.parametrize("shape", [(5, 4, 16, 16), (0, 4, 16, 16), (2, 3, 16, 16), (2, 4, 16, 33), (4, 16, 16), ()])
-def test_outside_the_profile(shape):
+@pytest.mark.parametrize("case", UNFIT)
+@pytest.mark.parametrize("convert", [torch.Tensor.clone, torch.Tensor.numpy], ids=["torch", "numpy"])
+def test_unfit_inputs_are_one_sentence_with_advice_that_helps(case, convert):
+    shapes, sentence, advice = UNFIT[case]
     with pytest.raises(ShapeError) as caught:
-        check_inputs(PROFILES, given(shape))
-    want = f"input 'sample': shape {list(shape)}, want [1..4, 4, 8..32, 8..32]. Build the engine with a wider"
-    assert str(caught.value).startswith(want)
+        check_inputs(PROFILES, {name: convert(value) for name, value in tensors(**shapes).items()})
+    assert str(caught.value) == sentence + advice
 
 
-def test_other_dtype():
-    with pytest.raises(ShapeError, match="input 'sample': float32, want float16"):
-        check_inputs(PROFILES, given(dtype=np.float32))
+def test_sizes_of_an_earlier_release_have_ranges_alone():
+    """Its manifest does not say what they follow from."""
+    profiles = [dataclasses.replace(p, axes=()) for p in PROFILES]
+    check_inputs(profiles, tensors(sample=(2, 4, 17, 16), timestep=(1,)))
+    with pytest.raises(ShapeError, match=r"shape \[5, 4, 16, 16\], want \[1..4, 4, 8..32, 8..32\]\.$"):
+        check_inputs(profiles, tensors(sample=(5, 4, 16, 16)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor(500),
+        torch.tensor(500.0),
+        torch.tensor([500, 500]),
+        torch.tensor([500, 500], dtype=torch.bfloat16),
+        np.float32(500),
+        np.array(500),
+        np.array([500, 500], np.float16),
+        500,
+        500.0,
+    ],
+    ids=repr,
+)
+def test_timestep_of_any_scheduler_is_taken(value):
+    (timestep,) = [v for n, v in check_inputs(PROFILES, tensors() | {"timestep": value}).items() if n == "timestep"]
+    assert torch.as_tensor(timestep).equal(torch.tensor([500.0, 500.0]))
+
+
+def test_any_values_are_refused_in_one_sentence_or_as_asked_for():
+    """2,000 calls with random kinds, shapes and names; a bug shows as any other exception."""
+    rng = np.random.default_rng(0)
+    dtypes = ["float16", "float32", "float64", "int64", "uint8", "bool", "complex64", "U3", "object"]
+    accepted = 0
+    for _ in range(2000):
+        given = tensors()
+        for _ in range(rng.integers(0, 3)):
+            name = str(rng.choice([p.name for p in PROFILES]))
+            like = list(given[name].shape) if torch.is_tensor(given[name]) else []
+            if like and rng.random() < 0.7:
+                like[rng.integers(len(like))] = int(rng.choice([0, 1, 2, 3, 4, 8, 16, 28, 77, 154]))
+            dtype = tensors()[name].dtype if rng.random() < 0.6 else rng.choice(dtypes)
+            shape = like[: rng.integers(len(like) + 1)] if rng.random() < 0.2 else like
+            value = np.zeros(shape, str(dtype).removeprefix("torch."))
+            given[name] = rng.choice([0, 1.5, None]) if rng.random() < 0.1 else value
+        try:
+            checked = check_inputs(PROFILES, given)
+        except ShapeError as error:
+            assert "\n" not in str(error)
+            continue
+        accepted += 1
+        for profile in PROFILES:
+            got = checked[profile.name]
+            assert profile.dtype in str(got.dtype) and len(got.shape) == len(profile.min)
+    assert 100 < accepted < 1900
+
+
+def test_what_would_lose_something_is_the_callers_to_convert():
+    for value, kind in ((np.zeros(2), "float64"), (torch.zeros(2, dtype=torch.complex64), "complex64")):
+        with pytest.raises(ShapeError, match=f"input 'timestep': {kind}, want float32. Convert it before the call"):
+            check_inputs(PROFILES, tensors() | {"timestep": value})
+    with pytest.raises(ShapeError, match=r"input 'sample': float32, want float16\. Convert it before the call"):
+        check_inputs(PROFILES, tensors() | {"sample": torch.zeros(2, 4, 16, 16)})
+    with pytest.raises(ShapeError, match=r"input 'sample': a scalar, want \[1..4, 4, 8..32, 8..32\]"):
+        check_inputs(PROFILES, tensors() | {"sample": np.float16(0)})
 
 
 def test_missing_and_unknown():
     with pytest.raises(ShapeError, match="input 'timestep': missing, want sample, timestep"):
-        check_inputs(PROFILES, {"sample": given()["sample"]})
+        check_inputs(PROFILES, {"sample": tensors()["sample"]})
     with pytest.raises(ShapeError, match="input 'x': no input of this engine"):
-        check_inputs(PROFILES, given() | {"x": np.zeros(1)})
+        check_inputs(PROFILES, tensors() | {"x": np.zeros(1)})
 
 
 def test_bfloat16_goes_both_ways():

@@ -1,0 +1,98 @@
+#include "inputs.h"
+
+#include <map>
+
+#include "error.h"
+
+namespace svdq {
+namespace {
+
+struct Seen {
+    int64_t size;
+    std::string owner;
+};
+
+std::vector<int64_t> sizes_of(Json const& list) {
+    std::vector<int64_t> sizes;
+    for (Json const& item : list.array()) sizes.push_back(item.integer());
+    return sizes;
+}
+
+std::string text_of(std::vector<int64_t> const& shape) {
+    std::string text = "[";
+    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+    return text + "]";
+}
+
+std::string range_of(Input const& input) {
+    std::string text = "[";
+    for (size_t i = 0; i < input.low.size(); ++i) {
+        text += (i ? ", " : "") + std::to_string(input.low[i]);
+        if (input.low[i] != input.high[i]) text += ".." + std::to_string(input.high[i]);
+    }
+    return text + "]";
+}
+
+// The number in front of "4*height", and the name behind it; 1 where there is none.
+int64_t multiple_of(std::string const& axis, std::string& name) {
+    size_t const star = axis.rfind('*');
+    name = star == std::string::npos ? axis : axis.substr(star + 1);
+    std::string const digits = star == std::string::npos ? "" : axis.substr(0, star);
+    bool const number =
+        !digits.empty() && digits.size() < 10 && digits.find_first_not_of("0123456789") == std::string::npos;
+    int64_t const times = number ? std::stoll(digits) : 1;
+    return times > 0 ? times : 1;
+}
+
+void check_shape(Input const& input, std::vector<int64_t> const& shape, std::map<std::string, Seen>& seen) {
+    std::string const where = "input '" + input.name + "'";
+    bool fits = shape.size() == input.low.size();
+    for (size_t i = 0; fits && i < shape.size(); ++i) fits = input.low[i] <= shape[i] && shape[i] <= input.high[i];
+    if (!fits) throw Error(where, "shape " + text_of(shape), range_of(input));
+    for (size_t i = 0; i < input.axes.size(); ++i) {
+        std::string const& axis = input.axes[i];
+        if (axis.empty()) continue;
+        std::string name;
+        int64_t const times = multiple_of(axis, name), below = shape[i] - shape[i] % times;
+        std::string const got = name + " " + std::to_string(shape[i]);
+        if (below != shape[i]) {
+            std::string const above = std::to_string(below + times);
+            std::string const near = below ? std::to_string(below) + " or " + above : above;
+            throw Error(where, got, "a multiple of " + std::to_string(times) + ", as " + near);
+        }
+        Seen const& first = seen.emplace(axis, Seen{shape[i], input.name}).first->second;
+        if (shape[i] != first.size) {
+            throw Error(where, got, std::to_string(first.size) + ", as in '" + first.owner + "'");
+        }
+    }
+}
+
+}  // namespace
+
+std::vector<Input> read_inputs(Json const& manifest) {
+    std::vector<Input> inputs;
+    for (Json const& entry : manifest.at("inputs").array()) {
+        Json const& shape = entry.at("shape");
+        Input input{entry.at("name").string(), sizes_of(shape.at("min")), sizes_of(shape.at("max")), {}};
+        if (entry.has("axes")) {
+            for (Json const& axis : entry.at("axes").array()) input.axes.push_back(axis.string());
+        }
+        bool const whole = input.axes.empty() || input.axes.size() == input.low.size();
+        if (input.low.size() != input.high.size() || !whole) {
+            throw Error("manifest.json: inputs", "'" + input.name + "' with lists of several lengths", "one length");
+        }
+        inputs.push_back(input);
+    }
+    return inputs;
+}
+
+void check_inputs(std::vector<Input> const& inputs, Tensors const& given) {
+    std::map<std::string, Seen> seen;
+    for (Input const& input : inputs) {
+        auto const found = given.find(input.name);
+        if (found == given.end()) throw Error("input '" + input.name + "'", "missing", "a tensor");
+        check_shape(input, found->second.shape, seen);
+    }
+}
+
+}  // namespace svdq

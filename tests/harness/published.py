@@ -1,0 +1,75 @@
+"""A checkpoint folder as diffusers itself writes it, with values of its own in every tensor; what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from svdq_trt.checkpoint import load
+from svdq_trt.models import ModelSpec
+from svdq_trt.runtime import OnnxSession
+
+
+def random_module(spec: ModelSpec, seed: int, **changes: Any) -> nn.Module:
+    """diffusers' module in f32 with the parameters of our random weights, and `changes` to the configuration."""
+    module = spec.model_class()(**{**spec.config, **changes}).eval().requires_grad_(False)
+    weights = load(spec, random_seed=seed).float().state_dict()
+    for name, parameter in module.named_parameters():
+        parameter.copy_(weights[name])
+    return module
+
+
+def own_module(spec: ModelSpec, seed: int, **changes: Any) -> nn.Module:
+    """`random_module` whose saved buffers are not what the class makes either.
+
+    What is added to a buffer follows from the row and the column.
+    """
+    module = random_module(spec, seed, **changes)
+    saved, rng = module.state_dict(), torch.Generator().manual_seed(seed)
+    for name, buffer in module.named_buffers():
+        if name in saved:
+            side, half = round(buffer.shape[1] ** 0.5), buffer.shape[2] // 2
+            grid = buffer.view(side, side, -1)
+            grid[..., :half] += 0.5 * torch.randn(1, side, half, generator=rng)
+            grid[..., half:] += 0.5 * torch.randn(side, 1, half, generator=rng)
+    return module
+
+
+def publish(module: Any, folder: Path, dtype: torch.dtype) -> Path:
+    """Save the module as diffusers does, in `dtype`."""
+    nn.Module.to(module, dtype)
+    module.save_pretrained(folder)
+    return folder
+
+
+@torch.inference_mode()
+def assert_equal(spec: ModelSpec, folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 96),)) -> None:
+    """diffusers' module and ours compute the same from a checkpoint folder, in f32, at sizes in pixels."""
+    theirs: Any = spec.model_class()
+    module = theirs.from_pretrained(folder, local_files_only=True).float().eval()
+    flat = spec.wrap(load(spec, str(folder)).float())
+    for height, width in sizes:
+        inputs = spec.example_inputs(2, height, width, dtype=torch.float32)
+        arguments = spec.family.arguments(dict(zip((io.name for io in spec.inputs), inputs, strict=True)))
+        want = module(**arguments, return_dict=False)[0]
+        assert 0.1 < want.std() < 10
+        torch.testing.assert_close(flat(*inputs), want, rtol=0, atol=2e-4)
+
+
+@torch.inference_mode()
+def assert_reference(spec: ModelSpec, graph: Path) -> None:
+    """The graph that a build with random weights 0 compares with computes what diffusers' module of them does.
+
+    As far as 16 bit allow.
+    """
+    inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**spec.profile.sizes(0)), strict=True)}
+    arguments = spec.family.arguments({n: t.float() for n, t in inputs.items()})
+    with OnnxSession(graph, device="cpu") as session:
+        got = session.run(inputs)[spec.outputs[0].name].double()
+    want = random_module(spec, 0)(**arguments, return_dict=False)[0].double()
+    sqnr = 10 * torch.log10(want.square().sum() / (want - got).square().sum())
+    assert sqnr > 40, sqnr
