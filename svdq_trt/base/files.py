@@ -106,6 +106,20 @@ def sha256(path: Path) -> str:
         raise ArtifactError(str(path), f"cannot be read ({error.strerror})", "a readable file") from error
 
 
+def can_link(source: Path) -> bool:
+    """Whether a file may have hard links: onnx opens no external data with several, at neither of its places."""
+    return not source.name.endswith((".onnx", ".onnx.data"))
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file at `target`, where none is: a hard link if possible, else a copy with the same time stamp."""
+    if can_link(source):
+        with contextlib.suppress(OSError):  # another file system, or one without links
+            os.link(source.resolve(), target)
+            return
+    shutil.copy2(source, target)
+
+
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     """Delete temporary files that a killed process left beside the files it was writing."""
     for name in names:

@@ -15,6 +15,7 @@ from typing import Any
 
 from svdq_trt.base.device import check_device
 from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.base.extras import install
 from svdq_trt.base.files import sha256
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
 from svdq_trt.quantize.preset import DEFAULT_PRESET, get_preset
@@ -162,7 +163,7 @@ class Sampling:
                 "--calibration-prompts",
                 "transformers is not installed",
                 "it, as a pipeline's text encoders are its classes",
-                "pip install 'svdq-trt[prompts]'",
+                install("transformers"),
             )
         if not (self.pipeline / "model_index.json").is_file():
             raise UsageError(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.base.files import atomic_write, open_own
+from svdq_trt.base.files import atomic_write, can_link, link_or_copy, open_own
 from svdq_trt.build.freshness import digest_of
 
 
@@ -44,19 +43,16 @@ def copy_plugin(library: Path, folder: Path) -> Path:
     return folder / library.name
 
 
-def place(source: Path, target: Path, digest: str, link: bool) -> None:
-    """Put a shared artifact, whose SHA-256 is `digest`, into an engine's folder: as a hard link or as a copy.
+def place(source: Path, target: Path, digest: str) -> None:
+    """Put a shared artifact, whose SHA-256 is `digest`, into an engine's folder; what holds the same already stays.
 
-    What lies there already stays if it holds the same; a symbolic link is replaced.
+    A symbolic link is replaced, and so is a hard link where none may be.
     """
+    link = can_link(source)
     if link and target.is_file() and not target.is_symlink() and target.samefile(source):
         return
     if digest_of(target) == digest and (link or target.stat().st_nlink == 1):
         return
     with atomic_write(target) as tmp:
         tmp.unlink()
-        if link:
-            with suppress(OSError):  # another file system, or one without links
-                os.link(source, tmp)
-        if not tmp.exists():
-            shutil.copyfile(source, tmp)
+        link_or_copy(source, tmp)

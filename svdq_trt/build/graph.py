@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.export import Dim
 
-from svdq_export import OnnxInfo, export_onnx
+from svdq_export.exporter import OnnxInfo, export_onnx
 from svdq_trt.base.progress import Progress
 from svdq_trt.models import Axis, ModelSpec
 from svdq_trt.nn.attention import use_packed

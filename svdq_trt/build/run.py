@@ -209,7 +209,7 @@ class Build:
         elif folder != artifact.path.parent:  # slots or attention alone: the artifact as it is
             own_folder(folder.parent, folder.name)
             artifact = File(artifact.id, path=folder / artifact.path.name)
-            self._place(made.artifact.path, artifact.path, link=True)
+            self._place(made.artifact.path, artifact.path)
         stage = Export.of(self.work, fmt, engine.attention, artifact)
         made.exported = self.execution.run(stage, made.costs)
         made.graph = File(stage.key, path=stage.out)
@@ -238,14 +238,12 @@ class Build:
 
     def _engine(self, engine: Engine, made: Made) -> Built:
         (engine.folder / manifest.NAME).unlink(missing_ok=True)  # written again once everything that it lists exists
-        # onnx refuses external data with several hard links, so the ONNX files are copied.
-        linked = {quantize.FILE: True, compare.FILE: True, export.FILE: False, f"{export.FILE}.data": False}
-        for name, link in linked.items():
+        for name in (quantize.FILE, compare.FILE, export.FILE, f"{export.FILE}.data"):
             if name != compare.FILE or self.config.check:
-                self._place(engine.shared / name, engine.folder / name, link)
+                self._place(engine.shared / name, engine.folder / name)
         (engine.folder / export.SLOTS_FILE).unlink(missing_ok=True)
         if self.config.lora_slots:
-            self._place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE, link=True)
+            self._place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE)
         library = plugin_lib.find()
         copy_plugin(library.path, engine.folder)
         costs, planned, incomplete = made.costs.copy(), None, None
@@ -262,10 +260,10 @@ class Build:
         manifest.write(engine.folder, data)  # at once: a later engine may fail
         return Built(engine, data, incomplete)
 
-    def _place(self, source: Path, target: Path, link: bool) -> None:
+    def _place(self, source: Path, target: Path) -> None:
         """Put a stage's output where it is wanted too; it is known there by the same digest."""
         digest = self.execution.digests[source]
-        place(source, target, digest, link)
+        place(source, target, digest)
         self.execution.digests[target] = digest
 
     def _with_peak(self, one: Built, peak_rss: int) -> Built:

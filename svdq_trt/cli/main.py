@@ -12,6 +12,7 @@ from typing import NoReturn
 from svdq_trt import __version__
 from svdq_trt.base import ranks
 from svdq_trt.base.errors import EXIT_BUG, EXIT_OK, EXIT_USAGE, ArtifactError, SvdqError
+from svdq_trt.base.extras import required_by
 from svdq_trt.base.memory import out_of_memory
 from svdq_trt.base.terminal import quoted, say
 from svdq_trt.build import sharing
@@ -94,7 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     args = parse(argv)
     try:
-        return next(command for command in ALL if args.command == command.NAME).run(args)
+        with required_by(args.command):
+            return next(command for command in ALL if args.command == command.NAME).run(args)
     except SvdqError as error:
         return _refused(error, args.debug)
     except KeyboardInterrupt:

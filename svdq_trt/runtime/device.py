@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.base.extras import install
 
 MEMORIES = ("auto", "torch", "pycuda")
 
@@ -62,19 +63,17 @@ def open_device(memory: str, index: int) -> DeviceMemory:
     """
     if memory not in MEMORIES:
         raise UsageError("memory", f"'{memory}'", f"one of {', '.join(MEMORIES)}")
-    has_pycuda = importlib.util.find_spec("pycuda") is not None
-    if memory == "pycuda" or (memory == "auto" and has_pycuda and "torch" not in sys.modules):
-        if not has_pycuda:
-            raise UnsupportedError(
-                "memory='pycuda'", "pycuda is not installed", "pycuda", "pip install 'svdq-trt[runtime]'"
-            )
+    has_torch, has_pycuda = (importlib.util.find_spec(name) is not None for name in ("torch", "pycuda"))
+    if memory == "auto":
+        if not (has_torch or has_pycuda):
+            raise UnsupportedError("Session", "neither torch nor pycuda is installed", "one of them", install("pycuda"))
+        memory = "pycuda" if has_pycuda and "torch" not in sys.modules else "torch"
+    if not {"torch": has_torch, "pycuda": has_pycuda}[memory]:
+        raise UnsupportedError(f"memory='{memory}'", f"{memory} is not installed", memory, install(memory))
+    if memory == "pycuda":
         from svdq_trt.runtime.device_pycuda import PycudaMemory
 
         return PycudaMemory(index)
-    if importlib.util.find_spec("torch") is None:
-        raise UnsupportedError(
-            "Session", "neither torch nor pycuda is installed", "one of them", "pip install 'svdq-trt[runtime]'"
-        )
     from svdq_trt.runtime.device_torch import TorchMemory
 
     return TorchMemory(index)

@@ -20,6 +20,7 @@ import numpy as np
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import Manifest, TensorProfile
 from svdq_trt.base.errors import SvdqError, UnsupportedError
+from svdq_trt.base.extras import required_by
 from svdq_trt.runtime.onnx_graph import read_graph
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, numpy_dtype
 
@@ -133,8 +134,8 @@ class OnnxSession:
     def _open_slots(self, folder: Path, inputs: list[str]) -> LoraSlots | None:
         if self.manifest is None or self.manifest.lora_slots is None:
             return None
-        from svdq_trt.runtime.lora import check_inputs_match, open_slots  # brings torch
-
+        with required_by("LoRA slots"):
+            from svdq_trt.runtime.lora import check_inputs_match, open_slots
         manifests.verify(folder, parts=("lora_slots",))
         slots = open_slots(folder, self.manifest.lora_slots)
         check_inputs_match(slots, inputs)
@@ -162,7 +163,7 @@ def _provider(ort: Any, device: str) -> str:
 
 def _float32_twin(file: Path, options: Any) -> bytes:
     """The twin of `file`, which reads the same data: `options` tell ONNX Runtime where."""
-    from svdq_export import float32_twin
+    from svdq_export.twin import float32_twin
 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
     twin: bytes = float32_twin(file)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import SvdqError, UnsupportedError
+from svdq_trt.base.extras import required_by
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
 from svdq_trt.runtime.device import DeviceMemory, open_device
 from svdq_trt.runtime.opening import open_engine
@@ -55,7 +56,7 @@ class Session:
         device: CUDA device index.
         cuda_graph: capture a shape's second run and replay it from then on; worth it for small models.
         runtime_cache: keep what TensorRT-RTX compiles beside the plan, so that the next start is faster.
-        memory: "torch", "pycuda" (numpy arrays only; pip install 'svdq-trt[runtime]'), or "auto": pycuda where it
+        memory: "torch", "pycuda" (numpy arrays only; the extra 'runtime'), or "auto": pycuda where it
             is installed and the process has not imported torch.
 
     Raises:
@@ -172,8 +173,8 @@ class Session:
             raise UnsupportedError(
                 "LoRA slots", f"memory='{self.memory}'", "memory='torch'", "Import torch first, or pass memory='torch'."
             )
-        from svdq_trt.runtime.lora import check_inputs_match, open_slots
-
+        with required_by("LoRA slots"):
+            from svdq_trt.runtime.lora import check_inputs_match, open_slots
         slots = open_slots(folder, self.manifest.lora_slots, self.device)
         check_inputs_match(slots, input_names(self._trt, self._engine))
         return slots

@@ -2,17 +2,21 @@
 
 Batch. By default ``max_batch_size`` is 0: the shapes are the engine's, including the batch axis, and a client sends
 what ``Session.run`` takes. With dynamic batching it is the profile's largest batch, dims are without the batch axis,
-and an input of shape [batch] is sent as [batch, 1], because Triton has no empty dims.
+and an input of shape [batch] is sent as [batch, 1], because Triton has no empty dims. Triton then wants a batch axis in
+every input: one that has none in the engine (FLUX's img_ids) is sent with one, and svdq-trt's model takes it off.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from svdq_trt.artifact.manifest import Manifest, Tensor
-from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
+from svdq_trt.base.extras import required_by
 
 #: dtype of the manifest -> Triton's
 DTYPES = {
@@ -27,6 +31,22 @@ DTYPES = {
 }
 #: parameter of every config that this module writes, by which a later run recognizes its own folder
 MARK = "svdq_trt_variant"
+#: parameters for python_model: session or onnxruntime; replay CUDA graphs; JSON, {name: [file, strength]}
+RUNTIME, CUDA_GRAPHS, LORAS = "svdq_trt_runtime", "svdq_trt_cuda_graphs", "svdq_trt_loras"
+
+
+@dataclass(frozen=True)
+class ServedLora:
+    """A LoRA that requests can name. The engine has LoRA slots."""
+
+    name: str
+    path: Path
+    strength: float
+
+    @property
+    def file(self) -> str:
+        """Its name in the version folder."""
+        return f"lora-{self.name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,9 @@ class Serving:
         name: name of the model in Triton. variant: tensorrt, python or onnxruntime. device: gpu or cpu.
         instances: copies per device, each with an engine of its own.
         queue_delay_us: merge requests, waiting this long for others; None runs each request by itself.
+        version: the version folder to write, beside those that are there; None makes version 1 the only one.
+        warm_up: run at the profile's opt shapes before the model is ready. cuda_graphs: replay CUDA graphs.
+        loras: those that requests can name.
     """
 
     name: str
@@ -44,6 +67,10 @@ class Serving:
     device: str
     instances: int = 1
     queue_delay_us: int | None = None
+    version: int | None = None
+    warm_up: bool = False
+    cuda_graphs: bool = False
+    loras: tuple[ServedLora, ...] = ()
 
 
 def model_config(manifest: Manifest, serving: Serving, file: str, parameters: dict[str, str]) -> Any:
@@ -54,27 +81,26 @@ def model_config(manifest: Manifest, serving: Serving, file: str, parameters: di
         parameters: parameters for the backend, as text.
 
     Raises:
-        UnsupportedError: tritonclient is not installed. UsageError: dynamic batching where the engine has no batch
-            axis to merge on.
+        UnsupportedError: tritonclient is not installed. UsageError: dynamic batching where there is nothing to merge
+            on; CUDA graphs on a CPU.
     """
     pb = _protobuf()
-    batch = batch_range(manifest)
     config = pb.ModelConfig(name=serving.name, backend=serving.variant, default_model_filename=file)
     if serving.variant == "tensorrt":
         config.platform = "tensorrt_plan"  # older servers know a backend by its platform
     if serving.queue_delay_us is not None:
-        if batch is None or batch[0] == batch[1]:
-            raise UsageError(
-                "--dynamic-batching",
-                f"an engine with {_batch_text(batch)}",
-                "a range of batches, from 1 on",
-                "Build it with --batch 1:2:4.",
-            )
-        config.max_batch_size = batch[1]
+        config.max_batch_size = _largest_batch(manifest, serving.variant)
         config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
+    whole = (
+        shared_inputs(manifest) if config.max_batch_size else {t.name for t in (*manifest.inputs, *manifest.outputs)}
+    )
     for tensors, add in ((manifest.inputs, config.input.add), (manifest.outputs, config.output.add)):
         for tensor in tensors:
-            _describe(add(), pb, tensor, merged=config.max_batch_size > 0)
+            _describe(add(), pb, tensor, whole)
+    if serving.warm_up:
+        _warm_up(config, pb, manifest, whole, runs=2 if serving.cuda_graphs else 1)  # a graph is captured by the second
+    if serving.cuda_graphs:
+        _replay_graphs(config, manifest, serving, whole)
     group = config.instance_group.add(count=serving.instances)
     group.kind = pb.ModelInstanceGroup.KIND_GPU if serving.device == "gpu" else pb.ModelInstanceGroup.KIND_CPU
     for key, value in {MARK: serving.variant, **parameters}.items():
@@ -89,21 +115,58 @@ def to_text(config: Any) -> str:
     return str(text_format.MessageToString(config))
 
 
-def from_text(text: str) -> Any:
-    """``config.pbtxt`` as a message; google.protobuf.text_format.ParseError where Triton would refuse to parse it."""
+def from_text(text: str, where: str = "config.pbtxt") -> Any:
+    """``config.pbtxt`` as a message.
+
+    Raises:
+        ArtifactError: Triton would refuse to parse it.
+    """
     from google.protobuf import text_format
 
-    return text_format.Parse(text, _protobuf().ModelConfig())
+    try:
+        return text_format.Parse(text, _protobuf().ModelConfig())
+    except text_format.ParseError as error:
+        raise ArtifactError(where, " ".join(str(error).split()), "a model configuration of Triton") from error
+
+
+def differences(one: Any, other: Any) -> list[str]:
+    """Names of the fields in which two messages differ."""
+    return [f.name for f in one.DESCRIPTOR.fields if getattr(one, f.name) != getattr(other, f.name)]
 
 
 def batch_range(manifest: Manifest) -> tuple[int, int] | None:
-    """Smallest and largest batch: the range of the first axis of every input and output; None if they differ."""
-    first = set()
-    for tensor in (*manifest.inputs, *manifest.outputs):
-        shape = tensor.shape
-        first.add((shape.min[0], shape.max[0]) if shape.min else (-1, -1))
-    low, high = next(iter(first), (-1, -1))
-    return (low, high) if len(first) == 1 and low > 0 else None
+    """Smallest and largest batch: the range of the outputs' first axis; None if they differ, or no input has it."""
+    ranges = {_first_axis(tensor) for tensor in manifest.outputs}
+    found = next(iter(ranges), None)
+    if len(ranges) != 1 or found not in {_first_axis(tensor) for tensor in manifest.inputs}:
+        return None
+    return found
+
+
+def shared_inputs(manifest: Manifest) -> frozenset[str]:
+    """Names of the inputs without a batch axis: each is one for all images of a batch."""
+    batch = batch_range(manifest)
+    return frozenset(t.name for t in manifest.inputs if batch is None or _first_axis(t) != batch)
+
+
+def _first_axis(tensor: Tensor) -> tuple[int, int] | None:
+    shape = tensor.shape
+    return (shape.min[0], shape.max[0]) if shape.min else None
+
+
+def _largest_batch(manifest: Manifest, variant: str) -> int:
+    """The largest batch that requests are merged to."""
+    batch, shared = batch_range(manifest), shared_inputs(manifest)
+    where, alone = "--dynamic-batching", "or leave it out: clients then send batches themselves."
+    if batch is None:
+        raise UsageError(where, "an engine without a batch axis", "one to merge requests on", "Leave it out.")
+    if batch[0] != 1 or batch[1] == 1:
+        got = f"an engine with batch {batch[0]}" + (" alone" if batch[0] == batch[1] else f" to {batch[1]}")
+        raise UsageError(where, got, "a range of batches, from 1 on", f"Build it with --batch 1:2:4, {alone}")
+    if shared and variant != "python":
+        got = f"no batch axis in {', '.join(sorted(shared))}, which Triton's {variant} backend needs in every input"
+        raise UsageError(where, got, "--variant python, which shares such inputs", f"Use it, {alone}")
+    return batch[1]
 
 
 def dims(tensor: Tensor) -> list[int]:
@@ -118,29 +181,53 @@ def largest_bytes(manifest: Manifest) -> int:
     return sum(math.prod(t.shape.max) * width.get(t.dtype, 2) for t in tensors)
 
 
-def _describe(entry: Any, pb: Any, tensor: Tensor, merged: bool) -> None:
+def _describe(entry: Any, pb: Any, tensor: Tensor, whole: Container[str]) -> None:
+    """Name, type and dims: all of them for the tensors in `whole`, for others those behind the batch axis."""
     entry.name = tensor.name
     if tensor.dtype not in DTYPES:
         raise ShapeError(f"'{tensor.name}'", tensor.dtype, f"one of {', '.join(DTYPES)}")
     entry.data_type = pb.DataType.Value(DTYPES[tensor.dtype])
-    sizes = dims(tensor)[1:] if merged else dims(tensor)
+    sizes = dims(tensor) if tensor.name in whole else dims(tensor)[1:]
     if not sizes:  # [batch], or a scalar: the backend gets no axis for the client's 1
         entry.reshape.SetInParent()
     entry.dims.extend(sizes or [1])
 
 
-def _batch_text(batch: tuple[int, int] | None) -> str:
-    return "no common batch axis" if batch is None else f"batch {batch[0]} alone"
+def _opt_sizes(tensor: Tensor, whole: Container[str]) -> list[int]:
+    """Its dims in the config at the shape that the plan was tuned for."""
+    sizes = list(tensor.shape.opt) if tensor.name in whole else list(tensor.shape.opt)[1:]
+    return sizes or [1]
+
+
+def _opt_batch(manifest: Manifest) -> int:
+    return next(t.shape.opt[0] for t in manifest.outputs)
+
+
+def _warm_up(config: Any, pb: Any, manifest: Manifest, whole: Container[str], runs: int) -> None:
+    """Zeros at the opt shapes, before the model is ready."""
+    batch = _opt_batch(manifest) if config.max_batch_size else 1  # 1 is Triton's word for none here
+    sample = config.model_warmup.add(name="opt", batch_size=batch, count=runs)
+    for tensor in manifest.inputs:
+        entry = sample.inputs[tensor.name]
+        entry.data_type = pb.DataType.Value(DTYPES[tensor.dtype])
+        entry.dims.extend(_opt_sizes(tensor, whole))
+        entry.zero_data = True
+
+
+def _replay_graphs(config: Any, manifest: Manifest, serving: Serving, whole: Container[str]) -> None:
+    if serving.device != "gpu" or serving.variant == "onnxruntime":
+        got = f"--variant {serving.variant} --device {serving.device}"
+        raise UsageError("--cuda-graphs", got, "TensorRT on a GPU: --variant python or tensorrt with --device gpu")
+    if serving.variant == "python":  # any shape's second run is captured
+        config.parameters[CUDA_GRAPHS].string_value = "1"
+        return
+    config.optimization.cuda.graphs = True
+    spec = config.optimization.cuda.graph_spec.add(batch_size=_opt_batch(manifest) if config.max_batch_size else 0)
+    for tensor in manifest.inputs:
+        spec.input[tensor.name].dim.extend(_opt_sizes(tensor, whole))
 
 
 def _protobuf() -> Any:
-    try:
+    with required_by("Triton's description of its configuration"):
         from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise UnsupportedError(
-            "tritonclient",
-            str(error),
-            "Triton's own description of its configuration",
-            'pip install "svdq-trt[triton]"',
-        ) from error
     return model_config_pb2

@@ -13,19 +13,43 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import triton_python_backend_utils as pb  # exists only in Triton's stub process
 
-from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError
-from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs
-from svdq_trt.serve.batching import batch_of, divided, grouped, merged
-from svdq_trt.serve.config import batch_range
+from svdq_trt.artifact import manifest as manifests
+from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, SvdqError, UsageError
+from svdq_trt.runtime.shapes import check_inputs
+from svdq_trt.serve.batching import batch_of, divided, grouped, key_of, merged, one_for_all
+from svdq_trt.serve.config import CUDA_GRAPHS, LORAS, RUNTIME, batch_range, shared_inputs
+from svdq_trt.serve.dlpack import from_triton, to_triton
 
 if TYPE_CHECKING:
-    from svdq_trt.runtime import OnnxSession, Session
+    import numpy as np
+
+    from svdq_trt.runtime.lora import LoraSet
+    from svdq_trt.runtime.onnx_session import OnnxSession
+    from svdq_trt.runtime.session import Session
+
+#: what a client can do about: Triton's INVALID_ARG
+_MISTAKES = (ShapeError, UsageError, RangeError)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A request that may run.
+
+    Attributes:
+        inputs: what the session takes. batch: images, 1 for a model without a batch axis.
+        lora: (name, strength) of the LoRA that it wants; ("", 1) for none.
+    """
+
+    inputs: dict[str, np.ndarray]
+    batch: int
+    lora: tuple[str, float]
 
 
 class TritonPythonModel:
@@ -39,30 +63,32 @@ class TritonPythonModel:
         """
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"]) / args["model_version"]
-        runtime = config.get("parameters", {}).get("svdq_trt_runtime", {}).get("string_value", "")
+        given = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         copies = sum(group["count"] for group in config["instance_group"])
-        self._runner = _open(runtime, folder, int(args["model_instance_device_id"]), copies)
+        self._runner = _open(given, folder, int(args["model_instance_device_id"]), copies)
         assert self._runner.manifest is not None  # of an engine folder
         self._has_batch = batch_range(self._runner.manifest) is not None
-        self._bfloat16 = {t["name"] for t in config["input"] if t["data_type"] == "TYPE_BF16"}
+        self._shared = shared_inputs(self._runner.manifest)
         self._limit: int = config["max_batch_size"]  # 0: requests are not merged
-        pb.Logger.log_info(f"{args['model_instance_name']}: {folder} open in {runtime}")
+        self._loras: dict[str, LoraSet] = {
+            name: self._runner.prepare_lora([(folder / file, strength)])
+            for name, (file, strength) in json.loads(given.get(LORAS, "{}")).items()
+        }
+        if self._loras:
+            self._loras[""] = self._runner.prepare_lora(())
+        self._lora: tuple[str, float] = ("", 1.0)  # what is swapped in
+        pb.Logger.log_info(f"{args['model_instance_name']}: {folder} open in {given[RUNTIME]}")
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the requests; returns one response per request, in order."""
         responses: list[Any] = [None] * len(requests)
-        good: dict[int, dict[str, np.ndarray]] = {}
+        good: dict[int, _Request] = {}
         for index, request in enumerate(requests):
             try:
                 good[index] = self._read(request)
             except Exception as error:
                 responses[index] = _refused(error)
-        places = list(good)
-        if self._limit and len(good) > 1:
-            groups = [[places[i] for i in group] for group in grouped(list(good.values()), self._limit)]
-        else:
-            groups = [[place] for place in places]
-        for group in groups:
+        for group in self._groups(good):
             answers = self._run([good[place] for place in group])
             for place, answer in zip(group, answers, strict=True):
                 responses[place] = answer
@@ -72,33 +98,71 @@ class TritonPythonModel:
         """Free the engine."""
         self._runner.close()
 
-    def _read(self, request: Any) -> dict[str, np.ndarray]:
+    def _read(self, request: Any) -> _Request:
         """Read the request's tensors, checked against the profile before anything runs."""
-        given = {t.name(): _bfloat16(t) if t.name() in self._bfloat16 else np.from_dlpack(t) for t in request.inputs()}
+        lora = self._wanted_lora(json.loads(request.parameters() or "{}"))
+        given = {tensor.name(): from_triton(tensor) for tensor in request.inputs()}
+        batch = 1
+        if self._limit:  # then every input has a batch axis
+            batch = batch_of(given)
+            given |= {name: one_for_all(name, given[name]) for name in self._shared & given.keys()}
         inputs: dict[str, np.ndarray] = check_inputs(self._runner.inputs, given)
         if self._has_batch:
-            batch_of(inputs)
-        return inputs
+            batch = batch_of(inputs, self._shared)
+        return _Request(inputs, batch, lora)
 
-    def _run(self, group: list[dict[str, np.ndarray]]) -> list[Any]:
+    def _wanted_lora(self, parameters: dict[str, Any]) -> tuple[str, float]:
+        """The parameter ``lora`` of a request: NAME or NAME:STRENGTH."""
+        text = parameters.get("lora", "")
+        name, _, strength = str(text).partition(":")
+        if name and name not in self._loras:
+            known = ", ".join(filter(None, self._loras))
+            known = f"one of {known}" if known else "none, as the model is served without LoRAs"
+            raise UsageError("request parameter 'lora'", repr(name), known)
         try:
-            outputs = self._runner.run(merged(group))
-            parts = [outputs] if len(group) == 1 else divided(outputs, [batch_of(inputs) for inputs in group])
-            return [pb.InferenceResponse([_from_numpy(name, part[name]) for name in part]) for part in parts]
+            return name, float(strength or 1)
+        except ValueError:
+            raise UsageError("request parameter 'lora'", repr(text), "NAME or NAME:STRENGTH") from None
+
+    def _groups(self, good: dict[int, _Request]) -> list[list[int]]:
+        """Places of requests that run together."""
+        places = list(good)
+        if not self._limit:
+            return [[place] for place in places]
+        keys: list[Hashable] = [(one.lora, key_of(one.inputs, self._shared)) for one in good.values()]
+        return [[places[i] for i in group] for group in grouped(keys, [r.batch for r in good.values()], self._limit)]
+
+    def _run(self, group: list[_Request]) -> list[Any]:
+        try:
+            self._swap(group[0].lora)
+            outputs = self._runner.run(merged([one.inputs for one in group], self._shared))
+            parts = [outputs] if len(group) == 1 else divided(outputs, [one.batch for one in group])
+            return [pb.InferenceResponse([to_triton(pb.Tensor, name, part[name]) for name in part]) for part in parts]
         except Exception as error:
             return [_refused(error) for _ in group]
 
+    def _swap(self, lora: tuple[str, float]) -> None:
+        if lora != self._lora:
+            name, strength = lora
+            self._runner.set_lora(self._loras[name], strength)
+            self._lora = lora
 
-def _open(runtime: str, folder: Path, device: int, copies: int) -> Session | OnnxSession:
-    from svdq_trt.runtime import OnnxSession, Session
 
+def _open(given: dict[str, str], folder: Path, device: int, copies: int) -> Session | OnnxSession:
+    """Open the session that the config's parameters name."""
+    runtime = given.get(RUNTIME, "")
     if runtime == "session":
-        return Session(folder, device=device)
+        from svdq_trt.runtime.session import Session
+
+        memory = "torch" if manifests.read(folder).lora_slots else "auto"  # pycuda fills no slots
+        return Session(folder, device=device, cuda_graph=CUDA_GRAPHS in given, memory=memory)
     if runtime == "onnxruntime":
+        from svdq_trt.runtime.onnx_session import OnnxSession
+
         threads = max(1, len(os.sched_getaffinity(0)) // copies)
         return OnnxSession(folder, device="cpu", threads=threads)
     raise ArtifactError(
-        "config.pbtxt: svdq_trt_runtime",
+        f"config.pbtxt: {RUNTIME}",
         repr(runtime),
         "session or onnxruntime",
         "Write the repository again: svdq-trt triton.",
@@ -107,7 +171,7 @@ def _open(runtime: str, folder: Path, device: int, copies: int) -> Session | Onn
 
 def _refused(error: Exception) -> Any:
     """An error response: INVALID_ARG for the caller's mistakes; ours leave a traceback in the server's log."""
-    if isinstance(error, ShapeError):
+    if isinstance(error, _MISTAKES):
         reply = pb.TritonError(str(error), pb.TritonError.INVALID_ARG)
     elif isinstance(error, SvdqError):
         reply = pb.TritonError(str(error), pb.TritonError.INTERNAL)
@@ -115,21 +179,3 @@ def _refused(error: Exception) -> Any:
         pb.Logger.log_error("".join(traceback.format_exception(error)))
         reply = pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL)
     return pb.InferenceResponse(error=reply)
-
-
-# Tensors pass by DLPack in both directions: the conversion to and from numpy in some releases of Triton was compiled
-# for numpy 1 and, with numpy 2, silently makes tensors of zero bytes.
-
-
-def _bfloat16(tensor: Any) -> np.ndarray:
-    """A bfloat16 array, made by way of torch: numpy has neither the type nor DLPack's code for it."""
-    from torch.utils.dlpack import from_dlpack
-
-    return as_array(from_dlpack(tensor.to_dlpack()))
-
-
-def _from_numpy(name: str, value: np.ndarray) -> Any:
-    if value.dtype.name == "bfloat16":
-        return pb.Tensor.from_dlpack(name, as_tensor(value))
-    value = np.require(value, requirements=("C", "W"))  # DLPack has no word for read-only
-    return pb.Tensor.from_dlpack(name, value)

@@ -2,17 +2,16 @@
 
     REPOSITORY/NAME/config.pbtxt
     REPOSITORY/NAME/1/...         the file that the backend opens, and those that it needs
+    REPOSITORY/NAME/2/...         another version, if one was asked for: one configuration for all
 
-Large files are hard links where the file system allows: they cost no space, and stay as they are when the engine
-folder is built again, because a build replaces files and never writes into them. A server that polls sees the
-temporary folder (".NAME-...") for a moment and logs that it is no model: to be renamed, it must be on the repository's
-file system.
+Plans are hard links where the file system allows: they cost no space, and stay as they are when the engine folder is
+built again, because a build replaces files and never writes into them. ONNX files are copies. A server that polls
+sees the temporary folder (".NAME-...") for a moment and logs that it is no model: to be renamed, it must be on the
+repository's file system.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import tempfile
@@ -25,13 +24,12 @@ from msgspec.structs import replace
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import Manifest, Tensor
 from svdq_trt.base.errors import ArtifactError, UsageError
-from svdq_trt.base.files import refuse_link
+from svdq_trt.base.files import link_or_copy, refuse_link
 from svdq_trt.serve import config as configs
 from svdq_trt.serve.config import Serving
 from svdq_trt.serve.variants import Contents, contents, server_lines
 
 CONFIG = "config.pbtxt"
-VERSION = "1"
 
 
 @dataclass(frozen=True)
@@ -52,10 +50,13 @@ class Written:
 def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
     """Write the model `serving.name` of an engine folder into `repository`, replacing an earlier one of ours.
 
+    With `serving.version` only that version is written, beside others that have the same configuration.
+
     Raises:
         UsageError: a name that Triton would not take, or options that do not go together.
         ArtifactError: the engine folder is incomplete or damaged; or the repository has a model of that name that
-            svdq-trt did not write. UnsupportedError: see `variants.contents`; or tritonclient is missing.
+            svdq-trt did not write, or with versions that this one cannot stand beside.
+        UnsupportedError: see `variants.contents`; or tritonclient is missing.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", serving.name):
         raise UsageError("--name", f"'{serving.name}'", "letters, digits, '_', '-' and '.'")
@@ -63,17 +64,24 @@ def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
     manifest = _as_served(manifests.read(engine), what.dtypes)
     message = configs.model_config(manifest, serving, what.main, what.parameters)
     folder = repository.resolve() / serving.name
-    _check_ours(folder)
+    _check_ours(folder, serving.version)
+    version = str(serving.version or 1)
+    beside = serving.version is not None and folder.exists()
+    if beside:
+        _check_same(folder / CONFIG, message)
     repository.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{serving.name}-", dir=repository))
     try:
         aside.chmod(0o755)
-        _fill(aside / VERSION, what)
-        (aside / CONFIG).write_text(configs.to_text(message))
-        _put_in_place(aside, folder)
+        _fill(aside / version, what)
+        if beside:
+            _put_in_place(aside / version, folder / version, aside / "old")
+        else:
+            (aside / CONFIG).write_text(configs.to_text(message))
+            _put_in_place(aside, folder, aside.with_name(f"{aside.name}-old"))
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    commands = server_lines(serving, folder / VERSION, folder.parent)
+    commands = server_lines(engine, serving, version, folder.parent)
     return Written(folder, commands, message, configs.largest_bytes(manifest))
 
 
@@ -84,32 +92,44 @@ def _as_served(manifest: Manifest, dtypes: dict[str, str]) -> Manifest:
     return replace(manifest, inputs=served(manifest.inputs), outputs=served(manifest.outputs))
 
 
-def _check_ours(folder: Path) -> None:
+def _check_ours(folder: Path, version: int | None) -> None:
+    """Check that what may be replaced is ours: version 1 alone, or with `version` any versions."""
     refuse_link(folder)
     if not folder.exists():
         return
     config = folder / CONFIG
-    others = sorted(p.name for p in folder.iterdir() if p.name not in (CONFIG, VERSION)) if folder.is_dir() else []
+    names = sorted(p.name for p in folder.iterdir() if p.name != CONFIG) if folder.is_dir() else []
+    others = [name for name in names if name != "1" and (version is None or not name.isdecimal())]
     if others or not config.is_file() or configs.MARK not in config.read_text(errors="replace"):
         got = f"holds {', '.join(others)}" if others else "a model that svdq-trt did not write"
-        raise ArtifactError(str(folder), got, "a free name", "Choose another --name, or remove it.")
+        fix = "Choose another --name, add a version with --model-version, or remove it."
+        raise ArtifactError(str(folder), got, "a free name", fix)
+    if version is not None:
+        refuse_link(folder / str(version))
+
+
+def _check_same(path: Path, message: Any) -> None:
+    """Check that the versions that are there have the configuration of the new one: Triton has one for all."""
+    there = configs.from_text(path.read_text(errors="replace"), str(path))
+    other = configs.differences(there, message)
+    if other:
+        fix = "Write it with the same options, or choose another --name."
+        raise ArtifactError(
+            str(path), f"another {', '.join(other)} than this version's", "one configuration for all", fix
+        )
 
 
 def _fill(folder: Path, what: Contents) -> None:
     folder.mkdir()
     for name, source in what.files.items():
-        with contextlib.suppress(OSError):  # another file system, or one without links
-            os.link(source.resolve(), folder / name)
-            continue
-        shutil.copy2(source, folder / name)
+        link_or_copy(source, folder / name)
     for name, text in what.texts.items():
         with (folder / name).open("x") as file:  # never into one of the engine's files, which may be a hard link
             file.write(text)
 
 
-def _put_in_place(aside: Path, folder: Path) -> None:
+def _put_in_place(aside: Path, folder: Path, old: Path) -> None:
     """Swap folders by two renames: a server that looks in between finds no model, never half of one."""
-    old = aside.with_name(f"{aside.name}-old")
     if folder.exists():
         folder.rename(old)
     aside.rename(folder)

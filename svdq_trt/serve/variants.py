@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.machinery import all_suffixes
 from pathlib import Path
 
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
+from svdq_trt.base.extras import required_by
 from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV, BUILD_HINT, locate
-from svdq_trt.serve.config import Serving
+from svdq_trt.serve.config import LORAS, RUNTIME, ServedLora, Serving, largest_bytes
 
 VARIANTS = ("tensorrt", "python", "onnxruntime")
 DEVICES = ("gpu", "cpu")
@@ -54,26 +57,80 @@ def contents(engine: Path, serving: Serving) -> Contents:
         raise UsageError("--variant", f"'{serving.variant}'", f"one of {', '.join(VARIANTS)}")
     if serving.device not in DEVICES:
         raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
-    if manifests.read(engine).lora_slots:
-        got = "an engine with LoRA slots, which only svdq-trt's own sessions fill"
-        raise UnsupportedError(str(engine), got, "one without", "Build with --lora FILE instead of --lora-slots.")
+    slots = manifests.read(engine).lora_slots
+    if slots and serving.variant != "python":
+        got = f"an engine with LoRA slots, which Triton's {serving.variant} backend does not fill"
+        fix = "Use it, or build with --lora FILE instead of --lora-slots."
+        raise UnsupportedError(str(engine), got, "--variant python", fix)
+    if serving.loras and not slots:
+        raise UsageError("--lora", "an engine without LoRA slots", "one built with --lora-slots R")
     if serving.variant == "tensorrt":
         return _tensorrt(engine, serving)
     if serving.variant == "onnxruntime":
         return _onnxruntime(engine)
-    return _session(engine) if serving.device == "gpu" else _onnx_session(engine)
+    made = _session(engine) if serving.device == "gpu" else _onnx_session(engine)
+    return _with_loras(engine, made, serving.loras) if serving.loras else made
 
 
-def server_lines(serving: Serving, version_folder: Path, repository: Path) -> list[tuple[str, str]]:
-    """Commands that start the server, as (when, shell command); paths are those of this machine."""
-    start = f"tritonserver --model-repository {shlex.quote(str(repository))} --disable-auto-complete-config"
-    if serving.variant != "tensorrt":
-        return [("", start)]
-    library = shlex.quote(str(version_folder / AUTOLOAD))
+def usual_variant(engine: Path, device: str) -> str:
+    """The variant that serves an engine's plan: Triton's own backend only runs plans of full TensorRT."""
+    backend = manifests.read(engine).backend
+    return "tensorrt" if device == "gpu" and backend and backend.name == "tensorrt" else "python"
+
+
+def server_lines(engine: Path, serving: Serving, version: str, repository: Path) -> list[tuple[str, str]]:
+    """Commands that start the server, as (when, shell command); paths are those of this machine.
+
+    Args:
+        version: name of the version folder.
+    """
+    options, models = "--disable-auto-complete-config", shlex.quote(str(repository))
+    start = f"tritonserver --model-repository {models} {options}"
+    inside = f"tritonserver --model-repository /models {options}"
+    shared = f"--shm-size {_shared_mib(engine, serving)}m"
+    ports = "--publish 8000-8002:8000-8002"
+    docker = (
+        f"docker run --rm{' --gpus all' if serving.device == 'gpu' else ''} {shared} {ports} --volume {models}:/models"
+    )
+    if serving.variant == "python":
+        return [("", start), ("in a container of examples/triton/Dockerfile", f"{docker} svdq-triton")]
+    image = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
+    if serving.variant == "onnxruntime":
+        return [("", start), ("in a container whose ONNX Runtime has opset 23", f"{docker} {image} {inside}")]
+    embedded = "--backend-config=tensorrt,version-compatible=true"
+    library = f"{serving.name}/{version}/{AUTOLOAD}"
+    backend = manifests.read(engine).backend
+    assert backend is not None  # see _tensorrt
     return [
-        ("plugin from inside the plan", f"{start} --backend-config=tensorrt,version-compatible=true"),
-        ("plugin from its file", f"{start} --backend-config=tensorrt,plugins={library}"),
+        ("plugin from inside the plan", f"{start} {embedded}"),
+        ("plugin from its file", f"{start} --backend-config=tensorrt,plugins={shlex.quote(f'{repository}/{library}')}"),
+        (f"in a container with TensorRT {backend.version}", f"{docker} {image} {inside} {embedded}"),
     ]
+
+
+def _shared_mib(engine: Path, serving: Serving) -> int:
+    """MiB of /dev/shm: two of the largest requests for each instance, and what Triton takes for itself."""
+    return 64 + 2 * serving.instances * -(-largest_bytes(manifests.read(engine)) // 2**20)
+
+
+def _with_loras(engine: Path, made: Contents, loras: Sequence[ServedLora]) -> Contents:
+    """Contents with LoRA files, each of which has been laid out for the engine's slots.
+
+    Raises:
+        UsageError: two of one name. ArtifactError, ShapeError: a file that does not fit the engine.
+    """
+    if len({lora.name for lora in loras}) != len(loras):
+        raise UsageError("--lora", "a name that is given twice", "one name per file")
+    with required_by("--lora"):
+        from svdq_trt.runtime.lora import open_slots
+    entry = manifests.verify(engine, parts=("lora_slots",)).lora_slots
+    assert entry is not None  # see `contents`
+    slots = open_slots(engine, entry)
+    for lora in loras:
+        slots.prepare([(lora.path, lora.strength)])
+    table = json.dumps({lora.name: [lora.file, lora.strength] for lora in loras})
+    files = made.files | {lora.file: lora.path for lora in loras}
+    return replace(made, files=files, parameters=made.parameters | {LORAS: table})
 
 
 def _tensorrt(engine: Path, serving: Serving) -> Contents:
@@ -102,22 +159,23 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
 
 
 def _session(engine: Path) -> Contents:
-    data = manifests.verify(engine, parts=("plan", "plugin"))
-    return Contents(
-        "model.py",
-        _engine_files(engine, data, "plan", "plugin"),
-        {"model.py": MODEL_PY},
-        {"svdq_trt_runtime": "session"},
-    )
+    data = manifests.verify(engine, parts=("plan", "plugin"))  # and the LoRA slots
+    files = _engine_files(engine, data, "plan", "plugin", *_slots(data))
+    return Contents("model.py", files, {"model.py": MODEL_PY}, {RUNTIME: "session"})
 
 
 def _onnx_session(engine: Path) -> Contents:
-    data = manifests.verify(engine, parts=("onnx",))
-    files = _engine_files(engine, data, "onnx")
+    data = manifests.read(engine)
+    manifests.verify(engine, parts=("onnx", *_slots(data)))
+    files = _engine_files(engine, data, "onnx", *_slots(data))
     if _has_bfloat16(data):  # OnnxSession would write it, but a repository may be read-only
         twin = _float32_twin(engine, data)
         files[twin.name] = twin
-    return Contents("model.py", files, {"model.py": MODEL_PY}, {"svdq_trt_runtime": "onnxruntime"})
+    return Contents("model.py", files, {"model.py": MODEL_PY}, {RUNTIME: "onnxruntime"})
+
+
+def _slots(data: Manifest) -> tuple[str, ...]:
+    return ("lora_slots",) if data.lora_slots else ()
 
 
 def _onnxruntime(engine: Path) -> Contents:
@@ -137,7 +195,7 @@ def _has_bfloat16(data: Manifest) -> bool:
 
 def _float32_twin(engine: Path, data: Manifest) -> Path:
     """Path of the float32 twin, for ONNX Runtime's lack of bfloat16 arithmetic; it shares the weights' file."""
-    from svdq_export import write_float32_twin
+    from svdq_export.twin import write_float32_twin
 
     twin: Path = write_float32_twin(engine / Path(data.onnx.file).name)
     return twin

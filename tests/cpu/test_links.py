@@ -120,7 +120,7 @@ def test_a_finished_file_replaces_a_link(tmp_path, precious):
 def test_a_link_is_no_finished_file(tmp_path, precious):
     source, target = precious / "svdq.safetensors", tmp_path / "svdq.safetensors"
     target.symlink_to(source)
-    place(source, target, freshness.digest_of(source), link=False)
+    place(source, target, freshness.digest_of(source))
     assert not target.is_symlink() and target.read_text() == source.read_text()
     (tmp_path / "calib.safetensors").symlink_to(source)
     freshness.store(tmp_path, "calibrate", "key", ["calib.safetensors"], {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.util
 import os
 import shutil
@@ -21,6 +22,9 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
+from typing import Any
+
+from tests.harness import slim
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PR_SET_PDEATHSIG = 1
@@ -61,8 +65,12 @@ def missing() -> str:
 class TritonServer:
     """Started on entry and ready; stopped on exit, and killed with everything it started if it does not stop."""
 
-    def __init__(self, repository: Path, scratch: Path, models: list[str]) -> None:
-        """Serve `models` of `repository`; `scratch` is an empty folder."""
+    def __init__(self, repository: Path, scratch: Path, models: list[str], python: Path | None = None) -> None:
+        """Serve `models` of `repository`, with the environment that has the interpreter `python`.
+
+        Without one it is this environment, less what serving needs not (slim.ABSENT). `scratch` is an empty folder.
+        """
+        self._python = python or slim.interpreter(scratch / "slim")
         self.root = _root()
         self.repository, self.scratch, self.models = repository, scratch, models
         self.http, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(2))
@@ -120,8 +128,8 @@ class TritonServer:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """The stub takes its packages from the first python3 on the PATH, which must be this one."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        """The stub takes its packages from the first python3 on the PATH."""
+        path = f"{self._python.parent}:{os.environ['PATH']}"
         return {**os.environ, "PATH": path, "LD_LIBRARY_PATH": _libraries(self.root)}
 
     def _wait(self, seconds: float) -> None:
@@ -148,6 +156,23 @@ class TritonServer:
         self._process.wait(10)
         for left in Path("/dev/shm").glob(f"{self._shm}*"):
             left.unlink(missing_ok=True)
+
+
+def ask(server: TritonServer, protocol: str, model: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Outputs by name. A client of its own: tritonclient's HTTP client belongs to one thread."""
+    from tritonclient.utils import np_to_triton_dtype
+
+    module = importlib.import_module(f"tritonclient.{protocol}")
+    as_json = {"as_json": True} if protocol == "grpc" else {}
+    with module.InferenceServerClient(getattr(server, protocol)) as client:
+        tensors = []
+        for name, value in inputs.items():
+            tensor = module.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
+            tensor.set_data_from_numpy(value)
+            tensors.append(tensor)
+        names = [output["name"] for output in client.get_model_metadata(model, **as_json)["outputs"]]
+        answer = client.infer(model, tensors)
+        return {name: answer.as_numpy(name) for name in names}
 
 
 def _die_with_parent() -> None:

@@ -11,9 +11,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from svdq_trt import __version__
+from svdq_trt.base.extras import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "svdq_trt"
@@ -21,8 +25,10 @@ PACKAGE = ROOT / "svdq_trt"
 ORDER = ["base", "contract", "artifact", "models", "checkpoint", "nn", "calibrate", "quantize", "interop", "lora"]
 ORDER += ["engine", "svdq_export", "runtime", "pipeline", "evaluate", "serve", "build", "cli"]
 #: what people read; benchmarks/LOG.md also names files that are gone
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "findings/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "findings/README.md"]
 DOCUMENTS += sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))
+#: the words behind it, to the end of the code
+PIP = re.compile(r"pip install ((?:--?[\w-]+ |\"[^\"]+\"|'[^']+'|[\w.\[\]-]+)+)")
 #: what torchrun passes to its processes
 TORCHRUN = {"TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "RANK", "LOCAL_RANK", "WORLD_SIZE"}
 TORCHRUN |= {"LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
@@ -114,6 +120,36 @@ def test_imports_inside_functions_have_a_reason():
             assert keys, f"{name} imports {lazy} inside a function"
             found |= set(keys)
     assert found == set(LAZY), "a reason without an import"
+
+
+def test_our_own_code_imports_no_name_that_a_package_loads_on_demand():
+    """Those are for users: a stage's key covers what the stage imports, and would not find what is behind them."""
+    on_demand = {name for name, path in modules().items() if "\ndef __getattr__" in path.read_text()} - {"svdq_trt"}
+    assert on_demand >= {"svdq_export", "svdq_trt.runtime"}
+    for module, path in modules().items():
+        assert not imports(path) & on_demand, module
+
+
+def test_every_library_is_declared():
+    """What is imported is required by the package, or by the extra that base/extras.py names for it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    required = {name: {_module(line) for line in lines} for name, lines in extras.items()}
+    for module, extra in EXTRAS.items():
+        assert module in required[extra], module
+    for extra in ("build", "prompts", "runtime", "triton"):
+        assert required[extra] <= EXTRAS.keys(), extra
+    have = {_module(line) for line in project["dependencies"]} | EXTRAS.keys() | {"svdq_trt", "svdq_export"}
+    have |= {"google", "tensorrt", "triton"}  # protobuf, which onnx requires; the extra `tensorrt`; part of torch
+    have |= {"triton_python_backend_utils"}  # in Triton's own processes
+    for name, path in modules().items():
+        found = {module.split(".")[0] for module in imports(path)}
+        assert found <= have | sys.stdlib_module_names, f"{name}: {found - have - sys.stdlib_module_names}"
+
+
+def _module(requirement: str) -> str:
+    """``onnx-ir>=1.1`` -> ``onnx_ir``, as all our libraries spell it."""
+    return re.split(r"[^\w-]", requirement)[0].replace("-", "_")
 
 
 def test_base_needs_the_standard_library_alone():
@@ -235,5 +271,22 @@ def test_commands_of_documents_parse(document):
                 parse(["build", *rest])
             case ["python", script, *_]:
                 assert (ROOT / script).exists(), line
+            case ["pip", "wheel" | "install", *_]:
+                continue  # see the test below
             case _:
-                assert words[0] in ("source", "tritonserver"), line
+                assert words[0] in ("source", "tritonserver", "docker"), line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_documents_install_what_can_be_installed(document):
+    """svdq-trt is on no index, where its name may be anybody's: a source folder or a wheel of ours is named."""
+    text = " ".join((ROOT / document).read_text().split())
+    extras = {*tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"], ""}
+    for words in (shlex.split(found) for found in PIP.findall(text)):
+        for word in (word for word in words if not word.startswith("-")):
+            what, _, named = word.rstrip("]").partition("[")
+            if what == "." or what.endswith(".whl"):
+                assert what in (".", f"dist/svdq_trt-{__version__}-py3-none-linux_x86_64.whl"), word
+                assert set(named.split(",")) <= extras, word
+            else:
+                assert re.match(r"(?!svdq)\w", what), word

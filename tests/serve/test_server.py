@@ -10,29 +10,12 @@ import onnxruntime
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from tests.harness.serve_toy import toy_answer, toy_feed
+from tests.harness.triton_server import ask
 
-PROTOCOLS = {"http": tritonclient.http, "grpc": tritonclient.grpc}
-
-
-def ask(server, protocol, model, inputs):
-    """Outputs by name. A client of its own: tritonclient's HTTP client belongs to one thread."""
-    module = PROTOCOLS[protocol]
-    with module.InferenceServerClient(getattr(server, protocol)) as client:
-        tensors = []
-        for name, value in inputs.items():
-            tensor = module.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
-            tensor.set_data_from_numpy(value)
-            tensors.append(tensor)
-        names = [o["name"] for o in client.get_model_metadata(model, **_json(protocol))["outputs"]]
-        answer = client.infer(model, tensors)
-        return {name: answer.as_numpy(name) for name in names}
-
-
-def _json(protocol):
-    return {"as_json": True} if protocol == "grpc" else {}
+PROTOCOLS = ("http", "grpc")
 
 
 def feed(batch=1, height=8, width=8, seed=0):
@@ -84,6 +67,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_succeeds_and_what_is_the_callers_mistake_leave_nothing_in_the_log(server, protocol):
+    before = server.log.stat().st_size
+    ask(server, protocol, "tiny", GOOD)
+    ask(server, protocol, "bf16", toy_feed(dtype="bfloat16"))
+    with pytest.raises(InferenceServerException):
+        ask(server, protocol, "tiny", feed(5))
+    assert server.log.read_bytes()[before:].decode() == ""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_request_is_refused_and_the_next_is_served(server, direct, protocol, case):
     inputs, message = BAD[case]
@@ -110,15 +103,41 @@ def test_concurrent_requests_good_and_bad(server, direct):
     assert all(np.array_equal(got, want) for got, want in zip(answers, wanted, strict=True))
 
 
+def with_batch_axis(inputs):
+    """As a model that merges wants them: Triton has no empty dims, and a batch axis in every input."""
+    batch = len(inputs["x"])
+    ids = np.repeat(inputs["ids"][None], batch, axis=0)
+    return {"x": inputs["x"], "t": inputs["t"].reshape(-1, 1), "ids": ids}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_input_that_images_share_must_be_the_same_for_all(server, protocol):
+    sent = with_batch_axis(toy_feed(2) | {"ids": np.zeros(8, np.float16)})
+    sent["ids"][1, 3] = 1
+    with pytest.raises(InferenceServerException, match="input 'ids': values that differ within the batch"):
+        ask(server, protocol, "merged", sent)
+
+
+def test_a_model_is_warm_when_it_is_ready(server, repository):
+    asked = (repository / "warm" / "7" / "asked").read_text()
+    assert asked == "[(1, 16), (1, 16)]\n"  # the opt shape: Triton sends a batch of two as two that come together
+    inputs = toy_feed() | {"ids": np.ones(8, np.float16)}
+    assert np.array_equal(ask(server, "grpc", "warm", with_batch_axis(inputs))["y"], toy_answer(inputs))
+    with tritonclient.http.InferenceServerClient(server.http) as client:
+        assert client.get_model_metadata("warm")["versions"] == ["7"]
+
+
 def test_dynamic_batching_merges_requests_and_divides_the_answers(server):
     """Sixteen single images, and among them some that cannot be merged, and bad ones that share the queue."""
 
     def one(i):
-        inputs = toy_feed(1 + i % 3, 8 + 8 * (i % 2), seed=i)
-        sent = {"x": inputs["x"], "t": inputs["t"].reshape(-1, 1)}  # Triton has no empty dims
+        width = 8 + 8 * (i % 2)
+        inputs = toy_feed(1 + i % 3, width, seed=i) | {"ids": np.full(width, i // 8, np.float16)}
+        sent = with_batch_axis(inputs)
         if i % 5 == 0:
+            bad = {"x": np.zeros((1, 33)), "t": np.ones((1, 1), np.float32), "ids": np.zeros((1, 33))}
             with pytest.raises(InferenceServerException, match=r"shape \[1, 33\], want \[1\.\.4, 8\.\.32\]"):
-                ask(server, "grpc", "merged", {"x": np.zeros((1, 33), np.float16), "t": np.ones((1, 1), np.float32)})
+                ask(server, "grpc", "merged", {n: v if n == "t" else v.astype(np.float16) for n, v in bad.items()})
         return np.array_equal(ask(server, "grpc", "merged", sent)["y"], toy_answer(inputs))
 
     with ThreadPoolExecutor(16) as pool:
@@ -141,7 +160,7 @@ def test_bfloat16_passes_both_ways(server, protocol):
     [
         ("tiny-onnx", "unable to find backend library for backend 'onnxruntime'"),
         ("full", "unable to find backend library for backend 'tensorrt'"),
-        ("session", "torch: sees no CUDA GPU, want a CUDA build of torch and a GPU"),
+        ("session", "Session: neither torch nor pycuda is installed, want one of them"),
     ],
 )
 def test_what_this_server_cannot_run_fails_behind_its_config(server, name, message):

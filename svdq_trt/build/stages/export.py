@@ -10,7 +10,7 @@ from svdq_trt.build.stage import File, Result, Stage
 from svdq_trt.contract.attention import ATTENTION_OPS
 
 if TYPE_CHECKING:
-    from svdq_export import OnnxInfo
+    from svdq_export.exporter import OnnxInfo
     from svdq_trt.build.work import Work
 
 FILE = "model.onnx"

@@ -60,7 +60,7 @@ class RunOnnx(Stage[Ran]):
         """Run the graph on the check's inputs and save its outputs."""
         import torch
 
-        from svdq_export import write_float32_twin
+        from svdq_export.twin import write_float32_twin
         from svdq_trt.evaluate.check_inputs import check_inputs
         from svdq_trt.evaluate.onnx_run import run_onnx
         from svdq_trt.models import get_model

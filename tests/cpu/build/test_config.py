@@ -204,7 +204,7 @@ def test_pipeline_without_its_library_is_refused_before_any_work(pipeline, monke
         str(pipeline / "prompts.txt"),
     ]
     refused(argv, 1, "--calibration-prompts: transformers is not installed", tmp_path, capsys)
-    with pytest.raises(UnsupportedError, match=r"pip install 'svdq-trt\[prompts\]'"):
+    with pytest.raises(UnsupportedError, match=r'pip install "svdq-trt\[prompts\]"'):
         Sampling(pipeline, pipeline / "prompts.txt").check()
 
 

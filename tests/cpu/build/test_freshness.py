@@ -67,26 +67,29 @@ def test_fresh_until_key_or_file_changes(tmp_path):
     assert freshness.lookup(tmp_path, "s", "k1") is None  # and one of the same size and time need not be
 
 
-def test_a_shared_file_is_put_where_another_one_lies(tmp_path):
+@pytest.mark.parametrize(("name", "linked"), [("svdq.safetensors", True), ("model.onnx.data", False)])
+def test_a_shared_file_is_put_where_another_one_lies(tmp_path, name, linked):
     """Of the same size and time: as of two builds whose reused stages are of one day."""
-    source, target = tmp_path / "shared.onnx", tmp_path / "model.onnx"
-    for link in (True, False):
-        source.unlink(missing_ok=True)
-        source.write_bytes(b"rank 64")
-        target.unlink(missing_ok=True)
-        target.write_bytes(b"rank 32")
-        os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
-        digest = freshness.digest_of(source)
-        place(source, target, digest, link)
-        assert target.read_bytes() == b"rank 64" and target.samefile(source) is link
-        inode = target.stat().st_ino
-        place(source, target, digest, link)
-        assert target.stat().st_ino == inode  # it stays
-    place(source, target, digest, link=True)
-    target.unlink()
+    (tmp_path / "shared").mkdir()
+    source, target = tmp_path / "shared" / name, tmp_path / name
+    source.write_bytes(b"rank 64")
+    target.write_bytes(b"rank 32")
+    os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))
+    digest = freshness.digest_of(source)
+    place(source, target, digest)
+    assert target.read_bytes() == b"rank 64" and target.samefile(source) is linked
+    inode = target.stat().st_ino
+    place(source, target, digest)
+    assert target.stat().st_ino == inode  # it stays
+
+
+def test_an_onnx_file_has_one_name(tmp_path):
+    """Onnx refuses external data with several hard links."""
+    source, target = tmp_path / "shared.onnx.data", tmp_path / "model.onnx.data"
+    source.write_bytes(b"1")
     os.link(source, target)
-    place(source, target, digest, link=False)
-    assert target.stat().st_nlink == 1  # onnx refuses data with several names
+    place(source, target, freshness.digest_of(source))
+    assert target.stat().st_nlink == 1 and target.read_bytes() == b"1"
 
 
 def test_missing_file_and_damaged_record_are_stale(tmp_path):

@@ -69,10 +69,10 @@ def test_auto_takes_torch_where_it_is_imported(no_gpu_pycuda):
 
 def test_what_is_missing_is_reported(monkeypatch):
     monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        UnsupportedError, match=r"pycuda is not installed, want pycuda\. pip install 'svdq-trt\[runtime\]'"
-    ):
-        device.open_device("pycuda", 0)
+    for memory, extra in (("pycuda", "runtime"), ("torch", "build")):
+        wanted = rf'{memory} is not installed, want {memory}\. pip install "svdq-trt\[{extra}\]"'
+        with pytest.raises(UnsupportedError, match=wanted):
+            device.open_device(memory, 0)
     with pytest.raises(UnsupportedError, match="neither torch nor pycuda is installed"):
         device.open_device("auto", 0)
     with pytest.raises(UsageError, match="memory: 'cupy', want one of auto, torch, pycuda"):

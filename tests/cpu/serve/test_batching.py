@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from svdq_trt.base.errors import ShapeError
-from svdq_trt.serve.batching import batch_of, divided, grouped, merged
+from svdq_trt.serve import batching
+from svdq_trt.serve.batching import batch_of, divided, key_of, merged, one_for_all
 
 
 def request(batch: int, width: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
@@ -14,9 +15,30 @@ def request(batch: int, width: int = 8, seed: int = 0) -> dict[str, np.ndarray]:
     return {"x": rng.standard_normal((batch, width)), "t": rng.standard_normal(batch)}
 
 
+def grouped(requests, limit, shared=()):
+    return batching.grouped([key_of(r, shared) for r in requests], [batch_of(r, shared) for r in requests], limit)
+
+
 def test_batches_that_differ_are_refused():
     with pytest.raises(ShapeError, match=r"^batch: 'x' 2, 't' 3, want the same first axis"):
         batch_of({"x": np.zeros((2, 4)), "t": np.zeros(3)})
+    assert batch_of({"x": np.zeros((2, 4)), "t": np.zeros(2), "ids": np.zeros(3)}, {"ids"}) == 2
+
+
+def test_an_input_without_a_batch_axis_is_one_for_all_that_run_together():
+    ids, others = np.arange(6.0).reshape(2, 3), np.ones((2, 3))
+    requests = [request(1) | {"ids": ids}, request(1) | {"ids": others}, request(2) | {"ids": ids.copy()}]
+    assert grouped(requests, 4, {"ids"}) == [[0, 2], [1]]
+    together = merged([requests[0], requests[2]], {"ids"})
+    assert together["x"].shape == (3, 8) and np.array_equal(together["ids"], ids)
+
+
+def test_an_input_without_a_batch_axis_is_the_same_for_every_image():
+    ids = np.arange(6).reshape(2, 3)
+    assert np.array_equal(one_for_all("ids", np.stack([ids, ids])), ids)
+    assert one_for_all("sigma", np.ones(2)).shape == ()
+    with pytest.raises(ShapeError, match="input 'ids': values that differ within the batch, want the same for every"):
+        one_for_all("ids", np.stack([ids, ids + 1]))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV
 from svdq_trt.cli import main
+from svdq_trt.runtime import OnnxSession
 from tests.harness.manifests import change_manifest
 from tests.harness.serve_toy import toy_answer, toy_feed, write_toy
 
@@ -67,14 +69,45 @@ def test_tensorrt_has_the_plan_and_both_routes_to_the_plugin(full, tmp_path, cap
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "tritonserver" in line]
     start = ["tritonserver", "--model-repository", str(repository), "--disable-auto-complete-config"]
-    assert lines == [
+    assert lines[:2] == [
         [*start, "--backend-config=tensorrt,version-compatible=true"],
         [*start, f"--backend-config=tensorrt,plugins={model}/1/libsvdq_trt_autoload.so"],
     ]
 
 
+@pytest.mark.parametrize(
+    ("backend", "options", "gpus", "image", "server"),
+    [
+        ("tensorrt", [], True, "nvcr.io/nvidia/tritonserver:YY.MM-py3", "version-compatible=true"),
+        ("tensorrt-rtx", ["--instances", "3"], True, "svdq-triton", ""),
+        ("tensorrt-rtx", ["--device", "cpu"], False, "svdq-triton", ""),
+        ("tensorrt-rtx", ["--variant", "onnxruntime"], True, "nvcr.io/nvidia/tritonserver:YY.MM-py3", "/models"),
+    ],
+)
+def test_a_container_gets_the_repository_a_gpu_and_shared_memory(
+    tmp_path, capsys, backend, options, gpus, image, server
+):
+    engine = write_toy(tmp_path / "toy", backend=backend)
+    assert triton(engine, tmp_path / "my models", *options) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "docker run" in line)
+    words = shlex.split(line)
+    assert words[words.index("--volume") + 1] == f"{tmp_path}/my models:/models"
+    assert ("--gpus" in words) == gpus and image in words and server in line
+    assert words[words.index("--shm-size") + 1] == f"{64 + 2 * (3 if '--instances' in options else 1)}m"
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "variant"),
+    [("tensorrt", "gpu", "tensorrt"), ("tensorrt-rtx", "gpu", "python"), ("tensorrt", "cpu", "python")],
+)
+def test_the_variant_is_by_default_the_one_that_serves_the_plan(tmp_path, backend, device, variant):
+    engine = write_toy(tmp_path / "toy", backend=backend)
+    assert triton(engine, tmp_path / "models", "--device", device) == 0
+    assert config_of(tmp_path / "models" / "toy").backend == variant
+
+
 def test_plan_of_tensorrt_rtx_is_refused_in_one_sentence_with_three_ways_out(toy, tmp_path, capsys):
-    assert triton(toy, tmp_path / "models") == 1
+    assert triton(toy, tmp_path / "models", "--variant", "tensorrt") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "a plan of tensorrt-rtx 1.2.3, want one of full TensorRT" in line
     for way in ("--variant python", "--variant onnxruntime", f"svdq-trt finish {toy} --backend tensorrt"):
@@ -85,7 +118,7 @@ def test_plan_of_tensorrt_rtx_is_refused_in_one_sentence_with_three_ways_out(toy
 def test_the_finish_command_it_offers_parses(toy, tmp_path, capsys):
     from svdq_trt.cli import parse
 
-    triton(toy, tmp_path / "models")
+    triton(toy, tmp_path / "models", "--variant", "tensorrt")
     words = shlex.split(capsys.readouterr().err.rpartition("svdq-trt finish")[2].strip().rstrip("."))
     args = parse(["finish", *words])
     assert (args.engine, args.backend) == (toy, "tensorrt")
@@ -99,7 +132,11 @@ def test_the_finish_command_it_offers_parses(toy, tmp_path, capsys):
             "session",
             ["1/libsvdq_trt_plugin.so", "1/manifest.json", "1/model.plan", "1/model.py", "config.pbtxt"],
         ),
-        ("cpu", "onnxruntime", ["1/manifest.json", "1/model.onnx", "1/model.py", "config.pbtxt"]),
+        (
+            "cpu",
+            "onnxruntime",
+            ["1/manifest.json", "1/model.onnx", "1/model.onnx.data", "1/model.py", "config.pbtxt"],
+        ),
     ],
 )
 def test_python_says_which_runtime_it_is(toy, tmp_path, capsys, device, runtime, files):
@@ -133,6 +170,21 @@ def test_onnxruntime_file_runs_from_the_repository_as_its_config_says(tmp_path, 
     assert got.dtype == width and np.array_equal(got, toy_answer(inputs))
 
 
+@pytest.mark.parametrize("variant", ["python", "onnxruntime"])
+def test_an_engine_that_was_served_still_opens_and_is_served_again(tmp_path, variant):
+    """onnx opens no external data with several hard links: neither the engine's file nor the served one may be one."""
+    engine = write_toy(tmp_path / "toy", "bfloat16")
+    inputs = toy_feed(dtype="bfloat16")
+    for _ in range(2):
+        assert triton(engine, tmp_path / "models", "--variant", variant, "--device", "cpu") == 0
+        for folder in (engine, tmp_path / "models" / "toy" / "1"):
+            onnx.load(folder / "model.f32.onnx")
+            if (folder / "model.onnx").exists():
+                (folder / "model.f32.onnx").unlink()  # so that a session makes it again
+                with OnnxSession(folder, device="cpu") as session:
+                    assert np.array_equal(session.run(inputs)["y"], toy_answer(inputs))
+
+
 def test_a_second_run_replaces_the_first_and_leaves_nothing_aside(toy, full, tmp_path):
     models = tmp_path / "models"
     assert triton(toy, models, "--variant", "python", "--name", "m") == 0
@@ -163,12 +215,35 @@ def test_versions_added_by_hand_are_left_alone(toy, tmp_path, capsys):
     assert "holds 2" in capsys.readouterr().err and (tmp_path / "models" / "m" / "2").is_dir()
 
 
+def test_versions_stand_beside_each_other_and_one_is_replaced_alone(toy, tmp_path, capsys):
+    m, served = tmp_path / "models" / "m", lambda *words: triton(toy, tmp_path / "models", "--name", "m", *words)
+    assert served("--model-version", "3") == 0 and names(m)[0].startswith("3/")
+    first = (m / "3" / "manifest.json").read_bytes()
+    change_manifest(toy, rank=16)
+    assert served("--model-version", "10") == 0
+    assert (m / "3" / "manifest.json").read_bytes() == first != (m / "10" / "manifest.json").read_bytes()
+    change_manifest(toy, rank=64)
+    before = (m / "10" / "manifest.json").read_bytes()
+    assert served("--model-version", "10") == 0 and (m / "10" / "manifest.json").read_bytes() != before
+    assert sorted(p.name for p in m.iterdir()) == ["10", "3", "config.pbtxt"]
+    assert [p.name for p in m.parent.iterdir()] == ["m"]
+    capsys.readouterr()
+    assert served() == 1 and "holds 10, 3" in capsys.readouterr().err
+    assert served("--model-version", "4", "--instances", "2") == 1
+    assert "config.pbtxt: another instance_group than this version's, want one" in capsys.readouterr().err
+    assert not (m / "4").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (["--variant", "tensorflow"], 2, "--variant: 'tensorflow', want one of tensorrt, python, onnxruntime"),
         (["--device", "tpu"], 2, "--device: 'tpu', want one of gpu, cpu"),
-        (["--device", "cpu"], 2, "want gpu for --variant tensorrt"),
+        (["--variant", "tensorrt", "--device", "cpu"], 2, "want gpu for --variant tensorrt"),
+        (["--model-version", "0"], 2, "--model-version: 0, want 1 or more"),
+        (["--lora", "style.safetensors"], 2, "--lora: 'style.safetensors', want NAME=FILE"),
+        (["--lora", "a/b=style.safetensors"], 2, "--lora: 'a/b=style.safetensors', want NAME=FILE"),
+        (["--lora", "a=none.safetensors"], 2, "--lora: 'none.safetensors': no such file"),
         (["--name", "../m"], 2, "--name: '../m'"),
         (["--name", ".m"], 2, "--name: '.m'"),
         (["--instances", "0"], 2, "--instances: 0, want 1 to 64"),
@@ -205,9 +280,16 @@ def test_commands_of_the_documentation_parse():
         parse(line[1:])
 
 
-@pytest.mark.parametrize("variant", ("tensorrt", "python", "onnxruntime"))
-def test_lora_slots_are_refused(full, tmp_path, capsys, variant):
+@pytest.mark.parametrize("variant", ("tensorrt", "onnxruntime"))
+def test_tritons_own_backends_fill_no_lora_slots(full, tmp_path, capsys, variant):
     change_manifest(full, lora_slots={"file": "lora_slots.safetensors", "bytes": 1, "sha256": "0" * 64})
     assert triton(full, tmp_path / "models", "--variant", variant) == 1
-    assert "LoRA slots" in capsys.readouterr().err
+    got = f"an engine with LoRA slots, which Triton's {variant} backend does not fill, want --variant python"
+    assert got in capsys.readouterr().err
     assert not (tmp_path / "models" / "toy-sm_89").exists()
+
+
+def test_loras_need_slots(toy, tmp_path, capsys):
+    (tmp_path / "l.safetensors").write_bytes(b"")
+    assert triton(toy, tmp_path / "models", "--lora", f"a={tmp_path}/l.safetensors") == 2
+    assert "--lora: an engine without LoRA slots, want one built with --lora-slots R" in capsys.readouterr().err

@@ -10,8 +10,16 @@ from msgspec.structs import replace
 
 from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import ShapeRange, Tensor
-from svdq_trt.base.errors import ShapeError, UsageError
-from svdq_trt.serve.config import Serving, batch_range, dims, from_text, largest_bytes, model_config, to_text
+from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
+from svdq_trt.serve.config import (
+    Serving,
+    batch_range,
+    from_text,
+    largest_bytes,
+    model_config,
+    shared_inputs,
+    to_text,
+)
 from tests.harness.serve_toy import write_toy
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -55,25 +63,73 @@ def test_text_parses_to_the_same_message(data):
 
 
 def test_tritons_parser_refuses_a_field_it_does_not_know():
-    from google.protobuf.text_format import ParseError
-
-    with pytest.raises(ParseError, match="max_batchsize"):
+    with pytest.raises(ArtifactError, match=r"config\.pbtxt: .*max_batchsize.*, want a model configuration of Triton"):
         from_text("max_batchsize: 4")
 
 
-def test_merging_needs_a_range_of_batches(tmp_path):
-    data = manifests.read(write_toy(tmp_path / "toy", batch=(2, 2, 2)))
-    with pytest.raises(UsageError, match=r"--dynamic-batching: an engine with batch 2 alone, want .*--batch"):
+@pytest.mark.parametrize(("batch", "got"), [((2, 2, 2), "2 alone"), ((2, 3, 4), "2 to 4"), ((1, 1, 1), "1 alone")])
+def test_merging_needs_a_range_of_batches_from_one_on(tmp_path, batch, got):
+    data = manifests.read(write_toy(tmp_path / "toy", batch=batch))
+    with pytest.raises(UsageError, match=rf"--dynamic-batching: an engine with batch {got}, want .*--batch 1:2:4"):
         model_config(data, Serving("toy", "python", "cpu", queue_delay_us=0), "model.py", {})
-    assert dims(data.inputs[0]) == [2, -1]
 
 
-def test_tensors_without_the_batch_axis_leave_no_batch(data):
-    shape = ShapeRange((7, 3), (7, 3), (7, 3))
-    data = replace(data, inputs=(*data.inputs, Tensor("ids", "float32", shape)))
+def test_merging_needs_a_batch_axis(data):
+    fixed = replace(data.outputs[0], shape=ShapeRange((7, 3), (7, 3), (7, 3)))
+    data = replace(data, outputs=(fixed,))
     assert batch_range(data) is None
-    with pytest.raises(UsageError, match="no common batch axis"):
+    with pytest.raises(UsageError, match=r"an engine without a batch axis, .* Leave it out"):
         model_config(data, Serving("toy", "python", "cpu", queue_delay_us=0), "model.py", {})
+
+
+@pytest.fixture
+def flux(data):
+    """With an input without a batch axis, as FLUX's img_ids."""
+    ids = Tensor("ids", "float32", ShapeRange((64, 3), (256, 3), (1024, 3)))
+    return replace(data, inputs=(*data.inputs, ids))
+
+
+def test_an_input_without_a_batch_axis_is_sent_with_one_where_requests_are_merged(flux):
+    assert batch_range(flux) == (1, 4) and shared_inputs(flux) == {"ids"}
+    config = model_config(flux, Serving("toy", "python", "cpu", queue_delay_us=0), "model.py", {})
+    assert described(config.input)[2] == ("ids", "TYPE_FP32", [-1, 3], False)  # behind Triton's batch axis
+    config = model_config(flux, Serving("toy", "tensorrt", "gpu"), "model.plan", {})
+    assert described(config.input)[2] == ("ids", "TYPE_FP32", [-1, 3], False)  # as the engine has it
+
+
+@pytest.mark.parametrize("variant", ["tensorrt", "onnxruntime"])
+def test_tritons_own_backends_cannot_share_an_input(flux, variant):
+    message = (
+        rf"no batch axis in ids, which Triton's {variant} backend needs in .*, want --variant python.* or leave it"
+    )
+    with pytest.raises(UsageError, match=message):
+        model_config(flux, Serving("toy", variant, "gpu", queue_delay_us=0), "model.plan", {})
+
+
+@pytest.mark.parametrize(
+    ("delay", "batch", "sizes"),
+    [(None, 1, {"x": [2, 16], "t": [2], "ids": [256, 3]}), (0, 2, {"x": [16], "t": [1], "ids": [256, 3]})],
+)
+def test_warm_up_is_a_request_at_the_opt_shapes(flux, delay, batch, sizes):
+    config = model_config(flux, Serving("toy", "python", "gpu", queue_delay_us=delay, warm_up=True), "model.py", {})
+    (sample,) = config.model_warmup
+    assert {name: list(entry.dims) for name, entry in sample.inputs.items()} == sizes
+    assert sample.batch_size == batch and all(entry.zero_data for entry in sample.inputs.values())
+    assert from_text(to_text(config)) == config
+
+
+def test_cuda_graphs(data):
+    ours = model_config(data, Serving("toy", "python", "gpu", cuda_graphs=True, warm_up=True), "model.py", {})
+    assert ours.parameters["svdq_trt_cuda_graphs"].string_value == "1" and ours.model_warmup[0].count == 2
+    tritons = model_config(data, Serving("toy", "tensorrt", "gpu", cuda_graphs=True), "model.plan", {})
+    (spec,) = tritons.optimization.cuda.graph_spec
+    assert tritons.optimization.cuda.graphs and spec.batch_size == 0
+    assert {name: list(shape.dim) for name, shape in spec.input.items()} == {"x": [2, 16], "t": [2]}
+    for variant, device in (("python", "cpu"), ("onnxruntime", "gpu")):
+        with pytest.raises(
+            UsageError, match=rf"--cuda-graphs: --variant {variant} --device {device}, want TensorRT on"
+        ):
+            model_config(data, Serving("toy", variant, device, cuda_graphs=True), "model.py", {})
 
 
 def test_dtype_that_triton_lacks_is_refused(data):
