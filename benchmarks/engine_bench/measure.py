@@ -13,34 +13,18 @@ import numpy as np
 import torch
 
 from engine_bench.model import inputs_of, random_module
-from engine_bench.profile import kernel_times, layer_times
 from svdq_trt.artifact import svdq_file
+from svdq_trt.bench.clock import CudaClock, percentiles
 from svdq_trt.engine.backend import available
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import restore_model
 
-WARMUP = 5
+CLOCK = CudaClock()
 
 
 def time_ms(call: Callable[[], Any], repeat: int) -> dict[str, float]:
-    """Time single calls: median, p10 and p90, each between two events on the current stream."""
-    for _ in range(WARMUP):
-        call()
-    times = []
-    for _ in range(repeat):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return {name: float(np.percentile(times, q)) for name, q in (("p10", 10), ("median", 50), ("p90", 90))}
-
-
-def used_bytes() -> int:
-    """Device memory in use on the whole GPU, by any process."""
-    free, total = torch.cuda.mem_get_info()
-    return total - free
+    """Time single calls: median, p10 and p90."""
+    return percentiles(CLOCK.times(call, repeat))
 
 
 def engine(job: dict[str, Any]) -> dict[str, Any]:
@@ -55,13 +39,13 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     sys.stdin.readline()
     feed = dict(zip((io.name for io in spec.inputs), inputs_of(spec, job["sizes"], "cuda"), strict=True))
     torch.cuda.synchronize()
-    before, clock = used_bytes(), time.perf_counter()
+    before, clock = CLOCK.used_bytes(), time.perf_counter()
     session = Session(folder, allow_host_code=job["host_code"], allow_arch_mismatch=True, cuda_graph=job["graph"])
     loaded = time.perf_counter() - clock
     (out,) = session.run(feed).values()
     torch.cuda.synchronize()
     first = time.perf_counter() - clock - loaded
-    result = {"load_s": round(loaded, 2), "first_run_s": round(first, 2), "memory_bytes": used_bytes() - before}
+    result = {"load_s": round(loaded, 2), "first_run_s": round(first, 2), "memory_bytes": CLOCK.used_bytes() - before}
     np.save(folder / "engine.npy", out.float().cpu().numpy())
     again = session.run(feed)[session.output_names[0]].float().cpu().numpy()
     result["repeats_bit_exact"] = bool(np.array_equal(again, np.load(folder / "engine.npy")))
@@ -80,12 +64,9 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
 
 def _profile(session: Any, feed: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Profile the kernels of one run, then the layers' times; neither in a CUDA graph."""
-    session.cuda_graph, session._replay = False, None
-
-    def run() -> None:
-        session.run(feed)
-
-    return {"kernels_us": kernel_times(run), "layers_ms": layer_times(session._trt, session._context, run, repeat=5)}
+    session.cuda_graph = False
+    kernels = CLOCK.kernels(lambda: session.run(feed))
+    return {"kernels_us": kernels, "layers_ms": list(session.layer_times(feed).items())}
 
 
 @torch.no_grad()
@@ -100,7 +81,7 @@ def torch_model(job: dict[str, Any]) -> dict[str, Any]:
     sys.stdin.readline()
     inputs = inputs_of(spec, job["sizes"], "cuda")
     torch.cuda.synchronize()
-    before = used_bytes()
+    before = CLOCK.used_bytes()
     if job["artifact"]:
         module = restore_model(svdq_file.load(Path(job["artifact"])), spec)
     else:
@@ -109,12 +90,12 @@ def torch_model(job: dict[str, Any]) -> dict[str, Any]:
     out = flat(*inputs).float().cpu().numpy()
     np.save(folder / ("kernels.npy" if job["artifact"] else "torch.npy"), out)
     result: dict[str, Any] = {"eager_ms": time_ms(lambda: flat(*inputs), max(job["repeat"] // 4, 5))}
-    result["memory_bytes"] = used_bytes() - before
+    result["memory_bytes"] = CLOCK.used_bytes() - before
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         flat(*inputs)
     result["latency_ms"] = time_ms(graph.replay, job["repeat"])
     if job["with_profile"]:
-        kernels = kernel_times(lambda: flat(*inputs))
+        kernels = CLOCK.kernels(lambda: flat(*inputs))
         (folder / "profile-torch.json").write_text(json.dumps({"kernels_us": kernels}))
     return result | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}

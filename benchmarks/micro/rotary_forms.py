@@ -34,8 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from engine_bench.make import Here
-from engine_bench.measure import time_ms
-from engine_bench.profile import kernel_times
+from engine_bench.measure import CLOCK, time_ms
 from rotary_graphs import FORMS, Blocks, Sizes, feed, inputs_of, reference
 
 from svdq_export import export_onnx
@@ -130,7 +129,7 @@ def measure(name: str, part: str, sizes: Sizes, plan: Path, repeat: int) -> dict
         for _ in range(2):  # the first run compiles
             engine()
         stream.synchronize()
-        kernels = kernel_times(engine)
+        kernels = CLOCK.kernels(engine)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             engine()

@@ -10,7 +10,7 @@ _SIZE = {"ge": 1, "le": 1 << 20}
 
 
 class SizeOption(Entry, frozen=True):
-    """``--batch``, ``--height`` or ``--width``."""
+    """``--batch``, ``--height``, ``--width`` or ``--tokens``."""
 
     min: Annotated[int, says("the smallest", **_SIZE)]
     opt: Annotated[int, says("what TensorRT tunes for", **_SIZE)]
@@ -37,6 +37,7 @@ class Options(Entry, frozen=True, kw_only=True):
     batch: Annotated[SizeOption | None, says("--batch")] = None
     height: Annotated[SizeOption | None, says("--height")] = None
     width: Annotated[SizeOption | None, says("--width")] = None
+    tokens: Annotated[SizeOption | None, says("--tokens")] = None
 
     @property
     def weights(self) -> str:

@@ -9,6 +9,7 @@ import argparse
 from typing import Protocol
 
 from svdq_trt.cli import (
+    bench,
     build,
     diff,
     finish,
@@ -50,6 +51,7 @@ ALL: tuple[Command, ...] = (
     finish,
     verify,
     diff,
+    bench,
     sensitivity,
     report,
     import_,

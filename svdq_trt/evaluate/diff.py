@@ -151,9 +151,12 @@ def check_feed(one: Subject, feed: Mapping[str, np.ndarray]) -> None:
 
 
 def synthetic_inputs(
-    subjects: Sequence[Subject], model: str | None, sizes: Mapping[str, int | None], seed: int
+    subjects: Sequence[Subject], model: str | None, sizes: Mapping[str, int | None], seed: int, bound: str = "min"
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The model's example inputs in f32, and their sizes: `sizes`, else the smallest of the engine's profile.
+    """The model's example inputs in f32, and their sizes: `sizes`, else those of the engine's profile.
+
+    Args:
+        bound: "min", "opt" or "max" of the profile.
 
     Raises:
         UsageError: no side has a manifest and no model is named. ShapeError: a size that does not fit the model.
@@ -165,21 +168,21 @@ def synthetic_inputs(
     if not name:
         raise UsageError("svdq-trt diff", "two ONNX files", "to know the inputs", "Give --inputs FILE or --model NAME.")
     spec = get_model(name)
-    chosen = {s: sizes.get(s) or low for s, low in _smallest(spec, data).items()}
+    chosen = {s: sizes.get(s) or own for s, own in _profile_sizes(spec, data, bound).items()}
     import torch
 
     tensors = spec.example_inputs(**chosen, seed=seed, dtype=torch.float32)
     return {io.name: t.numpy() for io, t in zip(spec.inputs, tensors, strict=True)}, chosen
 
 
-def _smallest(spec: ModelSpec, data: Manifest | None) -> dict[str, int]:
-    """The lower end of every range: the build's own if its manifest has one, else the model's default."""
-    low = spec.profile.sizes(0)
+def _profile_sizes(spec: ModelSpec, data: Manifest | None, bound: str) -> dict[str, int]:
+    """One bound of every range: the build's own if its manifest has one, else the model's default."""
+    default = spec.profile.sizes(("min", "opt", "max").index(bound))
     if data is None:
-        return low
+        return default
     given = data.options
-    ranges = {"batch": given.batch, "height": given.height, "width": given.width}
-    return low | {symbol: size.min for symbol, size in ranges.items() if size is not None}
+    ranges = {"batch": given.batch, "height": given.height, "width": given.width, "tokens": given.tokens}
+    return default | {symbol: getattr(size, bound) for symbol, size in ranges.items() if size is not None}
 
 
 def read_inputs(path: Path) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.base.extras import required_by
+from svdq_trt.engine.layer_times import profiled
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
 from svdq_trt.runtime.device import DeviceMemory, open_device
 from svdq_trt.runtime.opening import open_engine
@@ -54,7 +55,8 @@ class Session:
             installed one. That is machine code: only for folders that you trust.
         allow_arch_mismatch: try a plan made for another GPU; TensorRT decides then.
         device: CUDA device index.
-        cuda_graph: capture a shape's second run and replay it from then on; worth it for small models.
+        cuda_graph: capture a shape's second run and replay it from then on; worth it for small models. The attribute
+            of that name may be changed between two runs.
         runtime_cache: keep what TensorRT-RTX compiles beside the plan, so that the next start is faster.
         memory: "torch", "pycuda" (numpy arrays only; the extra 'runtime'), or "auto": pycuda where it
             is installed and the process has not imported torch.
@@ -123,6 +125,24 @@ class Session:
         return {name: give(self._buffers[name], self._shape(name)) for name in self.output_names}
 
     __call__ = run
+
+    def layer_times(self, inputs: Mapping[str, Any], repeat: int = 5) -> dict[str, float]:
+        """Run `repeat` times without a CUDA graph; layer -> mean ms, in order of execution, as TensorRT reports it.
+
+        Raises:
+            ShapeError, SvdqError: as `run`.
+        """
+        graph, self.cuda_graph = self.cuda_graph, False
+        try:
+            self.run(inputs)
+            self._memory.synchronize()
+            with profiled(self._trt, self._context) as times:
+                for _ in range(repeat):
+                    self.run(inputs)
+                    self._memory.synchronize()
+        finally:
+            self.cuda_graph = graph
+        return {layer: ms / repeat for layer, ms in times.items()}
 
     def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
         """Read LoRA files and lay them out on the GPU, for `set_lora`; see LoraSlots.prepare."""
@@ -234,9 +254,8 @@ class Session:
             self._fail("inputs", "shapes " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
 
     def _enqueue(self) -> None:
-        if self._replay is None and self.cuda_graph and self._warm:
-            self._replay = self._memory.capture(self._execute)
-        if self._replay is not None:
+        if self.cuda_graph and self._warm:
+            self._replay = self._replay or self._memory.capture(self._execute)
             self._replay()
             return
         self._execute()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds sdxl-tiny engines on this machine and runs what needs engines on a GPU: Session, diff, the plugin's life in
+# Builds sdxl-tiny engines on this machine and runs what needs engines on a GPU: Session, bench, the plugin's life in
 # TensorRT, examples/cpp. Needs a TensorRT that runs here; SVDQ_PLUGIN_LIBRARY, TENSORRT_INCLUDE_DIR as the tests do.
 # Usage, from the root of the tree:  tests/gpu/run_engines.sh [options of bench_engine.py, such as --graphs DIR]
 set -u
@@ -14,7 +14,8 @@ make_engine dynamic "$@" &
 make_engine static --batch 2 --height 128 --width 128 "$@" && wait || exit 1
 export SVDQ_TEST_ENGINE="$work/dynamic/w4a8" SVDQ_TEST_STATIC_ENGINE="$work/static/w4a8"
 python3 -m pytest -q --tb=short -rfEs -p no:cacheprovider --durations=5 \
-    tests/gpu/test_session.py tests/trt/test_plugin_gpu.py tests/trt/test_cpp_example.py tests/trt/test_abi.py
+    tests/gpu/test_session.py tests/gpu/test_bench.py tests/trt/test_plugin_gpu.py \
+    tests/trt/test_cpp_example.py tests/trt/test_abi.py
 code=$?
 rm -rf "$work"
 exit $code

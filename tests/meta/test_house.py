@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "svdq_trt"
 #: a package imports itself and what stands before it, lazily too; no exceptions
 ORDER = ["base", "contract", "artifact", "models", "checkpoint", "nn", "calibrate", "quantize", "interop", "lora"]
-ORDER += ["engine", "svdq_export", "runtime", "pipeline", "evaluate", "serve", "build", "cli"]
+ORDER += ["engine", "svdq_export", "runtime", "pipeline", "evaluate", "bench", "serve", "build", "cli"]
 #: what people read; benchmarks/LOG.md also names files that are gone
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "findings/README.md"]
 DOCUMENTS += sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))

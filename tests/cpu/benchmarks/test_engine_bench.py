@@ -1,11 +1,10 @@
-"""The engine benchmark's own parts: a graph traced without weights and filled later, and the account of time."""
+"""The engine benchmark's own parts: a graph traced without weights and filled later."""
 
 import onnx
 import pytest
 import torch
 from engine_bench.fill import fill_graph
 from engine_bench.model import blank_module
-from engine_profile import by_kind, kind_of
 
 from svdq_export import export_onnx
 from svdq_export.write import data_path
@@ -67,28 +66,3 @@ def test_blank_module_has_the_tensors_of_the_quantized_one(name):
         assert layer.rank == group.rank(16), node
         assert layer.format.name == ("w4a16" if group.weight_only else "w4a8"), node
     assert all(t.device.type == "cpu" for t in module.state_dict().values())
-
-
-def test_times_of_overlapping_kernels_add_up_to_the_run():
-    kernels = [
-        ("__myl_CastMeanSubMulMean_0x1", 10.0, 0.0),
-        ("void svdq::sm90::quantize_once_w4a8_kernel<__half>", 5.0, 12.0),
-        ("void svdq::sm90::gemm_w4a8_kernel<2>", 20.0, 13.0),  # starts early, waits, ends 16 us later
-        ("__myl_SlicReshTranReshMove_0x2", 3.0, 20.0),  # ends inside the one before
-        ("_gemm_mha_v2_0x3", 7.0, 40.0),
-    ]
-    found = by_kind(kernels)
-    assert found["norm"] == {"count": 1, "ms": 0.01}
-    assert found["ours: quantize"] == {"count": 1, "ms": 0.005}
-    assert found["ours: product"] == {"count": 1, "ms": 0.016}
-    assert found["copy around attention"] == {"count": 1, "ms": 0.0}
-    assert found["attention"] == {"count": 1, "ms": 0.007}
-    assert found["gaps"]["ms"] == 0.009
-    assert sum(row["ms"] for row in found.values()) == pytest.approx(0.047)
-
-
-def test_kinds_of_kernels():
-    assert kind_of("__myl_TranSlicSlicReshMulSlicReshMulReshMoveReshReshMoveMoveTran_0x1") == "copy around attention"
-    assert kind_of("cudnn_generated_fort_native_sm90_matMul_pointwise_knob_23_128x128x32_10_0") == "matmul"
-    assert kind_of("__myl_SiluGnor_0x1") == "norm"
-    assert kind_of("__myl_AddReshAdd_0x1") == "other"
