@@ -33,6 +33,12 @@ def main() -> int:
     args = _arguments()
     if args.job:
         return _run_job(Path(args.job))
+    from bench_options import need_gpu
+
+    if args.stage not in ("make", "graphs"):
+        need_gpu("--stage make builds the engines without one.")
+    elif args.stage == "make" and not args.target:
+        need_gpu("Or name the GPU to build for: --target SM.")
     from svdq_trt.engine.backend import local_arch
     from svdq_trt.models import get_model
     from svdq_trt.models.spec import SYMBOLS

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_options import need_gpu
 
 Times = dict[str, float]
 
@@ -42,6 +43,10 @@ def main() -> int:
     p.add_argument("--work", type=Path, help="default: a new temporary folder")
     p.add_argument("--out", type=Path, metavar="JSON")
     args = p.parse_args()
+    if not args.make_only:
+        need_gpu("--make-only builds the engine without one.")
+    elif not args.target:
+        need_gpu("Or name the GPU to build for: --target SM.")
     work = args.work or Path(tempfile.mkdtemp(prefix="svdq-lora-"))
     work.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"model": args.model, "rank": args.rank}

@@ -4,8 +4,8 @@
     python benchmarks/bench_mlp.py --format int4 --only sdxl
 
 As in bench_linear.py: CUDA graphs of calls that walk through sets of operands larger than the L2, medians of a call.
-`a1`, `b1`, `a2`, `b2` are the two linears' kernels alone, `chain` all four, `mlp` the one call. Workspace: the chain's
-is the hidden and the larger of both linears'.
+`quantize1`, `gemm1`, `quantize2`, `gemm2` are the two linears' kernels alone, `chain` all four, `mlp` the one call.
+Workspace: the chain's is the hidden and the larger of both linears'.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
     if not difference < 0.02:  # 16-bit rounding of t and y; NaN fails too
         raise RuntimeError(f"{ff.fc1.name}, {fmt}: svdq_mlp differs from two linears by {difference:.3g}")
     bodies = {
-        "a1": Body([linear.runner("svdq_linear_quantize") for linear in first]),
-        "b1": Body([linear.runner("svdq_linear_gemm") for linear in first]),
-        "a2": Body([linear.runner("svdq_linear_quantize") for linear in second]),
-        "b2": Body([linear.runner("svdq_linear_gemm") for linear in second]),
+        "quantize1": Body([linear.runner("svdq_linear_quantize") for linear in first]),
+        "gemm1": Body([linear.runner("svdq_linear_gemm") for linear in first]),
+        "quantize2": Body([linear.runner("svdq_linear_quantize") for linear in second]),
+        "gemm2": Body([linear.runner("svdq_linear_gemm") for linear in second]),
         "chain": Body([mlp.run_chain for mlp in mlps]),
         "mlp": Body([mlp.run for mlp in mlps]),
     }
@@ -65,10 +65,10 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
 
 def report(rows: list[dict]) -> str:
     """Format the table."""
-    names = ("a1", "b1", "a2", "b2", "chain", "mlp")
-    lines = [f"{'feed-forward':16}{'format':>8}" + "".join(f"{n:>9}" for n in names) + f"{'ratio':>8}  workspace, MB"]
+    names = ("quantize1", "gemm1", "quantize2", "gemm2", "chain", "mlp")
+    lines = [f"{'feed-forward':16}{'format':>8}" + "".join(f"{n:>10}" for n in names) + f"{'ratio':>8}  workspace, MB"]
     for row in rows:
-        times = "".join(f"{row['us'][n]['median']:9.1f}" for n in names)
+        times = "".join(f"{row['us'][n]['median']:10.1f}" for n in names)
         memory = " -> ".join(f"{row['workspace'][n] / 1e6:.1f}" for n in ("chain", "mlp"))
         lines.append(f"{row['fc1']['name']:16}{row['format']:>8}{times}{row['ratio']:8.3f}  {memory}")
     lines.append(f"geomean {geomean([row['ratio'] for row in rows]):.3f}x the chain")

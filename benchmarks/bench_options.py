@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import kernel_calls as calls
@@ -34,11 +35,18 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="bf16", choices=tuple(DTYPES))
 
 
+def need_gpu(fix: str = "") -> None:
+    """End the script, in one line with `fix`, where there is no GPU to measure on."""
+    if not torch.cuda.is_available():
+        sys.exit(f"torch {torch.__version__}: sees no CUDA GPU, want one to measure on. {fix}".rstrip())
+
+
 def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, calls.Library]:
-    """Parse the command line and load the kernels; seeds torch. Exits with code 2 if no library is found."""
+    """Parse the command line and load the kernels; seeds torch. Exits if no library or no GPU is found."""
     args = parser.parse_args()
     if args.library is None:
         parser.error("no libsvdq.so found: build it, or pass --library")
+    need_gpu()
     torch.manual_seed(0)
     return args, calls.Library(args.library)
 

@@ -13,6 +13,7 @@ import sys
 import kernel_calls as calls
 import torch
 from bench_linear import Body, ours
+from bench_options import need_gpu
 from shapes import Shape
 
 FORMATS = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")  # int4u: unsigned activation codes
@@ -32,6 +33,7 @@ def main() -> None:
     path = calls.find_library()
     if path is None or not numbers or len(numbers) % 4:
         sys.exit("usage: time_kernels.py M K N R ..., with a built libsvdq.so" if path else "no libsvdq.so found")
+    need_gpu()
     library = calls.Library(path)
     for i in range(0, len(numbers), 4):
         m, k, n, r = numbers[i : i + 4]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """The table for torch.onnx.export's `custom_translation_table`."""
     return {
         torch.ops.svdq.linear.default: _linear,
-        **{op: functools.partial(_attention, names) for op, names in TORCH_OPS.items()},
+        **{op: _attention(names) for op, names in TORCH_OPS.items()},
     }
 
 
@@ -32,10 +31,14 @@ def _linear(x: Any, *arguments: Any) -> Any:
     return _node(op_type(weights.format, weights.activation), [x, *weights.tensors.values()], numbers)
 
 
-def _attention(names: Sequence[str], *arguments: Any) -> Any:
-    """The node of one call of the torch op with inputs `names`."""
-    call = Call.of(names, arguments)
-    return _node(call.op.op_type, list(call.tensors.values()), call.settings.of(call.op))
+def _attention(names: Sequence[str]) -> Callable[..., Any]:
+    """The translation of the torch op with inputs `names`."""
+
+    def attention(*arguments: Any) -> Any:
+        call = Call.of(names, arguments)
+        return _node(call.op.op_type, list(call.tensors.values()), call.settings.of(call.op))
+
+    return attention
 
 
 def _node(name: str, inputs: Sequence[Any], numbers: dict[str, float]) -> Any:

@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "plugins" / "kernels"
 ARCHS = ("80", "86", "89", "90a", "120f")
-FOLDERS = ("portable", "gemv")
+FOLDERS = ("portable", "gemv", "attention")
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '\w+'(.*?)(?=Compiling entry|\Z)", re.S)
 
 

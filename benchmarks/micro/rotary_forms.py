@@ -33,6 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench_options import need_gpu
 from engine_bench.make import Here
 from engine_bench.measure import CLOCK, time_ms
 from rotary_graphs import FORMS, Blocks, Sizes, feed, inputs_of, reference
@@ -154,6 +155,8 @@ def measure(name: str, part: str, sizes: Sizes, plan: Path, repeat: int) -> dict
 def main() -> int:
     """Build all, run one after the other; a form that fails says why and the others continue."""
     args = _arguments()
+    if not args.target:
+        need_gpu("--target SM builds the forms without running them.")
     started = time.perf_counter()
     sizes = Sizes()
     rows: list[dict[str, Any]] = []

@@ -11,6 +11,7 @@ namespace {
 using namespace svdq::capi;
 
 constexpr int64_t kMaxValues = int64_t{1} << 40;  // of one tensor: byte offsets stay in range
+constexpr int32_t kMaxBatch = 65535;              // a grid's second dimension
 constexpr int32_t kMaxHeads = 1 << 16, kMaxHeadSize = 256;
 
 bool stream_is_valid(const svdq_attention_params& p, const svdq_attention_stream& s) {
@@ -21,7 +22,7 @@ bool stream_is_valid(const svdq_attention_params& p, const svdq_attention_stream
 }
 
 bool attention_sizes_are_valid(const svdq_attention_params& p) {
-    if (p.batch < 0 || p.batch > kMaxTokens || p.heads <= 0 || p.heads > kMaxHeads) return false;
+    if (p.batch < 0 || p.batch > kMaxBatch || p.heads <= 0 || p.heads > kMaxHeads) return false;
     if (p.kv_heads <= 0 || p.heads % p.kv_heads != 0) return false;
     if (p.head_size <= 0 || p.head_size % 8 != 0 || p.head_size > kMaxHeadSize) return false;
     if (p.num_streams < 1 || p.num_streams > 2 || (p.cos == nullptr) != (p.sin == nullptr)) return false;

@@ -11,28 +11,27 @@ using Sizes = Attention::Sizes;
 
 constexpr char kUseTensorRT[] = "Build the engine with --attention tensorrt.";
 
+constexpr int64_t kItem = 2;  // bytes of a value of the act dtype
+
 // The pointers of a call. Without one, a stand-in for each that the op has: a workspace depends on which there are.
 struct Pointers {
     Row const& op;
     OpCall const* call;
 
-    char const* input(ca::Input input) const {
+    // An input, from its value number `first` on.
+    void const* input(ca::Input input, int64_t first = 0) const {
         int32_t const i = op.position(input);
         if (i < 0) return nullptr;
-        return call ? static_cast<char const*>(call->inputs[i]) : stand_in();
+        return call ? static_cast<char const*>(call->inputs[i]) + first * kItem : stand_in();
     }
-    void* output(int32_t i) const { return call ? call->outputs[i] : const_cast<char*>(stand_in()); }
+    void* output(int32_t i) const { return call ? call->outputs[i] : stand_in(); }
 
 private:
-    static char const* stand_in() {
-        alignas(16) static char const bytes[16]{};
+    static char* stand_in() {
+        alignas(16) static char bytes[16];
         return bytes;
     }
 };
-
-constexpr int64_t kItem = 2;  // bytes of a value of the act dtype
-
-char const* later(char const* p, int64_t values) { return p ? p + values * kItem : nullptr; }
 
 // A stream whose q, k and v stand side by side.
 svdq_attention_stream own_stream(Attributes const& a, Sizes const& s, Pointers const& p, ca::Input qkv,
@@ -41,8 +40,8 @@ svdq_attention_stream own_stream(Attributes const& a, Sizes const& s, Pointers c
     stream.q_tokens = stream.kv_tokens = static_cast<int32_t>(tokens);
     stream.q_stride = stream.kv_stride = s.head_size * (int64_t{a.heads} + 2 * int64_t{a.kv_heads});
     stream.q = p.input(qkv);
-    stream.k = later(p.input(qkv), s.head_size * a.heads);
-    stream.v = later(p.input(qkv), s.head_size * (int64_t{a.heads} + a.kv_heads));
+    stream.k = p.input(qkv, s.head_size * a.heads);
+    stream.v = p.input(qkv, s.head_size * (int64_t{a.heads} + a.kv_heads));
     stream.q_norm = p.input(q_norm);
     stream.k_norm = p.input(k_norm);
     stream.y = p.output(output);
@@ -57,8 +56,8 @@ svdq_attention_stream cross_stream(Attributes const& a, Sizes const& s, Pointers
     stream.q_stride = s.head_size * a.heads;
     stream.kv_stride = s.kv_width;
     stream.q = p.input(ca::kQ);
-    stream.k = later(p.input(ca::kKv), 2 * row * a.kv_part);
-    stream.v = later(p.input(ca::kKv), 2 * row * a.kv_part + row);
+    stream.k = p.input(ca::kKv, 2 * row * a.kv_part);
+    stream.v = p.input(ca::kKv, 2 * row * a.kv_part + row);
     stream.y = p.output(0);
     return stream;
 }
@@ -77,8 +76,8 @@ svdq_attention_params filled(Row const& op, Attributes const& a, Sizes const& s,
     *next++ = op.source == ca::Source::kCross ? cross_stream(a, s, p)
                                               : own_stream(a, s, p, ca::kQkv, ca::kQNorm, ca::kKNorm, s.tokens, 0);
     params.num_streams = static_cast<int32_t>(next - params.streams);
-    params.cos = reinterpret_cast<float const*>(p.input(ca::kCos));
-    params.sin = reinterpret_cast<float const*>(p.input(ca::kSin));
+    params.cos = static_cast<float const*>(p.input(ca::kCos));
+    params.sin = static_cast<float const*>(p.input(ca::kSin));
     params.bias = p.input(ca::kBias);
     params.scale = a.scale;
     params.eps = a.eps;

@@ -346,7 +346,7 @@ def verify(
         raise ArtifactError(
             str(folder), f"a plan of plugin version {data.plugin.version}", f"version {plugin_version}", again
         )
-    if data.lora_slots and "plan" in parts:  # read by the session besides the plan
+    if "plan" in parts and "lora_slots" not in parts:  # read by the session besides the plan
         parts = (*parts, "lora_slots")
     for part in parts:
         entry = getattr(data, part)

@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,12 @@ def stream_tensors(
     read: Callable[[str], Tensor],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a .safetensors file tensor by tensor, whole or not at all: one tensor is in memory at a time.
+    """Write a .safetensors file tensor by tensor, whole or not at all; as many are in memory as there are threads.
 
     Args:
         path: where the file goes.
         shapes: name -> (dtype as safetensors writes it, shape).
-        read: name -> that tensor, contiguous, on the CPU; called once per name.
+        read: name -> that tensor, contiguous, on the CPU; called once per name, from several threads.
         metadata: text entries of the header.
 
     Raises:
@@ -160,15 +161,37 @@ def stream_tensors(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    first = 8 + len(text)
+
+    def place(name: str) -> None:
+        tensor = read(name)
+        assert SAFETENSORS_DTYPES[str(tensor.dtype)] == shapes[name][0] and tensor.shape == shapes[name][1], name
+        if tensor.numel():
+            data = tensor.reshape(-1).view(torch.uint8).numpy().data
+            _write_at(file.fileno(), data, first + header[name]["data_offsets"][0])
+
     with atomic_write(path) as tmp, tmp.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            tensor = read(name)
-            assert SAFETENSORS_DTYPES[str(tensor.dtype)] == shapes[name][0] and tensor.shape == shapes[name][1], name
-            if tensor.numel():
-                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        # The page cache takes several tensors at a time much faster than one after the other.
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            placed = [pool.submit(place, name) for name in order]
+            try:
+                for one in placed:
+                    one.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
 
+def _write_at(fd: int, data: memoryview, at: int) -> None:
+    """Write all of `data` from byte `at` of the file on; the system takes 2 GB at a time at most."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done : done + 2**30], at + done)
+
+
+_WRITERS = 4
 #: torch's name of a dtype -> safetensors' name
 SAFETENSORS_DTYPES = {
     "torch.float32": "F32",

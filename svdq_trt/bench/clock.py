@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from svdq_trt.base.files import parse_json
 from svdq_trt.bench.kinds import Kernel
 
 WARMUP = 5  # calls before each series of timed ones
@@ -102,7 +102,7 @@ class CudaClock:
             torch.cuda.synchronize()
         with tempfile.NamedTemporaryFile(suffix=".json") as file:
             traced.export_chrome_trace(file.name)
-            events = json.loads(Path(file.name).read_text())["traceEvents"]
+            events = parse_json(Path(file.name).read_bytes())["traceEvents"]
         device = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
         device.sort(key=lambda e: e["ts"])
         return [(e["name"], round(e["dur"], 3), round(e["ts"] - device[0]["ts"], 3)) for e in device]

@@ -45,33 +45,15 @@ def to_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
 
 
-def repeated_blocks(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks that diffusers compiles one by one; where its class names none, the elements of its lists."""
-    named = set(getattr(module, "_repeated_blocks", None) or ())
-    if not named:
-        named = {
-            type(block).__name__ for child in module.children() if isinstance(child, nn.ModuleList) for block in child
-        }
-    return [(name, block) for name, block in module.named_modules() if type(block).__name__ in named]
-
-
-def fp8_linears(module: nn.Module) -> set[str]:
-    """Names of the linears inside the blocks that `_scaled_mm` takes and that read more than a row per image."""
-    return {
-        f"{prefix}.{name}"
-        for prefix, block in repeated_blocks(module)
-        for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear)
-        and layer.in_features % 16 == 0
-        and layer.out_features % 16 == 0
-        and "norm" not in name  # adaLN's: one row per image, where fp8 only costs
-    }
+def fp8_linears(spec: ModelSpec, module: nn.Module) -> set[str]:
+    """Names of the linears that a quantized engine has in 4 bits, but for those that read a row per image."""
+    return {member for group in spec.groups(module) if not group.weight_only for member in group.members}
 
 
 def random_module(spec: ModelSpec, fp8: bool, device: str) -> nn.Module:
     """The model with random weights on `device`; a linear that becomes fp8 never has a 16-bit neighbour waiting."""
     module = spec.build()
-    weights, low = RandomWeights(spec, module, _SEED), fp8_linears(module) if fp8 else set()
+    weights, low = RandomWeights(spec, module, _SEED), fp8_linears(spec, module) if fp8 else set()
     for name in weights.names:
         owner, _, leaf = name.rpartition(".")
         layer = module.get_submodule(owner)
@@ -84,13 +66,13 @@ def random_module(spec: ModelSpec, fp8: bool, device: str) -> nn.Module:
 
 
 class TorchContender:
-    """diffusers' module. Its repeated blocks are compiled one by one, and the step is a CUDA graph.
+    """diffusers' module. Where its class names the repeated blocks these are compiled, once each, else the whole.
 
     Weights are random: the time does not depend on their values, and no checkpoint is needed.
 
     Args:
         precision: one of PRECISIONS. feed: gives the inputs by name, on the GPU in the model's dtypes.
-        graph: capture the step.
+        graph: the step as a CUDA graph.
     """
 
     def __init__(
@@ -120,8 +102,10 @@ class TorchContender:
         torch.cuda.reset_peak_memory_stats(self._clock.device)
         before, started = self._clock.used_bytes(), self._clock.now()
         module: Any = random_module(self._spec, self._fp8, self._clock.device)
-        for _, block in repeated_blocks(module):
-            block.compile()
+        if module._repeated_blocks:
+            module.compile_repeated_blocks()
+        else:
+            module.compile()
         arguments = self._spec.family.arguments(dict(self._feed()))
 
         def run() -> Tensor:

@@ -14,8 +14,7 @@ Kernel = tuple[str, float, float]
 
 #: kind -> pattern of kernel names, TensorRT's, ours, and those that torch calls; first match wins
 KINDS = {
-    "attention": r"_mha_|fmha|flash|sdpa|svdq::.*attention",
-    "ours: prepare": r"svdq::.*prepare_kernel",  # q and k in front of our attention
+    "attention": r"_mha_|fmha|flash|sdpa|svdq::.*(attention|prepare_kernel)",
     "ours: quantize": r"svdq::.*(quantize|lora_down)",
     "ours: product": r"svdq::",
     "convolution": r"conv(Fwd|olve|2d)|fprop",

@@ -49,9 +49,16 @@ class Execution:
         """
         found = None if self.force else self._recorded(stage)
         if found is None:
-            found = self._run(stage)
-        else:
-            self.screen.reused(stage.label)
+            return self.again(stage, costs)
+        self.screen.reused(stage.label)
+        return self._taken(stage, found, costs)
+
+    def again(self, stage: Stage[R], costs: Costs) -> R:
+        """`run` for a stage that must run, fresh or not."""
+        return self._taken(stage, self._run(stage), costs)
+
+    def _taken(self, stage: Stage[R], found: tuple[R, float, int], costs: Costs) -> R:
+        """Say the result's notes and count its cost."""
         value, seconds, peak_rss = found
         for note in value.notes:
             self.screen.say(note)

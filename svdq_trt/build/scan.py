@@ -23,19 +23,20 @@ from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.files import own_folder, sha256
 from svdq_trt.base.journal import Journal
 from svdq_trt.base.progress import Progress
-from svdq_trt.build import freshness
 from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.folder import only_writer
 from svdq_trt.build.given import check_calibration, check_skip, check_weights
 from svdq_trt.build.model_source import OpenModel
 from svdq_trt.build.process import StageRunner
-from svdq_trt.build.stage import File, key_of, to_builtins
+from svdq_trt.build.stage import File, key_of
 from svdq_trt.build.stages.calibrate import FILE as CALIBRATION
 from svdq_trt.build.stages.calibrate import Calibrate
 from svdq_trt.build.stages.quantize import FILE as QUANTIZED
 from svdq_trt.build.stages.quantize import Quantize
 from svdq_trt.build.stages.run_onnx import SEED
 from svdq_trt.build.stages.weights import Weights
+from svdq_trt.build.ui import Screen
 from svdq_trt.calibrate.inputs import InputFile, synthetic
 from svdq_trt.checkpoint import identify_weights, load
 from svdq_trt.contract.formats import FORMATS
@@ -79,8 +80,8 @@ class ScanConfig:
             raise UsageError("--pixels", "given with --calibration", "one of them", "The file's tensors have sizes.")
 
 
-def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[str], None]) -> Sensitivity:
-    """Scan, and write `out`, resuming an unfinished scan with the same options. `say` is called with notes.
+def run_scan(config: ScanConfig, out: Path, screen: Screen) -> Sensitivity:
+    """Scan, and write `out`, resuming an unfinished scan with the same options.
 
     Raises:
         SvdqError: bad arguments, missing weights, a layer that cannot be quantized, or another process at
@@ -89,13 +90,14 @@ def run_scan(config: ScanConfig, out: Path, progress: Progress, say: Callable[[s
     config.check()
     config = replace(config, device=resolve_device(config.device))
     partial = out.with_name(f"{out.name}.partial")
-    stage = _stage(config, partial, say)
+    stage = _stage(config, partial, screen.say)
     own_folder(partial.parent, partial.name)
     with only_writer(partial):
-        say(get_preset(config.preset).search_line(config.device))
-        loaded = _quantized(stage, StageRunner(), progress, say)
-        model = stage.calibrate.open(progress)
-        found = _scanned(config, stage.key, loaded, model, partial / "effects.jsonl", progress)
+        screen.say(get_preset(config.preset).search_line(config.device))
+        loaded = _quantized(stage, Execution(screen, StageRunner(), partial))
+        with screen.stage(f"sensitivity  {config.model} {config.format}") as progress:
+            model = stage.calibrate.open(progress)
+            found = _scanned(config, stage.key, loaded, model, partial / "effects.jsonl", progress)
         found.save(out)
         shutil.rmtree(partial)
     return found
@@ -133,18 +135,12 @@ def _stage(config: ScanConfig, partial: Path, say: Callable[[str], None]) -> Qua
     return Quantize(calibrate, config.format, config.rank, None, config.preset, out=partial / QUANTIZED)
 
 
-def _quantized(
-    stage: Quantize, runner: StageRunner, progress: Progress, say: Callable[[str], None]
-) -> svdq_file.Artifact:
+def _quantized(stage: Quantize, execution: Execution) -> svdq_file.Artifact:
     """All nodes quantized, read from the quantizer's stage, which runs unless it is fresh."""
-    if freshness.lookup(stage.folder, stage.name, stage.key) is not None:
-        with suppress(ArtifactError):  # damaged after all: quantized again
-            return svdq_file.load(stage.out)
-    result = runner.run(stage, stage.folder / "quantize.log", progress).value
-    assert result is not None
-    for note in result.notes:
-        say(note)
-    freshness.store(stage.folder, stage.name, stage.key, stage.files, to_builtins(result))
+    execution.run(stage, Costs())
+    with suppress(ArtifactError):  # reused, and damaged after all: quantized again
+        return svdq_file.load(stage.out)
+    execution.again(stage, Costs())
     return svdq_file.load(stage.out)
 
 

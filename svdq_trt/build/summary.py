@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.table import Table
-
 from svdq_trt.artifact.allocation import describe
 from svdq_trt.build.console import Console
 from svdq_trt.build.run import Built
+from svdq_trt.build.tables import print_table
 from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS
 from svdq_trt.models import MODELS, TWIN_ARCHS, ModelSpec
 
 _GB = 1e9
 
 
-def print_summary(built: Sequence[Built]) -> None:
-    """One row per engine, on stdout."""
-    table = Table(box=box.SIMPLE)
-    for column in ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages"):
-        table.add_column(column, justify="left" if column in ("engine", "format") else "right", no_wrap=True)
+def print_summary(built: Sequence[Built], console: Console | None = None) -> None:
+    """One row per engine, on stdout unless `console` is given."""
+    rows = []
     for one in built:
         m = one.manifest
         plan = "missing" if m.plan is None else f"{m.plan.bytes / _GB:.3f} GB"
@@ -30,23 +26,17 @@ def print_summary(built: Sequence[Built]) -> None:
         mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m.quantized else "none"
         lowest = min((q.rank for q in m.quantized), default=0)
         rank = str(m.rank) if m.allocation is None else f"{lowest} to {m.rank}"
-        table.add_row(
-            one.engine.folder.name,
-            m.format,
-            rank,
-            plan,
-            f"{m.quantized_weight_bytes / _GB:.3f} GB",
-            f"{m.fp16_weight_bytes / _GB:.3f} GB",
-            mean,
-            sqnr,
-            f"{sum(m.timings_s.values()):.0f} s",
-        )
-    console = _console()
-    console.print(table)
+        ours, original = (f"{n / _GB:.3f} GB" for n in (m.quantized_weight_bytes, m.fp16_weight_bytes))
+        seconds = f"{sum(m.timings_s.values()):.0f} s"
+        rows.append((one.engine.folder.name, m.format, rank, plan, ours, original, mean, sqnr, seconds))
+    console = console or Console()
+    columns = ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages")
+    print_table(console, columns, rows, left=("engine", "format"))
     console.print(
         "layers, output: SQNR against FP16, mean over layers and lowest over outputs. "
         "stages: the sum of their times, shared ones counted for each engine.",
         style="dim",
+        soft_wrap=True,
     )
     for one in built:
         m = one.manifest
@@ -86,23 +76,16 @@ def print_summary(built: Sequence[Built]) -> None:
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
 
 
-def _console() -> Console:
-    """A console that never folds lines in a file or a pipe, which has no width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def print_models() -> None:
+def print_models(console: Console | None = None) -> None:
     """Print the support table, from the data that the builder uses."""
-    console = _console()
-    table = Table(box=box.SIMPLE)
-    for column in ("model", "what", "parameters", "in", *(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())):
-        table.add_column(column, justify="right" if column == "parameters" else "left", no_wrap=column != "what")
+    console = console or Console()
+    columns = ("model", "what", "parameters", "in", *(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items()))
+    rows = []
     for spec in MODELS.values():
         size = f"{spec.parameters / 1e9:.2f} G" if spec.parameters > 1e8 else f"{spec.parameters / 1e6:.1f} M"
         states = [support(spec, arch) for arch in AUTO_FORMAT]
-        table.add_row(spec.name, spec.title, size, spec.act_dtype.replace("float", "f"), *states)
-    console.print(table)
+        rows.append((spec.name, spec.title, size, spec.act_dtype.replace("float", "f"), *states))
+    print_table(console, columns, rows, left={*columns} - {"parameters"})
     archs = ", ".join(f"sm_{a}" for a in TWIN_ARCHS)
     console.print(
         "built: at full size, plan and all. CI: this model is built and compared with its 16-bit outputs in every test "
@@ -115,13 +98,10 @@ def print_models() -> None:
         weights = spec.hub_id or "--random-weights or --checkpoint"
         twin = f"; its twin is {spec.twin}" if spec.twin else ""
         console.print(f"{spec.name}: {weights}{twin}", style="dim", soft_wrap=True)
-    archs_table = Table(box=box.SIMPLE)
-    for column in ("arch", "formats with kernels", "auto", "why"):
-        archs_table.add_column(column)
-    for arch, formats in KERNELS.items():
-        fmt, why = AUTO_FORMAT[arch]
-        archs_table.add_row(f"sm_{arch}", ", ".join(formats), fmt.name, why)
-    console.print(archs_table)
+    columns = ("arch", "formats with kernels", "auto", "why")
+    chosen = [(arch, formats, *AUTO_FORMAT[arch]) for arch, formats in KERNELS.items()]
+    rows = [(f"sm_{arch}", ", ".join(formats), fmt.name, why) for arch, formats, fmt, why in chosen]
+    print_table(console, columns, rows, left=columns)
 
 
 def support(spec: ModelSpec, arch: int) -> str:

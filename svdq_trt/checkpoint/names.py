@@ -46,7 +46,7 @@ _ORIGINALS = {
 
 #: (pattern of a name, what a file with such a tensor is, what to do with it)
 _OTHER_FILES = (
-    (r".*\.(qweight|wscales)", "a file that nunchaku quantized", "Give it as --quantized."),
+    (r".*\.(qweight|wscales)", "a file with weights in 4 bits", "Give it as --quantized."),
     (
         r".*[._](lora[._](up|down|A|B|mid)\b|hada_w\d|lokr_w\d|oft_).*",
         "a LoRA",

@@ -34,18 +34,10 @@ def add_options(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.layers < 0:
         raise UsageError("--layers", str(args.layers), "0 or more")
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-    from svdq_trt.build.console import Console, Words
+    from svdq_trt.build.ui import Screen
     from svdq_trt.evaluate.report import write_report
 
-    columns = Words("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(), transient=True) as bar:
-        task = bar.add_task("report")
-
-        def show(done: int, total: int, label: str) -> None:
-            bar.update(task, completed=done, total=total, description=label)
-
-        path = write_report(args.engine, args.layers, show)
+    with Screen() as screen, screen.stage("report") as progress:
+        path = write_report(args.engine, args.layers, progress)
     say(f"{path}: written, pictures in {path.parent / 'report'}")
     return EXIT_OK

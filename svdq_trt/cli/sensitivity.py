@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
         args.pixels,
         args.device,
     )
-    with Screen() as screen, screen.stage(f"sensitivity  {args.model} {args.format}") as progress:
-        found = run_scan(config, out, progress, screen.say)
+    with Screen() as screen:
+        found = run_scan(config, out, screen)
     picture = out.with_suffix(".png")
     with atomic_write(picture) as tmp:
         tmp.write_bytes(sensitivity(found))

@@ -30,8 +30,8 @@ KERNELS: dict[int, tuple[str, ...]] = {
     121: ("int4", "w4a8", "w4a16", "nvfp4"),
 }
 
-#: arch -> head sizes that there is an attention kernel for; no entry: none
-ATTENTION_KERNELS: dict[int, tuple[int, ...]] = {90: (64, 72, 128)}
+#: head sizes that there is an attention kernel for, on every arch
+ATTENTION_KERNELS: tuple[int, ...] = tuple(range(8, 129, 8))
 
 #: arch -> head sizes at which our attention was measured faster than TensorRT's own (benchmarks/README.md); what is not
 #: here was not measured, or not faster
@@ -74,13 +74,10 @@ def resolve_attention(name: str, arch: int) -> tuple[int, ...]:
     """Head sizes of the attentions that ``--attention NAME`` gives to the plugin on an arch; others are TensorRT's.
 
     Raises:
-        UsageError: no such choice, or ``plugin`` for an arch without kernels.
+        UsageError: no such choice.
     """
     if name not in ATTENTION_CHOICES:
         raise UsageError("--attention", f"'{name}'", f"one of {', '.join(ATTENTION_CHOICES)}")
     if name == "auto":
         return ATTENTION_MEASURED.get(arch, ())
-    if name == "plugin" and arch not in ATTENTION_KERNELS:
-        known = ", ".join(f"sm_{a}" for a in ATTENTION_KERNELS)
-        raise UsageError("--attention", f"plugin for sm_{arch}", f"one of {known}", "Or use --attention auto.")
-    return ATTENTION_KERNELS[arch] if name == "plugin" else ()
+    return ATTENTION_KERNELS if name == "plugin" else ()

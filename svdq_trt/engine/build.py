@@ -107,6 +107,7 @@ def _make_logger(trt: Any) -> Any:
     return Logger()
 
 
+_SHARES = 1000  # steps of the progress that is shown
 #: figures that TensorRT states only in its log
 _MEMORY_NOTES = {
     "activations": r"Total Activation Memory: (\d+)",
@@ -116,24 +117,63 @@ _MEMORY_NOTES = {
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:
     class Monitor(trt.IProgressMonitor):
-        """Progress monitor that shows the innermost running phase of the build."""
+        """Progress monitor that names the innermost running phase and counts as the phases are nested."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._phases: dict[str, int] = {}
+            self._phases = Phases()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._phases[phase_name] = num_steps
-            progress(0, max(num_steps, 1), phase_name)
+            self._phases.start(phase_name, parent_phase, num_steps)
+            self._show(phase_name)
 
         def phase_finish(self, phase_name: str) -> None:
-            self._phases.pop(phase_name, None)
+            self._phases.finish(phase_name)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            progress(step + 1, max(self._phases.get(phase_name, 1), 1), phase_name)
+            self._phases.complete(phase_name, step)
+            self._show(phase_name)
             return True
 
+        def _show(self, name: str) -> None:
+            progress(round(self._phases.share * _SHARES), _SHARES, name)
+
     return Monitor()
+
+
+class Phases:
+    """Phases of a build, a phase inside one step of its parent: what share of the outermost is done.
+
+    Attributes:
+        share: 0 to 1; it falls only where another outermost phase begins.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self._running: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps that are complete
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins."""
+        if parent not in self._running or parent == name:
+            self.share, parent = 0.0, None
+        self._running[name] = parent, max(steps, 1), 0
+
+    def complete(self, name: str, step: int) -> None:
+        """Step number `step` of a phase is complete."""
+        if name not in self._running:
+            return
+        parent, steps, done = self._running[name]
+        self._running[name] = parent, steps, max(done, min(step + 1, steps))
+        share = 0.0
+        at: str | None = name
+        while at in self._running:
+            at, steps, done = self._running[at]
+            share = min(1.0, (done + share) / steps)
+        self.share = max(self.share, share)
+
+    def finish(self, name: str) -> None:
+        """A phase ends."""
+        self._running.pop(name, None)
 
 
 def _make_writer(trt: Any, file: Any) -> Any:

@@ -15,6 +15,7 @@ from svdq_trt.artifact.manifest import Manifest, OutputEntry
 from svdq_trt.artifact.tensor_file import TensorFile, check_finite
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.engine.backend import local_arch
+from svdq_trt.evaluate.batches import divided
 from svdq_trt.evaluate.metrics import compare_outputs
 from svdq_trt.evaluate.runner import as_taken, outputs_of
 from svdq_trt.runtime.shapes import check_inputs
@@ -144,7 +145,8 @@ def check_feed(one: Subject, feed: Mapping[str, np.ndarray]) -> None:
     """Check that a side takes these inputs, before anything is opened. Raises ShapeError: names or shapes differ."""
     if one.manifest is not None:
         profiles = [tensor.profile for tensor in one.manifest.inputs]
-        check_inputs(profiles, as_taken(profiles, feed))
+        for part in divided(feed, profiles):
+            check_inputs(profiles, as_taken(profiles, part))
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------

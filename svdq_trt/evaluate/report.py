@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, own_folder, refuse_link
+from svdq_trt.base.progress import Progress
 from svdq_trt.checkpoint import identify_weights, open_weights
 from svdq_trt.evaluate import figures
 from svdq_trt.evaluate.analyse import NodeReport, analyse, error_split, representative
@@ -28,7 +29,7 @@ PAGE = "report.html"
 PICTURES = "report"
 
 
-def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], None]) -> Path:
+def write_report(engine: Path, layers: int, progress: Progress) -> Path:
     """Write `engine`/report.html, self-contained, and its pictures as PNG in `engine`/report/.
 
     Args:
@@ -42,6 +43,7 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
             a link.
     """
     refuse_link(engine / PICTURES)
+    progress(0, 1, "reading svdq.safetensors")
     data = manifest.verify(engine, parts=("artifact",))
     artifact = "svdq.safetensors" if data.artifact is None else Path(data.artifact.file).name
     loaded = svdq_file.load(engine / artifact)
@@ -49,6 +51,7 @@ def write_report(engine: Path, layers: int, progress: Callable[[int, int, str], 
     chosen = representative(quantized.nodes, layers)
     reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
     kept = len(data.allocation.kept) if data.allocation else 0
+    progress(0, 1, "drawing")
     pictures = {
         "layers": figures.layers(loaded.nodes),
         "bytes": figures.sizes(_parts(loaded), data.fp16_weight_bytes),
@@ -82,7 +85,7 @@ def _closer(
     data: Manifest,
     loaded: svdq_file.Artifact,
     chosen: list[svdq_file.Node],
-    progress: Callable[[int, int, str], None],
+    progress: Progress,
 ) -> tuple[list[NodeReport], dict[str, dict[str, float]]]:
     """Figures and pictures of the chosen nodes, and the error split of every node."""
     spec, options = get_model(data.model), data.options
@@ -96,6 +99,7 @@ def _closer(
             "the calibration that the build left beside its engines",
             "Run the build again, or use --layers 0.",
         )
+    progress(0, 1, "opening the original weights")
     _check_sources(engine, data, calib)
     restore_model(loaded, spec)  # its nodes are the model's
     groups = {g.node: g for g in spec.groups(spec.build(), options.skip)}
@@ -115,7 +119,6 @@ def _closer(
             splits[node.name] = reports[node.name].split
         else:
             splits[node.name] = error_split(node, loaded.tensors, w, x)
-    progress(len(loaded.nodes), len(loaded.nodes), "writing")
     return [reports[node.name] for node in chosen], splits
 
 

@@ -109,7 +109,7 @@ class Alphas:
                 raise ArtifactError(where, f"{len(scales)} strengths by its configuration", "one strength")
             return scales.pop()
         if layer.startswith(_PEFT):
-            plain = layer.removeprefix(_PEFT) in {t.layer for t in targets}
+            plain = any(layer.endswith(f".{t.layer}") for t in targets)
             if plain and not has_alpha:  # other names: fal's, whose files have no configuration and scale 1
                 raise ArtifactError(where, f"no {CONFIG_FILE} beside it, which has the strength", "both files")
         elif has_alpha:

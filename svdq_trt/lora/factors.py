@@ -32,7 +32,7 @@ from svdq_trt.quantize.lowrank import balance, top_singular
 
 ERROR_MAX = 0.02  # part of a LoRA's change that may be cut off: less than 4-bit weights cost (5 % and more)
 #: of changes that are full matrices: rank that they may take in a node, and the part that may be lost
-FULL_RANK_MAX = 256  # costs about as much time as the 4-bit part of a node with 1024 input features
+FULL_RANK_MAX = 256  # up [N, 256] has as many bytes as the 4-bit weights of 1024 input features
 FULL_ERROR_MAX = 0.5  # three quarters of the change's energy are kept
 _FIX = "Keep the layer in 16 bit with --skip, where the change is exact."
 _EXACT_SVD = 1024  # rows or columns up to which singular vectors are computed exactly

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.needs import need
 
 Rotary = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -142,10 +143,11 @@ class PositionTable:
 
     def made(self) -> dict[str, torch.Tensor]:
         """The parameters by name, in f32, as diffusers makes its table."""
-        from diffusers.models.embeddings import get_1d_sincos_pos_embed_from_grid
+        import diffusers  # noqa: F401 - for build/code.py, as in models/spec.py
 
         at = torch.arange(self.size, dtype=torch.float32) * (self.base / self.size)
-        waves = get_1d_sincos_pos_embed_from_grid(self.channels // 2, at, output_type="pt").float()
+        embed = need("diffusers", "diffusers.models.embeddings", "get_1d_sincos_pos_embed_from_grid")
+        waves = embed(self.channels // 2, at, output_type="pt").float()
         return dict.fromkeys(self.parameters, waves)
 
 

@@ -52,6 +52,7 @@ def quantize_model(
     notes: Mapping[str, Any] | None = None,
     device: torch.device = CPU,
     crew: Alone | None = None,
+    layers_done: Callable[[], None] = lambda: None,
 ) -> list[Node]:
     """Quantize every group of `module` and write the artifact `out`.
 
@@ -68,6 +69,7 @@ def quantize_model(
         device: where the layers are worked on, each moved there when its turn comes. Recorded in the artifact.
         crew: the ranks that share the groups; this process alone when None. Ranks other than 0 quantize their share
             and return [].
+        layers_done: called on rank 0 once every rank's layers are finished; what follows is writing the artifact.
 
     Raises:
         SvdqError: from a layer that cannot be quantized, named.
@@ -91,6 +93,7 @@ def quantize_model(
     if crew.rank:
         return []
     crew.wait_for_all(lambda done: progress(done, total, "waiting for the other ranks"))
+    layers_done()
     nodes: list[Node] = []
     for i, group in enumerate(groups):
         node, layer = finished.pop(i) if i in finished else _of_another_rank(partial, i, group)

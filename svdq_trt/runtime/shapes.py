@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -160,10 +161,10 @@ def _check_shape(profile: TensorProfile, shape: tuple[int, ...], seen: dict[str,
     if outside:
         raise ShapeError(where, f"shape {list(shape)}", describe(profile), _wider(outside))
     for axis, size in zip(axes, shape, strict=True):
-        times, _, name = axis.rpartition("*")
-        if times.isdecimal() and size % int(times):
-            below = size - size % int(times)
-            near = f"{below} or {below + int(times)}" if below else times
+        times, name = _rule(axis)
+        if size % times:
+            below = size - size % times
+            near = f"{below} or {below + times}" if below else f"{times}"
             raise ShapeError(where, f"{name} {size}", f"a multiple of {times}, as {near}")
         first, owner = seen.setdefault(axis, (size, profile.name)) if axis else (size, "")
         if size != first:
@@ -171,9 +172,15 @@ def _check_shape(profile: TensorProfile, shape: tuple[int, ...], seen: dict[str,
             raise ShapeError(where, f"{name} {size}", f"{first}, as in '{owner}'", fix)
 
 
+def _rule(axis: str) -> tuple[int, str]:
+    """What the sizes of an axis are multiples of, and its name: 4 and height for ``4*height``, else 1 and the text."""
+    found = re.fullmatch(r"([1-9]\d{0,8})\*(\w+)", axis)
+    return (int(found[1]), found[2]) if found else (1, axis)
+
+
 def _wider(axes: Sequence[str]) -> str:
     """The advice for sizes outside their range: the options of a build that set them; "" for what nothing sets."""
-    symbols = [symbol for axis in axes for symbol in axis.rpartition("*")[2].split("_")]
+    symbols = [symbol for axis in axes for symbol in _rule(axis)[1].split("_")]
     options = [f"--{symbol}" for symbol in dict.fromkeys(symbols) if symbol in _SETTABLE]
     return f"Build the engine with a wider {' or '.join(options)}." if options else ""
 

@@ -18,10 +18,14 @@ from svdq_trt.models.recipe import weight_layers
 from tests.harness.builds import build, plugin_nodes
 from tests.harness.published import assert_reference
 
+#: the twin that is built for text of several lengths, with masks, and one of them
+TEXT_TWIN, LONG_TEXT = "pixart-tiny", 41
+
 
 @pytest.mark.parametrize("name", [n for n in TWINS if n != "sdxl-tiny"])  # that one is in test_tiny.py
 def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
-    done = build(name, tmp_path, *(w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}")))
+    words = [w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}")]
+    done = build(name, tmp_path, *words, *(("--tokens", f"24:24:{LONG_TEXT}") if name == TEXT_TWIN else ()))
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in TWIN_ARCHS:
         check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)
@@ -94,7 +98,8 @@ def run_at_other_sizes(name: str, folder: Path) -> None:
     onnx, out = write_float32_twin(folder / "model.onnx"), folder / "other.npz"
     low, _, high = spec.profile.height
     for batch, height, width in ((spec.profile.batch[2], low, 2 * low), (1, high, low)):
-        inputs = spec.example_inputs(batch, height, width, seed=9, dtype=torch.float32)
+        tokens = LONG_TEXT if name == TEXT_TWIN else None
+        inputs = spec.example_inputs(batch, height, width, seed=9, dtype=torch.float32, tokens=tokens)
         run_onnx(onnx, [{io.name: t.numpy() for io, t in zip(spec.inputs, inputs, strict=True)}], out)
         with torch.inference_mode():
             want = module(*inputs).double().numpy()

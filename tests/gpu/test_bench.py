@@ -43,8 +43,7 @@ def test_an_engine_is_as_fast_as_its_copy(folder, tmp_path, capsys):
     for engine in (one, other):
         assert engine["open"]["compiled"] and engine["open_s"] > 0 < engine["reopen_s"]
         assert engine["layers_ms"] and sum(engine["layers_ms"].values()) > 0
-        kinds = engine["kernels"]
-        assert kinds["ours: product"]["count"] and kinds["attention"]["count"], "CUPTI sees no kernels"
+        assert engine["kernels"]["ours: product"]["count"], "CUPTI sees no kernels"
     if one["backend"].startswith("tensorrt-rtx"):
         assert not other["reopen"]["compiled"] and other["reopen_s"] < other["open_s"]
     assert best.resolve() in (folder.resolve(), copy.resolve())
@@ -63,4 +62,4 @@ def test_beside_torch(folder, tmp_path):
     assert engine["ratio"] == 1 and len(modules) == words.count("--torch")
     for module in modules:
         assert module["latency_ms"]["median"] > 0 and module["reopen_s"] is None and module["peak_bytes"] > 0
-        assert module["kernels"]["attention"]["count"]
+        assert module["kernels"]["matmul"]["count"] and not module["kernels"]["ours: product"]["count"]

@@ -24,15 +24,16 @@ def test_every_wrapper_of_an_instruction_serves_a_kernel():
             assert re.search(rf"\bptx::{name}\b", kernels), f"{path.relative_to(ROOT)}: {name} is used by no kernel"
 
 
-def test_registry_alone_asks_for_an_architecture():
+def test_tables_alone_ask_for_an_architecture():
     """Host code learns of an architecture's own kernels by its row, so that another is a folder and a row."""
+    tables = {PLUGINS / "kernels" / name for name in ("registry.cpp", "attention.cpp")}
     for path in SOURCES:
-        if path.name != "registry.cpp":
+        if path not in tables:
             assert "SVDQ_WITH_SM" not in path.read_text(), path.relative_to(ROOT)
 
 
 def test_architectures_do_not_know_each_other():
-    folders = {"portable", "gemv", *(p.name for p in (PLUGINS / "kernels").glob("sm*"))}
+    folders = {"portable", "gemv", "attention", *(p.name for p in (PLUGINS / "kernels").glob("sm*"))}
     for path in SOURCES:
         if path.parent.parent == PLUGINS / "kernels" and path.parent.name in folders:
             for target in re.findall(r'#include "(?:kernels/|\.\./)(\w+)/', path.read_text()):

@@ -120,10 +120,10 @@ typedef struct {
 } svdq_attention_stream;
 
 typedef struct {
-    int32_t dtype;  // svdq_dtype of all but cos and sin
-    int32_t batch, heads, kv_heads, head_size;
-    int32_t num_streams;               // 1 or 2: the tokens of the second follow those of the first
-    svdq_attention_stream streams[2];  // of two streams each has as many queries as keys
+    int32_t dtype;                              // svdq_dtype of all but cos and sin
+    int32_t batch, heads, kv_heads, head_size;  // batch <= 65535; heads % kv_heads == 0; head_size % 8 == 0
+    int32_t num_streams;                        // 1 or 2: the tokens of the second follow those of the first
+    svdq_attention_stream streams[2];           // of two streams each has as many queries as keys
     const float* cos;  // [q_tokens of all streams, head_size], the value of a pair of features twice; or
     const float* sin;  // both null: no rotation. Then, too, a stream has as many queries as keys.
     const void* bias;  // [batch, kv_tokens] dtype, added to a key's logits; one stream; or null

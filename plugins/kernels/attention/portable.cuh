@@ -10,8 +10,8 @@
 //          | w2    |       |                             lies in those of s
 //          | w3    |       |
 //
-//   o is scaled again only where a row's maximum has grown by more than 2^kSlack: until then p is larger than 1, which
-//   costs nothing. Each row by itself, so that its bits do not depend on its neighbours.
+//   o is scaled again only where a row's maximum has grown by more than a factor of 2^kSlack in p; a large kSlack costs
+//   accuracy where one key dominates, as 16 bits hold 1 exactly. Each row by itself: its bits depend on no other.
 //
 // Operands, 16 bit: q [B, Lq, H, D], k and v [B, Lk, Hkv, D], any distance between tokens; y [B, Lq, H, D], in two parts
 // where queries are of two streams. A head of D values runs in the smallest kernel with kD >= D, the rest being zeros.
@@ -24,6 +24,10 @@
 //   D  64     64      3          yes          40,960
 //   D  72     64      3          yes          46,080      two CTAs a multiprocessor have 49 KiB each
 //   D 128     32      2          no           49,152
+//
+// Dropped: one m16 tile a warp (registers for three CTAs): as many fragments of k and v for half the products, 1 ldmatrix
+// per 2 MMAs, which is all that shared memory gives where an MMA takes 8 cycles (sm_80). 64 keys at D = 128: two CTAs do
+// not fit. IEEE division of y and addresses of y kept over the loop: spills on sm_120.
 //
 // Numerics: s, softmax and o in fp32; p rounded to 16 bit; one rounding of y. The order of every sum is fixed.
 #pragma once
@@ -133,7 +137,7 @@ struct RowStates {
     // s -> exp2(scale_log2 (s - max)), in place, and o and the sums along with a new maximum.
     template <int kNt, int kOt>
     __device__ __forceinline__ void soften(float (&s)[kMt][kNt][4], float (&o)[kMt][kOt][4], float scale_log2) {
-        constexpr float kSlack = 8.f;
+        constexpr float kSlack = 2.f;
         float top[kMt][2];
         bool grows[kMt][2], any = false;
 #pragma unroll
@@ -334,7 +338,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) attention_kernel(const __gr
     const uint32_t y_sm = q_sm + row0 * Tile::kRowBytes;
 #pragma unroll
     for (int i = 0; i < 2 * kMt; ++i) {
-        const float by = 1.f / sum_of_quad(rows.sum[i / 2][i % 2]);
+        const float by = ptx::rcp_approx(sum_of_quad(rows.sum[i / 2][i % 2]));
         const uint32_t at = y_sm + Tile::offset(i * 8 + to_lane / 4, 0) + to_lane % 4 * 4;
 #pragma unroll
         for (int ot = 0; ot < kOt; ++ot) {

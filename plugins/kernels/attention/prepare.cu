@@ -118,11 +118,12 @@ __global__ void __launch_bounds__(kThreads, kCtas) prepare_kernel(const __grid_c
             const int unit = first + i * kGroups;
             const HeadOf at = head_of(p, from, unit);
             uint4 value = values[i];
+            float x[8], by = 1.f;
+            to_floats<T>(x, value);
+            if (from.q_norm != nullptr)  // v's threads, too, and idle ones: all of a warp shuffle
+                by = rsqrtf(sum_of_squares<kLanes>(x) / static_cast<float>(p.head_size) + p.eps);
             if (at.kind != Kind::kV) {
-                float x[8];
-                to_floats<T>(x, value);
                 if (from.q_norm != nullptr) {
-                    const float by = rsqrtf(sum_of_squares<kLanes>(x) / static_cast<float>(p.head_size) + p.eps);
                     float weight[8];
                     to_floats<T>(weight, at.kind == Kind::kQ ? q_norm : k_norm);
 #pragma unroll
@@ -149,9 +150,7 @@ __global__ void __launch_bounds__(kThreads, kCtas) prepare_kernel(const __grid_c
 
 template <class T>
 cudaError_t launch(const PrepareArgs& a, dim3 grid, cudaStream_t stream) {
-    const auto kernel = a.head_size <= 64    ? prepare_kernel<T, 8>
-                        : a.head_size <= 128 ? prepare_kernel<T, 16>
-                                             : prepare_kernel<T, 32>;
+    const auto kernel = a.head_size <= 64 ? prepare_kernel<T, 8> : prepare_kernel<T, 16>;  // 128 at most
     return launch_kernel(kernel, {grid, kThreads}, stream, a);
 }
 

@@ -94,29 +94,26 @@ __device__ __forceinline__ bool soften(float (&s)[kCount], RowState& rows, float
         top[0] = fmaxf(top[0], fmaxf(s[i], s[i + 1]));
         top[1] = fmaxf(top[1], fmaxf(s[i + 2], s[i + 3]));
     }
-    bool scale_o = false;
+    bool grows[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         top[r] = max_of_quad(top[r]);
-        if (kFirst) {
-            rows.max[r] = top[r] == -INFINITY ? 0.f : top[r];
-        } else {
-            scale_o |= (top[r] - rows.max[r]) * scale_log2 > kSlack;
-        }
+        // The first finite maximum always is: what was summed before it, nothing, is scaled by 0.
+        grows[r] = !kFirst && (top[r] - rows.max[r]) * scale_log2 > kSlack;
+        if (kFirst) rows.max[r] = top[r];
     }
-    if (!kFirst) {
-        scale_o = __any_sync(0xffffffffu, scale_o);
-        if (scale_o) {
+    const bool scale_o = __any_sync(0xffffffffu, grows[0] || grows[1]);
+    if (scale_o) {
 #pragma unroll
-            for (int r = 0; r < 2; ++r) {
-                const float max = fmaxf(rows.max[r], top[r]);
-                alpha[r] = ptx::exp2_approx((rows.max[r] - max) * scale_log2);
-                rows.sum[r] *= alpha[r];
-                rows.max[r] = max;
-            }
+        for (int r = 0; r < 2; ++r) {  // each by its own need: no row's bits depend on its neighbours
+            alpha[r] = grows[r] ? ptx::exp2_approx((rows.max[r] - top[r]) * scale_log2) : 1.f;
+            rows.sum[r] *= alpha[r];
+            if (grows[r]) rows.max[r] = top[r];
         }
     }
-    const float offset[2] = {-rows.max[0] * scale_log2, -rows.max[1] * scale_log2};
+    float offset[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) offset[r] = rows.max[r] == -INFINITY ? 0.f : -rows.max[r] * scale_log2;
     float sum[4] = {};
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -268,7 +265,9 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_kernel(const __gr
 #pragma unroll
                     for (int c = 0; c < 2; ++c) {
                         const int key = block * kKeys + 8 * i + 2 * t + c;
-                        const float b = key < p.keys ? static_cast<float>(bias[key]) * p.bias_scale : 0.f;
+                        float b = key < p.keys ? static_cast<float>(bias[key]) : 0.f;
+                        // A finite one stays finite: a row whose keys all have the lowest number is the mean of v.
+                        if (b != -INFINITY) b = fmaxf(b * p.bias_scale, -0x1p126f);
                         s[4 * i + c] += b;
                         s[4 * i + 2 + c] += b;
                     }

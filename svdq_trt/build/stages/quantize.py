@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -94,10 +95,13 @@ class Quantize(SharedStage[Quantized]):
             calibration = self.calibrate.finished(model)
         calibrated = time.monotonic()
         goal = self.target(model)
-        nodes = self.quantize(model, goal, calibration, device, progress, crew)
+        layers: list[float] = []
+        nodes = self.quantize(model, goal, calibration, device, progress, crew, lambda: layers.append(time.monotonic()))
         if crew.rank:
             return None
-        seconds = {"open": opened - start, "calibrate": calibrated - opened, "quantize": time.monotonic() - calibrated}
+        laps = (start, opened, calibrated, *layers, time.monotonic())
+        steps = ("open", "calibrate", "quantize", "write")
+        seconds = {step: end - begin for step, (begin, end) in zip(steps, itertools.pairwise(laps), strict=True)}
         return Quantized(
             fp16_weight_bytes=model.fp16_bytes,
             quantized_weight_bytes=self.out.stat().st_size,
@@ -134,6 +138,7 @@ class Quantize(SharedStage[Quantized]):
         device: torch.device,
         progress: Progress,
         crew: Alone,
+        layers_done: Callable[[], None] = lambda: None,
     ) -> list[Node]:
         """Write svdq.safetensors and return its nodes; a rank other than 0 quantizes its share and returns []."""
         from svdq_trt.contract.formats import FORMATS
@@ -156,6 +161,7 @@ class Quantize(SharedStage[Quantized]):
             notes=goal.notes,
             device=device,
             crew=crew,
+            layers_done=layers_done,
         )
 
 

@@ -129,6 +129,26 @@ def test_bodies_match_the_reference_at_any_size(exported, b, tokens, text):
             assert db(want, torch.from_numpy(next(got))) > LIMITS[exported.dtype], name
 
 
+def test_inlined_graph_builds_in_tensorrt_without_the_plugin(exported):
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(write_inlined(exported.path)))
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    profile = builder.create_optimization_profile()
+    sizes = [
+        shared_of({n: c.tensors for n, c in cases("f16", t, t // 2, b).items()}) for b, t in ((1, 4), (2, 9), (4, 64))
+    ]
+    for name in SHARED:
+        profile.set_shape(name, *(one[name].shape for one in sizes))
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None
+
+
 def test_inlined_graph_has_standard_operators_only(exported):
     model = onnx.load(write_inlined(exported.path), load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""} and not model.functions

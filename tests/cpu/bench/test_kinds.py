@@ -33,7 +33,7 @@ def test_times_of_overlapping_kernels_add_up_to_the_run():
         ("__myl_SiluGnor_0x1", "norm"),
         ("__myl_AddReshAdd_0x1", "other"),
         ("void svdq::sm90::attention_kernel<svdq::sm90::AttentionTile<128> >(svdq::AttentionArgs)", "attention"),
-        ("void svdq::(anonymous namespace)::prepare_kernel<__half>(svdq::PrepareArgs)", "ours: prepare"),
+        ("void svdq::(anonymous namespace)::prepare_kernel<__half>(svdq::PrepareArgs)", "attention"),
         ("void svdq::gemv_kernel<svdq::W4A16>(svdq::GemvArgs)", "ours: product"),
         ("void svdq::lora_down_kernel<__half>(svdq::DownArgs)", "ours: quantize"),
         ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<128> >", "attention"),

@@ -2,13 +2,16 @@
 
 import importlib
 import json
+import re
 import sys
+from pathlib import Path
 
 import bench_options
 import kernel_calls
 import pytest
 import torch
 
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 SCRIPTS = ("bench_linear", "bench_mlp", "bench_gemv")
 
 
@@ -32,6 +35,36 @@ def test_missing_kernels_are_reported(script, monkeypatch, capsys):
     monkeypatch.setattr(kernel_calls, "find_library", lambda: None)
     assert run(script, monkeypatch) == 2
     assert "no libsvdq.so found: build it, or pass --library" in capsys.readouterr().err
+
+
+GPU_SCRIPTS = (*SCRIPTS, "time_kernels", "bench_lora_swap", "bench_engine", "rotary_forms")
+
+
+@pytest.mark.parametrize("script", GPU_SCRIPTS)
+def test_a_machine_without_a_gpu_is_one_line(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(kernel_calls, "find_library", lambda: tmp_path / "libsvdq.so")
+    words = ("64", "64", "64", "32") if script == "time_kernels" else ()
+    line = run(script, monkeypatch, *words)
+    assert line.startswith(f"torch {torch.__version__}: sees no CUDA GPU, want one to measure on.")
+    assert len(line.splitlines()) == 1
+
+
+def test_what_needs_a_gpu_says_so():
+    """A script that asks torch for the GPU asks first whether there is one."""
+    for path in [*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("micro/*.py")]:
+        text = path.read_text()
+        if "__main__" in text and re.search(r'get_device_name\(\)|device="cuda"|local_arch', text):
+            assert re.search(r"need_gpu\(|options\.parse\(", text), path
+
+
+@pytest.mark.parametrize("name", ["w4a8_h200", "w4a8_h200_rank128", "gemv_h200"])
+def test_results_have_the_columns_that_the_scripts_write(name):
+    saved = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    for row in saved["rows"]:
+        assert set(row["us"]) <= {"bf16", "fp8", "nf4", "quantize", "gemm", "total", "rank0"}
+    if "gemv" not in name:
+        assert "geomean" in importlib.import_module("bench_linear").report(saved["rows"], 1e12)
 
 
 def test_results_name_machine_and_settings(monkeypatch, tmp_path):

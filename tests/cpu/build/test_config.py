@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from svdq_trt import cli
-from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
 from svdq_trt.build import config
 from svdq_trt.build.config import BuildConfig, Range, RankAuto, Sampling, parse_bytes
+from svdq_trt.build.work import plan_work
 from svdq_trt.cli.build import quantization
 from svdq_trt.contract.archs import parse_arch, resolve_format
 from svdq_trt.quantize.layer import quantize_group
@@ -55,6 +56,26 @@ def test_rank_auto_stands_in_the_manifests_config(tmp_path):
     assert data["rank"] == "auto"
     assert data["rank_auto"] == {"budget_bytes": 1_000_000, "target_sqnr": None, "sensitivity": str(scan)}
     json.dumps(data)
+
+
+def test_text_of_any_length_is_an_option(tmp_path):
+    args = cli.parse(["build", "--model", "sdxl-tiny", "--arch", "sm_89", "--tokens", "77:77:231"])
+    config = BuildConfig(
+        "sdxl-tiny", (89,), tmp_path, random_weights=0, check=False, tokens=Range.parse("--tokens", args.tokens)
+    )
+    (text,) = [p for p in plan_work(config).inputs() if p.name == "encoder_hidden_states"]
+    assert (text.min, text.max) == ((1, 77, 128), (4, 231, 128)) and text.axes == ("batch", "tokens", "")
+    assert json.loads(json.dumps(config.to_json()))["tokens"] == {"min": 77, "opt": 77, "max": 231}
+
+
+def test_profile_that_a_models_axes_forbid_is_refused(tmp_path):
+    """Stable Diffusion 3's table of positions ends; SDXL's UNet halves its latents twice."""
+    for model, size, text in (
+        ("sd3-tiny", Range(64, 64, 400), "height: 400, want at most 384 for sd3-tiny"),
+        ("sdxl-tiny", Range(64, 80, 128), "height: 80, want a positive multiple of 32 for sdxl-tiny"),
+    ):
+        with pytest.raises(ShapeError, match=text):
+            plan_work(BuildConfig(model, (89,), tmp_path, random_weights=0, check=False, height=size))
 
 
 def test_every_way_in_searches_as_hard_where_no_preset_is_named():

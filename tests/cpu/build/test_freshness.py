@@ -43,7 +43,7 @@ STEPS = [
     Allocate(CALIBRATE, "int4", 10**6, None, None, out=OUT / "allocation.json"),
     Quantize(CALIBRATE, "int4", 32, None, "fast", out=OUT / "svdq.safetensors"),
     TakeQuantized("sdxl-tiny", A, format="int4", out=OUT / "svdq.safetensors"),
-    ApplyLoras("sdxl-tiny", A, (LoraAt(A, 0.5),), False, "int4", out=OUT / "svdq.safetensors"),
+    ApplyLoras("sdxl-tiny", A, (LoraAt(A, 0.5, A),), False, "int4", WEIGHTS, out=OUT / "svdq.safetensors"),
     Export("sdxl-tiny", A, RANGES, 0, True, "int4", out=OUT / "model.onnx"),
     ReferenceExport(WEIGHTS, RANGES, (), False, out=OUT / "model-fp16.onnx"),
     RunReference("sdxl-tiny", A, RANGES, 1, None, "FP16", out=OUT / "reference.npz"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,11 +19,14 @@ from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.build import scan
+from svdq_trt.build.console import Console
+from svdq_trt.build.execute import Execution
 from svdq_trt.build.folder import only_writer
 from svdq_trt.build.process import Done, StageRunner
 from svdq_trt.build.stages.calibrate import Calibrate
 from svdq_trt.build.stages.quantize import Quantize, Quantized
 from svdq_trt.build.stages.weights import Weights
+from svdq_trt.build.ui import Screen
 from svdq_trt.models import LinearGroup
 
 ARGS = [
@@ -88,7 +92,7 @@ def damage(file):
     "harm", [damage, lambda file: file.write_bytes(file.read_bytes()[:-40])], ids=["other contents", "shorter"]
 )
 def test_damaged_quantized_model_is_made_again(tmp_path, harm):
-    made, said = [], []
+    made, out = [], io.StringIO()
     stage = Quantize(
         Calibrate(WEIGHTS, None, (), "cpu", out=tmp_path / "c"), "int4", 16, None, "fast", out=tmp_path / "q"
     )
@@ -100,9 +104,12 @@ def test_damaged_quantized_model_is_made_again(tmp_path, harm):
             return Done(Quantized(1, 1, (), None, 0, 16, notes=("slow",)), 1.0, 1)
 
     def size():
-        return len(scan._quantized(stage, Runner(), lambda *_: None, said.append).tensors["x"])
+        execution = Execution(Screen(Console(file=out, width=200)), Runner(), tmp_path)
+        return len(scan._quantized(stage, execution).tensors["x"])
 
-    assert size() == size() == 64 and made == [stage.key] and said == ["slow"]
+    assert size() == size() == 64 and made == [stage.key]
+    done, first, reused, second = (line.split() for line in out.getvalue().splitlines())
+    assert "done" in done and "reused" in reused and first == second == ["slow"]
     harm(stage.out)
     assert size() == size() == 64 and made == [stage.key] * 2
 

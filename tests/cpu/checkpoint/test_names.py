@@ -120,7 +120,7 @@ def test_two_models_in_one_file_are_refused(tmp_path):
 
 W = "transformer_blocks.0.attn.to_q"
 OTHER = {
-    "nunchaku": ({f"{W}.qweight": (8, 4), f"{W}.wscales": (1, 8)}, UnsupportedError, "nunchaku quantized.*--quantized"),
+    "nunchaku": ({f"{W}.qweight": (8, 4), f"{W}.wscales": (1, 8)}, UnsupportedError, "weights in 4 bits.*--quantized"),
     "a LoRA of PEFT": ({f"transformer.{W}.lora_A.weight": (4, 8)}, UnsupportedError, "a LoRA.*--lora"),
     "a LoRA of kohya": ({"lora_unet_a_to_q.lora_up.weight": (4, 8)}, UnsupportedError, "a LoRA.*--lora"),
     "scaled fp8": ({f"{W}.weight": (8, 8), f"{W}.scale_weight": (1,)}, UnsupportedError, "fp8 weights with scales"),

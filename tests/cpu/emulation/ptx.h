@@ -46,6 +46,7 @@ void keep(const P*&) {}
 inline uint32_t and_xor(uint32_t v, uint32_t mask, uint32_t flip) { return (v & mask) ^ flip; }
 
 inline float exp2_approx(float v) { return v < -126.f ? 0.f : std::exp2(v); }
+inline float rcp_approx(float v) { return 1.f / v; }
 
 template <class V>
 V load_shared(uint32_t addr) {

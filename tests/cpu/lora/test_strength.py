@@ -141,8 +141,11 @@ def test_two_statements_must_agree(scales):
 
 def test_peft_names_without_their_configuration_have_no_strength(scales):
     """PEFT never writes one without the other: who takes alpha = r for granted is wrong by any factor."""
-    with pytest.raises(ArtifactError, match=r"no adapter_config\.json beside it, which has the strength, want both"):
-        scales("base_model.model.")
+    for prefix in ("base_model.model.", "base_model.model.unet."):
+        with pytest.raises(
+            ArtifactError, match=r"no adapter_config\.json beside it, which has the strength, want both"
+        ):
+            scales(prefix)
     assert scales("base_model.model.", alphas=torch.tensor(6.0)) == (1.5, 1.5, 1.5)
 
 

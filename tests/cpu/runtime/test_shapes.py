@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
+from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ShapeError
-from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs
+from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, input_profiles
 from tests.harness.unfit import FIT, PROFILES, UNFIT, tensors
 
 
@@ -37,6 +39,14 @@ def test_sizes_of_an_earlier_release_have_ranges_alone():
     check_inputs(profiles, tensors(sample=(2, 4, 17, 16), timestep=(1,)))
     with pytest.raises(ShapeError, match=r"shape \[5, 4, 16, 16\], want \[1..4, 4, 8..32, 8..32\]\.$"):
         check_inputs(profiles, tensors(sample=(5, 4, 16, 16)))
+
+
+@pytest.mark.parametrize("axis", ["0*height", "9" * 5000 + "*height", "-4*height", "*", "height + 1", "\u0664*height"])
+def test_axis_of_a_foreign_graph_is_a_name_and_no_rule(axis):
+    profiles = [dataclasses.replace(PROFILES[0], axes=("batch", "", axis, axis)), *PROFILES[1:]]
+    check_inputs(profiles, tensors(sample=(2, 4, 17, 17)))
+    with pytest.raises(ShapeError, match="17, as in 'sample'"):
+        check_inputs(profiles, tensors(sample=(2, 4, 17, 16)))
 
 
 @pytest.mark.parametrize(
@@ -102,6 +112,22 @@ def test_missing_and_unknown():
         check_inputs(PROFILES, {"sample": tensors()["sample"]})
     with pytest.raises(ShapeError, match="input 'x': no input of this engine"):
         check_inputs(PROFILES, tensors() | {"x": np.zeros(1)})
+
+
+def test_profiles_of_an_engine_have_the_manifests_axes():
+    """TensorRT knows ranges, the manifest what they follow from; slots of LoRAs are the session's to fill."""
+    ranges = {p.name: p for p in PROFILES} | {"slot": TensorProfile("slot", "float16", (8,), (8,), (8,))}
+    kinds = {"float16": "HALF", "float32": "FLOAT"}
+    engine = types.SimpleNamespace(
+        num_io_tensors=len(ranges),
+        get_tensor_name=lambda i: list(ranges)[i],
+        get_tensor_mode=lambda name: "in",
+        get_tensor_dtype=lambda name: types.SimpleNamespace(name=kinds[ranges[name].dtype]),
+        get_tensor_profile_shape=lambda name, index: [list(getattr(ranges[name], b)) for b in ("min", "opt", "max")],
+    )
+    trt = types.SimpleNamespace(TensorIOMode=types.SimpleNamespace(INPUT="in"))
+    assert input_profiles(trt, engine, {p.name: p.axes for p in PROFILES}, {"slot"}) == PROFILES
+    assert input_profiles(trt, engine, {})[0] == dataclasses.replace(PROFILES[0], axes=())
 
 
 def test_bfloat16_goes_both_ways():

@@ -1,4 +1,4 @@
-// Runs a named list of small linears and MLPs through the C API, for compute-sanitizer, which slows a program 10 to 100
+// Runs a named list of small linears, MLPs and attentions through the C API, for compute-sanitizer, which slows a program 10 to 100
 // times: no torch, no Python, nothing but the kernels. The list reaches every kernel that the C API can pick
 // on the GPU at hand; sanitize.sh checks that.
 //
@@ -120,6 +120,47 @@ constexpr MlpCase kMlpCases[] = {
     {"mlp-int4-split", kInt4, SVDQ_ACT_GELU, 0, 70, 128, 1024, 72, 16, 16},
 };
 
+// svdq_attention(), or svdq_attention_portable(). `second`: tokens of a second stream; of each that of queries and keys.
+struct AttentionCase {
+    const char* name;
+    int32_t q_tokens, kv_tokens, second, heads, kv_heads, head_size;
+    bool prepared, bias;  // norms and rotation; a bias on the logits
+};
+
+// Every tile that is chosen on 132 multiprocessors, with a bias and without; preparation by its lanes per head.
+constexpr AttentionCase kAttentionCases[] = {
+    {"portable-attention-8", 150, 70, 0, 2, 1, 8, false, false},
+    {"portable-attention-32", 50, 130, 0, 2, 2, 32, false, true},
+    {"portable-attention-64", 150, 77, 0, 3, 1, 64, false, false},
+    {"portable-attention-64-bias", 50, 200, 0, 2, 2, 64, false, true},
+    {"portable-attention-72", 150, 77, 0, 2, 2, 72, false, false},
+    {"portable-attention-72-bias", 50, 200, 0, 2, 2, 72, false, true},
+    {"portable-attention-104-joint", 70, 70, 7, 2, 1, 104, true, false},
+    {"portable-attention-128", 150, 77, 0, 2, 2, 128, false, false},
+    {"portable-attention-128-bias", 50, 200, 0, 2, 2, 128, false, true},
+    // Below: sm_90's own there.
+    {"attention-64-joint", 70, 70, 7, 3, 1, 64, true, false},
+    {"attention-72-prepared", 150, 150, 0, 3, 1, 72, true, false},
+    {"attention-64-2x160", 100, 150, 0, 2, 2, 64, false, false},
+    {"attention-64-2x160-bias", 100, 150, 0, 2, 2, 64, false, true},
+    {"attention-64-2x128", 100, 128, 0, 2, 2, 64, false, false},
+    {"attention-64-2x128-bias", 100, 128, 0, 2, 2, 64, false, true},
+    {"attention-64-3x80", 2112, 77, 0, 12, 12, 64, false, false},
+    {"attention-64-3x80-bias", 2112, 77, 0, 12, 12, 64, false, true},
+    {"attention-64-3x128", 2112, 128, 0, 12, 12, 64, false, false},
+    {"attention-64-3x128-bias", 2112, 128, 0, 12, 12, 64, false, true},
+    {"attention-72-2x160", 100, 150, 0, 2, 2, 72, false, false},
+    {"attention-72-2x160-bias", 100, 150, 0, 2, 2, 72, false, true},
+    {"attention-72-2x128", 100, 128, 0, 2, 2, 72, false, false},
+    {"attention-72-2x128-bias", 100, 128, 0, 2, 2, 72, false, true},
+    {"attention-72-3x80", 2112, 77, 0, 12, 12, 72, false, false},
+    {"attention-72-3x80-bias", 2112, 77, 0, 12, 12, 72, false, true},
+    {"attention-72-3x128", 2112, 128, 0, 12, 12, 72, false, false},
+    {"attention-72-3x128-bias", 2112, 128, 0, 12, 12, 72, false, true},
+    {"attention-128", 200, 300, 0, 2, 1, 128, false, false},
+    {"attention-128-bias", 200, 300, 0, 2, 1, 128, false, true},
+};
+
 #define CUDA_OK(call) \
     do { \
         const cudaError_t e_ = (call); \
@@ -177,7 +218,7 @@ public:
     svdq_linear_params make(const Case& c, bool bf16) {
         const size_t m = c.m, n = c.n, k = c.k, r = c.r;
         const auto floats = [&](size_t count, int exponent, bool positive = false) {
-            return hold(upload<uint16_t>(count, [&] { return random_float(bf16, exponent, positive); }));
+            return random_floats(count, bf16, exponent, positive);
         };
         svdq_linear_params p = {};
         p.format = c.format, p.activation = c.activation, p.dtype = bf16 ? SVDQ_BF16 : SVDQ_F16;
@@ -201,6 +242,13 @@ public:
         p.bias = floats(n, 0);
         p.wscale2 = hold(upload<float>(n, [] { return 1e-3f; }));
         return p;
+    }
+
+    const void* random_floats(size_t count, bool bf16, int exponent, bool positive) {
+        return hold(upload<uint16_t>(count, [&] { return random_float(bf16, exponent, positive); }));
+    }
+    const float* angles(size_t count) {  // as good as cosines and sines
+        return static_cast<const float*>(hold(upload<float>(count, [] { return random_word() % 1000 * 1e-3f; })));
     }
 
 private:
@@ -257,6 +305,38 @@ std::string run_case(const MlpCase& c, bool bf16) {
     });
 }
 
+std::string run_case(const AttentionCase& c, bool bf16) {
+    constexpr int32_t kBatch = 2;
+    Operands operands;
+    const auto floats = [&](size_t count) { return operands.random_floats(count, bf16, 0, false); };
+    svdq_attention_params p = {};
+    p.dtype = bf16 ? SVDQ_BF16 : SVDQ_F16, p.batch = kBatch;
+    p.heads = c.heads, p.kv_heads = c.kv_heads, p.head_size = c.head_size, p.num_streams = c.second > 0 ? 2 : 1;
+    const int64_t q_width = int64_t{c.heads} * c.head_size, kv_width = int64_t{c.kv_heads} * c.head_size;
+    size_t outputs[2] = {};
+    for (int i = 0; i < p.num_streams; ++i) {
+        svdq_attention_stream& s = p.streams[i];
+        s.q_tokens = i == 0 ? c.q_tokens : c.second, s.kv_tokens = i == 0 ? c.kv_tokens : c.second;
+        s.q_stride = q_width, s.kv_stride = kv_width;
+        outputs[i] = size_t(kBatch) * s.q_tokens * q_width;
+        s.q = floats(outputs[i]);
+        s.k = floats(size_t(kBatch) * s.kv_tokens * kv_width), s.v = floats(size_t(kBatch) * s.kv_tokens * kv_width);
+        if (c.prepared) s.q_norm = floats(c.head_size), s.k_norm = floats(c.head_size);
+    }
+    const size_t turned = size_t(c.q_tokens + c.second) * c.head_size;
+    if (c.prepared) p.cos = operands.angles(turned), p.sin = operands.angles(turned);
+    if (c.bias) p.bias = floats(size_t(kBatch) * c.kv_tokens);
+    p.scale = 1.f / std::sqrt(static_cast<float>(c.head_size)), p.eps = 1e-6f;
+    if (svdq_attention_workspace_bytes(&p, &p.workspace_bytes) != SVDQ_OK) return "workspace refused";
+    const bool portable = std::strncmp(c.name, "portable", 8) == 0;
+    return run_twice(p.workspace_bytes, outputs[0] + outputs[1], bf16,
+                     [&](void* workspace, void* y, cudaStream_t stream) {
+                         p.workspace = workspace, p.streams[0].y = y;
+                         p.streams[1].y = static_cast<uint16_t*>(y) + outputs[0];
+                         return portable ? svdq_attention_portable(&p, stream) : svdq_attention(&p, stream);
+                     });
+}
+
 // Runs those of `cases` that the command line names, all without arguments.
 template <class Cases>
 void run_all(const Cases& cases, int argc, char** argv, int* run, int* failed) {
@@ -280,6 +360,7 @@ int main(int argc, char** argv) {
     int run = 0, failed = 0;
     run_all(kCases, argc, argv, &run, &failed);
     run_all(kMlpCases, argc, argv, &run, &failed);
+    run_all(kAttentionCases, argc, argv, &run, &failed);
     std::printf("%d cases, %d failed\n", run, failed);
     return failed == 0 && run > 0 ? 0 : 1;
 }
