@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from bench_linear import Body, sets_for, time_together
+from bench_options import need_gpu
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=0.2, help="seconds a body runs before (%(default)s)")
     parser.add_argument("--out", type=Path, help="JSON")
     args = parser.parse_args()
+    need_gpu()
     torch.manual_seed(0)
     rows = [bench(shape, args.seconds, args.warm) for shape in ALL if args.only in shape.name]
     print(report(rows))

@@ -6,7 +6,6 @@ different ways, is refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.base.files import read_json_object
+from svdq_trt.base.files import parse_json, read_json_object
 from svdq_trt.lora.names import TEXT_ENCODER, Target
 from svdq_trt.lora.peft_config import PeftConfig
 
@@ -155,8 +154,8 @@ class Alphas:
     def _configs(self, text: str) -> dict[str, PeftConfig]:
         """Component -> its configuration, "" where the fields have no component; without text encoders'."""
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(text)
+        except ValueError as error:
             raise ArtifactError(self.where, f"metadata '{_DIFFUSERS}' is not valid JSON", "JSON") from error
         if not isinstance(value, dict):
             raise ArtifactError(self.where, f"metadata '{_DIFFUSERS}' is a {type(value).__name__}", "a JSON object")

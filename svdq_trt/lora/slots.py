@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from svdq_trt.artifact.tensor_file import save_tensors
 from svdq_trt.base.errors import ArtifactError, ShapeError
+from svdq_trt.base.files import parse_json
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
 from svdq_trt.lora.factors import NodeRows
 from svdq_trt.lora.read import Shapes
@@ -170,10 +171,9 @@ def load_table(path: Path) -> tuple[SlotTable, dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         raise ArtifactError(str(path), str(error), "the file of an engine with --lora-slots", again) from None
     try:
-        found = msgspec.convert(json.loads(header or "null"), _Header)
-    except (ValueError, RecursionError) as error:  # msgspec's and json's own errors are ValueErrors
-        got = "brackets too deep" if isinstance(error, RecursionError) else str(error)
-        raise ArtifactError(str(path), f"no usable header ({got:.200})", "svdq-trt's own file", again) from None
+        found = msgspec.convert(parse_json(header or "null"), _Header)
+    except ValueError as error:  # msgspec's are ValueErrors, too
+        raise ArtifactError(str(path), f"no usable header ({error!s:.200})", "svdq-trt's own file", again) from None
     if found.version != VERSION:
         raise ArtifactError(str(path), f"version {found.version}", str(VERSION), again)
     table = SlotTable(found.model, found.dtype, found.rank, found.slots, found.shapes)

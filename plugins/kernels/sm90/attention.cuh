@@ -83,9 +83,10 @@ struct RowState {
     float max[2], sum[2];
 };
 
-// s -> exp2(scale_log2 (s - max)), in place. kFirst: there was no block before. Returns whether o must be scaled, the
-// same in all lanes of a warp, by `alpha`.
-template <bool kFirst, int kCount>
+// s -> exp2(scale_log2 (s - max)), in place. kFirst: there was no block before. kFar: s may be so far below 0
+// that a product's rounding is more than 1: then the difference, which is exact where it counts, comes first. Returns
+// whether o must be scaled, the same in all lanes of a warp, by `alpha`.
+template <bool kFirst, bool kFar, int kCount>
 __device__ __forceinline__ bool soften(float (&s)[kCount], RowState& rows, float scale_log2, float (&alpha)[2]) {
     constexpr float kSlack = 2.f;
     float top[2] = {fmaxf(s[0], s[1]), fmaxf(s[2], s[3])};
@@ -111,13 +112,17 @@ __device__ __forceinline__ bool soften(float (&s)[kCount], RowState& rows, float
             if (grows[r]) rows.max[r] = top[r];
         }
     }
-    float offset[2];
+    float max[2], offset[2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) offset[r] = rows.max[r] == -INFINITY ? 0.f : -rows.max[r] * scale_log2;
+    for (int r = 0; r < 2; ++r) {
+        max[r] = rows.max[r] == -INFINITY ? 0.f : rows.max[r];
+        offset[r] = rows.max[r] == -INFINITY ? 0.f : -rows.max[r] * scale_log2;
+    }
     float sum[4] = {};
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-        s[i] = ptx::exp2_approx(fmaf(s[i], scale_log2, offset[i / 2 % 2]));
+        const int r = i / 2 % 2;
+        s[i] = ptx::exp2_approx(kFar ? (s[i] - max[r]) * scale_log2 : fmaf(s[i], scale_log2, offset[r]));
         sum[i % 4] += s[i];
     }
 #pragma unroll
@@ -305,7 +310,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_kernel(const __gr
                 for (int i = 0; i < kKeys / 2; ++i)
                     if (i / 4 * 8 + 2 * t + i % 2 >= left) s[i] = -INFINITY;
             }
-            soften<true>(s, rows, p.scale_log2, alpha);
+            soften<true, kBias>(s, rows, p.scale_log2, alpha);
             take_weights();
 
             for (int block = blocks - 2; block >= 0; --block) {
@@ -320,7 +325,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_kernel(const __gr
                 ptx::wgmma_wait<1>();
                 end_s();
                 add_bias(at, block);
-                scale_o = soften<false>(s, rows, p.scale_log2, alpha);
+                scale_o = soften<false, kBias>(s, rows, p.scale_log2, alpha);
                 ptx::wgmma_wait<0>();
                 end_o();
                 take_weights();

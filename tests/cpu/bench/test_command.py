@@ -105,7 +105,7 @@ def test_without_a_gpu_it_is_one_sentence(engines, capsys):
         (["{own}", "{rank}", "--choose", "{here}/x"], 1, "rank: another rank than "),
         (["{here}"], 1, "manifest.json: cannot be read"),
         (["{bare}"], 1, "bare: no plan yet (the build was incomplete), want model.plan"),
-        (["{own}", "--inputs", "{here}/none"], 1, "none: cannot be read"),
+        (["{own}", "--inputs", "{here}/none"], 1, "none: not a readable safetensors file"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_opened(engines, opened, tmp_path, capsys, words, code, text):
