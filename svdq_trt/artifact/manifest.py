@@ -175,7 +175,9 @@ class LoraEntry(Entry, frozen=True):
     dense_layers: Annotated[tuple[str, ...], _says("16-bit layers it was added to")]
     text_encoder_tensors: Annotated[int, _says("tensors that are the pipeline's to apply")]
     left_out: Annotated[tuple[LeftOut, ...], _says("layers it names that this model lacks or that cannot take it")]
-    cut: Annotated[tuple[CutEntry, ...], _says("nodes whose rank would have grown too large")] = ()
+    cut: Annotated[
+        tuple[CutEntry, ...], _says("nodes that got best factors: of a full matrix, or of too large a rank")
+    ] = ()
 
 
 class SlotsEntry(Entry, frozen=True):

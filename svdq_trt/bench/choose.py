@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from svdq_trt.artifact.manifest import Manifest
+from svdq_trt.artifact.origin import OriginEntry
 from svdq_trt.base.errors import ArtifactError
 
 #: what two engines must share, so that speed is all there is to choose by
@@ -28,8 +29,19 @@ def check_alike(engines: Mapping[Path, Manifest]) -> None:
     for folder, data in others:
         for part in _SAME:
             if getattr(data, part) != getattr(one, part):
-                want = "engines that differ in their attention alone, as --choose goes by speed"
-                raise ArtifactError(str(folder), f"another {part} than {first}", want, "Leave out --choose.")
+                raise _unlike(folder, part, first)
+        if data.origin is not None and one.origin is not None and _sources(data.origin) != _sources(one.origin):
+            raise _unlike(folder, "checkpoint", first)
+
+
+def _sources(origin: OriginEntry) -> tuple[str, str]:
+    """Digests of what an engine's weights are: two imported models of one shape have no other difference."""
+    return origin.quantized, origin.weights.digest if origin.weights is not None else ""
+
+
+def _unlike(folder: Path, part: str, first: Path) -> ArtifactError:
+    want = "engines that differ in their attention alone, as --choose goes by speed"
+    return ArtifactError(str(folder), f"another {part} than {first}", want, "Leave out --choose.")
 
 
 def check_place(dest: Path, engines: Sequence[Path]) -> None:

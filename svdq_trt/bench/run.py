@@ -20,8 +20,10 @@ from svdq_trt.bench.engine import EngineContender
 from svdq_trt.bench.rounds import Contender, Measured, measure
 from svdq_trt.engine.backend import local_arch
 from svdq_trt.evaluate.diff import Subject, read_inputs, synthetic_inputs
+from svdq_trt.evaluate.runner import as_taken
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.runtime.session import Session
+from svdq_trt.runtime.shapes import check_inputs
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
     """
     engines = _read(options)
     model = next(iter(engines.values())).model
+    feed, source = _inputs(options, engines)
     if local_arch(options.device) is None:
         fix = "Run svdq-trt bench on the machine that the engines are for."
         raise UnsupportedError(f"CUDA device {options.device}", "not found", "an NVIDIA GPU and its driver", fix)
-    feed, source = _inputs(options, engines)
     spec, clock = get_model(model), CudaClock(options.device)
 
     def opener(folder: Path) -> Callable[[bool], Session]:
@@ -136,7 +138,11 @@ def _read(options: Options) -> dict[Path, Manifest]:
 def _inputs(options: Options, engines: Mapping[Path, Manifest]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The inputs in f32, and where they come from."""
     if options.inputs is not None:
-        return read_inputs(options.inputs), {"file": str(options.inputs)}
+        feed = read_inputs(options.inputs)
+        for data in engines.values():  # one call is timed: the file's samples are one batch
+            profiles = [tensor.profile for tensor in data.inputs]
+            check_inputs(profiles, as_taken(profiles, feed))
+        return feed, {"file": str(options.inputs)}
     subjects = [Subject(folder, data, "TensorRT") for folder, data in engines.items()]
     feed, chosen = synthetic_inputs(subjects, None, options.sizes or {}, options.seed, "opt")
     return feed, {"seed": options.seed, **chosen}

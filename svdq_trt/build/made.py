@@ -21,6 +21,7 @@ class Made:
     Attributes:
         artifact: the quantized model without LoRAs, by its key.
         graph: model.onnx, by its key. checked_on: what `compared` ran on.
+        collected: digest of the calibration that `quantized` was made from; empty where another build has replaced it.
     """
 
     artifact: File
@@ -32,3 +33,4 @@ class Made:
     exported: Exported = field(init=False)
     checked_on: Ran | None = None
     compared: Compared | None = None
+    collected: str = ""

@@ -24,9 +24,8 @@ from svdq_trt.artifact.origin import InputsEntry, OriginEntry, WeightsEntry
 from svdq_trt.base.errors import IncompleteError
 from svdq_trt.build.code import code_digest
 from svdq_trt.build.execute import Costs
-from svdq_trt.build.freshness import digest_of
 from svdq_trt.build.made import Made
-from svdq_trt.build.stages import calibrate, compare, export, quantize, run_onnx
+from svdq_trt.build.stages import compare, export, quantize, run_onnx
 from svdq_trt.build.stages.plan import Planned, plugin_entry, with_plan
 from svdq_trt.build.work import Engine, Work
 from svdq_trt.engine.plugin_lib import PluginLibrary
@@ -75,7 +74,7 @@ def manifest_of(
         peak_rss_bytes=costs.peak_rss,
         versions=_versions(),
         config=work.config.to_json(),
-        origin=_origin(work),
+        origin=_origin(work, made.collected),
     )
     return data if planned is None else with_plan(data, planned, library)
 
@@ -84,7 +83,7 @@ def _file(path: Path, digests: Mapping[Path, str]) -> FileEntry:
     return FileEntry(path.name, path.stat().st_size, digests[path])
 
 
-def _origin(work: Work) -> OriginEntry:
+def _origin(work: Work, collected: str) -> OriginEntry:
     config, spec = work.config, work.spec
     seed = None if config.random_weights is None else f"random weights, seed {config.random_weights}"
     source, identity = seed or config.checkpoint or spec.hub_id, work.identity
@@ -95,13 +94,12 @@ def _origin(work: Work) -> OriginEntry:
         code=code_digest("svdq_trt.build.run"),
         weights=weights,
         quantized="" if work.quantized is None else work.quantized.id,
-        calibration=None if work.quantized is not None else _calibration(work),
+        calibration=None if work.quantized is not None else _calibration(work, collected),
         sensitivity="" if work.sensitivity is None else work.sensitivity.id,
     )
 
 
-def _calibration(work: Work) -> InputsEntry:
-    collected = digest_of(work.shared / calibrate.FILE) or ""
+def _calibration(work: Work, collected: str) -> InputsEntry:
     if work.config.sampling is not None:
         return InputsEntry(str(work.config.sampling.pipeline), work.sampling, collected)
     if work.calibration is None:

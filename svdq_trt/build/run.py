@@ -18,6 +18,7 @@ from svdq_trt.artifact import manifest
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base import errors
 from svdq_trt.base.files import own_folder
+from svdq_trt.build import freshness
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.folder import copy_plugin, only_writer, place
@@ -193,7 +194,9 @@ class Build:
         if c.force:
             shutil.rmtree(stage.out.with_name(f"{stage.out.name}.partial"), ignore_errors=True)  # left by a stopped run
         result = self.execution.run(stage, costs)
-        return Made(File(stage.key, path=stage.out), result, costs, allocated)
+        record = freshness.lookup(calibrate.folder, calibrate.name, calibrate.key)
+        collected = "" if record is None else record.digests[calibrate.out.name]
+        return Made(File(stage.key, path=stage.out), result, costs, allocated, collected=collected)
 
     def _graph(self, engine: Engine, inputs: File | None) -> Made:
         """Make model.onnx of one format and attention in `engine.shared`, and everything that it needs."""

@@ -37,7 +37,7 @@ Leave the GPU to this command alone. Without a GPU it ends with exit code 1.
 examples:
   svdq-trt bench engines/sdxl-sm_89                                  alone, at the sizes that it is tuned for
   svdq-trt bench engines/sdxl-sm_89 --torch --torch fp8 --out s.json   beside diffusers' module, compiled
-  svdq-trt bench engines/sdxl-own engines/sdxl-sm_89 --choose engines/sdxl    keeps the faster attention
+  svdq-trt bench engines/sdxl-tensorrt engines/sdxl-sm_89 --choose engines/sdxl    keeps the faster attention
 """
 
 

@@ -171,7 +171,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="compare with the FP16 model in ONNX Runtime, at the smallest profile shape",
+        help="compare with the 16-bit model in ONNX Runtime: on calibration's own inputs where there are any, else on "
+        "synthetic ones of the smallest shape",
     )
     c.add_argument("--min-sqnr", type=float, metavar="DB", help="fail (exit code 3) below this output SQNR")
     add_output(p)

@@ -40,4 +40,6 @@ def divided(feed: Arrays, profiles: Sequence[TensorProfile]) -> list[Arrays]:
 
 def joined(outputs: Sequence[Arrays]) -> dict[str, np.ndarray]:
     """The outputs of `divided` inputs, sample after sample."""
+    if len(outputs) == 1:  # which may have no sample axis
+        return dict(outputs[0])
     return {name: np.concatenate([one[name] for one in outputs]) for name in outputs[0]}

@@ -69,8 +69,8 @@ alone {{ "%.1f"|format(layer.split.weights) }} dB.</p><p><img alt="{{ layer.node
 <td class="n">{{ n.n }}</td><td class="n">{{ n.k }}</td><td class="n">{{ n.rank }}</td>
 <td class="n">{{ "%.2f"|format(n.alpha) }}</td><td class="n">{{ "%.2f"|format(n.beta) }}</td>
 <td class="n">{{ "%.1f"|format(n.sqnr_db) if n.sqnr_db == n.sqnr_db else "not known" }}</td>
-{% if splits %}<td class="n">{{ decibels(splits[n.name].activations) }}</td>
-<td class="n">{{ decibels(splits[n.name].weights) }}</td>{% endif %}</tr>
+{% if splits and n.name in splits %}<td class="n">{{ decibels(splits[n.name].activations) }}</td>
+<td class="n">{{ decibels(splits[n.name].weights) }}</td>{% elif splits %}<td></td><td></td>{% endif %}</tr>
 {% endfor %}</table></details>
 <h2>Kept in 16 bit</h2>
 <table><tr><th>layers</th><th>why</th></tr>

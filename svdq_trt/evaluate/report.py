@@ -49,7 +49,7 @@ def write_report(engine: Path, layers: int, progress: Progress) -> Path:
     loaded = svdq_file.load(engine / artifact)
     quantized = without_loras(loaded)  # a LoRA is not an error of the quantizer
     chosen = representative(quantized.nodes, layers)
-    reports, splits = _closer(engine, data, quantized, chosen, progress) if chosen else ([], {})
+    reports, splits = _closer(engine, data, loaded, quantized, chosen, progress) if chosen else ([], {})
     kept = len(data.allocation.kept) if data.allocation else 0
     progress(0, 1, "drawing")
     pictures = {
@@ -61,7 +61,7 @@ def write_report(engine: Path, layers: int, progress: Progress) -> Path:
     if kept or len({node.rank for node in loaded.nodes}) > 1:
         pictures["ranks"] = figures.ranks(loaded.nodes, kept)
     if reports:
-        pictures |= {"split": figures.split(loaded.nodes, splits), "rank_sweep": figures.rank_sweep(reports)}
+        pictures |= {"split": figures.split(quantized.nodes, splits), "rank_sweep": figures.rank_sweep(reports)}
     closer = [(report, figures.one_layer(report)) for report in reports]
     folder = own_folder(engine, PICTURES)
     named = pictures | {re.sub(r"[^\w.-]", "_", r.node.name): png for r, png in closer}
@@ -83,11 +83,12 @@ def write_report(engine: Path, layers: int, progress: Progress) -> Path:
 def _closer(
     engine: Path,
     data: Manifest,
+    whole: svdq_file.Artifact,
     loaded: svdq_file.Artifact,
     chosen: list[svdq_file.Node],
     progress: Progress,
 ) -> tuple[list[NodeReport], dict[str, dict[str, float]]]:
-    """Figures and pictures of the chosen nodes, and the error split of every node."""
+    """Figures and pictures of the chosen nodes, and every node's error split; `loaded` is `whole` without LoRAs."""
     spec, options = get_model(data.model), data.options
     if options.quantized:
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
@@ -101,7 +102,7 @@ def _closer(
         )
     progress(0, 1, "opening the original weights")
     _check_sources(engine, data, calib)
-    restore_model(loaded, spec)  # its nodes are the model's
+    restore_model(whole, spec)  # its nodes are the model's
     groups = {g.node: g for g in spec.groups(spec.build(), options.skip)}
     if odd := next((node.name for node in loaded.nodes if node.name not in groups), ""):
         raise ArtifactError(
@@ -129,7 +130,10 @@ def _check_sources(engine: Path, data: Manifest, calib: Path) -> None:
         ArtifactError: another build has written the calibration since, or the checkpoint has changed.
     """
     inputs, weights = (data.origin.calibration, data.origin.weights) if data.origin else (None, None)
-    if inputs is not None and inputs.collected:
+    if inputs is not None:
+        if not inputs.collected:
+            want = "the calibration that this engine was made from"
+            raise ArtifactError(str(calib), "another build's", want, "Build it again with --force, or use --layers 0.")
         Held(calib.name, None, inputs.collected).check(
             calib.parent, "Run this engine's build again, or use --layers 0."
         )

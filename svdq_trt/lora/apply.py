@@ -122,7 +122,7 @@ def apply_loras(
     tensors: dict[str, Tensor] = dict(loaded.tensors)
 
     def weight_of(name: str) -> Tensor:
-        if name in loaded.tensors:
+        if name in loaded.tensors and name.rpartition(".")[0] not in rows:  # a node's bias is not the model's
             return loaded.tensors[name]
         assert weights is not None
         return weights.read(name)
@@ -151,7 +151,8 @@ def apply_loras(
     summary = [describe(lora, members, cut) for lora in loras]
     progress(len(nodes), len(nodes), f"writing {out.name}")
     meta = {key: value for key, value in loaded.meta.items() if key not in ("version", "nodes")}
-    meta |= {"loras": [to_json(lora) for lora in summary], _OWN_RANKS: ranks, _CHANGED: changed}
+    meta |= {"loras": [to_json(lora) for lora in summary], _OWN_RANKS: ranks}
+    meta[_CHANGED] = sorted({*loaded.meta.get(_CHANGED, ()), *changed})
     svdq_file.save(out, tensors, meta, nodes)
     return summary
 

@@ -15,14 +15,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from svdq_trt.artifact.tensor_file import TensorFile, check_finite
+from svdq_trt.artifact.tensor_file import FLOATS, TensorFile, check_finite
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.contract.formats import R_MAX
 from svdq_trt.lora.delta import Delta, WeightOf
 from svdq_trt.lora.names import Target
 
-#: number types of factors on disk
-FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 #: number types of an alpha
 NUMBERS = FLOATS | {"I64", "I32", "I16", "I8", "U8"}
 Sizes = Mapping[str, tuple[int, ...]]

@@ -168,9 +168,6 @@ def _onnx_session(engine: Path) -> Contents:
     data = manifests.read(engine)
     manifests.verify(engine, parts=("onnx", *_slots(data)))
     files = _engine_files(engine, data, "onnx", *_slots(data))
-    if _has_bfloat16(data):  # OnnxSession would write it, but a repository may be read-only
-        twin = _float32_twin(engine, data)
-        files[twin.name] = twin
     return Contents("model.py", files, {"model.py": MODEL_PY}, {RUNTIME: "onnxruntime"})
 
 

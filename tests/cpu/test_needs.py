@@ -9,7 +9,7 @@ from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.base.needs import TESTED, need, need_parameters
-from svdq_trt.checkpoint.ldm_keys import LDM_PREFIX, diffusers_names
+from svdq_trt.checkpoint.names import find_tensors
 from svdq_trt.models import TWINS, get_model
 from svdq_trt.models.attention import JointAttention, check_attention
 
@@ -38,15 +38,17 @@ def test_a_missing_parameter_is_named():
 
 
 def test_a_model_class_or_converter_that_moved_is_named(monkeypatch):
-    import diffusers.loaders.single_file_utils as single
+    import diffusers.loaders.single_file_model as single
     import diffusers.models.transformers.transformer_flux as flux
 
     monkeypatch.delattr(flux, "FluxTransformer2DModel")
     with pytest.raises(UnsupportedError, match=r"no diffusers\.models\.transformers\.transformer_flux\.FluxTransf"):
         get_model("flux1-tiny").build()
-    monkeypatch.delattr(single, "convert_ldm_unet_checkpoint")
-    with pytest.raises(UnsupportedError, match=r"no diffusers\.loaders\.single_file_utils\.convert_ldm"):
-        diffusers_names(get_model("sdxl-tiny"), [f"{LDM_PREFIX}out.0.weight"], "file")
+    monkeypatch.delattr(single, "SINGLE_FILE_LOADABLE_CLASSES")
+    with pytest.raises(
+        UnsupportedError, match=r"no diffusers\.loaders\.single_file_model\.SINGLE_FILE_LOADABLE_CLASSES"
+    ):
+        find_tensors(get_model("sdxl-tiny"), (), {"input_blocks.0.0.weight": (8, 4, 3, 3)}, "file")
 
 
 class SomeNewAttnProcessor:

@@ -56,12 +56,13 @@ def test_maximum_that_grows_late_and_outliers(svdq: Library, d: int, entry: str)
 
 @ENTRIES
 @pytest.mark.parametrize("dtype", KERNEL_DB)
-@pytest.mark.parametrize("least", (-np.inf, -10000.0, None), ids=("inf", "1e4", "lowest"))
+@pytest.mark.parametrize("least", (-np.inf, -10000.0, -1e30, None), ids=("inf", "1e4", "1e30", "lowest"))
 def test_masked_keys_do_not_count_wherever_they_stand(
     svdq: Library, dtype: str, least: float | None, entry: str
 ) -> None:
     """Whole blocks of them, at either end, and logits far below 0 elsewhere; then all of a batch's."""
-    low = float(torch.finfo(torch.float16 if dtype == "f16" else torch.bfloat16).min) if least is None else least
+    lowest = float(torch.finfo(torch.float16 if dtype == "f16" else torch.bfloat16).min)
+    low = lowest if least is None else max(least, lowest) if np.isfinite(least) else least
     one = Attention(ATTENTION_OPS["SVDQAttentionCrossMasked"], dtype, tokens=200, text=600, heads=2, kv_heads=2, d=64)
     one.tensors["q"][...] = np.abs(one.tensors["q"])
     one.tensors["kv"][..., :128] = -4 * np.abs(one.tensors["kv"][..., :128])

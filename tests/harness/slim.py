@@ -32,6 +32,7 @@ def interpreter(folder: Path) -> Path:
     venv.create(folder)
     (packages,) = folder.glob("lib/python3*/site-packages")
     (packages / "svdq_slim.py").write_text(_BLOCK)
+    (packages / "svdq_export").symlink_to(ROOT / "export")  # as pyproject.toml maps it
     places = [str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]
     (packages / "svdq_slim.pth").write_text("\n".join(["import svdq_slim", *places]))
     return folder / "bin" / "python3"

@@ -134,8 +134,9 @@ template <int kMt>
 struct RowStates {
     float max[kMt][2], sum[kMt][2];
 
-    // s -> exp2(scale_log2 (s - max)), in place, and o and the sums along with a new maximum.
-    template <int kNt, int kOt>
+    // s -> exp2(scale_log2 (s - max)), in place, and o and the sums along with a new maximum. kFar: s may be so far below
+    // 0 that a product's rounding is more than 1: then the difference, which is exact where it counts, comes first.
+    template <bool kFar, int kNt, int kOt>
     __device__ __forceinline__ void soften(float (&s)[kMt][kNt][4], float (&o)[kMt][kOt][4], float scale_log2) {
         constexpr float kSlack = 2.f;
         float top[kMt][2];
@@ -170,6 +171,7 @@ struct RowStates {
         for (int mt = 0; mt < kMt; ++mt) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
+                const float from = max[mt][r] == -INFINITY ? 0.f : max[mt][r];
                 const float offset = max[mt][r] == -INFINITY ? 0.f : -max[mt][r] * scale_log2;
                 float part[2] = {};
 #pragma unroll
@@ -177,7 +179,7 @@ struct RowStates {
 #pragma unroll
                     for (int i = 0; i < 2; ++i) {
                         float& v = s[mt][nt][2 * r + i];
-                        v = ptx::exp2_approx(fmaf(v, scale_log2, offset));
+                        v = ptx::exp2_approx(kFar ? (v - from) * scale_log2 : fmaf(v, scale_log2, offset));
                         part[i] += v;
                     }
                 }
@@ -302,7 +304,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) attention_kernel(const __gr
                     for (int mt = 0; mt < kMt; ++mt) s[mt][i / 4][i % 4] = -INFINITY;
                 }
         }
-        rows.soften(s, o, p.scale_log2);
+        rows.template soften<kBias>(s, o, p.scale_log2);
 
         const uint32_t v_at = next_slot(2 * block + 1, true);
         uint32_t b_tail[4];

@@ -94,3 +94,14 @@ def test_attention_and_tensorrt_may_differ(engines):
     one, two = engines
     other = complete(attention="plugin", plugin_layers=["a"], backend={"name": "tensorrt", "version": "2"})
     check_alike({one: complete(), two: other})
+
+
+def test_two_checkpoints_are_not_chosen_between(engines):
+    """Imported models of one shape differ in nothing but the digest of what they were imported from."""
+    origin = {"date": "", "platform": "", "code": "", "calibration": None, "weights": None}
+    one, same, other = (complete(origin=origin | {"quantized": digest}) for digest in ("a", "a", "b"))
+    check_alike({engines[0]: one, engines[1]: same})
+    with pytest.raises(
+        ArtifactError, match=r"two: another checkpoint than .*one, want engines that differ in their att"
+    ):
+        check_alike({engines[0]: one, engines[1]: other})

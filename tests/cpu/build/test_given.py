@@ -67,7 +67,7 @@ WRONG = [
     (("--skip", "<2X"), "--skip: '<2X', want a number of weights"),
     (("--calibration", "{files}/nan.safetensors"), "nan.safetensors: 'timestep': NaN or Inf"),
     (("--calibration", "{files}/other.safetensors"), "other.safetensors: no tensor 'encoder_hidden_states'"),
-    (("--calibration", "{files}/odd.safetensors"), "sdxl-tiny"),
+    (("--calibration", "{files}/odd.safetensors"), "'sample': shape [1, 4, 8, 9], want a multiple of 4 for width"),
     (("--checkpoint", "{files}/weights.safetensors"), "'conv_in.bias': shape [3], want [64]"),
     ((*AUTO, "{files}/pixart.json"), "a scan of pixart-tiny, want one of sdxl-tiny"),
     ((*AUTO, "{files}/short.json"), f"no figures of {NODES[0]} (1 nodes missing)"),

@@ -40,7 +40,8 @@ def engine(tmp_path_factory):
     module = load(SPEC, random_seed=0)
     groups = SPEC.groups(module, SKIP)
     calibration = calibrate.collect(module, SPEC, groups, samples=1, height=64, width=64)
-    calibration.save(folder.parent / "pixart-tiny-shared" / "calib.safetensors")
+    collected = folder.parent / "pixart-tiny-shared" / "calib.safetensors"
+    calibration.save(collected)
     artifact, quiet = folder / "svdq.safetensors", lambda *_: None
     quantize_model(module, SPEC, groups, calibration, INT4, 16, PRESETS["fast"], artifact, "key", quiet, skip=SKIP)
     for name in ("model.plan", "libplugin.so", "accuracy.png"):
@@ -93,7 +94,7 @@ def engine(tmp_path_factory):
             "code": "0",
             "weights": {"source": "s", "digest": digest, "files": [file_entry(onnx)]},
             "quantized": "",
-            "calibration": {"source": "synthetic", "digest": ""},
+            "calibration": {"source": "synthetic", "digest": "", "collected": file_entry(collected)["sha256"]},
             "sensitivity": "",
         },
     )

@@ -5,6 +5,8 @@ What they are in themselves is compared with the libraries that made them in tes
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -220,3 +222,18 @@ def test_values_are_checked_before_any_work(tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     assert check_loras([LoraRequest(tmp_path / "x.safetensors")], FLUX, False)
     assert not check_loras([LoraRequest(tmp_path / "x.safetensors", 0.0)], FLUX, False)
+
+
+def test_a_whole_bias_replaces_the_models_and_not_the_nodes(flux_base, weights, tmp_path):
+    """PEFT's modules_to_save on a node whose bias undoes a shift of the codes: it changes by the difference alone."""
+    before = svdq_file.load(flux_base)
+    (node,) = (n for n in before.nodes if n.name == DOWN)
+    assert node.act_shift
+    change = random(node.n)
+    parts = {"weight": weights.read(f"{DOWN}.weight"), "bias": weights.read(f"{DOWN}.bias").float() + change}
+    save_file({f"base_model.model.{DOWN}.{part}": t for part, t in parts.items()}, tmp_path / "a.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "modules_to_save": ["net.2"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    after, _ = apply(flux_base, tmp_path / "a.safetensors", tmp_path / "out", weights)
+    got = after.tensors[f"{DOWN}.bias"].float() - before.tensors[f"{DOWN}.bias"].float()
+    assert (got - change).abs().max() < 0.02 * change.abs().max()

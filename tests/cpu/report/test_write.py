@@ -133,6 +133,9 @@ def test_calibration_and_weights_are_those_of_the_engine(engine, tmp_path):
     change_manifest(copy, origin=origin | {"weights": weights | {"digest": "sha256:0"}})
     with pytest.raises(ArtifactError, match=r"weights that have changed since the engine was built .*seed 0"):
         report_module.write_report(copy, 1, lambda *_: None)
+    change_manifest(copy, origin=origin | {"calibration": inputs | {"collected": ""}})
+    with pytest.raises(ArtifactError, match=r"calib\.safetensors: another build's, want the calibration.*--force"):
+        report_module.write_report(copy, 1, lambda *_: None)
     change_manifest(copy, origin=origin)
     calibration = calibrate.Calibration.load(shared / "calib.safetensors")
     calibrate.Calibration({n: 2 * a for n, a in calibration.amax.items()}, calibration.x, calibration.meta).save(
