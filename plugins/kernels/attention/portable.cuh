@@ -32,6 +32,7 @@
 // Numerics: s, softmax and o in fp32; p rounded to 16 bit; one rounding of y. The order of every sum is fixed.
 #pragma once
 
+#include "../common/quad.cuh"
 #include "../common/types.cuh"
 #include "../ptx/barrier.cuh"
 #include "../ptx/copy.cuh"
@@ -118,15 +119,6 @@ struct RowCopies {
         left -= kRows;
     }
 };
-
-__device__ __forceinline__ float max_of_quad(float v) {
-    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-__device__ __forceinline__ float sum_of_quad(float v) {
-    v += __shfl_xor_sync(0xffffffffu, v, 1);
-    return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
 
 // Maximum and sum of a thread's rows, over the keys so far. The sum is this thread's part. Rows g and g + 8 of an m16
 // tile are its rows 0 and 1.
@@ -345,8 +337,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) attention_kernel(const __gr
 #pragma unroll
         for (int ot = 0; ot < kOt; ++ot) {
             const float* const two = o[i / 2][ot] + i % 2 * 2;
-            ptx::store_shared_4(Tile::further(at, ot),
-                                Act16<T>::saturate_pair(Act16<T>::to_pair(two[0] * by, two[1] * by)));
+            ptx::store_shared_4(Tile::further(at, ot), pack<T>(two[0] * by, two[1] * by));
         }
     }
     __syncwarp();

@@ -135,9 +135,7 @@ __global__ void __launch_bounds__(kThreads, kCtas) prepare_kernel(const __grid_c
                     turn(x[4], x[5], cos[1].x, sin[1].x);
                     turn(x[6], x[7], cos[1].z, sin[1].z);
                 }
-                const auto pair = [&](int j) {
-                    return Act16<T>::saturate_pair(Act16<T>::to_pair(x[2 * j], x[2 * j + 1]));
-                };
+                const auto pair = [&](int j) { return pack<T>(x[2 * j], x[2 * j + 1]); };
                 value = {pair(0), pair(1), pair(2), pair(3)};
             }
             if (inside && unit < units) {

@@ -65,6 +65,12 @@ __device__ __forceinline__ float high_to_float(uint32_t pair) {
     return Act16<T>::to_float(pair >> 16);
 }
 
+// Rounds to the output's pair, which saturates.
+template <class T>
+__device__ __forceinline__ uint32_t pack(float lo, float hi) {
+    return Act16<T>::saturate_pair(Act16<T>::to_pair(lo, hi));
+}
+
 // Both products, each rounded once.
 template <class T>
 __device__ __forceinline__ uint32_t multiply_pairs(uint32_t a, uint32_t b) {

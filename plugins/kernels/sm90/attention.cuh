@@ -19,6 +19,7 @@
 #pragma once
 
 #include "../common/numerics.cuh"
+#include "../common/quad.cuh"
 #include "../common/types.cuh"
 #include "../ptx/barrier.cuh"
 #include "../ptx/ld_st.cuh"
@@ -67,15 +68,6 @@ __device__ __forceinline__ void multiply_t(float (&d)[kN / 2], const uint32_t* a
     } else {
         ptx::WgmmaT<kN>::bf16(d, a, b);
     }
-}
-
-__device__ __forceinline__ float max_of_quad(float v) {
-    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-__device__ __forceinline__ float sum_of_quad(float v) {
-    v += __shfl_xor_sync(0xffffffffu, v, 1);
-    return v + __shfl_xor_sync(0xffffffffu, v, 2);
 }
 
 // Maximum and sum of the two rows of a thread, over the keys so far. The sum is this thread's part.
@@ -342,7 +334,6 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_kernel(const __gr
             if (kEnd) scale_rows(o_end, by);
 
             // y: through this warp's rows of q, which nobody reads any more, to stores of whole lines.
-            const auto pack = [](float lo, float hi) { return Act16<T>::saturate_pair(Act16<T>::to_pair(lo, hi)); };
             constexpr int kChunks = kD / 8;  // of 16 bytes in a row
             const int row0 = warp % 4 * 16;
             uint32_t lane_here = static_cast<uint32_t>(lane);  // or addresses would be kept, spilled, over all tiles
@@ -356,12 +347,13 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_kernel(const __gr
             ptx::named_barrier_sync(AttentionBarrier::kRows, 128, wg);
 #pragma unroll
             for (int i = 0; i < 4 * kPanels; ++i)
-                ptx::stmatrix_x4(chunk_at(at_lane % 16, 2 * i + at_lane / 16), pack(o[8 * i], o[8 * i + 1]),
-                                 pack(o[8 * i + 2], o[8 * i + 3]), pack(o[8 * i + 4], o[8 * i + 5]),
-                                 pack(o[8 * i + 6], o[8 * i + 7]));
+                ptx::stmatrix_x4(chunk_at(at_lane % 16, 2 * i + at_lane / 16), pack<T>(o[8 * i], o[8 * i + 1]),
+                                 pack<T>(o[8 * i + 2], o[8 * i + 3]), pack<T>(o[8 * i + 4], o[8 * i + 5]),
+                                 pack<T>(o[8 * i + 6], o[8 * i + 7]));
             if (kEnd) {
-                ptx::store_shared_4(chunk_at(at_lane / 4, 8 * kPanels) + at_lane % 4 * 4, pack(o_end[0], o_end[1]));
-                ptx::store_shared_4(chunk_at(at_lane / 4 + 8, 8 * kPanels) + at_lane % 4 * 4, pack(o_end[2], o_end[3]));
+                ptx::store_shared_4(chunk_at(at_lane / 4, 8 * kPanels) + at_lane % 4 * 4, pack<T>(o_end[0], o_end[1]));
+                ptx::store_shared_4(chunk_at(at_lane / 4 + 8, 8 * kPanels) + at_lane % 4 * 4,
+                                    pack<T>(o_end[2], o_end[3]));
             }
             __syncwarp();
 #pragma unroll

@@ -115,12 +115,6 @@ __device__ __forceinline__ void to_float(float (&v)[kCount], const int32_t (&acc
     }
 }
 
-// Rounds to the output's pair, which saturates.
-template <class T>
-__device__ __forceinline__ uint32_t pack(float lo, float hi) {
-    return Act16<T>::saturate_pair(Act16<T>::to_pair(lo, hi));
-}
-
 struct TilePlace {
     int row, token;  // first weight row (geglu: first output feature) of this CTA, first token
 };
