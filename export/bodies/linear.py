@@ -7,10 +7,8 @@ import onnx_ir as ir
 from svdq_export.bodies.acts import quantize_act
 from svdq_export.bodies.build import Body
 from svdq_export.bodies.weights import dequantize_weight
-from svdq_trt.contract.formats import Activation, Format
+from svdq_trt.contract.formats import F16_MAX, Activation, Format
 from svdq_trt.contract.ops import CONSTANTS, LinearSpec, OpSpec
-
-F16_MAX = 65504.0
 
 
 def linears(b: Body, op: OpSpec, inputs: dict[str, ir.Value]) -> list[ir.Value]:

@@ -80,6 +80,7 @@ W4A16 = Format("w4a16", "W4A16", 3, 64, None, Dtype.ACT, 1, False, "s4 weights i
 FORMATS: dict[str, Format] = {f.name: f for f in (INT4, W4A8, NVFP4, W4A16)}
 
 W4A8_Z_MAX = 18  # 7 * 18 = 126 <= 127: z * q stays in int8
+F16_MAX = 65504.0  # largest f16
 FP8_MAX = 448.0  # largest e4m3
 FP4_MAX = 6.0  # largest e2m1
 FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # e2m1 magnitudes by code; bit 3 is the sign

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt.contract.formats import (
+    F16_MAX,
     FP4_MAX,
     FP4_VALUES,
     FP8_MAX,
@@ -26,7 +27,6 @@ from svdq_trt.contract.formats import (
 
 CPU = torch.device("cpu")
 E4M3 = torch.float8_e4m3fn
-F16_MAX = 65504.0
 
 
 class PackedWeight(NamedTuple):

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 _Step = Callable[[str, frozenset[int]], frozenset[int]]
 
 _CHARS = 256  # in a pattern: a layer's name has at most 100
-_TIMES = 99  # in {m,n}
 _NESTED = 2  # repeats inside repeats: each level costs up to len(name) rounds of the level below
 _QUANTIFIER = re.compile(r"(?:[*+?]|\{(\d{1,2})(,(\d{1,2})?)?\})\??(?![*+?{])")
 _CLASS = re.compile(r"\[\^?\]?(?:\\.|[^\]\\\[])*\]")

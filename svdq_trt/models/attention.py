@@ -109,12 +109,16 @@ def _parts(x: torch.Tensor, heads: int, parts: int) -> Sequence[torch.Tensor]:
     return [whole[i : i + 1].flatten(0, 1) for i in range(parts)]
 
 
+def _out(attn: Any, y: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = attn.to_out[0](y)
+    return out
+
+
 def _attend(
     attn: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    out: torch.Tensor = attn.to_out[0](y.transpose(1, 2).flatten(2))
-    return out
+    return _out(attn, y.transpose(1, 2).flatten(2))
 
 
 class FusedSelfAttention(Processor):
@@ -133,8 +137,7 @@ class FusedSelfAttention(Processor):
         assert encoder_hidden_states is None and attention_mask is None
         if self.packed is not None and hasattr(attn, "to_qkv"):
             (y,) = self.packed(attn, attn.to_qkv(hidden_states))
-            out: torch.Tensor = attn.to_out[0](y)
-            return out
+            return _out(attn, y)
         q, k, v = _project(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
         return _attend(attn, q, k, v)
 
@@ -195,8 +198,7 @@ class FusedCrossAttention(Processor):
             kv = shared.whole(attn, encoder_hidden_states, self.index)
             mask = None if attention_mask is None else attention_mask.flatten(1).to(hidden_states.dtype)
             (y,) = self.packed(attn, attn.to_q(hidden_states), kv=kv, kv_part=self.index, bias=mask)
-            out: torch.Tensor = attn.to_out[0](y)
-            return out
+            return _out(attn, y)
         if self.shared is not None:
             k, v = self.shared.part(attn, encoder_hidden_states, self.index)
         else:
@@ -225,8 +227,7 @@ class FusedLinearAttention:
         q, k, v = q.relu().float(), k.relu().float(), v.float()
         y = q @ (k.transpose(2, 3) @ v)
         y = y / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-15)
-        out: torch.Tensor = attn.to_out[0](y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
-        return out
+        return _out(attn, y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
 
 
 class JointAttention(Processor):

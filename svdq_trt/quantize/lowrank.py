@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from svdq_trt.contract.numerics import F16_MAX
+from svdq_trt.contract.formats import F16_MAX
 
 _T_HEADROOM = 16.0  # as that of x̂, see smooth.py
 OVERSAMPLE = 8  # extra directions of the subspace iteration; Halko, Martinsson, Tropp 2011, section 4.2

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdq_trt.contract.formats import FP4_MAX, FP8_MAX, NVFP4, Format
+from svdq_trt.contract.formats import F16_MAX, FP4_MAX, FP8_MAX, NVFP4, Format
 
 #: nvfp4 activations have e4m3 group scales and no tensor scale: place the largest calibrated group scale two
 #: powers of two below 448, which leaves headroom above and 15 normal binades below.
 _NVFP4_TOP = FP4_MAX * FP8_MAX / 4
 _S_LIMITS = (2.0**-12, 2.0**12)
-_F16_HEADROOM = 65504.0 / 16
+_F16_HEADROOM = F16_MAX / 16
 _MUL_LIMITS = (2.0**-14, 2.0**14)  # normal numbers of f16
 
 
