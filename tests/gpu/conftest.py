@@ -6,6 +6,7 @@ A missing need is a visible skip, or a failure under SVDQ_REQUIRE=gpu.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,3 +26,12 @@ def svdq() -> Library:
     if reason:
         pytest.skip(reason)
     return Library(path)
+
+
+@pytest.fixture(scope="session")
+def folder() -> Path:
+    """The engine folder that SVDQ_TEST_ENGINE names; see test_session.py."""
+    path = os.environ.get("SVDQ_TEST_ENGINE")
+    if not path:
+        pytest.skip("SVDQ_TEST_ENGINE names no engine folder")
+    return Path(path)

@@ -8,23 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from pathlib import Path
 
-import pytest
 import torch
 
 from svdq_trt.cli import main
 
 SIZES = ["--batch", "2", "--height", "128", "--width", "128"]
 OPTIONS = ["--allow-arch-mismatch", *(["--allow-host-code"] if os.environ.get("SVDQ_TEST_HOST_CODE") == "1" else [])]
-
-
-@pytest.fixture(scope="module")
-def folder():
-    path = os.environ.get("SVDQ_TEST_ENGINE")
-    if not path:
-        pytest.skip("SVDQ_TEST_ENGINE names no engine folder")
-    return Path(path)
 
 
 def bench(out, *words):

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,14 +26,6 @@ SIZES = [
     {"batch": 2, "height": 128, "width": 128},
     {"batch": 4, "height": 256, "width": 64},
 ]
-
-
-@pytest.fixture(scope="module")
-def folder():
-    path = os.environ.get("SVDQ_TEST_ENGINE")
-    if not path:
-        pytest.skip("SVDQ_TEST_ENGINE names no engine folder")
-    return Path(path)
 
 
 @pytest.fixture(scope="module")
