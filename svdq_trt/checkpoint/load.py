@@ -11,6 +11,7 @@ from torch import nn
 from svdq_trt.artifact.tensor_file import FLOATS, TensorFile, check_finite, iter_sources
 from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
 from svdq_trt.base.progress import Progress
+from svdq_trt.checkpoint.ahead import read_ahead
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.locate import Source, locate
 from svdq_trt.checkpoint.names import find_tensors, refuse_other_files
@@ -51,10 +52,12 @@ def load(
     """
     module = spec.build()
     weights = open_weights(spec, checkpoint, random_seed)
-    for done, name in enumerate(weights.names, 1):
-        set_parameter(module, name, weights.read(name))
-        if progress:
-            progress(done, len(weights.names), name)
+    sizes = {name: parameter.nbytes for name, parameter in module.named_parameters()}
+    with read_ahead(weights.read, [(name, sizes[name]) for name in weights.names]) as read:
+        for done, name in enumerate(weights.names, 1):
+            set_parameter(module, name, read(name))
+            if progress:
+                progress(done, len(weights.names), name)
     return module
 
 
