@@ -1,13 +1,39 @@
-"""The recipe of a model, derived from runs of it on meta tensors: nothing about a class is written by hand."""
+"""The recipe of a model, derived from a run of it on meta tensors: nothing about a class is written by hand.
+
+What is quantized are the linears, and the convolutions of 1 x 1, of the transformer blocks, and modulation by adaLN.
+Letters: N output features, K input features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from svdq_trt.models.recipe import Recipe
+from svdq_trt.contract.formats import ACT_SHIFT, K_MULTIPLE, Activation
+from svdq_trt.models import dataflow as flow
+from svdq_trt.models.recipe import LinearGroup, Recipe, complete, is_pointwise, weight_layers
+from svdq_trt.models.trace import Call, Op, Trace, Value, trace
+
+_GATED = {a.function: a for a in Activation if a.gated}
+
+#: Names of nodes that are not what is common to their members' names, with the rest joined.
+_NAMES = {"add_qkv_proj": "to_added_qkv"}
+
+_NOT_RUN = "the model does not run it"
+_UNREAD = "nothing reads its result"
+_TOUCHED = "the model reads its weight elsewhere, too"
+_FIRST = "first layer of a stream: its error enters every block"
+_LAST = "last layer: few features, sets the quality of the latent"
+_OUTSIDE = "outside the transformer blocks: its error enters the residual stream"
+_PER_IMAGE = "one row per image, on which many blocks depend"
+_ADDED = "one row per image, which is added to the tokens"
+_DEPTHWISE = "depthwise convolution: few weights per channel, nothing to gain"
+_CONVOLUTION = "no 4-bit convolution kernel"
 
 
 def recipe(
@@ -17,8 +43,8 @@ def recipe(
 
     Args:
         module: a denoiser on meta, not changed yet.
-        calls: keyword arguments of its forward at two sizes. Every size that may vary differs between them (image and
-            text; the batch does not), so that what has one row per image is told from tokens. Tensors are on meta;
+        calls: keyword arguments of its forward at two sizes. Every size that may vary is larger in the second (image
+            and text; not the batch), so that what has one row per image is told from tokens. Tensors are on meta;
             lists, tuples and dictionaries may hold them.
         skip: see `complete`.
         kv_blocks: blocks in a row whose cross-attention keys and values share a node.
@@ -27,4 +53,285 @@ def recipe(
         UnsupportedError: names what in the model cannot be traced.
         UsageError: an entry of `skip` that matches no node.
     """
-    raise NotImplementedError
+    rules = Derivation(module, trace(module, calls), kv_blocks)
+    return complete(module, rules.groups(), rules.reasons, skip)
+
+
+@dataclass
+class _Unit:
+    """A node before those with the same x are joined.
+
+    Attributes:
+        group: the node. x: its input. block: the transformer block that it is in, or "".
+        index: when it runs.
+        joins: units of an equal value and x become one node; None stays alone.
+    """
+
+    group: LinearGroup
+    x: Value
+    block: str
+    index: int
+    joins: str | None
+
+
+@dataclass
+class _Activated:
+    """An activation behind one or two layers.
+
+    Attributes:
+        activation: what it is.
+        parts: (layer, start, stop) of the features that it takes, in the order in which a node stacks them.
+        last: the operation whose result is the activation's.
+    """
+
+    activation: Activation
+    parts: list[tuple[str, int, int]]
+    last: Op
+
+
+class Derivation:
+    """The rules, on one trace.
+
+    Attributes:
+        reasons: why each layer that is in no node stays in 16 bit.
+    """
+
+    def __init__(self, module: nn.Module, run: Trace, kv_blocks: int) -> None:
+        self.module, self.run, self.kv_blocks = module, run, kv_blocks
+        self.layers = weight_layers(module)
+        self.products: dict[str, list[Op]] = {}
+        for op in run.ops:
+            if op.layer:
+                self.products.setdefault(op.layer, []).append(op)
+        self.alive = flow.before(run.results)
+        self.blocks = {self._element(op.scope) for op in run.ops if flow.is_attention(op)} - {""}
+        self.text_alone = {layer for op in run.ops for layer in flow.layers_of_other_keys(op)}
+        self.reasons = {name: reason for name in self.layers if (reason := self._reason(name))}
+
+    def groups(self) -> list[LinearGroup]:
+        """The nodes, in the order in which they run."""
+        units: list[_Unit] = []
+        owned: set[str] = set()
+        for name in self.products:
+            if name not in self.reasons and name not in owned:
+                units += self._units(name)
+                owned |= {member for unit in units for member in unit.group.members}
+        return [unit.group for unit in sorted(self._joined(units), key=lambda unit: unit.index)]
+
+    # ---- why a layer stays in 16 bit ---------------------------------------------------------------------------------
+
+    def _reason(self, name: str) -> str:
+        """Why a layer stays in 16 bit; "" for one that is quantized."""
+        if name not in self.products:
+            return _NOT_RUN
+        layer, product = self.layers[name], self.products[name][0]
+        if not self.alive & set(self.products[name]):
+            return _UNREAD
+        if name in self.run.touched:
+            return _TOUCHED
+        if name in self.text_alone and self._block(name):
+            return ""
+        if not product.outputs[0].grows:
+            return self._per_image(product.outputs[0])
+        if not isinstance(layer, nn.Linear) and not is_pointwise(layer):
+            depthwise = getattr(layer, "groups", 1) > 1
+            return _DEPTHWISE if depthwise else self._edge(product) or _CONVOLUTION
+        return "" if self._block(name) else self._edge(product) or _OUTSIDE
+
+    def _edge(self, product: Op) -> str:
+        """The reason of the first or last layer on a way through the model; "" for one in between."""
+        if not any(op.layer for op in flow.before([product.inputs[0]])):
+            return _FIRST
+        return "" if any(op.layer for op in flow.behind(product.outputs[0])) else _LAST
+
+    def _per_image(self, y: Value) -> str:
+        """The reason of a layer with one row per image; "" for the modulation of one block's tokens."""
+        uses = list(flow.uses_by_tokens(y))
+        if any(op.layer for op in uses) or len({self._block(op.scope) for op in uses}) != 1:
+            return _PER_IMAGE
+        return "" if any(flow.is_product(op) for op in uses) else _ADDED
+
+    def _block(self, name: str) -> str:
+        """The transformer block that a layer or module is in; "" if it is in none."""
+        return next((path for path in _paths(name) if path in self.blocks), "")
+
+    def _element(self, name: str) -> str:
+        """The innermost element of a list of modules that `name` is in; "" if it is in none."""
+        for path in _paths(name):
+            parent, _, leaf = path.rpartition(".")
+            if leaf.isdigit() and isinstance(self.module.get_submodule(parent), nn.ModuleList):
+                return path
+        return ""
+
+    # ---- the nodes of one layer --------------------------------------------------------------------------------------
+
+    def _units(self, name: str) -> list[_Unit]:
+        """The nodes of a layer: one, or one each for the features with an activation and for those without."""
+        if len(self.products[name]) > 1 or not isinstance(self.layers[name], nn.Linear):
+            return [self._unit(LinearGroup(name, (name,)))]
+        y = self.products[name][0].outputs[0]
+        behind = self._activation_behind(name, list(flow.uses(y)))
+        group = behind and self._folded(behind)
+        if not group:
+            return self._plain(name)
+        units, whole = [self._unit(group)], y.shape[-1]
+        taken = sorted(group.rows or ())
+        rest = [(a, b) for a, b in zip((0, *(b for _, b in taken)), (*(a for a, _ in taken), whole), strict=True) if a < b]
+        if taken and rest:
+            units.append(self._unit(LinearGroup(f"{name}.qkv", (name,), rows=tuple(rest))))
+        return units
+
+    def _plain(self, name: str) -> list[_Unit]:
+        """The node of a layer without an activation; two where it reads two tensors side by side."""
+        product = self.products[name][0]
+        parts = flow.side_by_side(flow.root(product.inputs[0]))
+        leaves = ["attn" if self._from_attention(part) else "mlp" for part in parts]
+        edges = list(itertools.accumulate((part.shape[-1] for part in parts), initial=0))
+        if sorted(leaves) == ["attn", "mlp"] and not any(edge % K_MULTIPLE for edge in edges):
+            return [
+                self._unit(LinearGroup(f"{name}.{leaf}", (name,), columns=columns), part)
+                for leaf, columns, part in zip(leaves, itertools.pairwise(edges), parts, strict=True)
+            ]
+        if name in self.text_alone:
+            return [self._unit(LinearGroup(name, (name,), weight_only=True), joins="text")]
+        if not product.outputs[0].grows:
+            return [self._unit(LinearGroup(name, (name,), weight_only=True))]
+        return [self._unit(LinearGroup(name, (name,)), joins=name.rpartition(".")[0])]
+
+    def _from_attention(self, value: Value) -> bool:
+        return any(flow.is_attention(op) for op in flow.before([value], through_layers=False))
+
+    def _unit(self, group: LinearGroup, x: Value | None = None, joins: str | None = None) -> _Unit:
+        """The unit of a node, with what is known of its x; `x` where that is a part of its layer's."""
+        products = self.products[group.members[0]]
+        x = flow.root(x or products[0].inputs[0])
+        if not group.weight_only and len(products) == 1:
+            kind = flow.activation(x.op)
+            group = replace(group, source=self._norm(x), x_from=kind if kind in ACT_SHIFT else Activation.NONE)
+        return _Unit(group, x, self._block(group.members[0]), products[0].index, joins)
+
+    def _norm(self, x: Value) -> str | None:
+        """The norm with weights whose output is x."""
+        if x.op is None:
+            return None
+        norm: Any = self.module.get_submodule(x.op.scope)
+        own = type(norm).__name__.endswith("Norm") and getattr(norm, "weight", None) is not None
+        return x.op.scope if own and any(x in call.outputs for call in self.run.calls[x.op.scope]) else None
+
+    # ---- activations -------------------------------------------------------------------------------------------------
+
+    def _activation_behind(self, name: str, uses: list[flow.Use]) -> _Activated | None:
+        """The one activation that reads features of the layer `name`."""
+        found = [self._activated(use) for use in uses if flow.activation(use.op) is not Activation.NONE]
+        if len(found) != 1 or found[0] is None:
+            return None
+        own = [(a, b) for layer, a, b in found[0].parts if layer == name]
+        others = [use for use in uses if not any(a < use.stop and use.start < b for a, b in own)]
+        return found[0] if len(own) + len(others) == len(uses) else None
+
+    def _activated(self, use: flow.Use) -> _Activated | None:
+        """The activation that reads `use`, with the value that it gates, if any."""
+        kind, gate = flow.activation(use.op), flow.origin(use.value)
+        product = flow.only_reader(use.op.outputs[0])
+        if product is None or not flow.is_product(product):
+            return _Activated(kind, [gate], use.op)
+        value = flow.origin(next(v for v in product.inputs if use.op not in flow.before([v], through_layers=False)))
+        fits = value[0] in self.layers and value[0] not in self.reasons and kind in _GATED
+        if not fits or value[2] - value[1] != gate[2] - gate[1]:
+            return _Activated(kind, [gate], use.op)
+        return _Activated(_GATED[kind], [value, gate], product)
+
+    def _folded(self, found: _Activated) -> LinearGroup | None:
+        """The node that computes an activation as well; None where the model can't be made to leave it out."""
+        members = tuple(dict.fromkeys(layer for layer, _, _ in found.parts))
+        xs = {flow.root(self.products[m][0].inputs[0]) for m in members}
+        if len(xs) > 1 or any(len(self.products[m]) > 1 for m in members):
+            return None
+        (x,), y = xs, found.last.outputs[0]
+        width = sum(self.products[m][0].outputs[0].shape[-1] for m in members)
+        rows: tuple[tuple[int, int], ...] | None = tuple((a, b) for _, a, b in found.parts)
+        whole = width == sum(b - a for _, a, b in found.parts)
+        if len(members) > 1 and not whole:
+            return None
+        if len(members) > 1 or whole and sorted(rows) == list(rows):
+            rows = None
+        group = LinearGroup(_fused(members), members, found.activation, rows=rows)
+        if not whole:
+            group = replace(group, node=f"{members[0]}.mlp")
+        owner = members[0].rpartition(".")[0]
+        if whole and len(members) == 1 and self._is_all(owner, x, y, {*members}):
+            return replace(group, node=owner, rows=rows)
+        if self._passes(found):
+            return replace(group, idle=found.last.scope)
+        then = flow.only_reader(y)
+        if whole and then is not None and then.layer and self._is_all(owner, x, then.outputs[0], {*members, then.layer}):
+            return replace(group, then=then.layer)
+        return None
+
+    def _is_all(self, name: str, x: Value, y: Value, layers: set[str]) -> bool:
+        """Whether the module `name` makes y from x alone, with `layers` and no others."""
+        call = self._only_call(name)
+        inside = {op.layer for op in self.run.ops if op.layer and op.scope.startswith(f"{name}.")}
+        return call is not None and _is_call(call, x, y) and inside == layers
+
+    def _passes(self, found: _Activated) -> bool:
+        """Whether the activation is all that a module does, which takes nothing else."""
+        call = self._only_call(found.last.scope)
+        if call is None or len(call.inputs) != 1 or any(name.startswith(f"{found.last.scope}.") for name in self.layers):
+            return False
+        layer, start, stop = flow.origin(call.inputs[0])
+        takes = [(start, stop)] if len(found.parts) == 1 else [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
+        own = sorted((a, b) for name, a, b in found.parts if name == layer)
+        return own == takes and [flow.root(v) for v in call.outputs] == [flow.root(found.last.outputs[0])]
+
+    def _only_call(self, name: str) -> Call | None:
+        calls = self.run.calls.get(name, [])
+        return calls[0] if name and len(calls) == 1 else None
+
+    # ---- nodes that share x ------------------------------------------------------------------------------------------
+
+    def _joined(self, units: Sequence[_Unit]) -> Iterator[_Unit]:
+        """The units, those that read the same x as one where they may."""
+        shared: dict[Any, list[_Unit]] = {}
+        for unit in units:
+            if unit.joins is None:
+                yield unit
+            else:
+                place = unit.block.rpartition(".")[0] if unit.joins == "text" else unit.block
+                shared.setdefault((unit.x, place, unit.joins), []).append(unit)
+        for (_, _, joins), same in shared.items():
+            blocks = list(dict.fromkeys(unit.block for unit in same))
+            step = self.kv_blocks if joins == "text" else 1
+            for first in range(0, len(blocks), step):
+                yield self._one([unit for unit in same if unit.block in blocks[first : first + step]])
+
+    def _one(self, units: list[_Unit]) -> _Unit:
+        """The unit of all members of `units`."""
+        members = tuple(member for unit in units for member in unit.group.members)
+        factor = len({unit.block for unit in units})
+        return replace(units[0], group=replace(units[0].group, node=_fused(members), members=members, rank_factor=factor))
+
+
+def _is_call(call: Call, x: Value, y: Value) -> bool:
+    return [flow.root(v) for v in call.inputs] == [x] and [flow.root(v) for v in call.outputs] == [flow.root(y)]
+
+
+def _paths(name: str) -> Iterator[str]:
+    """`name` and the modules that it is in, from the inside out."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _fused(members: Sequence[str]) -> str:
+    """The name of the node of `members`: to_q, to_k and to_v make to_qkv; at the first of several modules."""
+    owner = members[0].rpartition(".")[0]
+    leaves = list(dict.fromkeys(member.rpartition(".")[2] for member in members))
+    if len(leaves) > 1:
+        head = os.path.commonprefix(leaves)
+        tail = os.path.commonprefix([leaf.removeprefix(head)[::-1] for leaf in leaves])[::-1]
+        middle = [leaf.removeprefix(head).removesuffix(tail) for leaf in leaves]
+        leaf = head + ("" if all(len(m) == 1 for m in middle) else "_").join(middle) + tail
+    else:
+        (leaf,) = leaves
+    return ".".join(filter(None, (owner, _NAMES.get(leaf, leaf))))

@@ -37,6 +37,10 @@ class LinearGroup:
         rank_factor: R is this many times the rank asked for, for members that would otherwise have a branch each.
         columns: the node takes only input features [start, stop) of its one member; other nodes take the others, and
             the outputs are added. None: all of them.
+        rows: the node has only these output features [start, stop) of its one member, in this order; another node has
+            the others. None: all of them, in the member's order.
+        idle: name of a module that passes on what it is given, since the node does its work.
+        then: name of the linear that reads y and with which the node is all that their module does.
     """
 
     node: str
@@ -47,6 +51,9 @@ class LinearGroup:
     columns: tuple[int, int] | None = None
     rank_factor: int = 1
     x_from: Activation = Activation.NONE
+    rows: tuple[tuple[int, int], ...] | None = None
+    idle: str = ""
+    then: str = ""
 
     def within(self, module: str) -> LinearGroup:
         """This group, whose names are inside `module`, with names in the model; "" is the model itself."""
@@ -88,6 +95,14 @@ class Recipe:
 def weight_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every linear and convolution of `module`, by dotted name, in registration order."""
     return {name: m for name, m in module.named_modules() if isinstance(m, WEIGHT_LAYERS)}
+
+
+def is_pointwise(layer: nn.Module) -> bool:
+    """Is it a convolution that is a linear on each pixel's channels."""
+    if not isinstance(layer, nn.modules.conv._ConvNd) or layer.transposed or layer.groups > 1:
+        return False
+    one = {*layer.kernel_size, *layer.stride}  # without padding: its pixels would be the bias
+    return one == {1} and not any(p != "valid" and p for p in layer.padding)
 
 
 def complete(
