@@ -84,7 +84,7 @@ def export_onnx(
         runtime_inputs: parameters, by their names in the graph, that become inputs after the others.
         progress: called with (done, total, step); steps are "trace", "simplify", "write".
         weights: False writes the graph alone, with places for the weights; see write.write_graph.
-        fuse_mlp: two linears with GELU or GEGLU between them become one node where there is such an op.
+        fuse_mlp: two linears with GELU, GEGLU or SwiGLU between them become one node where there is such an op.
 
     Returns:
         Names, types and sizes of what was written.

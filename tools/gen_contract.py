@@ -162,6 +162,18 @@ def _formats() -> list[str]:
     ]
 
 
+def _activations() -> list[str]:
+    lines = [
+        "struct ActivationRow {",
+        "    svdq_activation function;  // what each sum goes through, or each gate if there are gates",
+        "    int32_t rows_per_feature;  // of the weight: 1, or value and gate",
+        "};",
+        f"inline constexpr std::array<ActivationRow, {len(Activation)}> kActivations{{{{",
+    ]
+    lines += [f"    {{{_c_activation(a.function)}, {a.rows_per_feature}}},  // {a.name}" for a in Activation]
+    return [*lines, "}};"]
+
+
 def _ops() -> list[str]:
     lines = [
         f"inline constexpr int32_t kMaxLinears = {max(len(o.linears) for o in ops.OPS.values())};",
@@ -290,11 +302,21 @@ def render() -> str:
         f'inline constexpr char kPluginVersion[] = "{ops.PLUGIN_VERSION}";',
         f'inline constexpr char kPluginNamespace[] = "{ops.PLUGIN_NAMESPACE}";',
         f"inline constexpr int32_t kKMultiple = {K_MULTIPLE};",
-        f"inline constexpr int32_t kNMultiple = {N_MULTIPLE};  // twice that for Geglu",
+        f"inline constexpr int32_t kNMultiple = {N_MULTIPLE};  // times ActivationRow::rows_per_feature",
         f"inline constexpr int32_t kRMultiple = {R_MULTIPLE};",
         f"inline constexpr int32_t kRMax = {R_MAX};",
     ]
-    parts = [constants, _inputs(), _attributes(), _linears(), _formats(), _ops(), _asserts(), _attention()]
+    parts = [
+        constants,
+        _inputs(),
+        _attributes(),
+        _linears(),
+        _formats(),
+        _activations(),
+        _ops(),
+        _asserts(),
+        _attention(),
+    ]
     body = "\n\n".join("\n".join(p) for p in parts)
     return f"{_PREAMBLE}\n{body}\n\n}}  // namespace svdq::contract\n"
 

@@ -44,15 +44,15 @@ def _matmul_t(b: Body, x: ir.Value, w: ir.Value) -> ir.Value:
 
 
 def _activate(b: Body, y: ir.Value, activation: Activation) -> ir.Value:
+    if activation.gated:
+        value, gate = b.split(y, 2)
+        return b("Mul", value, _activate(b, gate, activation.function))
     if activation is Activation.GELU:
         return b("Gelu", y, approximate="none")
     if activation is Activation.GELU_TANH:
         return b("Gelu", y, approximate="tanh")
     if activation is Activation.SILU:
         return b("Mul", y, b("Sigmoid", y))
-    if activation is Activation.GEGLU:
-        value, gate = b.split(y, 2)
-        return b("Mul", value, b("Gelu", gate, approximate="none"))
     return y
 
 

@@ -206,7 +206,7 @@ class BuildConfig:
         device: auto, cpu or cuda, of calibration and quantizer.
         sampling: record the inputs in a pipeline instead.
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
-        fuse_mlp: two linears with GELU or GEGLU between them are one op, where there is one.
+        fuse_mlp: two linears with GELU, GEGLU or SwiGLU between them are one op, where there is one.
         attention: auto, plugin or tensorrt: whose attention an engine has.
         check: compare with the FP16 model. min_sqnr: gate in dB.
         loras: LoRAs to put into the low-rank branches, after quantization.

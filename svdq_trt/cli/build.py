@@ -157,7 +157,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--fuse-mlp",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="one op for two linears with GELU or GEGLU between them (int4 and nvfp4)",
+        help="one op for two linears with GELU, GEGLU or SwiGLU between them (int4 and nvfp4)",
     )
     measured = "; ".join(f"sm_{a} {', '.join(map(str, sizes))}" for a, sizes in ATTENTION_MEASURED.items())
     e.add_argument(

@@ -9,7 +9,7 @@ import enum
 from dataclasses import dataclass
 
 K_MULTIPLE = 64  # K of every quantized linear; one packed 32-byte row segment, one int4 group
-N_MULTIPLE = 8  # 16-byte rows of scales, bias and y
+N_MULTIPLE = 8  # 16-byte rows of scales, bias and y; twice that for a gated activation
 R_MULTIPLE = 16  # one k16 step of the 16-bit MMA of the low-rank branch
 R_MAX = 1024  # above any use; the kernels refuse more
 
@@ -18,17 +18,40 @@ ZERO_GROUP_ABSMAX = 2.0**-120
 
 
 class Activation(enum.Enum):
-    """What the linear applies after the bias. The value is the op-type suffix."""
+    """What the linear applies after the bias. The value is the op-type suffix.
+
+    A gated one makes N/2 features of N sums v: v[:, :N/2] · function(v[:, N/2:]). So the weight's rows are stacked
+    [value; gate]; where a model has them the other way round, its weight is turned over when it is stacked.
+    """
 
     NONE = ""
     GELU = "Gelu"  # exact, erf
     GELU_TANH = "GeluTanh"
     SILU = "Silu"
-    GEGLU = "Geglu"  # y[:, :N/2] * gelu(y[:, N/2:]), erf; the output has N/2 features
+    GEGLU = "Geglu"  # gated, by GELU
+    SWIGLU = "Swiglu"  # gated, by SILU
+
+    @property
+    def gated(self) -> bool:
+        """Whether a value and a gate make one feature of y."""
+        return self in _FUNCTION_OF_GATE
+
+    @property
+    def function(self) -> Activation:
+        """What each sum goes through, or each gate of a gated activation."""
+        return _FUNCTION_OF_GATE.get(self, self)
+
+    @property
+    def rows_per_feature(self) -> int:
+        """Rows of the weight for one feature of y."""
+        return 2 if self.gated else 1
 
     def n_out(self, n: int) -> int:
         """Output features of a linear with N rows of weight."""
-        return n // 2 if self is Activation.GEGLU else n
+        return n // self.rows_per_feature
+
+
+_FUNCTION_OF_GATE = {Activation.GEGLU: Activation.GELU, Activation.SWIGLU: Activation.SILU}
 
 
 class Dtype(enum.Enum):

@@ -168,7 +168,7 @@ LINEAR_OPS: dict[str, OpSpec] = {
 MLP_OPS: dict[str, OpSpec] = {
     mlp_op_type(f, a): OpSpec(mlp_op_type(f, a), f, (LinearSpec(a, "fc1_"), LinearSpec(Activation.NONE, "fc2_")))
     for f in (INT4, NVFP4)  # the hidden activation's scales are per group: an epilogue sees all of one
-    for a in (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
+    for a in (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU, Activation.SWIGLU)
 }
 OPS: dict[str, OpSpec] = LINEAR_OPS | MLP_OPS
 

@@ -71,7 +71,7 @@ class SvdqWeights:
     Attributes:
         qweight ... wscale2: the op's constants, in its order.
         format: number format; fixes dtypes and group sizes.
-        activation: applied inside the op; Geglu halves the output features.
+        activation: applied inside the op; a gated one halves the output features.
         act_unsigned, act_shift: u4 activation codes after a shift (a format with unsigned_codes, behind GELU).
     """
 
@@ -100,7 +100,7 @@ class SvdqWeights:
 
     @property
     def n(self) -> int:
-        """Rows of the weight; Geglu's output has half as many features."""
+        """Rows of the weight; y has half as many features if the activation is gated."""
         return self.qweight.shape[0]
 
     @property

@@ -179,7 +179,7 @@ class ModelSpec:
         return self.recipe(module, skip).groups
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """Replace the group's members by `fused`: x [..., K] -> y [..., N], or [..., N/2] for GEGLU."""
+        """Replace the group's members by `fused`: x [..., K] -> y [..., N], or [..., N/2] if gated."""
         self.family.install(module, group, fused)
 
     def wrap(self, module: nn.Module) -> nn.Module:

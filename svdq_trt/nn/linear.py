@@ -41,7 +41,7 @@ class SVDQLinear(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """Features of y: N, or N/2 with Geglu."""
+        """Features of y: N, or N/2 with a gated activation."""
         return self.activation.n_out(self.weights.n)
 
     @property

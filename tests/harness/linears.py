@@ -118,9 +118,8 @@ def random_mlp(
 ) -> Mlp:
     """Random linears K -> hidden -> N; ``int4u`` is int4 with unsigned codes and a shift for the hidden."""
     first = "int4" if name == "int4u" else name
-    outputs = 2 * hidden if activation is Activation.GEGLU else hidden
     return Mlp(
-        random_linear(first, dtype, m, outputs, k, ranks[0], activation),
+        random_linear(first, dtype, m, hidden * activation.rows_per_feature, k, ranks[0], activation),
         random_linear(name, dtype, m, n, hidden, ranks[1], seed=1),
     )
 

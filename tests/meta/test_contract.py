@@ -52,8 +52,18 @@ def test_contract_header_has_what_each_format_says_of_wscale_and_unsigned_codes(
     ]
 
 
+def test_contract_header_has_the_function_of_each_activation_and_the_rows_of_a_feature():
+    table = re.search(r"kActivations\{\{\n(.*?)\n\}\}", gen_contract.render(), re.S)[1]
+    assert re.findall(r"\{SVDQ_ACT_(\w+), (\d)\},  // (\w+)", table) == [
+        *((name, "1", name) for name in ("NONE", "GELU", "GELU_TANH", "SILU")),
+        ("GELU", "2", "GEGLU"),
+        ("SILU", "2", "SWIGLU"),
+    ]
+
+
 def test_ops_of_two_linears_have_the_inputs_and_attributes_of_both():
-    assert list(ops.MLP_OPS) == [f"SVDQMlp{f}{a}" for f in ("Int4", "NVFP4") for a in ("Gelu", "GeluTanh", "Geglu")]
+    activations = ("Gelu", "GeluTanh", "Geglu", "Swiglu")
+    assert list(ops.MLP_OPS) == [f"SVDQMlp{f}{a}" for f in ("Int4", "NVFP4") for a in activations]
     linear, mlp = ops.OPS["SVDQLinearInt4Gelu"], ops.OPS["SVDQMlpInt4Gelu"]
     assert linear.inputs == ops.INPUTS and linear.attributes == ops.ATTRIBUTES
     own = [t.name for t in ops.INPUTS[1:]]

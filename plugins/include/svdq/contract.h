@@ -14,7 +14,7 @@ inline constexpr char kDomain[] = "svdq";
 inline constexpr char kPluginVersion[] = "1";
 inline constexpr char kPluginNamespace[] = "svdq";
 inline constexpr int32_t kKMultiple = 64;
-inline constexpr int32_t kNMultiple = 8;  // twice that for Geglu
+inline constexpr int32_t kNMultiple = 8;  // times ActivationRow::rows_per_feature
 inline constexpr int32_t kRMultiple = 16;
 inline constexpr int32_t kRMax = 1024;
 
@@ -93,6 +93,19 @@ constexpr Dtype dtype_of(Input input, FormatRow const& format) {
     return kInputs[input].dtype == Dtype::kWscale ? format.wscale_dtype : kInputs[input].dtype;
 }
 
+struct ActivationRow {
+    svdq_activation function;  // what each sum goes through, or each gate if there are gates
+    int32_t rows_per_feature;  // of the weight: 1, or value and gate
+};
+inline constexpr std::array<ActivationRow, 6> kActivations{{
+    {SVDQ_ACT_NONE, 1},  // NONE
+    {SVDQ_ACT_GELU, 1},  // GELU
+    {SVDQ_ACT_GELU_TANH, 1},  // GELU_TANH
+    {SVDQ_ACT_SILU, 1},  // SILU
+    {SVDQ_ACT_GELU, 2},  // GEGLU
+    {SVDQ_ACT_SILU, 2},  // SWIGLU
+}};
+
 inline constexpr int32_t kMaxLinears = 2;
 struct OpLinear {
     svdq_activation activation;
@@ -110,33 +123,39 @@ struct OpRow {
 constexpr int32_t input_of(int32_t linear, Input input) {
     return input == kX ? kX : linear * kNumConstants + input;
 }
-inline constexpr std::array<OpRow, 26> kOps{{
+inline constexpr std::array<OpRow, 32> kOps{{
     {"SVDQLinearInt4", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
     {"SVDQLinearInt4Gelu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
     {"SVDQLinearInt4GeluTanh", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
     {"SVDQLinearInt4Silu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
     {"SVDQLinearInt4Geglu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearInt4Swiglu", SVDQ_FORMAT_INT4, 1, {{{SVDQ_ACT_SWIGLU, kOnly}}}},
     {"SVDQLinearW4A8", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
     {"SVDQLinearW4A8Gelu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
     {"SVDQLinearW4A8GeluTanh", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
     {"SVDQLinearW4A8Silu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
     {"SVDQLinearW4A8Geglu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearW4A8Swiglu", SVDQ_FORMAT_W4A8, 1, {{{SVDQ_ACT_SWIGLU, kOnly}}}},
     {"SVDQLinearNVFP4", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
     {"SVDQLinearNVFP4Gelu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
     {"SVDQLinearNVFP4GeluTanh", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
     {"SVDQLinearNVFP4Silu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
     {"SVDQLinearNVFP4Geglu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearNVFP4Swiglu", SVDQ_FORMAT_NVFP4, 1, {{{SVDQ_ACT_SWIGLU, kOnly}}}},
     {"SVDQLinearW4A16", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_NONE, kOnly}}}},
     {"SVDQLinearW4A16Gelu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_GELU, kOnly}}}},
     {"SVDQLinearW4A16GeluTanh", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_GELU_TANH, kOnly}}}},
     {"SVDQLinearW4A16Silu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_SILU, kOnly}}}},
     {"SVDQLinearW4A16Geglu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_GEGLU, kOnly}}}},
+    {"SVDQLinearW4A16Swiglu", SVDQ_FORMAT_W4A16, 1, {{{SVDQ_ACT_SWIGLU, kOnly}}}},
     {"SVDQMlpInt4Gelu", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_GELU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
     {"SVDQMlpInt4GeluTanh", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_GELU_TANH, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
     {"SVDQMlpInt4Geglu", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_GEGLU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpInt4Swiglu", SVDQ_FORMAT_INT4, 2, {{{SVDQ_ACT_SWIGLU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
     {"SVDQMlpNVFP4Gelu", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_GELU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
     {"SVDQMlpNVFP4GeluTanh", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_GELU_TANH, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
     {"SVDQMlpNVFP4Geglu", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_GEGLU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
+    {"SVDQMlpNVFP4Swiglu", SVDQ_FORMAT_NVFP4, 2, {{{SVDQ_ACT_SWIGLU, kFc1}, {SVDQ_ACT_NONE, kFc2}}}},
 }};
 
 // The C enums of svdq.h and the formats of svdq_trt/contract count alike.
@@ -149,6 +168,7 @@ static_assert(SVDQ_ACT_GELU == 1);
 static_assert(SVDQ_ACT_GELU_TANH == 2);
 static_assert(SVDQ_ACT_SILU == 3);
 static_assert(SVDQ_ACT_GEGLU == 4);
+static_assert(SVDQ_ACT_SWIGLU == 5);
 
 // The attention ops: svdq_trt/contract/attention.py.
 namespace attention {

@@ -32,7 +32,9 @@ typedef enum {
     SVDQ_ACT_GELU = 1,  // exact (erf)
     SVDQ_ACT_GELU_TANH = 2,
     SVDQ_ACT_SILU = 3,
-    SVDQ_ACT_GEGLU = 4  // y[:, :n/2] * gelu(y[:, n/2:]); y has n/2 columns
+    // Gated: of n sums v, y = v[:, :n/2] * function(v[:, n/2:]); y has n/2 columns.
+    SVDQ_ACT_GEGLU = 4,  // gelu
+    SVDQ_ACT_SWIGLU = 5  // silu
 } svdq_activation;
 
 typedef enum { SVDQ_F16 = 0, SVDQ_BF16 = 1 } svdq_dtype;
@@ -52,7 +54,7 @@ typedef struct {
     int32_t dtype;         // svdq_dtype of x, act_mul, lora_*, bias, y (and wscale of int4, w4a16)
     int32_t act_unsigned;  // int4 only: u4 codes
     float act_shift;
-    int32_t m, n, k, r;     // n % 8 == 0 (geglu: n % 16 == 0), k % 64 == 0, r % 16 == 0, r <= 1024
+    int32_t m, n, k, r;     // n % 8 == 0 (gated: n % 16 == 0), k % 64 == 0, r % 16 == 0, r <= 1024
     const void* x;          // [m, k] dtype
     const void* qweight;    // [n, k/2] int8, low nibble = even k
     const void* wscale;     // [k/64, n] dtype | [k/64, n] int8 | [k/64, n, 4] e4m3
@@ -61,7 +63,7 @@ typedef struct {
     const void* lora_up;    // [n, r] dtype
     const void* bias;       // [n] dtype
     const void* wscale2;    // [n] f32
-    void* y;                // [m, n] dtype, or [m, n/2] for geglu
+    void* y;                // [m, n] dtype, or [m, n/2] if gated
     void* workspace;        // svdq_workspace_bytes() bytes, any content
     size_t workspace_bytes;
 } svdq_linear_params;
@@ -86,7 +88,7 @@ SVDQ_API svdq_status svdq_linear_portable(const svdq_linear_params* p, void* str
 // where it is made and never in memory as 16-bit numbers: its codes and scales are the same bit for bit, only the
 // order in which fc2's t = h.lora_down^T is summed differs.
 typedef struct {
-    svdq_linear_params fc1;  // activation gelu, gelu_tanh or geglu; y and the workspace are ignored
+    svdq_linear_params fc1;  // activation gelu, gelu_tanh, geglu or swiglu; y and the workspace are ignored
     svdq_linear_params
         fc2;          // activation none; format, dtype and m of fc1, k = columns of its y; x, workspace are ignored
     void* workspace;  // svdq_mlp_workspace_bytes() bytes, any content

@@ -19,16 +19,16 @@ def gelu(v: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def activate(v: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
-    """Apply the op's activation to [M, N] fp64; Geglu halves N."""
+    """Apply the op's activation to [M, N] fp64; a gated one halves N."""
+    if activation.gated:
+        half = v.shape[1] // 2
+        return v[:, :half] * activate(v[:, half:], activation.function)
     if activation is Activation.GELU:
         return gelu(v)
     if activation is Activation.GELU_TANH:
         return 0.5 * v * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (v + 0.044715 * v**3)))
     if activation is Activation.SILU:
         return v / (1.0 + np.exp(-v))
-    if activation is Activation.GEGLU:
-        half = v.shape[1] // 2
-        return v[:, :half] * gelu(v[:, half:])
     return v
 
 

@@ -82,16 +82,15 @@ def test_outliers_leave_the_function_alone(name, count, monkeypatch):
     torch.testing.assert_close(after[~large], before[~large], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("activation", [Activation.GEGLU, Activation.SWIGLU], ids=["geglu", "swiglu"])
 @pytest.mark.parametrize("fmt", ["int4", "nvfp4", "w4a8", "w4a16"])
-def test_unpacked_linear_is_the_ops(fmt):
+def test_unpacked_linear_is_the_ops(fmt, activation):
     g = rng()
     w, x = torch.randn(128, 128, generator=g), torch.randn(2, 24, 128, generator=g).half()
-    q = quantize_group(
-        [w], [None], x.flatten(0, 1), FORMATS[fmt], 16, activation=Activation.GEGLU, preset=PRESETS["fast"]
-    )
+    q = quantize_group([w], [None], x.flatten(0, 1), FORMATS[fmt], 16, activation=activation, preset=PRESETS["fast"])
     layer = q.module()
     x[0, 3, 7] = torch.inf  # NaN in that row and nowhere else
-    layer.bias += 1000  # more than f16 holds after GEGLU
+    layer.bias += 1000  # more than f16 holds after the gate
     got = Unpacked(layer)(x)
     assert torch.equal(got.isnan().any(-1), ~x.isfinite().all(-1)) and got.nan_to_num().abs().max() == 65504
     torch.testing.assert_close(got, layer(x), atol=0, rtol=0, equal_nan=True)

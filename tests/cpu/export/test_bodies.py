@@ -56,12 +56,13 @@ def test_checker_takes_node_and_body(op):
     assert [f.name for f in proto.functions] == [op.op_type]
 
 
+@pytest.mark.parametrize("activation", [Activation.GEGLU, Activation.SWIGLU], ids=["geglu", "swiglu"])
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize(
     "lead", [[(5,), (1,)], [(3, 7), (1, 2), (0, 4)], [(2, 3, 4), (1, 1, 9)]], ids=["2d", "3d", "4d"]
 )
-def test_one_session_takes_every_size_of_its_rank(fmt, lead):
-    op = OPS[op_type(fmt, Activation.GEGLU)]
+def test_one_session_takes_every_size_of_its_rank(fmt, lead, activation):
+    op = OPS[op_type(fmt, activation)]
     weights = tensors(fmt, 32, 128, 16, torch.float16)
     run = runner(one_node(op, weights, len(lead[0]) + 1))
     for sizes in lead:

@@ -22,7 +22,7 @@ UNSIGNED = {"act_unsigned": 1, "act_shift": 0.171875}
 def node(op_type: str, seed: int, k: int, n: int, dtype=torch.float16, **attributes: float) -> SvdqNode:
     """A linear's node with random weights, K columns and N_out = n."""
     op = LINEAR_OPS[op_type]
-    rows = 2 * n if op.activation is Activation.GEGLU else n
+    rows = n * op.activation.rows_per_feature
     return SvdqNode(op, tensors(op.format, rows, k, 16 * seed, dtype, seed), attributes)
 
 
@@ -92,6 +92,7 @@ def test_node_takes_the_names_inputs_and_attributes_of_both():
         ("SVDQLinearInt4Gelu", "SVDQLinearW4A16"),
         ("SVDQLinearW4A8Gelu", "SVDQLinearW4A8"),  # formats without such an op
         ("SVDQLinearW4A16Geglu", "SVDQLinearW4A16"),
+        ("SVDQLinearW4A8Swiglu", "SVDQLinearW4A8"),
     ],
 )
 def test_pairs_without_an_op_stay(fc1, fc2):
@@ -139,7 +140,7 @@ def test_pairs_in_a_row_are_found_each_once():
         node("SVDQLinearInt4Gelu", 1, K, K),
         node("SVDQLinearInt4", 2, K, K),
         node("SVDQLinearInt4", 1, K, K),
-        node("SVDQLinearInt4Geglu", 2, K, K),
+        node("SVDQLinearInt4Swiglu", 2, K, K),
         node("SVDQLinearInt4", 1, K, K),
     ]
     model, x = in_a_row(row, RANK), random_x(K, torch.float16) * 1e-4  # five layers with random branches: it grows

@@ -44,7 +44,7 @@ S = 16
 
 
 class Net(nn.Module):
-    """Three linears (one fused, one GEGLU, one without a base rank), a linear kept in 16 bit, a convolution.
+    """Three linears (one fused, one SwiGLU, one without a base rank), a linear kept in 16 bit, a convolution.
 
     `ff` and `out` are one node of the graph; their LoRAs have slots of their own all the same.
     """
@@ -53,7 +53,7 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.to_qkv = svdq("w4a16", 128, 192, 32, dtype)
-        self.ff = svdq("int4", 64, 128, 16, dtype, Activation.GEGLU)
+        self.ff = svdq("int4", 64, 128, 16, dtype, Activation.SWIGLU)
         self.out = svdq("int4", 64, 64, 0, dtype)
         self.proj = nn.Linear(64, 24, dtype=dtype)
         self.conv = nn.Conv2d(24, 8, 3, padding=1, dtype=dtype)

@@ -8,11 +8,10 @@ from torch import nn
 
 from svdq_trt.build.graph import dynamic_shapes
 from svdq_trt.checkpoint import load
-from svdq_trt.contract.formats import Activation
 from svdq_trt.models import TWINS, get_model, stack_group
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
-from svdq_trt.nn import attention
+from svdq_trt.nn import attention, ops
 
 
 @pytest.fixture(scope="module", params=TWINS)
@@ -21,7 +20,7 @@ def spec(request):
 
 
 class DenseNode(nn.Module):
-    """A plain linear instead of an svdq node, with the op's GEGLU."""
+    """A plain linear instead of an svdq node, with the op's activation."""
 
     def __init__(self, weight, bias, activation):
         super().__init__()
@@ -32,14 +31,7 @@ class DenseNode(nn.Module):
         self.activation = activation
 
     def forward(self, x):
-        y = self.linear(x)
-        if self.activation is Activation.GEGLU:
-            value, gate = y.chunk(2, dim=-1)
-            return value * nn.functional.gelu(gate)
-        if self.activation is Activation.GELU_TANH:
-            return nn.functional.gelu(y, approximate="tanh")
-        assert self.activation is Activation.NONE
-        return y
+        return ops.activate(self.linear(x), self.activation)
 
 
 def fuse(spec, module, groups):
