@@ -133,14 +133,14 @@ def complete(
         reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
         if reason:
             why.update(dict.fromkeys(group.members, reason))
-    # Groups that share a member by columns are kept or quantized together: a layer is quantized whole or not at all.
+    # Groups that share a member by columns or rows are kept or quantized together: a layer is quantized whole, or not.
     groups = [g for g in candidates if not any(m in why for m in g.members)]
     if unused:
         raise UsageError("--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does")
-    grouped = [m for g in groups for m in g.members if g.columns is None or g.columns[0] == 0]
     kept = tuple(Kept(name, why[name]) for name in layers if name in why)
-    # A layer without a rule, or with two, is a bug in the family's rules and must not pass silently.
-    assert sorted([*grouped, *(k.name for k in kept)]) == sorted(layers), "every layer is grouped or kept, once"
+    # A layer without a rule, or with two, is a bug in the rules and must not pass silently.
+    grouped = {m for g in groups for m in g.members}
+    assert grouped | why.keys() == layers.keys() and not grouped & why.keys(), "every layer is grouped or kept"
     return Recipe(tuple(groups), kept)
 
 
@@ -156,10 +156,7 @@ def _weights(text: str) -> int:
 def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
     """Why the op contract can't take this group; empty if it can."""
     for name in group.members:
-        linear = layers[name]
-        assert isinstance(linear, nn.Linear)
-        n, k = linear.weight.shape
-        k = group.columns[1] - group.columns[0] if group.columns else k
+        n, k = _cut(layers[name].weight.detach(), group).shape
         if k % K_MULTIPLE:
             return f"K = {k} is not a multiple of {K_MULTIPLE}"
         if n % N_MULTIPLE:
@@ -183,22 +180,35 @@ def stack_group(module: nn.Module, group: LinearGroup) -> tuple[torch.Tensor, to
 
 def member_tensors(module: nn.Module, group: LinearGroup) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     """Weight [N, K] and bias [N] or None of each member, in order; views of the module's (on meta: shapes alone)."""
-    weights: list[torch.Tensor] = []
-    biases: list[torch.Tensor | None] = []
-    for name in group.members:
-        linear = module.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        start, stop = group.columns or (0, linear.in_features)
-        weights.append(linear.weight.detach()[:, start:stop])
-        biases.append(None if linear.bias is None or start else linear.bias.detach())
-    return weights, biases
+    layers = [module.get_submodule(name) for name in group.members]
+    assert all(isinstance(layer, WEIGHT_LAYERS) for layer in layers)
+    has_bias = [layer.bias is not None and _starts(group) for layer in layers]
+    return read_members(group, has_bias, lambda name: module.get_parameter(name).detach())
 
 
 def read_members(
     group: LinearGroup, has_bias: Sequence[bool], read: Callable[[str], torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
     """Read what `member_tensors` returns by parameter name; `has_bias` says which members give the node a bias."""
-    start, stop = group.columns or (0, None)
-    weights = [read(f"{name}.weight")[:, start:stop] for name in group.members]
-    biases = [read(f"{m}.bias") if has else None for m, has in zip(group.members, has_bias, strict=True)]
+    weights = [_cut(read(f"{name}.weight"), group) for name in group.members]
+    biases = [_rows(read(f"{m}.bias"), group) if has else None for m, has in zip(group.members, has_bias, strict=True)]
     return weights, biases
+
+
+def _cut(weight: torch.Tensor, group: LinearGroup) -> torch.Tensor:
+    """The part [N, K] of a member's weight that a group has; of a linear, or a convolution [N, K, 1, 1]."""
+    start, stop = group.columns or (0, None)
+    return _rows(weight.flatten(1)[:, start:stop], group)
+
+
+def _rows(tensor: torch.Tensor, group: LinearGroup) -> torch.Tensor:
+    """The output features of a member's weight or bias that a group has."""
+    if group.rows is None:
+        return tensor
+    parts = [tensor[start:stop] for start, stop in group.rows]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _starts(group: LinearGroup) -> bool:
+    """Whether the group adds the bias, which goes with feature 0 of x."""
+    return group.columns is None or group.columns[0] == 0
