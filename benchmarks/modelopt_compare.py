@@ -43,7 +43,7 @@ from svdq_trt.artifact.calibration import Calibration
 from svdq_trt.checkpoint.random_weights import RandomWeights
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.contract.sqnr import decibels
-from svdq_trt.models import ModelSpec, get_model
+from svdq_trt.models import ModelSpec, get_model, member_tensors
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.preset import PRESETS
 
@@ -199,9 +199,8 @@ def _layers(spec: ModelSpec, module: nn.Module, calibration: Calibration) -> lis
     layers = []
     for group in spec.groups(module):
         if not group.weight_only:
-            start, stop = group.columns or (0, calibration.x[group.node].shape[1])
-            weights = [module.get_submodule(m).weight.detach()[:, start:stop] for m in group.members]
-            layers.append(Layer(group.node, [w.contiguous() for w in weights], calibration.x[group.node]))
+            weights = [w.contiguous() for w in member_tensors(module, group)[0]]
+            layers.append(Layer(group.node, weights, calibration.x[group.node]))
     return layers
 
 

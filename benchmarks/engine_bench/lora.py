@@ -47,7 +47,8 @@ def write_slots(folder: Path, model: str, rank: int, reserved: int) -> Path:
     for group in groups:
         starts = [sum(shapes[m][0] for m in group.members[:i]) for i in range(len(group.members))]
         n, k = sum(shapes[m][0] for m in group.members), shapes[group.members[0]][1]
-        rows = NodeRows(group.node, dict(zip(group.members, starts, strict=True)), n, k, group.columns)
+        first = dict(zip(group.members, starts, strict=True))
+        rows = NodeRows(group.node, first, n, k, group.columns, group.rows)
         slot = Slot(rows, rank, reserved * len(group.members))
         base[slot.down_name], base[slot.up_name] = torch.randn(rank, k).half(), torch.randn(n, rank).half()
         slots.append(slot)

@@ -16,7 +16,7 @@ from svdq_trt.contract.formats import W4A16, Format
 from svdq_trt.contract.ops import CONSTANTS
 from svdq_trt.contract.weights import SvdqWeights, torch_dtype
 from svdq_trt.models import LinearGroup, ModelSpec
-from svdq_trt.models.recipe import member_tensors
+from svdq_trt.models.recipe import member_tensors, node_input
 from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize.layer import QuantizedLinear, quantize_group
 from svdq_trt.quantize.preset import Preset
@@ -132,10 +132,9 @@ def _calibrate(
 
     def watch(group: LinearGroup) -> Any:
         node = group.node
-        start, stop = group.columns or (0, None)
 
-        def hook(_layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            x = args[0][..., start:stop].flatten(0, -2)
+        def hook(layer: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            x = node_input(layer, group, args[0])
             top = x.abs().amax(0).float()
             amax[node] = torch.maximum(amax[node], top) if node in amax else top
             chosen = torch.randint(len(x), (CALIBRATION_TOKENS // samples,), device=x.device)

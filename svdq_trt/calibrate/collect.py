@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from svdq_trt.calibrate.upcast import exact_convolutions, float32_layers
 from svdq_trt.checkpoint.ahead import Read, read_ahead_of
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import LinearGroup, ModelSpec
+from svdq_trt.models.recipe import node_input, weight_layers
 
 _STREAM_BATCH = 4
 
@@ -78,7 +79,7 @@ def collect(
         sizes = (height or spec.calibration_pixels, width or spec.calibration_pixels)
         inputs = synthetic(spec, samples, height or spec.calibration_pixels, width or spec.calibration_pixels, seed)
     batch = 1 if read is None else min(samples, _STREAM_BATCH)
-    watcher = _Watcher(spec, groups, samples, tokens_per_group, seed, progress)
+    watcher = _Watcher(spec, groups, weight_layers(module), samples, tokens_per_group, seed, progress)
     flat = spec.wrap(module)
     order = [(name, t.nbytes) for name, t in module.named_parameters()]
     with (
@@ -110,6 +111,7 @@ class _Watcher:
         self,
         spec: ModelSpec,
         groups: Sequence[LinearGroup],
+        layers: Mapping[str, nn.Module],
         samples: int,
         rows: int,
         seed: int,
@@ -120,6 +122,7 @@ class _Watcher:
         self.by_layer: dict[str, list[LinearGroup]] = {}
         for g in groups:  # all members see the same x: watch the first
             self.by_layer.setdefault(g.members[0], []).append(g)
+        self.layers = layers
         self.samples, self.rows, self.seed, self.progress = samples, rows, seed, progress
         self.sample = self.done = 0
         self.batch = 1  # samples in the current call
@@ -129,8 +132,7 @@ class _Watcher:
     def see(self, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
         self._check(name, y)
         for group in self.by_layer.get(name, ()):
-            start, stop = group.columns or (0, x.shape[-1])
-            self._record(name, group, x[..., start:stop].flatten(0, -2))
+            self._record(name, group, node_input(self.layers[name], group, x))
 
     def _record(self, name: str, group: LinearGroup, x: torch.Tensor) -> None:
         """Record x [M, K], which the group's node will read."""

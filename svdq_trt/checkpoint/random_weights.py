@@ -107,10 +107,10 @@ def fill_random(
 
 
 def _matrix(owner: str, meta: torch.Tensor, group: LinearGroup | None, seed: int, rng: torch.Generator) -> torch.Tensor:
-    """A linear's or convolution's weight: unit normals times one factor per input channel."""
+    """A linear's or convolution's weight: unit normals, those of a linear in a node times one factor per feature of x."""
     weight = torch.empty(meta.shape, dtype=meta.dtype, device=rng.device).normal_(generator=rng)
     gain = next((g for pattern, g in _GAINS if re.fullmatch(pattern, owner)), 1.0)
-    if group is None:
+    if group is None or meta.dim() > 2:
         return weight.mul_(gain / meta[0].numel() ** 0.5)
     scale, gamma = _outliers(group, owner, meta.shape[1], seed)
     scale *= gain / (scale * gamma).norm()  # then the output's variance is gain², for unit-variance normalised x

@@ -90,8 +90,8 @@ def node_rows(nodes: Sequence[Node], spec: ModelSpec, skip: Sequence[str] = ()) 
     rows = {}
     for node in nodes:
         starts = [sum(node.member_rows[:i]) for i in range(len(node.members))]
-        columns = groups[node.name].columns
-        rows[node.name] = NodeRows(node.name, dict(zip(node.members, starts, strict=True)), node.n, node.k, columns)
+        first, group = dict(zip(node.members, starts, strict=True)), groups[node.name]
+        rows[node.name] = NodeRows(node.name, first, node.n, node.k, group.columns, group.rows)
     return rows
 
 

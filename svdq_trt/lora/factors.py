@@ -16,7 +16,7 @@ Letters: N output features, K input features, r the rank that a LoRA takes in th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,7 @@ class NodeRows:
     Attributes:
         name: of the node. n, k: N, K.
         columns: the node has only input features [start, stop) of its one member; None: all.
+        rows: it has only these output features [start, stop) of its one member, in this order; None: all.
     """
 
     name: str
@@ -64,6 +65,16 @@ class NodeRows:
     n: int
     k: int
     columns: tuple[int, int] | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+
+    def of(self, target: Target) -> Iterator[tuple[int, slice]]:
+        """What of a target's rows the node has: each piece's first row in the change, and its rows in the node."""
+        at, end = self.first[target.layer], target.start + target.rows
+        for start, stop in self.rows or ((0, end),):
+            low, high = max(start, target.start), min(stop, end)
+            if low < high:
+                yield target.source + low - target.start, slice(at + low - start, at + high - start)
+            at += stop - start
 
 
 def node_delta(by_layer: ByLayer, rows: NodeRows, strength: float = 1.0, weight_of: WeightOf | None = None) -> Delta:
@@ -76,21 +87,20 @@ def node_delta(by_layer: ByLayer, rows: NodeRows, strength: float = 1.0, weight_
     ups: list[Tensor] = []
     rest = Delta()
     made: dict[int, Delta] = {}
-    for layer, first in rows.first.items():
-        for change, target in by_layer.get(layer, ()):
-            if id(change) not in made:
-                made[id(change)] = change.at(strength, weight_of)
-            delta = made[id(change)].rows(target.source, target.rows)
-            at = slice(first + target.start, first + target.start + target.rows)
-            if delta.down is not None and delta.up is not None:
-                down = delta.down[:, slice(*rows.columns)] if rows.columns else delta.down
-                column = next((i for i, d in enumerate(downs) if torch.equal(d, down)), None)
-                if column is None:
-                    column = len(downs)
-                    downs.append(down)
-                    ups.append(torch.zeros(rows.n, len(down)))
-                ups[column][at] += delta.up
-            rest = add(rest, _in_node(delta, rows, at))
+    changes = [pair for layer in rows.first for pair in by_layer.get(layer, ())]
+    for change, source, at in ((change, *piece) for change, target in changes for piece in rows.of(target)):
+        if id(change) not in made:
+            made[id(change)] = change.at(strength, weight_of)
+        delta = made[id(change)].rows(source, at.stop - at.start)
+        if delta.down is not None and delta.up is not None:
+            down = delta.down[:, slice(*rows.columns)] if rows.columns else delta.down
+            column = next((i for i, d in enumerate(downs) if torch.equal(d, down)), None)
+            if column is None:
+                column = len(downs)
+                downs.append(down)
+                ups.append(torch.zeros(rows.n, len(down)))
+            ups[column][at] += delta.up
+        rest = add(rest, _in_node(delta, rows, at))
     down = torch.cat(downs) if downs else torch.zeros(0, rows.k)
     up = torch.cat(ups, 1) if ups else torch.zeros(rows.n, 0)
     return Delta(down, up, rest.row_scale, rest.full, rest.bias)

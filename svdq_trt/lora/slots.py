@@ -226,4 +226,6 @@ def _slot_misfit(slot: Slot) -> str:
         return f"{where}: rows of its members"
     if rows.columns is not None and rows.columns[1] - rows.columns[0] != rows.k:
         return f"{where}: columns {rows.columns}"
+    if rows.rows is not None and (len(rows.first) > 1 or sum(stop - start for start, stop in rows.rows) != rows.n):
+        return f"{where}: rows {rows.rows}"
     return ""

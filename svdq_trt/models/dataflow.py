@@ -1,4 +1,4 @@
-"""Questions about a trace: what a tensor comes from, who reads it, and which features of a layer's output a reader takes."""
+"""Questions about a trace: what a tensor comes from, what reads it, and which features of a layer's output."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ Letters: N output features, K input features.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,8 +52,15 @@ def recipe(
         UnsupportedError: names what in the model cannot be traced.
         UsageError: an entry of `skip` that matches no node.
     """
+    return complete(module, *nodes(module, calls, kv_blocks), skip)
+
+
+def nodes(
+    module: nn.Module, calls: Sequence[Mapping[str, Any]], kv_blocks: int = 1
+) -> tuple[list[LinearGroup], dict[str, str]]:
+    """The nodes in the order in which they run, and why each other layer stays in 16 bit; see `recipe`."""
     rules = Derivation(module, trace(module, calls), kv_blocks)
-    return complete(module, rules.groups(), rules.reasons, skip)
+    return rules.groups(), rules.reasons
 
 
 @dataclass
@@ -114,8 +120,9 @@ class Derivation:
         owned: set[str] = set()
         for name in self.products:
             if name not in self.reasons and name not in owned:
-                units += self._units(name)
-                owned |= {member for unit in units for member in unit.group.members}
+                found = self._units(name)
+                units += found
+                owned |= {member for unit in found for member in unit.group.members}
         return [unit.group for unit in sorted(self._joined(units), key=lambda unit: unit.index)]
 
     # ---- why a layer stays in 16 bit ---------------------------------------------------------------------------------
@@ -174,11 +181,9 @@ class Derivation:
         group = behind and self._folded(behind)
         if not group:
             return self._plain(name)
-        units, whole = [self._unit(group)], y.shape[-1]
-        taken = sorted(group.rows or ())
-        rest = [(a, b) for a, b in zip((0, *(b for _, b in taken)), (*(a for a, _ in taken), whole), strict=True) if a < b]
-        if taken and rest:
-            units.append(self._unit(LinearGroup(f"{name}.qkv", (name,), rows=tuple(rest))))
+        units = [self._unit(group)]
+        if rest := _rest(group.rows or ((0, y.shape[-1]),), y.shape[-1]):
+            units.append(self._unit(LinearGroup(f"{name}.qkv", (name,), rows=rest)))
         return units
 
     def _plain(self, name: str) -> list[_Unit]:
@@ -248,41 +253,47 @@ class Derivation:
         if len(xs) > 1 or any(len(self.products[m]) > 1 for m in members):
             return None
         (x,), y = xs, found.last.outputs[0]
-        width = sum(self.products[m][0].outputs[0].shape[-1] for m in members)
-        rows: tuple[tuple[int, int], ...] | None = tuple((a, b) for _, a, b in found.parts)
-        whole = width == sum(b - a for _, a, b in found.parts)
-        if len(members) > 1 and not whole:
-            return None
-        if len(members) > 1 or whole and sorted(rows) == list(rows):
-            rows = None
-        group = LinearGroup(_fused(members), members, found.activation, rows=rows)
+        rows = tuple((a, b) for _, a, b in found.parts)
+        whole = sum(b - a for a, b in rows) == sum(self._features(m) for m in members)
+        group = LinearGroup(_fused(members), members, found.activation)
+        if len(members) == 1 and not (whole and sorted(rows) == list(rows)):
+            group = replace(group, rows=rows)
         if not whole:
-            group = replace(group, node=f"{members[0]}.mlp")
-        owner = members[0].rpartition(".")[0]
-        if whole and len(members) == 1 and self._is_all(owner, x, y, {*members}):
-            return replace(group, node=owner, rows=rows)
+            fits = len(members) == 1 and self._passes(found)
+            return replace(group, node=f"{members[0]}.mlp", idle=found.last.scope) if fits else None
+        owner, then = members[0].rpartition(".")[0], flow.only_reader(y)
+        if len(members) == 1 and self._is_all(owner, x, y, {*members}):
+            return replace(group, node=owner)
         if self._passes(found):
             return replace(group, idle=found.last.scope)
-        then = flow.only_reader(y)
-        if whole and then is not None and then.layer and self._is_all(owner, x, then.outputs[0], {*members, then.layer}):
+        if then is not None and then.layer and self._is_all(owner, x, then.outputs[0], {*members, then.layer}):
             return replace(group, then=then.layer)
         return None
+
+    def _features(self, name: str) -> int:
+        """N of a linear."""
+        return self.products[name][0].outputs[0].shape[-1]
 
     def _is_all(self, name: str, x: Value, y: Value, layers: set[str]) -> bool:
         """Whether the module `name` makes y from x alone, with `layers` and no others."""
         call = self._only_call(name)
-        inside = {op.layer for op in self.run.ops if op.layer and op.scope.startswith(f"{name}.")}
-        return call is not None and _is_call(call, x, y) and inside == layers
+        return (
+            call is not None
+            and [flow.root(v) for v in call.inputs] == [x]
+            and [flow.root(v) for v in call.outputs] == [flow.root(y)]
+            and {layer for layer in self.products if layer.startswith(f"{name}.")} == layers
+        )
 
     def _passes(self, found: _Activated) -> bool:
         """Whether the activation is all that a module does, which takes nothing else."""
-        call = self._only_call(found.last.scope)
-        if call is None or len(call.inputs) != 1 or any(name.startswith(f"{found.last.scope}.") for name in self.layers):
+        name = found.last.scope
+        call = self._only_call(name)
+        if call is None or len(call.inputs) != 1 or any(layer.startswith(f"{name}.") for layer in self.layers):
             return False
         layer, start, stop = flow.origin(call.inputs[0])
-        takes = [(start, stop)] if len(found.parts) == 1 else [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
-        own = sorted((a, b) for name, a, b in found.parts if name == layer)
-        return own == takes and [flow.root(v) for v in call.outputs] == [flow.root(found.last.outputs[0])]
+        own = sorted((a, b) for part, a, b in found.parts if part == layer)
+        takes = [start, *(b for _, b in own)] == [*(a for a, _ in own), stop]
+        return takes and [flow.root(v) for v in call.outputs] == [flow.root(found.last.outputs[0])]
 
     def _only_call(self, name: str) -> Call | None:
         calls = self.run.calls.get(name, [])
@@ -308,12 +319,9 @@ class Derivation:
     def _one(self, units: list[_Unit]) -> _Unit:
         """The unit of all members of `units`."""
         members = tuple(member for unit in units for member in unit.group.members)
-        factor = len({unit.block for unit in units})
-        return replace(units[0], group=replace(units[0].group, node=_fused(members), members=members, rank_factor=factor))
-
-
-def _is_call(call: Call, x: Value, y: Value) -> bool:
-    return [flow.root(v) for v in call.inputs] == [x] and [flow.root(v) for v in call.outputs] == [flow.root(y)]
+        blocks = len({unit.block for unit in units})
+        group = replace(units[0].group, node=_fused(members), members=members, rank_factor=blocks)
+        return replace(units[0], group=group)
 
 
 def _paths(name: str) -> Iterator[str]:
@@ -323,15 +331,28 @@ def _paths(name: str) -> Iterator[str]:
         name = name.rpartition(".")[0]
 
 
+def _rest(taken: Sequence[tuple[int, int]], width: int) -> tuple[tuple[int, int], ...]:
+    """The features of `width` that are not taken."""
+    ends = [0, *(stop for _, stop in sorted(taken))]
+    starts = [*(start for start, _ in sorted(taken)), width]
+    return tuple((end, start) for end, start in zip(ends, starts, strict=True) if end < start)
+
+
 def _fused(members: Sequence[str]) -> str:
     """The name of the node of `members`: to_q, to_k and to_v make to_qkv; at the first of several modules."""
     owner = members[0].rpartition(".")[0]
     leaves = list(dict.fromkeys(member.rpartition(".")[2] for member in members))
     if len(leaves) > 1:
-        head = os.path.commonprefix(leaves)
-        tail = os.path.commonprefix([leaf.removeprefix(head)[::-1] for leaf in leaves])[::-1]
+        head = _common(leaves)
+        tail = _common([leaf.removeprefix(head)[::-1] for leaf in leaves])[::-1]
         middle = [leaf.removeprefix(head).removesuffix(tail) for leaf in leaves]
         leaf = head + ("" if all(len(m) == 1 for m in middle) else "_").join(middle) + tail
     else:
         (leaf,) = leaves
     return ".".join(filter(None, (owner, _NAMES.get(leaf, leaf))))
+
+
+def _common(names: Sequence[str]) -> str:
+    """What all names begin with."""
+    same = itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
+    return "".join(letters[0] for letters in same)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MappingProxyType, MethodType
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from svdq_trt.contract.formats import Activation
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.nodes import TWO_STREAMS, modulation, node, qkv
-from svdq_trt.models.positions import Rotary, RotaryTable
-from svdq_trt.models.recipe import LinearGroup
+from svdq_trt.models.positions import RotaryTable
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import Request, normal, smooth_image, t5_text
 
@@ -49,22 +46,6 @@ TINY_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {
 _PATCH = 16  # pixels per side of one token: 8 by the VAE, 2 by the packing
 
 
-def _one_stream(name: str, block: Any) -> tuple[LinearGroup, ...]:
-    """The nodes of a single block: q/k/v and the MLP read the same x; both end in `proj_out`, split by columns.
-
-    q/k/v and proj_mlp are two nodes, since only the second has an activation.
-    """
-    whole: int = block.proj_out.in_features
-    first = whole - block.mlp_hidden_dim
-    return (
-        modulation("norm.linear"),
-        qkv("attn"),
-        node("proj_mlp", activation=Activation.GELU_TANH),
-        node("proj_out.attn", "proj_out", columns=(0, first)),
-        node("proj_out.mlp", "proj_out", columns=(first, whole), x_from=Activation.GELU_TANH),
-    )
-
-
 def image_ids(rows: int, columns: int) -> torch.Tensor:
     """[rows * columns, 3] f32: 0, row and column of each token, as diffusers' pipelines make them."""
     grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -86,16 +67,6 @@ def _packed_latents(r: Request) -> torch.Tensor:
 class FluxFamily(Family):
     """FluxTransformer2DModel: two-stream and one-stream blocks, modulated by adaLN."""
 
-    nodes = (
-        (r"transformer_blocks\.\d+", TWO_STREAMS),
-        (r"single_transformer_blocks\.\d+", _one_stream),
-        ("", (modulation("norm_out.linear"),)),
-    )
-    reasons = (
-        (r"x_embedder|context_embedder", "first linear of a stream: its error enters every block"),
-        (r"time_text_embed\..*", "time, guidance and text embedding: one row per image, read by every block"),
-        (r"proj_out", "last linear: few features, sets the quality of the latent"),
-    )
     processors = ((r"(single_)?transformer_blocks\.\d+\.attn", JointAttention),)
     synthetic = (
         ("hidden_states", _packed_latents),
@@ -106,70 +77,12 @@ class FluxFamily(Family):
         ("guidance", lambda r: torch.full(r.shape, 3.5)),
     )
 
-    def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
-        """Install a node as Family does. The first half of a `proj_out` splits it; an MLP's replaces its GELU, too."""
-        parent, _, leaf = group.node.rpartition(".")
-        if group.columns is not None:
-            block: Any = module.get_submodule(parent.rpartition(".")[0])
-            if not isinstance(block.proj_out, SplitProjection):
-                block.proj_out = SplitProjection(block.proj_out, block.proj_out.in_features - block.mlp_hidden_dim)
-                block.forward = MethodType(single_block_forward, block)
-        if leaf == "proj_mlp":
-            module.get_submodule(parent).act_mlp = nn.Identity()
-        super().install(module, group, fused)
-
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """Wrap the module as Family does, with angles in f32."""
         net: Any = module
         if not isinstance(net.pos_embed, RotaryTable):
             net.pos_embed = RotaryTable(net.pos_embed.theta, tuple(net.pos_embed.axes_dim))
         return super().wrap(module, inputs)
-
-
-class SplitProjection(nn.Module):
-    """A linear whose input is two tensors side by side, as two linears whose outputs are added.
-
-    For a single block's `proj_out`: no concatenation of [M, C + 4C] is written and read, and the attention output and
-    the MLP's hidden values, which differ in size, get scales and a low-rank branch of their own.
-    """
-
-    def __init__(self, whole: nn.Linear, first: int) -> None:
-        super().__init__()
-        self.attn = _columns(whole, 0, first)
-        self.mlp = _columns(whole, first, whole.in_features)
-
-    def forward(self, attn: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
-        """[B, L, K1] and [B, L, K2] -> [B, L, N]."""
-        y: torch.Tensor = self.attn(attn) + self.mlp(mlp)
-        return y
-
-
-def _columns(whole: nn.Linear, start: int, stop: int) -> nn.Linear:
-    """A linear on input features [start, stop); the bias goes with feature 0. Views, no copies."""
-    part = nn.Linear(stop - start, whole.out_features, bias=start == 0 and whole.bias is not None, device="meta")
-    part.weight = nn.Parameter(whole.weight.detach()[:, start:stop], requires_grad=False)
-    if start == 0 and whole.bias is not None:
-        part.bias = nn.Parameter(whole.bias.detach(), requires_grad=False)
-    return part
-
-
-def single_block_forward(
-    block: Any,
-    hidden_states: torch.Tensor,
-    encoder_hidden_states: torch.Tensor,
-    temb: torch.Tensor,
-    image_rotary_emb: Rotary | None = None,
-    joint_attention_kwargs: dict[str, Any] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """FluxSingleTransformerBlock.forward with a SplitProjection: the two halves of its input stay apart."""
-    assert not joint_attention_kwargs
-    tokens = encoder_hidden_states.shape[1]
-    residual = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-    normed, gate = block.norm(residual, emb=temb)
-    mlp = block.act_mlp(block.proj_mlp(normed))
-    attn = block.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb)
-    out = residual + gate.unsqueeze(1) * block.proj_out(attn, mlp)
-    return out[:, :tokens], out[:, tokens:]
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:

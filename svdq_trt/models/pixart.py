@@ -7,7 +7,6 @@ from typing import Any
 
 from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.nodes import SELF_AND_CROSS, gelu_tanh_mlp
 from svdq_trt.models.positions import Patches
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import diffusion_latents, padding_mask, t5_text, timestep_to_999
@@ -51,13 +50,6 @@ TINY_CONFIG: dict[str, Any] = SIGMA_CONFIG | {
 class PixArtFamily(Family):
     """PixArtTransformer2DModel: softmax attention, GELU MLP, one adaLN for all blocks, positions that stretch."""
 
-    nodes = ((r"transformer_blocks\.\d+", (*SELF_AND_CROSS, *gelu_tanh_mlp("ff"))),)
-    reasons = (
-        (r"pos_embed\.proj", "first convolution: its error enters every block"),
-        (r"caption_projection\..*", "text's first linears: their error enters every cross attention"),
-        (r"adaln_single\..*", "time embedding and modulation: one row per image, shared by every block"),
-        (r"proj_out", "last linear: few features, sets the quality of the latent"),
-    )
     processors = (
         (r"transformer_blocks\.\d+\.attn1", FusedSelfAttention),
         (r"transformer_blocks\.\d+\.attn2", FusedCrossAttention),

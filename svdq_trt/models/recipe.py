@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from svdq_trt.base.errors import UsageError
+from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.contract.formats import ACT_SHIFT, K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 
 #: The module types that hold matmul weights; every one of them is in a group or in `kept`.
@@ -55,17 +55,6 @@ class LinearGroup:
     idle: str = ""
     then: str = ""
 
-    def within(self, module: str) -> LinearGroup:
-        """This group, whose names are inside `module`, with names in the model; "" is the model itself."""
-        if not module:
-            return self
-        return replace(
-            self,
-            node=f"{module}.{self.node}",
-            members=tuple(f"{module}.{name}" for name in self.members),
-            source=None if self.source is None else f"{module}.{self.source}",
-        )
-
     def rank(self, rank: int) -> int:
         """R of this node, for the rank that the user asked for."""
         return min(rank * self.rank_factor, R_MAX)
@@ -105,6 +94,13 @@ def is_pointwise(layer: nn.Module) -> bool:
     return one == {1} and not any(p != "valid" and p for p in layer.padding)
 
 
+def node_input(layer: nn.Module, group: LinearGroup, x: torch.Tensor) -> torch.Tensor:
+    """[M, K]: what a group's node reads of `x`, which its first member `layer` reads: [..., K], or [B, K, H, W]."""
+    start, stop = group.columns or (0, None)
+    tokens = x if isinstance(layer, nn.Linear) else x.movedim(1, -1)
+    return tokens[..., start:stop].flatten(0, -2)
+
+
 def complete(
     module: nn.Module, candidates: Sequence[LinearGroup], reasons: dict[str, str], skip: Sequence[str] = ()
 ) -> Recipe:
@@ -119,6 +115,7 @@ def complete(
 
     Raises:
         UsageError: an entry of `skip` that matches no candidate, or is not a number after `<`.
+        UnsupportedError: a layer that is in neither.
     """
     layers = weight_layers(module)
     why = dict(reasons)
@@ -138,9 +135,9 @@ def complete(
     if unused:
         raise UsageError("--skip", f"'{min(unused)}' matches no quantized layer", "a name or pattern that does")
     kept = tuple(Kept(name, why[name]) for name in layers if name in why)
-    # A layer without a rule, or with two, is a bug in the rules and must not pass silently.
     grouped = {m for g in groups for m in g.members}
-    assert grouped | why.keys() == layers.keys() and not grouped & why.keys(), "every layer is grouped or kept"
+    for name in layers.keys() - grouped - why.keys():
+        raise UnsupportedError(f"layer '{name}'", "no rule for it", "a layer that the model's class has")
     return Recipe(tuple(groups), kept)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from svdq_trt.models.attention import FusedCrossAttention, FusedLinearAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.nodes import SELF_AND_CROSS
 from svdq_trt.models.positions import PlainPatches
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import flow_latents, padding_mask, t5_text, timestep_to_999
@@ -50,15 +49,6 @@ TINY_CONFIG: dict[str, Any] = SANA_CONFIG | {
 class SanaFamily(Family):
     """SanaTransformer2DModel: linear attention, softmax cross attention, a convolutional feed-forward."""
 
-    nodes = ((r"transformer_blocks\.\d+", SELF_AND_CROSS),)
-    reasons = (
-        (r"patch_embed\.proj", "first convolution: its error enters every block"),
-        (r"caption_projection\..*", "text's first linears: their error enters every cross attention"),
-        (r"time_embed\..*", "time embedding and modulation: one row per image, shared by every block"),
-        (r"proj_out", "last linear: few features, sets the quality of the latent"),
-        (r".*\.ff\.conv_depth", "depthwise convolution: 9 weights per channel, nothing to gain"),
-        (r".*\.ff\.conv_(inverted|point)", "feed-forward's convolution: channels first, no 4-bit convolution kernel"),
-    )
     processors = (
         (r"transformer_blocks\.\d+\.attn1", FusedLinearAttention),
         (r"transformer_blocks\.\d+\.attn2", FusedCrossAttention),

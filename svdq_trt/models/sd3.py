@@ -9,7 +9,6 @@ import torch
 
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.nodes import TWO_STREAMS, modulation, node, qkv
 from svdq_trt.models.positions import PositionTable, TablePatches
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import flow_latents, normal
@@ -56,15 +55,6 @@ TINY_CONFIG: dict[str, Any] = MEDIUM_CONFIG | {
 class SD3Family(Family):
     """SD3Transformer2DModel: FLUX's two-stream blocks, some with a second self attention; the last ends the text."""
 
-    nodes = (
-        (r"transformer_blocks\.\d+", (*TWO_STREAMS, qkv("attn2"), node("attn2.to_out.0"))),
-        ("", (modulation("norm_out.linear"),)),
-    )
-    reasons = (
-        (r"pos_embed\.proj|context_embedder", "first layer of a stream: its error enters every block"),
-        (r"time_text_embed\..*", "time and text embedding: one row per image, read by every block"),
-        (r"proj_out", "last linear: few features, sets the quality of the latent"),
-    )
     processors = ((r"transformer_blocks\.\d+\.attn2?", JointAttention),)
     synthetic = (
         ("hidden_states", flow_latents),

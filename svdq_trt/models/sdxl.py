@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdq_trt.base.errors import UnsupportedError
-from svdq_trt.contract.formats import Activation
 from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention, SharedProjection, check_attention
 from svdq_trt.models.family import Family
-from svdq_trt.models.nodes import node, qkv
 from svdq_trt.models.recipe import LinearGroup
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import Request, diffusion_latents, large_channels, normal, timestep_to_999
@@ -78,46 +75,6 @@ TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
     "transformer_layers_per_block": (1, 2, 1),
 }
 
-#: Blocks whose cross-attention keys and values share a node. SDXL's have 1, 2 or 10 blocks in a row. More would leave
-#: little of R_MAX for a LoRA on each of them.
-KV_BLOCKS = 5
-
-_BEFORE_TEXT = (qkv("attn1", source="norm1"), node("attn1.to_out.0"), node("attn2.to_q", source="norm2"))
-_AFTER_TEXT = (
-    node("attn2.to_out.0"),
-    node("ff.net.0", "ff.net.0.proj", activation=Activation.GEGLU, source="norm3"),
-    node("ff.net.2"),
-)
-
-
-def _transformer(name: str, transformer: Any) -> list[LinearGroup]:
-    """The nodes of one transformer, in the order in which they run.
-
-    All its blocks read the same text, so KV_BLOCKS of them have their keys and values in one node, with as much rank
-    as separate nodes would have together.
-    """
-    blocks = [f"transformer_blocks.{i}" for i in range(len(transformer.transformer_blocks))]
-    found: list[LinearGroup] = []
-    for i, block in enumerate(blocks):
-        _check_block(f"{name}.{block}", transformer.get_submodule(block))
-        found += (n.within(block) for n in _BEFORE_TEXT)
-        if i % KV_BLOCKS == 0:
-            readers = blocks[i : i + KV_BLOCKS]
-            members = (f"{reader}.attn2.{m}" for reader in readers for m in ("to_k", "to_v"))
-            found.append(node(f"{block}.attn2.to_kv", *members, weight_only=True, rank_factor=len(readers)))
-        found += (n.within(block) for n in _AFTER_TEXT)
-    return found
-
-
-def _check_block(name: str, block: Any) -> None:
-    """Refuse a block that is not built from exactly the layers that the nodes above cover."""
-    if block.norm_type != "layer_norm" or block.attn2 is None or block.only_cross_attention:
-        raise UnsupportedError(f"block '{name}'", f"norm type {block.norm_type}", "self and cross attention, MLP")
-    for leaf, processor in (("attn1", FusedSelfAttention), ("attn2", FusedCrossAttention)):
-        check_attention(f"{name}.{leaf}", getattr(block, leaf), processor)
-    if type(block.ff.net[0]).__name__ != "GEGLU":
-        raise UnsupportedError(f"'{name}.ff'", type(block.ff.net[0]).__name__, "GEGLU")
-
 
 def _clip_text(r: Request) -> torch.Tensor:
     """[B, T, K], like the output of CLIP's last but one layer: noise, some large channels, a large first token."""
@@ -136,19 +93,8 @@ def _time_ids(r: Request) -> torch.Tensor:
 class SDXLFamily(Family):
     """UNet2DConditionModel with text_time conditioning."""
 
-    nodes = ((r".*\.attentions\.\d+", _transformer),)
-    reasons = (
-        (r"conv_in|conv_out", "first or last convolution: few channels, sets the quality of the latent"),
-        (
-            r"(time_embedding|add_embedding)\..*",
-            "time and text embedding: one row per image, read by every block",
-        ),
-        (r".*\.time_emb_proj", "residual block's time projection: one row per image"),
-        (r".*\.resnets\.\d+\.(conv1|conv2)", "residual block's convolution: no 4-bit convolution kernel"),
-        (r".*\.resnets\.\d+\.conv_shortcut", "residual block's shortcut: its error enters the residual stream"),
-        (r".*\.(downsamplers|upsamplers)\.\d+\.conv", "down- or upsampling: no 4-bit convolution kernel"),
-        (r".*\.(proj_in|proj_out)", "transformer's in/out projection: its error enters the residual stream"),
-    )
+    #: SDXL has 1, 2 or 10 blocks in a row. More would leave little of R_MAX for a LoRA on each of them.
+    kv_blocks = 5
     synthetic = (
         ("sample", diffusion_latents),
         ("timestep", timestep_to_999),

@@ -5,6 +5,7 @@ Its `Family` says what is quantized and how a module is made exportable.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from torch import nn
 
 from svdq_trt.base.errors import ShapeError
 from svdq_trt.base.needs import need
+from svdq_trt.models import derive
 from svdq_trt.models.family import Family
 from svdq_trt.models.positions import PositionTable
-from svdq_trt.models.recipe import LinearGroup, Recipe
+from svdq_trt.models.recipe import LinearGroup, Recipe, complete
 from svdq_trt.models.synthetic import Request
 
 #: Symbols an axis may depend on. `batch` and `tokens` count; `height` and `width` are pixels of the image.
@@ -171,8 +173,23 @@ class ModelSpec:
         return module.eval().requires_grad_(False)
 
     def recipe(self, module: nn.Module, skip: Sequence[str] = ()) -> Recipe:
-        """Groups and kept layers of a module that has not been changed yet."""
-        return self.family.recipe(module, skip)
+        """Groups and kept layers of a module that has not been changed yet; `skip` and errors as in `complete`."""
+        return complete(module, *self._nodes, skip)
+
+    @functools.cached_property
+    def _nodes(self) -> tuple[list[LinearGroup], dict[str, str]]:
+        """What a trace of the model as it is exported gives; the trace is made once."""
+        module = self.build()
+        self.wrap(module)
+        return derive.nodes(module, [self._call(end) for end in (0, 1)], self.family.kv_blocks)
+
+    def _call(self, end: int) -> dict[str, Any]:
+        """Arguments of the module on meta: small ones (0), or with more pixels and text (1)."""
+        sides = dict.fromkeys(("height", "width"), (8 << end) * self.pixel_multiple)
+        sizes = self.profile.sizes(1) | sides | {"batch": 2, "tokens": 32 << end}
+        act = self.torch_dtype
+        values = {io.name: torch.empty(io.shape(sizes), dtype=io.torch_dtype(act), device="meta") for io in self.inputs}
+        return self.family.arguments(values)
 
     def groups(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[LinearGroup, ...]:
         """The groups of `recipe`: the svdq nodes that the model will have."""

@@ -1,7 +1,7 @@
 """A run of a model on meta tensors as a graph: which operation reads which tensor, and in which module.
 
-It sees torch's functions and methods of tensors, not the operators below them: an attention or a chunk is one operation,
-and a run of a whole FLUX takes seconds.
+It sees torch's functions and methods of tensors, not the operators below them: an attention or a chunk is one
+operation, and a run of a whole FLUX takes seconds.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def _run(module: nn.Module, call: Mapping[str, Any]) -> Trace:
         with torch.no_grad(), recorder.watching(), recorder:
             result = module(**call, **plain)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        got = f"cannot run without values: {str(error).splitlines()[0]}"
-        raise UnsupportedError(type(module).__name__, got, "a model whose path does not depend on its inputs") from error
+        got, want = f"cannot run without values: {str(error).splitlines()[0]}", "a path that no value decides"
+        raise UnsupportedError(type(module).__name__, got, want) from error
     recorder.trace.results = recorder.values(result)
     for value in recorder.trace.results:
         value.readers.append(None)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.base.errors import ArtifactError
-from svdq_trt.models import LinearGroup
+from svdq_trt.models import LinearGroup, member_tensors
 from svdq_trt.nn.linear import SVDQLinear
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ def restore_model(loaded: svdq_file.Artifact, spec: ModelSpec) -> nn.Module:
     # Imported linears that share no smoothing are nodes of their own, though the recipe would fuse them.
     by_node = {m: LinearGroup(m, (m,)) for g in groups if len(g.members) > 1 for m in g.members}
     by_node |= {group.node: group for group in groups}
-    sizes = {name: tuple(m.weight.shape) for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    shapes = {group.node: [w.shape for w in member_tensors(module, group)[0]] for group in by_node.values()}
     installed: set[str] = set()
     for node in loaded.nodes:
         group = by_node.get(node.name)
-        if group is None or not _is_of(node, group, sizes) or installed & {node.name, *_whole(group)}:
+        if group is None or not _is_of(node, group, shapes[node.name]) or installed & {node.name, *_whole(group)}:
             known = f"the nodes of model {spec.name}"
             raise ArtifactError("svdq.safetensors", f"node {node.name}", known, svdq_file.REMAKE)
         installed |= {node.name, *_whole(group)}
@@ -56,17 +56,15 @@ def restore_model(loaded: svdq_file.Artifact, spec: ModelSpec) -> nn.Module:
     return module.eval()
 
 
-def _is_of(node: Node, group: LinearGroup, sizes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Is the node the group's, in its sizes and in what it computes."""
-    start, stop = group.columns or (0, sizes[group.members[0]][1])
+def _is_of(node: Node, group: LinearGroup, shapes: Sequence[Size]) -> bool:
+    """Is the node the group's, in its sizes and in what it computes; `shapes` are its members' weights' [N, K]."""
     return (
         node.members == group.members
         and node.activation == group.activation.value
-        and node.k == stop - start
-        and node.member_rows == tuple(sizes[m][0] for m in group.members)
+        and [(n, node.k) for n in node.member_rows] == [tuple(shape) for shape in shapes]
     )
 
 
 def _whole(group: LinearGroup) -> tuple[str, ...]:
-    """Members that no other node may have; those split by columns belong to several."""
-    return group.members if group.columns is None else ()
+    """Members that no other node may have; those split by columns or rows belong to several."""
+    return group.members if group.columns is None and group.rows is None else ()

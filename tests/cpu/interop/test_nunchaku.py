@@ -96,13 +96,13 @@ def test_layer_in_16_bit_stays_so(tmp_path):
 
 def test_layer_that_the_model_keeps_is_dequantized(tmp_path, monkeypatch):
     tensors, metadata, truths = checkpoint(False, OLD, True)
-    recipe = SPEC.family.recipe
-    monkeypatch.setattr(type(SPEC.family), "recipe", lambda self, module, skip: recipe(module, ("*.attn.to_out.0",)))
+    recipe = SPEC.recipe
+    monkeypatch.setattr(type(SPEC), "recipe", lambda self, module, skip=(): recipe(module, ("*.attn.to_out.0",)))
     loaded = imported(tmp_path, tensors, metadata)
     got = loaded.tensors[f"{BLOCK}.attn.to_out.0.weight"].double()
     assert (got - truths["out"].weight).norm() < 0.005 * got.norm()
     fc2 = f"{BLOCK}.ff.net.2"
-    monkeypatch.setattr(type(SPEC.family), "recipe", lambda self, module, skip: recipe(module, (fc2,)))
+    monkeypatch.setattr(type(SPEC), "recipe", lambda self, module, skip=(): recipe(module, (fc2,)))
     loaded = imported(tmp_path, tensors, metadata)  # its input is shifted at nunchaku: the bias takes that back
     residual = truths["fc2"].weight - low_rank(tensors, f"{BLOCK}.mlp_fc2")
     want = truths["fc2"].bias.double() + 0.171875 * residual.sum(1)

@@ -4,13 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
 from svdq_trt.contract.formats import Activation
 from svdq_trt.models import get_model
-from svdq_trt.models.flux import SplitProjection
 from svdq_trt.models.positions import RotaryTable, rotate
 
 TINY = get_model("flux1-tiny")
@@ -60,13 +58,6 @@ def test_a_skip_of_one_half_keeps_the_whole_projection():
     recipe = TINY.recipe(TINY.build(), skip=["single_transformer_blocks.0.proj_out.mlp"])
     assert not [g for g in recipe.groups if g.node.startswith("single_transformer_blocks.0.proj_out")]
     assert "single_transformer_blocks.0.proj_out" in {k.name for k in recipe.kept}
-
-
-def test_split_projection_equals_the_whole():
-    whole = nn.Linear(40, 24)
-    a, b = torch.randn(2, 5, 8), torch.randn(2, 5, 32)
-    got = SplitProjection(whole, 8)(a, b)
-    torch.testing.assert_close(got, whole(torch.cat((a, b), dim=-1)))
 
 
 def test_rotary_table_equals_diffusers_in_f64():

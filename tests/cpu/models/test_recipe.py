@@ -160,9 +160,10 @@ def test_group_with_unfit_k_is_kept_with_that_reason():
 def test_attention_with_extras_is_refused():
     spec = get_model("sdxl-tiny")
     module = spec.build()
+    group = next(g for g in spec.groups(module) if g.node == f"{BLOCK}.attn1.to_qkv")
     module.get_submodule(f"{BLOCK}.attn1").norm_q = nn.LayerNorm(64, device="meta")
     with pytest.raises(UnsupportedError, match="attn1': has norm_q, want what FusedSelfAttention computes"):
-        spec.groups(module)
+        spec.install(module, group, nn.Identity())
 
 
 def test_layer_without_a_rule_is_refused():
