@@ -22,8 +22,10 @@ from svdq_export.passes.inputs import parameters_to_inputs
 from svdq_export.passes.metadata import strip_metadata
 from svdq_export.passes.mlp import fuse_mlps
 from svdq_export.passes.names import drop_prefix, name_svdq_nodes, require_all_nodes
+from svdq_export.passes.pixels import pixels_to_tokens
 from svdq_export.passes.simplify import simplify
 from svdq_export.passes.squeeze import squeeze_to_reshape
+from svdq_export.passes.unjoin import unjoin_slices
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import data_path, require_onnx_suffix, write_graph, write_model
@@ -104,6 +106,8 @@ def export_onnx(
     _report(progress, "simplify", 0)
     parameters = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     simplify(model, parameters)
+    unjoin_slices(model)
+    pixels_to_tokens(model)
     unify_input_types(model)
     squeeze_to_reshape(model)
     einsum_to_transpose(model)

@@ -55,7 +55,7 @@ class NodeRows:
     """The rows of a node's members: layer -> its first row. A 16-bit linear counts as a node with itself as member.
 
     Attributes:
-        name: of the node. n, k: N, K.
+        name: of the node. n, k: N, K; zeros may follow the members' input features.
         columns: the node has only input features [start, stop) of its one member; None: all.
         rows: it has only these output features [start, stop) of its one member, in this order; None: all.
     """
@@ -93,7 +93,7 @@ def node_delta(by_layer: ByLayer, rows: NodeRows, strength: float = 1.0, weight_
             made[id(change)] = change.at(strength, weight_of)
         delta = made[id(change)].rows(source, at.stop - at.start)
         if delta.down is not None and delta.up is not None:
-            down = delta.down[:, slice(*rows.columns)] if rows.columns else delta.down
+            down = _columns(delta.down, rows)
             column = next((i for i, d in enumerate(downs) if torch.equal(d, down)), None)
             if column is None:
                 column = len(downs)
@@ -106,6 +106,12 @@ def node_delta(by_layer: ByLayer, rows: NodeRows, strength: float = 1.0, weight_
     return Delta(down, up, rest.row_scale, rest.full, rest.bias)
 
 
+def _columns(matrix: Tensor, rows: NodeRows) -> Tensor:
+    """[..., K]: the node's columns of a matrix, with zeros where its members have fewer."""
+    part = matrix[:, slice(*rows.columns)] if rows.columns else matrix
+    return torch.nn.functional.pad(part, (0, rows.k - part.shape[1]))
+
+
 def _in_node(delta: Delta, rows: NodeRows, at: slice) -> Delta:
     """What is no pair of factors, in the node's rows and columns."""
 
@@ -116,9 +122,7 @@ def _in_node(delta: Delta, rows: NodeRows, at: slice) -> Delta:
         whole[at] = tensor
         return whole
 
-    full = delta.full
-    if full is not None and rows.columns:
-        full = full[:, slice(*rows.columns)]
+    full = None if delta.full is None else _columns(delta.full, rows)
     bias = None if rows.columns and rows.columns[0] else delta.bias  # it goes with feature 0
     return Delta(row_scale=spread(delta.row_scale), full=spread(full), bias=spread(bias))
 

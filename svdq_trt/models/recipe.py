@@ -19,6 +19,7 @@ from svdq_trt.contract.formats import ACT_SHIFT, K_MULTIPLE, N_MULTIPLE, R_MAX, 
 WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6}
+_FEATURES_PER_ZERO = 32  # at least, where zeros make K fit
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ def weight_layers(module: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in module.named_modules() if isinstance(m, WEIGHT_LAYERS)}
 
 
+def padding(k: int) -> int:
+    """How many zeros follow the `k` input features of a node's members; they make K fit the op where few do."""
+    more = -k % K_MULTIPLE
+    return more if more <= k // _FEATURES_PER_ZERO else 0
+
+
 def is_pointwise(layer: nn.Module) -> bool:
     """Is it a convolution that is a linear on each pixel's channels."""
     if not isinstance(layer, nn.modules.conv._ConvNd) or layer.transposed or layer.groups > 1:
@@ -96,9 +103,15 @@ def is_pointwise(layer: nn.Module) -> bool:
 
 def node_input(layer: nn.Module, group: LinearGroup, x: torch.Tensor) -> torch.Tensor:
     """[M, K]: what a group's node reads of `x`, which its first member `layer` reads: [..., K], or [B, K, H, W]."""
-    start, stop = group.columns or (0, None)
     tokens = x if isinstance(layer, nn.Linear) else x.movedim(1, -1)
-    return tokens[..., start:stop].flatten(0, -2)
+    return pad_features(tokens, group).flatten(0, -2)
+
+
+def pad_features(tensor: torch.Tensor, group: LinearGroup) -> torch.Tensor:
+    """[..., K]: the columns of a member's x or weight that a group has, with zeros behind them where K is padded."""
+    start, stop = group.columns or (0, tensor.shape[-1])
+    part, more = tensor[..., start:stop], 0 if group.columns else padding(tensor.shape[-1])
+    return nn.functional.pad(part, (0, more)) if more else part
 
 
 def complete(
@@ -194,8 +207,7 @@ def read_members(
 
 def _cut(weight: torch.Tensor, group: LinearGroup) -> torch.Tensor:
     """The part [N, K] of a member's weight that a group has; of a linear, or a convolution [N, K, 1, 1]."""
-    start, stop = group.columns or (0, None)
-    return _rows(weight.flatten(1)[:, start:stop], group)
+    return _rows(pad_features(weight.flatten(1), group), group)
 
 
 def _rows(tensor: torch.Tensor, group: LinearGroup) -> torch.Tensor:

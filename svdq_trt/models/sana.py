@@ -32,12 +32,13 @@ SANA_CONFIG: dict[str, Any] = {
     "sample_size": 32,
 }
 
-#: Two blocks; every quantized K is a multiple of 128.
+#: Two blocks; every quantized K is a multiple of 128, one of them with zeros behind 624 features.
 TINY_CONFIG: dict[str, Any] = SANA_CONFIG | {
     "caption_channels": 96,
     "cross_attention_dim": 128,
     "cross_attention_head_dim": 64,
     "in_channels": 8,
+    "mlp_ratio": 4.875,
     "num_attention_heads": 4,
     "num_cross_attention_heads": 2,
     "num_layers": 2,
@@ -104,5 +105,5 @@ SANA_TINY = _spec(
     title="SANA's structure at 128 channels, for trials and tests",
     profile=Profile(batch=(1, 2, 4), height=(64, 256, 512), width=(64, 256, 512), tokens=(24, 24, 24)),
     calibration_pixels=512,
-    parameters=704_776,
+    parameters=951_624,
 )

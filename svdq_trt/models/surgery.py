@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.models.recipe import LinearGroup, is_pointwise
+from svdq_trt.models.recipe import LinearGroup, is_pointwise, padding
 
 
 def install(module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
@@ -20,14 +20,16 @@ def install(module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
         fused: x [..., K] -> y [..., N], or [..., N/2] for a gated activation.
     """
     parent, _, leaf = group.node.rpartition(".")
+    layers: list[Any] = [module.get_submodule(member) for member in group.members]
     split = parent == group.members[0]
     if split:
         _split(module, group).put(leaf, group, fused)
     else:
-        layers = [module.get_submodule(member) for member in group.members]
         if is_pointwise(layers[0]):
-            fused.register_forward_pre_hook(_channels_last)
-            fused.register_forward_hook(_channels_first)
+            fused.register_forward_pre_hook(lambda _, args: (args[0].movedim(1, -1),))
+            fused.register_forward_hook(lambda _, args, y: y.movedim(-1, 1))
+        if more := padding(layers[0].weight[0].numel()):
+            fused.register_forward_pre_hook(lambda _, args: (nn.functional.pad(args[0], (0, more)),))
         if len(layers) > 1:
             _share(module, group, fused, layers)
         setattr(module.get_submodule(parent), leaf, fused)
@@ -40,15 +42,6 @@ def install(module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(parent), leaf, new)
-
-
-def _channels_last(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-    """[B, C, H, W] -> [B, H, W, C], as a node reads it in the place of a convolution."""
-    return (args[0].movedim(1, -1),)
-
-
-def _channels_first(_: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
-    return y.movedim(-1, 1)
 
 
 class _Shared:
