@@ -55,9 +55,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     out = node.outputs[0]
     assert first is not None and out.shape is not None and isinstance(out.shape[2], int)
     shape = ir.tensor(np.array([0, -1, out.shape[2]], np.int64), name=f"{out.name}_shape")
-    constant = ir.Value(
-        name=shape.name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape((3,)), const_value=shape
-    )
+    constant = ir.Value(name=shape.name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape((3,)), const_value=shape)
     graph.register_initializer(constant)
     reshape = ir.node("Reshape", [first.inputs[0], constant], name=node.name)
     reshape.metadata_props.update(node.metadata_props)

@@ -107,7 +107,7 @@ def fill_random(
 
 
 def _matrix(owner: str, meta: torch.Tensor, group: LinearGroup | None, seed: int, rng: torch.Generator) -> torch.Tensor:
-    """A linear's or convolution's weight: unit normals, those of a linear in a node times one factor per feature of x."""
+    """A linear's or convolution's weight: unit normals, of a linear in a node times one factor per feature of x."""
     weight = torch.empty(meta.shape, dtype=meta.dtype, device=rng.device).normal_(generator=rng)
     gain = next((g for pattern, g in _GAINS if re.fullmatch(pattern, owner)), 1.0)
     if group is None or meta.dim() > 2:

@@ -13,6 +13,7 @@ from svdq_trt.models.trace import Op, Value
 _SAME = ("reshape", "view", "flatten", "unflatten", "contiguous", "to", "type_as", "float", "dropout", "clone")
 _SLICES = ("chunk", "split", "tensor_split", "__getitem__")
 _PRODUCTS = ("mul", "mul_", "__mul__", "__rmul__", "multiply")
+_REPEATS = ("expand", "expand_as", "repeat", "repeat_interleave", "broadcast_to")
 _MATRIX_PRODUCTS = ("matmul", "bmm", "__matmul__")
 _JOINS = ("cat", "concat", "concatenate")
 
@@ -107,7 +108,7 @@ def uses_by_tokens(value: Value, seen: set[Op] | None = None) -> Iterator[Op]:
         if op is None or op in seen:
             continue
         seen.add(op)
-        if op.layer or any(out.grows for out in op.outputs):
+        if op.layer or (any(out.grows for out in op.outputs) and op.name not in _REPEATS):
             yield op
         else:
             for out in op.outputs:

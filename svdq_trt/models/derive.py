@@ -116,13 +116,10 @@ class Derivation:
 
     def groups(self) -> list[LinearGroup]:
         """The nodes, in the order in which they run."""
-        units: list[_Unit] = []
-        owned: set[str] = set()
-        for name in self.products:
-            if name not in self.reasons and name not in owned:
-                found = self._units(name)
-                units += found
-                owned |= {member for unit in found for member in unit.group.members}
+        quantized = [name for name in self.products if name not in self.reasons]
+        units = [unit for name in quantized for unit in self._activated_units(name)]
+        owned = {member for unit in units for member in unit.group.members}
+        units += (unit for name in quantized if name not in owned for unit in self._plain_units(name))
         return [unit.group for unit in sorted(self._joined(units), key=lambda unit: unit.index)]
 
     # ---- why a layer stays in 16 bit ---------------------------------------------------------------------------------
@@ -134,16 +131,15 @@ class Derivation:
         layer, product = self.layers[name], self.products[name][0]
         if not self.alive & set(self.products[name]):
             return _UNREAD
-        if name in self.run.touched:
-            return _TOUCHED
+        touched = _TOUCHED if name in self.run.touched else ""
         if name in self.text_alone and self._block(name):
-            return ""
+            return touched
         if not product.outputs[0].grows:
-            return self._per_image(product.outputs[0])
+            return self._per_image(product.outputs[0]) or touched
         if not isinstance(layer, nn.Linear) and not is_pointwise(layer):
             depthwise = getattr(layer, "groups", 1) > 1
             return _DEPTHWISE if depthwise else self._edge(product) or _CONVOLUTION
-        return "" if self._block(name) else self._edge(product) or _OUTSIDE
+        return touched if self._block(name) else self._edge(product) or _OUTSIDE
 
     def _edge(self, product: Op) -> str:
         """The reason of the first or last layer on a way through the model; "" for one in between."""
@@ -172,23 +168,22 @@ class Derivation:
 
     # ---- the nodes of one layer --------------------------------------------------------------------------------------
 
-    def _units(self, name: str) -> list[_Unit]:
-        """The nodes of a layer: one, or one each for the features with an activation and for those without."""
-        if len(self.products[name]) > 1 or not isinstance(self.layers[name], nn.Linear):
-            return [self._unit(LinearGroup(name, (name,)))]
-        y = self.products[name][0].outputs[0]
-        behind = self._activation_behind(name, list(flow.uses(y)))
-        group = behind and self._folded(behind)
-        if not group:
-            return self._plain(name)
-        units = [self._unit(group)]
-        if rest := _rest(group.rows or ((0, y.shape[-1]),), y.shape[-1]):
-            units.append(self._unit(LinearGroup(f"{name}.qkv", (name,), rows=rest)))
-        return units
+    def _activated_units(self, name: str) -> list[_Unit]:
+        """The nodes of a linear that an activation reads: one, and one for features that it does not read, if any."""
+        behind = [self._activation_behind(name, product) for product in self.products[name]]
+        group = self._folded([found for found in behind if found]) if all(behind) else None
+        if group is None:
+            return []
+        width = self._features(name)
+        rest = _rest(group.rows or ((0, width),), width)
+        groups = [LinearGroup(f"{name}.qkv", (name,), rows=rest), group] if rest else [group]
+        return [self._unit(group) for group in groups]
 
-    def _plain(self, name: str) -> list[_Unit]:
+    def _plain_units(self, name: str) -> list[_Unit]:
         """The node of a layer without an activation; two where it reads two tensors side by side."""
         product = self.products[name][0]
+        if len(self.products[name]) > 1 or not isinstance(self.layers[name], nn.Linear):
+            return [self._unit(LinearGroup(name, (name,)))]
         parts = flow.side_by_side(flow.root(product.inputs[0]))
         leaves = ["attn" if self._from_attention(part) else "mlp" for part in parts]
         edges = list(itertools.accumulate((part.shape[-1] for part in parts), initial=0))
@@ -209,11 +204,13 @@ class Derivation:
     def _unit(self, group: LinearGroup, x: Value | None = None, joins: str | None = None) -> _Unit:
         """The unit of a node, with what is known of its x; `x` where that is a part of its layer's."""
         products = self.products[group.members[0]]
-        x = flow.root(x or products[0].inputs[0])
-        if not group.weight_only and len(products) == 1:
-            kind = flow.activation(x.op)
-            group = replace(group, source=self._norm(x), x_from=kind if kind in ACT_SHIFT else Activation.NONE)
-        return _Unit(group, x, self._block(group.members[0]), products[0].index, joins)
+        xs = [flow.root(product.inputs[0]) for product in products] if x is None else [flow.root(x)]
+        if not group.weight_only:
+            kinds, norms = {flow.activation(x.op) for x in xs}, {self._norm(x) for x in xs}
+            kind = kinds.pop() if len(kinds) == 1 else Activation.NONE
+            source = norms.pop() if len(norms) == 1 else None
+            group = replace(group, source=source, x_from=kind if kind in ACT_SHIFT else Activation.NONE)
+        return _Unit(group, xs[0], self._block(group.members[0]), products[0].index, joins)
 
     def _norm(self, x: Value) -> str | None:
         """The norm with weights whose output is x."""
@@ -221,12 +218,16 @@ class Derivation:
             return None
         norm: Any = self.module.get_submodule(x.op.scope)
         own = type(norm).__name__.endswith("Norm") and getattr(norm, "weight", None) is not None
-        return x.op.scope if own and any(x in call.outputs for call in self.run.calls[x.op.scope]) else None
+        outputs = [flow.root(y) for call in self.run.calls[x.op.scope] for y in call.outputs] if own else []
+        return x.op.scope if x in outputs else None
 
     # ---- activations -------------------------------------------------------------------------------------------------
 
-    def _activation_behind(self, name: str, uses: list[flow.Use]) -> _Activated | None:
-        """The one activation that reads features of the layer `name`."""
+    def _activation_behind(self, name: str, product: Op) -> _Activated | None:
+        """The one activation that reads features of the linear `name`, in one of its calls."""
+        if not isinstance(self.layers[name], nn.Linear):
+            return None
+        uses = list(flow.uses(product.outputs[0]))
         found = [self._activated(use) for use in uses if flow.activation(use.op) is not Activation.NONE]
         if len(found) != 1 or found[0] is None:
             return None
@@ -246,58 +247,56 @@ class Derivation:
             return _Activated(kind, [gate], use.op)
         return _Activated(_GATED[kind], [value, gate], product)
 
-    def _folded(self, found: _Activated) -> LinearGroup | None:
-        """The node that computes an activation as well; None where the model can't be made to leave it out."""
-        members = tuple(dict.fromkeys(layer for layer, _, _ in found.parts))
-        xs = {flow.root(self.products[m][0].inputs[0]) for m in members}
-        if len(xs) > 1 or any(len(self.products[m]) > 1 for m in members):
+    def _folded(self, found: list[_Activated]) -> LinearGroup | None:
+        """The node that computes an activation as well; None where the model can't be made to leave it out.
+
+        Args:
+            found: the activation in each call of its layers.
+        """
+        one = found[0]
+        members = tuple(dict.fromkeys(layer for layer, _, _ in one.parts))
+        xs = [[flow.root(product.inputs[0]) for product in self.products[m]] for m in members]
+        if any((f.activation, f.parts) != (one.activation, one.parts) for f in found) or xs[0] != xs[-1]:
             return None
-        (x,), y = xs, found.last.outputs[0]
-        rows = tuple((a, b) for _, a, b in found.parts)
+        rows = tuple((a, b) for _, a, b in one.parts)
         whole = sum(b - a for a, b in rows) == sum(self._features(m) for m in members)
-        group = LinearGroup(_fused(members), members, found.activation)
+        group = LinearGroup(_fused(members), members, one.activation)
         if len(members) == 1 and not (whole and sorted(rows) == list(rows)):
             group = replace(group, rows=rows)
         if not whole:
-            fits = len(members) == 1 and self._passes(found)
-            return replace(group, node=f"{members[0]}.mlp", idle=found.last.scope) if fits else None
-        owner, then = members[0].rpartition(".")[0], flow.only_reader(y)
-        if len(members) == 1 and self._is_all(owner, x, y, {*members}):
+            fits = len(members) == len(found) == 1 and self._passes(found)
+            return replace(group, node=f"{members[0]}.mlp", idle=one.last.scope) if fits else None
+        owner, ys = members[0].rpartition(".")[0], [f.last.outputs[0] for f in found]
+        if len(members) == 1 and self._is_all(owner, xs[0], ys, {*members}):
             return replace(group, node=owner)
         if self._passes(found):
-            return replace(group, idle=found.last.scope)
-        if then is not None and then.layer and self._is_all(owner, x, then.outputs[0], {*members, then.layer}):
-            return replace(group, then=then.layer)
+            return replace(group, idle=one.last.scope)
+        then = [flow.only_reader(y) for y in ys]
+        name = then[0].layer if then[0] is not None else ""
+        if name and self._is_all(owner, xs[0], [op.outputs[0] for op in then if op], {*members, name}):
+            return replace(group, then=name)
         return None
 
     def _features(self, name: str) -> int:
         """N of a linear."""
         return self.products[name][0].outputs[0].shape[-1]
 
-    def _is_all(self, name: str, x: Value, y: Value, layers: set[str]) -> bool:
-        """Whether the module `name` makes y from x alone, with `layers` and no others."""
-        call = self._only_call(name)
+    def _is_all(self, name: str, xs: list[Value], ys: list[Value], layers: set[str]) -> bool:
+        """Whether the module `name` makes each y from its x alone, with `layers` and no others."""
+        calls = self.run.calls.get(name, [])
         return (
-            call is not None
-            and [flow.root(v) for v in call.inputs] == [x]
-            and [flow.root(v) for v in call.outputs] == [flow.root(y)]
+            [[flow.root(v) for v in call.inputs] for call in calls] == [[x] for x in xs]
+            and [[flow.root(v) for v in call.outputs] for call in calls] == [[flow.root(y)] for y in ys]
             and {layer for layer in self.products if layer.startswith(f"{name}.")} == layers
         )
 
-    def _passes(self, found: _Activated) -> bool:
+    def _passes(self, found: list[_Activated]) -> bool:
         """Whether the activation is all that a module does, which takes nothing else."""
-        name = found.last.scope
-        call = self._only_call(name)
-        if call is None or len(call.inputs) != 1 or any(layer.startswith(f"{name}.") for layer in self.layers):
-            return False
-        layer, start, stop = flow.origin(call.inputs[0])
-        own = sorted((a, b) for part, a, b in found.parts if part == layer)
-        takes = [start, *(b for _, b in own)] == [*(a for a, _ in own), stop]
-        return takes and [flow.root(v) for v in call.outputs] == [flow.root(found.last.outputs[0])]
-
-    def _only_call(self, name: str) -> Call | None:
+        name = found[0].last.scope
         calls = self.run.calls.get(name, [])
-        return calls[0] if name and len(calls) == 1 else None
+        if len(calls) != len(found) or any(layer.startswith(f"{name}.") for layer in self.layers):
+            return False
+        return all(_is_call(call, one) for call, one in zip(calls, found, strict=True))
 
     # ---- nodes that share x ------------------------------------------------------------------------------------------
 
@@ -324,6 +323,16 @@ class Derivation:
         return replace(units[0], group=group)
 
 
+def _is_call(call: Call, found: _Activated) -> bool:
+    """Whether a call of a module takes what the activation does, side by side, and returns its result."""
+    if len(call.inputs) != 1:
+        return False
+    layer, start, stop = flow.origin(call.inputs[0])
+    own = sorted((a, b) for part, a, b in found.parts if part == layer)
+    side_by_side = [start, *(b for _, b in own)] == [*(a for a, _ in own), stop]
+    return side_by_side and [flow.root(v) for v in call.outputs] == [flow.root(found.last.outputs[0])]
+
+
 def _paths(name: str) -> Iterator[str]:
     """`name` and the modules that it is in, from the inside out."""
     while name:
@@ -345,8 +354,9 @@ def _fused(members: Sequence[str]) -> str:
     if len(leaves) > 1:
         head = _common(leaves)
         tail = _common([leaf.removeprefix(head)[::-1] for leaf in leaves])[::-1]
-        middle = [leaf.removeprefix(head).removesuffix(tail) for leaf in leaves]
-        leaf = head + ("" if all(len(m) == 1 for m in middle) else "_").join(middle) + tail
+        middle = (leaf.removeprefix(head).removesuffix(tail) for leaf in leaves)
+        letters = itertools.groupby(middle, key=lambda part: len(part) == 1)
+        leaf = head + "_".join("".join(parts) if short else "_".join(parts) for short, parts in letters) + tail
     else:
         (leaf,) = leaves
     return ".".join(filter(None, (owner, _NAMES.get(leaf, leaf))))

@@ -7,6 +7,8 @@ operation, and a run of a whole FLUX takes seconds.
 from __future__ import annotations
 
 import inspect
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,28 +99,55 @@ def trace(module: nn.Module, calls: Sequence[Mapping[str, Any]]) -> Trace:
         UnsupportedError: the model needs values to run, or takes another path at another size.
     """
     first, second = (_run(module, call) for call in calls)
-    where, want = type(module).__name__, "the same operations at every size"
-    if [op.name for op in first.ops] != [op.name for op in second.ops]:
-        raise UnsupportedError(where, "another path for a larger image or text", want)
+    if not _same_path(first, second):  # a model may keep tables that it makes when it first needs them
+        first, second = (_run(module, call) for call in calls)
+    if not _same_path(first, second):
+        got = "another path for a larger image or text"
+        raise UnsupportedError(type(module).__name__, got, "the same operations at every size")
     for one, other in zip(first.ops, second.ops, strict=True):
         for a, b in zip((*one.inputs, *one.outputs), (*other.inputs, *other.outputs), strict=True):
             a.grows = a.shape != b.shape
     return first
 
 
+def _same_path(first: Trace, second: Trace) -> bool:
+    return [op.name for op in first.ops] == [op.name for op in second.ops]
+
+
 def _run(module: nn.Module, call: Mapping[str, Any]) -> Trace:
     recorder = _Recorder(module, call)
     plain = {"return_dict": False} if "return_dict" in inspect.signature(module.forward).parameters else {}
     try:
-        with torch.no_grad(), recorder.watching(), recorder:
+        with torch.no_grad(), _autocast_off_meta(), recorder.watching(), recorder:
             result = module(**call, **plain)
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        got, want = f"cannot run without values: {str(error).splitlines()[0]}", "a path that no value decides"
-        raise UnsupportedError(type(module).__name__, got, want) from error
+    except Exception as error:  # of any class: the model is anyone's
+        what = re.split(r"[.;:]\s|\n", str(error))[0]
+        got = f"cannot run without values, at '{_line(error)}' ({what})"
+        raise UnsupportedError(type(module).__name__, got, "a path that no value decides") from error
     recorder.trace.results = recorder.values(result)
     for value in recorder.trace.results:
         value.readers.append(None)
     return recorder.trace
+
+
+@contextmanager
+def _autocast_off_meta() -> Iterator[None]:
+    """Context in which models that turn autocast off for a tensor's device may do so on meta, where there is none."""
+    autocast = torch.autocast
+    torch.autocast = lambda device_type, *args, **kwargs: autocast(  # type: ignore[assignment, misc]
+        "cpu" if device_type == "meta" else device_type, *args, **kwargs
+    )
+    try:
+        yield
+    finally:
+        torch.autocast = autocast  # type: ignore[misc]
+
+
+def _line(error: Exception) -> str:
+    """The last line of the model's own code that an error passed."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename != __file__ and "/torch/" not in f.filename]
+    return own[-1].line or "" if own else ""
 
 
 class _Recorder(TorchFunctionMode):

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from svdq_trt.models import MODELS, LinearGroup, Recipe
+from svdq_trt.models import MODELS, LinearGroup, Recipe, derive
+from tests.harness import denoisers
 
 FOLDER = Path(__file__).parents[1] / "cpu" / "models" / "recipes"
 _BLOCK = re.compile(r"((?:.*[._])?(?:blocks|layers|refiner|attentions|resnets)\.)(\d+)((?:\..*)?)")
@@ -61,7 +63,15 @@ def _ranges(indices: list[int]) -> str:
     return "" if indices == [-1] else f"[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in parts)}]"
 
 
+def derived(name: str, skip: Sequence[str] = ()) -> Recipe:
+    """The recipe of a class that no file of models/ names."""
+    calls = [denoisers.call(name, rows, tokens) for rows, tokens in ((8, 32), (16, 64))]
+    return derive.recipe(denoisers.build(name), calls, skip)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name, spec in MODELS.items():
         (FOLDER / f"{name}.txt").write_text(text(spec.recipe(spec.build())))
+    for name in denoisers.TRACEABLE:
+        (FOLDER / f"{name}.txt").write_text(text(derived(name)))

@@ -4,34 +4,19 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import nn
 
 from svdq_trt.build.graph import dynamic_shapes
 from svdq_trt.checkpoint import load
 from svdq_trt.models import TWINS, get_model, stack_group
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
-from svdq_trt.nn import attention, ops
+from svdq_trt.nn import attention
+from tests.harness.nodes import DenseNode
 
 
 @pytest.fixture(scope="module", params=TWINS)
 def spec(request):
     return get_model(request.param)
-
-
-class DenseNode(nn.Module):
-    """A plain linear instead of an svdq node, with the op's activation."""
-
-    def __init__(self, weight, bias, activation):
-        super().__init__()
-        self.linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        self.linear.weight = nn.Parameter(weight.clone())
-        if bias is not None:
-            self.linear.bias = nn.Parameter(bias.clone())
-        self.activation = activation
-
-    def forward(self, x):
-        return ops.activate(self.linear(x), self.activation)
 
 
 def fuse(spec, module, groups):
