@@ -111,6 +111,31 @@ def test_columns_of_a_split_linear():
     close(torch.cat(parts, 1), e[0].up() @ e[0].down())
 
 
+def test_rows_of_a_linear_whose_gate_comes_first():
+    """One node has the first 16 rows, the other value and gate, which the linear has as gate and value."""
+    e = entry("in", 64, 4)
+    whole = e[0].up() @ e[0].down()
+    for rows in (((0, 16),), ((40, 64), (16, 40))):
+        node = NodeRows("node", {"in": 0}, sum(b - a for a, b in rows), K, rows=rows)
+        close(product(*unit_factors(by_layer(e), node, torch.float16)), torch.cat([whole[a:b] for a, b in rows]))
+
+
+def test_a_change_of_some_rows_reaches_the_node_that_has_them():
+    part, target = entry("in", 8, 4, start=36)  # rows 36 to 44
+    node = NodeRows("node", {"in": 0}, 48, K, rows=((40, 64), (16, 40)))
+    want = torch.zeros(64, K)
+    want[36:44] = part.up() @ part.down()
+    got = product(*unit_factors(by_layer((part, target)), node, torch.float16))
+    close(got, torch.cat((want[40:64], want[16:40])))
+
+
+def test_k_with_zeros_behind_the_linears_features():
+    e = entry("point", 64, 4)
+    down, up = unit_factors(by_layer(e), NodeRows("point", {"point": 0}, 64, K + 64), torch.float16)
+    close(product(down[:, :K], up), e[0].up() @ e[0].down())
+    assert not down[:, K:].any()
+
+
 def test_factors_far_from_one_do_not_leave_f16():
     """down of 1e-7 and up of 1e3: rounded as they are, down would be 0 or subnormal."""
     g = torch.Generator().manual_seed(0)

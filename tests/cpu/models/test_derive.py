@@ -15,7 +15,7 @@ from tests.harness.nodes import DenseNode
 
 @pytest.mark.parametrize("name", MODELS)
 def test_recipe_is_the_frozen_one(name):
-    """Artifacts and LoRA files depend on the names: `python -m tests.harness.recipes` freezes a change that is meant."""
+    """Artifacts and LoRA files depend on the names. `python -m tests.harness.recipes` freezes a meant change."""
     spec = get_model(name)
     assert recipes.text(spec.recipe(spec.build())) == (recipes.FOLDER / f"{name}.txt").read_text()
 
