@@ -50,7 +50,14 @@ SANA = (
     Shape("SANA", "sana_ff1", 2048, 2240, 11200),
     Shape("SANA", "sana_ff2", 2048, 5632, 2240),  # 5600 padded to a multiple of 64
 )
-ALL = FLUX + SDXL + PIXART + SANA
+#: Z-Image at 1024²: 4096 image and 512 text tokens.
+Z_IMAGE = (
+    Shape("Z-Image", "zimage_qkv", 4608, 3840, 11520),
+    Shape("Z-Image", "zimage_out", 4608, 3840, 3840),
+    Shape("Z-Image", "zimage_ff1", 4608, 3840, 20480),
+    Shape("Z-Image", "zimage_ff2", 4608, 10240, 3840),
+)
+ALL = FLUX + SDXL + PIXART + SANA + Z_IMAGE
 
 
 @dataclass(frozen=True)
@@ -70,5 +77,6 @@ FEED_FORWARDS = tuple(
         ("pixart_ff1", "pixart_ff2", "gelu_tanh"),
         ("sdxl1280_ff1", "sdxl1280_ff2", "geglu"),
         ("sdxl640_ff1", "sdxl640_ff2", "geglu"),
+        ("zimage_ff1", "zimage_ff2", "swiglu"),
     )
 )

@@ -33,8 +33,8 @@ inline bool sizes_are_valid(int32_t format, int32_t m, int32_t n, int32_t k, int
 
 inline bool settings_are_valid(const svdq_linear_params& p) {
     if (!sizes_are_valid(p.format, p.m, p.n, p.k, p.r)) return false;
-    if (p.activation < SVDQ_ACT_NONE || p.activation > SVDQ_ACT_GEGLU) return false;
-    if (p.activation == SVDQ_ACT_GEGLU && p.n % (2 * contract::kNMultiple) != 0) return false;
+    if (p.activation < 0 || static_cast<size_t>(p.activation) >= contract::kActivations.size()) return false;
+    if (p.n % (contract::kNMultiple * contract::kActivations[p.activation].rows_per_feature) != 0) return false;
     if (p.dtype != SVDQ_F16 && p.dtype != SVDQ_BF16) return false;
     if (p.act_unsigned != 0 && p.act_unsigned != 1) return false;
     if (p.act_unsigned == 1 && !contract::kFormats[p.format].has_unsigned) return false;

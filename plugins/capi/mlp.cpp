@@ -1,6 +1,8 @@
 // The C API of two linears with an activation between them: checks on the host, then kernels/mlp.cpp.
 #include "kernels/mlp.h"
 
+#include <algorithm>
+
 #include "checks.h"
 #include "kernels/registry.h"
 
@@ -8,14 +10,20 @@ namespace {
 
 using namespace svdq::capi;
 
+// Whether the contract has these two linears as one op.
+bool is_op(const svdq_linear_params& a, const svdq_linear_params& b) {
+    const auto& ops = svdq::contract::kOps;
+    return std::any_of(ops.begin(), ops.end(), [&](const svdq::contract::OpRow& op) {
+        return op.num_linears == 2 && op.format == a.format && op.format == b.format &&
+               op.linears[0].activation == a.activation && op.linears[1].activation == b.activation;
+    });
+}
+
 bool mlp_sizes_are_valid(const svdq_mlp_params& p) {
     const svdq_linear_params &a = p.fc1, &b = p.fc2;
-    if (a.format != SVDQ_FORMAT_INT4 && a.format != SVDQ_FORMAT_NVFP4) return false;
-    if (a.activation != SVDQ_ACT_GELU && a.activation != SVDQ_ACT_GELU_TANH && a.activation != SVDQ_ACT_GEGLU)
-        return false;
-    if (b.format != a.format || b.activation != SVDQ_ACT_NONE || b.m != a.m) return false;
+    if (!is_op(a, b) || b.m != a.m) return false;
     if (!sizes_are_valid(a.format, a.m, a.n, a.k, a.r) || !sizes_are_valid(b.format, b.m, b.n, b.k, b.r)) return false;
-    return a.n == (a.activation == SVDQ_ACT_GEGLU ? 2 * b.k : b.k);
+    return a.n == svdq::contract::kActivations[a.activation].rows_per_feature * b.k;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
+#include "svdq/contract.h"
 #include "svdq/svdq.h"
 
 namespace svdq {
@@ -40,7 +41,10 @@ struct LinearArgs {
     uint32_t* counters() const {
         return ws.parts_bytes ? reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(p.workspace) + ws.counters) : nullptr;
     }
-    int32_t n_out() const { return p.activation == SVDQ_ACT_GEGLU ? p.n / 2 : p.n; }
+    // What each sum goes through, or each gate.
+    svdq_activation function() const { return contract::kActivations[p.activation].function; }
+    int32_t n_out() const { return p.n / contract::kActivations[p.activation].rows_per_feature; }
+    bool gated() const { return n_out() != p.n; }
 };
 
 // Enqueues work on the stream and returns the first error; reads nothing back.

@@ -25,8 +25,9 @@ std::string input_where(std::string const& where, contract::OpRow const& op, int
 
 int64_t divided(int64_t value, int64_t by) { return value < 0 ? kUnknown : value / by; }
 
-// Columns of the output of a linear with n rows of weight.
-int64_t columns_out(svdq_activation activation, int64_t n) { return activation == SVDQ_ACT_GEGLU ? divided(n, 2) : n; }
+int32_t rows_per_feature(contract::OpLinear const& linear) {
+    return contract::kActivations[linear.activation].rows_per_feature;
+}
 
 // The shape of a constant input; a dimension of a size that is not known yet is unknown.
 Dims want_shape(contract::InputRow const& input, contract::FormatRow const& format, LinearSizes const& sizes) {
@@ -75,7 +76,6 @@ int64_t token_count(Dims const& x) {
 std::optional<Problem> check_linear(std::string const& where, contract::OpRow const& op, int32_t linear, Dims const& x,
                                     Dims const* shapes, LinearSizes& sizes) {
     auto const& format = contract::kFormats[op.format];
-    auto const& [activation, names] = op.linears[linear];
     Dims const& qweight = shapes[contract::input_of(linear, contract::kQweight)];
     Dims const& lora_down = shapes[contract::input_of(linear, contract::kLoraDown)];
     if (qweight.nbDims == 2) sizes.n = qweight.d[0];
@@ -85,8 +85,8 @@ std::optional<Problem> check_linear(std::string const& where, contract::OpRow co
     sizes.m = token_count(x);
 
     constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
-    int64_t const n_multiple = contract::kNMultiple * (activation == SVDQ_ACT_GEGLU ? 2 : 1);
-    std::string const prefix = names.prefix;
+    int64_t const n_multiple = contract::kNMultiple * rows_per_feature(op.linears[linear]);
+    std::string const prefix = op.linears[linear].names.prefix;
     if (auto p = check_multiple(where, prefix + "K", sizes.k, contract::kKMultiple, contract::kKMultiple, format.max_k))
         return p;
     if (auto p = check_multiple(where, prefix + "N", sizes.n, n_multiple, n_multiple, kMax)) return p;
@@ -133,7 +133,7 @@ std::optional<Problem> Linear::check_shapes(std::string const& where, Row const&
     }
     for (int32_t i = 0; i < op.num_linears; ++i) {
         if (auto problem = check_linear(where, op, i, x, shapes, sizes[i])) return problem;
-        x.d[x.nbDims - 1] = columns_out(op.linears[i].activation, sizes[i].n);
+        x.d[x.nbDims - 1] = divided(sizes[i].n, rows_per_feature(op.linears[i]));
     }
     return std::nullopt;
 }
@@ -143,8 +143,8 @@ void Linear::output_shapes(Row const& op, Attributes const&, nvinfer1::DimsExprs
     out[0] = in[contract::kX];
     int32_t const last = op.num_linears - 1;
     auto const* n = in[contract::input_of(last, contract::kQweight)].d[0];
-    if (op.linears[last].activation == SVDQ_ACT_GEGLU) {
-        n = builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *n, *builder.constant(2));
+    if (int32_t const rows = rows_per_feature(op.linears[last]); rows > 1) {
+        n = builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *n, *builder.constant(rows));
     }
     out[0].d[out[0].nbDims - 1] = n;
 }

@@ -9,6 +9,7 @@ import pytest
 from kernel_calls import BAD_ARGUMENT, OK, WORKSPACE, Library
 
 from svdq_trt.contract.formats import FORMATS, Activation
+from svdq_trt.nn.capi import ACTIVATIONS
 from tests.harness.calls import bind, result, run
 from tests.harness.linears import assert_same_bits, random_linear
 
@@ -20,7 +21,7 @@ def test_bad_arguments_are_refused(svdq: Library, name: str) -> None:
     linear = random_linear(name, "f16", 17, 72, 128, 32)
     changes = {
         "format": (-1, 4),
-        "activation": (-1, 5),
+        "activation": (-1, len(Activation)),
         "dtype": (-1, 2),
         "act_unsigned": (2, -1),
         "act_shift": (float("nan"), float("inf")),
@@ -48,9 +49,10 @@ def test_bad_arguments_are_refused(svdq: Library, name: str) -> None:
         call = bind(svdq, linear)
         call.params.act_unsigned = 1
         assert call.launch() == BAD_ARGUMENT
-    odd = bind(svdq, random_linear(name, "f16", 17, 72, 128, 32))
-    odd.params.activation = 4  # geglu: 72 / 2 is no multiple of 8
-    assert odd.launch() == BAD_ARGUMENT
+    for gated in (Activation.GEGLU, Activation.SWIGLU):
+        call = bind(svdq, linear)
+        call.params.activation = ACTIVATIONS.index(gated)  # 72 / 2 is no multiple of 8
+        assert call.launch() == BAD_ARGUMENT
     for field in ("x", "y", "qweight"):
         call = bind(svdq, linear)
         setattr(call.params, field, getattr(call.params, field) + 8)
@@ -95,12 +97,13 @@ def test_supports_knows_formats_and_devices(svdq: Library) -> None:
     assert svdq.c.svdq_version() == b"1.0.0"
 
 
+@pytest.mark.parametrize("activation", (Activation.GEGLU, Activation.SWIGLU))
 @pytest.mark.parametrize("m", (16, 300))
 @pytest.mark.parametrize("name", NAMES)
-def test_repeats_streams_and_graphs_are_bit_identical(svdq: Library, name: str, m: int) -> None:
+def test_repeats_streams_and_graphs_are_bit_identical(svdq: Library, name: str, m: int, activation: Activation) -> None:
     import torch
 
-    linear = random_linear(name, "bf16", m, 400, 1024, 64, Activation.GEGLU)
+    linear = random_linear(name, "bf16", m, 400, 1024, 64, activation)
     want = run(svdq, linear)
 
     calls = [bind(svdq, linear) for _ in range(4)]

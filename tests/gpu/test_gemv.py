@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from kernel_calls import OK, Library, LinearCall
 
-from svdq_trt.contract.formats import Activation
+from svdq_trt.contract.formats import N_MULTIPLE, Activation
 from svdq_trt.contract.reference.quant import Array
 from tests.harness.calls import bind, result, run
 from tests.harness.linears import (
@@ -50,7 +50,7 @@ def test_gemv_every_number_of_tokens(svdq: Library, m: int, dtype: str, r: int) 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", (1, 3, 8, 9, 16))
 def test_gemv_every_activation(svdq: Library, m: int, dtype: str, activation: Activation) -> None:
-    n = 16 if activation is Activation.GEGLU else 8
+    n = N_MULTIPLE * activation.rows_per_feature
     check(svdq, random_linear("w4a16", dtype, m, FEW // 16 * 16 + n, 192, 32, activation))
     check(svdq, random_linear("w4a16", dtype, m, SOME // 16 * 16 + n, 64, 16, activation))
     check(svdq, random_linear("w4a16", dtype, m, MANY // 16 * 16 + n, 64, 16, activation))

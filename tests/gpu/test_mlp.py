@@ -16,7 +16,7 @@ from tests.harness.linears import Mlp, assert_accurate, assert_bad_rows_stay_alo
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")
-ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
+ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU, Activation.SWIGLU)
 
 
 def check(lib: Library, mlp: Mlp, by_chain: bool = False) -> None:
@@ -55,6 +55,7 @@ def test_mlp_every_rank(svdq: Library, name: str, m: int, ranks: tuple[int, int]
     [
         (2048, 1280, 5120, 1280, Activation.GEGLU),
         (1024, 1280, 5120, 1280, Activation.GEGLU),
+        (4096, 1280, 3456, 1280, Activation.SWIGLU),
         (4096, 1152, 4608, 1152, Activation.GELU_TANH),
         (512, 1536, 6144, 1536, Activation.GELU),
     ],
@@ -66,7 +67,7 @@ def test_mlp_of_models_equals_two_linears(
     check(svdq, random_mlp(name, "bf16", m, k, hidden, n, (32, 32), activation), by_chain=True)
 
 
-@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU))
+@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU, Activation.SWIGLU))
 @pytest.mark.parametrize("m", (40, 300, 2100))
 @pytest.mark.parametrize("name", NAMES)
 def test_mlp_non_finite_row_is_nan_and_others_are_untouched(

@@ -13,7 +13,7 @@ from tests.harness.linears import assert_accurate, assert_bad_rows_stay_alone, a
 PORTABLE = "svdq_linear_portable"
 
 
-@pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
+@pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU, Activation.SWIGLU))
 @pytest.mark.parametrize("m,n,k,r", ((1, 80, 64, 16), (129, 208, 448, 32), (50, 640, 640, 144), (300, 272, 1024, 0)))
 @pytest.mark.parametrize("dtype", ("f16", "bf16"))
 def test_portable_w4a8_matches_reference(

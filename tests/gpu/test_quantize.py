@@ -77,7 +77,12 @@ def test_non_finite_row_is_nan_and_others_are_untouched(
     svdq: Library, name: str, dtype: str, r: int, bad: float
 ) -> None:
     rows = (0, 9, 34, 49)
-    for activation, m in ((Activation.NONE, 50), (Activation.GEGLU, 50), (Activation.SILU, 10)):
+    for activation, m in (
+        (Activation.NONE, 50),
+        (Activation.GEGLU, 50),
+        (Activation.SWIGLU, 50),
+        (Activation.SILU, 10),
+    ):
         linear = random_linear(name, dtype, m, 80, 192, r, activation)
         clean = run(svdq, linear)
         assert np.isfinite(clean.astype(np.float64)).all()

@@ -19,6 +19,7 @@ PORTABLE = "svdq_linear_portable"  # w4a8 has other kernels on sm_90
     [
         (19, 72, 512, 0, Activation.SILU),
         (33, 80, 1024, 16, Activation.GEGLU),
+        (33, 80, 1024, 16, Activation.SWIGLU),
         (77, 1288, 2048, 32, Activation.NONE),
         (154, 640, 1984, 48, Activation.GELU),
         (511, 200, 12288, 128, Activation.NONE),

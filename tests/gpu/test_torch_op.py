@@ -12,11 +12,12 @@ from svdq_trt.quantize.layer import quantize_linear
 @pytest.mark.parametrize("fmt", list(FORMATS))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("rank", [0, 32])
-def test_module_on_cuda_equals_the_module_on_the_cpu(fmt, dtype, rank):
+@pytest.mark.parametrize("activation", [Activation.GEGLU, Activation.SWIGLU], ids=["geglu", "swiglu"])
+def test_module_on_cuda_equals_the_module_on_the_cpu(fmt, dtype, rank, activation):
     torch.manual_seed(0)
     linear = torch.nn.Linear(192, 256).to(dtype)
     calib = torch.randn(64, 192)
-    module = quantize_linear(linear, calib, format=fmt, rank=rank, activation=Activation.GEGLU)
+    module = quantize_linear(linear, calib, format=fmt, rank=rank, activation=activation)
     x = torch.randn(2, 33, 192).to(dtype)
     want = module(x).double()
     got = module.cuda()(x.cuda()).cpu().double()

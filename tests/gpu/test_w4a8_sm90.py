@@ -105,10 +105,10 @@ def test_linear_matches_reference(svdq, m, n, k, r, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "geglu"])
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu", "geglu", "swiglu"])
 @pytest.mark.parametrize("m,n,k,r", [(129, 528, 640, 32), (300, 1040, 256, 0)])
 def test_activations_match_reference(svdq, m, n, k, r, activation, dtype):
-    """Geglu with N/2 that is no multiple of a tile covers the pairing of the halves."""
+    """A gated one with N/2 that is no multiple of a tile covers the pairing of the halves."""
     case = Case(svdq, m, n, k, r, dtype, activation, seed=7)
     assert_close(case.run(), case.reference(), LIMIT_DB[dtype])
 

@@ -231,12 +231,12 @@ void check_shapes(IPluginCreatorV3One* int4, contract::OpRow const& op, Logger& 
     check(change(plugin.get(), huge) != 0, "a token count that overflows is refused");
 }
 
-void check_mlp_shapes(IPluginCreatorV3One* geglu, contract::OpRow const& op, Logger& logger) {
-    auto plugin = create(geglu, op, values(64, 0, 0.0f), TensorRTPhase::kRUNTIME);
+void check_gated_mlp_shapes(IPluginCreatorV3One* creator, contract::OpRow const& op, Logger& logger) {
+    auto plugin = create(creator, op, values(64, 0, 0.0f), TensorRTPhase::kRUNTIME);
     auto const shapes = [](int64_t m, Shape fc1, Shape fc2) { return int4_descs(m, {fc1, fc2}, DataType::kHALF); };
     check_run(plugin.get(), shapes(9, {512, 128, 16}, {128, 256, 32}), logger);
     check(change(plugin.get(), shapes(0, {512, 128, 0}, {128, 256, 0})) == 0, "no tokens and no ranks are taken");
-    check(change(plugin.get(), shapes(9, {256, 128, 16}, {128, 256, 32})) != 0, "geglu halves fc1's columns");
+    check(change(plugin.get(), shapes(9, {256, 128, 16}, {128, 256, 32})) != 0, "the gate halves fc1's columns");
     check(change(plugin.get(), shapes(9, {192, 128, 16}, {128, 96, 32})) != 0, "fc2's K = 96 is refused");
     check(change(plugin.get(), shapes(9, {512, 128, 16}, {132, 256, 32})) != 0, "fc2's N = 132 is refused");
 }
@@ -285,9 +285,12 @@ int main(int argc, char** argv) {
         while (i + 1 < linears && std::strcmp(contract::kOps[i].op_type, op_type) != 0) ++i;
         return i;
     };
-    int32_t const linear = index_of("SVDQLinearInt4"), mlp = index_of("SVDQMlpInt4Geglu");
+    int32_t const linear = index_of("SVDQLinearInt4");
     check_shapes(at(linear), contract::kOps[linear], finder.logger);
-    check_mlp_shapes(at(mlp), contract::kOps[mlp], finder.logger);
+    for (char const* op_type : {"SVDQMlpInt4Geglu", "SVDQMlpInt4Swiglu"}) {
+        int32_t const mlp = index_of(op_type);
+        check_gated_mlp_shapes(at(mlp), contract::kOps[mlp], finder.logger);
+    }
     check_threads(at(linear), contract::kOps[linear]);
 
     auto const wrong_group = [&] {

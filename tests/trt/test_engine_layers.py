@@ -31,7 +31,7 @@ def test_build_every_op_sm89_is_plugin_layer(tensorrt, make_graph, node, op):
     n = 192
     built = tensorrt.build(make_graph([node(op.op_type, n=n), node(op.op_type, n=64, r=32)], k=128), shapes=DYNAMIC)
     # Two nodes in a row; the second reads what the first left. K of the second must suit: 192 or, halved, 96.
-    if op.activation is Activation.GEGLU:
+    if op.activation.gated:
         assert built.plan is None
         assert any("K = 96, want a multiple of 64" in e for e in built.errors)
         built = tensorrt.build(make_graph([node(op.op_type, n=256), node(op.op_type, n=64, r=32)]), shapes=DYNAMIC)
@@ -64,9 +64,10 @@ def test_build_bf16_other_arch_is_plugin_layer(tensorrt, make_graph, node, op, s
     check_layer(built.layers[0], op, 128, 128, 16, (-1, -1), "BFloat16")
 
 
+@pytest.mark.parametrize("op_type", ["SVDQLinearInt4Geglu", "SVDQLinearInt4Swiglu"])
 @pytest.mark.parametrize("lead", [(17,), (2, 3, 5), (1, 2, 3, 4)], ids=lambda s: f"rank{len(s) + 1}")
-def test_build_other_input_rank_keeps_leading_dims(tensorrt, make_graph, node, lead):
-    op = ops.OPS["SVDQLinearInt4Geglu"]
+def test_build_other_input_rank_keeps_leading_dims(tensorrt, make_graph, node, lead, op_type):
+    op = ops.OPS[op_type]
     built = tensorrt.build(make_graph([node(op.op_type)], lead=lead))
     assert built.plan is not None, built.errors
     check_layer(built.layers[0], op, 128, 128, 16, lead, "Half")

@@ -197,7 +197,7 @@ def test_two_linears_in_one_node_give_what_two_nodes_give(tensorrt, runtime, mak
 
     The weights are the same, as they are drawn in the order of the inputs.
     """
-    n = (2 * N if op.activation is Activation.GEGLU else N, N)
+    n = (N * op.activation.rows_per_feature, N)
     by_linear = mlp_weights(op, n)
     for rank in (0, 16):
         r = (16, rank)

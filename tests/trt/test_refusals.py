@@ -21,6 +21,11 @@ MISTAKES = {
         {},
         "N = 72, want a multiple of 16",
     ),
+    "N of Swiglu not a multiple of 16": (
+        {"op_type": "SVDQLinearInt4Swiglu", "n": 72},
+        {},
+        "N = 72, want a multiple of 16",
+    ),
     "R not a multiple of 16": ({"r": 8}, {}, "R = 8, want a multiple of 16"),
     "R beyond the kernels": ({"r": 1040}, {}, "R=1040"),
     "qweight of another K": (

@@ -28,6 +28,7 @@
 // in x becomes NaN.
 #pragma once
 
+#include "../common/activate.cuh"
 #include "../common/activation_exact.cuh"
 #include "../common/device.h"
 #include "../common/octet.cuh"
@@ -52,7 +53,7 @@ struct GemvArgs {
     const float* wscale2;     // [N]
     uint16_t* y;              // [M, n_out]
     int m, n, k, r, n_out;
-    int activation;
+    int function;  // svdq_activation of each sum, or of each gate
     float shift;
     int chunk;   // elements of K whose x^ is in shared memory at a time: a multiple of 128 kWarps, or all
     bool early;  // launched beside a kernel that may write any operand: none is read before that one's end
@@ -80,12 +81,12 @@ struct Shape {
     static_assert(kX % 16 == 0 && kStageBytes % 16 == 0, "16-byte copies");
 };
 
-// Row j of a CTA's tile -> row of qweight, wscale, lora_up, bias. For GEGLU (kPaired) the first half of the tile
+// Row j of a CTA's tile -> row of qweight, wscale, lora_up, bias. If gated, the first half of the tile
 // is "value", the second "gate". Aligned runs of 8 stay runs of 8; runs past the end are the last run again,
 // and are not stored.
-template <int kRows, bool kPaired>
+template <int kRows, bool kGated>
 struct Rows {
-    static constexpr int kOutputs = kPaired ? kRows / 2 : kRows;
+    static constexpr int kOutputs = kGated ? kRows / 2 : kRows;
     int out0, last, half;  // half: from a value's row to its gate's
 
     __device__ __forceinline__ explicit Rows(const GemvArgs& p)
@@ -158,14 +159,14 @@ struct XPart {
     }
 };
 
-template <class T, class S, bool kPaired>
+template <class T, class S, bool kGated>
 __global__ void __launch_bounds__(S::kThreads, min_ctas(S::kMinCtas)) gemv_kernel(const GemvArgs p) {
     SVDQ_DYNAMIC_SHARED(smem);
     __shared__ uint32_t bad_tokens[S::kWarps];
     constexpr int kTiles = S::kTiles, kNt = S::kNt, kRows = S::kRows;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int g = lane / 4, c = lane % 4;
-    const Rows<kRows, kPaired> rows(p);
+    const Rows<kRows, kGated> rows(p);
     const uint32_t groups = static_cast<uint32_t>(p.k) / 64, pairs = (groups + 1) / 2;
     uint8_t* const ring = smem + warp * S::kRingBytes;
     const uint32_t ring_at = ptx::smem_addr(ring);
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(S::kThreads, min_ctas(S::kMinCtas)) gemv_kerne
 
     // A lane copies 16-byte chunk c of rows g, g + 8, ... of a step: two chunks a group. And, lanes below kRows /
     // 4, the scales of 8 rows.
-    constexpr int kRuns = kPaired ? kTiles : 2 * kTiles;  // of 8 rows; gates lie as values do
+    constexpr int kRuns = kGated ? kTiles : 2 * kTiles;  // of 8 rows; gates lie as values do
     const uint8_t* code_from[2 * kTiles / kRuns];
     uint32_t run_offset[kRuns];
 #pragma unroll
@@ -358,17 +359,9 @@ __global__ void __launch_bounds__(S::kThreads, min_ctas(S::kMinCtas)) gemv_kerne
     for (int i = threadIdx.x; i < p.m * rows.kOutputs; i += S::kThreads) {
         const int token = i / rows.kOutputs, j = i % rows.kOutputs;
         if (rows.out0 + j >= p.n_out) continue;
-        float v = total(token, j);
-        if constexpr (kPaired) {
-            v *= exact::gelu(total(token, j + kRows / 2));
-        } else {
-            switch (p.activation) {
-                case SVDQ_ACT_GELU: v = exact::gelu(v); break;
-                case SVDQ_ACT_GELU_TANH: v = exact::gelu_tanh(v); break;
-                case SVDQ_ACT_SILU: v = exact::silu(v); break;
-                default: break;
-            }
-        }
+        float v = total(token, kGated ? j + kRows / 2 : j);
+        activate<Exact, 1>(&v, p.function);
+        if constexpr (kGated) v *= total(token, j);
         v = bad >> token & 1u ? __int_as_float(0x7fffffff) : v;
         p.y[static_cast<int64_t>(token) * p.n_out + rows.out0 + j] =
             static_cast<uint16_t>(Act16<T>::to_bits(Act16<T>::saturate(v)));

@@ -10,22 +10,21 @@
 namespace svdq::gemv {
 namespace {
 
-template <class T, class S, bool kPaired>
-cudaError_t launch_paired(GemvArgs g, bool overlap, cudaStream_t stream) {
-    constexpr int kOutputs = Rows<S::kRows, kPaired>::kOutputs;
+template <class T, class S, bool kGated>
+cudaError_t launch_gated(GemvArgs g, bool overlap, cudaStream_t stream) {
     constexpr int kUnit = 128 * S::kWarps;  // one step of every warp
     const int fitting = std::max(1, S::kXBytes / (2 * g.m * kUnit)) * kUnit;
     g.chunk = std::min(g.k, fitting);
     const int shared = S::kX + g.m * g.chunk * 2;
-    const dim3 grid((g.n_out + kOutputs - 1) / kOutputs);
-    return launch_kernel(gemv_kernel<T, S, kPaired>, {grid, S::kThreads, static_cast<size_t>(shared), overlap}, stream,
+    const dim3 grid((g.n + S::kRows - 1) / S::kRows);
+    return launch_kernel(gemv_kernel<T, S, kGated>, {grid, S::kThreads, static_cast<size_t>(shared), overlap}, stream,
                          g);
 }
 
 template <class T, class S>
 cudaError_t launch(const GemvArgs& g, bool overlap, cudaStream_t stream) {
-    return g.activation == SVDQ_ACT_GEGLU ? launch_paired<T, S, true>(g, overlap, stream)
-                                          : launch_paired<T, S, false>(g, overlap, stream);
+    return g.n_out != g.n ? launch_gated<T, S, true>(g, overlap, stream)
+                          : launch_gated<T, S, false>(g, overlap, stream);
 }
 
 // Weight rows that the busiest multiprocessor reads.
@@ -87,7 +86,7 @@ cudaError_t gemv_w4a16(const LinearArgs& args, cudaStream_t stream) {
     g.wscale2 = static_cast<const float*>(p.wscale2);
     g.y = static_cast<uint16_t*>(p.y);
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
-    g.activation = p.activation;
+    g.function = args.function();
     g.shift = p.act_shift;
     g.early = args.overlap && p.r == 0;
     return p.dtype == SVDQ_F16 ? launch_as<__half>(g, args.overlap, stream)

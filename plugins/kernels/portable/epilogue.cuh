@@ -1,10 +1,11 @@
 // Epilogue of gemm: bias, activation, one rounding, 16-byte stores.
 //
 // The accumulators go through shared memory, each warp through its own slab, up to 32 rows at a time; a lane
-// then holds 8 consecutive outputs of a row. The activation is a run-time switch: it costs one uniform branch
+// then holds 8 consecutive outputs of a row. The activation is chosen at run time: it costs two uniform branches
 // per 8 outputs.
 #pragma once
 
+#include "../common/activate.cuh"
 #include "../common/activation_exact.cuh"
 #include "../common/types.cuh"
 #include "tile.cuh"
@@ -20,14 +21,12 @@ struct Slab {
     static constexpr int kCtaBytes = kBytes * (Tile::kThreads / 32);
 };
 
-__device__ __forceinline__ void load8(float (&v)[8], const float* p) {
-    const float4 lo = *reinterpret_cast<const float4*>(p), hi = *reinterpret_cast<const float4*>(p + 4);
+// 8 sums and their bias.
+template <class T>
+__device__ __forceinline__ void load8(float (&v)[8], const float* sums, const uint16_t* bias) {
+    const float4 lo = *reinterpret_cast<const float4*>(sums), hi = *reinterpret_cast<const float4*>(sums + 4);
     v[0] = lo.x, v[1] = lo.y, v[2] = lo.z, v[3] = lo.w;
     v[4] = hi.x, v[5] = hi.y, v[6] = hi.z, v[7] = hi.w;
-}
-
-template <class T>
-__device__ __forceinline__ void add_bias8(float (&v)[8], const uint16_t* bias) {
     const uint4 b = __ldg(reinterpret_cast<const uint4*>(bias));
     const uint32_t pair[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -53,34 +52,17 @@ __device__ __forceinline__ void put_in_slab(float* slab, const float (&acc)[Tile
         }
 }
 
-// The 8 outputs from column `column` of y on: their sums lie at `from`, GEGLU's gates `width` floats behind.
+// The 8 outputs from column `column` of y on: their sums lie at `from`, their gates, if any, `width` floats behind.
 template <class T>
 __device__ __forceinline__ uint4 finish8(const GemmArgs& p, const float* from, int column, int width) {
     float v[8];
-    load8(v, from);
-    add_bias8<T>(v, p.bias + column);
-    switch (p.activation) {
-        case SVDQ_ACT_GELU:
+    load8<T>(v, from + (p.gated() ? width : 0), p.bias + column + (p.gated() ? p.n_out : 0));
+    activate<Exact, 8>(v, p.function);
+    if (p.gated()) {
+        float value[8];
+        load8<T>(value, from, p.bias + column);
 #pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] = exact::gelu(v[j]);
-            break;
-        case SVDQ_ACT_GELU_TANH:
-#pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] = exact::gelu_tanh(v[j]);
-            break;
-        case SVDQ_ACT_SILU:
-#pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] = exact::silu(v[j]);
-            break;
-        case SVDQ_ACT_GEGLU: {
-            float gate[8];
-            load8(gate, from + width);
-            add_bias8<T>(gate, p.bias + p.n_out + column);
-#pragma unroll
-            for (int j = 0; j < 8; ++j) v[j] *= exact::gelu(gate[j]);
-            break;
-        }
-        default: break;
+        for (int j = 0; j < 8; ++j) v[j] *= value[j];
     }
     uint32_t pair[4];
 #pragma unroll
@@ -100,8 +82,7 @@ struct StoreY {
                                                const float (&acc)[Tile::kMt][Tile::kNt][4], int m0, int warp,
                                                int lane) {
         using S = Slab<Tile>;
-        const bool paired = p.activation == SVDQ_ACT_GEGLU;
-        const int width = paired ? Tile::kWarpN / 2 : Tile::kWarpN;
+        const int width = p.gated() ? Tile::kWarpN / 2 : Tile::kWarpN;
         const int chunks = width / 8;  // of 8 outputs per row
         const int row0 = m0 + warp / Tile::kWn * Tile::kWarpM, column0 = columns.out0 + warp % Tile::kWn * width;
         float* const slab = reinterpret_cast<float*>(smem + warp * S::kBytes);

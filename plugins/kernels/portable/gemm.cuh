@@ -260,9 +260,8 @@ __global__ void __launch_bounds__(Tile::kThreads, min_ctas(Tile::kMt > 1 ? F::kM
 
 template <class F, class T, class Tile, class Epilogue = StoreY<T, Tile>>
 cudaError_t launch_gemm_tile(const typename Epilogue::Args& g, int splits, bool overlap, cudaStream_t stream) {
-    const int out_per_tile = g.activation == SVDQ_ACT_GEGLU ? Tile::kBn / 2 : Tile::kBn;
     const int64_t tiles_m = (g.m + Tile::kBm - 1) / Tile::kBm;
-    const int64_t tiles_n = (g.n_out + out_per_tile - 1) / out_per_tile;
+    const int64_t tiles_n = (g.n + Tile::kBn - 1) / Tile::kBn;
     if (tiles_m * tiles_n > 0x7fffffff) return cudaErrorInvalidConfiguration;
     constexpr int kShared = Stage<F, Tile>::kSharedBytes;
     const dim3 grid(static_cast<unsigned>(tiles_m * tiles_n), static_cast<unsigned>(splits));
@@ -283,7 +282,7 @@ inline GemmArgs gemm_args(const LinearArgs& args) {
     g.y = static_cast<uint16_t*>(p.y);
     g.m_pad = args.ws.m_pad;
     g.m = p.m, g.n = p.n, g.k = p.k, g.r = p.r, g.n_out = args.n_out();
-    g.activation = p.activation;
+    g.function = args.function();
     g.parts = args.parts();
     g.counters = args.counters();
     return g;

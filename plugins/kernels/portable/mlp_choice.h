@@ -10,8 +10,7 @@ constexpr int32_t kAlwaysFusedTokens = 2048;  // from there on the 16-bit hidden
 
 // Columns of the hidden that a tile of fc1 makes.
 inline int hidden_columns(const svdq_linear_params& fc1, int tile) {
-    const int width = kTiles[tile].bn;
-    return fc1.activation == SVDQ_ACT_GEGLU ? width / 2 : width;
+    return kTiles[tile].bn / contract::kActivations[fc1.activation].rows_per_feature;
 }
 
 // A tile makes whole blocks of 64, and its part of t, R floats a row, takes no more bytes than those as 16-bit numbers.

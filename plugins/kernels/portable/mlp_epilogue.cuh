@@ -10,7 +10,7 @@
 //   m16 tile 0  |   slab of   |   slab of   |   slab of   |   slab of   |    quantize: one m16 tile, one block
 //   m16 tile 1  |   warp 0    |   warp 1    |   warp 2    |   warp 3    |    rank: one m16 tile, all blocks of the CTA,
 //               +-------------+-------------+-------------+-------------+          kRankTile columns of t
-//   m16 tile 2  |   warp 4 ...                                               (LargeTile; GEGLU: 16 columns a slab,
+//   m16 tile 2  |   warp 4 ...                                               (LargeTile; gated: 16 columns a slab,
 //                                                                             one block)
 // Operands:  codes, scales of the second linear's workspace; parts [N tile][M][R2] f32, of t (sum_parts.cuh)
 // Numerics:  quantize_block.cuh, so codes and scales are those of quantize. A part is fp32 over the CTA's columns
@@ -101,8 +101,7 @@ struct QuantizeHidden {
 
     static __device__ __forceinline__ void run(const Args& p, const Columns<Tile>& columns, uint8_t* smem,
                                                float (&acc)[Tile::kMt][Tile::kNt][4], int m0, int warp, int lane) {
-        const bool paired = p.activation == SVDQ_ACT_GEGLU;
-        const int width = paired ? Tile::kWarpN / 2 : Tile::kWarpN;  // hidden columns of a slab
+        const int width = p.gated() ? Tile::kWarpN / 2 : Tile::kWarpN;  // hidden columns of a slab
         const int tile_width = width * Tile::kWn, chunks = width / 8;
         const int blocks = min(tile_width, p.n_out - columns.out0) / 64, block0 = columns.out0 / 64;
         const int quantizing = kRowTiles * blocks, tasks = quantizing + kRowTiles * (p.next.r / kRankTile);

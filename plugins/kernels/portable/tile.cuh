@@ -24,7 +24,9 @@ struct GemmArgs {
     uint32_t* counters;
     int64_t m_pad;
     int m, n, k, r, n_out;
-    int activation;
+    int function;  // svdq_activation of each sum, or of each gate
+
+    __device__ __forceinline__ bool gated() const { return n_out != n; }
 };
 
 // A CTA computes kBm x kBn of x . W^T with kWm x kWn warps.
@@ -45,7 +47,7 @@ using TileAt = Tile<kTiles[kRow].bm, kTiles[kRow].bn, kTiles[kRow].wm, kTiles[kR
 using LargestTile = TileAt<kLargestTile>;
 using EveryTile = std::make_integer_sequence<int, kNumTiles>;
 
-// Column j of a tile -> row of qweight, wscale, lora_up, bias. For GEGLU a warp's columns are half "value",
+// Column j of a tile -> row of qweight, wscale, lora_up, bias. If gated, a warp's columns are half "value",
 // half "gate", so that one thread holds both of a pair:
 //
 //   warp 0: | value 0..15 | gate 0..15 |   warp 1: | value 16..31 | gate 16..31 |   ...
@@ -53,12 +55,10 @@ using EveryTile = std::make_integer_sequence<int, kNumTiles>;
 // Aligned runs of 8 columns are 8 consecutive weight rows in both cases. Rows past the end map to >= n.
 template <class Tile>
 struct Columns {
-    int n, half, out0;  // half: N/2 for GEGLU, else 0; out0: first output column of the tile
+    int n, half, out0;  // half: N/2 if gated, else 0; out0: first output column of the tile
 
     __device__ __forceinline__ Columns(const GemmArgs& p, int tile_n)
-        : n(p.n),
-          half(p.activation == SVDQ_ACT_GEGLU ? p.n_out : 0),
-          out0(tile_n * (p.activation == SVDQ_ACT_GEGLU ? Tile::kBn / 2 : Tile::kBn)) {}
+        : n(p.n), half(p.gated() ? p.n_out : 0), out0(tile_n * (p.gated() ? Tile::kBn / 2 : Tile::kBn)) {}
 
     __device__ __forceinline__ int weight_row(int j) const {
         if (half == 0) return out0 + j;

@@ -14,7 +14,7 @@
 //
 //   The warpgroups start apart and release stages on their own: while one converts and stores, the others
 //   have the tensor cores, as far as the ring reaches.
-//   Geglu: the upper half of a tile's rows comes from the first half of N, the lower from the second, so that
+//   Gated: the upper half of a tile's rows comes from the first half of N, the lower from the second, so that
 //   fragment rows g and g+8 of a thread are a pair: 32w + 8*warp + g of either half.
 //   After K come ceil(R/32) tail stages through the same ring: t as kBn x 32 ranks in the first half of the token slot,
 //   lora_up as rows x 32 ranks in the weight slot; in the first stage x_scale, wscale2, bias, too, in the other half.
@@ -35,6 +35,8 @@
 // Numerics: exact s32 over K; then fp32; one rounding. No atomics; the order of every sum is fixed.
 #pragma once
 
+#include "../common/activate.cuh"
+#include "../common/activation_fast.cuh"
 #include "../common/numerics.cuh"
 #include "../common/s4.cuh"
 #include "../ptx/barrier.cuh"
@@ -43,7 +45,6 @@
 #include "../ptx/registers.cuh"
 #include "../ptx/tma.cuh"
 #include "../ptx/wgmma.cuh"
-#include "activate.cuh"
 #include "w4a8_layout.h"
 
 namespace svdq::sm90 {
@@ -55,9 +56,18 @@ struct W4A8GemmArgs {
     const uint16_t* bias;  // [N] act dtype
     void* y;               // [M, N_out] act dtype
     int m, n, k, r;
-    int activation;
+    int function;  // svdq_activation of each sum: ActClass::kUnary
     int row_tiles, token_tiles;
 };
+
+// Which code a kernel is compiled with: no activation; any one of a sum, chosen at run time; of a pair, by the gate's
+// function: a branch in this epilogue would spill.
+enum class ActClass { kNone, kUnary, kGeluGate, kSiluGate };
+
+template <ActClass kAct>
+__device__ __forceinline__ float of_gate(float v) {
+    return kAct == ActClass::kGeluGate ? Fast::gelu(v) : Fast::silu(v);
+}
 
 // kStart: one per warpgroup but the first, which the one before it releases; kSlab: one per warpgroup.
 enum class GemmBarrier : uint32_t { kStart = 1, kSlab = 4 };
@@ -116,7 +126,7 @@ __device__ __forceinline__ void to_float(float (&v)[kCount], const int32_t (&acc
 }
 
 struct TilePlace {
-    int row, token;  // first weight row (geglu: first output feature) of this CTA, first token
+    int row, token;  // first weight row (gated: first output feature) of this CTA, first token
 };
 
 // Walks `kRasterRows` of row tiles for every token tile, then the next rows: the weights of a group stay in L2.
@@ -138,8 +148,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
     constexpr int kStages = Sizes::kStages, kRows = Sizes::kRows;
     constexpr int kTokenSlot = Sizes::kTokenSlot, kWeightSlot = Sizes::kWeightSlot, kZSlot = Sizes::kZSlot;
     constexpr int kConsumerWarps = 4 * kWgs;
-    constexpr bool kGeglu = kAct == ActClass::kGeglu;
-    constexpr int kOutRows = kGeglu ? kRows / 2 : kRows;  // features of y per tile
+    constexpr bool kGated = kAct == ActClass::kGeluGate || kAct == ActClass::kSiluGate;
+    constexpr int kOutRows = kGated ? kRows / 2 : kRows;  // features of y per tile
     constexpr int kAcc = kBn / 2;
 
     extern __shared__ uint8_t smem_raw[];
@@ -187,7 +197,7 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
             const int z_groups = p.k / 64;
             for (int index = static_cast<int>(blockIdx.x); index < tiles; index += static_cast<int>(gridDim.x)) {
                 const TilePlace tile = tile_at(p, index, kOutRows, kBn);
-                const int second = (kGeglu ? p.n / 2 : kRows / 2) + tile.row;  // row of W of the slot's lower half
+                const int second = (kGated ? p.n / 2 : kRows / 2) + tile.row;  // row of W of the slot's lower half
                 // Row of W of the slot's `row`, clamped so that `count` can be read; clipped rows are not stored.
                 const auto weight_row = [&](int row, int count) {
                     return min(row < kRows / 2 ? tile.row + row : second + row - kRows / 2, p.n - count);
@@ -243,12 +253,12 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
         ptx::more_registers<Sizes::kConsumerRegs>();
         const int wg = warp / 4, warp_in_wg = warp % 4;
         const int g = lane / 4, t = lane % 4;
-        const int row0 = kGeglu ? wg * 32 + warp_in_wg * 8 + g : wg * 64 + warp_in_wg * 16 + g;  // rows in the slot
-        const int row1 = kGeglu ? row0 + kRows / 2 : row0 + 8;
+        const int row0 = kGated ? wg * 32 + warp_in_wg * 8 + g : wg * 64 + warp_in_wg * 16 + g;  // rows in the slot
+        const int row1 = kGated ? row0 + kRows / 2 : row0 + 8;
         const uint32_t w_rd = static_cast<uint32_t>(row0) * (kBlockK / 2) + static_cast<uint32_t>(t) * 16;
-        constexpr uint32_t kRow1 = (kGeglu ? kRows / 2 : 8) * (kBlockK / 2);
+        constexpr uint32_t kRow1 = (kGated ? kRows / 2 : 8) * (kBlockK / 2);
         const uint32_t z_rd = z_sm + static_cast<uint32_t>(t / 2) * kRows + static_cast<uint32_t>(row0);
-        constexpr uint32_t kZRow1 = kGeglu ? kRows / 2 : 8;
+        constexpr uint32_t kZRow1 = kGated ? kRows / 2 : 8;
         // ldmatrix of lora_up: lane l gives row l%8 of matrix l/8; matrices 1 and 3 are the rows of row1.
         const uint32_t up_row = static_cast<uint32_t>((lane / 8 % 2 ? row1 : row0) - g + lane % 8) * (kTailRanks * 2);
         const auto release = [&](uint32_t s) {
@@ -256,15 +266,15 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
         };
 
         int index = static_cast<int>(blockIdx.x);
-        constexpr int kChunks = kGeglu ? 4 : 8;  // of 8 features that a warpgroup has
-        constexpr int kSlabTokens = kGeglu && kBn % 64 == 0 ? 64 : 32;
+        constexpr int kChunks = kGated ? 4 : 8;  // of 8 features that a warpgroup has
+        constexpr int kSlabTokens = kGated && kBn % 64 == 0 ? 64 : 32;
         static_assert(kBn % kSlabTokens == 0 && kSlabTokens * kChunks * 16 <= Sizes::kSlabBytes,
                       "slabs cover the tile");
         const uint32_t slabs = slab_sm + static_cast<uint32_t>(wg) * 2 * Sizes::kSlabBytes;
         uint32_t slab_parity = 0;
         // Eight tokens of a chunk, or the chunks of a token, lie in different banks.
         const auto slab_at = [](int token, int chunk) {
-            const int swizzle = kGeglu ? token / 2 % 4 : token % 8;
+            const int swizzle = kGated ? token / 2 % 4 : token % 8;
             return static_cast<uint32_t>(token * kChunks + (chunk ^ swizzle)) * 16;
         };
         // Start apart, so that the epilogues fall apart too; the ring keeps the distance.
@@ -350,8 +360,8 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
 
             // activation, rounding, and a transposition within the warpgroup: slabs of tokens x its features, two in
             // turn, so that one barrier per slab is enough. Every store instruction writes whole 128-byte rows
-            // (geglu: 64).
-            const int out_n = kGeglu ? p.n / 2 : p.n;
+            // (gated: 64).
+            const int out_n = kGated ? p.n / 2 : p.n;
             const int first_feature = tile.row + wg * (8 * kChunks) + 8 * (lane % kChunks);
             T* y = static_cast<T*>(p.y) + static_cast<size_t>(tile.token) * static_cast<size_t>(out_n) + first_feature;
             const int tokens_left = first_feature < out_n ? p.m - tile.token : 0;
@@ -359,14 +369,14 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
             for (int first = 0; first < kBn; first += kSlabTokens) {
                 const uint32_t slab = slabs + (slab_parity ? Sizes::kSlabBytes : 0);
                 slab_parity ^= 1;
-                if constexpr (kGeglu) {
+                if constexpr (kGated) {
 #pragma unroll
                     for (int q = 0; q < kSlabTokens / 32; ++q) {
                         uint32_t out[4];
 #pragma unroll
                         for (int i = 0; i < 4; ++i) {
                             const float* e = v + first / 2 + 16 * q + 4 * i;
-                            out[i] = pack<T>(e[0] * fast::gelu(e[2]), e[1] * fast::gelu(e[3]));
+                            out[i] = pack<T>(e[0] * of_gate<kAct>(e[2]), e[1] * of_gate<kAct>(e[3]));
                         }
                         ptx::stmatrix_x4_trans(slab + slab_at(32 * q + lane, warp_in_wg), out[0], out[1], out[2],
                                                out[3]);
@@ -376,7 +386,7 @@ __global__ void __launch_bounds__(GemmTile<kWgs, kBn>::kThreads, 1)
 #pragma unroll
                     for (int q = 0; q < kSlabTokens / 16; ++q) {
                         float* e = v + first / 2 + 8 * q;
-                        if constexpr (kAct == ActClass::kUnary) activate<8>(e, p.activation);
+                        if constexpr (kAct == ActClass::kUnary) activate<Fast, 8>(e, p.function);
                         ptx::stmatrix_x4_trans(
                             slab + slab_at(16 * q + 8 * (mat / 2) + lane % 8, 2 * warp_in_wg + mat % 2),
                             pack<T>(e[0], e[1]), pack<T>(e[2], e[3]), pack<T>(e[4], e[5]), pack<T>(e[6], e[7]));

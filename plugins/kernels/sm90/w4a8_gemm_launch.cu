@@ -10,14 +10,13 @@
 namespace svdq::sm90 {
 namespace {
 
-int64_t tiles_along_n(const TileRow& t, int n_out, bool geglu) { return ceil_div(n_out, 64 * t.wgs / (geglu ? 2 : 1)); }
+int64_t tiles_along_n(const TileRow& t, int n) { return ceil_div(n, 64 * t.wgs); }
 
 // The tile with the fewest cycles on the busiest SM.
 int choose(const LinearArgs& args, int sms) {
     const svdq_linear_params& p = args.p;
     const auto cycles = [&](const TileRow& t) {
-        const bool geglu = p.activation == SVDQ_ACT_GEGLU;
-        const int64_t waves = ceil_div(tiles_along_n(t, args.n_out(), geglu) * ceil_div(p.m, t.bn), sms);
+        const int64_t waves = ceil_div(tiles_along_n(t, p.n) * ceil_div(p.m, t.bn), sms);
         const int low_rank = (p.r - 32) / 16 * (t.wgs * t.bn / 2);
         return waves * (ceil_div(p.k, kBlockK) * t.stage + t.end + low_rank);
     };
@@ -55,13 +54,12 @@ cudaError_t gemm_w4a8(const LinearArgs& args, cudaStream_t stream) {
     a.bias = static_cast<const uint16_t*>(p.bias);
     a.y = p.y;
     a.m = p.m, a.n = p.n, a.k = p.k, a.r = p.r;
-    a.activation = p.activation;
-    a.row_tiles = static_cast<int>(tiles_along_n(tile, args.n_out(), p.activation == SVDQ_ACT_GEGLU));
+    a.function = args.function();
+    a.row_tiles = static_cast<int>(tiles_along_n(tile, p.n));
     a.token_tiles = static_cast<int>(ceil_div(p.m, bn));
 
-    const GemmKernel kernel = p.activation == SVDQ_ACT_NONE    ? compiled.none
-                              : p.activation == SVDQ_ACT_GEGLU ? compiled.geglu
-                                                               : compiled.unary;
+    const GemmKernel of_gate = args.function() == SVDQ_ACT_GELU ? compiled.gelu_gate : compiled.silu_gate;
+    const GemmKernel kernel = p.activation == SVDQ_ACT_NONE ? compiled.none : args.gated() ? of_gate : compiled.unary;
     const dim3 grid(static_cast<unsigned>(std::min(a.row_tiles * a.token_tiles, sms)));
     return launch_kernel(kernel, {grid, compiled.threads, static_cast<size_t>(compiled.smem), true}, stream, a);
 }

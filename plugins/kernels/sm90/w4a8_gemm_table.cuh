@@ -23,15 +23,18 @@ constexpr int kNumTiles = static_cast<int>(std::size(kTiles));
 
 // What is compiled of a row.
 struct CompiledTile {
-    GemmKernel none, unary, geglu;  // by ActClass
+    GemmKernel none, unary, gelu_gate, silu_gate;  // by ActClass
     int threads, smem;
 };
 
 template <class T, int kRow>
 constexpr CompiledTile compiled() {
     constexpr int kWgs = kTiles[kRow].wgs, kBn = kTiles[kRow].bn;
-    return {gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kNone>, gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kUnary>,
-            gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kGeglu>, GemmTile<kWgs, kBn>::kThreads,
+    return {gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kNone>,
+            gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kUnary>,
+            gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kGeluGate>,
+            gemm_w4a8_kernel<kWgs, kBn, T, ActClass::kSiluGate>,
+            GemmTile<kWgs, kBn>::kThreads,
             GemmTile<kWgs, kBn>::kSmem};
 }
 

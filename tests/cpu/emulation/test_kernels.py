@@ -33,6 +33,7 @@ def check(library: Library, linear: Linear) -> Array:
     [
         (17, 72, 192, 32, Activation.SILU),
         (33, 80, 128, 48, Activation.GEGLU),
+        (19, 112, 64, 16, Activation.SWIGLU),
         (70, 136, 320, 0, Activation.NONE),
     ],
 )
@@ -55,6 +56,7 @@ def test_large_tile(library: Library, name: str, monkeypatch: pytest.MonkeyPatch
     [
         (19, 72, 512, 0, Activation.SILU, 4, 2),  # the small tile
         (33, 80, 1024, 16, Activation.GEGLU, 2, 4),
+        (33, 80, 1024, 16, Activation.SWIGLU, 2, 4),
         (70, 136, 832, 32, Activation.NONE, 6, 3),  # steps that do not divide evenly
         (45, 72, 768, 48, Activation.GELU, 2, 3),
         (37, 40, 2048, 128, Activation.NONE, 1, 8),
@@ -126,6 +128,7 @@ def test_many_rows(library: Library, name: str) -> None:
 def test_gemv(library: Library, m: int, dtype: str) -> None:
     check(library, random_linear("w4a16", dtype, m, 72, 320, 32))
     check(library, random_linear("w4a16", dtype, m, 48, 1088, 0, Activation.GEGLU))
+    check(library, random_linear("w4a16", dtype, m, 80, 192, 16, Activation.SWIGLU))
     check(library, random_linear("w4a16", dtype, m, 5192, 64, 16, Activation.GELU))
 
 
@@ -139,12 +142,13 @@ def test_gemv_rank_of_more_steps_than_warps(library: Library) -> None:
     check(library, random_linear("w4a16", "bf16", 3, 24, 128, 272))
 
 
-def test_gemv_many_rows_and_chunks(library: Library) -> None:
-    check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, Activation.GEGLU))
+@pytest.mark.parametrize("activation", (Activation.GEGLU, Activation.SWIGLU))
+def test_gemv_many_rows_and_chunks(library: Library, activation: Activation) -> None:
+    check(library, random_linear("w4a16", "f16", 12, 6160, 576, 16, activation))
 
 
 @pytest.mark.parametrize(("multiprocessors", "ctas"), ((128, 193), (132, 257)), ids=("64-rows", "48-rows"))
-@pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU))
+@pytest.mark.parametrize("activation", (Activation.NONE, Activation.GEGLU, Activation.SWIGLU))
 @pytest.mark.parametrize("m", (1, 6, 11))
 def test_gemv_most_rows(
     library: Library,

@@ -18,7 +18,7 @@ from tests.harness.linears import Mlp, assert_accurate, assert_bad_rows_stay_alo
 
 NAMES = ("int4", "int4u", "nvfp4")
 DTYPES = ("f16", "bf16")
-ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU)
+ACTIVATIONS = (Activation.GELU, Activation.GELU_TANH, Activation.GEGLU, Activation.SWIGLU)
 
 
 def check_fused(library: Library, mlp: Mlp) -> Array:
@@ -69,7 +69,7 @@ def test_fused_hidden_whose_product_is_split(library: Library, name: str) -> Non
     check_fused(library, random_mlp(name, "bf16", 70, 128, 1024, 72, (16, 16), Activation.GELU))
 
 
-@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU))
+@pytest.mark.parametrize("activation", (Activation.GELU, Activation.GEGLU, Activation.SWIGLU))
 @pytest.mark.parametrize("name", NAMES)
 def test_fused_non_finite_row_is_nan_and_others_are_untouched(
     library: Library, name: str, activation: Activation, monkeypatch: pytest.MonkeyPatch
@@ -82,12 +82,17 @@ def test_fused_non_finite_row_is_nan_and_others_are_untouched(
     assert_bad_rows_stay_alone(got, clean, [3, 130])
 
 
-def test_many_tokens_are_fused_for_any_multiprocessor(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("activation", (Activation.GEGLU, Activation.SWIGLU))
+def test_many_tokens_are_fused_for_any_multiprocessor(
+    library: Library, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EMULATION_SMS", "256")
-    check_fused(library, random_mlp("int4", "f16", 2050, 64, 64, 8, (0, 16), Activation.GEGLU))
+    check_fused(library, random_mlp("int4", "f16", 2050, 64, 64, 8, (0, 16), activation))
 
 
-@pytest.mark.parametrize(("rank", "activation"), ((80, Activation.GELU), (48, Activation.GEGLU)))
+@pytest.mark.parametrize(
+    ("rank", "activation"), ((80, Activation.GELU), (48, Activation.GEGLU), (48, Activation.SWIGLU))
+)
 def test_large_rank_equals_two_linears(
     library: Library, rank: int, activation: Activation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,8 +114,8 @@ def workspace(
     library: Library, m: int, k: int, hidden: int, n: int, r: int, activation: Activation = Activation.GELU
 ) -> int:
     p = MlpParams()
-    outputs = 2 * hidden if activation is Activation.GEGLU else hidden
-    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r, p.fc1.activation = m, outputs, k, r, capi.ACTIVATIONS.index(activation)
+    p.fc1.m, p.fc1.n, p.fc1.k, p.fc1.r = m, hidden * activation.rows_per_feature, k, r
+    p.fc1.activation = capi.ACTIVATIONS.index(activation)
     p.fc2.m, p.fc2.n, p.fc2.k, p.fc2.r = m, n, hidden, r
     return library.mlp_workspace_bytes(p)
 
@@ -136,13 +141,14 @@ def test_workspace_grows_with_every_size(library: Library) -> None:
         (4608, 3072, 12288, 3072, Activation.GELU_TANH, 0.65),
         (8192, 1152, 4608, 1152, Activation.GELU_TANH, 0.65),
         (8192, 640, 2560, 640, Activation.GEGLU, 0.94),
+        (8192, 640, 2560, 640, Activation.SWIGLU, 0.94),
     ],
 )
 def test_workspace_of_many_tokens_is_smaller_than_two_linears(
     library: Library, m: int, k: int, hidden: int, n: int, activation: Activation, share: float
 ) -> None:
     """`share` of the hidden in 16 bit and the larger workspace of two calls."""
-    outputs = 2 * hidden if activation is Activation.GEGLU else hidden
+    outputs = hidden * activation.rows_per_feature
     sizes = [library.workspace_bytes("int4", m, *shape, 32) for shape in ((outputs, k), (n, hidden))]
     two = 2 * m * hidden + max(sizes)
     assert workspace(library, m, k, hidden, n, 32, activation) < share * two
@@ -153,18 +159,18 @@ def test_bad_arguments_are_refused(library: Library) -> None:
         p = MlpParams()
         for linear, n, k in ((p.fc1, 384, 128), (p.fc2, 72, 192)):
             linear.m, linear.n, linear.k, linear.r, linear.activation = 8, n, k, 16, 0
-        p.fc1.activation = 4
+        p.fc1.activation = capi.ACTIVATIONS.index(Activation.GEGLU)
         for name, value in changes.items():
             linear, field = name.split("_", 1)
             setattr(getattr(p, linear), field, value)
         return library.c.svdq_mlp_workspace_bytes(ctypes.byref(p), ctypes.byref(ctypes.c_size_t()))
 
-    assert status() == 0
+    assert status() == 0 and status(fc1_activation=capi.ACTIVATIONS.index(Activation.SWIGLU)) == 0
     bad = {
         "fc1_format": (1, 2, 3),
         "fc2_format": (1, 2, 3),
-        "fc1_activation": (0, 1, 3),
-        "fc2_activation": (1, 4),
+        "fc1_activation": (0, 1, 3, -1, len(Activation)),
+        "fc2_activation": (1, 4, -1, len(Activation)),
         "fc1_n": (192, 376),
         "fc2_n": (0, 7),
         "fc1_k": (96,),

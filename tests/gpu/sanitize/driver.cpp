@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "svdq/contract.h"
 #include "svdq/svdq.h"
 
 namespace {
@@ -42,6 +43,7 @@ constexpr Case kCases[] = {
     {"int4-medium", kInt4, SVDQ_ACT_GEGLU, 0, 70, 144, 128, 16},
     {"int4-large", kInt4, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
     {"int4-rows32", kInt4, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
+    {"int4-medium-swiglu", kInt4, SVDQ_ACT_SWIGLU, 0, 70, 144, 128, 16},
     {"int4-split", kInt4, SVDQ_ACT_GEGLU, 0, 70, 144, 576, 48},
     {"int4-rank", kInt4, SVDQ_ACT_SILU, 0, 33, 72, 128, 96},
     {"int4u-few", kInt4, SVDQ_ACT_NONE, 1, 17, 72, 192, 0},
@@ -49,11 +51,13 @@ constexpr Case kCases[] = {
     {"int4u-large", kInt4, SVDQ_ACT_NONE, 1, 1001, 1080, 64, 0},
     {"nvfp4-few", kNvfp4, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
     {"nvfp4-medium", kNvfp4, SVDQ_ACT_GEGLU, 0, 70, 144, 128, 16},
+    {"nvfp4-medium-swiglu", kNvfp4, SVDQ_ACT_SWIGLU, 0, 70, 144, 128, 16},
     {"nvfp4-large", kNvfp4, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
     {"nvfp4-rows32", kNvfp4, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
     {"nvfp4-rank", kNvfp4, SVDQ_ACT_GELU_TANH, 0, 33, 72, 128, 96},
     {"w4a16-few", kW4A16, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
     {"w4a16-medium", kW4A16, SVDQ_ACT_GEGLU, 0, 77, 144, 128, 16},
+    {"w4a16-medium-swiglu", kW4A16, SVDQ_ACT_SWIGLU, 0, 77, 144, 128, 16},
     {"w4a16-large", kW4A16, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
     {"w4a16-rows32", kW4A16, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
     {"w4a16-split", kW4A16, SVDQ_ACT_NONE, 0, 77, 136, 1024, 16},
@@ -61,6 +65,7 @@ constexpr Case kCases[] = {
     {"w4a16-rank", kW4A16, SVDQ_ACT_SILU, 0, 33, 72, 128, 96},
     {"gemv-1", kW4A16, SVDQ_ACT_SILU, 0, 1, 72, 320, 32},
     {"gemv-8-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 8, 144, 192, 0},
+    {"gemv-8-swiglu", kW4A16, SVDQ_ACT_SWIGLU, 0, 8, 144, 192, 0},
     {"gemv-16", kW4A16, SVDQ_ACT_NONE, 0, 16, 72, 1088, 16},
     {"gemv-9-geglu", kW4A16, SVDQ_ACT_GEGLU, 0, 9, 144, 1088, 32},
     {"gemv-1-rows", kW4A16, SVDQ_ACT_NONE, 0, 1, 6168, 192, 32},
@@ -78,6 +83,7 @@ constexpr Case kCases[] = {
     // svdq_linear_portable(): also where wgmma exists.
     {"portable-w4a8-few", kW4A8, SVDQ_ACT_NONE, 0, 17, 72, 192, 32},
     {"portable-w4a8-medium", kW4A8, SVDQ_ACT_GEGLU, 0, 70, 144, 128, 16},
+    {"portable-w4a8-medium-swiglu", kW4A8, SVDQ_ACT_SWIGLU, 0, 70, 144, 128, 16},
     {"portable-w4a8-large", kW4A8, SVDQ_ACT_NONE, 0, 1001, 1080, 64, 16},
     {"portable-w4a8-rows32", kW4A8, SVDQ_ACT_NONE, 0, 4099, 72, 128, 16},
     {"portable-w4a8-rank", kW4A8, SVDQ_ACT_SILU, 0, 33, 72, 128, 96},
@@ -85,18 +91,23 @@ constexpr Case kCases[] = {
     {"w4a8-tiny", kW4A8, SVDQ_ACT_NONE, 0, 1, 72, 64, 0},
     {"w4a8-64", kW4A8, SVDQ_ACT_GELU, 0, 50, 72, 192, 32},
     {"w4a8-64-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 130, 272, 320, 16},
+    {"w4a8-64-swiglu", kW4A8, SVDQ_ACT_SWIGLU, 0, 130, 272, 320, 16},
     {"w4a8-128", kW4A8, SVDQ_ACT_NONE, 0, 1300, 776, 128, 32},
     {"w4a8-128-unary", kW4A8, SVDQ_ACT_SILU, 0, 1300, 776, 128, 32},
     {"w4a8-128-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 784, 128, 32},
+    {"w4a8-128-swiglu", kW4A8, SVDQ_ACT_SWIGLU, 0, 1300, 784, 128, 32},
     {"w4a8-160", kW4A8, SVDQ_ACT_NONE, 0, 1300, 1544, 128, 32},
     {"w4a8-160-unary", kW4A8, SVDQ_ACT_GELU_TANH, 0, 1300, 1544, 128, 32},
     {"w4a8-160-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 1552, 128, 32},
+    {"w4a8-160-swiglu", kW4A8, SVDQ_ACT_SWIGLU, 0, 1300, 1552, 128, 32},
     {"w4a8-256", kW4A8, SVDQ_ACT_NONE, 0, 1300, 2056, 128, 32},
     {"w4a8-256-unary", kW4A8, SVDQ_ACT_GELU, 0, 1300, 2056, 128, 32},
     {"w4a8-256-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 2064, 128, 32},
+    {"w4a8-256-swiglu", kW4A8, SVDQ_ACT_SWIGLU, 0, 1300, 2064, 128, 32},
     {"w4a8-192", kW4A8, SVDQ_ACT_NONE, 0, 1300, 3080, 128, 32},
     {"w4a8-192-unary", kW4A8, SVDQ_ACT_GELU, 0, 1300, 3080, 128, 32},
     {"w4a8-192-geglu", kW4A8, SVDQ_ACT_GEGLU, 0, 1300, 3088, 128, 32},
+    {"w4a8-192-swiglu", kW4A8, SVDQ_ACT_SWIGLU, 0, 1300, 3088, 128, 32},
     {"w4a8-sdxl", kW4A8, SVDQ_ACT_NONE, 0, 260, 136, 1280, 32},
     {"w4a8-flux", kW4A8, SVDQ_ACT_NONE, 0, 260, 136, 3072, 32},
     {"w4a8-long", kW4A8, SVDQ_ACT_NONE, 0, 70, 136, 12288, 32},
@@ -112,11 +123,13 @@ constexpr MlpCase kMlpCases[] = {
     {"mlp-int4-medium", kInt4, SVDQ_ACT_GELU_TANH, 0, 77, 192, 192, 72, 16, 32},
     {"mlp-int4-large", kInt4, SVDQ_ACT_GELU, 0, 2050, 64, 192, 72, 16, 32},
     {"mlp-int4-large-geglu", kInt4, SVDQ_ACT_GEGLU, 0, 2050, 64, 128, 72, 0, 16},
+    {"mlp-int4-large-swiglu", kInt4, SVDQ_ACT_SWIGLU, 0, 2050, 64, 128, 72, 0, 16},
     {"mlp-int4u-medium", kInt4, SVDQ_ACT_GELU, 1, 77, 128, 128, 72, 16, 16},
     {"mlp-int4u-large", kInt4, SVDQ_ACT_GELU, 1, 2050, 64, 64, 72, 16, 0},
     {"mlp-nvfp4-medium", kNvfp4, SVDQ_ACT_GELU, 0, 77, 192, 192, 72, 16, 32},
     {"mlp-nvfp4-large", kNvfp4, SVDQ_ACT_GELU_TANH, 0, 2050, 64, 192, 72, 16, 32},
     {"mlp-nvfp4-large-geglu", kNvfp4, SVDQ_ACT_GEGLU, 0, 2050, 64, 128, 72, 0, 16},
+    {"mlp-nvfp4-large-swiglu", kNvfp4, SVDQ_ACT_SWIGLU, 0, 2050, 64, 128, 72, 0, 16},
     {"mlp-int4-split", kInt4, SVDQ_ACT_GELU, 0, 70, 128, 1024, 72, 16, 16},
 };
 
@@ -160,6 +173,8 @@ constexpr AttentionCase kAttentionCases[] = {
     {"attention-128", 200, 300, 0, 2, 1, 128, false, false},
     {"attention-128-bias", 200, 300, 0, 2, 1, 128, false, true},
 };
+
+int32_t rows_per_feature(int32_t activation) { return svdq::contract::kActivations[activation].rows_per_feature; }
 
 #define CUDA_OK(call) \
     do { \
@@ -283,7 +298,7 @@ std::string run_case(const Case& c, bool bf16) {
     svdq_linear_params p = operands.make(c, bf16);
     if (svdq_workspace_bytes(p.format, p.m, p.n, p.k, p.r, &p.workspace_bytes) != SVDQ_OK) return "workspace refused";
     const bool portable = std::strncmp(c.name, "portable", 8) == 0;
-    const size_t outputs = size_t(c.m) * (c.activation == SVDQ_ACT_GEGLU ? c.n / 2 : c.n);
+    const size_t outputs = size_t(c.m) * c.n / rows_per_feature(c.activation);
     return run_twice(p.workspace_bytes, outputs, bf16, [&](void* workspace, void* y, cudaStream_t stream) {
         p.workspace = workspace, p.y = y;
         return portable ? svdq_linear_portable(&p, stream) : svdq_linear(&p, stream);
@@ -292,7 +307,7 @@ std::string run_case(const Case& c, bool bf16) {
 
 std::string run_case(const MlpCase& c, bool bf16) {
     Operands operands;
-    const int32_t n1 = c.activation == SVDQ_ACT_GEGLU ? 2 * c.hidden : c.hidden;
+    const int32_t n1 = c.hidden * rows_per_feature(c.activation);
     svdq_mlp_params p = {};
     p.fc1 = operands.make({c.name, c.format, c.activation, c.act_unsigned, c.m, n1, c.k, c.r1}, bf16);
     p.fc2 = operands.make({c.name, c.format, SVDQ_ACT_NONE, 0, c.m, c.n, c.hidden, c.r2}, bf16);
