@@ -21,7 +21,7 @@ class Activation(enum.Enum):
     """What the linear applies after the bias. The value is the op-type suffix.
 
     A gated one makes N/2 features of N sums v: v[:, :N/2] · function(v[:, N/2:]). So the weight's rows are stacked
-    [value; gate]; where a model has them the other way round, its weight is turned over when it is stacked.
+    [value; gate]; of a model that has the gate first, the recipe stacks them the other way round.
     """
 
     NONE = ""

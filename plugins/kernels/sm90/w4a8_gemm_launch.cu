@@ -58,8 +58,8 @@ cudaError_t gemm_w4a8(const LinearArgs& args, cudaStream_t stream) {
     a.row_tiles = static_cast<int>(tiles_along_n(tile, p.n));
     a.token_tiles = static_cast<int>(ceil_div(p.m, bn));
 
-    const GemmKernel of_gate = args.function() == SVDQ_ACT_GELU ? compiled.gelu_gate : compiled.silu_gate;
-    const GemmKernel kernel = p.activation == SVDQ_ACT_NONE ? compiled.none : args.gated() ? of_gate : compiled.unary;
+    const GemmKernel gated = args.function() == SVDQ_ACT_GELU ? compiled.gelu_gate : compiled.silu_gate;
+    const GemmKernel kernel = p.activation == SVDQ_ACT_NONE ? compiled.none : args.gated() ? gated : compiled.unary;
     const dim3 grid(static_cast<unsigned>(std::min(a.row_tiles * a.token_tiles, sms)));
     return launch_kernel(kernel, {grid, compiled.threads, static_cast<size_t>(compiled.smem), true}, stream, a);
 }
