@@ -132,13 +132,13 @@ class Derivation:
         if not self.alive & set(self.products[name]):
             return _UNREAD
         touched = _TOUCHED if name in self.run.touched else ""
+        if not isinstance(layer, nn.Linear) and not is_pointwise(layer):
+            depthwise = getattr(layer, "groups", 1) > 1
+            return _DEPTHWISE if depthwise else self._edge(product) or _CONVOLUTION
         if name in self.text_alone and self._block(name):
             return touched
         if not product.outputs[0].grows:
             return self._per_image(product.outputs[0]) or touched
-        if not isinstance(layer, nn.Linear) and not is_pointwise(layer):
-            depthwise = getattr(layer, "groups", 1) > 1
-            return _DEPTHWISE if depthwise else self._edge(product) or _CONVOLUTION
         return touched if self._block(name) else self._edge(product) or _OUTSIDE
 
     def _edge(self, product: Op) -> str:
@@ -182,8 +182,9 @@ class Derivation:
     def _plain_units(self, name: str) -> list[_Unit]:
         """The node of a layer without an activation; two where it reads two tensors side by side."""
         product = self.products[name][0]
+        weight_only = name in self.text_alone or not product.outputs[0].grows
         if len(self.products[name]) > 1 or not isinstance(self.layers[name], nn.Linear):
-            return [self._unit(LinearGroup(name, (name,)))]
+            return [self._unit(LinearGroup(name, (name,), weight_only=weight_only))]
         parts = flow.side_by_side(flow.root(product.inputs[0]))
         leaves = ["attn" if self._from_attention(part) else "mlp" for part in parts]
         edges = list(itertools.accumulate((part.shape[-1] for part in parts), initial=0))
@@ -192,11 +193,10 @@ class Derivation:
                 self._unit(LinearGroup(f"{name}.{leaf}", (name,), columns=columns), part)
                 for leaf, columns, part in zip(leaves, itertools.pairwise(edges), parts, strict=True)
             ]
+        joins = None if weight_only else name.rpartition(".")[0]
         if name in self.text_alone:
-            return [self._unit(LinearGroup(name, (name,), weight_only=True), joins="text")]
-        if not product.outputs[0].grows:
-            return [self._unit(LinearGroup(name, (name,), weight_only=True))]
-        return [self._unit(LinearGroup(name, (name,)), joins=name.rpartition(".")[0])]
+            joins = "text"
+        return [self._unit(LinearGroup(name, (name,), weight_only=weight_only), joins=joins)]
 
     def _from_attention(self, value: Value) -> bool:
         return any(flow.is_attention(op) for op in flow.before([value], through_layers=False))
