@@ -166,7 +166,7 @@ def _weights(text: str) -> int:
 def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
     """Why the op contract can't take this group; empty if it can."""
     for name in group.members:
-        n, k = _cut(layers[name].weight.detach(), group).shape
+        n, k = _cut(layers[name].get_parameter("weight").detach(), group).shape
         if k % K_MULTIPLE:
             return f"K = {k} is not a multiple of {K_MULTIPLE}"
         if n % N_MULTIPLE:
