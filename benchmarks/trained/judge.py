@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from svdq_trt.artifact import svdq_file
-from svdq_trt.calibrate.inputs import has_batch
 from svdq_trt.nn.restore import restore_model
 from trained import metrics, scenes
 from trained.linears import has_kernels, unpack
@@ -177,8 +176,7 @@ def save_calibration_inputs(task: Task, trace: Trace, labels: Tensor, work: Path
         for io, value in zip(task.spec.inputs, task.inputs(x[one], t[one], labels[one]), strict=True):
             stacked[io.name].append(value.float().cpu())
     tensors = {
-        io.name: torch.cat(stacked[io.name]) if has_batch(io) else stacked[io.name][0].clone()
-        for io in task.spec.inputs
+        io.name: torch.cat(stacked[io.name]) if io.has_batch else stacked[io.name][0].clone() for io in task.spec.inputs
     }
     save_file({name: t.contiguous() for name, t in tensors.items()}, work / "calibration-inputs.safetensors")
 

@@ -10,7 +10,7 @@ _SIZE = {"ge": 1, "le": 1 << 20}
 
 
 class SizeOption(Entry, frozen=True):
-    """``--batch``, ``--height``, ``--width`` or ``--tokens``."""
+    """The range of a size, such as ``--batch``."""
 
     min: Annotated[int, says("the smallest", **_SIZE)]
     opt: Annotated[int, says("what TensorRT tunes for", **_SIZE)]
@@ -38,6 +38,7 @@ class Options(Entry, frozen=True, kw_only=True):
     height: Annotated[SizeOption | None, says("--height")] = None
     width: Annotated[SizeOption | None, says("--width")] = None
     tokens: Annotated[SizeOption | None, says("--tokens")] = None
+    frames: Annotated[SizeOption | None, says("--frames")] = None
 
     @property
     def weights(self) -> str:

@@ -29,7 +29,7 @@ def export_model(
     """Export `module` to `out`; sizes with min = max become static.
 
     Args:
-        ranges: symbol (batch, height, width, tokens) -> (min, max).
+        ranges: symbol (batch, height, ...) -> (min, max).
         weights: False writes the graph alone.
         runtime_inputs, fuse_mlp: see svdq_export.export_onnx.
         attention: head sizes of the attentions that become svdq nodes; the others are TensorRT's.

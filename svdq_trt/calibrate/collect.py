@@ -71,10 +71,10 @@ def collect(
         raise UsageError("calibration tokens per group", str(tokens_per_group), "at least 1")
     groups = spec.groups(module) if groups is None else groups
     inputs: Iterable[Inputs]
-    sizes: tuple[int | None, int | None]
+    sizes: tuple[int | None, ...]
     if data is not None:
         inputs = file = InputFile(spec, data)
-        samples, sizes = file.samples, (file.sizes.get("height"), file.sizes.get("width"))
+        samples, sizes = file.samples, tuple(file.groups[0].sizes.get(side) for side in ("height", "width"))
     else:
         sizes = (height or spec.calibration_pixels, width or spec.calibration_pixels)
         inputs = synthetic(spec, samples, height or spec.calibration_pixels, width or spec.calibration_pixels, seed)
@@ -141,7 +141,7 @@ class _Watcher:
         amax = torch.maximum(x.amax(0), -x.amin(0)).float().cpu()
         before = self.amax.get(group.node)
         self.amax[group.node] = amax if before is None else torch.maximum(before, amax)
-        # Each sample has the same number of tokens, so equal shares of a uniform choice are a uniform choice.
+        # Each sample gives as many rows: where all have as many tokens, that is a uniform choice.
         seen, after = self.sample, self.sample + self.batch
         share = self.rows * after // self.samples - self.rows * seen // self.samples
         rng = torch.Generator().manual_seed(_hash(f"{self.seed}:{self.sample}:{group.node}"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,40 +26,34 @@ def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int)
 
 
 def batches(spec: ModelSpec, inputs: Iterable[Inputs], size: int) -> Iterator[tuple[int, Inputs]]:
-    """Join up to `size` inputs at a time along their batch axis; yields (how many, inputs).
+    """Join up to `size` inputs of equal shapes at a time along their batch axis; yields (how many, inputs).
 
     An input without a batch axis (positions) is the same for all and comes from the first.
     """
-    source = iter(inputs)
-    while part := list(itertools.islice(source, size)):
-        columns = zip(spec.inputs, zip(*part, strict=True), strict=True)
-        yield len(part), tuple(torch.cat(values) if has_batch(io) else values[0] for io, values in columns)
+    for _, source in itertools.groupby(inputs, key=lambda values: [t.shape for t in values]):
+        while part := list(itertools.islice(source, size)):
+            columns = zip(spec.inputs, zip(*part, strict=True), strict=True)
+            yield len(part), tuple(torch.cat(values) if io.has_batch else values[0] for io, values in columns)
 
 
-def has_batch(io: TensorIO) -> bool:
-    """Whether an input has one entry per sample."""
-    return isinstance(io.dims[0], Axis) and io.dims[0].symbol == "batch"
+def tensor_name(group: int, groups: int, name: str) -> str:
+    """The name of an input in a file of `groups` sizes: its own where there is one size, else ``0.NAME`` and so on."""
+    return name if groups == 1 else f"{group}.{name}"
 
 
-class InputFile:
-    """A file with one tensor per model input, samples stacked in the first dimension (positions: not stacked).
+class InputGroup:
+    """Inputs of one size: those of a file that are stacked in one tensor per model input.
 
-    Raises:
-        ArtifactError: unreadable, not floats, NaN or Inf.
-        ShapeError: an input missing or unknown, or sizes that don't fit the model or each other.
+    Attributes:
+        sizes: by name of the axis, "batch" among them: the number of samples.
     """
 
-    def __init__(self, spec: ModelSpec, path: str | Path) -> None:
-        path = Path(path)
-        self.spec, self.file = spec, TensorFile(path)
-        want, got = {io.name for io in spec.inputs}, set(self.file.names)
-        if want != got:
-            odd = min(want ^ got)
-            raise ShapeError(str(path), f"{'no' if odd in want else 'unknown'} tensor '{odd}'", ", ".join(sorted(want)))
+    def __init__(self, spec: ModelSpec, file: TensorFile, names: Mapping[str, str]) -> None:
+        """Compare the shapes with the model's. `names`: input -> tensor in the file. Raises ShapeError."""
+        self._spec, self._file, self._names = spec, file, names
         self.sizes: dict[str, int] = {}
         for io in spec.inputs:
-            self._match(f"{path}: '{io.name}'", io.dims, self.file.shape(io.name))
-        self.samples = self.sizes["batch"]
+            self._match(f"{file.path}: '{names[io.name]}'", io.dims, file.shape(names[io.name]))
         spec.check_sizes({k: v for k, v in self.sizes.items() if k in SYMBOLS})
 
     def _match(self, where: str, dims: tuple[int | Axis, ...], shape: tuple[int, ...]) -> None:
@@ -71,7 +65,7 @@ class InputFile:
             if isinstance(dim, int):
                 fits = size == dim
             else:
-                fits = self.sizes.setdefault(dim.name, size * dim.divisor) == size * dim.divisor
+                fits = self.sizes.setdefault(dim.name, dim.value(size)) == dim.value(size)
             if not fits:
                 raise ShapeError(where, f"shape {list(shape)}", f"[{text.replace('/1', '')}], equal in all inputs")
             if isinstance(dim, Axis) and (want := dim.misfit(size)):
@@ -79,14 +73,47 @@ class InputFile:
 
     def _read(self, io: TensorIO) -> torch.Tensor:
         """An input in f32; whole numbers where the model takes f32, as schedulers' timesteps are."""
-        if io.dtype == "float32" and self.file.kind(io.name) in ("I64", "I32", "I16", "U8"):
-            return self.file.read_stored(io.name).float()
-        return self.file.read(io.name, torch.float32)
+        name = self._names[io.name]
+        if io.dtype == "float32" and self._file.kind(name) in ("I64", "I32", "I16", "U8"):
+            return self._file.read_stored(name).float()
+        return self._file.read(name, torch.float32)
+
+    def __len__(self) -> int:
+        return self.sizes["batch"]
 
     def __iter__(self) -> Iterator[Inputs]:
         stacked = []
-        for io in self.spec.inputs:
+        for io in self._spec.inputs:
             stacked.append(self._read(io))
-            check_finite(f"{self.file.path}: '{io.name}'", stacked[-1])
-        for i in range(self.samples):
-            yield tuple(t[i : i + 1] if has_batch(io) else t for io, t in zip(self.spec.inputs, stacked, strict=True))
+            check_finite(f"{self._file.path}: '{self._names[io.name]}'", stacked[-1])
+        for i in range(len(self)):
+            yield tuple(t[i : i + 1] if io.has_batch else t for io, t in zip(self._spec.inputs, stacked, strict=True))
+
+
+class InputFile:
+    """A file with one tensor per model input, samples stacked in the first dimension (positions: not stacked).
+
+    Inputs of several sizes, as prompts of their own length are, have such tensors for each: see tensor_name.
+
+    Attributes:
+        groups: the inputs of each size. samples: their number.
+
+    Raises:
+        ArtifactError: unreadable, not floats, NaN or Inf.
+        ShapeError: an input missing or unknown, or sizes that don't fit the model or each other.
+    """
+
+    def __init__(self, spec: ModelSpec, path: str | Path) -> None:
+        file = TensorFile(Path(path))
+        inputs, got = [io.name for io in spec.inputs], set(file.names)
+        count = max(len(got) // len(inputs), 1)
+        names = [{name: tensor_name(group, count, name) for name in inputs} for group in range(count)]
+        want = {name for group in names for name in group.values()}
+        if want != got:
+            odd = min(want ^ got)
+            raise ShapeError(str(path), f"{'no' if odd in want else 'unknown'} tensor '{odd}'", ", ".join(sorted(want)))
+        self.groups = tuple(InputGroup(spec, file, group) for group in names)
+        self.samples = sum(map(len, self.groups))
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return itertools.chain.from_iterable(self.groups)

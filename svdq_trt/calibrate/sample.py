@@ -19,7 +19,7 @@ from svdq_trt.artifact.tensor_file import save_tensors
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.progress import Progress
-from svdq_trt.calibrate.inputs import has_batch
+from svdq_trt.calibrate.inputs import tensor_name
 from svdq_trt.checkpoint.config_check import check_config, check_module
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.contract.numerics import CPU
@@ -93,6 +93,7 @@ def sample_inputs(
     steps: int,
     height: int,
     width: int,
+    frames: int = 1,
     guidance: float | None = None,
     seed: int = 0,
     device: torch.device = CPU,
@@ -107,7 +108,8 @@ def sample_inputs(
         pipeline: folder with model_index.json. prompts: see read_prompts.
         samples: denoising steps that are kept; each gives one input, or one per guidance branch.
         steps: denoising steps of a whole run. guidance: scale; the pipeline's own default when None.
-        height, width: size of the images in pixels. seed: prompt i starts from noise of seed + i.
+        height, width: size of the images in pixels. frames: of a video, where the pipeline makes one.
+        seed: prompt i starts from noise of seed + i.
         device: where the pipeline runs.
         progress: called with (denoising steps done, all, label).
 
@@ -127,8 +129,11 @@ def sample_inputs(
     asked: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "latent"}
     if guidance is not None:
         asked["guidance_scale"] = guidance
-    if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+    known = inspect.signature(pipe.__call__).parameters
+    if "use_resolution_binning" in known:
         asked["use_resolution_binning"] = False  # the size is the one asked for
+    if "num_frames" in known:
+        asked["num_frames"] = frames
     for index, wanted in sorted(chosen.items()):
         recorder.begin(wanted)
         try:
@@ -151,10 +156,10 @@ def sample_inputs(
         "seed": seed,
         "height": height,
         "width": width,
+        "frames": frames,
     }
-    tensors = recorder.stacked()
-    save_tensors(out, tensors, {_KEY: json.dumps(note)})
-    return len(tensors[spec.inputs[0].name])
+    save_tensors(out, recorder.tensors(), {_KEY: json.dumps(note)})
+    return recorder.count
 
 
 class _EnoughError(Exception):
@@ -168,6 +173,14 @@ class _Input(NamedTuple):
     dtype: str
 
 
+class _Kept(NamedTuple):
+    """Recorded inputs of one size: shapes without the batch, inputs that all have in common, each call's others."""
+
+    shapes: list[torch.Size]
+    shared: dict[str, Tensor]
+    stacked: list[dict[str, Tensor]]
+
+
 class _Recorder:
     """A runner of the torch module that keeps its inputs at the wanted steps."""
 
@@ -175,9 +188,10 @@ class _Recorder:
         self, spec: ModelSpec, flat: nn.Module, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
     ) -> None:
         self.spec, self.flat, self.device, self.tick = spec, flat, device, tick
+        self._ios = {io.name: io for io in spec.inputs}
         self.inputs = [_Input(io.name, str(io.torch_dtype(dtype)).removeprefix("torch.")) for io in spec.inputs]
-        self.kept: dict[str, list[Tensor]] = {io.name: [] for io in spec.inputs}
-        self.done = 0
+        self.kept: list[_Kept] = []
+        self.count = self.done = 0
         self.begin(set())
 
     def begin(self, wanted: set[int]) -> None:
@@ -191,23 +205,37 @@ class _Recorder:
 
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run one call of the denoiser; calls at one timestep are one step, as guidance branches may come apart."""
-        time = float(inputs["timestep"].reshape(-1)[0])
+        time = float(inputs[self.spec.family.timestep].max())
         if time != self._time:
             if self.step >= max(self.wanted):
                 raise _EnoughError
             self.step, self.done, self._time = self.step + 1, self.done + 1, time
             self.tick(self.done)
         if self.step in self.wanted:
-            for io in self.spec.inputs:
-                value = inputs[io.name].to(io.torch_dtype(self.spec.torch_dtype)).cpu()
-                if has_batch(io) or not self.kept[io.name]:
-                    self.kept[io.name].append(value)
+            self._keep({n: inputs[n].to(io.torch_dtype(self.spec.torch_dtype)).cpu() for n, io in self._ios.items()})
         y: Tensor = self.flat(*(inputs[io.name].to(self.device) for io in self.spec.inputs))
         return {self.spec.outputs[0].name: y}
 
-    def stacked(self) -> dict[str, Tensor]:
-        """The kept inputs by name, stacked: the file's tensors."""
-        return {name: torch.cat(values).contiguous() for name, values in self.kept.items()}
+    def _keep(self, values: dict[str, Tensor]) -> None:
+        """Keep a call's inputs, beside those that they can be stacked with: of equal shapes, and equal positions."""
+        stacked = {name: value for name, value in values.items() if self._ios[name].has_batch}
+        shared = {name: value for name, value in values.items() if name not in stacked}
+        shapes = [value.shape[1:] for value in stacked.values()]
+        self.count += len(next(iter(stacked.values())))
+        for kept in self.kept:
+            if kept.shapes == shapes and all(torch.equal(kept.shared[name], value) for name, value in shared.items()):
+                kept.stacked.append(stacked)
+                return
+        self.kept.append(_Kept(shapes, shared, [stacked]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The kept inputs, stacked: the file's tensors, as InputFile reads them."""
+        found = {}
+        for index, kept in enumerate(self.kept):
+            joined = {name: torch.cat([one[name] for one in kept.stacked]) for name in kept.stacked[0]}
+            for name, value in (kept.shared | joined).items():
+                found[tensor_name(index, len(self.kept), name)] = value.contiguous()
+        return found
 
 
 def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:

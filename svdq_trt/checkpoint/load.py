@@ -27,7 +27,7 @@ class Weights(Protocol):
         """All parameters, in the order in which reading them is cheapest."""
 
     def read(self, name: str) -> torch.Tensor:
-        """One parameter in the model's act dtype, contiguous, on the CPU. Safe to call from several threads."""
+        """One parameter in its dtype in the model, contiguous, on the CPU. Safe to call from several threads."""
 
 
 def load(
@@ -36,7 +36,7 @@ def load(
     random_seed: int | None = None,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Load the model with its weights, in eval mode and the act dtype, on the CPU.
+    """Load the model with its weights, in eval mode and the dtypes of ModelSpec.weight_dtype, on the CPU.
 
     Args:
         spec: which model.
@@ -74,10 +74,10 @@ def open_weights(spec: ModelSpec, checkpoint: str | None = None, random_seed: in
 
 
 class CheckpointWeights:
-    """Parameters in safetensors files. A parameter that has the act dtype on disk is a view of the mapped file."""
+    """Parameters in safetensors files. A parameter that has its dtype on disk is a view of the mapped file."""
 
     def __init__(self, spec: ModelSpec, source: Source) -> None:
-        self._dtype = spec.torch_dtype
+        self._spec = spec
         self._files = {name: file for file, name in iter_sources(source.files)}
         self._where = str(source.files[0] if len(source.files) == 1 else source.files[0].parent)
         _check_index(source, self._files, self._where)
@@ -125,7 +125,7 @@ class CheckpointWeights:
         parts = []
         for rows in self._rows[self._published(name)]:
             file = self._files[rows.name]
-            parts.append(file.read(rows.name, self._dtype, (rows.start, rows.stop)))
+            parts.append(file.read(rows.name, self._spec.weight_dtype(name), (rows.start, rows.stop)))
             check_finite(f"{file.path}: '{rows.name}'", parts[-1])
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
         table = self._tables.get(name)

@@ -13,6 +13,7 @@ from svdq_trt import __version__
 from svdq_trt.base.errors import EXIT_OK, UsageError
 from svdq_trt.base.files import atomic_write
 from svdq_trt.base.terminal import say
+from svdq_trt.contract.sizes import SIZES
 
 if TYPE_CHECKING:
     from svdq_trt.bench.run import Options, Report
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 NAME = "bench"
 HELP = "time engines on this GPU, beside each other and beside torch.compile"
 _MOST = 8  # engines at once
-_SIZES = (("batch", "images"), ("height", "pixels"), ("width", "pixels"), ("tokens", "text tokens"))
 EPILOG = """\
 All that is compared is in GPU memory at once and takes turns, so that a GPU that gets warm slows every one alike. A
 time is one call of Session from inputs on the GPU to outputs, between CUDA events, as a CUDA graph. "ratio" is the
@@ -62,7 +62,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     i = p.add_argument_group("inputs (default: synthetic, at the sizes that the engine is tuned for)")
     i.add_argument("--inputs", type=Path, metavar="FILE", help=".safetensors with tensors named like the inputs")
     i.add_argument("--seed", type=int, default=0, help="of synthetic inputs (default 0)")
-    for name, unit in _SIZES:
+    for name, unit in SIZES.items():
         i.add_argument(f"--{name}", type=int, metavar="N", help=unit)
     r = p.add_argument_group("running")
     r.add_argument("--device", type=int, default=0, metavar="N", help="CUDA device (default 0)")
@@ -76,7 +76,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    sizes = {name: getattr(args, name) for name, _ in _SIZES}
+    sizes = {name: getattr(args, name) for name in SIZES}
     _check(args, sizes)
     from svdq_trt.bench.choose import place
     from svdq_trt.bench.run import Options, run

@@ -11,6 +11,7 @@ from svdq_trt.base.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.base.terminal import say
 from svdq_trt.contract.archs import ATTENTION_MEASURED, AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.contract.formats import FORMATS
+from svdq_trt.contract.sizes import SIZES
 from svdq_trt.quantize.preset import DEFAULT_PRESET
 
 if TYPE_CHECKING:
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
     from svdq_trt.build.run import Built
 
 RANK = "32"  # where none is given
-#: sizes of a profile, each an option, and their units
-_SIZES = {
-    "batch": "images",
-    "height": "pixels",
-    "width": "pixels",
-    "tokens": "text tokens (for SDXL 77 a chunk: long prompts of three chunks need 77:77:231)",
-}
+_CHUNKS = " (for SDXL 77 a chunk: long prompts of three chunks need 77:77:231)"
 #: options that mean nothing where nothing is quantized
 _OF_QUANTIZER = (
     "rank",
@@ -150,8 +145,9 @@ def add_options(p: argparse.ArgumentParser) -> None:
     )
     lo.add_argument("--allow-partial", action="store_true", help="leave out LoRA tensors that do not fit")
     e = p.add_argument_group("engine")
-    for name, unit in _SIZES.items():
-        e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}; one number fixes it")
+    for name, unit in SIZES.items():
+        note = _CHUNKS if name == "tokens" else ""
+        e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}{note}; one number fixes it")
     e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
     e.add_argument(
         "--fuse-mlp",
@@ -233,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
 
     ranges: dict[str, Any] = {
         name: None if text is None else Range.parse(f"--{name}", text)
-        for name, text in ((name, getattr(args, name)) for name in _SIZES)
+        for name, text in ((name, getattr(args, name)) for name in SIZES)
     }
     check = args.check
     if args.quantized is not None and args.checkpoint is None and args.random_weights is None and args.min_sqnr is None:

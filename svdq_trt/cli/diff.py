@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from svdq_trt.base.errors import EXIT_OK, AccuracyError, UsageError
 from svdq_trt.base.files import atomic_write
 from svdq_trt.base.terminal import say
+from svdq_trt.contract.sizes import SIZES
 
 if TYPE_CHECKING:
     from svdq_trt.evaluate.diff import Difference, Subject
@@ -38,7 +39,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     i.add_argument("--inputs", type=Path, metavar="FILE", help=".safetensors with tensors named like the inputs")
     i.add_argument("--seed", type=int, default=0, help="of synthetic inputs (default 0)")
     i.add_argument("--model", metavar="NAME", help="whose inputs to make up, where neither side has a manifest")
-    for name, unit in (("batch", "images"), ("height", "pixels"), ("width", "pixels"), ("tokens", "text tokens")):
+    for name, unit in SIZES.items():
         i.add_argument(f"--{name}", type=int, metavar="N", help=unit)
     r = p.add_argument_group("running")
     r.add_argument("--runtime", default="auto", help="for engine folders: auto, tensorrt or onnx")
@@ -58,7 +59,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.min_sqnr is not None and not math.isfinite(args.min_sqnr):
         raise UsageError("--min-sqnr", f"{args.min_sqnr}", "a finite number of dB")
-    sizes = {name: getattr(args, name) for name in ("batch", "height", "width", "tokens")}
+    sizes = {name: getattr(args, name) for name in SIZES}
     if args.inputs is not None and any(sizes.values()):
         raise UsageError("--inputs", "given with sizes", "one of them", "The file's tensors have their own sizes.")
     from svdq_trt.evaluate.diff import Opening, compare_subjects, read_inputs, subject, synthetic_inputs

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from svdq_trt.calibrate.inputs import InputFile, has_batch
+from svdq_trt.calibrate.inputs import InputFile, InputGroup
 from svdq_trt.models import ModelSpec, TensorIO
 
 COUNT = 4  # of inputs; fewer where fewer are recorded
@@ -38,17 +38,18 @@ def check_inputs(
     Synthetic ones are of the smallest shape, one seed each, from a noisy step to a clean one.
 
     Args:
-        ranges: symbol (batch, height, width, tokens) -> (smallest, largest).
+        ranges: symbol (batch, height, ...) -> (smallest, largest).
         seed: of the first synthetic input.
-        recorded: a file of calibration inputs (InputFile); not used where its sizes are outside `ranges`.
+        recorded: a file of calibration inputs (InputFile), of which the most of one size are taken; none are where
+            their sizes are outside `ranges`.
     """
     note = ""
     if recorded is not None:
-        file = InputFile(spec, recorded)
-        sizes = file.sizes | {"batch": ranges["batch"][0]}
-        misfit = next((name for name, size in sizes.items() if not _holds(ranges, name, size)), "")
-        if not misfit:
-            return CheckInputs(_recorded(spec, file, sizes["batch"]), sizes, recorded=True)
+        for group in sorted(InputFile(spec, recorded).groups, key=len, reverse=True):
+            sizes = group.sizes | {"batch": ranges["batch"][0]}
+            misfit = next((name for name, size in sizes.items() if not _holds(ranges, name, size)), "")
+            if not misfit:
+                return CheckInputs(_recorded(spec, group, sizes["batch"]), sizes, recorded=True)
         note = (
             f"The check runs on synthetic inputs: those of {recorded.name} have {misfit} {sizes[misfit]}, "
             "which this engine does not take."
@@ -69,14 +70,14 @@ def _holds(ranges: Mapping[str, tuple[int, int]], name: str, size: int) -> bool:
     return low <= size <= high
 
 
-def _recorded(spec: ModelSpec, file: InputFile, batch: int) -> list[dict[str, Tensor]]:
+def _recorded(spec: ModelSpec, group: InputGroup, batch: int) -> list[dict[str, Tensor]]:
     """Up to COUNT inputs of `batch` samples each, evenly spaced; samples repeat where there are too few."""
-    samples = list(file)
+    samples = list(group)
     count = min(COUNT, len(samples))
 
     def value(io: TensorIO, column: int, start: int) -> Tensor:
         chosen = [samples[(start + i) % len(samples)][column] for i in range(batch)]
-        joined = torch.cat(chosen) if has_batch(io) else chosen[0]
+        joined = torch.cat(chosen) if io.has_batch else chosen[0]
         return joined.to(io.torch_dtype(spec.torch_dtype))
 
     starts = [(2 * i + 1) * len(samples) // (2 * count) for i in range(count)]

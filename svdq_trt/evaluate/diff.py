@@ -183,7 +183,7 @@ def _profile_sizes(spec: ModelSpec, data: Manifest | None, bound: str) -> dict[s
     if data is None:
         return default
     given = data.options
-    ranges = {"batch": given.batch, "height": given.height, "width": given.width, "tokens": given.tokens}
+    ranges = {symbol: getattr(given, symbol) for symbol in default}
     return default | {symbol: getattr(size, bound) for symbol, size in ranges.items() if size is not None}
 
 

@@ -107,7 +107,7 @@ class _Import:
             self.left.pop(f"{name}.bias", None)
         self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
-            self.out.tensors[name] = self.reader.take_half(name, shape, self.dtype)
+            self.out.tensors[name] = self.reader.take_half(name, shape, self.spec.weight_dtype(name))
         self.reader.refuse_leftovers(self.spec.name)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)

@@ -106,7 +106,7 @@ class _Import:
             self._layer(layer)
         self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
-            self.out.tensors[name] = self.reader.take_half(name, shape, self.dtype)
+            self.out.tensors[name] = self.reader.take_half(name, shape, self.spec.weight_dtype(name))
         self.reader.refuse_leftovers(self.spec.name)
         self._check_quantization()
         keep = {

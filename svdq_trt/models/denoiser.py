@@ -1,18 +1,19 @@
 """``Denoiser``: stands where a diffusers pipeline has its UNet or transformer, and runs an engine instead.
 
 One class for all models: a call is bound to the forward signature of the diffusers class, dictionaries such as
-added_cond_kwargs are opened, and each argument either is an input of the engine, or is empty, or is refused. So nothing
-that a pipeline asks for is dropped without a word.
+added_cond_kwargs are opened, the model's family makes inputs of its arguments, and what then is neither an input of the
+engine nor empty is refused. So nothing that a pipeline asks for is dropped without a word.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -74,7 +75,7 @@ class Denoiser(nn.Module):
         self._signature = inspect.signature(cls.forward)
         self._output_class = _output_class(cls)
         self._dtypes = {p.name: getattr(torch, p.dtype) for p in runner.inputs}
-        self._rank = {io.name: len(io.dims) for io in spec.inputs}
+        self._batched = [io.name for io in spec.inputs if io.has_batch and len(io.dims) > 1]
         wanted, got = {io.name for io in spec.inputs}, set(self._dtypes)
         if wanted != got:
             raise ArtifactError(
@@ -112,9 +113,8 @@ class Denoiser(nn.Module):
         """
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", True)
-        first = next(iter(given.values()))
-        feed = self._feed(given, batch=len(first))
-        (out,) = self.runner.run(feed).values()
+        (out,) = self.runner.run(self._feed(given)).values()
+        first = _first_tensor(given.values())
         # A session's output is overwritten by its next run; schedulers keep earlier steps.
         out = torch.as_tensor(out).to(device=first.device, dtype=first.dtype, copy=True)
         return self._output_class(sample=out) if return_dict else (out,)
@@ -125,46 +125,57 @@ class Denoiser(nn.Module):
         except AttributeError:
             if name.startswith("_"):
                 raise
+            if name in self.config:  # as diffusers' ConfigMixin has it
+                return self.config[name]
             where, fix = f"pipe.{self._name}.{name}", "Call svdq_trt.runtime.detach(pipe) first."
             raise EngineAttributeError(where, "not part of an engine", "the torch module", fix) from None
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
     def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments by name, dictionaries opened, defaults left out.
+        """Arguments by name, dictionaries opened; without those left out, or given as what they are by default.
 
         Raises:
             TypeError: an unknown or a missing argument, as from the diffusers module.
         """
         bound = self._signature.bind(self, *args, **kwargs).arguments
         given = {name: value for name, value in list(bound.items())[1:] if name not in _DICTIONARIES}
+        given = {name: value for name, value in given.items() if not self._is_default(name, value)}
         for name in _DICTIONARIES:
-            given |= {f"{name}.{key}": value for key, value in (bound.get(name) or {}).items()}
+            given |= bound.get(name) or {}
         return given
 
-    def _feed(self, given: Mapping[str, Any], batch: int) -> dict[str, torch.Tensor]:
-        feed = {}
-        for full_name, value in given.items():
-            name = full_name.rpartition(".")[2]
-            if name in self._dtypes and value is not None:
-                tensor = torch.as_tensor(value).to(self._dtypes[name])
-                if tensor.numel() == 1 and self._rank[name] == 1:  # one timestep for all, as diffusers takes it
-                    tensor = tensor.reshape(1).expand(batch)
-                feed[name] = tensor.contiguous()
-            elif not _is_empty(value):
-                fix = _FIX.get(full_name, "")
-                raise UnsupportedError(
-                    f"pipe.{self._name}: {full_name}",
+    def _is_default(self, name: str, value: Any) -> bool:
+        return isinstance(value, bool | int | float | str) and value == self._signature.parameters[name].default
+
+    def _feed(self, given: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """The engine's inputs from a call's arguments."""
+        found = {name: value for name, value in self.spec.family.flatten(given).items() if not _is_empty(value)}
+        for name, value in found.items():
+            if name not in self._dtypes:
+                got, want = (
                     f"{type(value).__name__} given",
                     f"nothing: the engine's inputs are {', '.join(self._dtypes)}",
-                    fix,
                 )
-        for name in self._dtypes:
-            if name not in feed:
-                raise UnsupportedError(
-                    f"pipe.{self._name}: {name}", "not given", f"a tensor: {self.spec.name} needs it"
-                )
+                raise UnsupportedError(f"pipe.{self._name}: {name}", got, want, _FIX.get(name, ""))
+            if not isinstance(value, torch.Tensor | np.ndarray | int | float):
+                raise UnsupportedError(f"pipe.{self._name}: {name}", f"{type(value).__name__} given", "a tensor")
+        feed = {}
+        for io in self.spec.inputs:
+            if io.name not in found:
+                want = f"a tensor: {self.spec.name} needs it"
+                raise UnsupportedError(f"pipe.{self._name}: {io.name}", "not given", want)
+            tensor = torch.as_tensor(found[io.name]).to(self._dtypes[io.name])
+            if tensor.numel() == 1 and len(io.dims) == 1:  # one timestep for all, as diffusers takes it
+                tensor = tensor.reshape(1).expand(next(len(found[n]) for n in self._batched if n in found))
+            feed[io.name] = tensor.contiguous()
         return feed
+
+
+def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
+    """The first tensor of a call, which may be in a list."""
+    tensors = (value[0] if isinstance(value, list | tuple) and value else value for value in values)
+    return next(value for value in tensors if isinstance(value, torch.Tensor))
 
 
 def component_of(pipe: Any) -> str:

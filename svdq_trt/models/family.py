@@ -28,12 +28,14 @@ class Family:
             separate nodes would have together.
         processors: (pattern, processor class of attentions of that name).
         synthetic: (pattern, synthetic values of inputs of that name); inputs without an entry are standard normal.
+        timestep: name of the input that says at which step of denoising a call is.
         WRAPPED: attribute of what `wrap` returns that holds the module itself.
     """
 
     kv_blocks: ClassVar[int] = 1
     processors: ClassVar[Sequence[tuple[str, type]]] = ()
     synthetic: ClassVar[Sequence[tuple[str, Fill]]] = ()
+    timestep: ClassVar[str] = "timestep"
     WRAPPED: ClassVar[str] = "model"
 
     def prepare(self, module: nn.Module) -> None:
@@ -69,6 +71,15 @@ class Family:
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""
         return inputs
+
+    def flatten(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `arguments`: what a pipeline gives the diffusers module, by name -> inputs by name.
+
+        Values may be of any kind that pipelines give: tensors, numbers, lists of either, None. Entries of dictionaries
+        such as added_cond_kwargs come by names of their own. What is returned under a name that is no input, and is
+        not None, is refused: nothing is dropped. By default the values themselves.
+        """
+        return call
 
     def fill_input(self, name: str, request: Request) -> Tensor:
         """Synthetic values of one input, with the statistics of real ones; they are no substitute for real prompts."""

@@ -82,6 +82,12 @@ class Recipe:
     kept: tuple[Kept, ...]
 
 
+def in_float32(model: nn.Module | type[nn.Module], name: str) -> bool:
+    """Whether diffusers keeps the parameter or layer called `name` in f32 in a 16-bit model of this class."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return not set(kept).isdisjoint(name.split("."))
+
+
 def weight_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every linear and convolution of `module`, by dotted name, in registration order."""
     return {name: m for name, m in module.named_modules() if isinstance(m, WEIGHT_LAYERS)}
@@ -140,7 +146,7 @@ def complete(
             size = sum(w.numel() for w in member_tensors(module, group)[0])
             hits |= {p for p, limit in sizes.items() if size < limit}
         unused -= hits
-        reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(layers, group)
+        reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(module, layers, group)
         if reason:
             why.update(dict.fromkeys(group.members, reason))
     # Groups that share a member by columns or rows are kept or quantized together: a layer is quantized whole, or not.
@@ -163,9 +169,11 @@ def _weights(text: str) -> int:
         raise UsageError("--skip", f"'{text}'", "a number of weights behind <, as in '<2M'") from None
 
 
-def _misfit(layers: dict[str, nn.Module], group: LinearGroup) -> str:
-    """Why the op contract can't take this group; empty if it can."""
+def _misfit(module: nn.Module, layers: dict[str, nn.Module], group: LinearGroup) -> str:
+    """Why this group is not for 4 bits: diffusers, or the op contract; empty if it is."""
     for name in group.members:
+        if in_float32(module, name):
+            return "diffusers keeps it in f32"
         n, k = _cut(layers[name].get_parameter("weight").detach(), group).shape
         if k % K_MULTIPLE:
             return f"K = {k} is not a multiple of {K_MULTIPLE}"

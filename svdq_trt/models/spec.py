@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +17,24 @@ from torch import nn
 
 from svdq_trt.base.errors import ShapeError
 from svdq_trt.base.needs import need
+from svdq_trt.contract.sizes import SIZES
 from svdq_trt.models import derive
 from svdq_trt.models.family import Family
 from svdq_trt.models.positions import PositionTable
-from svdq_trt.models.recipe import LinearGroup, Recipe, complete
+from svdq_trt.models.recipe import LinearGroup, Recipe, complete, in_float32
 from svdq_trt.models.synthetic import Request
 
-#: Symbols an axis may depend on. `batch` and `tokens` count; `height` and `width` are pixels of the image.
-SYMBOLS = ("batch", "height", "width", "tokens")
+#: Symbols an axis may depend on. `batch`, `tokens` and `frames` count; `height` and `width` are pixels of the image.
+SYMBOLS = tuple(SIZES)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A dynamic axis: size = symbol / divisor, always a multiple of `multiple`, at most `most` (0: no bound).
+    """A dynamic axis: size = (symbol - first) / divisor + first, a multiple of `multiple`, at most `most` (0: any).
 
-    For latent pixels of 8 x 8 image pixels and images in steps of 32: Axis("height", 8, 4). With `by` the size is
-    symbol * by / divisor: image tokens of 16 x 16 pixels are Axis("height", 256, by="width").
+    For latent pixels of 8 x 8 image pixels and images in steps of 32: Axis("height", 8, 4). With `by` the symbol is
+    symbol * by: image tokens of 16 x 16 pixels are Axis("height", 256, by="width"). `first` counts what is not divided:
+    latent frames of a video whose first frame is one of its own are Axis("frames", 4, first=1).
     """
 
     symbol: str
@@ -39,6 +42,7 @@ class Axis:
     multiple: int = 1
     by: str = ""
     most: int = 0
+    first: int = 0
 
     @property
     def name(self) -> str:
@@ -49,15 +53,33 @@ class Axis:
         """As ONNX writes it: ``4*height`` for multiples of 4."""
         return self.name if self.multiple == 1 else f"{self.multiple}*{self.name}"
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbol, or both."""
+        return (self.symbol, self.by) if self.by else (self.symbol,)
+
     def size(self, sizes: Mapping[str, int]) -> int:
         """The size for given symbol values."""
-        return sizes[self.symbol] * (sizes[self.by] if self.by else 1) // self.divisor
+        return (math.prod(sizes[symbol] for symbol in self.symbols) - self.first) // self.divisor + self.first
 
-    def misfit(self, size: int, unit: int = 1) -> str:
-        """What is wanted instead of a size that does not fit, `unit` times as large; "" for one that does."""
+    def value(self, size: int) -> int:
+        """The symbol's value, or both symbols' product, that gives a size."""
+        return (size - self.first) * self.divisor + self.first
+
+    def misfit(self, size: int) -> str:
+        """What is wanted instead of a size that does not fit; "" for one that does."""
         if size % self.multiple:
-            return f"a multiple of {self.multiple * unit}"
-        return f"at most {self.most * unit}" if self.most and size > self.most else ""
+            return f"a multiple of {self.multiple}"
+        return f"at most {self.most}" if self.most and size > self.most else ""
+
+    def misfit_of(self, value: int) -> str:
+        """What is wanted instead of a symbol's value, or of two symbols' product, that does not fit; "" if it does."""
+        step = self.multiple * self.divisor
+        rest = self.value(0) % step
+        if value % step != rest:
+            return f"{step}*n + {rest}" if rest else f"a multiple of {step}"
+        most = self.value(self.most)
+        return f"at most {most}" if self.most and value > most else ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +105,11 @@ class TensorIO:
         """The dims' axes as text; "" for static ones."""
         return tuple("" if isinstance(d, int) else str(d) for d in self.dims)
 
+    @property
+    def has_batch(self) -> bool:
+        """Whether it has one entry per sample; others are the same for all, as positions are."""
+        return isinstance(self.dims[0], Axis) and self.dims[0].symbol == "batch"
+
     def torch_dtype(self, act: torch.dtype) -> torch.dtype:
         """The dtype for a given act dtype."""
         return act if self.dtype == "act" else torch.float32
@@ -96,6 +123,7 @@ class Profile:
     height: tuple[int, int, int]
     width: tuple[int, int, int]
     tokens: tuple[int, int, int]
+    frames: tuple[int, int, int] = (1, 1, 1)
 
     def sizes(self, index: int) -> dict[str, int]:
         """Symbol values at min (0), opt (1) or max (2)."""
@@ -158,18 +186,26 @@ class ModelSpec:
         cls: type[nn.Module] = need("diffusers", module, name)
         return cls
 
+    def weight_dtype(self, name: str) -> torch.dtype:
+        """The dtype of a parameter: f32 where diffusers keeps it so in a 16-bit model, else the act dtype."""
+        return torch.float32 if in_float32(self.model_class(), name) else self.torch_dtype
+
     def build(self, dtype: torch.dtype | None = None, device: str | torch.device = "meta") -> nn.Module:
         """The module in eval mode, without gradients. On "meta" it costs no memory; elsewhere it is random.
 
         Args:
-            dtype: dtype of the parameters; the act dtype when None.
+            dtype: dtype of all parameters; `weight_dtype` when None.
             device: "meta", "cpu", ...
         """
         with torch.device(device):
             module = self.model_class()(**self.config)
         self.family.prepare(module)
-        # nn.Module's own `to`: diffusers' override logs a warning about f32 modules this class doesn't have.
+        # nn.Module's own `to`: diffusers' override logs a warning about modules that stay in f32.
         nn.Module.to(module, dtype or self.torch_dtype)
+        if dtype is None:
+            for name, value in itertools.chain(module.named_parameters(), module.named_buffers()):
+                if value.is_floating_point():
+                    value.data = value.data.to(self.weight_dtype(name))
         return module.eval().requires_grad_(False)
 
     def recipe(self, module: nn.Module, skip: Sequence[str] = ()) -> Recipe:
@@ -210,8 +246,10 @@ class ModelSpec:
             if sizes[symbol] < 1 or sizes[symbol] % step:
                 raise ShapeError(symbol, str(sizes[symbol]), f"a positive multiple of {step} for {self.name}")
         for axis in dict.fromkeys(dim for io in self.inputs for dim in io.dims if isinstance(dim, Axis)):
-            if not axis.by and axis.symbol in sizes and (want := axis.misfit(axis.size(sizes), axis.divisor)):
-                raise ShapeError(axis.symbol, str(sizes[axis.symbol]), f"{want} for {self.name}")
+            values = [sizes[symbol] for symbol in axis.symbols if symbol in sizes]
+            if len(values) == len(axis.symbols) and (want := axis.misfit_of(math.prod(values))):
+                got = " x ".join(map(str, values))
+                raise ShapeError(" x ".join(axis.symbols), got, f"{want} for {self.name}")
 
     def example_inputs(
         self,
@@ -222,6 +260,7 @@ class ModelSpec:
         dtype: torch.dtype | None = None,
         tokens: int | None = None,
         noise: float = 0.5,
+        frames: int | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Seeded synthetic inputs on the CPU, in the order of `inputs`; sizes default to the profile's opt.
 
@@ -233,11 +272,12 @@ class ModelSpec:
             dtype: dtype of the "act" inputs; the act dtype when None.
             tokens: number of text tokens.
             noise: share of noise in [0, 1]: 1 is the first denoising step, 0 the last.
+            frames: number of frames of a video.
 
         Raises:
             ShapeError: a size that doesn't fit the model.
         """
-        given = {"batch": batch, "height": height, "width": width, "tokens": tokens}
+        given = {"batch": batch, "height": height, "width": width, "tokens": tokens, "frames": frames}
         sizes = {s: self.profile.sizes(1)[s] if v is None else v for s, v in given.items()}
         self.check_sizes(sizes)
         act = dtype or self.torch_dtype

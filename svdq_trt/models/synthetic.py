@@ -19,7 +19,7 @@ class Request:
 
     Attributes:
         shape: shape of the tensor.
-        sizes: batch, height and width in pixels, tokens.
+        sizes: batch, height and width in pixels, tokens, frames.
         noise: the step's share of noise in [0, 1].
         rng: where random numbers come from.
     """

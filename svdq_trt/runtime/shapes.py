@@ -12,6 +12,7 @@ import numpy as np
 
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ShapeError
+from svdq_trt.contract.sizes import SIZES
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +31,6 @@ _DTYPES = {
 
 #: dtypes whose values float32 has: small whole numbers, as timesteps are, and shorter floats
 _FITS_FLOAT32 = {"float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64"}
-
-#: axes of which an option of the build, of the same name, sets the range
-_SETTABLE = {"batch", "height", "width", "tokens"}
 
 
 def trt_dtype_name(trt_dtype: Any) -> str:
@@ -181,7 +179,7 @@ def _rule(axis: str) -> tuple[int, str]:
 def _wider(axes: Sequence[str]) -> str:
     """The advice for sizes outside their range: the options of a build that set them; "" for what nothing sets."""
     symbols = [symbol for axis in axes for symbol in _rule(axis)[1].split("_")]
-    options = [f"--{symbol}" for symbol in dict.fromkeys(symbols) if symbol in _SETTABLE]
+    options = [f"--{symbol}" for symbol in dict.fromkeys(symbols) if symbol in SIZES]
     return f"Build the engine with a wider {' or '.join(options)}." if options else ""
 
 

@@ -61,7 +61,8 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
     assert done.returncode == 4, done.stderr  # no TensorRT here builds for this arch
     shared = out / "sdxl-tiny-shared"
     inputs = InputFile(spec, shared / "calibration-inputs.safetensors")
-    assert inputs.samples == 4 and (inputs.sizes["height"], inputs.sizes["width"]) == (128, 64)
+    sizes = inputs.groups[0].sizes
+    assert inputs.samples == 4 and (sizes["height"], sizes["width"]) == (128, 64)
     meta = Calibration.load(shared / "calib.safetensors").meta
     assert (meta["source"], meta["samples"]) == ("calibration-inputs.safetensors", 4)
     manifest = json.loads((out / "sdxl-tiny-sm_90" / "manifest.json").read_text())

@@ -51,7 +51,7 @@ class Export(Stage[Exported]):
     """The quantized model as ONNX.
 
     Attributes:
-        ranges: symbol (batch, height, width, tokens) -> (min, max); a size with min = max becomes static.
+        ranges: symbol (batch, height, ...) -> (min, max); a size with min = max becomes static.
         lora_slots: rank per linear to fill at run time; with it, SLOTS_FILE is written too. 0: none.
         fuse_mlp: one op for two linears with GELU, GEGLU or SwiGLU between them.
         attention: head sizes of the attentions that are the plugin's; the others are TensorRT's.

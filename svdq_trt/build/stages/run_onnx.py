@@ -30,7 +30,7 @@ class RunOnnx(Stage[Ran]):
     """Run `onnx` and save its outputs as .npz.
 
     Attributes:
-        ranges: symbol (batch, height, width, tokens) -> (smallest, largest). seed: of the first synthetic input.
+        ranges: symbol (batch, height, ...) -> (smallest, largest). seed: of the first synthetic input.
         recorded: calibration inputs of a pipeline or of the user, or None.
         slots: SLOTS_FILE of a graph that has LoRA slots, which stay empty.
     """

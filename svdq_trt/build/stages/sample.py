@@ -29,7 +29,7 @@ class Sample(Stage[Sampled]):
 
     Attributes:
         sampling: the pipeline, the prompts and the run; `source` identifies their contents.
-        height, width: size of the images, in pixels. device: "cpu" or "cuda".
+        height, width: size of the images, in pixels. frames: of a video. device: "cpu" or "cuda".
     """
 
     name = "sample"
@@ -40,15 +40,16 @@ class Sample(Stage[Sampled]):
     source: str
     height: int
     width: int
+    frames: int
     device: str
     sampling: Sampling = field(kw_only=True, metadata=UNKEYED)
 
     @classmethod
     def of(cls, work: Work, sampling: Sampling) -> Sample:
         """The stage for a build's options."""
-        height, width = (work.profile[symbol][1] for symbol in ("height", "width"))
+        height, width, frames = (work.profile[symbol][1] for symbol in ("height", "width", "frames"))
         out: Path = work.shared / FILE
-        return cls(work.spec.name, work.sampling, height, width, work.device, sampling=sampling, out=out)
+        return cls(work.spec.name, work.sampling, height, width, frames, work.device, sampling=sampling, out=out)
 
     @property
     def label(self) -> str:
@@ -72,6 +73,7 @@ class Sample(Stage[Sampled]):
             steps=how.steps,
             height=self.height,
             width=self.width,
+            frames=self.frames,
             guidance=how.guidance,
             seed=how.seed,
             device=torch_device(self.device, local_rank()),

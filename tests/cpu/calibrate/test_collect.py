@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UsageError
 from svdq_trt.calibrate import collect
-from svdq_trt.calibrate.inputs import InputFile
+from svdq_trt.calibrate.inputs import InputFile, batches, tensor_name
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
 
@@ -170,6 +170,22 @@ def test_user_data_is_run_sample_by_sample(module, tmp_path, groups):
         torch.testing.assert_close(got.amax[group.node], truth[group.members[0]].abs().amax(0), rtol=1e-4, atol=1e-5)
     assert got.x[f"{BLOCK}.attn2.to_kv"].shape == (33, 128)
     assert (got.meta["samples"], got.meta["source"], got.meta["height"]) == (3, "inputs.safetensors", 64)
+
+
+def test_inputs_of_several_sizes_calibrate_together(module, tmp_path, groups):
+    """Each with those of its own size; streamed or not."""
+    short, long = stacked(n=2, tokens=11), stacked(n=1, tokens=17)
+    data = {tensor_name(i, 2, name): t for i, part in enumerate((short, long)) for name, t in part.items()}
+    save_file(data, tmp_path / "inputs.safetensors")
+    file = InputFile(SPEC, tmp_path / "inputs.safetensors")
+    assert file.samples == 3 and [group.sizes["tokens"] for group in file.groups] == [11, 17]
+    assert [(n, values[2].shape[:2]) for n, values in batches(SPEC, file, 4)] == [(2, (2, 11)), (1, (1, 17))]
+    got = collect(module, SPEC, data=tmp_path / "inputs.safetensors")
+    inputs = [tuple(part[io.name].float() for io in SPEC.inputs) for part in (short, long)]
+    truth = recorded(module, inputs)
+    for group in groups:
+        torch.testing.assert_close(got.amax[group.node], truth[group.members[0]].abs().amax(0), rtol=1e-4, atol=1e-5)
+    assert got.x[f"{BLOCK}.attn2.to_kv"].shape == (2 * 11 + 17, 128)
 
 
 def test_timesteps_may_be_whole_numbers(tmp_path):

@@ -59,7 +59,7 @@ def test_file_has_both_branches_of_evenly_spread_steps_and_calibrates(folders, n
         assert torch.equal(latent[first], latent[first + 1]) and not torch.equal(text[first], text[first + 1])
         assert tensors["timestep"][first] == tensors["timestep"][first + 1]
     assert tensors["encoder_hidden_states"].dtype == spec.torch_dtype
-    assert InputFile(spec, out).sizes.items() >= {"batch": 8, "height": 64, "width": 128}.items()
+    assert InputFile(spec, out).groups[0].sizes.items() >= {"batch": 8, "height": 64, "width": 128}.items()
     module = load(spec, random_seed=0)
     groups = spec.groups(module)[:2]
     assert collect(module, spec, groups, data=out, tokens_per_group=16).meta["samples"] == 8
@@ -95,6 +95,27 @@ def test_equal_seeds_repeat_and_no_guidance_gives_one_branch(folders, tmp_path):
     )
     assert one[0] == 4 and all(torch.equal(one[1][key], two[1][key]) for key in one[1])
     assert not torch.equal(one[1]["sample"], other[1]["sample"])
+
+
+def test_prompts_of_their_own_length_calibrate_together(folders, tmp_path, monkeypatch):
+    """As the pipelines of models without padding give them: here text is cut to the prompt."""
+    from diffusers import StableDiffusion3Pipeline
+
+    encode = StableDiffusion3Pipeline.encode_prompt
+
+    def cut(pipe, prompt, *args, **kwargs):
+        *texts, pooled, other_pooled = encode(pipe, prompt, *args, **kwargs)
+        return *(text[:, : len(prompt)] for text in texts), pooled, other_pooled
+
+    monkeypatch.setattr(StableDiffusion3Pipeline, "encode_prompt", cut)
+    spec, out = get_model("sd3-tiny"), tmp_path / "inputs.safetensors"
+    count, tensors, _ = sampled(folders, "sd3-tiny", out)
+    assert count == 8 and set(tensors) == {f"{i}.{io.name}" for i in range(3) for io in spec.inputs}
+    file = InputFile(spec, out)
+    assert [group.sizes["tokens"] for group in file.groups] == [len(prompt) for prompt in PROMPTS]
+    assert [len(group) for group in file.groups] == [4, 2, 2] and file.samples == 8
+    module = load(spec, random_seed=0)
+    assert collect(module, spec, spec.groups(module)[:2], data=out, tokens_per_group=16).meta["samples"] == 8
 
 
 def test_progress_ends_at_the_steps_that_are_run(folders, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from svdq_trt.artifact.manifest import to_json
@@ -31,6 +32,17 @@ def recorded(path: Path, samples: int, pixels: int = 64) -> Path:
     tensors["timestep"] = torch.arange(samples).float()
     save_file(tensors, path)
     return path
+
+
+def test_of_inputs_of_several_sizes_the_most_of_one_size_are_taken(tmp_path):
+    """Those of a size that the engine doesn't take count for nothing."""
+    parts = []
+    for samples, pixels in ((2, 64), (3, 128), (5, 256)):
+        with safe_open(recorded(tmp_path / "one.safetensors", samples, pixels), framework="pt") as file:
+            parts.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    save_file({f"{i}.{name}": t for i, part in enumerate(parts) for name, t in part.items()}, tmp_path / "all")
+    found = check_inputs(SPEC, RANGES, 7, tmp_path / "all")
+    assert found.recorded and len(found.feeds) == 3 and (found.sizes["height"], found.sizes["batch"]) == (128, 1)
 
 
 def test_synthetic_inputs_are_of_several_seeds_and_steps():

@@ -143,7 +143,7 @@ def test_refuses_what_the_engine_has_no_input_for(unet, runner, name):
 def test_refuses_added_conditions_it_does_not_know_and_misses_its_own(unet):
     args, kwargs = call_args()
     image = {"image_embeds": torch.zeros(2, 4)}
-    with pytest.raises(UnsupportedError, match=r"added_cond_kwargs\.image_embeds: Tensor given"):
+    with pytest.raises(UnsupportedError, match=r"unet: image_embeds: Tensor given"):
         unet(*args, kwargs["encoder_hidden_states"], added_cond_kwargs=kwargs["added_cond_kwargs"] | image)
     with pytest.raises(UnsupportedError, match="text_embeds: not given"):
         unet(*args, kwargs["encoder_hidden_states"])
@@ -163,6 +163,26 @@ def test_has_what_pipelines_read(unet):
     assert unet.to("cpu", torch.float32).dtype == torch.float16  # an engine is not cast
 
 
+def test_config_keys_are_attributes_as_in_diffusers(unet):
+    assert unet.in_channels == 4 and unet.sample_size == SPEC.config["sample_size"]
+
+
+def test_the_family_makes_inputs_of_what_a_pipeline_gives(runner, monkeypatch):
+    """Lists of tensors become a batch; what it leaves over is refused as any other argument is."""
+
+    def flatten(self, call):
+        return call | {name: torch.stack(value) for name, value in call.items() if isinstance(value, list)}
+
+    args, kwargs = call_args()
+    kwargs["encoder_hidden_states"] = list(kwargs["encoder_hidden_states"])
+    unet = attach(Pipe(), runner).unet
+    with pytest.raises(UnsupportedError, match=r"pipe\.unet: encoder_hidden_states: list given, want a tensor"):
+        unet(*args, **kwargs)
+    monkeypatch.setattr(type(SPEC.family), "flatten", flatten)
+    out = unet(list(args[0]), args[1], **kwargs).sample
+    assert torch.equal(out, args[0] + 1) and runner.calls[0]["encoder_hidden_states"].shape == (2, 77, 128)
+
+
 def test_what_an_engine_has_not_is_missing_and_says_so(unet):
     assert not hasattr(unet, "set_attn_processor")
     with pytest.raises(SvdqError, match=r"pipe\.unet\.load_lora_adapter: not part of an engine"):
@@ -171,19 +191,20 @@ def test_what_an_engine_has_not_is_missing_and_says_so(unet):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_is_called_as_its_diffusers_class(model):
-    """Each input of the spec is an argument of the class's forward, by its name; timestep may be a number."""
+    """The spec's inputs, as arguments of the class's forward, become those inputs again."""
     spec = get_model(model)
     sizes = spec.profile.sizes(0)
     name = "unet" if "UNet" in spec.class_path else "transformer"
     recorder = Recorder(model, sizes)
     denoiser = getattr(attach(Pipe(name=name), recorder), name)
     inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**sizes, seed=1), strict=True)}
-    added = {n: inputs.pop(n) for n in ("text_embeds", "time_ids") if n in inputs}
-    inputs |= {"added_cond_kwargs": added} if added else {}
-    first = next(iter(inputs.values()))
-    (out,) = denoiser(**inputs, return_dict=False)
-    assert torch.equal(out, first + 1) and set(recorder.calls[0]) == {io.name for io in spec.inputs}
-    assert torch.equal(denoiser(**inputs).sample, first + 1)
+    arguments = spec.family.arguments(inputs)
+    first = inputs[spec.inputs[0].name]
+    (out,) = denoiser(**arguments, return_dict=False)
+    assert torch.equal(out, first + 1)
+    assert recorder.calls[0].keys() == inputs.keys() and spec.family.timestep in inputs
+    assert all(torch.equal(recorder.calls[0][name], value) for name, value in inputs.items())
+    assert torch.equal(denoiser(**arguments).sample, first + 1)
     for key, value in spec.config.items():
         assert denoiser.config[key] == value
 

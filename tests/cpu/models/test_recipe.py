@@ -4,12 +4,15 @@ import dataclasses
 import re
 
 import pytest
+import torch
 from torch import nn
 
 from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.checkpoint import load
 from svdq_trt.contract.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
-from svdq_trt.models import MODELS, get_model, member_tensors, stack_group
+from svdq_trt.models import MODELS, Axis, Kept, TensorIO, get_model, member_tensors, stack_group
 from svdq_trt.models.recipe import weight_layers
+from tests.harness.published import publish, random_module
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 
@@ -217,3 +220,35 @@ def test_rules_of_axes_hold_for_every_size():
     for side in ("height", "width"):  # 24 patches of 2 x 2 latents of 8 x 8 pixels
         with pytest.raises(ShapeError, match=f"{side}: 400, want at most 384 for sd3-tiny"):
             spec.check_sizes({side: 400})
+
+
+def test_frames_of_a_video_are_its_first_and_then_one_in_four():
+    axis = Axis("frames", divisor=4, first=1)
+    assert [axis.size({"frames": frames}) for frames in (1, 5, 81)] == [1, 2, 21]
+    assert [axis.value(size) for size in (1, 2, 21)] == [1, 5, 81] and axis.name == "frames"
+    assert [axis.misfit_of(frames) for frames in (1, 81, 82)] == ["", "", "4*n + 1"]
+
+
+def test_rule_of_an_axis_of_two_sizes_holds_for_their_product():
+    axis = Axis("height", divisor=256, multiple=2, by="width")
+    io = TensorIO("hidden_states", "act", (Axis("batch"), axis, 16))
+    spec = dataclasses.replace(get_model("flux1-tiny"), inputs=(io,))
+    spec.check_sizes({"height": 32, "width": 48})
+    with pytest.raises(ShapeError, match="height x width: 48 x 48, want a multiple of 512 for flux1-tiny"):
+        spec.check_sizes({"height": 48, "width": 48})
+
+
+def test_weights_that_diffusers_keeps_in_f32_stay_so(monkeypatch, tmp_path):
+    """Beside 16-bit ones, from a seed and from a file, and none of them is quantized."""
+    spec = get_model("sd3-tiny")
+    monkeypatch.setattr(spec.model_class(), "_keep_in_fp32_modules", ["norm_out", "norm_q"])
+    module = load(spec, random_seed=0)
+    dtypes = {name: value.dtype for name, value in module.state_dict().items()}
+    kept = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert kept == {name for name in dtypes if {"norm_out", "norm_q"} & set(name.split("."))} and len(kept) == 6
+    assert {dtypes[name] for name in dtypes.keys() - kept} == {torch.bfloat16}
+    recipe = spec.recipe(module)
+    assert Kept("norm_out.linear", "diffusers keeps it in f32") in recipe.kept
+    assert "norm_out.linear" not in {member for group in recipe.groups for member in group.members}
+    read = load(spec, str(publish(random_module(spec, 0), tmp_path, torch.float32)))
+    assert {name: value.dtype for name, value in read.state_dict().items()} == dtypes

@@ -1,0 +1,12 @@
+"""The sizes that a model's inputs follow from: each is an option of the build. Standard library only."""
+
+from __future__ import annotations
+
+#: size -> its unit, for people
+SIZES: dict[str, str] = {
+    "batch": "images",
+    "height": "pixels",
+    "width": "pixels",
+    "tokens": "text tokens",
+    "frames": "frames of a video",
+}
