@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -19,6 +20,8 @@ from pathlib import Path
 _OURS = ("svdq_trt", "svdq_export")
 #: distributions that carry bytes and decide none: JSON between processes, files from a hub, which count by digest
 _CARRIERS = {"msgspec", "huggingface_hub", "huggingface-hub"}
+#: CPython 3.11 counts the depth of a parse for all threads together, and raises SystemError where two parse at once
+_PARSING = threading.Lock()
 _BLOCKS = ("body", "orelse", "handlers", "finalbody", "cases")  # fields of a statement that hold statements
 
 
@@ -97,7 +100,9 @@ def _file(name: str) -> Path:
 def _imports(name: str) -> frozenset[str]:
     """Modules that a source file imports; ``from package import module`` counts as the module."""
     found: set[str] = set()
-    for statement in _statements(ast.parse(_file(name).read_text(encoding="utf-8"))):
+    with _PARSING:
+        tree = ast.parse(_file(name).read_text(encoding="utf-8"))
+    for statement in _statements(tree):
         if isinstance(statement, ast.Import):
             found |= {alias.name for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom):
