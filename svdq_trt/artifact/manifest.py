@@ -228,6 +228,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
 
     version: Annotated[int, _says("of this schema")] = VERSION
     model: Annotated[str, _says("name of the model, as svdq-trt models lists it")]
+    description: Annotated[str, _says("of a model that has no name there, as JSON; empty for the others")] = ""
     arch: Annotated[str, _says("the GPU it is for: sm_89")]
     format: Annotated[str, _says("of the quantized linears")]
     rank: Annotated[int, _says("of the 16-bit branch, the largest of all nodes")]
@@ -259,6 +260,11 @@ class Manifest(Entry, frozen=True, kw_only=True):
     versions: Annotated[dict[str, str], _says("of Python and the packages that built it")]
     config: Annotated[dict[str, Any], _says("the options of the build")]
     origin: Annotated[OriginEntry | None, _says("what it was made from, by what, and when")] = None
+
+    @property
+    def source(self) -> str:
+        """What `get_model` knows the model by."""
+        return self.description or self.model
 
     @property
     def options(self) -> Options:

@@ -38,6 +38,7 @@ class Options(Entry, frozen=True, kw_only=True):
     height: Annotated[SizeOption | None, says("--height")] = None
     width: Annotated[SizeOption | None, says("--width")] = None
     tokens: Annotated[SizeOption | None, says("--tokens")] = None
+    tokens2: Annotated[SizeOption | None, says("--tokens2")] = None
     frames: Annotated[SizeOption | None, says("--frames")] = None
 
     @property

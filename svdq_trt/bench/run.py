@@ -76,12 +76,12 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
         ShapeError, SvdqError: inputs that do not fit; see Session.
     """
     engines = _read(options)
-    model = next(iter(engines.values())).model
+    model = next(iter(engines.values()))
     feed, source = _inputs(options, engines)
     if local_arch(options.device) is None:
         fix = "Run svdq-trt bench on the machine that the engines are for."
         raise UnsupportedError(f"CUDA device {options.device}", "not found", "an NVIDIA GPU and its driver", fix)
-    spec, clock = get_model(model), CudaClock(options.device)
+    spec, clock = get_model(model.source), CudaClock(options.device)
 
     def opener(folder: Path) -> Callable[[bool], Session]:
         return lambda cached: Session(
@@ -103,7 +103,7 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
     ]
     with clock.running():
         found = measure(contenders, clock, options.rounds, options.repeat, options.profile, say)
-        return Report(clock.gpu, model, source, found)
+        return Report(clock.gpu, model.model, source, found)
 
 
 def on_device(spec: ModelSpec, feed: Mapping[str, np.ndarray], device: str) -> dict[str, torch.Tensor]:

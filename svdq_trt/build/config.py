@@ -201,7 +201,7 @@ class BuildConfig:
         model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
             for the model's hub id).
         archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R, unless rank_auto is set.
-        batch, height, width, tokens, frames: profile ranges; height and width in pixels, tokens of text.
+        batch, height, width, tokens, tokens2, frames: profile ranges; height and width in pixels, tokens of text.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         device: auto, cpu or cuda, of calibration and quantizer.
         sampling: record the inputs in a pipeline instead.
@@ -228,6 +228,7 @@ class BuildConfig:
     height: Range | None = None
     width: Range | None = None
     tokens: Range | None = None
+    tokens2: Range | None = None
     frames: Range | None = None
     preset: str = DEFAULT_PRESET
     device: str = "auto"

@@ -49,6 +49,7 @@ def manifest_of(
     size = made.quantized.quantized_weight_bytes if made.loras is None else made.loras.quantized_weight_bytes
     data = Manifest(
         model=work.spec.name,
+        description=work.spec.description,
         arch=f"sm_{engine.arch}",
         format=engine.format.name,
         rank=quantized.rank,

@@ -11,7 +11,7 @@ calib.safetensors  calibration-inputs.safetensors  model-fp16.onnx(.data)  refer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,7 @@ from svdq_trt.build.stage import File
 from svdq_trt.build.stages.lora import requests
 from svdq_trt.build.stages.weights import LoraAt, Weights
 from svdq_trt.checkpoint import Identity, identify_weights
+from svdq_trt.checkpoint.folder import open_folder
 from svdq_trt.contract.archs import KERNELS, resolve_attention, resolve_format
 from svdq_trt.contract.formats import FORMATS, Format
 from svdq_trt.interop import describe, digest
@@ -123,7 +124,7 @@ def plan_work(config: BuildConfig) -> Work:
         SvdqError: an unknown model, no such device, a profile that the model cannot take, missing weights,
             a check that doesn't fit this machine's memory.
     """
-    spec = get_model(config.model)
+    spec, config = _model(config)
     device = "cpu" if config.quantized is not None else resolve_device(config.device)
     if config.check:
         require_memory_for_check(spec, psutil.virtual_memory().total)
@@ -148,7 +149,7 @@ def plan_work(config: BuildConfig) -> Work:
     needs_weights = config.quantized is None or config.check or loras_need_weights
     identity = identify_weights(spec, config.checkpoint, config.random_weights) if needs_weights else Identity("")
     weights = Weights(
-        spec.name,
+        spec.source,
         identity.digest,
         checkpoint=config.checkpoint,
         random_weights=config.random_weights,
@@ -171,6 +172,17 @@ def plan_work(config: BuildConfig) -> Work:
         calibration=None if config.calibration is None else _file(config.calibration),
         sampling="" if config.sampling is None else config.sampling.digest(),
     )
+
+
+def _model(config: BuildConfig) -> tuple[ModelSpec, BuildConfig]:
+    """The model that a config names, or whose folder it gives: that is then the checkpoint as well."""
+    if not Path(config.model).is_dir():
+        return get_model(config.model), config
+    given = {symbol: getattr(config, symbol) for symbol in SYMBOLS}
+    fixed = {symbol: size.min for symbol, size in given.items() if size is not None and size.min == size.max}
+    spec = open_folder(Path(config.model), fixed)
+    none = config.checkpoint is None and config.random_weights is None and config.quantized is None
+    return spec, replace(config, checkpoint=config.model) if none else config
 
 
 def _require_kernels(spec: ModelSpec, arch: int, kernels: tuple[int, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,11 +27,15 @@ def synthetic(spec: ModelSpec, samples: int, height: int, width: int, seed: int)
 
 
 def batches(spec: ModelSpec, inputs: Iterable[Inputs], size: int) -> Iterator[tuple[int, Inputs]]:
-    """Join up to `size` inputs of equal shapes at a time along their batch axis; yields (how many, inputs).
+    """Join up to `size` inputs in a row along their batch axis; yields (how many, inputs).
 
-    An input without a batch axis (positions) is the same for all and comes from the first.
+    They have equal shapes, and what has no batch axis, as positions, is the same in all.
     """
-    for _, source in itertools.groupby(inputs, key=lambda values: [t.shape for t in values]):
+
+    def alike(values: Inputs) -> list[Any]:
+        return [t.shape if io.has_batch else t.tolist() for io, t in zip(spec.inputs, values, strict=True)]
+
+    for _, source in itertools.groupby(inputs, key=alike):
         while part := list(itertools.islice(source, size)):
             columns = zip(spec.inputs, zip(*part, strict=True), strict=True)
             yield len(part), tuple(torch.cat(values) if io.has_batch else values[0] for io, values in columns)
@@ -72,8 +77,13 @@ class InputGroup:
                 raise ShapeError(where, f"shape {list(shape)}", f"{want} for {dim.name} in place of {size}")
 
     def _read(self, io: TensorIO) -> torch.Tensor:
-        """An input in f32; whole numbers where the model takes f32, as schedulers' timesteps are."""
+        """An input in f32, or as it is where the model takes no floats.
+
+        Whole numbers may be where the model takes f32, as schedulers' timesteps are.
+        """
         name = self._names[io.name]
+        if io.dtype not in ("act", "float32"):
+            return self._file.read_stored(name).to(io.torch_dtype(torch.float32))
         if io.dtype == "float32" and self._file.kind(name) in ("I64", "I32", "I16", "U8"):
             return self._file.read_stored(name).float()
         return self._file.read(name, torch.float32)

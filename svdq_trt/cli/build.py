@@ -51,7 +51,7 @@ def add_quantization(p: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add the options shared with `svdq-trt quantize`: model, archs, weights, quantizer. Returns the weights' group."""
     archs = ", ".join(f"sm_{a}" for a in KERNELS)
     auto = "; ".join(f"sm_{a} {f.name}" for a, (f, _) in AUTO_FORMAT.items())
-    p.add_argument("--model", required=True, help="a name from `svdq-trt models`")
+    p.add_argument("--model", required=True, help="a name from `svdq-trt models`, or a diffusers folder")
     p.add_argument("--arch", action="append", required=True, metavar="SM", help=f"target GPU, repeatable: {archs}")
     source = p.add_argument_group("weights (default: the model's hub id, from the local cache first)")
     source.add_argument("--checkpoint", metavar="PATH", help="diffusers folder, one .safetensors, or a hub id")

@@ -8,5 +8,6 @@ SIZES: dict[str, str] = {
     "height": "pixels",
     "width": "pixels",
     "tokens": "text tokens",
+    "tokens2": "text tokens of a second encoder",
     "frames": "frames of a video",
 }

@@ -166,7 +166,7 @@ def synthetic_inputs(
     from svdq_trt.models import get_model
 
     data = next((s.manifest for s in subjects if s.manifest), None)
-    name = model or (data.model if data else "")
+    name = model or (data.source if data else "")
     if not name:
         raise UsageError("svdq-trt diff", "two ONNX files", "to know the inputs", "Give --inputs FILE or --model NAME.")
     spec = get_model(name)

@@ -89,7 +89,7 @@ def _closer(
     progress: Progress,
 ) -> tuple[list[NodeReport], dict[str, dict[str, float]]]:
     """Figures and pictures of the chosen nodes, and every node's error split; `loaded` is `whole` without LoRAs."""
-    spec, options = get_model(data.model), data.options
+    spec, options = get_model(data.source), data.options
     if options.quantized:
         raise ArtifactError(str(engine), "a model that came quantized, so there was no calibration", "--layers 0")
     calib = engine.resolve().parent / f"{spec.name}-shared" / "calib.safetensors"
@@ -138,7 +138,7 @@ def _check_sources(engine: Path, data: Manifest, calib: Path) -> None:
             calib.parent, "Run this engine's build again, or use --layers 0."
         )
     if weights is not None:
-        spec, options = get_model(data.model), data.options
+        spec, options = get_model(data.source), data.options
         if identify_weights(spec, options.checkpoint, options.random_weights).digest != weights.digest:
             got = f"weights that have changed since the engine was built ({weights.source})"
             raise ArtifactError(str(engine), got, "those it was built from", "Build it again, or use --layers 0.")

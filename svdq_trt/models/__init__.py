@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from svdq_trt.base.errors import UsageError
+from svdq_trt.models import described
 from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
 from svdq_trt.models.pixart import PIXART_SIGMA, PIXART_TINY
 from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, read_members, stack_group
@@ -52,7 +53,9 @@ __all__ = [
 
 
 def get_model(name: str) -> ModelSpec:
-    """The model of that name. Raises UsageError listing the known ones."""
+    """The model of a name or of a description (ModelSpec.source). Raises UsageError listing the known names."""
+    if name.startswith("{"):
+        return described.spec_of(name)
     if name not in MODELS:
         raise UsageError("--model", f"'{name}'", f"one of {', '.join(MODELS)}")
     return MODELS[name]

@@ -166,7 +166,9 @@ class Denoiser(nn.Module):
                 want = f"a tensor: {self.spec.name} needs it"
                 raise UnsupportedError(f"pipe.{self._name}: {io.name}", "not given", want)
             tensor = torch.as_tensor(found[io.name]).to(self._dtypes[io.name])
-            if tensor.numel() == 1 and len(io.dims) == 1:  # one timestep for all, as diffusers takes it
+            if (
+                tensor.numel() == 1 and len(io.dims) == 1 and io.has_batch
+            ):  # one timestep for all, as diffusers takes it
                 tensor = tensor.reshape(1).expand(next(len(found[n]) for n in self._batched if n in found))
             feed[io.name] = tensor.contiguous()
         return feed
@@ -214,4 +216,11 @@ def _output_class(cls: type[nn.Module]) -> Any:
     for name in ("UNet2DConditionOutput", "Transformer2DModelOutput"):
         if hasattr(module, name):
             return getattr(module, name)
+    for own in vars(module).values():  # as some classes have one of their own
+        if (
+            isinstance(own, type)
+            and own.__module__ == cls.__module__
+            and "sample" in getattr(own, "__dataclass_fields__", {})
+        ):
+            return own
     raise UnsupportedError(f"class {cls.__name__}", "no known output type", "a diffusers UNet or transformer")

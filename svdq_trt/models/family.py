@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -55,7 +56,11 @@ class Family:
         """
         for name, part in module.named_modules():
             self._set_processor(name, part)
-        return _flat_class(tuple(inputs))(module, self.arguments)
+        return _flat_class(tuple(inputs))(module, self)
+
+    def context(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which the diffusers module runs. By default none."""
+        return contextlib.nullcontext()
 
     def _set_processor(self, name: str, part: Any) -> None:
         """Give the module called `name` its processor, if the table has one."""
@@ -71,6 +76,10 @@ class Family:
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""
         return inputs
+
+    def call(self, sizes: Mapping[str, int], inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """A call of the diffusers module at these sizes, by which the model is traced. By default `arguments`."""
+        return self.arguments(inputs)
 
     def flatten(self, call: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `arguments`: what a pipeline gives the diffusers module, by name -> inputs by name.
@@ -92,12 +101,12 @@ def _first(table: Sequence[tuple[str, _T]], name: str) -> _T | None:
 
 
 class _Flat(nn.Module):
-    """A denoiser with flat inputs, one tensor each; `arguments` turns them into the module's own arguments."""
+    """A denoiser with flat inputs, one tensor each; its family turns them into the module's own arguments."""
 
-    def __init__(self, model: nn.Module, arguments: Callable[[dict[str, Tensor]], dict[str, Any]]) -> None:
+    def __init__(self, model: nn.Module, family: Family) -> None:
         super().__init__()
         self.model = model
-        self._arguments = arguments
+        self._family = family
 
 
 @functools.cache
@@ -107,7 +116,8 @@ def _flat_class(names: tuple[str, ...]) -> type[_Flat]:
     def forward(self: _Flat, *args: Tensor, **kwargs: Tensor) -> Tensor:
         inputs = flat.bind(self, *args, **kwargs).arguments
         del inputs["self"]
-        out: Tensor = self.model(**self._arguments(inputs), return_dict=False)[0]
+        with self._family.context():
+            out: Tensor = self.model(**self._family.arguments(inputs), return_dict=False)[0]
         return out
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]

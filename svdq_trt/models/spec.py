@@ -21,6 +21,7 @@ from svdq_trt.contract.sizes import SIZES
 from svdq_trt.models import derive
 from svdq_trt.models.family import Family
 from svdq_trt.models.positions import PositionTable
+from svdq_trt.models.real import ParametersOnMeta, no_autocast, parameters_to
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, in_float32
 from svdq_trt.models.synthetic import Request
 
@@ -34,7 +35,8 @@ class Axis:
 
     For latent pixels of 8 x 8 image pixels and images in steps of 32: Axis("height", 8, 4). With `by` the symbol is
     symbol * by: image tokens of 16 x 16 pixels are Axis("height", 256, by="width"). `first` counts what is not divided:
-    latent frames of a video whose first frame is one of its own are Axis("frames", 4, first=1).
+    latent frames of a video whose first frame is one of its own are Axis("frames", 4, first=1). `plus` is added to the
+    size: a sequence of text and image is Axis("height", 256, by="width", plus="tokens").
     """
 
     symbol: str
@@ -43,11 +45,12 @@ class Axis:
     by: str = ""
     most: int = 0
     first: int = 0
+    plus: str = ""
 
     @property
     def name(self) -> str:
-        """Its name in the graph: the symbol, or both symbols."""
-        return f"{self.symbol}_{self.by}" if self.by else self.symbol
+        """Its name in the graph: its symbols."""
+        return "_".join(filter(None, (self.symbol, self.by, self.plus)))
 
     def __str__(self) -> str:
         """As ONNX writes it: ``4*height`` for multiples of 4."""
@@ -60,10 +63,11 @@ class Axis:
 
     def size(self, sizes: Mapping[str, int]) -> int:
         """The size for given symbol values."""
-        return (math.prod(sizes[symbol] for symbol in self.symbols) - self.first) // self.divisor + self.first
+        whole = math.prod(sizes[symbol] for symbol in self.symbols)
+        return (whole - self.first) // self.divisor + self.first + (sizes[self.plus] if self.plus else 0)
 
     def value(self, size: int) -> int:
-        """The symbol's value, or both symbols' product, that gives a size."""
+        """The symbol's value, or both symbols' product, that gives a size without what is added."""
         return (size - self.first) * self.divisor + self.first
 
     def misfit(self, size: int) -> str:
@@ -88,7 +92,7 @@ class TensorIO:
 
     Attributes:
         name: its name in ONNX and in the plan.
-        dtype: "act" (the model's act dtype) or "float32".
+        dtype: "act" (the model's act dtype), "float32", "int64" or "bool".
         dims: each an int (static) or an Axis.
     """
 
@@ -112,7 +116,8 @@ class TensorIO:
 
     def torch_dtype(self, act: torch.dtype) -> torch.dtype:
         """The dtype for a given act dtype."""
-        return act if self.dtype == "act" else torch.float32
+        named: torch.dtype = act if self.dtype == "act" else getattr(torch, self.dtype)
+        return named
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ class Profile:
     height: tuple[int, int, int]
     width: tuple[int, int, int]
     tokens: tuple[int, int, int]
+    tokens2: tuple[int, int, int] = (1, 1, 1)
     frames: tuple[int, int, int] = (1, 1, 1)
 
     def sizes(self, index: int) -> dict[str, int]:
@@ -150,6 +156,7 @@ class ModelSpec:
         twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
         built: archs for which an engine has been built at full size, for the support table.
         tables: tensors of a published checkpoint that the model keeps in another form.
+        description: of a model that has no name, as JSON (described.py); "" for those that `MODELS` has.
         class_aliases: other class names that a published config.json may have for the same model.
     """
 
@@ -172,6 +179,12 @@ class ModelSpec:
     built: tuple[int, ...] = ()
     tables: tuple[PositionTable, ...] = ()
     class_aliases: tuple[str, ...] = ()
+    description: str = ""
+
+    @property
+    def source(self) -> str:
+        """By which another process has the model from `get_model`: its name, or its description."""
+        return self.description or self.name
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -190,15 +203,21 @@ class ModelSpec:
         """The dtype of a parameter: f32 where diffusers keeps it so in a 16-bit model, else the act dtype."""
         return torch.float32 if in_float32(self.model_class(), name) else self.torch_dtype
 
-    def build(self, dtype: torch.dtype | None = None, device: str | torch.device = "meta") -> nn.Module:
+    def build(
+        self, dtype: torch.dtype | None = None, device: str | torch.device = "meta", tables: bool = True
+    ) -> nn.Module:
         """The module in eval mode, without gradients. On "meta" it costs no memory; elsewhere it is random.
 
         Args:
             dtype: dtype of all parameters; `weight_dtype` when None.
             device: "meta", "cpu", ...
+            tables: on meta, too, what the class computes besides parameters has its values, for models without a file
+                of ours; families of others see to that.
         """
-        with torch.device(device):
+        with ParametersOnMeta() if self.description and tables and str(device) == "meta" else torch.device(device):
             module = self.model_class()(**self.config)
+        if self.description and tables:
+            parameters_to(module, device)
         self.family.prepare(module)
         # nn.Module's own `to`: diffusers' override logs a warning about modules that stay in f32.
         nn.Module.to(module, dtype or self.torch_dtype)
@@ -215,9 +234,10 @@ class ModelSpec:
     @functools.cached_property
     def _nodes(self) -> tuple[list[LinearGroup], dict[str, str]]:
         """What a trace of the model as it is exported gives; the trace is made once."""
-        module = self.build()
+        module = self.build(tables=False)
         self.wrap(module)
-        return derive.nodes(module, [self._call(end) for end in (0, 1)], self.family.kv_blocks)
+        with no_autocast():
+            return derive.nodes(module, [self._call(end) for end in (0, 1)], self.family.kv_blocks)
 
     def _call(self, end: int) -> dict[str, Any]:
         """Arguments of the module on meta: small ones (0), or with more pixels and text (1)."""
@@ -225,7 +245,7 @@ class ModelSpec:
         sizes = self.profile.sizes(1) | sides | {"batch": 2, "tokens": 32 << end}
         act = self.torch_dtype
         values = {io.name: torch.empty(io.shape(sizes), dtype=io.torch_dtype(act), device="meta") for io in self.inputs}
-        return self.family.arguments(values)
+        return self.family.call(sizes, values)
 
     def groups(self, module: nn.Module, skip: Sequence[str] = ()) -> tuple[LinearGroup, ...]:
         """The groups of `recipe`: the svdq nodes that the model will have."""
@@ -261,6 +281,7 @@ class ModelSpec:
         tokens: int | None = None,
         noise: float = 0.5,
         frames: int | None = None,
+        tokens2: int | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Seeded synthetic inputs on the CPU, in the order of `inputs`; sizes default to the profile's opt.
 
@@ -273,17 +294,18 @@ class ModelSpec:
             tokens: number of text tokens.
             noise: share of noise in [0, 1]: 1 is the first denoising step, 0 the last.
             frames: number of frames of a video.
+            tokens2: number of text tokens of a second encoder.
 
         Raises:
             ShapeError: a size that doesn't fit the model.
         """
-        given = {"batch": batch, "height": height, "width": width, "tokens": tokens, "frames": frames}
+        given = dict(batch=batch, height=height, width=width, tokens=tokens, tokens2=tokens2, frames=frames)
         sizes = {s: self.profile.sizes(1)[s] if v is None else v for s, v in given.items()}
         self.check_sizes(sizes)
         act = dtype or self.torch_dtype
         out = []
         for io, salt in zip(self.inputs, itertools.count(), strict=False):
             rng = torch.Generator().manual_seed((seed * 1_000_003 + salt) & (2**63 - 1))
-            value = self.family.fill_input(io.name, Request(io.shape(sizes), sizes, noise, rng))
+            value = self.family.fill_input(io.name, Request(io.shape(sizes), sizes, noise, rng, seed))
             out.append(value.to(io.torch_dtype(act)))
         return tuple(out)

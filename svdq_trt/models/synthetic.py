@@ -21,13 +21,14 @@ class Request:
         shape: shape of the tensor.
         sizes: batch, height and width in pixels, tokens, frames.
         noise: the step's share of noise in [0, 1].
-        rng: where random numbers come from.
+        rng: where random numbers come from; its seed is another for each input. seed: the same for all of them.
     """
 
     shape: tuple[int, ...]
     sizes: Mapping[str, int]
     noise: float
     rng: torch.Generator
+    seed: int = 0
 
 
 Fill = Callable[[Request], Tensor]

@@ -61,7 +61,7 @@ class OnnxSession:
         if source.suffix != ".onnx":
             self.manifest = manifests.verify(source, parts=("onnx",))
             file = source / Path(self.manifest.onnx.file).name
-        self.model = self.manifest.model if self.manifest else ""
+        self.model = self.manifest.source if self.manifest else ""
         self.provider = _provider(ort, device)
         graph = read_graph(file)
         self.inputs: list[TensorProfile] = [t.profile for t in self.manifest.inputs] if self.manifest else graph.inputs

@@ -43,7 +43,7 @@ class Session:
     """One engine, one execution context, one stream. Not thread-safe: one thread at a time.
 
     Attributes:
-        manifest: the engine's manifest. model: its model's name. lora: its LoRA slots; None without.
+        manifest: the engine's manifest. model: what get_model knows its model by. lora: its LoRA slots; None without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
         compiled: False when the runtime cache spared the compilation at start.
@@ -88,7 +88,7 @@ class Session:
                 folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch, device=device
             )
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
-            self.model = self.manifest.model
+            self.model = self.manifest.source
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
             self.lora = self._open_slots(folder)
             filled = self.lora.views if self.lora else {}

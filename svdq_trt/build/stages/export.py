@@ -72,7 +72,7 @@ class Export(Stage[Exported]):
     def of(cls, work: Work, fmt: str, attention: tuple[int, ...], artifact: File) -> Export:
         """The stage for one graph of a build."""
         c, out = work.config, artifact.path.with_name(FILE)
-        return cls(work.spec.name, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, attention, out=out)
+        return cls(work.spec.source, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, attention, out=out)
 
     @property
     def label(self) -> str:
@@ -101,7 +101,7 @@ class Export(Stage[Exported]):
         if self.lora_slots:
             rows = list(node_rows(loaded.nodes, spec, loaded.meta.get("skip", ())).values())
             shapes = layer_shapes(spec)
-            table = slots.install_slots(module, rows, spec.name, spec.torch_dtype, self.lora_slots, shapes)
+            table = slots.install_slots(module, rows, spec.source, spec.torch_dtype, self.lora_slots, shapes)
         inputs = table.input_names() if table else ()
         info = export_model(
             module,

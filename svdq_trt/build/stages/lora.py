@@ -44,7 +44,7 @@ class ApplyLoras(Stage[LorasApplied]):
         """The stage for one format of a build; `folder` is that of its graph."""
         partial = work.config.allow_partial
         weights = work.weights if work.loras_need_weights else None
-        return cls(work.spec.name, artifact, work.loras, partial, fmt, weights, out=folder / artifact.path.name)
+        return cls(work.spec.source, artifact, work.loras, partial, fmt, weights, out=folder / artifact.path.name)
 
     @property
     def label(self) -> str:

@@ -49,7 +49,7 @@ class RunOnnx(Stage[Ran]):
     @classmethod
     def of(cls, work: Work, what: str, onnx: File, recorded: File | None, out: Path, slots: Path | None = None) -> Self:
         """The stage for a build's check."""
-        return cls(work.spec.name, onnx, work.ranges(), SEED, recorded, what, slots=slots, out=out)
+        return cls(work.spec.source, onnx, work.ranges(), SEED, recorded, what, slots=slots, out=out)
 
     @property
     def label(self) -> str:
@@ -73,7 +73,8 @@ class RunOnnx(Stage[Ran]):
         feeds = [feed | slots for feed in found.feeds]
         if spec.torch_dtype == torch.bfloat16:  # ONNX Runtime's CPU has no bf16 arithmetic: same graph and data, in f32
             slots = {name: t.float() for name, t in slots.items()}
-            onnx, feeds = write_float32_twin(onnx), [{n: t.float() for n, t in f.items()} | slots for f in found.feeds]
+            onnx = write_float32_twin(onnx)
+            feeds = [{n: t.float() if t.is_floating_point() else t for n, t in f.items()} | slots for f in found.feeds]
         try:
             seconds = run_onnx(onnx, [{name: t.numpy() for name, t in feed.items()} for feed in feeds], self.out)
             notes = (found.note,) if found.note else ()

@@ -49,7 +49,7 @@ class Sample(Stage[Sampled]):
         """The stage for a build's options."""
         height, width, frames = (work.profile[symbol][1] for symbol in ("height", "width", "frames"))
         out: Path = work.shared / FILE
-        return cls(work.spec.name, work.sampling, height, width, frames, work.device, sampling=sampling, out=out)
+        return cls(work.spec.source, work.sampling, height, width, frames, work.device, sampling=sampling, out=out)
 
     @property
     def label(self) -> str:

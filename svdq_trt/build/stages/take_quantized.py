@@ -31,7 +31,7 @@ class TakeQuantized(Stage[Quantized]):
     @classmethod
     def of(cls, work: Work, fmt: str, source: File) -> TakeQuantized:
         """The stage for a build with ``--quantized``."""
-        return cls(work.spec.name, source, format=fmt, out=work.quantized_folder(fmt) / FILE)
+        return cls(work.spec.source, source, format=fmt, out=work.quantized_folder(fmt) / FILE)
 
     @property
     def label(self) -> str:

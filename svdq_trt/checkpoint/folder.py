@@ -1,0 +1,97 @@
+"""``--model FOLDER``: a diffusers folder, of a whole pipeline or of a denoiser, as a model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.base.files import read_json_object
+from svdq_trt.checkpoint.config_check import check_config
+from svdq_trt.checkpoint.declared import refuse_quantized
+from svdq_trt.models import MODELS, ModelSpec
+from svdq_trt.models.describe import describe
+from svdq_trt.models.described import spec_of
+from svdq_trt.models.probe import PipelineParts, own_class, pipeline_of
+
+_INDEX = "model_index.json"
+_COMPONENTS = ("transformer", "unet")
+_SCHEDULER: tuple[str, dict[str, Any]] = ("FlowMatchEulerDiscreteScheduler", {})
+
+
+def open_folder(folder: Path, fixed: Mapping[str, int]) -> ModelSpec:
+    """The model of a folder: the named one that has its class and configuration, else one that is described now.
+
+    Args:
+        fixed: sizes that the engine is to have once and for all.
+
+    Raises:
+        ArtifactError: no diffusers folder, or one that is damaged.
+        UnsupportedError: code that is not diffusers' own, a quantized checkpoint, or what of the class is not
+            understood.
+    """
+    parts, config_path = _parts(folder)
+    config = read_json_object(config_path, "a diffusers config")
+    refuse_quantized(config, config_path)
+    cls = _class(config, config_path)
+    for spec in MODELS.values():
+        if spec.model_class() is cls and _is(spec, config_path):
+            return spec
+    parts = parts or _pipeline_of(cls)
+    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)
+    found = describe(name, cls.__name__, config, parts, fixed)
+    spec = spec_of(found.to_text())
+    spec.recipe(spec.build(tables=False))  # before any work: it says what cannot be traced
+    return spec
+
+
+def _is(spec: ModelSpec, config: Path) -> bool:
+    try:
+        check_config(spec, config)
+    except SvdqError:
+        return False
+    return True
+
+
+def _parts(folder: Path) -> tuple[PipelineParts | None, Path]:
+    """The pipeline of a folder, None for a denoiser's own, and the denoiser's config.json."""
+    if not (folder / _INDEX).is_file():
+        if not (folder / "config.json").is_file():
+            raise ArtifactError(str(folder), f"neither {_INDEX} nor config.json", "a diffusers folder")
+        return None, folder / "config.json"
+    index = read_json_object(folder / _INDEX, "the index of a diffusers pipeline")
+    pipeline = own_class(index.get("_class_name"), f"{folder / _INDEX}: _class_name").__name__
+    components = [name for name in _COMPONENTS if isinstance(index.get(name), list) and index[name][0]]
+    if len(components) != 1:
+        got = f"{' and '.join(components) or 'no denoiser'}"
+        raise UnsupportedError(str(folder / _INDEX), got, f"one of {', '.join(_COMPONENTS)}")
+    settings = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list) and v is not None}
+    found = {"scheduler": _config(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)}
+    if (folder / "vae" / "config.json").is_file():
+        found["vae"] = _config(folder / "vae" / "config.json", _SCHEDULER)
+    return PipelineParts(pipeline, components[0], settings, found), folder / components[0] / "config.json"
+
+
+def _config(path: Path, default: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of a component."""
+    if not path.is_file():
+        return default
+    config = read_json_object(path, "a component's configuration")
+    name = own_class(config.get("_class_name"), f"{path}: _class_name").__name__
+    return name, {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _class(config: Mapping[str, Any], path: Path) -> type[nn.Module]:
+    cls: type[nn.Module] = own_class(config.get("_class_name"), f"{path}: _class_name")
+    if not issubclass(cls, nn.Module):
+        raise ArtifactError(f"{path}: _class_name", cls.__name__, "a denoiser's class")
+    return cls
+
+
+def _pipeline_of(cls: type[nn.Module]) -> PipelineParts:
+    pipeline, component = pipeline_of(cls)
+    return PipelineParts(pipeline, component, {}, {"scheduler": _SCHEDULER})

@@ -1,0 +1,49 @@
+"""Folders of diffusers classes that no file of ours names: each becomes a plan and is compared with its 16-bit model.
+
+What of such classes is refused, and how, is in tests/cpu/models/test_described.py.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from svdq_trt.runtime import OnnxSession, attach
+from tests.harness.builds import build, plugin_nodes
+from tests.harness.foreign import FIXED, denoiser, pipeline, save
+
+CLASSES = [
+    "ChromaTransformer2DModel",
+    "AuraFlowTransformer2DModel",
+    "CogView4Transformer2DModel",
+    "ErnieImageTransformer2DModel",
+    "OvisImageTransformer2DModel",
+    "PRXTransformer2DModel",
+    "QwenImageTransformer2DModel",
+]
+SIZES = {"batch": "1", "height": "64:64:128", "width": "64:128:128", "tokens": "16:24:32"}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_class_without_a_file_of_ours_is_built_and_runs_in_its_pipeline(name, tmp_path):
+    folder, out = save(name, tmp_path / "some-model"), tmp_path / "engines"
+    sizes = SIZES | {symbol: str(size) for symbol, size in FIXED.get(name, {}).items()}
+    words = [word for symbol, size in sizes.items() for word in (f"--{symbol}", size)]
+    done = build(str(folder), out, "--arch", "sm_89", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    engine = out / "some-model-sm_89"
+    m = json.loads((engine / "manifest.json").read_text())
+    assert (engine / "model.plan").stat().st_size == m["plan"]["bytes"] and m["model"] == "some-model"
+    assert plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]})
+    (output,) = m["accuracy"]["outputs"]
+    assert output["sqnr_db"] > 15, output
+
+    text = torch.randn(1, 24, 96)
+    asked = {"prompt_embeds": [text[0]] if "Ernie" in name else text, "guidance_scale": 1.0}
+    asked |= {"prompt_attention_mask": torch.ones(1, 24, dtype=torch.bool)} if "Chroma" in name or "PRX" in name else {}
+    with OnnxSession(engine, device="cpu") as session:
+        pipe = attach(pipeline(name, denoiser(name)), session)
+        latent = pipe(**asked, height=64, width=128, num_inference_steps=1, output_type="latent").images
+    assert torch.isfinite(latent).all()
