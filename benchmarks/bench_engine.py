@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from engine_bench.variant import PLAIN, Variant
 
+from svdq_trt.contract.sizes import SIZES
+
 RIVALS = {"compile": False, "compile-fp8": True}  # does it have fp8 linears
 RECORDED_ARCH = 90  # of the recorded runs: graphs may be traced where there is no GPU
 
@@ -41,10 +43,9 @@ def main() -> int:
         need_gpu("Or name the GPU to build for: --target SM.")
     from svdq_trt.engine.backend import local_arch
     from svdq_trt.models import get_model
-    from svdq_trt.models.spec import SYMBOLS
 
     spec = get_model(args.model)
-    profile = {s: _range(getattr(args, s, None), getattr(spec.profile, s)) for s in SYMBOLS}
+    profile = {s: _range(getattr(args, s), getattr(spec.profile, s)) for s in SIZES}
     sizes = {symbol: values[1] for symbol, values in profile.items()}
     work = args.work or Path(tempfile.mkdtemp(prefix="svdq-bench-"))
     common = {"model": args.model, "sizes": sizes, "repeat": args.repeat}
@@ -117,7 +118,7 @@ def _arguments() -> argparse.Namespace:
         "for --target, the GPU present, or sm_90",
     )
     p.add_argument("--rank", type=int, default=32)
-    for symbol in ("batch", "height", "width"):
+    for symbol in SIZES:
         p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")
     p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
     p.add_argument("--backend", default="auto")

@@ -213,7 +213,7 @@ class AccuracyEntry(Entry, frozen=True, omit_defaults=True):
     """The check of the quantized model."""
 
     against: Annotated[str, _says("what it was compared with")]
-    sizes: Annotated[dict[str, int], _says("of each input: batch, height, width, tokens, frames")]
+    sizes: Annotated[dict[str, int], _says("of each input: batch, height, width, tokens, frames, images")]
     seed: Annotated[int, _says("of the first input, where they are synthetic")]
     mean_layer_sqnr_db: Annotated[float | None, _says("mean over the nodes; null where unknown")]
     outputs: Annotated[tuple[OutputEntry, ...], _says("the figures")]

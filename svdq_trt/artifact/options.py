@@ -40,6 +40,7 @@ class Options(Entry, frozen=True, kw_only=True):
     tokens: Annotated[SizeOption | None, says("--tokens")] = None
     tokens2: Annotated[SizeOption | None, says("--tokens2")] = None
     frames: Annotated[SizeOption | None, says("--frames")] = None
+    images: Annotated[SizeOption | None, says("--images")] = None
 
     @property
     def weights(self) -> str:

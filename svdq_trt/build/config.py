@@ -180,16 +180,19 @@ class Sampling:
             raise UsageError("--calibration-guidance", str(self.guidance), "a finite number")
 
     def digest(self) -> str:
-        """SHA-256 of all that the recorded inputs depend on: the settings, the prompts, and the pipeline's files.
+        """SHA-256 of all that the recorded inputs depend on: settings, prompts, pictures, and the pipeline's files.
 
         Of the pipeline's folder count the index and the folders of its components, without weights in formats that
         are never read here (pickles, other frameworks').
         """
+        from svdq_trt.calibrate.prompts import read_prompts  # with torch, which options are parsed without
+
         components = (p for p in sorted(self.pipeline.iterdir()) if p.is_dir() and not p.name.startswith("."))
         files = [self.pipeline / "model_index.json", *(p for c in components for p in sorted(c.rglob("*")))]
         read = [p for p in files if p.is_file() and p.suffix not in _UNREAD]
         found = {str(p.relative_to(self.pipeline)): sha256(p) for p in read}
-        parts = {**asdict(self), "pipeline": found, "prompts": sha256(self.prompts)}
+        pictures = [sha256(file) for prompt in read_prompts(self.prompts) for file in prompt.pictures]
+        parts = {**asdict(self), "pipeline": found, "prompts": sha256(self.prompts), "pictures": pictures}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -201,7 +204,7 @@ class BuildConfig:
         model: registry name. checkpoint / random_weights: where the weights come from (one of them, or neither
             for the model's hub id).
         archs: compute capabilities, 89 for sm_89. format: "auto" or a format name. rank: R, unless rank_auto is set.
-        batch, height, width, tokens, tokens2, frames: profile ranges; height and width in pixels, tokens of text.
+        batch, height, width, tokens, tokens2, frames, images: profile ranges; sides in pixels, tokens of text.
         preset: quantizer search. calibration: safetensors file with inputs, or None for synthetic ones.
         device: auto, cpu or cuda, of calibration and quantizer.
         sampling: record the inputs in a pipeline instead.
@@ -230,6 +233,7 @@ class BuildConfig:
     tokens: Range | None = None
     tokens2: Range | None = None
     frames: Range | None = None
+    images: Range | None = None
     preset: str = DEFAULT_PRESET
     device: str = "auto"
     calibration: Path | None = None

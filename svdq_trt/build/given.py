@@ -12,7 +12,8 @@ from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.base.errors import UsageError
 from svdq_trt.build.config import BuildConfig, Sampling
 from svdq_trt.calibrate.inputs import InputFile
-from svdq_trt.calibrate.sample import check_pipeline, read_prompts, schedule
+from svdq_trt.calibrate.prompts import check_pictures, read_prompts
+from svdq_trt.calibrate.sample import check_pipeline, schedule
 from svdq_trt.checkpoint import open_weights
 from svdq_trt.models import ModelSpec
 
@@ -53,7 +54,9 @@ def check_calibration(spec: ModelSpec, path: Path) -> None:
 
 def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
     """Read the prompts, and of the pipeline what says which model it has."""
-    schedule(sampling.samples, len(read_prompts(sampling.prompts)), sampling.steps)
+    prompts = read_prompts(sampling.prompts)
+    schedule(sampling.samples, len(prompts), sampling.steps)
+    check_pictures(sampling.prompts, prompts, spec.pictures)
     check_pipeline(spec, sampling.pipeline)
 
 

@@ -20,6 +20,7 @@ from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import tensor_name
+from svdq_trt.calibrate.prompts import Prompt
 from svdq_trt.checkpoint.config_check import check_config, check_module
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.contract.numerics import CPU
@@ -27,27 +28,6 @@ from svdq_trt.models import ModelSpec
 from svdq_trt.models.denoiser import Denoiser, component_of
 
 _KEY = "svdq.sampling"  # key in the safetensors metadata: how the inputs were made
-_MAX_PROMPT_BYTES = 16 << 20
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read the lines of a text file, without empty ones.
-
-    Raises:
-        ArtifactError: unreadable, too large, not UTF-8, or without a prompt.
-    """
-    try:
-        size = path.stat().st_size
-        if size > _MAX_PROMPT_BYTES:
-            raise ArtifactError(str(path), f"{size} bytes", f"a text file of at most {_MAX_PROMPT_BYTES} bytes")
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise ArtifactError(str(path), f"cannot be read ({reason})", "a text file with a prompt per line") from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ArtifactError(str(path), "no prompt", "a text file with a prompt per line")
-    return prompts
 
 
 def check_pipeline(spec: ModelSpec, folder: Path) -> None:
@@ -86,7 +66,7 @@ def schedule(samples: int, prompts: int, steps: int) -> dict[int, set[int]]:
 def sample_inputs(
     spec: ModelSpec,
     pipeline: Path,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     out: Path,
     *,
     samples: int,
@@ -105,7 +85,7 @@ def sample_inputs(
     f32 on a CPU, and is loaded as a whole.
 
     Args:
-        pipeline: folder with model_index.json. prompts: see read_prompts.
+        pipeline: folder with model_index.json. prompts: with the pictures that the model's pipelines take.
         samples: denoising steps that are kept; each gives one input, or one per guidance branch.
         steps: denoising steps of a whole run. guidance: scale; the pipeline's own default when None.
         height, width: size of the images in pixels. frames: of a video, where the pipeline makes one.
@@ -126,18 +106,24 @@ def sample_inputs(
     pipe = _load(spec, pipeline, dtype).to(device)
     total = sum(max(wanted) + 1 for wanted in chosen.values())
     recorder = _record(spec, pipe, device, dtype, lambda done: progress(done, total, "sampling"))
-    asked: dict[str, Any] = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "latent"}
+    asked: dict[str, Any] = {**spec.asked, "num_inference_steps": steps, "output_type": "latent"}
     if guidance is not None:
-        asked["guidance_scale"] = guidance
+        asked[spec.guidance] = guidance
     known = inspect.signature(pipe.__call__).parameters
+    asked |= {side: pixels for side, pixels in (("height", height), ("width", width)) if side in known}
+    pictures_size = None if "height" in known else (width, height)  # else they have the result's
     if "use_resolution_binning" in known:
         asked["use_resolution_binning"] = False  # the size is the one asked for
     if "num_frames" in known:
         asked["num_frames"] = frames
+    if "max_area" in known:
+        asked["max_area"] = height * width
     for index, wanted in sorted(chosen.items()):
         recorder.begin(wanted)
+        files = zip(spec.pictures, prompts[index].pictures, strict=True)
+        pictures = {name: _picture(file, pictures_size) for name, file in files}
         try:
-            pipe(prompts[index], generator=torch.Generator().manual_seed(seed + index), **asked)
+            pipe(prompt=prompts[index].text, **pictures, generator=torch.Generator().manual_seed(seed + index), **asked)
         except _EnoughError:
             continue
         if recorder.missing():  # a distilled pipeline may run fewer steps than asked for
@@ -160,6 +146,18 @@ def sample_inputs(
     }
     save_tensors(out, recorder.tensors(), {_KEY: json.dumps(note)})
     return recorder.count
+
+
+def _picture(file: Path, size: tuple[int, int] | None) -> Any:
+    """The picture of a file, as diffusers' pipelines take it; of `size`, width and height, if that is given."""
+    from PIL import Image
+
+    try:
+        picture = Image.open(file).convert("RGB")
+        return picture if size is None else picture.resize(size)
+    except Exception as error:  # whatever a damaged file makes the decoders stumble over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ArtifactError(str(file), f"cannot be read ({reason})", "a picture") from error
 
 
 class _EnoughError(Exception):
@@ -219,7 +217,7 @@ class _Recorder:
     def _keep(self, values: dict[str, Tensor]) -> None:
         """Keep a call's inputs, beside those that they can be stacked with: of equal shapes, and equal positions."""
         stacked = {name: value for name, value in values.items() if self._ios[name].has_batch}
-        shared = {name: value for name, value in values.items() if name not in stacked}
+        shared = {name: value.clone() for name, value in values.items() if name not in stacked}
         shapes = [value.shape[1:] for value in stacked.values()]
         self.count += len(next(iter(stacked.values())))
         for kept in self.kept:
@@ -273,7 +271,7 @@ def _record(
     spec: ModelSpec, pipe: Any, device: torch.device, dtype: torch.dtype, tick: Callable[[int], None]
 ) -> _Recorder:
     """Replace the pipeline's denoiser by a recorder, which runs the denoiser with the model's flat inputs."""
-    name = component_of(pipe)
+    name = component_of(pipe, spec)
     module = getattr(pipe, name)
     if not isinstance(module, spec.model_class()):
         raise ArtifactError(type(pipe).__name__, f"a {type(module).__name__}", f"a pipeline of {spec.name}")

@@ -56,16 +56,18 @@ def float32_layers(
     forwards at the end of the block.
     """
     scratch = _Scratch(device)
-    patched: list[nn.Module] = []
+    patched: list[tuple[nn.Module, Any]] = []
     try:
         for name, layer in module.named_modules():
             if any(p is not None for p in layer._parameters.values()):
+                patched.append((layer, vars(layer).get("forward")))
                 layer.forward = _wrapped(name, layer, scratch, watch, read)
-                patched.append(layer)
         yield
     finally:
-        for layer in patched:
+        for layer, own in patched:
             del layer.forward  # the instance attribute; the class's method shows again
+            if own is not None:  # one that a family gave it
+                layer.forward = own
 
 
 def _wrapped(

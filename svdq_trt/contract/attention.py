@@ -168,9 +168,9 @@ class AttentionSettings:
     eps: float = 0.0
 
     @classmethod
-    def plain(cls, heads: int, head_size: int, **more: float) -> AttentionSettings:
-        """As many key/value heads as heads, and the usual scale."""
-        return cls(heads, heads, 1.0 / math.sqrt(head_size), **more)  # type: ignore[arg-type]
+    def plain(cls, heads: int, head_size: int, kv_heads: int | None = None, **more: float) -> AttentionSettings:
+        """The usual scale, and as many key/value heads as heads unless said otherwise."""
+        return cls(heads, kv_heads or heads, 1.0 / math.sqrt(head_size), **more)  # type: ignore[arg-type]
 
     def of(self, op: AttentionOp) -> dict[str, float]:
         """Those that `op` has, by name."""

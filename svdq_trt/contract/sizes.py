@@ -10,4 +10,5 @@ SIZES: dict[str, str] = {
     "tokens": "text tokens",
     "tokens2": "text tokens of a second encoder",
     "frames": "frames of a video",
+    "images": "images that are one sequence: the new one and its references",
 }

@@ -63,7 +63,7 @@ def check_inputs(
 
 
 def _holds(ranges: Mapping[str, tuple[int, int]], name: str, size: int) -> bool:
-    """Whether an axis may have the size; one of two symbols, "height_width", is their product."""
+    """Whether an axis may have the size; one of several symbols, "height_width", is their product."""
     low = high = 1
     for symbol in name.split("_"):
         low, high = low * ranges[symbol][0], high * ranges[symbol][1]

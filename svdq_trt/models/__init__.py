@@ -4,22 +4,70 @@ from __future__ import annotations
 
 from svdq_trt.base.errors import UsageError
 from svdq_trt.models import described
-from svdq_trt.models.flux import FLUX_BLOCKS, FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
+from svdq_trt.models.chroma import CHROMA, CHROMA_TINY
+from svdq_trt.models.flux import (
+    FLUX_BLOCKS,
+    FLUX_CANNY,
+    FLUX_CONTROL_TINY,
+    FLUX_DEPTH,
+    FLUX_DEV,
+    FLUX_FILL,
+    FLUX_FILL_TINY,
+    FLUX_KONTEXT,
+    FLUX_KONTEXT_TINY,
+    FLUX_KREA,
+    FLUX_SCHNELL,
+    FLUX_TINY,
+)
+from svdq_trt.models.flux2 import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, FLUX2_TINY
+from svdq_trt.models.krea2 import KREA2_RAW, KREA2_TINY, KREA2_TURBO
+from svdq_trt.models.longcat import LONGCAT_IMAGE, LONGCAT_TINY
 from svdq_trt.models.pixart import PIXART_SIGMA, PIXART_TINY
+from svdq_trt.models.qwen_image import (
+    QWEN_IMAGE,
+    QWEN_IMAGE_2512,
+    QWEN_IMAGE_EDIT,
+    QWEN_IMAGE_EDIT_TINY,
+    QWEN_IMAGE_TINY,
+)
 from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, read_members, stack_group
 from svdq_trt.models.sana import SANA, SANA_TINY
 from svdq_trt.models.sd3 import SD3_TINY, SD35_LARGE, SD35_MEDIUM
-from svdq_trt.models.sdxl import SDXL, SDXL_TINY, SDXL_TURBO
+from svdq_trt.models.sdxl import SDXL, SDXL_INPAINT, SDXL_REFINER, SDXL_TINY, SDXL_TURBO, SSD_1B
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.wan import WAN22_T2V_A14B_HIGH, WAN22_T2V_A14B_LOW, WAN22_TI2V_5B, WAN_TINY
+from svdq_trt.models.z_image import Z_IMAGE_TINY, Z_IMAGE_TURBO
 
 _ALL = (
     SDXL,
     SDXL_TURBO,
+    SDXL_INPAINT,
+    SDXL_REFINER,
+    SSD_1B,
     SDXL_TINY,
     FLUX_DEV,
     FLUX_SCHNELL,
+    FLUX_KREA,
+    FLUX_KONTEXT,
+    FLUX_FILL,
+    FLUX_CANNY,
+    FLUX_DEPTH,
     FLUX_TINY,
+    FLUX_KONTEXT_TINY,
+    FLUX_FILL_TINY,
+    FLUX_CONTROL_TINY,
     FLUX_BLOCKS,
+    FLUX2_DEV,
+    FLUX2_KLEIN_4B,
+    FLUX2_KLEIN_9B,
+    FLUX2_TINY,
+    CHROMA,
+    CHROMA_TINY,
+    LONGCAT_IMAGE,
+    LONGCAT_TINY,
+    KREA2_RAW,
+    KREA2_TURBO,
+    KREA2_TINY,
     PIXART_SIGMA,
     PIXART_TINY,
     SANA,
@@ -27,6 +75,17 @@ _ALL = (
     SD35_MEDIUM,
     SD35_LARGE,
     SD3_TINY,
+    QWEN_IMAGE,
+    QWEN_IMAGE_2512,
+    QWEN_IMAGE_EDIT,
+    QWEN_IMAGE_TINY,
+    QWEN_IMAGE_EDIT_TINY,
+    Z_IMAGE_TURBO,
+    Z_IMAGE_TINY,
+    WAN22_TI2V_5B,
+    WAN22_T2V_A14B_HIGH,
+    WAN22_T2V_A14B_LOW,
+    WAN_TINY,
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 

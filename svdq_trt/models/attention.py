@@ -19,7 +19,7 @@ from svdq_trt.models.positions import Rotary, rotate
 _PLAIN = ("to_q", "to_k", "to_v", "to_out")
 _TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
-_FUSED = ("to_qkv", "to_kv", "to_added_qkv")
+_FUSED = ("to_qkv", "to_kv", "to_added_qkv", "to_qkv_gate")
 
 
 def check_attention(name: str, attn: Any, processor: type[Any]) -> None:
@@ -81,6 +81,8 @@ class Processor:
     """
 
     packed: PackedAttention | None = None
+    #: whether an attention op's norms of q and k stand for the attention's
+    NORMS_IN_OP = True
 
 
 def _project(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
@@ -230,13 +232,81 @@ class FusedLinearAttention:
         return _out(attn, y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
 
 
-class JointAttention(Processor):
-    """Processor of FLUX's and Stable Diffusion 3's attention, fused (`to_qkv`, `to_added_qkv`) or not.
+class _Joint:
+    """Attention over one stream, or an image's and a text's, by `packed` where that is set and linears are fused."""
+
+    packed: PackedAttention | None = None
+
+    def attend(
+        self,
+        attn: Any,
+        image: torch.Tensor,
+        text: torch.Tensor | None,
+        rotary: Rotary | None,
+        bias: torch.Tensor | None = None,
+    ) -> Any:
+        """Image [B, L, C] and text [B, T, C], if any, -> the same; tables of all tokens, the text's first.
+
+        The bias [B, 1, T + L, T + L] is added to the logits.
+        """
+        fused = hasattr(attn, "to_qkv") and (text is None or hasattr(attn, "to_added_qkv"))
+        if self.packed is not None and fused:
+            qkv = attn.to_qkv(image)
+            added = None if text is None else attn.to_added_qkv(text)
+            return _project_out(attn, *self.packed(attn, qkv, added_qkv=added, rotary=rotary))
+        q, k, v = _project_joint(attn, image, "to_qkv", ("to_q", "to_k", "to_v"))
+        q, k = _normed(attn, "norm_q", q), _normed(attn, "norm_k", k)
+        tokens = 0
+        if text is not None:
+            tokens = text.shape[1]
+            names = ("add_q_proj", "add_k_proj", "add_v_proj")
+            tq, tk, tv = _project_joint(attn, text, "to_added_qkv", names)
+            tq, tk = _normed(attn, "norm_added_q", tq), _normed(attn, "norm_added_k", tk)
+            q, k, v = (torch.cat(pair, dim=1) for pair in ((tq, q), (tk, k), (tv, v)))
+        y = _softmax(q, k, v, rotary, bias)
+        return _project_out(attn, y) if text is None else _project_out(attn, y[:, tokens:], y[:, :tokens])
+
+
+class JointAttention(_Joint, Processor):
+    """Processor of attention over one stream, or an image's and a text's, fused (`to_qkv`, `to_added_qkv`) or not.
 
     A text stream, rotary positions, and norms of q and k are each optional.
     """
 
-    STANDS_FOR, PARTS = ("FluxAttnProcessor", "JointAttnProcessor2_0"), (*_PLAIN, *_TEXT, *_NORMS)
+    STANDS_FOR = (
+        "FluxAttnProcessor",
+        "Flux2AttnProcessor",
+        "JointAttnProcessor2_0",
+        "LongCatImageAttnProcessor",
+        "QwenDoubleStreamAttnProcessor2_0",
+        "ZSingleStreamAttnProcessor",
+    )
+    PARTS = (*_PLAIN, *_TEXT, *_NORMS)
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+        freqs_cis: Rotary | None = None,
+        encoder_hidden_states_mask: torch.Tensor | None = None,
+    ) -> Any:
+        """Image [B, L, C] and text [B, T, C], if any, -> the same. The block projects what has no projection here.
+
+        Rotary tables have the name that the model's blocks give them. Masks are always None: the models that have one
+        are run without padding.
+        """
+        assert attention_mask is None and encoder_hidden_states_mask is None
+        rotary = freqs_cis if image_rotary_emb is None else image_rotary_emb
+        return self.attend(attn, hidden_states, encoder_hidden_states, rotary)
+
+
+class BiasedJointAttention(_Joint):
+    """JointAttention with a bias on each pair of query and key, for which no attention op has an input (Chroma's)."""
+
+    STANDS_FOR, PARTS = ("FluxAttnProcessor",), JointAttention.PARTS
 
     def __call__(
         self,
@@ -246,30 +316,117 @@ class JointAttention(Processor):
         attention_mask: torch.Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> Any:
-        """Image [B, L, C] and text [B, T, C], if any, -> the same. The block projects what has no projection here."""
+        """Image [B, L, C] and text [B, T, C], if any, -> the same, with the mask [B, 1, T + L, T + L] as the bias."""
+        return self.attend(attn, hidden_states, encoder_hidden_states, image_rotary_emb, attention_mask)
+
+
+class AcrossHeadsAttention(Processor):
+    """Processor of Wan's self and cross attention, whose norms of q and k are over all heads at once.
+
+    The norms of an attention op are per head, so these stand in front of it.
+    """
+
+    STANDS_FOR, PARTS = ("WanAttnProcessor",), (*_PLAIN, "norm_q", "norm_k")
+    NORMS_IN_OP = False
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: Rotary | None = None,
+    ) -> torch.Tensor:
+        """Video tokens [B, L, C] and, in cross attention, text [B, T, C] -> [B, L, C]."""
         assert attention_mask is None
-        fused = hasattr(attn, "to_qkv") and (encoder_hidden_states is None or hasattr(attn, "to_added_qkv"))
-        if self.packed is not None and fused:
-            qkv = attn.to_qkv(hidden_states)
-            added = None if encoder_hidden_states is None else attn.to_added_qkv(encoder_hidden_states)
-            return _project_out(attn, *self.packed(attn, qkv, added_qkv=added, rotary=image_rotary_emb))
-        q, k, v = _project_joint(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
-        q, k = _normed(attn, "norm_q", q), _normed(attn, "norm_k", k)
-        tokens = 0
-        if encoder_hidden_states is not None:
-            tokens = encoder_hidden_states.shape[1]
-            names = ("add_q_proj", "add_k_proj", "add_v_proj")
-            tq, tk, tv = _project_joint(attn, encoder_hidden_states, "to_added_qkv", names)
-            tq, tk = _normed(attn, "norm_added_q", tq), _normed(attn, "norm_added_k", tk)
-            q, k, v = (torch.cat(pair, dim=1) for pair in ((tq, q), (tk, k), (tv, v)))
-        if image_rotary_emb is not None:
-            q, k = rotate(q, image_rotary_emb), rotate(k, image_rotary_emb)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        if encoder_hidden_states is None:
-            return _project_out(attn, y)
-        text = y[:, :tokens]
-        return _project_out(attn, y[:, tokens:], text)
+        text = encoder_hidden_states
+        if text is None:
+            q, k, v = _side_by_side(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        else:
+            q = attn.to_q(hidden_states)
+            k, v = _side_by_side(attn, text, "to_kv", ("to_k", "to_v"))
+        q, k = attn.norm_q(q), attn.norm_k(k)
+        if self.packed is not None and hasattr(attn, "to_qkv" if text is None else "to_kv"):
+            if text is None:
+                (y,) = self.packed(attn, torch.cat((q, k, v), dim=-1), rotary=rotary_emb)
+            else:
+                (y,) = self.packed(attn, q, kv=torch.cat((k, v), dim=-1))
+            return _out(attn, y)
+        q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
+        return _out(attn, _softmax(q, k, v, rotary_emb))
+
+
+class ParallelAttention(Processor):
+    """Processor of FLUX.2's one-stream blocks: q, k, v and the MLP's hidden are one projection, and so are the outputs.
+
+    Each of the two may be in parts, which the exporter keeps apart.
+    """
+
+    STANDS_FOR = ("Flux2ParallelSelfAttnProcessor",)
+    PARTS = ("to_qkv_mlp_proj", "mlp_act_fn", "norm_q", "norm_k", "to_out")
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> torch.Tensor:
+        """[B, L, C] -> [B, L, C]."""
+        assert attention_mask is None
+        qkv, mlp = attn.to_qkv_mlp_proj(hidden_states).tensor_split([3 * attn.inner_dim], dim=-1)
+        if self.packed is not None:
+            (y,) = self.packed(attn, qkv, rotary=image_rotary_emb)
+        else:
+            q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in qkv.chunk(3, dim=-1))
+            y = _softmax(attn.norm_q(q), attn.norm_k(k), v, image_rotary_emb)
+        out: torch.Tensor = attn.to_out(torch.cat((y, attn.mlp_act_fn(mlp)), dim=-1))
+        return out
+
+
+class GatedAttention(Processor):
+    """Processor of Krea 2's self attention, fused (`to_qkv_gate`) or not: several heads share keys and values.
+
+    A gate that is made of the same tokens is multiplied onto the output.
+    """
+
+    STANDS_FOR, PARTS = ("Krea2AttnProcessor",), (*_PLAIN, "to_gate", "norm_q", "norm_k")
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> torch.Tensor:
+        """[B, L, C] -> [B, L, C]; the mask is always None, as the model runs without padding."""
+        assert attention_mask is None
+        size = attn.inner_dim // attn.heads
+        widths = [size * heads for heads in (attn.heads, attn.kv_heads, attn.kv_heads)]
+        one = getattr(attn, "to_qkv_gate", None)
+        if one is None:
+            names = ("to_q", "to_k", "to_v", "to_gate")
+            q, k, v, gate = (getattr(attn, name)(hidden_states) for name in names)
+        else:
+            qkv, gate = one(hidden_states).tensor_split([sum(widths)], dim=-1)
+            q, k, v = qkv.split(widths, dim=-1)
+        if self.packed is not None and one is not None:
+            (y,) = self.packed(attn, qkv, rotary=image_rotary_emb)
+        else:
+            q, k, v = (t.unflatten(-1, (-1, size)) for t in (q, k, v))
+            k, v = (t.repeat_interleave(attn.heads // attn.kv_heads, dim=2) for t in (attn.norm_k(k), v))
+            y = _softmax(attn.norm_q(q), k, v, image_rotary_emb)
+        return _out(attn, y * torch.sigmoid(gate))
+
+
+def _softmax(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention in torch of q, k, v [B, L, H, D], the first two turned -> [B, L, C]."""
+    if rotary is not None:
+        q, k = rotate(q, rotary), rotate(k, rotary)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
 def _project_out(attn: Any, y: torch.Tensor, text: torch.Tensor | None = None) -> Any:
@@ -289,6 +446,10 @@ def _normed(attn: Any, name: str, x: torch.Tensor) -> torch.Tensor:
 
 def _project_joint(attn: Any, x: torch.Tensor, fused: str, names: tuple[str, str, str]) -> tuple[torch.Tensor, ...]:
     """[B, L, C] -> q, k, v [B, L, H, D]: norms and rotation come before heads are moved to the front."""
+    return tuple(t.unflatten(-1, (attn.heads, -1)) for t in _side_by_side(attn, x, fused, names))
+
+
+def _side_by_side(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
+    """Outputs of the linears `names`, [B, L, C] each, from the fused linear where it is installed."""
     one = getattr(attn, fused, None)
-    parts = one(x).chunk(3, dim=-1) if one is not None else [getattr(attn, name)(x) for name in names]
-    return tuple(t.unflatten(-1, (attn.heads, -1)) for t in parts)
+    return [getattr(attn, name)(x) for name in names] if one is None else one(x).chunk(len(names), dim=-1)

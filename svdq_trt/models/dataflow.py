@@ -102,13 +102,13 @@ def side_by_side(value: Value) -> list[Value]:
 
 
 def uses_by_tokens(value: Value, seen: set[Op] | None = None) -> Iterator[Op]:
-    """Where a tensor with one row per image meets tokens, or a layer."""
+    """Where a tensor with one row per image meets tokens, or a layer; a choice of rows for each token is none of it."""
     seen = set() if seen is None else seen
     for op in value.readers:
         if op is None or op in seen:
             continue
         seen.add(op)
-        if op.layer or (any(out.grows for out in op.outputs) and op.name not in _REPEATS):
+        if op.layer or (any(out.grows for out in op.outputs) and op.name not in (*_REPEATS, "where")):
             yield op
         else:
             for out in op.outputs:

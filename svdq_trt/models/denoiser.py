@@ -18,10 +18,8 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.models.samples import Samples, alike, in_order
 from svdq_trt.models.spec import ModelSpec
-
-#: names that a pipeline may give its denoiser
-_COMPONENTS = ("unet", "transformer")
 
 #: arguments whose entries are arguments themselves
 _DICTIONARIES = ("added_cond_kwargs",)
@@ -90,8 +88,9 @@ class Denoiser(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the engine's activations; pipelines cast embeddings to it."""
-        return self.spec.torch_dtype
+        """The dtype of the runner's activations; pipelines cast embeddings to it."""
+        found: torch.dtype = self._dtypes[next(io.name for io in self.spec.inputs if io.dtype == "act")]
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -113,10 +112,8 @@ class Denoiser(nn.Module):
         """
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", True)
-        (out,) = self.runner.run(self._feed(given)).values()
-        first = _first_tensor(given.values())
-        # A session's output is overwritten by its next run; schedulers keep earlier steps.
-        out = torch.as_tensor(out).to(device=first.device, dtype=first.dtype, copy=True)
+        first, found = _first_tensor(given.values()), self._inputs(given)
+        out = in_order([(rows, self._run(one, first)) for rows, one in alike(self.spec.inputs, found)])
         return self._output_class(sample=out) if return_dict else (out,)
 
     def __getattr__(self, name: str) -> Any:
@@ -148,8 +145,8 @@ class Denoiser(nn.Module):
     def _is_default(self, name: str, value: Any) -> bool:
         return isinstance(value, bool | int | float | str) and value == self._signature.parameters[name].default
 
-    def _feed(self, given: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """The engine's inputs from a call's arguments."""
+    def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Values of the engine's inputs from a call's arguments."""
         found = {name: value for name, value in self.spec.family.flatten(given).items() if not _is_empty(value)}
         for name, value in found.items():
             if name not in self._dtypes:
@@ -158,20 +155,27 @@ class Denoiser(nn.Module):
                     f"nothing: the engine's inputs are {', '.join(self._dtypes)}",
                 )
                 raise UnsupportedError(f"pipe.{self._name}: {name}", got, want, _FIX.get(name, ""))
-            if not isinstance(value, torch.Tensor | np.ndarray | int | float):
+            if not isinstance(value, torch.Tensor | np.ndarray | int | float | Samples):
                 raise UnsupportedError(f"pipe.{self._name}: {name}", f"{type(value).__name__} given", "a tensor")
-        feed = {}
         for io in self.spec.inputs:
             if io.name not in found:
                 want = f"a tensor: {self.spec.name} needs it"
                 raise UnsupportedError(f"pipe.{self._name}: {io.name}", "not given", want)
+        return found
+
+    def _run(self, found: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
+        """Run the engine on its inputs' values; the output, on the device and in the dtype of `like`."""
+        feed = {}
+        for io in self.spec.inputs:
             tensor = torch.as_tensor(found[io.name]).to(self._dtypes[io.name])
             if (
                 tensor.numel() == 1 and len(io.dims) == 1 and io.has_batch
             ):  # one timestep for all, as diffusers takes it
                 tensor = tensor.reshape(1).expand(next(len(found[n]) for n in self._batched if n in found))
             feed[io.name] = tensor.contiguous()
-        return feed
+        (out,) = self.runner.run(feed).values()
+        # A session's output is overwritten by its next run; schedulers keep earlier steps.
+        return torch.as_tensor(out).to(device=like.device, dtype=like.dtype, copy=True)
 
 
 def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
@@ -180,21 +184,26 @@ def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
     return next(value for value in tensors if isinstance(value, torch.Tensor))
 
 
-def component_of(pipe: Any) -> str:
-    """The name of the pipeline's denoiser: "unet" or "transformer".
+def component_of(pipe: Any, spec: ModelSpec) -> str:
+    """The name of the pipeline's component that is the model: that of its folder in the published checkpoint.
 
     Raises:
-        UnsupportedError: neither, or two of them.
+        UnsupportedError: there is none.
     """
-    components = getattr(pipe, "components", None)
-    names = [name for name in _COMPONENTS if name in components] if isinstance(components, dict) else []
-    if len(names) != 1:
-        raise UnsupportedError(
-            type(pipe).__name__,
-            f"{' and '.join(names) or 'no denoiser'} among its components",
-            f"a diffusers pipeline with one of {', '.join(_COMPONENTS)}",
-        )
-    return names[0]
+    if spec.subfolder not in _components(pipe):
+        want = f"a diffusers pipeline of {spec.name}, which has one"
+        raise UnsupportedError(type(pipe).__name__, f"no {spec.subfolder} among its components", want)
+    return spec.subfolder
+
+
+def attached(pipe: Any) -> dict[str, Denoiser]:
+    """The Denoisers among a pipeline's components, by name."""
+    return {name: part for name, part in _components(pipe).items() if isinstance(part, Denoiser)}
+
+
+def _components(pipe: Any) -> dict[str, Any]:
+    found = getattr(pipe, "components", None)
+    return found if isinstance(found, dict) else {}
 
 
 def default_config(spec: ModelSpec) -> Any:
@@ -213,7 +222,7 @@ def _is_empty(value: Any) -> bool:
 def _output_class(cls: type[nn.Module]) -> Any:
     """The type that the class's forward returns for return_dict=True."""
     module = inspect.getmodule(cls)
-    for name in ("UNet2DConditionOutput", "Transformer2DModelOutput"):
+    for name in ("UNet2DConditionOutput", "Transformer2DModelOutput", "Flux2Transformer2DModelOutput"):
         if hasattr(module, name):
             return getattr(module, name)
     for own in vars(module).values():  # as some classes have one of their own

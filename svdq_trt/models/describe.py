@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -269,9 +270,8 @@ def _candidates(size: int, moved: Sequence[str]) -> list[Axis]:
     size -= _FIRST[plus] if plus else 0
     if len(rest) > 2 or len(texts) > 1 or size < 1:
         return []
-    by = rest[1] if len(rest) > 1 else ""
-    whole = _FIRST[rest[0]] * (_FIRST[by] if by else 1)
-    found = [Axis(rest[0], whole // size, by=by, plus=plus)]
+    whole = math.prod(_FIRST[symbol] for symbol in rest)
+    found = [Axis(rest[0], whole // size, by=tuple(rest[1:]), plus=plus)]
     if rest == ["frames"]:
         found += [Axis("frames", divisor, first=1, plus=plus) for divisor in (2, 4, 8)]
     return found

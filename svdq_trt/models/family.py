@@ -6,7 +6,8 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Family:
             separate nodes would have together.
         processors: (pattern, processor class of attentions of that name).
         synthetic: (pattern, synthetic values of inputs of that name); inputs without an entry are standard normal.
+        forward: what a wrapped module computes from the inputs by name, where diffusers' own can't be exported.
         timestep: name of the input that says at which step of denoising a call is.
         WRAPPED: attribute of what `wrap` returns that holds the module itself.
     """
@@ -36,6 +38,7 @@ class Family:
     kv_blocks: ClassVar[int] = 1
     processors: ClassVar[Sequence[tuple[str, type]]] = ()
     synthetic: ClassVar[Sequence[tuple[str, Fill]]] = ()
+    forward: ClassVar[Callable[..., tuple[Tensor]] | None] = None
     timestep: ClassVar[str] = "timestep"
     WRAPPED: ClassVar[str] = "model"
 
@@ -56,6 +59,8 @@ class Family:
         """
         for name, part in module.named_modules():
             self._set_processor(name, part)
+        if self.forward is not None:
+            module.forward = MethodType(self.forward, module)
         return _flat_class(tuple(inputs))(module, self)
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
@@ -77,16 +82,21 @@ class Family:
         """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""
         return inputs
 
+    def wrapped_arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
+        """Keyword arguments of a wrapped module: the inputs themselves where it has the family's `forward`."""
+        return self.arguments(inputs) if self.forward is None else inputs
+
     def call(self, sizes: Mapping[str, int], inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """A call of the diffusers module at these sizes, by which the model is traced. By default `arguments`."""
-        return self.arguments(inputs)
+        """A call of the wrapped module at these sizes, by which it is traced. By default `wrapped_arguments`."""
+        return self.wrapped_arguments(inputs)
 
     def flatten(self, call: dict[str, Any]) -> dict[str, Any]:
         """The inverse of `arguments`: what a pipeline gives the diffusers module, by name -> inputs by name.
 
         Values may be of any kind that pipelines give: tensors, numbers, lists of either, None. Entries of dictionaries
         such as added_cond_kwargs come by names of their own. What is returned under a name that is no input, and is
-        not None, is refused: nothing is dropped. By default the values themselves.
+        not None, is refused: nothing is dropped. An input may be `Samples`, whose sizes
+        differ. By default the values themselves.
         """
         return call
 
@@ -117,7 +127,7 @@ def _flat_class(names: tuple[str, ...]) -> type[_Flat]:
         inputs = flat.bind(self, *args, **kwargs).arguments
         del inputs["self"]
         with self._family.context():
-            out: Tensor = self.model(**self._family.arguments(inputs), return_dict=False)[0]
+            out: Tensor = self.model(**self._family.wrapped_arguments(inputs), return_dict=False)[0]
         return out
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]

@@ -1,8 +1,9 @@
-"""FLUX.1 dev and schnell, a small model of the same structure, and some blocks at full width."""
+"""FLUX.1: text to image, with reference images, with an image beside the latents; small models; some full blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,7 @@ from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.positions import RotaryTable
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
-from svdq_trt.models.synthetic import Request, normal, smooth_image, t5_text
+from svdq_trt.models.synthetic import PATCH, Fill, Request, packed_latents, t5_text, token_grid
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
 FLUX_DEV_CONFIG: dict[str, Any] = {
@@ -30,6 +31,9 @@ FLUX_DEV_CONFIG: dict[str, Any] = {
     "pooled_projection_dim": 768,
 }
 FLUX_SCHNELL_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {"guidance_embeds": False}
+#: beside a token's 64 channels, those of a picture (Canny, Depth), or of a masked picture and its mask (Fill)
+CONTROL_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {"in_channels": 128, "out_channels": 64}
+FILL_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {"in_channels": 384, "out_channels": 64}
 
 #: Every branch of the graph with two million parameters; every quantized K is a multiple of 128.
 TINY_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {
@@ -43,39 +47,51 @@ TINY_CONFIG: dict[str, Any] = FLUX_DEV_CONFIG | {
     "pooled_projection_dim": 48,
 }
 
-_PATCH = 16  # pixels per side of one token: 8 by the VAE, 2 by the packing
+CONTROL_TINY_CONFIG: dict[str, Any] = TINY_CONFIG | {"in_channels": 32, "out_channels": 16}
+FILL_TINY_CONFIG: dict[str, Any] = TINY_CONFIG | {"in_channels": 16 + 16 + 256, "out_channels": 16}
 
 
-def image_ids(rows: int, columns: int) -> torch.Tensor:
-    """[rows * columns, 3] f32: 0, row and column of each token, as diffusers' pipelines make them."""
-    grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack((torch.zeros_like(grid[0]), *grid), dim=-1).reshape(-1, 3).float()
+def image_ids(rows: int, columns: int, images: int = 1) -> torch.Tensor:
+    """[images * rows * columns, 3] f32: image, row and column of each token, as diffusers' pipelines make them."""
+    grid = torch.meshgrid(torch.arange(images), torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack(grid, dim=-1).reshape(-1, 3).float()
 
 
-def _grid(r: Request) -> tuple[int, int]:
-    """Rows and columns of image tokens."""
-    return r.sizes["height"] // _PATCH, r.sizes["width"] // _PATCH
+def _with_picture(r: Request) -> torch.Tensor:
+    """Half of the channels is a picture, at every step."""
+    half = replace(r, shape=(*r.shape[:2], r.shape[2] // 2))
+    return torch.cat((packed_latents(half), packed_latents(replace(half, noise=0.0))), dim=-1)
 
 
-def _packed_latents(r: Request) -> torch.Tensor:
-    """[B, rows * columns, C]: a smooth image and noise, mixed as in flow matching."""
-    value = normal(r)
-    image = smooth_image((r.shape[0], r.shape[2], *_grid(r)), r.rng, step=4).flatten(2).transpose(1, 2)
-    return r.noise * value + (1 - r.noise) * image
+def _with_masked_picture(r: Request) -> torch.Tensor:
+    """Behind latents and a picture, 256 channels of a mask: 1 is painted anew, here the lower half."""
+    mask = torch.zeros(*r.shape[:2], PATCH * PATCH)
+    mask[:, r.shape[1] // 2 :] = 1.0
+    return torch.cat((_with_picture(replace(r, shape=(*r.shape[:2], r.shape[2] - mask.shape[2]))), mask), dim=-1)
 
 
 class FluxFamily(Family):
-    """FluxTransformer2DModel: two-stream and one-stream blocks, modulated by adaLN."""
+    """FluxTransformer2DModel: two-stream and one-stream blocks, modulated by adaLN.
+
+    Args:
+        tokens: synthetic image tokens.
+    """
 
     processors = ((r"(single_)?transformer_blocks\.\d+\.attn", JointAttention),)
     synthetic = (
-        ("hidden_states", _packed_latents),
         ("encoder_hidden_states", t5_text),
         ("timestep", lambda r: torch.full(r.shape, float(r.noise))),
-        ("img_ids", lambda r: image_ids(*_grid(r))),
+        ("img_ids", lambda r: image_ids(*token_grid(r), r.sizes["images"])),
         ("txt_ids", lambda r: torch.zeros(r.shape)),
         ("guidance", lambda r: torch.full(r.shape, 3.5)),
     )
+
+    def __init__(self, tokens: Fill = packed_latents) -> None:
+        self._tokens = tokens
+
+    def fill_input(self, name: str, request: Request) -> torch.Tensor:
+        """Fill an input as Family does, image tokens as this model has them."""
+        return self._tokens(request) if name == "hidden_states" else super().fill_input(name, request)
 
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """Wrap the module as Family does, with angles in f32."""
@@ -85,15 +101,15 @@ class FluxFamily(Family):
         return super().wrap(module, inputs)
 
 
-def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
+def _spec(config: dict[str, Any], tokens: Fill = packed_latents, references: bool = False, **own: Any) -> ModelSpec:
     batch, text = Axis("batch"), Axis("tokens")
-    image = Axis("height", divisor=_PATCH * _PATCH, by="width")
+    image = Axis("height", divisor=PATCH * PATCH, by=("width", "images") if references else ("width",))
     channels, guidance = config["in_channels"], config["guidance_embeds"]
     return ModelSpec(
         class_path="diffusers.models.transformers.transformer_flux:FluxTransformer2DModel",
         config=MappingProxyType(config),
         act_dtype="bfloat16",
-        pixel_multiple=_PATCH,
+        pixel_multiple=PATCH,
         calibration_pixels=256,
         inputs=(
             TensorIO("hidden_states", "act", (batch, image, channels)),
@@ -104,8 +120,8 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
             TensorIO("txt_ids", "float32", (text, 3)),
             *((TensorIO("guidance", "float32", (batch,)),) if guidance else ()),
         ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
-        family=FluxFamily(),
+        outputs=(TensorIO("out_hidden_states", "act", (batch, image, config["out_channels"] or channels)),),
+        family=FluxFamily(tokens),
         **own,
     )
 
@@ -133,6 +149,56 @@ FLUX_SCHNELL = _spec(
     twin="flux1-tiny",
 )
 
+FLUX_KREA = _spec(
+    FLUX_DEV_CONFIG,
+    name="flux1-krea-dev",
+    title="FLUX.1 Krea dev",
+    hub_id="black-forest-labs/FLUX.1-Krea-dev",
+    profile=FLUX_DEV.profile,
+    parameters=11_901_408_320,
+    twin="flux1-tiny",
+)
+
+#: A reference is scaled to about the size of the image, so two images of one size stand for their tokens.
+FLUX_KONTEXT = _spec(
+    FLUX_DEV_CONFIG,
+    references=True,
+    name="flux1-kontext-dev",
+    title="FLUX.1 Kontext dev: edits a reference image",
+    hub_id="black-forest-labs/FLUX.1-Kontext-dev",
+    pictures=("image",),
+    profile=replace(FLUX_DEV.profile, images=(1, 2, 2)),
+    parameters=11_901_408_320,
+    twin="flux1-kontext-tiny",
+)
+
+FLUX_CANNY, FLUX_DEPTH = (
+    _spec(
+        CONTROL_CONFIG,
+        _with_picture,
+        name=f"flux1-{kind.lower()}-dev",
+        title=f"FLUX.1 {kind} dev",
+        hub_id=f"black-forest-labs/FLUX.1-{kind}-dev",
+        pictures=("control_image",),
+        profile=FLUX_DEV.profile,
+        parameters=11_901_604_928,
+        twin="flux1-fill-tiny",
+    )
+    for kind in ("Canny", "Depth")
+)
+
+FLUX_FILL = _spec(
+    FILL_CONFIG,
+    _with_masked_picture,
+    name="flux1-fill-dev",
+    title="FLUX.1 Fill dev: inpainting and outpainting",
+    hub_id="black-forest-labs/FLUX.1-Fill-dev",
+    pictures=("image", "mask_image"),
+    profile=FLUX_DEV.profile,
+    parameters=11_902_391_360,
+    twin="flux1-fill-tiny",
+)
+
 #: For measuring: whole blocks at full width, in a thirtieth of the memory.
 FLUX_BLOCKS = _spec(
     FLUX_DEV_CONFIG | {"num_layers": 2, "num_single_layers": 6},
@@ -149,4 +215,35 @@ FLUX_TINY = _spec(
     title="FLUX.1's structure at 128 channels, for trials and tests",
     profile=Profile(batch=(1, 1, 2), height=(64, 128, 256), width=(64, 128, 256), tokens=(16, 16, 16)),
     parameters=1_853_712,
+)
+
+FLUX_KONTEXT_TINY = _spec(
+    TINY_CONFIG,
+    references=True,
+    name="flux1-kontext-tiny",
+    title="FLUX.1 Kontext's structure at 128 channels, for trials and tests",
+    pictures=("image",),
+    profile=replace(FLUX_TINY.profile, images=(1, 2, 2)),
+    parameters=1_853_712,
+)
+
+FLUX_CONTROL_TINY = _spec(
+    CONTROL_TINY_CONFIG,
+    _with_picture,
+    name="flux1-control-tiny",
+    title="FLUX.1 Canny's and Depth's structure at 128 channels, for trials and tests",
+    pictures=("control_image",),
+    profile=FLUX_TINY.profile,
+    parameters=1_855_760,
+    twin="flux1-fill-tiny",
+)
+
+FLUX_FILL_TINY = _spec(
+    FILL_TINY_CONFIG,
+    _with_masked_picture,
+    name="flux1-fill-tiny",
+    title="FLUX.1 Fill's structure at 128 channels, for trials and tests",
+    pictures=("image", "mask_image"),
+    profile=FLUX_TINY.profile,
+    parameters=1_888_528,
 )

@@ -44,6 +44,28 @@ class RotaryTable(nn.Module):
         return angles.cos(), angles.sin(), swap
 
 
+class GridRotary(nn.Module):
+    """Rotary tables of a video's tokens, by frame, row and column; `patch` is a token's share of each."""
+
+    def __init__(self, theta: float, axes: tuple[int, ...], patch: tuple[int, ...]) -> None:
+        super().__init__()
+        self.table, self.patch = RotaryTable(theta, axes), patch
+
+    def forward(self, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cos and sin [1, L, 1, D], as diffusers' own attention takes them."""
+        cos, sin, _ = self.of(video)
+        return cos[None, :, None], sin[None, :, None]
+
+    def of(self, video: torch.Tensor) -> Rotary:
+        """The tables for latents [B, C, F, H, W], whose tokens stand frame by frame and row by row."""
+        frames, rows, columns = (n // p for n, p in zip(video.shape[2:], self.patch, strict=True))
+        frame, row, column = (torch.arange(n, device=video.device) for n in (frames, rows, columns))
+        grid = (frame[:, None, None], row[:, None], column)
+        ids = torch.stack([at.expand(frames, rows, columns) for at in grid], dim=-1)
+        tables: Rotary = self.table(ids.flatten(0, 2))
+        return tables
+
+
 def rotate(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
     """Rotate the pairs (x[..., 2i], x[..., 2i + 1]) of x [B, L, H, D], in f32, back in x's dtype.
 

@@ -174,7 +174,7 @@ def _misfit(module: nn.Module, layers: dict[str, nn.Module], group: LinearGroup)
     for name in group.members:
         if in_float32(module, name):
             return "diffusers keeps it in f32"
-        n, k = _cut(layers[name].get_parameter("weight").detach(), group).shape
+        n, k = _cut(layers[name].weight.detach(), group).shape
         if k % K_MULTIPLE:
             return f"K = {k} is not a multiple of {K_MULTIPLE}"
         if n % N_MULTIPLE:

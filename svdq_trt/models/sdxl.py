@@ -1,7 +1,8 @@
-"""SDXL base 1.0 and SDXL-Turbo, and a small model of the same structure."""
+"""SDXL base 1.0, Turbo, inpainting and refiner, SSD-1B, and a small model of the same structure."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,7 @@ from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention, S
 from svdq_trt.models.family import Family
 from svdq_trt.models.recipe import LinearGroup
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
-from svdq_trt.models.synthetic import Request, diffusion_latents, large_channels, normal, timestep_to_999
+from svdq_trt.models.synthetic import Request, diffusion_latents, large_channels, normal, smooth_image, timestep_to_999
 
 #: config.json of the published UNet, without diffusers' bookkeeping keys.
 SDXL_CONFIG: dict[str, Any] = {
@@ -63,6 +64,27 @@ SDXL_CONFIG: dict[str, Any] = {
     "use_linear_projection": True,
 }
 
+#: Also told which pixels to paint, and what the others are.
+INPAINT_CONFIG: dict[str, Any] = SDXL_CONFIG | {"in_channels": 9}
+
+#: The second of SDXL's two models; one text encoder, and an aesthetic score instead of the target size.
+REFINER_CONFIG: dict[str, Any] = SDXL_CONFIG | {
+    "attention_head_dim": (6, 12, 24, 24),
+    "block_out_channels": (384, 768, 1536, 1536),
+    "cross_attention_dim": 1280,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "projection_class_embeddings_input_dim": 2560,  # pooled text 1280 + 5 numbers of 256 channels
+    "transformer_layers_per_block": 4,
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+}
+
+#: SDXL with half of its transformer blocks, distilled.
+SSD_1B_CONFIG: dict[str, Any] = SDXL_CONFIG | {
+    "mid_block_type": "UNetMidBlock2D",
+    "reverse_transformer_layers_per_block": ((4, 4, 10), (2, 1, 1), 1),
+    "transformer_layers_per_block": (1, (2, 2), (4, 4)),
+}
+
 #: Every branch of SDXL's graph with some ten million parameters; every quantized K is a multiple of 128.
 TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
     "addition_time_embed_dim": 32,
@@ -84,10 +106,22 @@ def _clip_text(r: Request) -> torch.Tensor:
     return value
 
 
+def _latents(r: Request) -> torch.Tensor:
+    """[B, 4, H, W] as diffusion_latents. With 9 channels: those, the mask of the lower half, the rest of the image."""
+    if r.shape[1] == 4:
+        return diffusion_latents(r)
+    b, _, h, w = r.shape
+    mask = torch.zeros(b, 1, h, w)
+    mask[:, :, h // 2 :] = 1.0
+    noisy = diffusion_latents(replace(r, shape=(b, 4, h, w)))
+    return torch.cat((noisy, mask, smooth_image((b, 4, h, w), r.rng) * (1 - mask)), dim=1)
+
+
 def _time_ids(r: Request) -> torch.Tensor:
-    """[B, 6]: original height and width, crop top and left, target height and width."""
+    """[B, 6]: original height and width, crop top and left, target height and width; [B, 5]: ..., aesthetic score."""
     size = [r.sizes["height"], r.sizes["width"]]
-    return torch.tensor([*size, 0, 0, *size], dtype=torch.float32).expand(r.shape).clone()
+    last = size if r.shape[1] == 6 else [6.0]
+    return torch.tensor([*size, 0, 0, *last], dtype=torch.float32).expand(r.shape).clone()
 
 
 class SDXLFamily(Family):
@@ -96,7 +130,7 @@ class SDXLFamily(Family):
     #: SDXL has 1, 2 or 10 blocks in a row. More would leave little of R_MAX for a LoRA on each of them.
     kv_blocks = 5
     synthetic = (
-        ("sample", diffusion_latents),
+        ("sample", _latents),
         ("timestep", timestep_to_999),
         ("encoder_hidden_states", _clip_text),
         ("time_ids", _time_ids),
@@ -125,23 +159,25 @@ class SDXLFamily(Family):
         return {name: value for name, value in inputs.items() if name not in added} | {"added_cond_kwargs": added}
 
 
-def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
+def _spec(config: dict[str, Any], *, time_ids: int = 6, **own: Any) -> ModelSpec:
+    """The spec of a UNet with that many numbers of size, crop and score."""
     batch = Axis("batch")
-    height, width = (Axis(side, divisor=8, multiple=4) for side in ("height", "width"))  # the UNet halves twice
-    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+    smallest = 2 ** (len(config["block_out_channels"]) - 1)  # what the UNet halves down to one
+    height, width = (Axis(side, divisor=8, multiple=smallest) for side in ("height", "width"))
+    pooled = config["projection_class_embeddings_input_dim"] - time_ids * config["addition_time_embed_dim"]
     return ModelSpec(
         subfolder="unet",
         variant="fp16",
         class_path="diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",
         config=MappingProxyType(config),
         act_dtype="float16",
-        pixel_multiple=32,
+        pixel_multiple=8 * smallest,
         inputs=(
             TensorIO("sample", "act", (batch, config["in_channels"], height, width)),
             TensorIO("timestep", "float32", (batch,)),
             TensorIO("encoder_hidden_states", "act", (batch, Axis("tokens"), config["cross_attention_dim"])),
             TensorIO("text_embeds", "float32", (batch, pooled)),
-            TensorIO("time_ids", "float32", (batch, 6)),
+            TensorIO("time_ids", "float32", (batch, time_ids)),
         ),
         outputs=(TensorIO("out_sample", "act", (batch, config["out_channels"], height, width)),),
         family=SDXLFamily(),
@@ -149,16 +185,58 @@ def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
     )
 
 
+#: of a pipeline that begins with a picture: all steps, from nothing but noise on
+_ALL_STEPS = MappingProxyType({"strength": 1.0})
+_FULL = Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(77, 77, 77))
+
 SDXL = _spec(
     SDXL_CONFIG,
     name="sdxl",
     title="Stable Diffusion XL base 1.0",
     hub_id="stabilityai/stable-diffusion-xl-base-1.0",
-    profile=Profile(batch=(1, 2, 4), height=(512, 1024, 1536), width=(512, 1024, 1536), tokens=(77, 77, 77)),
+    profile=_FULL,
     calibration_pixels=512,
     parameters=2_567_463_684,
     twin="sdxl-tiny",
     built=(80, 89, 120),
+)
+
+SDXL_INPAINT = _spec(
+    INPAINT_CONFIG,
+    name="sdxl-inpaint",
+    title="Stable Diffusion XL inpainting 0.1",
+    hub_id="diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
+    pictures=("image", "mask_image"),
+    asked=_ALL_STEPS,
+    profile=_FULL,
+    calibration_pixels=512,
+    parameters=2_567_478_084,
+    twin="sdxl-tiny",
+)
+
+SDXL_REFINER = _spec(
+    REFINER_CONFIG,
+    time_ids=5,
+    name="sdxl-refiner",
+    title="Stable Diffusion XL refiner 1.0",
+    hub_id="stabilityai/stable-diffusion-xl-refiner-1.0",
+    pictures=("image",),
+    asked=_ALL_STEPS,
+    profile=_FULL,
+    calibration_pixels=512,
+    parameters=2_259_526_660,
+    twin="sdxl-tiny",
+)
+
+SSD_1B = _spec(
+    SSD_1B_CONFIG,
+    name="ssd-1b",
+    title="Segmind SSD-1B, half of SDXL's blocks",
+    hub_id="segmind/SSD-1B",
+    profile=_FULL,
+    calibration_pixels=512,
+    parameters=1_331_334_404,
+    twin="sdxl-tiny",
 )
 
 #: The same UNet, distilled to run in one to four steps at 512 pixels.

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from svdq_trt.models.real import ParametersOnMeta, no_autocast, parameters_to
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, in_float32
 from svdq_trt.models.synthetic import Request
 
-#: Symbols an axis may depend on. `batch`, `tokens` and `frames` count; `height` and `width` are pixels of the image.
+#: Symbols an axis may depend on. `batch`, `tokens`, `frames` and `images` count; `height` and `width` are pixels.
 SYMBOLS = tuple(SIZES)
 
 
@@ -34,15 +34,15 @@ class Axis:
     """A dynamic axis: size = (symbol - first) / divisor + first, a multiple of `multiple`, at most `most` (0: any).
 
     For latent pixels of 8 x 8 image pixels and images in steps of 32: Axis("height", 8, 4). With `by` the symbol is
-    symbol * by: image tokens of 16 x 16 pixels are Axis("height", 256, by="width"). `first` counts what is not divided:
-    latent frames of a video whose first frame is one of its own are Axis("frames", 4, first=1). `plus` is added to the
-    size: a sequence of text and image is Axis("height", 256, by="width", plus="tokens").
+    a product: image tokens of 16 x 16 pixels are Axis("height", 256, by=("width",)). `first` counts what is not
+    divided: latent frames of a video whose first frame is one of its own are Axis("frames", 4, first=1). `plus` is
+    added to the size: a sequence of text and image is Axis("height", 256, by=("width",), plus="tokens").
     """
 
     symbol: str
     divisor: int = 1
     multiple: int = 1
-    by: str = ""
+    by: tuple[str, ...] = ()
     most: int = 0
     first: int = 0
     plus: str = ""
@@ -50,7 +50,7 @@ class Axis:
     @property
     def name(self) -> str:
         """Its name in the graph: its symbols."""
-        return "_".join(filter(None, (self.symbol, self.by, self.plus)))
+        return "_".join((*self.symbols, *filter(None, (self.plus,))))
 
     def __str__(self) -> str:
         """As ONNX writes it: ``4*height`` for multiples of 4."""
@@ -58,8 +58,8 @@ class Axis:
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """The symbol, or both."""
-        return (self.symbol, self.by) if self.by else (self.symbol,)
+        """The symbol, and those that it is multiplied by."""
+        return (self.symbol, *self.by)
 
     def size(self, sizes: Mapping[str, int]) -> int:
         """The size for given symbol values."""
@@ -67,7 +67,7 @@ class Axis:
         return (whole - self.first) // self.divisor + self.first + (sizes[self.plus] if self.plus else 0)
 
     def value(self, size: int) -> int:
-        """The symbol's value, or both symbols' product, that gives a size without what is added."""
+        """The product of the symbols' values that gives a size without what is added."""
         return (size - self.first) * self.divisor + self.first
 
     def misfit(self, size: int) -> str:
@@ -77,7 +77,7 @@ class Axis:
         return f"at most {self.most}" if self.most and size > self.most else ""
 
     def misfit_of(self, value: int) -> str:
-        """What is wanted instead of a symbol's value, or of two symbols' product, that does not fit; "" if it does."""
+        """What is wanted instead of a product of the symbols' values that does not fit; "" if it does."""
         step = self.multiple * self.divisor
         rest = self.value(0) % step
         if value % step != rest:
@@ -130,6 +130,7 @@ class Profile:
     tokens: tuple[int, int, int]
     tokens2: tuple[int, int, int] = (1, 1, 1)
     frames: tuple[int, int, int] = (1, 1, 1)
+    images: tuple[int, int, int] = (1, 1, 1)
 
     def sizes(self, index: int) -> dict[str, int]:
         """Symbol values at min (0), opt (1) or max (2)."""
@@ -156,6 +157,9 @@ class ModelSpec:
         twin: the small model of the same structure that stands for it in the tests; empty for such a model itself.
         built: archs for which an engine has been built at full size, for the support table.
         tables: tensors of a published checkpoint that the model keeps in another form.
+        pictures: arguments of its pipelines that are pictures, of which each prompt has one.
+        guidance: their argument that is the scale of guidance.
+        asked: what they are asked for beside that, as the model is meant to be run.
         description: of a model that has no name, as JSON (described.py); "" for those that `MODELS` has.
         class_aliases: other class names that a published config.json may have for the same model.
     """
@@ -178,6 +182,9 @@ class ModelSpec:
     twin: str = ""
     built: tuple[int, ...] = ()
     tables: tuple[PositionTable, ...] = ()
+    pictures: tuple[str, ...] = ()
+    guidance: str = "guidance_scale"
+    asked: Mapping[str, Any] = field(default_factory=dict)
     class_aliases: tuple[str, ...] = ()
     description: str = ""
 
@@ -282,6 +289,7 @@ class ModelSpec:
         noise: float = 0.5,
         frames: int | None = None,
         tokens2: int | None = None,
+        images: int | None = None,
     ) -> tuple[torch.Tensor, ...]:
         """Seeded synthetic inputs on the CPU, in the order of `inputs`; sizes default to the profile's opt.
 
@@ -295,11 +303,13 @@ class ModelSpec:
             noise: share of noise in [0, 1]: 1 is the first denoising step, 0 the last.
             frames: number of frames of a video.
             tokens2: number of text tokens of a second encoder.
+            images: number of images in one sequence of tokens.
 
         Raises:
             ShapeError: a size that doesn't fit the model.
         """
-        given = dict(batch=batch, height=height, width=width, tokens=tokens, tokens2=tokens2, frames=frames)
+        counts = {"batch": batch, "tokens": tokens, "tokens2": tokens2, "frames": frames, "images": images}
+        given = counts | {"height": height, "width": width}
         sizes = {s: self.profile.sizes(1)[s] if v is None else v for s, v in given.items()}
         self.check_sizes(sizes)
         act = dtype or self.torch_dtype

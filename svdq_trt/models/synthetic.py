@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+PATCH = 16  # pixels per side of one token of packed latents: 8 by the VAE, 2 by the packing
+
 
 @dataclass(frozen=True)
 class Request:
@@ -19,7 +21,7 @@ class Request:
 
     Attributes:
         shape: shape of the tensor.
-        sizes: batch, height and width in pixels, tokens, frames.
+        sizes: batch, height and width in pixels, tokens, frames, images.
         noise: the step's share of noise in [0, 1].
         rng: where random numbers come from; its seed is another for each input. seed: the same for all of them.
     """
@@ -57,6 +59,22 @@ def flow_latents(r: Request) -> Tensor:
     return r.noise * value + (1 - r.noise) * smooth_image(r.shape, r.rng)
 
 
+def token_grid(r: Request) -> tuple[int, int]:
+    """Rows and columns of image tokens."""
+    return r.sizes["height"] // PATCH, r.sizes["width"] // PATCH
+
+
+def packed_latents(r: Request) -> Tensor:
+    """[B, images * rows * columns, C]: a smooth image and noise, mixed as in flow matching; then clean images."""
+    (batch, _, channels), (rows, columns) = r.shape, token_grid(r)
+    value = torch.randn((batch, rows * columns, channels), generator=r.rng)
+    new, *references = (
+        smooth_image((batch, channels, rows, columns), r.rng, step=4).flatten(2).transpose(1, 2)
+        for _ in range(r.sizes["images"])
+    )
+    return torch.cat((r.noise * value + (1 - r.noise) * new, *references), dim=1)
+
+
 def diffusion_latents(r: Request) -> Tensor:
     """[B, C, H, W]: a smooth image and noise, mixed to unit variance, as by schedulers for noise prediction."""
     value = normal(r)
@@ -70,7 +88,7 @@ def large_channels(channels: int) -> Tensor:
 
 
 def t5_text(r: Request) -> Tensor:
-    """[B, T, K], like the output of T5: small values and some large channels."""
+    """[B, T, K], like the output of T5 or a language model: small values and some large channels."""
     value = normal(r) * 0.2
     value[..., large_channels(r.shape[-1])] *= 20.0
     return value

@@ -227,6 +227,9 @@ def apply(call: Call) -> tuple[Tensor, ...]:
     return (torch.ops.svdq.attention(call.first, *(call.tensors.get(n) for n in _ALONE[1:]), *numbers),)
 
 
+#: RMS norms by their classes' names, and what they add to their weight
+_RMS_NORMS = {"RMSNorm": 0.0, "Krea2RMSNorm": 1.0}
+
 # ---- in a model ------------------------------------------------------------------------------------------------------
 
 
@@ -283,18 +286,25 @@ def packed(
     norms = _norms(attn)
     assert norms is not None
     inputs: dict[str, Tensor | None] = {"kv": kv, "bias": bias, "added_qkv": added_qkv}
-    inputs |= {name: norm.weight for name, norm in norms.items() if added_qkv is not None or "added" not in name}
+    inputs |= {
+        name: _weight(norm).to(first.dtype)
+        for name, norm in norms.items()
+        if added_qkv is not None or "added" not in name
+    }
     if rotary is not None:
         inputs |= {"cos": rotary[0], "sin": rotary[1]}
     names = _ALONE if added_qkv is None else _JOINT
     eps = next((float(norm.eps) for norm in norms.values()), 0.0)
-    settings = AttentionSettings.plain(attn.heads, head_size_of(attn), kv_part=kv_part, eps=eps)
+    kv_heads = getattr(attn, "kv_heads", attn.heads)
+    settings = AttentionSettings.plain(attn.heads, head_size_of(attn), kv_heads, kv_part=kv_part, eps=eps)
     numbers = [getattr(settings, a.name) for a in _NUMBERS]
     return apply(Call.of(names, [first, *(inputs.get(name) for name in names[1:]), *numbers]))
 
 
 def _norms(attn: Any) -> dict[str, Any] | None:
     """The norms of q and k by their inputs' names, none or all of them; None where an op can't stand for them."""
+    if not attn.processor.NORMS_IN_OP:
+        return {}
     streams = {"": ("norm_q", "norm_k"), "added_": ("norm_added_q", "norm_added_k")}
     if not hasattr(attn, "to_added_qkv"):
         del streams["added_"]
@@ -310,8 +320,14 @@ def _norms(attn: Any) -> dict[str, Any] | None:
     return norms if fit and len({float(norm.eps) for norm in norms.values()}) == 1 else None
 
 
+def _weight(norm: Any) -> Tensor:
+    """[D], by which an RMS norm multiplies."""
+    added, weight = _RMS_NORMS[type(norm).__name__], norm.weight
+    return weight + added if added else weight
+
+
 def _is_rms(norm: Any, head_size: int) -> bool:
     """Is it an RMS norm of one head, with a weight and no bias: torch's or diffusers'."""
     weight = getattr(norm, "weight", None)
-    rms = type(norm).__name__ == "RMSNorm" and getattr(norm, "bias", None) is None and norm.eps is not None
+    rms = type(norm).__name__ in _RMS_NORMS and getattr(norm, "bias", None) is None and norm.eps is not None
     return rms and weight is not None and weight.numel() == head_size

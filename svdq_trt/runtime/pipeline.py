@@ -7,7 +7,7 @@ from typing import TypeVar
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.checkpoint.config_check import check_module
 from svdq_trt.models import get_model
-from svdq_trt.models.denoiser import Denoiser, component_of
+from svdq_trt.models.denoiser import Denoiser, attached, component_of
 from svdq_trt.runtime.protocol import Runner
 
 Pipe = TypeVar("Pipe")
@@ -21,7 +21,7 @@ def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
         image = pipe("a photo of a fox").images[0]
 
     Works with every pipeline class that calls the module as diffusers' own do: text to image, image to image,
-    inpainting.
+    inpainting. A pipeline with two transformers takes an engine for each, one call after the other.
 
     Args:
         pipe: a diffusers pipeline. Its component may be None (``unet=None``), which saves loading those weights.
@@ -35,10 +35,10 @@ def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
         UnsupportedError: `pipe` has no such component, or a session without a manifest.
         ArtifactError: the engine was built from a model of another structure.
     """
-    name = component_of(pipe)
     if not session.model:
         raise UnsupportedError("session", "no manifest", "one opened from an engine folder")
     spec = get_model(session.model)
+    name = component_of(pipe, spec)
     current = getattr(pipe, name)
     original = current.original if isinstance(current, Denoiser) else current
     if original is not None:
@@ -50,18 +50,17 @@ def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
 
 
 def detach(pipe: Pipe) -> Pipe:
-    """Put the torch module back; returns `pipe`.
+    """Put the torch modules back; returns `pipe`.
 
     Raises:
-        UnsupportedError: no engine is attached, or the torch module was not kept.
+        UnsupportedError: no engine is attached, or a torch module was not kept.
     """
-    name = component_of(pipe)
-    current = getattr(pipe, name)
-    if not isinstance(current, Denoiser):
-        raise UnsupportedError(f"pipe.{name}", f"a {type(current).__name__}", "an attached engine")
-    if current.original is None:
-        raise UnsupportedError(
-            f"pipe.{name}", "the torch module was not kept", "one to put back", f"Set pipe.{name} to a module yourself."
-        )
-    setattr(pipe, name, current.original)
+    engines = attached(pipe)
+    if not engines:
+        raise UnsupportedError(type(pipe).__name__, "no engine in it", "a pipeline with an attached engine")
+    for name, engine in engines.items():
+        if engine.original is None:
+            got, fix = "the torch module was not kept", f"Set pipe.{name} to a module yourself."
+            raise UnsupportedError(f"pipe.{name}", got, "one to put back", fix)
+        setattr(pipe, name, engine.original)
     return pipe

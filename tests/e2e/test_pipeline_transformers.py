@@ -9,32 +9,15 @@ import pytest
 import torch
 
 from tests.harness.builds import build
+from tests.harness.tiny_pipelines import flux, random, vae
 
 pytest.importorskip("transformers", reason="transformers is not installed: diffusers' pipelines import it")
 
 
-def random(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def vae(channels):
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(32,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        norm_num_groups=8,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=channels,
-    ).eval()
-
-
-def flux(transformer):
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-
-    nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    return FluxPipeline(FlowMatchEulerDiscreteScheduler(), vae(4).bfloat16(), transformer=transformer, **nothing)
+def flux_pipeline(transformer):
+    pipe = flux("FluxPipeline", transformer)
+    pipe.vae.bfloat16()
+    return pipe
 
 
 def flux_call(pipe, nudge=0.0, seed=2, **options):
@@ -43,7 +26,10 @@ def flux_call(pipe, nudge=0.0, seed=2, **options):
     diffusers multiplies timestep and guidance by 1000 in bfloat16, the float32 twin does so exactly; with a guidance
     of 4 and steps at 1000 and 500 both get the same numbers.
     """
-    prompt = {"prompt_embeds": random(1, 16, 96).bfloat16(), "pooled_prompt_embeds": random(1, 48).bfloat16()}
+    prompt = {
+        "prompt_embeds": random(1, 16, 96).bfloat16(),
+        "pooled_prompt_embeds": random(1, 48).bfloat16(),
+    }
     latents = (random(1, 4 * 8, 16, seed=seed) * (1 + nudge)).bfloat16()
     return pipe(
         **(
@@ -64,7 +50,7 @@ def flux_call(pipe, nudge=0.0, seed=2, **options):
 def pixart(transformer):
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
 
-    return PixArtSigmaPipeline(None, None, vae(4).half(), transformer, DPMSolverMultistepScheduler())
+    return PixArtSigmaPipeline(None, None, vae().half(), transformer, DPMSolverMultistepScheduler())
 
 
 def pixart_call(pipe, nudge=0.0, seed=2, **options):
@@ -95,7 +81,7 @@ def pixart_call(pipe, nudge=0.0, seed=2, **options):
 
 
 #: model -> its pipeline, a call of it, half the distance of two numbers of the activation dtype, least SQNR in dB
-CASES = {"flux1-tiny": (flux, flux_call, 2.0**-8, 25), "pixart-tiny": (pixart, pixart_call, 2.0**-11, 30)}
+CASES = {"flux1-tiny": (flux_pipeline, flux_call, 2.0**-8, 25), "pixart-tiny": (pixart, pixart_call, 2.0**-11, 30)}
 
 
 @pytest.fixture(scope="module", params=CASES)

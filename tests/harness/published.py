@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from svdq_trt.checkpoint import load
 from svdq_trt.models import ModelSpec
@@ -46,6 +46,12 @@ def publish(module: Any, folder: Path, dtype: torch.dtype) -> Path:
     return folder
 
 
+def output_of(module: nn.Module, spec: ModelSpec, inputs: dict[str, Tensor]) -> Tensor:
+    """The output of diffusers' module for a model's inputs by name; some modules give a list of samples."""
+    found = module(**spec.family.arguments(inputs), return_dict=False)[0]
+    return torch.stack(found) if isinstance(found, list) else found
+
+
 @torch.inference_mode()
 def assert_equal(spec: ModelSpec, folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 96),)) -> None:
     """diffusers' module and ours compute the same from a checkpoint folder, in f32, at sizes in pixels."""
@@ -54,8 +60,7 @@ def assert_equal(spec: ModelSpec, folder: Path, sizes: Sequence[tuple[int, int]]
     flat = spec.wrap(load(spec, str(folder)).float())
     for height, width in sizes:
         inputs = spec.example_inputs(2, height, width, dtype=torch.float32)
-        arguments = spec.family.arguments(dict(zip((io.name for io in spec.inputs), inputs, strict=True)))
-        want = module(**arguments, return_dict=False)[0]
+        want = output_of(module, spec, dict(zip((io.name for io in spec.inputs), inputs, strict=True)))
         assert 0.1 < want.std() < 10
         torch.testing.assert_close(flat(*inputs), want, rtol=0, atol=2e-4)
 
@@ -67,9 +72,8 @@ def assert_reference(spec: ModelSpec, graph: Path) -> None:
     As far as 16 bit allow.
     """
     inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**spec.profile.sizes(0)), strict=True)}
-    arguments = spec.family.arguments({n: t.float() for n, t in inputs.items()})
     with OnnxSession(graph, device="cpu") as session:
         got = session.run(inputs)[spec.outputs[0].name].double()
-    want = random_module(spec, 0)(**arguments, return_dict=False)[0].double()
+    want = output_of(random_module(spec, 0), spec, {n: t.float() for n, t in inputs.items()}).double()
     sqnr = 10 * torch.log10(want.square().sum() / (want - got).square().sum())
     assert sqnr > 40, sqnr

@@ -48,6 +48,7 @@ def vae():
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
         norm_num_groups=8,
+        shift_factor=0.1,
         sample_size=128,
     )
 
@@ -88,3 +89,113 @@ def sd3_parts(folder: Path) -> dict:
         "vae": vae().bfloat16().eval(),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
     }
+
+
+def random(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Standard normal values."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(height: int, width: int, mask: bool = False):
+    """A PIL image of random colours, or a mask whose right half is white."""
+    import numpy as np
+    from PIL import Image
+
+    if mask:
+        return Image.fromarray(np.where(np.arange(width) < width // 2, 0, 255).astype(np.uint8)[None].repeat(height, 0))
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def qwen(kind: str, transformer):
+    """A pipeline of Qwen-Image, by its class, around qwen-image-tiny's transformer or its like: no text encoder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    autoencoder = diffusers.AutoencoderKLQwenImage(
+        base_dim=16, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
+    )
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", *(("processor",) if "Edit" in kind else ())))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return getattr(diffusers, kind)(scheduler=scheduler, vae=autoencoder.eval(), transformer=transformer, **nothing)
+
+
+def z_image(transformer):
+    """ZImagePipeline around z-image-tiny's transformer: no text encoder."""
+    import diffusers
+
+    torch.manual_seed(0)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return diffusers.ZImagePipeline(scheduler, vae().eval(), None, None, transformer)
+
+
+def flux(kind: str, transformer):
+    """A pipeline of FLUX.1, by its class, around flux1-tiny's transformer or its like: no text encoders."""
+    import diffusers
+
+    torch.manual_seed(0)
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return getattr(diffusers, kind)(scheduler=scheduler, vae=vae().eval(), transformer=transformer, **nothing)
+
+
+def without_encoders(kind: str, autoencoder, *absent: str, **parts):
+    """A pipeline with flow matching, by its class, around a transformer: no text encoder, nor what else is `absent`."""
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", *absent))
+    return getattr(diffusers, kind)(scheduler=scheduler, vae=autoencoder.eval(), **nothing, **parts)
+
+
+def flux2(kind: str, transformer):
+    """A pipeline of FLUX.2, by its class, around flux2-tiny's transformer or its like."""
+    from diffusers import AutoencoderKLFlux2
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLFlux2(block_out_channels=(32,) * 4, latent_channels=4, norm_num_groups=8)
+    return without_encoders(kind, autoencoder, transformer=transformer)
+
+
+def longcat(transformer):
+    """LongCatImagePipeline around longcat-tiny's transformer; it has no argument for embeddings that works.
+
+    Prompts of one length have the same embeddings.
+    """
+    torch.manual_seed(0)
+    pipe = without_encoders("LongCatImagePipeline", vae(), "text_processor", transformer=transformer)
+    pipe._encode_prompt = lambda prompts: random(len(prompts), 16, 96, seed=len(prompts[0]))
+    return pipe
+
+
+def krea2(transformer):
+    """Krea2Pipeline around krea2-tiny's transformer."""
+    from diffusers import AutoencoderKLQwenImage
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLQwenImage(
+        base_dim=16, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
+    )
+    return without_encoders("Krea2Pipeline", autoencoder, transformer=transformer)
+
+
+def wan(kind: str, transformer, **more):
+    """A pipeline of Wan, by its class, around wan-tiny's transformer."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLWan(
+        base_dim=16, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
+    )
+    absent = ("image_encoder", "image_processor") if "Image" in kind else ()
+    return without_encoders(kind, autoencoder, *absent, transformer=transformer, **more)
+
+
+def sdxl(kind: str, unet, **more):
+    """A pipeline of SDXL, by its class, around sdxl-tiny's UNet or its like: no text encoders."""
+    import diffusers
+
+    torch.manual_seed(0)
+    nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    autoencoder = vae().eval()
+    return getattr(diffusers, kind)(vae=autoencoder, unet=unet, scheduler=scheduler, **nothing, **more)

@@ -60,7 +60,8 @@ class Sample(Stage[Sampled]):
         """Run the prompts and write the inputs."""
         from svdq_trt.base.device import torch_device
         from svdq_trt.base.ranks import local_rank
-        from svdq_trt.calibrate.sample import read_prompts, sample_inputs
+        from svdq_trt.calibrate.prompts import read_prompts
+        from svdq_trt.calibrate.sample import sample_inputs
         from svdq_trt.models import get_model
 
         how = self.sampling

@@ -9,16 +9,18 @@ import torch
 from safetensors import safe_open
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
-from svdq_trt.calibrate import collect
+from svdq_trt.calibrate import collect, sample
 from svdq_trt.calibrate.inputs import InputFile
-from svdq_trt.calibrate.sample import read_prompts, sample_inputs, schedule
+from svdq_trt.calibrate.prompts import Prompt, check_pictures, read_prompts
+from svdq_trt.calibrate.sample import sample_inputs, schedule
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
-from tests.harness.tiny_pipelines import sd3_parts, sdxl_parts
+from tests.harness.published import random_module
+from tests.harness.tiny_pipelines import flux, picture, qwen, random, sd3_parts, sdxl_parts, z_image
 
 pytest.importorskip("transformers", reason="transformers is not installed: the text encoders come from it")
 SIZE = {"height": 64, "width": 128}
-PROMPTS = ["a fox", "two owls", "the sea"]
+PROMPTS = [Prompt("a fox"), Prompt("two owls"), Prompt("the sea")]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_inputs_are_those_of_the_pipelines_own_run(folders, tmp_path):
     seen = []
     pipe.unet.register_forward_pre_hook(lambda m, args, kw: seen.append((args, kw)), with_kwargs=True)
     pipe(
-        PROMPTS[0],
+        PROMPTS[0].text,
         generator=torch.Generator().manual_seed(3),
         num_inference_steps=2,
         guidance_scale=5.0,
@@ -112,10 +114,60 @@ def test_prompts_of_their_own_length_calibrate_together(folders, tmp_path, monke
     count, tensors, _ = sampled(folders, "sd3-tiny", out)
     assert count == 8 and set(tensors) == {f"{i}.{io.name}" for i in range(3) for io in spec.inputs}
     file = InputFile(spec, out)
-    assert [group.sizes["tokens"] for group in file.groups] == [len(prompt) for prompt in PROMPTS]
+    assert [group.sizes["tokens"] for group in file.groups] == [len(prompt.text) for prompt in PROMPTS]
     assert [len(group) for group in file.groups] == [4, 2, 2] and file.samples == 8
     module = load(spec, random_seed=0)
     assert collect(module, spec, spec.groups(module)[:2], data=out, tokens_per_group=16).meta["samples"] == 8
+
+
+def flux_text(pipe, prompt, **_):
+    text = random(1, 16, 96, seed=len(prompt))
+    return text, random(1, 48, seed=len(prompt)), torch.zeros(16, 3)
+
+
+def qwen_text(pipe, prompt, **_):
+    return random(1, 3 * len(prompt), 96, seed=len(prompt)), None
+
+
+def z_text(pipe, prompt, do_classifier_free_guidance, **_):
+    text = [random(5 * len(prompt), 96, seed=len(prompt))]
+    return text, [random(7, 96)] if do_classifier_free_guidance else []
+
+
+#: model -> its pipeline, its text encoder's stand-in, the inputs recorded of one step, tokens of each prompt's text
+OTHERS = {
+    "flux1-kontext-tiny": ("FluxKontextPipeline", flux, flux_text, 1, {16}),
+    "flux1-fill-tiny": ("FluxFillPipeline", flux, flux_text, 1, {16}),
+    "flux1-control-tiny": ("FluxControlPipeline", flux, flux_text, 1, {16}),
+    "qwen-image-tiny": ("QwenImagePipeline", qwen, qwen_text, 2, {15, 21, 24, 3}),
+    "qwen-image-edit-tiny": ("QwenImageEditPlusPipeline", qwen, qwen_text, 2, {15, 21, 24, 3}),
+    "z-image-tiny": ("ZImagePipeline", lambda _, transformer: z_image(transformer), z_text, 2, {32, 64}),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pictures_and_text_of_any_length_are_recorded_and_calibrate(name, tmp_path, monkeypatch):
+    kind, make, encode, branches, tokens = OTHERS[name]
+    spec, out = get_model(name), tmp_path / "inputs.safetensors"
+    pipe = make(kind, random_module(spec, 3))
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(type(pipe), "encode_prompt", encode)
+    monkeypatch.setattr(sample, "_load", lambda *_: pipe)
+    for size in ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE"):
+        monkeypatch.setattr(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus.{size}", 64 * 128)
+    for argument in spec.pictures:
+        picture(64, 128, mask="mask" in argument).save(tmp_path / f"{argument}.png")
+    (tmp_path / "p").write_text(
+        "".join("\t".join([p.text, *(f"{a}.png" for a in spec.pictures)]) + "\n" for p in PROMPTS)
+    )
+    prompts = read_prompts(tmp_path / "p")
+    check_pictures(tmp_path / "p", prompts, spec.pictures)
+    count = sample_inputs(spec, tmp_path, prompts, out, samples=3, steps=3, guidance=4.0, **SIZE)
+    file = InputFile(spec, out)
+    assert count == file.samples == 3 * branches
+    assert {group.sizes["tokens"] for group in file.groups} == tokens
+    module = load(spec, random_seed=0)
+    assert collect(module, spec, spec.groups(module)[:2], data=out, tokens_per_group=16).meta["samples"] == count
 
 
 def test_progress_ends_at_the_steps_that_are_run(folders, tmp_path):
@@ -209,4 +261,17 @@ def test_unusable_prompts_are_refused(content, text, tmp_path):
 
 def test_prompts_are_the_lines_that_are_not_empty(tmp_path):
     (tmp_path / "p").write_text("a fox\n\n  two owls \n")
-    assert read_prompts(tmp_path / "p") == ["a fox", "two owls"]
+    assert read_prompts(tmp_path / "p") == [Prompt("a fox"), Prompt("two owls")]
+
+
+def test_pictures_of_a_prompt_are_behind_tabs(tmp_path):
+    (tmp_path / "p").write_text("a fox\ta.png\t m.png\n")
+    (tmp_path / "a.png").write_bytes(b"")
+    prompts = read_prompts(tmp_path / "p")
+    assert prompts == [Prompt("a fox", (tmp_path / "a.png", tmp_path / "m.png"))]
+    with pytest.raises(ArtifactError, match=r"p: 'a fox': '.*m\.png': no such file, want the file of a picture"):
+        check_pictures(tmp_path / "p", prompts, ("image", "mask_image"))
+    with pytest.raises(ArtifactError, match="2 files of pictures, want 1: image, each behind a tab"):
+        check_pictures(tmp_path / "p", prompts, ("image",))
+    with pytest.raises(ArtifactError, match="2 files of pictures, want none"):
+        check_pictures(tmp_path / "p", prompts, ())

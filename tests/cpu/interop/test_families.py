@@ -17,7 +17,6 @@ from svdq_trt.models import ModelSpec, Profile, get_model
 from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop import nunchaku_layers as make
-from tests.cpu.interop.toy_flux import GivenSpec
 
 
 def weights_of(loaded) -> dict[str, torch.Tensor]:
@@ -51,8 +50,7 @@ def close(got, want):
 
 def test_sana(tmp_path):
     """Members of q/k/v padded one by one, channels of the gated unit interleaved, convolutions with channels last."""
-    spec, c, hidden = get_model("sana-tiny"), 128, 624
-    padded = 1280  # rows of the gated unit, in whole tiles
+    spec, c, hidden = get_model("sana-tiny"), 128, 320
     rest, truths = {}, {}
     for i in range(spec.config["num_layers"]):
         b = f"transformer_blocks.{i}"
@@ -67,8 +65,8 @@ def test_sana(tmp_path):
             "ff.point_conv": make.w4a4(f"{b}.ff.point_conv", c, hidden, bias=False, **args),
         }
         truths[b] = layers
-        kv, depth = torch.randn(2 * c, c).bfloat16(), torch.randn(padded, 3, 3, 1).bfloat16()
-        depth_bias = torch.randn(padded).bfloat16()
+        kv, depth = torch.randn(2 * c, c).bfloat16(), torch.randn(2 * hidden, 3, 3, 1).bfloat16()
+        depth_bias = torch.randn(2 * hidden).bfloat16()
         rest |= {
             f"{b}.cross_attn.kv_linear.weight": kv,
             f"{b}.cross_attn.kv_linear.bias": kv[:, 0].clone(),
@@ -141,7 +139,7 @@ class _Together:
 
 
 def spec_of(name: str, class_path: str, config: dict, groups: list[LinearGroup]) -> ModelSpec:
-    return GivenSpec(
+    return ModelSpec(
         name=name,
         title="",
         hub_id="",

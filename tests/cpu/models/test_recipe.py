@@ -66,16 +66,18 @@ def test_every_layer_is_in_one_group_or_kept_with_a_reason(name):
     spec = get_model(name)
     module = spec.build()
     recipe = spec.recipe(module)
-    whole = [m for g in recipe.groups if g.columns is None for m in g.members]
+    whole = [m for g in recipe.groups if g.columns is None and g.rows is None for m in g.members]
     split = {}
     for g in recipe.groups:
         if g.columns is not None:
-            split.setdefault(g.members[0], []).append(g.columns)
-    for member, columns in split.items():  # side by side, without gap or overlap
-        edges = [edge for pair in sorted(columns) for edge in pair]
-        assert edges[0] == 0 and edges[-1] == module.get_submodule(member).in_features
+            split.setdefault((g.members[0], "in_features"), []).append(g.columns)
+        if g.rows is not None:
+            split.setdefault((g.members[0], "out_features"), []).extend(g.rows)
+    for (member, size), parts in split.items():  # side by side, without gap or overlap
+        edges = [edge for pair in sorted(parts) for edge in pair]
+        assert edges[0] == 0 and edges[-1] == getattr(module.get_submodule(member), size)
         assert edges[1:-1:2] == edges[2:-1:2]
-    accounted = [*whole, *split, *(k.name for k in recipe.kept)]
+    accounted = [*whole, *(member for member, _ in split), *(k.name for k in recipe.kept)]
     assert sorted(accounted) == sorted(weight_layers(module))
     assert all(k.reason for k in recipe.kept)
 
@@ -230,7 +232,7 @@ def test_frames_of_a_video_are_its_first_and_then_one_in_four():
 
 
 def test_rule_of_an_axis_of_two_sizes_holds_for_their_product():
-    axis = Axis("height", divisor=256, multiple=2, by="width")
+    axis = Axis("height", divisor=256, multiple=2, by=("width",))
     io = TensorIO("hidden_states", "act", (Axis("batch"), axis, 16))
     spec = dataclasses.replace(get_model("flux1-tiny"), inputs=(io,))
     spec.check_sizes({"height": 32, "width": 48})
