@@ -77,16 +77,30 @@ def _forward(
     """QwenImageTransformer2DModel.forward, with positions as tensors and without padding."""
     image, text = model.img_in(hidden_states), model.txt_in(model.txt_norm(encoder_hidden_states))
     timestep, reference = timestep.to(image.dtype), None
+    both = temb = model.time_text_embed(timestep, image)
     if model.zero_cond_t:
-        timestep = torch.cat((timestep, torch.zeros_like(timestep)))
-        reference = (img_ids[:, 0] > 0).int()[None]
-    temb = model.time_text_embed(timestep, image)
+        both = torch.stack((temb, model.time_text_embed(torch.zeros_like(timestep), image)), dim=1)
+        reference = (img_ids[:, 0] > 0)[None, :, None]
     rotary = model.pos_embed(torch.cat((txt_ids, img_ids)))
     for block in model.transformer_blocks:
-        text, image = block(image, text, None, temb, rotary, modulate_index=reference)
-    if model.zero_cond_t:
-        temb = temb.chunk(2)[0]
+        text, image = block(image, text, None, both, rotary, modulate_index=reference)
     return (model.proj_out(model.norm_out(image, temb)),)
+
+
+def _modulate(x: Tensor, parameters: Tensor, reference: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """QwenImageTransformerBlock._modulate for tokens of the new image and of references.
+
+    Their `parameters` are beside each other, [B, 2, 3C], where diffusers doubles the batch: torch.export would take a
+    half of twice the batch for more than one.
+
+    Args:
+        reference: [1, L, 1], whether a token is of a reference; None: none is.
+    """
+    shift, scale, gate = (
+        value[:, :1] if reference is None else torch.where(reference, value[:, 1:], value[:, :1])
+        for value in parameters.chunk(3, dim=-1)
+    )
+    return x * (1 + scale) + shift, gate
 
 
 class QwenImageFamily(Family):
@@ -107,6 +121,8 @@ class QwenImageFamily(Family):
         net: Any = module
         if not isinstance(net.pos_embed, RotaryTable):
             net.pos_embed = RotaryTable(net.pos_embed.theta, tuple(net.pos_embed.axes_dim))
+        for block in net.transformer_blocks if net.zero_cond_t else ():
+            block.zero_cond_t, block._modulate = False, _modulate
         return super().wrap(module, inputs)
 
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
