@@ -22,6 +22,7 @@ from torch import nn
 
 from svdq_trt.base.errors import UsageError
 from svdq_trt.models import LinearGroup, ModelSpec
+from svdq_trt.models.attention import RMS_NORMS
 
 GENERATOR_VERSION = 1  # raise it with any change to the values, so that digests change too
 
@@ -58,6 +59,7 @@ class RandomWeights:
         self._by_member = {m: g for g in groups for m in g.members}
         self._by_norm = {g.source: g for g in groups if g.source}
         self._meta = {n: torch.empty_like(p, device="meta") for n, p in module.named_parameters()}
+        self._added = {name: RMS_NORMS.get(type(part).__name__, 0.0) for name, part in module.named_modules()}
         self._tables = {name: table for table in spec.tables for name in table.parameters}
 
     @property
@@ -75,9 +77,9 @@ class RandomWeights:
         if leaf != "weight":
             value = 0.02 * torch.randn(meta.shape, generator=rng, device=device)
         elif owner in self._by_norm:
-            value = _outliers(self._by_norm[owner], owner, meta.numel(), self.seed)[1]
+            value = _outliers(self._by_norm[owner], owner, meta.numel(), self.seed)[1] - self._added[owner]
         elif meta.dim() == 1:
-            value = 1 + 0.1 * torch.randn(meta.shape, generator=rng, device=device)
+            value = 1 - self._added[owner] + 0.1 * torch.randn(meta.shape, generator=rng, device=device)
         else:
             value = _matrix(owner, meta, self._by_member.get(owner), self.seed, rng)
         return value.to(device, meta.dtype)

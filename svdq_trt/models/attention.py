@@ -19,6 +19,8 @@ from svdq_trt.models.positions import Rotary, rotate
 _PLAIN = ("to_q", "to_k", "to_v", "to_out")
 _TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+#: RMS norms by their classes' names, and what they add to their weight
+RMS_NORMS = {"RMSNorm": 0.0, "Krea2RMSNorm": 1.0}
 _FUSED = ("to_qkv", "to_kv", "to_added_qkv", "to_qkv_gate")
 
 

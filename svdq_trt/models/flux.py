@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -77,8 +77,8 @@ class FluxFamily(Family):
         tokens: synthetic image tokens.
     """
 
-    processors = ((r"(single_)?transformer_blocks\.\d+\.attn", JointAttention),)
-    synthetic = (
+    processors: ClassVar[Sequence[tuple[str, type]]] = ((r"(single_)?transformer_blocks\.\d+\.attn", JointAttention),)
+    synthetic: ClassVar[Sequence[tuple[str, Fill]]] = (
         ("encoder_hidden_states", t5_text),
         ("timestep", lambda r: torch.full(r.shape, float(r.noise))),
         ("img_ids", lambda r: image_ids(*token_grid(r), r.sizes["images"])),

@@ -146,7 +146,7 @@ def complete(
             size = sum(w.numel() for w in member_tensors(module, group)[0])
             hits |= {p for p, limit in sizes.items() if size < limit}
         unused -= hits
-        reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(module, layers, group)
+        reason = f"left out by --skip '{min(hits)}'" if hits else _misfit(module, group)
         if reason:
             why.update(dict.fromkeys(group.members, reason))
     # Groups that share a member by columns or rows are kept or quantized together: a layer is quantized whole, or not.
@@ -169,12 +169,12 @@ def _weights(text: str) -> int:
         raise UsageError("--skip", f"'{text}'", "a number of weights behind <, as in '<2M'") from None
 
 
-def _misfit(module: nn.Module, layers: dict[str, nn.Module], group: LinearGroup) -> str:
+def _misfit(module: nn.Module, group: LinearGroup) -> str:
     """Why this group is not for 4 bits: diffusers, or the op contract; empty if it is."""
     for name in group.members:
         if in_float32(module, name):
             return "diffusers keeps it in f32"
-        n, k = _cut(layers[name].weight.detach(), group).shape
+        n, k = _cut(module.get_parameter(f"{name}.weight").detach(), group).shape
         if k % K_MULTIPLE:
             return f"K = {k} is not a multiple of {K_MULTIPLE}"
         if n % N_MULTIPLE:

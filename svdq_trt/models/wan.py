@@ -15,6 +15,8 @@ from svdq_trt.models.positions import GridRotary, Rotary
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import Request, normal, smooth_image, t5_text
 
+_PATCH = (1, 2, 2)  # frames, rows and columns of the latents in a token
+
 #: config.json of the published transformers, without diffusers' bookkeeping keys. Both experts of A14B have this one.
 A14B_CONFIG: dict[str, Any] = {
     "added_kv_proj_dim": None,
@@ -28,7 +30,7 @@ A14B_CONFIG: dict[str, Any] = {
     "num_attention_heads": 40,
     "num_layers": 40,
     "out_channels": 16,
-    "patch_size": (1, 2, 2),
+    "patch_size": _PATCH,
     "pos_embed_seq_len": None,
     "qk_norm": "rms_norm_across_heads",
     "rope_max_seq_len": 1024,
@@ -113,7 +115,8 @@ def _block_forward(
     x = x + block.attn2(normed.flatten(1, 2), text).view_as(x)
     normed = (block.norm3(x.float()) * (1 + mlp_scale) + mlp_shift).type_as(x)
     hidden = block.ffn(normed.flatten(1, 2)).view_as(x)
-    return (x.float() + hidden.float() * mlp_gate).type_as(x)
+    out: torch.Tensor = (x.float() + hidden.float() * mlp_gate).type_as(x)
+    return out
 
 
 class WanFamily(Family):
@@ -166,7 +169,7 @@ class WanFamily(Family):
 
 def _tokens_per_frame(video: torch.Tensor) -> int:
     """Tokens of one frame of latents [B, C, F, H, W]."""
-    _, rows, columns = A14B_CONFIG["patch_size"]
+    rows, columns = _PATCH[1:]
     return (video.shape[-2] // rows) * (video.shape[-1] // columns)
 
 

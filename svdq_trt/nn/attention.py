@@ -27,7 +27,7 @@ from svdq_trt.contract.attention import (
     Size,
     Source,
 )
-from svdq_trt.models.attention import Processor
+from svdq_trt.models.attention import RMS_NORMS, Processor
 
 #: inputs of each torch op, in order; the first is always given. What it is called depends on whether there is `kv`.
 _ALONE = ("q", "kv", "q_norm", "k_norm", "cos", "sin", "bias")
@@ -227,9 +227,6 @@ def apply(call: Call) -> tuple[Tensor, ...]:
     return (torch.ops.svdq.attention(call.first, *(call.tensors.get(n) for n in _ALONE[1:]), *numbers),)
 
 
-#: RMS norms by their classes' names, and what they add to their weight
-_RMS_NORMS = {"RMSNorm": 0.0, "Krea2RMSNorm": 1.0}
-
 # ---- in a model ------------------------------------------------------------------------------------------------------
 
 
@@ -322,12 +319,13 @@ def _norms(attn: Any) -> dict[str, Any] | None:
 
 def _weight(norm: Any) -> Tensor:
     """[D], by which an RMS norm multiplies."""
-    added, weight = _RMS_NORMS[type(norm).__name__], norm.weight
+    weight: Tensor = norm.weight
+    added = RMS_NORMS[type(norm).__name__]
     return weight + added if added else weight
 
 
 def _is_rms(norm: Any, head_size: int) -> bool:
     """Is it an RMS norm of one head, with a weight and no bias: torch's or diffusers'."""
     weight = getattr(norm, "weight", None)
-    rms = type(norm).__name__ in _RMS_NORMS and getattr(norm, "bias", None) is None and norm.eps is not None
+    rms = type(norm).__name__ in RMS_NORMS and getattr(norm, "bias", None) is None and norm.eps is not None
     return rms and weight is not None and weight.numel() == head_size
