@@ -20,18 +20,12 @@ Formats int4 and nvfp4. What is exact and what is not: docs/interop.md.
 def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("artifact", type=Path, help="svdq.safetensors, or an engine folder that holds one")
     p.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
-    p.add_argument(
-        "--keys",
-        choices=("old", "new"),
-        help="names as nunchaku's C++ engine (old: FLUX, SANA, SDXL) or "
-        "its Python modules have them (new); default: what the family's published files have",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     from svdq_trt.interop import export_nunchaku
 
-    report = export_nunchaku(args.artifact, args.out, None if args.keys is None else args.keys == "old")
+    report = export_nunchaku(args.artifact, args.out)
     say(f"{args.out}: {report.format} rank {report.rank} for nunchaku, {report.nodes} nodes")
     for note in report.notes:
         say(f"    {note}")

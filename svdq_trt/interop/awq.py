@@ -19,11 +19,11 @@ from svdq_trt.base.errors import RangeError, ShapeError
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE, W4A16
 from svdq_trt.contract.weights import SvdqWeights
-from svdq_trt.interop import fragments
 from svdq_trt.interop.exact import difference, restore, same_bits
-from svdq_trt.interop.fragments import AWQ_ROWS, STEP, padded
+from svdq_trt.interop.layouts import OLD
+from svdq_trt.interop.packing import AWQ_ROWS, STEP, pack_awq, padded, unpack_awq
 from svdq_trt.interop.reader import HALF, Reader, to_half
-from svdq_trt.interop.w4a4 import OLD, Exact, Linear4, Written
+from svdq_trt.interop.w4a4 import Exact, Linear4, Written
 
 GROUPS_PADDED = 16  # some writers round the number of groups up to this
 
@@ -54,7 +54,7 @@ def read(reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dt
     if k % STEP or n % (AWQ_ROWS * chunks):
         raise ShapeError(where + "'", f"N = {n}, K = {k}", f"K a multiple of {STEP}, N of {AWQ_ROWS * chunks}")
     at = row_order(n, chunks)
-    codes = fragments.unpack_awq(reader.take(f"{name}.qweight", ("I32",), (n // AWQ_ROWS, k // 2)))[at]
+    codes = unpack_awq(reader.take(f"{name}.qweight", ("I32",), (n // AWQ_ROWS, k // 2)))[at]
     groups, half = k // STEP, reader.dtype(f"{name}.wscales")
     shapes = ((groups, n), (padded(groups, GROUPS_PADDED), n))
     scale = reader.take_finite(f"{name}.wscales", HALF, *shapes)[:groups, at]
@@ -154,7 +154,7 @@ def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written,
         raw = known
     lost = difference(_minus_one(raw, chunks), w.bias)
     out = {
-        "qweight": fragments.pack_awq((codes + point).to(torch.uint8)[back]),
+        "qweight": pack_awq((codes + point).to(torch.uint8)[back]),
         "wscales": w.wscale[:, back],
         "wzeros": zeros[:, back],
     }

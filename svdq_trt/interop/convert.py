@@ -82,7 +82,7 @@ def import_checkpoint(path: Path, spec: ModelSpec, out: Path) -> Report:
     return Report(kind, done.meta["format"], done.meta["rank"], len(done.nodes), done.kept, tuple(done.notes))
 
 
-def export_nunchaku(path: Path, out: Path, old_keys: bool | None = None) -> Report:
+def export_nunchaku(path: Path, out: Path) -> Report:
     """Write an artifact, or that of an engine folder, as a nunchaku file.
 
     Raises:
@@ -94,7 +94,7 @@ def export_nunchaku(path: Path, out: Path, old_keys: bool | None = None) -> Repo
         spec = get_model(str(loaded.meta.get("model")))
     except UsageError as error:
         raise ArtifactError(str(path), f"model {error.got}", error.want) from None
-    done = write_nunchaku(loaded, spec, old_keys)
+    done = write_nunchaku(loaded, spec)
     shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in done.tensors.items()}
     stream_tensors(out, shapes, lambda name: done.tensors[name].contiguous(), done.metadata)
     fmt, rank = loaded.meta.get("format", ""), loaded.meta.get("rank", 0)

@@ -43,14 +43,24 @@ class Family:
     Attributes:
         classes: diffusers' class names. model_class: nunchaku's, for the metadata.
         blocks: regular expression of a block's module name -> its rows.
-        writes_old: the generation of key names that its published files have.
+        old_keys: the generation of key names that nunchaku's loader of this family reads: that of the C++ engine, or
+            that of the Python modules. It takes no other: FLUX's and SDXL's rename the older ones into the newer.
+        tensor_scale: whether that loader takes nvfp4's `wtscale`; else the scale of each row has to hold it.
+        loaders: further names for the model in a file's `_class_name` and `model_class`.
     """
 
     name: str
     classes: tuple[str, ...]
     model_class: str
     blocks: dict[str, tuple[Row, ...]]
-    writes_old: bool
+    old_keys: bool
+    tensor_scale: bool = True
+    loaders: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a file may call the model: diffusers' class or one of nunchaku's."""
+        return (*self.classes, self.model_class, *self.loaders)
 
 
 def _same(name: str, *members: str, unsigned: bool = False) -> Row:
@@ -92,7 +102,8 @@ FLUX = Family(
             *(_renamed(n, f"attn.{n}") for n in ("norm_q", "norm_k")),
         ),
     },
-    writes_old=True,
+    old_keys=True,
+    loaders=("NunchakuFluxTransformer2DModelV2",),
 )
 
 SDXL = Family(
@@ -109,7 +120,8 @@ SDXL = Family(
             _same("ff.net.2"),
         )
     },
-    writes_old=True,
+    old_keys=True,
+    tensor_scale=False,
 )
 
 QWEN = Family(
@@ -130,7 +142,7 @@ QWEN = Family(
             _same("txt_mlp.net.2", unsigned=True),
         )
     },
-    writes_old=False,
+    old_keys=False,
 )
 
 Z_IMAGE = Family(
@@ -146,7 +158,7 @@ Z_IMAGE = Family(
             Row("feed_forward.net.2", "feed_forward.net.2", ("feed_forward.w2",)),
         )
     },
-    writes_old=False,
+    old_keys=False,
 )
 
 SANA = Family(
@@ -167,7 +179,7 @@ SANA = Family(
             Row("ff.point_conv", "ff.conv_point", ("ff.conv_point",)),
         )
     },
-    writes_old=True,
+    old_keys=True,
 )
 
 PIXART = Family(
@@ -184,7 +196,7 @@ PIXART = Family(
             _same("ff.net.2", unsigned=True),
         )
     },
-    writes_old=False,
+    old_keys=False,
 )
 
 FAMILIES: tuple[Family, ...] = (FLUX, SDXL, QWEN, Z_IMAGE, SANA, PIXART)

@@ -19,6 +19,7 @@ from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.exact import difference, same_bits
 from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
+from svdq_trt.interop.layouts import NEW, OLD
 from svdq_trt.interop.nunchaku_import import HINTS
 from svdq_trt.interop.result import GELU_SHIFT, member_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4, Written
@@ -34,12 +35,8 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
-def write_nunchaku(loaded: Artifact, spec: ModelSpec, old_keys: bool | None = None) -> Exported:
-    """Everything of an artifact in nunchaku's format.
-
-    Args:
-        old_keys: names of the C++ engine's files (True) or of the Python modules' (False); None: as the model was
-            imported, else what the family's published files have.
+def write_nunchaku(loaded: Artifact, spec: ModelSpec) -> Exported:
+    """Everything of an artifact in nunchaku's format, with the key names that its loader of the family reads.
 
     Raises:
         UnsupportedError: a layer that nunchaku runs otherwise, or a model that it does not run.
@@ -47,18 +44,13 @@ def write_nunchaku(loaded: Artifact, spec: ModelSpec, old_keys: bool | None = No
     """
     family = family_for(spec)
     came_from = loaded.meta.get("nunchaku")
-    came_from = came_from if isinstance(came_from, dict) else {}
-    if old_keys is None:
-        old_keys = bool(came_from.get("old_keys", family.writes_old))
-    return _Export(loaded, spec, family, old_keys, came_from).run()
+    return _Export(loaded, spec, family, came_from if isinstance(came_from, dict) else {}).run()
 
 
 class _Export:
-    def __init__(
-        self, loaded: Artifact, spec: ModelSpec, family: Family, old_keys: bool, came_from: Mapping[str, Any]
-    ) -> None:
-        self.loaded, self.spec, self.family, self.old_keys, self.came_from = loaded, spec, family, old_keys, came_from
-        self.keys = w4a4.OLD if old_keys else w4a4.NEW
+    def __init__(self, loaded: Artifact, spec: ModelSpec, family: Family, came_from: Mapping[str, Any]) -> None:
+        self.loaded, self.spec, self.family, self.came_from = loaded, spec, family, came_from
+        self.layout = OLD if family.old_keys else NEW
         self.module = spec.build(device="meta")
         self.groups = {g.node: g for g in spec.groups(self.module)}
         exact = came_from.get("layers")
@@ -76,7 +68,7 @@ class _Export:
         rank = max((linear.weights.rank for _, linear, _ in self.linears.values()), default=0)
         for name, (layer, linear, hint) in self.linears.items():  # nunchaku has one rank for all of a model
             same_rank = linear._replace(weights=linear.weights.with_rank(rank))
-            written = w4a4.write(name, same_rank, layer.rows, self.keys, layer.biased)
+            written = w4a4.write(name, same_rank, self.layout, layer.rows, layer.biased, self.family.tensor_scale)
             self._add(name, written._replace(exact=written.exact | hint))
         for node in list(self.pending.values()):
             self._as_dense(node)
@@ -87,14 +79,14 @@ class _Export:
         return self.out
 
     def _layer(self, layer: Layer) -> None:
-        name = layer.old if self.old_keys else layer.new
+        name = layer.old if self.family.old_keys else layer.new
         nodes = [n for n in self.pending.values() if layer.serves(self._group(n))]
         if not layer.row.quantized:
             for node in nodes:
                 self._as_dense(node)
             self._stack_dense(layer, name)
             return
-        exact = self.exact.get(name, {})
+        exact = self.exact.get(layer.new, {})
         linear = Linear4(self._gather(layer, nodes), exact if isinstance(exact, dict) else {})
         if layer.row.chunks:
             written, same = awq.write(name, linear, layer.row.chunks, layer.biased)
@@ -110,6 +102,8 @@ class _Export:
         self.out.tensors |= written.tensors
         if written.exact:
             self.hints[name] = written.exact
+        if written.lost:
+            self.out.notes.append(f"{name}: {written.lost}.")
 
     def _group(self, node: Node) -> LinearGroup:
         return self.groups.get(node.name) or LinearGroup(node.name, node.members, Activation(node.activation))

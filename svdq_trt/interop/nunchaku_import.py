@@ -16,9 +16,9 @@ from svdq_trt.interop import awq, w4a4
 from svdq_trt.interop.container import header_object
 from svdq_trt.interop.exact import restore
 from svdq_trt.interop.families import Family
-from svdq_trt.interop.fragments import padded
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.order import Evidence, Order
+from svdq_trt.interop.packing import padded
 from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows
 from svdq_trt.interop.w4a4 import Exact, Linear4
@@ -40,7 +40,10 @@ def read_nunchaku(reader: Reader, spec: ModelSpec) -> Imported:
     family = family_for(spec)
     config = header_object(reader, "config")
     if config:
-        compare_config(spec, config, f"{reader.where}: metadata 'config'", (family.model_class,))
+        compare_config(spec, config, f"{reader.where}: metadata 'config'", family.names)
+    model_class = reader.metadata.get("model_class", family.model_class)
+    if model_class not in family.names:
+        raise ArtifactError(f"{reader.where}: metadata 'model_class'", f"{model_class!r:.60}", family.model_class)
     quantization = header_object(reader, "quantization_config")
     module = spec.build(device="meta")
     groups = spec.groups(module)
@@ -98,7 +101,6 @@ class _Import:
         self.hints: dict[str, Any] = hints if isinstance(hints, dict) else {}
         self.exact: dict[str, Exact] = {}
         self.assumed_unsigned: list[str] = []
-        self.old_keys = False
         self.out = Imported()
 
     def run(self) -> Imported:
@@ -114,7 +116,7 @@ class _Import:
             for key in ("config", "comfy_config", "model_class", "quantization_config")
             if key in self.reader.metadata
         }
-        self.out.meta = {"nunchaku": {"old_keys": self.old_keys, "layers": self.exact, "metadata": keep}}
+        self.out.meta = {"nunchaku": {"layers": self.exact, "metadata": keep}}
         self.out.finish(self.spec, self.groups)
         if names := self.assumed_unsigned:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -136,15 +138,15 @@ class _Import:
         if self.reader.has(f"{name}.wzeros"):
             linear = awq.read(self.reader, name, sum(layer.n), layer.k, max(layer.row.chunks, 1), self.dtype, hints)
         else:
-            linear = w4a4.read(self.reader, name, layer.rows, layer.k, self.dtype, hints)
-            self.old_keys |= self.reader.has(f"{name}.{w4a4.OLD.smooth}")
+            layout = w4a4.layout_of(self.reader, name)
+            linear = w4a4.read(self.reader, name, layout, layer.rows, layer.k, self.dtype, hints)
         unsigned = layer.row.unsigned and linear.weights.format.unsigned_codes
         if unsigned and hints.get("signed") is True:  # ours, shifted for nunchaku: undo it
             linear, unsigned = _unshifted(linear, hints), False
         if unsigned:
             self.assumed_unsigned.append(name)
         if linear.exact:
-            self.exact[name] = linear.exact
+            self.exact[layer.new] = linear.exact
         served = [g for g in self.groups if layer.serves(g)]
         if served and fits(linear.weights, layer.k):
             self._nodes(layer, linear.weights, served, unsigned)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import Format
-from svdq_trt.interop import fragments
+from svdq_trt.interop.packing import FRAGMENTS
 from svdq_trt.interop.w4a4 import Rows
 
 _CLEAR = 0.065  # difference of the two shares: half-way between -0.03 and -0.11, see above
@@ -39,7 +39,7 @@ class Evidence:
 
     def add(self, stored: Tensor, fmt: Format, rows: Rows, k: int) -> None:
         """Count a layer: its qweight [N padded, K padded / 2] int8 as stored; K without padding."""
-        fragment = _with_largest(fragments.unpack_codes(stored), fmt, rows, k)
+        fragment = _with_largest(FRAGMENTS.codes.unpack(stored, stored.shape), fmt, rows, k)
         self._groups += fragment.numel()
         self._fragments += int(fragment.sum())
         self._rows += int(_with_largest(stored, fmt, rows, k).sum())

@@ -1,4 +1,4 @@
-"""One nunchaku W4A4 linear (int4 or fp4) as tensors of our op contract, and back.
+"""One W4A4 linear (int4 or nvfp4) of SVDQuant's makers as tensors of our op contract, and back.
 
     theirs  y = Q·quant(x / smooth [+ shift]) + up·(down·x) + bias,  fp4: Q scaled by wtscale · wcscales
     ours    y = Q·quant((x [+ shift]) · act_mul) + up·(down·x) + bias,  nvfp4: scaled by wscale2
@@ -18,25 +18,13 @@ from torch.nn.functional import pad
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
 from svdq_trt.contract.formats import INT4, NVFP4, R_MAX, R_MULTIPLE
 from svdq_trt.contract.weights import SvdqWeights
-from svdq_trt.interop import fragments
+from svdq_trt.interop import second_scales
 from svdq_trt.interop.exact import difference, reciprocal, restore, same_bits
-from svdq_trt.interop.fragments import STEP, padded
+from svdq_trt.interop.layouts import NEW, OLD, Layout
+from svdq_trt.interop.packing import FRAGMENTS, STEP, TILE, Order, padded
 from svdq_trt.interop.reader import FLOAT, HALF, Reader, to_half
 
 Exact = dict[str, Any]
-
-
-class Keys(NamedTuple):
-    """Names of the tensors that the two generations of nunchaku name differently."""
-
-    smooth: str
-    smooth_orig: str
-    down: str
-    up: str
-
-
-OLD = Keys("smooth", "smooth_orig", "lora_down", "lora_up")  # the C++ engine's
-NEW = Keys("smooth_factor", "smooth_factor_orig", "proj_down", "proj_up")  # the Python modules'
 
 
 class Rows(NamedTuple):
@@ -46,16 +34,17 @@ class Rows(NamedTuple):
     at: Tensor  # [N] row of the file
 
     @classmethod
-    def of(cls, rows: Sequence[int], layout: str = "stacked") -> Rows:
-        """Layouts: "stacked", padded at the end; "each", every member padded; "pairs", the halves interleaved."""
-        if layout == "each":
-            starts = [sum(padded(r) for r in rows[:i]) for i in range(len(rows))]
+    def of(cls, rows: Sequence[int], order: str = "stacked", tile: int = TILE) -> Rows:
+        """Orders: "stacked", padded at the end; "each", every member padded; "pairs", the halves interleaved."""
+        if order == "each":
+            starts = [sum(padded(r, tile) for r in rows[:i]) for i in range(len(rows))]
             at = torch.cat([s + torch.arange(r) for s, r in zip(starts, rows, strict=True)])
-            return cls(sum(padded(r) for r in rows), at)
+            return cls(sum(padded(r, tile) for r in rows), at)
         n = sum(rows)
-        if layout == "pairs":
-            return cls(padded(2 * padded(n // 2, STEP)), torch.cat((torch.arange(0, n, 2), torch.arange(1, n, 2))))
-        return cls(padded(n), torch.arange(n))
+        if order == "pairs":
+            at = torch.cat((torch.arange(0, n, 2), torch.arange(1, n, 2)))
+            return cls(padded(2 * padded(n // 2, STEP), tile), at)
+        return cls(padded(n, tile), torch.arange(n))
 
 
 class Linear4(NamedTuple):
@@ -71,13 +60,26 @@ class Linear4(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A linear in nunchaku's format: its tensors, and what they cannot hold of ours."""
+    """A linear in another tool's format.
+
+    Attributes:
+        tensors: by full name. exact: what they cannot hold of ours, for the way back.
+        lost: what no way back restores, in words; "" where nothing is.
+    """
 
     tensors: dict[str, Tensor]
     exact: Exact
+    lost: str = ""
 
 
-def read(reader: Reader, name: str, rows: Rows, k: int, dtype: torch.dtype, hints: Exact) -> Linear4:
+def layout_of(reader: Reader, name: str) -> Layout:
+    """Which of nunchaku's two generations the linear `name` is named after."""
+    return NEW if reader.has(f"{name}.{NEW.smooth}") else OLD
+
+
+def read(
+    reader: Reader, name: str, layout: Layout, rows: Rows, k: int, dtype: torch.dtype, hints: Exact
+) -> Linear4:
     """The linear `name` with K input features, in the 16-bit `dtype`.
 
     Args:
@@ -86,50 +88,113 @@ def read(reader: Reader, name: str, rows: Rows, k: int, dtype: torch.dtype, hint
     Raises:
         ArtifactError, ShapeError, RangeError: naming the tensor that does not fit.
     """
-    where = f"{reader.where}: '{name}"
-    keys = NEW if reader.has(f"{name}.{NEW.smooth}") else OLD
-    kp, k64 = padded(k), padded(k, STEP)
-    qweight = fragments.unpack_codes(reader.take(f"{name}.qweight", ("I8",), (rows.total, kp // 2)))
-    _refuse_padding(f"{where}.qweight'", qweight, rows, -(-k // 2))
-    half = reader.dtype(f"{name}.{keys.smooth}")
-    exact: Exact = {}
-    fmt = NVFP4 if reader.kind(f"{name}.wscales") == "F8_E4M3" else INT4
-    if fmt is NVFP4:
-        wscale = fragments.unpack_micro(
-            reader.take(f"{name}.wscales", ("F8_E4M3",), (kp // 16, rows.total)).view(torch.int8)
+    return _Reading(reader, name, layout, rows, k, dtype).run(hints)
+
+
+class _Reading:
+    """One linear being read; `exact` gathers what its weights cannot hold of it."""
+
+    def __init__(self, reader: Reader, name: str, layout: Layout, rows: Rows, k: int, dtype: torch.dtype) -> None:
+        self.reader, self.name, self.layout, self.rows, self.k, self.dtype = reader, name, layout, rows, k, dtype
+        self.kp, self.k64 = padded(k, max(layout.tile, STEP)), padded(k, STEP)
+        self.exact: Exact = {}
+
+    def run(self, hints: Exact) -> Linear4:
+        layout, rows, k64 = self.layout, self.rows, self.k64
+        qweight = self._take(layout.codes, ("I8",), layout.packing.codes, (rows.total, self.kp // 2))
+        _refuse_padding(self._where(layout.codes), qweight, rows, -(-self.k // 2))
+        fmt = NVFP4 if self.reader.kind(f"{self.name}.{layout.scales}") == "F8_E4M3" else INT4
+        wscale, wscale2 = self._micro_scales(hints) if fmt is NVFP4 else self._group_scales()
+        act_mul = self._act_mul(hints)
+        down, up = self._low_rank()
+        bias = torch.zeros(len(rows.at), dtype=self.dtype)
+        if self.reader.has(f"{self.name}.bias"):
+            bias = self._take("bias", layout.floats, layout.packing.channels, (rows.total,))[rows.at]
+        weights = SvdqWeights(
+            qweight=qweight[rows.at, : k64 // 2],
+            wscale=wscale[: k64 // STEP, rows.at],
+            act_mul=act_mul,
+            lora_down=to_half(self._where(layout.down), down[:, :k64], self.dtype),
+            lora_up=to_half(self._where(layout.up), up[rows.at], self.dtype),
+            bias=to_half(self._where("bias"), bias, self.dtype),
+            wscale2=wscale2,
+            format=fmt,
         )
-        if bool(((wscale & 0x7F) == 0x7F).any()):
-            raise RangeError(f"{where}.wscales'", "NaN", "finite e4m3 scales")
-        wscale2 = _second_scales(reader, name, rows, exact)
-    else:
-        stored = reader.take_finite(f"{name}.wscales", HALF, (kp // STEP, rows.total))
-        wscale = to_half(f"{where}.wscales'", fragments.unpack_vectors(stored), dtype, scale=True)
-        wscale2 = torch.ones(len(rows.at))
-    smooth = fragments.unpack_vector(reader.take_finite(f"{name}.{keys.smooth}", HALF, (kp,)))[:k64].clone()
-    act_mul = _multiplier(f"{where}.{keys.smooth}'", smooth, k, dtype)
-    if _positive(known := restore(act_mul, hints.get("act_mul"))):
-        act_mul = known
-    if half == dtype:
-        exact["smooth"] = difference(reciprocal(act_mul), smooth)
-    if reader.has(f"{name}.{keys.smooth_orig}"):  # nothing computes with it: kept for the way back
-        orig = fragments.unpack_vector(reader.take(f"{name}.{keys.smooth_orig}", HALF, (kp,)))[:k64]
-        if orig.dtype == smooth.dtype:
-            exact["smooth_orig"] = difference(smooth, orig)
-    down, up = _low_rank(reader, name, keys, rows, kp, k)
-    bias = torch.zeros(len(rows.at), dtype=dtype)
-    if reader.has(f"{name}.bias"):
-        bias = fragments.unpack_vector(reader.take_finite(f"{name}.bias", HALF, (rows.total,)))[rows.at]
-    weights = SvdqWeights(
-        qweight=qweight[rows.at, : k64 // 2],
-        wscale=wscale[: k64 // STEP, rows.at],
-        act_mul=act_mul,
-        lora_down=to_half(f"{where}.{keys.down}'", down[:, :k64], dtype),
-        lora_up=to_half(f"{where}.{keys.up}'", up[rows.at], dtype),
-        bias=to_half(f"{where}.bias'", bias, dtype),
-        wscale2=wscale2,
-        format=fmt,
-    )
-    return Linear4(weights.contiguous(), {k: v for k, v in exact.items() if v})
+        weights = weights.with_rank(padded(weights.rank, R_MULTIPLE)).contiguous()
+        return Linear4(weights, {k: v for k, v in self.exact.items() if v})
+
+    def _where(self, leaf: str) -> str:
+        return f"{self.reader.where}: '{self.name}.{leaf}'"
+
+    def _take(self, leaf: str, kinds: Sequence[str], order: Order, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of the file as the logical one of `shape`; NaN and Inf are refused."""
+        stored = self.reader.take_finite(f"{self.name}.{leaf}", kinds, tuple(order.stored(shape)))
+        return order.unpack(stored, shape)
+
+    def _group_scales(self) -> tuple[Tensor, Tensor]:
+        """Int4: scales [K/64, N], and ones [N]."""
+        layout, shape = self.layout, (self.kp // STEP, self.rows.total)
+        stored = self._take(layout.scales, layout.floats, layout.packing.scales, shape)
+        return to_half(self._where(layout.scales), stored, self.dtype, scale=True), torch.ones(len(self.rows.at))
+
+    def _micro_scales(self, hints: Exact) -> tuple[Tensor, Tensor]:
+        """Nvfp4: e4m3 bytes [K/64, N, 4], and the product wtscale · wcscales [N] f32; absent ones are 1."""
+        reader, name, rows = self.reader, self.name, self.rows
+        shape = (self.kp // STEP, rows.total, 4)
+        order = self.layout.packing.micro
+        bytes_ = reader.take(f"{name}.{self.layout.scales}", ("F8_E4M3",), tuple(order.stored(shape))).view(torch.int8)
+        if bool(((bytes_ & 0x7F) == 0x7F).any()):
+            raise RangeError(self._where(self.layout.scales), "NaN", "finite e4m3 scales")
+        wscale, scale = order.unpack(bytes_, shape), torch.ones(rows.total)
+        if reader.has(f"{name}.wtscale"):
+            whole = reader.take_finite(f"{name}.wtscale", FLOAT, (1,), ()).reshape(1)
+            self.exact["wtscale"] = [reader.kind(f"{name}.wtscale"), float(whole)]
+            scale = scale * whole.float()
+        if reader.has(f"{name}.wcscales"):
+            columns = self._take("wcscales", HALF, self.layout.packing.channels, (rows.total,))
+            self.exact["wcscales"] = reader.kind(f"{name}.wcscales")
+            scale = scale * columns.float()
+        scale = scale[rows.at]
+        if not bool(scale.isfinite().all()):
+            raise RangeError(self._where("wtscale"), "a product beyond float32", "finite scales")
+        return second_scales.restore(wscale, rows.at, scale, hints.get("tensor_scale"))
+
+    def _act_mul(self, hints: Exact) -> Tensor:
+        """[K padded to 64] the reciprocal of the smoothing."""
+        layout, k64 = self.layout, self.k64
+        stored = self._take(layout.smooth, layout.floats, layout.packing.channels, (self.kp,))
+        smooth = stored[:k64].clone()
+        act_mul = _multiplier(self._where(layout.smooth), smooth, self.k, self.dtype)
+        if _positive(known := restore(act_mul, hints.get("act_mul"))):
+            act_mul = known
+        if smooth.dtype == self.dtype:
+            self.exact["smooth"] = difference(reciprocal(act_mul), smooth)
+        if layout.smooth_orig and self.reader.has(f"{self.name}.{layout.smooth_orig}"):  # kept for the way back
+            stored = self.reader.take(f"{self.name}.{layout.smooth_orig}", HALF, (self.kp,))
+            orig = layout.packing.channels.unpack(stored, (self.kp,))[:k64]
+            if orig.dtype == smooth.dtype:
+                self.exact["smooth_orig"] = difference(smooth, orig)
+        return act_mul
+
+    def _low_rank(self) -> tuple[Tensor, Tensor]:
+        """The factors down [R, K padded] and up [N padded, R]; R = 0 where the file has none."""
+        layout, kp, n = self.layout, self.kp, self.rows.total
+        down_name, up_name = f"{self.name}.{layout.down}", f"{self.name}.{layout.up}"
+        if not self.reader.has(down_name) and not self.reader.has(up_name):
+            return torch.zeros(0, kp), torch.zeros(n, 0)
+        shape = self.reader.shape(down_name)
+        rank, step = (shape[1] if len(shape) == 2 else -1), R_MULTIPLE if layout.packing is FRAGMENTS else 1
+        if rank < 0 or rank % step or rank > R_MAX:
+            want = f"[{kp}, R], R {'a multiple of ' + str(step) + ' ' if step > 1 else ''}up to {R_MAX}"
+            raise ShapeError(self._where(layout.down), f"shape {list(shape)}", want)
+        down = self._take(layout.down, layout.floats, layout.packing.down, (rank, kp))
+        up = self._take(layout.up, layout.floats, layout.packing.up, (n, rank))
+        if bool(down[:, self.k :].any()):
+            raise ShapeError(self._where(layout.down), _IN_PADDING, "a checkpoint of this model")
+        return down, up
+
+
+_IN_PADDING = "weights where this model has only padding"
 
 
 def _refuse_padding(where: str, qweight: Tensor, rows: Rows, used: int) -> None:
@@ -137,7 +202,7 @@ def _refuse_padding(where: str, qweight: Tensor, rows: Rows, used: int) -> None:
     beyond = torch.ones(rows.total, dtype=torch.bool)
     beyond[rows.at] = False
     if bool(qweight[beyond].any()) or bool(qweight[:, used:].any()):
-        raise ShapeError(where, "weights where this model has only padding", "a checkpoint of this model")
+        raise ShapeError(where, _IN_PADDING, "a checkpoint of this model")
 
 
 def _multiplier(where: str, smooth: Tensor, k: int, dtype: torch.dtype) -> Tensor:
@@ -154,89 +219,58 @@ def _positive(values: Tensor) -> bool:
     return bool((values.isfinite() & (values > 0)).all())
 
 
-def _second_scales(reader: Reader, name: str, rows: Rows, exact: Exact) -> Tensor:
-    """The product wtscale · wcscales, [N] f32; either may be absent and is then 1."""
-    scale = torch.ones(len(rows.at))
-    if reader.has(f"{name}.wtscale"):
-        stored = reader.take_finite(f"{name}.wtscale", FLOAT, (1,), ()).reshape(1)
-        exact["wtscale"] = [reader.kind(f"{name}.wtscale"), float(stored)]
-        scale = scale * stored.float()
-    if reader.has(f"{name}.wcscales"):
-        columns = reader.take_finite(f"{name}.wcscales", HALF, (rows.total,))
-        exact["wcscales"] = reader.kind(f"{name}.wcscales")
-        scale = scale * fragments.unpack_vector(columns)[rows.at].float()
-    if not bool(scale.isfinite().all()):
-        raise RangeError(f"{reader.where}: '{name}.wtscale'", "a product beyond float32", "finite scales")
-    return scale
-
-
-def _low_rank(reader: Reader, name: str, keys: Keys, rows: Rows, kp: int, k: int) -> tuple[Tensor, Tensor]:
-    """The factors down [R, K padded] and up [N padded, R]; R = 0 where the file has none."""
-    down_name, up_name = f"{name}.{keys.down}", f"{name}.{keys.up}"
-    if not reader.has(down_name) and not reader.has(up_name):
-        return torch.zeros(0, kp), torch.zeros(rows.total, 0)
-    shape = reader.shape(down_name)
-    rank = shape[1] if len(shape) == 2 else -1
-    if rank < 0 or rank % R_MULTIPLE or rank > R_MAX:
-        raise ShapeError(
-            f"{reader.where}: '{down_name}'",
-            f"shape {list(shape)}",
-            f"[{kp}, R], R a multiple of {R_MULTIPLE} up to {R_MAX}",
-        )
-    down = fragments.unpack_down(reader.take_finite(down_name, HALF, (kp, rank)))
-    up = fragments.unpack_up(reader.take_finite(up_name, HALF, (rows.total, rank)))
-    if bool(down[:, k:].any()):
-        raise ShapeError(
-            f"{reader.where}: '{down_name}'", "weights where this model has only padding", "a checkpoint of this model"
-        )
-    return down, up
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def write(name: str, linear: Linear4, rows: Rows, keys: Keys, bias: bool) -> Written:
+def write(name: str, linear: Linear4, layout: Layout, rows: Rows, bias: bool, tensor_scale: bool = True) -> Written:
     """The tensors of the linear `name`.
 
     Args:
         linear: K % 64 == 0; its `exact` is used where it still agrees.
         bias: the linear has one; without, a bias that is all zeros is left out.
+        tensor_scale: see `second_scales.write`.
 
     Raises:
-        ArtifactError: a format that nunchaku has not.
+        ArtifactError: a format that no maker of these has.
     """
-    w, exact = linear.weights, linear.exact
+    w, exact, packing = linear.weights, linear.exact, layout.packing
     if w.format not in (INT4, NVFP4):
         raise ArtifactError(
             name, f"format {w.format.name}", "int4 or nvfp4", "Quantize with --format int4 or --format nvfp4."
         )
-    half, k = w.act_mul.dtype, w.k
-    kp = padded(k)
+    k, kp = w.k, padded(w.k, max(layout.tile, STEP))
     smooth = reciprocal(w.act_mul)
     if same_bits(reciprocal(original := restore(smooth, exact.get("smooth"))), w.act_mul):
         smooth = original
-    orig = restore(smooth, exact.get("smooth_orig"))
     out = {
-        "qweight": fragments.pack_codes(_spread(w.qweight, rows, 0, 0, kp // 2)),
-        keys.smooth: fragments.pack_vector(pad(smooth, (0, kp - k), value=1)),
-        keys.smooth_orig: fragments.pack_vector(pad(orig, (0, kp - k), value=1)),
+        layout.codes: packing.codes.pack(_spread(w.qweight, rows, 0, 0, kp // 2)),
+        layout.smooth: packing.channels.pack(pad(smooth, (0, kp - k), value=1)),
+        layout.down: packing.down.pack(pad(w.lora_down, (0, kp - k))),
+        layout.up: packing.up.pack(_spread(w.lora_up, rows, 0, 0, w.rank)),
     }
+    if layout.smooth_orig:
+        orig = restore(smooth, exact.get("smooth_orig"))
+        out[layout.smooth_orig] = packing.channels.pack(pad(orig, (0, kp - k), value=1))
+    hints: Exact = {}
+    lost = ""
     if w.format is INT4:
-        out["wscales"] = fragments.pack_vectors(_spread(w.wscale.T, rows, 1, 1, kp // STEP).T)
+        out[layout.scales] = packing.scales.pack(_spread(w.wscale.T, rows, 1, 1, kp // STEP).T)
     else:
-        scales = w.wscale.transpose(0, 1)  # [N, K/64, 4]
+        second = second_scales.write(w.wscale, w.wscale2, w.act_mul.dtype, tensor_scale, exact)
+        hints, lost = second.exact, second.lost
+        scales = second.wscale.transpose(0, 1)  # [N, K/64, 4]
         one = int(torch.ones(1).to(torch.float8_e4m3fn).view(torch.int8))
         full = _spread(scales.flatten(1), rows, one, one, kp // 16).unflatten(1, (kp // STEP, 4))
-        out["wscales"] = fragments.pack_micro(full.transpose(0, 1)).view(torch.float8_e4m3fn)
-        out |= _write_second_scales(w.wscale2, rows, half, exact)
+        out[layout.scales] = packing.micro.pack(full.transpose(0, 1)).view(torch.float8_e4m3fn)
+        if second.whole is not None:
+            out["wtscale"] = second.whole
+        if second.columns is not None:
+            out["wcscales"] = packing.channels.pack(_spread(second.columns[:, None], rows, 1, 1, 1)[:, 0])
     if bias or bool(w.bias.any()):
-        out["bias"] = fragments.pack_vector(_spread(w.bias[:, None], rows, 1, 1, 1)[:, 0])
-    if w.rank or keys is NEW:  # the Python modules have the parameters at rank 0, too
-        out[keys.down] = fragments.pack_down(pad(w.lora_down, (0, kp - k)))
-        out[keys.up] = fragments.pack_up(_spread(w.lora_up, rows, 0, 0, w.rank))
-    lost = difference(reciprocal(smooth), w.act_mul)
-    tensors = {f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}
-    return Written(tensors, {"act_mul": lost} if lost else {})
+        out["bias"] = packing.channels.pack(_spread(w.bias[:, None], rows, 1, 1, 1)[:, 0])
+    if unheld := difference(reciprocal(smooth), w.act_mul):
+        hints = hints | {"act_mul": unheld}
+    return Written({f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}, hints, lost)
 
 
 def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns: int) -> Tensor:
@@ -244,40 +278,6 @@ def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns
     full = torch.full((rows.total, columns), row_fill, dtype=values.dtype)
     full[rows.at] = pad(values, (0, columns - values.shape[1]), value=column_fill)
     return full
-
-
-def _write_second_scales(wscale2: Tensor, rows: Rows, half: torch.dtype, exact: Exact) -> dict[str, Tensor]:
-    """Write wtscale alone where one number serves all rows, else wcscales too, rounded to 16 bits if they must be."""
-    if ("wtscale" in exact or "wcscales" in exact) and (out := _as_it_was(wscale2, rows, exact)) is not None:
-        return out
-    if bool((wscale2 == wscale2[0]).all()):
-        return {} if wscale2[0] == 1 else {"wtscale": wscale2[:1].clone()}
-    columns = wscale2.to(half)
-    if torch.equal(columns.float(), wscale2):
-        return {"wcscales": _pack_columns(columns, rows)}
-    largest = wscale2.abs().max()
-    return {"wtscale": largest.reshape(1), "wcscales": _pack_columns((wscale2 / largest).to(half), rows)}
-
-
-def _pack_columns(columns: Tensor, rows: Rows) -> Tensor:
-    return fragments.pack_vector(_spread(columns[:, None], rows, 1, 1, 1)[:, 0])
-
-
-def _as_it_was(wscale2: Tensor, rows: Rows, exact: Exact) -> dict[str, Tensor] | None:
-    """The wtscale and wcscales with the dtypes and values of the file; None where they no longer give wscale2."""
-    dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-    try:
-        kind, value = exact.get("wtscale") or ("F32", 1.0)
-        whole = torch.tensor([float(value)]).to(dtypes[kind])
-        columns = (wscale2 / whole.float()).to(dtypes[exact.get("wcscales") or "F32"])
-    except (KeyError, TypeError, ValueError):
-        return None
-    if "wcscales" not in exact:
-        columns = torch.ones_like(wscale2)
-    if not torch.equal(whole.float() * columns.float(), wscale2):
-        return None
-    out = {"wtscale": whole} if "wtscale" in exact else {}
-    return out | ({"wcscales": _pack_columns(columns, rows)} if "wcscales" in exact else {})
 
 
 # ---- values ----------------------------------------------------------------------------------------------------

@@ -10,9 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from svdq_trt.contract.numerics import E4M3, e2m1_codes, e2m1_values, pack_nibbles, round_e2m1
-from svdq_trt.interop import fragments as f
+from svdq_trt.interop.layouts import OLD, Layout
+from svdq_trt.interop.packing import FRAGMENTS as F
+from svdq_trt.interop.packing import pack_awq, padded
 from svdq_trt.interop.reader import Reader
-from svdq_trt.interop.w4a4 import OLD, Keys, Rows
+from svdq_trt.interop.w4a4 import Rows
 
 
 @dataclass
@@ -41,7 +43,7 @@ def w4a4(
     k: int,
     rank: int = 32,
     fp4: bool = False,
-    keys: Keys = OLD,
+    keys: Layout = OLD,
     dtype=torch.bfloat16,
     seed: int = 0,
     layout: str = "stacked",
@@ -52,7 +54,7 @@ def w4a4(
     """A W4A4 layer. scales: of fp4, any of "t" (wtscale, 16 bit), "T" (f32), "c" (wcscales)."""
     g = torch.Generator().manual_seed(seed)
     rows = Rows.of(members or (n,), layout)
-    kp, groups = f.padded(k), 16 if fp4 else 64
+    kp, groups = padded(k), 16 if fp4 else 64
 
     def spread(values: Tensor, row_fill: float, column_fill: float, columns: int) -> Tensor:
         full = torch.full((rows.total, columns), row_fill, dtype=values.dtype)
@@ -66,32 +68,32 @@ def w4a4(
     values = e2m1_values(codes).double() if fp4 else ((codes ^ 8).to(torch.int8) - 8).double()
     weight = values * scale.double().repeat_interleave(groups, 1)[:, :k]
     t = {
-        "qweight": f.pack_codes(pack_nibbles(spread(codes, 0, 0, kp))),
-        keys.smooth: f.pack_vector(pad(smooth, (0, kp - k), value=1)),
-        keys.smooth_orig: f.pack_vector(pad((smooth.float() * 1.1).to(dtype), (0, kp - k), value=1)),
+        "qweight": F.codes.pack(pack_nibbles(spread(codes, 0, 0, kp))),
+        keys.smooth: F.channels.pack(pad(smooth, (0, kp - k), value=1)),
+        keys.smooth_orig: F.channels.pack(pad((smooth.float() * 1.1).to(dtype), (0, kp - k), value=1)),
     }
     if fp4:
         e4m3 = spread(scale.view(torch.uint8), 0x38, 0x38, kp // 16).unflatten(1, (kp // 64, 4))
-        t["wscales"] = f.pack_micro(e4m3.transpose(0, 1)).view(E4M3)
+        t["wscales"] = F.micro.pack(e4m3.transpose(0, 1)).view(E4M3)
         if "t" in scales or "T" in scales:
             kind = torch.float32 if "T" in scales else dtype
             t["wtscale"] = (torch.rand(1, generator=g) + 0.5).to(kind)
             weight = weight * t["wtscale"].double()
         if "c" in scales:
             columns = (torch.rand(n, generator=g) + 0.5).to(dtype)
-            t["wcscales"] = f.pack_vector(spread(columns[:, None], 1, 1, 1)[:, 0])
+            t["wcscales"] = F.channels.pack(spread(columns[:, None], 1, 1, 1)[:, 0])
             weight = weight * columns[:, None].double()
     else:
-        t["wscales"] = f.pack_vectors(spread(scale, 1, 1, kp // 64).T)
+        t["wscales"] = F.scales.pack(spread(scale, 1, 1, kp // 64).T)
     weight = weight / smooth.double()
     if rank:
         down, up = (torch.randn(*s, generator=g).to(dtype) for s in ((rank, k), (n, rank)))
-        t[keys.down] = f.pack_down(pad(down, (0, kp - k)))
-        t[keys.up] = f.pack_up(spread(up, 0, 0, rank))
+        t[keys.down] = F.down.pack(pad(down, (0, kp - k)))
+        t[keys.up] = F.up.pack(spread(up, 0, 0, rank))
         weight = weight + up.double() @ down.double()
     b = torch.randn(n, generator=g).to(dtype) if bias else torch.zeros(n, dtype=dtype)
     if bias:
-        t["bias"] = f.pack_vector(spread(b[:, None], 1, 1, 1)[:, 0])
+        t["bias"] = F.channels.pack(spread(b[:, None], 1, 1, 1)[:, 0])
     return Truth({f"{name}.{key}": v.contiguous() for key, v in t.items()}, weight, b)
 
 
@@ -115,7 +117,7 @@ def awq(name: str, n: int, k: int, chunks: int, dtype=torch.bfloat16, seed: int 
         if chunks == 6:
             plus[4] += 1
     t = {
-        "qweight": f.pack_awq(reorder(codes)),
+        "qweight": pack_awq(reorder(codes)),
         "wscales": reorder(scale).T,
         "wzeros": reorder(zero).T,
         "bias": reorder(plus.flatten()).to(dtype),

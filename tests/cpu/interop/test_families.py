@@ -11,8 +11,8 @@ from torch import nn
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.interop import import_checkpoint
+from svdq_trt.interop.layouts import NEW, OLD
 from svdq_trt.interop.nunchaku_export import write_nunchaku
-from svdq_trt.interop.w4a4 import NEW, OLD
 from svdq_trt.models import ModelSpec, Profile, get_model
 from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.nn.restore import layer_of, restore_model

@@ -15,7 +15,7 @@ from torch import nn
 from svdq_trt.artifact import svdq_file
 from svdq_trt.base.errors import SvdqError
 from svdq_trt.interop import convert
-from svdq_trt.interop.w4a4 import NEW, OLD
+from svdq_trt.interop.layouts import NEW, OLD
 from svdq_trt.nn.restore import restore_model
 from tests.cpu.interop.toy_flux import BLOCK, SPEC, checkpoint
 

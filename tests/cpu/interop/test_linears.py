@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, SvdqError
+from svdq_trt.contract.numerics import E4M3
 from svdq_trt.contract.ops import input_shapes
 from svdq_trt.interop import awq as awq_layer
 from svdq_trt.interop import w4a4 as w4a4_layer
-from svdq_trt.interop.w4a4 import NEW, OLD, Linear4, Rows
+from svdq_trt.interop.layouts import NEW, OLD
+from svdq_trt.interop.w4a4 import Linear4, Rows
 from tests.cpu.interop import nunchaku_layers as make
 
 BF16, F16 = torch.bfloat16, torch.float16
@@ -39,6 +41,11 @@ KINDS = {
 }
 
 
+def read(reader, name, rows, k, dtype, hints):
+    """The linear as a file of nunchaku's, of either generation."""
+    return w4a4_layer.read(reader, name, w4a4_layer.layout_of(reader, name), rows, k, dtype, hints)
+
+
 def assert_same(a, b):
     assert sorted(a) == sorted(b)
     for name, t in a.items():
@@ -53,7 +60,7 @@ def test_w4a4_by_value_and_back(tmp_path, kind, keys):
     truth = make.w4a4("x", keys=keys, **args)
     dtype, k = args.get("dtype", BF16), args["k"]
     rows = Rows.of(args.get("members") or (args["n"],), args.get("layout", "stacked"))
-    linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, k, dtype, {})
+    linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, k, dtype, {})
     shapes = input_shapes(linear.weights.format, args["n"], k, args.get("rank", 32))
     assert {name: tuple(t.shape) for name, t in linear.weights.tensors.items()} == shapes
     # the only rounding is that of 1/smooth to 16 bits; the low-rank part passes it by
@@ -62,17 +69,18 @@ def test_w4a4_by_value_and_back(tmp_path, kind, keys):
     codes_max = (got - linear.weights.lora_up.double() @ linear.weights.lora_down.double()).abs()
     assert bool(((got - truth.weight).abs() <= eps * codes_max + 2e-6 * scale).all())
     assert torch.equal(linear.weights.bias, truth.bias)
-    written = w4a4_layer.write("x", linear, rows, keys, bias=args.get("bias", True))
-    filled = {name: t for name, t in written.tensors.items() if t.numel()}  # rank 0, new keys: see the next test
+    written = w4a4_layer.write("x", linear, keys, rows, bias=args.get("bias", True))
+    filled = {name: t for name, t in written.tensors.items() if t.numel()}  # rank 0: see the next test
     assert_same(filled, truth.tensors)
 
 
-def test_rank_0_in_the_python_modules_files_is_an_empty_parameter(tmp_path):
-    truth = make.w4a4("x", 128, 128, rank=0, keys=NEW)
+@pytest.mark.parametrize("keys", [OLD, NEW], ids=["old", "new"])
+def test_rank_0_is_an_empty_parameter_as_the_python_modules_have_it(tmp_path, keys):
+    truth = make.w4a4("x", 128, 128, rank=0, keys=keys)
     rows = Rows.of((128,))
-    linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 128, BF16, {})
-    written = w4a4_layer.write("x", linear, rows, NEW, bias=True).tensors
-    assert written.pop("x.proj_down").shape == written.pop("x.proj_up").shape == (128, 0)
+    linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 128, BF16, {})
+    written = w4a4_layer.write("x", linear, keys, rows, bias=True).tensors
+    assert written.pop(f"x.{keys.down}").shape == written.pop(f"x.{keys.up}").shape == (128, 0)
     assert_same(written, truth.tensors)
 
 
@@ -81,16 +89,16 @@ def test_fused_smoothing_keeps_the_informative_original(tmp_path):
     truth = make.w4a4("x", 128, 128)
     truth.tensors["x.smooth"] = torch.ones_like(truth.tensors["x.smooth"])
     rows = Rows.of((128,))
-    linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 128, BF16, {})
+    linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 128, BF16, {})
     assert bool((linear.weights.act_mul == 1).all())
-    assert_same(w4a4_layer.write("x", linear, rows, OLD, bias=True).tensors, truth.tensors)
+    assert_same(w4a4_layer.write("x", linear, OLD, rows, bias=True).tensors, truth.tensors)
 
 
 @pytest.mark.parametrize("fp4", [False, True])
 @pytest.mark.parametrize("theirs,ours", [(BF16, F16), (F16, BF16)])
 def test_a_file_in_the_other_16_bit_dtype(tmp_path, theirs, ours, fp4):
     truth = make.w4a4("x", 128, 128, dtype=theirs, fp4=fp4)
-    linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", Rows.of((128,)), 128, ours, {})
+    linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", Rows.of((128,)), 128, ours, {})
     halves = {"act_mul", "lora_down", "lora_up", "bias"} | (set() if fp4 else {"wscale"})
     assert {linear.weights.tensors[name].dtype for name in halves} == {ours}
     got = linear.weights.dequantize().double()
@@ -106,11 +114,11 @@ def test_every_16_bit_multiplier_survives(tmp_path, dtype):
     for part in every.split(128 * 32):
         truth = make.w4a4("x", 128, len(part), rank=0, dtype=dtype)
         rows = Rows.of((128,))
-        linear = w4a4_layer.read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, len(part), dtype, {})
+        linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, len(part), dtype, {})
         linear = Linear4(replace(linear.weights, act_mul=part.clone()), {})
-        written = w4a4_layer.write("x", linear, rows, OLD, bias=True)
+        written = w4a4_layer.write("x", linear, OLD, rows, bias=True)
         again = make.reader_of(tmp_path / "y", written.tensors)
-        back = w4a4_layer.read(again, "x", rows, len(part), dtype, written.exact)
+        back = read(again, "x", rows, len(part), dtype, written.exact)
         assert torch.equal(back.weights.act_mul, part)
 
 
@@ -174,7 +182,7 @@ def test_awq_with_smoothing_is_rounded_again(tmp_path):
 
 def test_the_shift_of_unsigned_codes_goes_into_the_bias(tmp_path):
     """Q·(x + c) + b' = Q·x + b for every x: the same function for either kind of activation code."""
-    linear = w4a4_layer.read(
+    linear = read(
         make.reader_of(tmp_path / "x", make.w4a4("x", 128, 128, dtype=F16).tensors), "x", Rows.of((128,)), 128, F16, {}
     )
     moved = w4a4_layer.shifted_bias(linear.weights, 0.171875)
@@ -182,6 +190,41 @@ def test_the_shift_of_unsigned_codes_goes_into_the_bias(tmp_path):
     w = linear.weights.residual().double()
     want, got = x @ w.T + linear.weights.bias.double(), (x + 0.171875) @ w.T + moved.double()
     assert torch.allclose(got, want, atol=2 * float(moved.abs().max()) * torch.finfo(F16).eps)
+
+
+@pytest.mark.parametrize("whole", [6e-8, 3e-6, 1e-3, 1.0, 40.0])
+def test_a_tensor_scale_in_16_bit_per_row(tmp_path, whole):
+    """SDXL's loader has no wtscale: the rows' scales stay normal numbers, and the tensor scale comes back exactly."""
+    rows, truth = Rows.of((128,)), make.w4a4("x", 128, 192, fp4=True, dtype=F16)
+    linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 192, F16, {})
+    scales = torch.linspace(32, 448, linear.weights.wscale.numel()).to(E4M3).view(torch.int8)  # as of one tensor scale
+    weights = replace(linear.weights, wscale=scales.view(3, 128, 4), wscale2=torch.full((128,), whole))
+    written = w4a4_layer.write("x", Linear4(weights, {}), OLD, rows, bias=True, tensor_scale=False)
+    assert "x.wtscale" not in written.tensors and not written.lost
+    columns = written.tensors["x.wcscales"].float()
+    assert columns.min() >= torch.finfo(F16).tiny and columns.dtype == torch.float32
+    reader = make.reader_of(tmp_path / "y", written.tensors)
+    plain, exact = (read(reader, "x", rows, 192, F16, hints).weights for hints in ({}, written.exact))
+    assert_same(exact.tensors, weights.tensors)
+    step, want = plain.unpack(), weights.unpack()
+    assert ((step - want).abs() <= 2.0**-11 * want.abs()).all()
+
+
+def test_group_scales_too_small_for_it_are_named(tmp_path):
+    rows, truth = Rows.of((128,)), make.w4a4("x", 128, 128, fp4=True, dtype=F16)
+    linear = read(make.reader_of(tmp_path / "x", truth.tensors), "x", rows, 128, F16, {})
+    tiny = linear.weights.wscale.clone().fill_(0x78)  # 256
+    tiny[0, 3, 2], tiny[1, 5, 0] = 0x01, 0x02  # 2^-9 and 2^-8
+    weights = replace(linear.weights, wscale=tiny, wscale2=torch.full((128,), 6e-8))
+    written = w4a4_layer.write("x", Linear4(weights, {}), OLD, rows, bias=True, tensor_scale=False)
+    assert written.lost.startswith("2 of 1024 group scales rounded")
+
+
+@pytest.mark.parametrize("known", ["1", True, float("nan"), -1.0, 1e30, 3.1])
+def test_a_tensor_scale_that_does_not_agree_is_not_used(tmp_path, known):
+    reader = make.reader_of(tmp_path / "x", make.w4a4("x", 128, 128, fp4=True, scales="c").tensors)
+    plain, hinted = (read(reader, "x", Rows.of((128,)), 128, BF16, h).weights for h in ({}, {"tensor_scale": known}))
+    assert_same(plain.tensors, hinted.tensors)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------
@@ -223,7 +266,7 @@ def test_broken_w4a4_is_refused(tmp_path, change):
     tensors = make.w4a4("x", 128, 128).tensors
     change(tensors)
     with pytest.raises((ArtifactError, ShapeError, RangeError)) as caught:
-        w4a4_layer.read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of((128,)), 128, BF16, {})
+        read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of((128,)), 128, BF16, {})
     assert "\n" not in str(caught.value)
 
 
@@ -232,30 +275,30 @@ def test_weights_where_the_model_has_padding_are_refused(tmp_path):
     tensors = make.w4a4("x", 128, 128).tensors
     for rows, k in (((120,), 128), ((128,), 112)):
         with pytest.raises(ShapeError, match="only padding"):
-            w4a4_layer.read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of(rows), k, BF16, {})
+            read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of(rows), k, BF16, {})
 
 
 def test_nan_in_micro_scales_is_refused(tmp_path):
     tensors = make.w4a4("x", 128, 128, fp4=True).tensors
     tensors["x.wscales"].view(torch.uint8)[2, 7] = 0x7F
     with pytest.raises(RangeError, match="NaN"):
-        w4a4_layer.read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of((128,)), 128, BF16, {})
+        read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of((128,)), 128, BF16, {})
 
 
 def test_scales_that_the_models_dtype_cannot_hold_are_refused(tmp_path):
     tensors = make.w4a4("x", 128, 128).tensors
     tensors["x.wscales"][0, 0] = 1e-9
     with pytest.raises(RangeError, match="too small for float16"):
-        w4a4_layer.read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of((128,)), 128, F16, {})
+        read(make.reader_of(tmp_path / "x", tensors), "x", Rows.of((128,)), 128, F16, {})
 
 
 @pytest.mark.parametrize("text", ["!!", "eJwDAAAAAAE=", 3, None, "A" * 9999])
 def test_hints_that_mean_nothing_are_ignored(tmp_path, text):
     tensors = make.w4a4("x", 128, 128).tensors
     reader = make.reader_of(tmp_path / "x", tensors)
-    plain = w4a4_layer.read(reader, "x", Rows.of((128,)), 128, BF16, {})
+    plain = read(reader, "x", Rows.of((128,)), 128, BF16, {})
     assert_same(
-        w4a4_layer.read(reader, "x", Rows.of((128,)), 128, BF16, {"act_mul": text}).weights.tensors,
+        read(reader, "x", Rows.of((128,)), 128, BF16, {"act_mul": text}).weights.tensors,
         plain.weights.tensors,
     )
 

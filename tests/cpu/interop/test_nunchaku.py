@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from svdq_trt.artifact import svdq_file
 from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
 from svdq_trt.interop import convert
+from svdq_trt.interop.layouts import NEW, OLD
 from svdq_trt.interop.nunchaku_export import write_nunchaku
-from svdq_trt.interop.w4a4 import NEW, OLD
+from svdq_trt.interop.packing import FRAGMENTS
 from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop.toy_flux import BLOCK, SPEC, checkpoint
 
@@ -52,10 +53,12 @@ def test_import_by_value(tmp_path, fp4, keys, old):
     assert loaded.meta["format"] == ("nvfp4" if fp4 else "int4") and loaded.meta["rank"] == 16
 
 
-@pytest.mark.parametrize("fp4,keys,old", [f for f in FILES if (f.values[1] is OLD) == f.values[2]])
+@pytest.mark.parametrize("fp4,keys,old", FILES)
 def test_export_gives_the_file_back(tmp_path, fp4, keys, old):
+    """Under the names that nunchaku's loaders of FLUX read, whatever those of the file."""
     tensors, metadata, _ = checkpoint(fp4, keys, old)
     back = write_nunchaku(imported(tmp_path, tensors, metadata), SPEC)
+    tensors, _, _ = checkpoint(fp4, OLD, True)
     assert back.metadata == metadata and back.notes == []
     assert sorted(back.tensors) == sorted(tensors)
     for name, t in tensors.items():
@@ -110,9 +113,9 @@ def test_layer_that_the_model_keeps_is_dequantized(tmp_path, monkeypatch):
 
 
 def low_rank(tensors, name):
-    from svdq_trt.interop.fragments import unpack_down, unpack_up
-
-    return unpack_up(tensors[f"{name}.lora_up"])[:64].double() @ unpack_down(tensors[f"{name}.lora_down"]).double()
+    up, down = tensors[f"{name}.lora_up"], tensors[f"{name}.lora_down"]
+    logical = FRAGMENTS.up.unpack(up, up.shape), FRAGMENTS.down.unpack(down, down.shape[::-1])
+    return logical[0][:64].double() @ logical[1].double()
 
 
 def edit_config(metadata, key, **changes):
@@ -134,6 +137,19 @@ def test_header_that_contradicts_is_refused(tmp_path, kind, text, key, changes):
     tensors, metadata, _ = checkpoint(False, OLD, True)
     with pytest.raises(kind, match=text):
         imported(tmp_path, tensors, edit_config(metadata, key, **changes))
+
+
+@pytest.mark.parametrize("name", ["NunchakuFluxTransformer2dModel", "NunchakuFluxTransformer2DModelV2"])
+def test_either_loader_of_flux_may_be_named(tmp_path, name):
+    tensors, metadata, _ = checkpoint(False, OLD, True)
+    metadata = edit_config(metadata, "config", _class_name=name) | {"model_class": name}
+    assert imported(tmp_path, tensors, metadata).nodes
+
+
+def test_a_file_for_another_of_nunchakus_models_is_refused(tmp_path):
+    tensors, metadata, _ = checkpoint(False, OLD, True)
+    with pytest.raises(ArtifactError, match=r"model_class': 'NunchakuSanaTransformer2DModel', want NunchakuFlux"):
+        imported(tmp_path, tensors, metadata | {"model_class": "NunchakuSanaTransformer2DModel"})
 
 
 @pytest.mark.parametrize("value", ["{", "[]", "3", '"x"', "null", "[" * 100_000, "\ud7ff" * 3])

@@ -13,9 +13,11 @@ from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import INT4, NVFP4
 from svdq_trt.contract.numerics import E4M3
-from svdq_trt.interop import convert, fragments
+from svdq_trt.interop import convert
+from svdq_trt.interop.layouts import NEW
 from svdq_trt.interop.order import Evidence, Order
-from svdq_trt.interop.w4a4 import NEW, Rows
+from svdq_trt.interop.packing import FRAGMENTS, ROWS
+from svdq_trt.interop.w4a4 import Rows
 from svdq_trt.models import get_model
 from svdq_trt.quantize.scales import importance, search_scales
 from tests.cpu.interop.toy_flux import SPEC, checkpoint
@@ -42,7 +44,7 @@ def test_order_of_200_layers_is_never_mistaken():
         groups = numerics.grouped(w, fmt.weight_group)
         values = numerics.round_weight(groups, scales.step[..., None], fmt).flatten(1)
         plain = numerics.pack_weight(values, scales, fmt).qweight
-        for stored, want in ((fragments.pack_codes(plain), Order.FRAGMENTS), (plain, Order.ROWS)):
+        for stored, want in ((FRAGMENTS.codes.pack(plain), Order.FRAGMENTS), (plain, Order.ROWS)):
             evidence = Evidence()
             evidence.add(stored, fmt, Rows.of((len(w),)), w.shape[1])
             assert evidence.order in (want, Order.UNCLEAR), case
@@ -60,21 +62,21 @@ def test_no_codes_say_nothing():
 
 def in_rows(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same layers with every tensor row-major, as vLLM-Omni has them."""
-    orders = {
-        "qweight": fragments.unpack_codes,
-        "proj_down": lambda t: fragments.unpack_down(t).T.contiguous(),
-        "proj_up": fragments.unpack_up,
-        "smooth_factor": fragments.unpack_vector,
-    }
 
     def plain(name: str, t: torch.Tensor) -> torch.Tensor:
-        if f"{name.rpartition('.')[0]}.wzeros" in tensors:  # the same in both
+        owner, _, leaf = name.rpartition(".")
+        if f"{owner}.wzeros" in tensors or f"{owner}.qweight" not in tensors:  # the same in both
             return t
-        if name.endswith("wscales") and t.dtype == E4M3:
-            return fragments.unpack_micro(t.view(torch.int8)).permute(0, 2, 1).reshape(t.shape).view(E4M3)
-        if name.endswith("wscales"):
-            return fragments.unpack_vectors(t)
-        return orders.get(name.rpartition(".")[2], lambda t: t)(t)
+        if leaf == "wscales" and t.dtype == E4M3:
+            shape = (t.shape[0] // 4, t.shape[1], 4)
+            return ROWS.micro.pack(FRAGMENTS.micro.unpack(t.view(torch.int8), shape)).view(E4M3)
+        shapes = {"qweight": ("codes", t.shape), "wscales": ("scales", t.shape), "proj_up": ("up", t.shape)}
+        kind, shape = shapes.get(leaf, ("channels", t.shape))
+        if leaf == "proj_down":
+            kind, shape = "down", (t.shape[1], t.shape[0])
+        if leaf == "wtscale":
+            return t
+        return getattr(ROWS, kind).pack(getattr(FRAGMENTS, kind).unpack(t, shape))
 
     return {name: plain(name, t) for name, t in tensors.items()}
 

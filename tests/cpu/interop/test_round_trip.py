@@ -42,13 +42,12 @@ def assert_same_node(before, after, old, node):
     assert_same({n: before.tensors[n] for n in names}, {n: after.tensors[n] for n in names})
 
 
-@pytest.mark.parametrize("old_keys", [True, False])
 @pytest.mark.parametrize("fmt", W4A4)
 @pytest.mark.parametrize("model", MODELS)
-def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys):
+def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt):
     """Every node that nunchaku quantizes the same way comes back bit for bit, and the file once more from that."""
     source, spec = quantized(model, fmt), get_model(model)
-    export_nunchaku(source, tmp_path / "n.safetensors", old_keys)
+    export_nunchaku(source, tmp_path / "n.safetensors")
     report = import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
     before, after = svdq_file.load(source), svdq_file.load(tmp_path / "back.safetensors")
     assert report.format == fmt and len(after.nodes) == report.nodes
@@ -64,7 +63,7 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
             got = torch.cat([after.tensors[f"{m}.weight"] for m in old.members])
             assert torch.equal(got, want)
     restore_model(after, spec)
-    export_nunchaku(tmp_path / "back.safetensors", tmp_path / "again.safetensors", old_keys)
+    export_nunchaku(tmp_path / "back.safetensors", tmp_path / "again.safetensors")
     (first, meta), (second, meta_again) = stored(tmp_path / "n.safetensors"), stored(tmp_path / "again.safetensors")
     assert_same(first, second)
     for strings in (meta, meta_again):  # what adaLN lost was lost the first time
@@ -74,14 +73,13 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt, old_keys
     assert_same(after.tensors, svdq_file.load(tmp_path / "third.safetensors").tensors)
 
 
-@pytest.mark.parametrize("old_keys", [True, False])
 @pytest.mark.parametrize("fmt", W4A4)
-def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt, old_keys):
+def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt):
     """Nunchaku has one rank for a model: zeros follow a node's own factors, and nothing else changes."""
     source, spec = quantized("flux1-tiny", fmt, (32, 0, 16)), get_model("flux1-tiny")
-    export_nunchaku(source, tmp_path / "n.safetensors", old_keys)
+    export_nunchaku(source, tmp_path / "n.safetensors")
     tensors, meta = stored(tmp_path / "n.safetensors")
-    down = [t for name, t in tensors.items() if name.endswith(".lora_down" if old_keys else ".proj_down")]
+    down = [t for name, t in tensors.items() if name.endswith(".lora_down")]
     assert {t.shape[1] for t in down} == {32} and json.loads(meta["quantization_config"])["rank"] == 32
     import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
     before, after = svdq_file.load(source), svdq_file.load(tmp_path / "back.safetensors")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from svdq_trt.contract.formats import Activation
-from svdq_trt.interop.w4a4 import Keys
+from svdq_trt.interop.layouts import Layout
 from svdq_trt.models import ModelSpec, Profile
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete
 from tests.cpu.interop import nunchaku_layers as make
@@ -87,7 +87,7 @@ SPEC = ModelSpec(
 )
 
 
-def checkpoint(fp4: bool, keys: Keys, old_names: bool) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
+def checkpoint(fp4: bool, keys: Layout, old_names: bool) -> tuple[dict[str, torch.Tensor], dict[str, str], dict]:
     """Tensors, metadata, and by member (or fused members) the truth of each layer."""
     names = {
         "qkv": "qkv_proj" if old_names else "attn.to_qkv",

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from svdq_trt.contract.numerics import pack_nibbles, unpack_nibbles
-from svdq_trt.interop import fragments as f
+from svdq_trt.contract.numerics import pack_nibbles
+from svdq_trt.interop import packing as f
+from svdq_trt.interop.packing import FRAGMENTS, ROWS, TILES
 
 
 def ramp(*shape, dtype=torch.int16):
@@ -16,7 +17,7 @@ def ramp(*shape, dtype=torch.int16):
 @pytest.mark.parametrize("n,k", [(128, 128), (256, 64), (384, 192)])
 def test_codes(n, k):
     codes = torch.randint(0, 16, (n, k), generator=torch.Generator().manual_seed(n + k), dtype=torch.uint8)
-    words = f.pack_codes(pack_nibbles(codes)).numpy().view("<u4").ravel()
+    words = FRAGMENTS.codes.pack(pack_nibbles(codes)).numpy().view("<u4").ravel()
     for row in range(n):
         nt, p, ns, nl = row // 128, row // 16 % 8, row // 8 % 2, row % 8
         for col in range(k):
@@ -28,7 +29,7 @@ def test_codes(n, k):
 @pytest.mark.parametrize("groups,n", [(1, 128), (3, 256)])
 def test_vectors(groups, n):
     values = ramp(groups, n)
-    flat = f.pack_vectors(values).ravel()
+    flat = FRAGMENTS.scales.pack(values).ravel()
     for g in range(groups):
         for c in range(n):
             nt, hi, pair, lo, e = c // 128, c // 16 % 8, c // 8 % 2, c // 2 % 4, c % 2
@@ -36,13 +37,13 @@ def test_vectors(groups, n):
 
 
 def test_first_channels_in_memory():
-    assert f.pack_vector(ramp(128))[:8].tolist() == [0, 1, 8, 9, 2, 3, 10, 11]
+    assert FRAGMENTS.channels.pack(ramp(128))[:8].tolist() == [0, 1, 8, 9, 2, 3, 10, 11]
 
 
 def test_micro_scales():
     k, n = 128, 256
     scales = torch.randint(-128, 128, (k // 64, n, 4), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    packed = f.pack_micro(scales)
+    packed = FRAGMENTS.micro.pack(scales)
     assert packed.shape == (k // 16, n)
     flat = packed.ravel()
     for c in range(n):
@@ -55,7 +56,7 @@ def test_micro_scales():
 @pytest.mark.parametrize("r,c", [(16, 128), (32, 128), (48, 256)])
 def test_low_rank(r, c):
     down, up = ramp(r, c), ramp(c, r)
-    packed_down, packed_up = f.pack_down(down), f.pack_up(up)
+    packed_down, packed_up = FRAGMENTS.down.pack(down), FRAGMENTS.up.pack(up)
     assert packed_down.shape == packed_up.shape == (c, r)
 
     def at(packed, row, col, tile):
@@ -82,18 +83,30 @@ def test_awq():
             assert words[word] >> (4 * q) & 15 == codes[row, col]
 
 
-def test_unpacking_is_the_inverse():
-    g = torch.Generator().manual_seed(2)
-    codes = pack_nibbles(torch.randint(0, 16, (256, 192), generator=g))
-    assert torch.equal(f.unpack_codes(f.pack_codes(codes)), codes)
-    for pack, unpack, shape in (
-        (f.pack_vectors, f.unpack_vectors, (5, 384)),
-        (f.pack_down, f.unpack_down, (48, 256)),
-        (f.pack_up, f.unpack_up, (256, 48)),
-        (f.pack_vector, f.unpack_vector, (256,)),
+@pytest.mark.parametrize("packing", [FRAGMENTS, ROWS, TILES], ids=["fragments", "rows", "tiles"])
+def test_unpacking_is_the_inverse(packing):
+    for order, shape in (
+        (packing.codes, (256, 96)),
+        (packing.scales, (5, 384)),
+        (packing.micro, (3, 256, 4)),
+        (packing.channels, (256,)),
+        (packing.down, (48, 256)),
+        (packing.up, (256, 48)),
     ):
-        assert torch.equal(unpack(pack(ramp(*shape))), ramp(*shape))
-    micro = torch.randint(-128, 128, (3, 256, 4), dtype=torch.int8, generator=g)
-    assert torch.equal(f.unpack_micro(f.pack_micro(micro)), micro)
-    awq = unpack_nibbles(codes)
+        stored = order.pack(ramp(*shape))
+        assert stored.shape == order.stored(shape) and torch.equal(order.unpack(stored, shape), ramp(*shape))
+    awq = torch.randint(0, 16, (256, 192), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     assert torch.equal(f.unpack_awq(f.pack_awq(awq)), awq)
+
+
+def test_tiles():
+    """comfy-kitchen's: [N/128, K/64, 32, 4 rows of 32 bytes], and rows of 128 for scales and the up factor."""
+    codes, scales, up = ramp(256, 96), ramp(3, 256), ramp(256, 16)
+    tiles, scale_tiles, up_tiles = TILES.codes.pack(codes), TILES.scales.pack(scales), TILES.up.pack(up)
+    assert (tiles.shape, scale_tiles.shape, up_tiles.shape) == ((2, 3, 32, 128), (2, 3, 128), (2, 16, 128))
+    for row in range(0, 256, 7):
+        assert all(
+            tiles[row // 128, c // 32, row % 128 // 4, row % 4 * 32 + c % 32] == codes[row, c] for c in range(96)
+        )
+        assert all(scale_tiles[row // 128, g, row % 128] == scales[g, row] for g in range(3))
+        assert all(up_tiles[row // 128, r, row % 128] == up[row, r] for r in range(16))
