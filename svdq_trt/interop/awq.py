@@ -45,6 +45,7 @@ def read(reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dt
     """The linear `name` [N, K] as a w4a16 node with rows in the model's order.
 
     Args:
+        chunks: of adaLN, whose rows are reordered; 1: the file has the model's own order and bias.
         hints: `Written.exact`, of a file that this tool wrote.
 
     Raises:
@@ -60,18 +61,12 @@ def read(reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dt
     scale = reader.take_finite(f"{name}.wscales", HALF, *shapes)[:groups, at]
     zero = reader.take_finite(f"{name}.wzeros", HALF, *shapes)[:groups, at]
     exact: Exact = {}
-    point = _zero_point(codes, scale, zero)
-    stored = to_half(f"{where}.wscales'", scale, dtype, scale=True)
     down, up = _low_rank(reader, name, n, k, at, dtype)
     if len(down):
         exact["low_rank"] = True
-    if point is None:
-        point, offset = 8, zero.float() + 8 * scale.float()
-        down = torch.cat((down, torch.eye(groups, dtype=dtype).repeat_interleave(STEP, 1)))
-        up = torch.cat((up, to_half(f"{where}.wzeros'", offset.T.to(torch.float32), dtype)), 1)
-    elif half == dtype:
-        exact["wzeros"] = difference(_zeros(stored, point), zero.contiguous())
-    bias = torch.zeros(n, dtype=dtype)
+    weights, point = node_of(f"{where}'", codes, scale, zero.float() + 8 * scale.float(), down, up)
+    if point is not None and half == dtype:
+        exact["wzeros"] = difference(_zeros(weights.wscale, point), zero.contiguous())
     if reader.has(f"{name}.bias"):
         raw = reader.take_finite(f"{name}.bias", HALF, (n,))[at]
         bias = to_half(f"{where}.bias'", _minus_one(raw, chunks), dtype)
@@ -80,20 +75,42 @@ def read(reader: Reader, name: str, n: int, k: int, chunks: int, dtype: torch.dt
             bias = known
         if raw.dtype == dtype:
             exact["bias"] = difference(_plus_one(bias, chunks), raw)
+        weights = replace(weights, bias=bias)
+    return Linear4(weights.contiguous(), {k: v for k, v in exact.items() if v})
+
+
+def node_of(
+    where: str, codes: Tensor, scale: Tensor, offset: Tensor, down: Tensor, up: Tensor
+) -> tuple[SvdqWeights, int | None]:
+    """A w4a16 node without bias, w = s · (q - 8) + offset + up · down, and the zero point of q, where it is one number.
+
+    Args:
+        codes: q, [N, K] uint8 in 0..15. scale: s, [K/64, N] of 16 bits. offset: [K/64, N] f32.
+        down, up: [R, K] and [N, R] in the model's 16-bit dtype.
+
+    Raises:
+        RangeError: a scale or an offset that the dtype cannot hold, or too large a rank.
+    """
+    (n, k), dtype = codes.shape, down.dtype
+    stored = to_half(f"{where} scales", scale, dtype, scale=True)
+    point = _zero_point(codes, scale, offset)
+    if point is None:
+        steps = torch.eye(k // STEP, dtype=dtype).repeat_interleave(STEP, 1)
+        down, up = torch.cat((down, steps)), torch.cat((up, to_half(f"{where} zeros", offset.T, dtype)), 1)
     rank = padded(len(down), R_MULTIPLE)
     if rank > R_MAX:
-        raise RangeError(where + "'", f"rank {len(down)} with its zero points", f"at most {R_MAX}")
+        raise RangeError(where, f"rank {len(down)} with its zero points", f"at most {R_MAX}")
     weights = SvdqWeights(
-        qweight=numerics.pack_nibbles(codes.to(torch.int16) - point),
+        qweight=numerics.pack_nibbles(codes.to(torch.int16) - (8 if point is None else point)),
         wscale=stored,
         act_mul=torch.ones(k, dtype=dtype),
         lora_down=down,
         lora_up=up,
-        bias=bias,
+        bias=torch.zeros(n, dtype=dtype),
         wscale2=torch.ones(n),
         format=W4A16,
-    ).with_rank(rank)
-    return Linear4(weights.contiguous(), {k: v for k, v in exact.items() if v})
+    )
+    return weights.with_rank(rank), point
 
 
 def _zeros(scale: Tensor, point: int) -> Tensor:
@@ -108,12 +125,12 @@ def _minus_one(bias: Tensor, chunks: int) -> Tensor:
     return torch.where(scaling_rows(len(bias), chunks), bias.float() - 1, bias.float()).to(bias.dtype)
 
 
-def _zero_point(codes: Tensor, scale: Tensor, zero: Tensor) -> int | None:
-    """7 or 8 where `zero` is minus that many steps up to its 16-bit rounding and codes then fit; else None."""
-    ulp = torch.finfo(scale.dtype).eps
+def _zero_point(codes: Tensor, scale: Tensor, offset: Tensor) -> int | None:
+    """7 or 8 where `offset` is 8 less that many steps up to a 16-bit rounding and codes then fit; else None."""
+    ulp, scale = torch.finfo(scale.dtype).eps, scale.float()
     for point in (7, 8):
         fits = point == 8 or int(codes.max()) < 15
-        if fits and bool(((zero.float() + point * scale.float()).abs() <= ulp * point * scale.float().abs()).all()):
+        if fits and bool(((offset - (8 - point) * scale).abs() <= ulp * point * scale.abs()).all()):
             return point
     return None
 
@@ -139,11 +156,10 @@ def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written,
     """
     w, exact = linear.weights, linear.exact
     low_rank = exact.get("low_rank") is True
-    lossless = bool((w.act_mul == 1).all()) and (low_rank or not bool(w.lora_up.any()))
-    if not lossless:
-        w, exact = _round_again(w), {}
+    if not (lossless := is_plain(w, low_rank)):
+        w, exact = round_again(w), {}
     n, k = w.n, w.k
-    codes = (numerics.unpack_nibbles(w.qweight) ^ 8).to(torch.int16) - 8
+    codes = signed_codes(w)
     point = 8 if int(codes.min()) == -8 else 7
     back = torch.empty_like(at := row_order(n, chunks))
     back[at] = torch.arange(n)
@@ -167,7 +183,17 @@ def write(name: str, linear: Linear4, chunks: int, bias: bool) -> tuple[Written,
     return Written(tensors, {"bias": lost} if lost else {}), lossless
 
 
-def _round_again(weights: SvdqWeights) -> SvdqWeights:
+def is_plain(weights: SvdqWeights, low_rank: bool = False) -> bool:
+    """Whether codes and scales are all of the weight: no smoothing, and no low-rank branch unless it is allowed."""
+    return bool((weights.act_mul == 1).all()) and (low_rank or not bool(weights.lora_up.any()))
+
+
+def signed_codes(weights: SvdqWeights) -> Tensor:
+    """[N, K] int16: codes in -8..7."""
+    return (numerics.unpack_nibbles(weights.qweight) ^ 8).to(torch.int16) - 8
+
+
+def round_again(weights: SvdqWeights) -> SvdqWeights:
     """The whole weight in codes: neither smoothing nor a low-rank branch is left."""
     new = numerics.quantize_weight(weights.dequantize(), W4A16, weights.act_mul.dtype)
     act_mul = torch.ones_like(weights.act_mul)

@@ -1,4 +1,4 @@
-"""ModelOpt's NVFP4_SVD export (a diffusers folder) -> nodes and 16-bit tensors of one of our models.
+"""ModelOpt's NVFP4_SVD export (a diffusers folder) -> linears of one of our models; see linears.py.
 
     weight                U8   [N, K/2]   e2m1 codes, low nibble = even k
     weight_scale          e4m3 [N, K/16]
@@ -19,24 +19,22 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.contract.formats import FP8_MAX, K_MULTIPLE, N_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE, Activation
+from svdq_trt.contract.formats import FP8_MAX, K_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop.container import header_object
-from svdq_trt.interop.exact import same_bits
+from svdq_trt.interop.linears import Found, read_linears
 from svdq_trt.interop.reader import FLOAT, Reader, to_half
 from svdq_trt.interop.result import Imported
-from svdq_trt.models import LinearGroup, ModelSpec
-from svdq_trt.quantize.lowrank import balance
+from svdq_trt.models import ModelSpec
 
 _TOP = FP8_MAX / 4  # the largest calibrated group scale goes here: headroom above, 15 binades below
 _F16_MUL_MAX = 2.0**15
-_NO_NODE = "nvfp4 in the imported checkpoint, but kept in this model: dequantized"
-_IN_16_BIT = "16 bit in the imported checkpoint"
+_ALGORITHMS = ("NVFP4_SVD", "NVFP4")  # the second of layers that SVDQuant skips
 
 
 def read_modelopt(reader: Reader, spec: ModelSpec) -> Imported:
@@ -58,7 +56,7 @@ def read_modelopt(reader: Reader, spec: ModelSpec) -> Imported:
     if config:
         compare_config(spec, config, f"{reader.where}: config")
     rank = _check_quantization(reader, quantization)
-    return _Import(reader, spec, rank).run()
+    return read_linears(_Export(reader, spec.torch_dtype, rank), spec)
 
 
 def _check_quantization(reader: Reader, quantization: Any) -> int | None:
@@ -68,79 +66,43 @@ def _check_quantization(reader: Reader, quantization: Any) -> int | None:
         return None
     if not isinstance(quantization, dict):
         raise ArtifactError(where, f"a JSON {type(quantization).__name__}", "a JSON object")
-    if (name := quantization.get("quant_algo")) != "NVFP4_SVD":
-        raise UnsupportedError(where, f"quant_algo {name!r:.60}", "NVFP4_SVD")
-    groups = quantization.get("config_groups")
-    group = groups.get("group_0") if isinstance(groups, dict) else None
-    rank = group.get("lora_rank") if isinstance(group, dict) else None
-    weights = group.get("weights") if isinstance(group, dict) else None
-    size = weights.get("group_size", 16) if isinstance(weights, dict) else 16
-    if size != 16:
-        raise UnsupportedError(where, f"group_size {size!r:.60}", "16")
-    if rank is not None and not isinstance(rank, int):
-        raise ArtifactError(where, f"lora_rank {rank!r:.60}", "an integer")
-    return rank
+    groups = quantization.get("config_groups", {})
+    layers = quantization.get("quantized_layers", {})
+    for key, value in (("config_groups", groups), ("quantized_layers", layers)):
+        if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+            raise ArtifactError(where, f"{key} {value!r:.60}", "a JSON object of objects")
+    algorithms = {quantization.get("quant_algo")}
+    if algorithms == {"MIXED_PRECISION"}:
+        algorithms = {layer.get("quant_algo") for layer in layers.values()}
+    if odd := sorted(str(name) for name in algorithms if name not in _ALGORITHMS):
+        raise UnsupportedError(where, f"quant_algo {odd[0]!r:.60}", " or ".join(_ALGORITHMS))
+    for size in _group_sizes(groups, layers):
+        if size != 16:
+            raise UnsupportedError(where, f"group_size {size!r:.60}", "16")
+    ranks = [group["lora_rank"] for group in groups.values() if "lora_rank" in group]
+    if not all(type(rank) is int for rank in ranks):
+        raise ArtifactError(where, f"lora_rank {ranks[0]!r:.60}", "an integer")
+    return ranks[0] if len(set(ranks)) == 1 else None
 
 
-class _Import:
-    def __init__(self, reader: Reader, spec: ModelSpec, rank: int | None) -> None:
-        self.reader, self.spec, self.rank, self.dtype = reader, spec, rank, spec.torch_dtype
-        self.module = spec.build(device="meta")
-        self.groups = spec.groups(self.module)
-        self.left = {name: tuple(p.shape) for name, p in self.module.state_dict().items()}
-        self.linears: dict[str, SvdqWeights] = {}
-        self.out = Imported()
+def _group_sizes(groups: dict[str, Any], layers: dict[str, Any]) -> set[Any]:
+    weights = [group["weights"] for group in groups.values() if isinstance(group.get("weights"), dict)]
+    return {size for part in (*weights, *layers.values()) if isinstance(size := part.get("group_size", 16), int | str)}
 
-    def run(self) -> Imported:
-        for name, module in self.module.named_modules():
-            if self.reader.has(f"{name}.weight_scale"):
-                if not isinstance(module, nn.Linear):
-                    raise UnsupportedError(
-                        f"{self.reader.where}: '{name}'", "a quantized layer that is no linear", "linears only"
-                    )
-                self.linears[name] = self._read(name, module.out_features, module.in_features)
-        done = {member for group in self.groups for member in self._group(group)}
-        for name in self.linears:
-            if name not in done:
-                self._dequantized(name)
-            self.left.pop(f"{name}.weight", None)
-            self.left.pop(f"{name}.bias", None)
-        self.out.tensors |= self.reader.take_tables(self.spec, self.left)
-        for name, shape in sorted(self.left.items()):
-            self.out.tensors[name] = self.reader.take_half(name, shape, self.spec.weight_dtype(name))
-        self.reader.refuse_leftovers(self.spec.name)
-        members = {m for g in self.groups for m in g.members}
-        self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
-        self.out.finish(self.spec, self.groups)
-        return self.out
 
-    def _group(self, group: LinearGroup) -> tuple[str, ...]:
-        """Make the group's node, or one node a member where they share no smoothing. Returns the members done."""
-        found = [self.linears[m] for m in group.members if m in self.linears]
-        if any(not _fits(linear, group) for linear in found) or not found:
-            return ()
-        if len(found) == len(group.members) and all(_share(found[0], other) for other in found):
-            linear = found[0] if len(found) == 1 else SvdqWeights.stack(found)
-            rows = tuple(x.n for x in found)
-            self.out.add_node(group, linear if group.columns is None else linear.columns(*group.columns), rows, False)
-            return group.members
-        if group.activation is not Activation.NONE:
-            return ()
-        alone = [m for m in group.members if m in self.linears]
-        for member, linear in zip(alone, found, strict=True):
-            self.out.add_node(LinearGroup(member, (member,)), linear, (linear.n,), False)
-        return tuple(alone)
+class _Export:
+    """The linears of an export; `rank` is the algorithm's, where the file says one."""
 
-    def _dequantized(self, name: str) -> None:
-        self.out.tensors[f"{name}.weight"] = self.linears[name].dequantize().to(self.dtype)
-        if f"{name}.bias" in self.left:
-            self.out.tensors[f"{name}.bias"] = self.linears[name].bias
-        self.out.kept[name] = _NO_NODE
+    def __init__(self, reader: Reader, dtype: torch.dtype, rank: int | None) -> None:
+        self.reader, self.dtype, self.rank = reader, dtype, rank
 
-    def _read(self, name: str, n: int, k: int) -> SvdqWeights:
+    def quantized(self, name: str) -> bool:
+        return self.reader.has(f"{name}.weight_scale")
+
+    def read(self, name: str, n: int, k: int) -> Found:
         reader, where = self.reader, f"{self.reader.where}: '{name}"
-        if k % K_MULTIPLE:
-            raise ShapeError(f"{where}.weight'", f"K = {k}", f"a multiple of {K_MULTIPLE}")
+        if k % 16:
+            raise ShapeError(f"{where}.weight'", f"K = {k}", "a multiple of 16")
         codes = reader.take(f"{name}.weight", ("U8",), (n, k // 2)).view(torch.int8)
         scale = reader.take(f"{name}.weight_scale", ("F8_E4M3",), (n, k // 16)).view(torch.int8)
         if bool(((scale & 0x7F) == 0x7F).any()):
@@ -157,16 +119,18 @@ class _Import:
         bias = torch.zeros(n, dtype=self.dtype)
         if reader.has(f"{name}.bias"):
             bias = to_half(f"{where}.bias'", reader.take_finite(f"{name}.bias", FLOAT, (n,)), self.dtype)
-        return SvdqWeights(
-            qweight=codes.contiguous(),
-            wscale=scale.view(n, k // 64, 4).transpose(0, 1).contiguous(),
-            act_mul=act_mul,
-            lora_down=down,
+        beyond = -k % K_MULTIPLE  # only of layers that no model of ours quantizes
+        weights = SvdqWeights(
+            qweight=pad(codes, (0, beyond // 2)),
+            wscale=pad(scale, (0, beyond // 16)).unflatten(1, (-1, 4)).transpose(0, 1),
+            act_mul=pad(act_mul, (0, beyond), value=1),
+            lora_down=pad(down, (0, beyond)),
             lora_up=up,
             bias=bias,
             wscale2=(whole / power).repeat(n),
             format=NVFP4,
         )
+        return Found(weights.contiguous())
 
     def _centre(self, name: str, before: Tensor) -> float:
         """The power of two that brings the largest calibrated group scale to _TOP; 1 where nothing was calibrated."""
@@ -192,15 +156,15 @@ class _Import:
         down = self.reader.take_finite(a, FLOAT, (rank, k)).float() * before
         up = self.reader.take_finite(b, FLOAT, (n, rank)).float()
         missing = -rank % R_MULTIPLE
-        up, down = balance(pad(up, (0, missing)), pad(down, (0, 0, 0, missing)))
+        up, down = _level(pad(up, (0, missing)), pad(down, (0, 0, 0, missing)))
         where = f"{self.reader.where}: '{name}'"
         return to_half(f"{where}, lora_a", down, self.dtype), to_half(f"{where}, lora_b", up, self.dtype)
 
 
-def _fits(linear: SvdqWeights, group: LinearGroup) -> bool:
-    columns = group.columns or (0, 0)
-    return linear.n % N_MULTIPLE == 0 and not any(c % K_MULTIPLE for c in columns)
+def _level(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Powers of two from rows of down [R, K] to columns of up [N, R], so that down's are about 1 and f16 holds them.
 
-
-def _share(a: SvdqWeights, b: SvdqWeights) -> bool:
-    return same_bits(a.act_mul, b.act_mul)
+    Whatever up is: q, k and v that share lora_a then still share it.
+    """
+    factor = torch.exp2(torch.floor(torch.log2(down.abs().amax(1).clamp_min(2.0**-100))))
+    return up * factor, down / factor[:, None]

@@ -21,7 +21,7 @@ from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.layouts import NEW, OLD
 from svdq_trt.interop.nunchaku_import import HINTS
-from svdq_trt.interop.result import GELU_SHIFT, member_rows
+from svdq_trt.interop.result import GELU_SHIFT, member_rows, shifted_bias
 from svdq_trt.interop.w4a4 import Exact, Linear4, Written
 from svdq_trt.models import LinearGroup, ModelSpec
 
@@ -170,8 +170,8 @@ class _Export:
         if shifts == {want}:
             return linear, {}
         if shifts == {0.0}:
-            shifted = replace(weights, bias=w4a4.shifted_bias(weights, want))
-            lost = difference(w4a4.shifted_bias(shifted, -want), weights.bias)
+            shifted = replace(weights, bias=shifted_bias(weights, want))
+            lost = difference(shifted_bias(shifted, -want), weights.bias)
             return linear._replace(weights=shifted), {"signed": True} | ({"bias": lost} if lost else {})
         raise UnsupportedError(f"'{name}'", f"activation shift {max(shifts):g}", f"{want:g}, which nunchaku has there")
 
@@ -179,7 +179,7 @@ class _Export:
         """A node that nunchaku keeps in 16 bit: its members' weights, dequantized."""
         taken = self._take(node)
         weight = taken.dequantize().to(self.spec.torch_dtype)
-        bias = w4a4.shifted_bias(taken, -node.act_shift) if node.act_shift else taken.bias
+        bias = shifted_bias(taken, -node.act_shift) if node.act_shift else taken.bias
         for member in node.members:
             at = member_rows(node.members, node.member_rows, (member,))
             target = self.module.get_submodule(member)

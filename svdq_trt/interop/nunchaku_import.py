@@ -20,7 +20,7 @@ from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.order import Evidence, Order
 from svdq_trt.interop.packing import padded
 from svdq_trt.interop.reader import Reader
-from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows
+from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows, shifted_bias
 from svdq_trt.interop.w4a4 import Exact, Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
 
@@ -192,7 +192,7 @@ class _Import:
         weight = weights.dequantize()[:, :k]
         shape = self.left.pop(f"{member}.weight")
         self.out.tensors[f"{member}.weight"] = weight.reshape(shape).to(self.dtype)
-        bias = w4a4.shifted_bias(weights, -GELU_SHIFT) if unsigned else weights.bias
+        bias = shifted_bias(weights, -GELU_SHIFT) if unsigned else weights.bias
         if self.left.pop(f"{member}.bias", None) is not None:
             self.out.tensors[f"{member}.bias"] = bias
         elif bool(bias.any()):
@@ -258,7 +258,7 @@ class _Import:
 
 
 def _unshifted(linear: Linear4, hints: Exact) -> Linear4:
-    bias = w4a4.shifted_bias(linear.weights, -GELU_SHIFT)
+    bias = shifted_bias(linear.weights, -GELU_SHIFT)
     known = restore(bias, hints.get("bias"))
     if bool(known.isfinite().all()):
         bias = known

@@ -75,3 +75,9 @@ def member_rows(members: tuple[str, ...], n: tuple[int, ...], wanted: tuple[str,
 def fits(weights: SvdqWeights, k: int) -> bool:
     """Can the op contract take it: K unpadded and N a multiple of 8."""
     return weights.k == k and weights.n % N_MULTIPLE == 0
+
+
+def shifted_bias(weights: SvdqWeights, shift: float) -> Tensor:
+    """The bias, in its dtype, that makes up for `shift` added to the quantized branch's x: b - W_residual·shift."""
+    bias = weights.bias
+    return (bias.double() - weights.residual().double().sum(1) * shift).to(bias.dtype)

@@ -77,9 +77,7 @@ def layout_of(reader: Reader, name: str) -> Layout:
     return NEW if reader.has(f"{name}.{NEW.smooth}") else OLD
 
 
-def read(
-    reader: Reader, name: str, layout: Layout, rows: Rows, k: int, dtype: torch.dtype, hints: Exact
-) -> Linear4:
+def read(reader: Reader, name: str, layout: Layout, rows: Rows, k: int, dtype: torch.dtype, hints: Exact) -> Linear4:
     """The linear `name` with K input features, in the 16-bit `dtype`.
 
     Args:
@@ -278,12 +276,3 @@ def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns
     full = torch.full((rows.total, columns), row_fill, dtype=values.dtype)
     full[rows.at] = pad(values, (0, columns - values.shape[1]), value=column_fill)
     return full
-
-
-# ---- values ----------------------------------------------------------------------------------------------------
-
-
-def shifted_bias(weights: SvdqWeights, shift: float) -> Tensor:
-    """The bias, in its dtype, that makes up for `shift` added to the quantized branch's x: b - W_residual·shift."""
-    bias = weights.bias
-    return (bias.double() - weights.residual().double().sum(1) * shift).to(bias.dtype)

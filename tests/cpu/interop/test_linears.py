@@ -13,6 +13,7 @@ from svdq_trt.contract.ops import input_shapes
 from svdq_trt.interop import awq as awq_layer
 from svdq_trt.interop import w4a4 as w4a4_layer
 from svdq_trt.interop.layouts import NEW, OLD
+from svdq_trt.interop.result import shifted_bias
 from svdq_trt.interop.w4a4 import Linear4, Rows
 from tests.cpu.interop import nunchaku_layers as make
 
@@ -185,7 +186,7 @@ def test_the_shift_of_unsigned_codes_goes_into_the_bias(tmp_path):
     linear = read(
         make.reader_of(tmp_path / "x", make.w4a4("x", 128, 128, dtype=F16).tensors), "x", Rows.of((128,)), 128, F16, {}
     )
-    moved = w4a4_layer.shifted_bias(linear.weights, 0.171875)
+    moved = shifted_bias(linear.weights, 0.171875)
     x = torch.randn(5, 128, generator=torch.Generator().manual_seed(1)).double()
     w = linear.weights.residual().double()
     want, got = x @ w.T + linear.weights.bias.double(), (x + 0.171875) @ w.T + moved.double()
