@@ -9,6 +9,8 @@ from typing import Any
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 
 UNNAMED = "a method that it does not name"
+#: keys of vLLM-Omni's quantization_config.json, which has no method's name where it is a file of its own
+_OF_VLLM_OMNI = {"rank", "precision"}
 #: method, as `method_of` spells it -> what such a checkpoint is, of those that could be taken for another
 KNOWN = {
     "svdquant": "SVDQuant in rows, as vLLM-Omni writes it: nunchaku's names in another order",
@@ -28,7 +30,8 @@ def method_of(quantization: Any, where: str) -> str:
     if not isinstance(quantization, Mapping):
         raise ArtifactError(where, f"a JSON {type(quantization).__name__}", "a JSON object")
     keys = ("quant_method", "quant_algo", "quant_type", "format")
-    return next((str(quantization[key]) for key in keys if quantization.get(key)), UNNAMED)
+    named = next((str(quantization[key]) for key in keys if quantization.get(key)), "")
+    return named or ("svdquant" if quantization.keys() >= _OF_VLLM_OMNI else UNNAMED)
 
 
 def described(method: str) -> str:

@@ -18,10 +18,10 @@ from svdq_trt.cli import (
     quantize,
     report,
     sensitivity,
-    to_nunchaku,
     triton,
     verify,
 )
+from svdq_trt.cli.to_other import to_comfy, to_lite, to_nunchaku
 
 
 class Command(Protocol):
@@ -56,6 +56,8 @@ ALL: tuple[Command, ...] = (
     report,
     import_,
     to_nunchaku,
+    to_lite,
+    to_comfy,
     triton,
     models,
 )

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from svdq_trt.interop.container import digest
-from svdq_trt.interop.convert import describe, export_nunchaku, import_checkpoint
+from svdq_trt.interop.convert import describe, export_checkpoint, import_checkpoint
 
-__all__ = ["describe", "digest", "export_nunchaku", "import_checkpoint"]
+__all__ = ["describe", "digest", "export_checkpoint", "import_checkpoint"]

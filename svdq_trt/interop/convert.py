@@ -1,16 +1,22 @@
-"""The two ways as files: a foreign checkpoint -> svdq.safetensors, and svdq.safetensors -> a nunchaku file."""
+"""The two ways as files: a foreign checkpoint -> svdq.safetensors, and svdq.safetensors -> a foreign checkpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from svdq_trt.artifact import svdq_file
+from svdq_trt.artifact.svdq_file import Artifact
 from svdq_trt.artifact.tensor_file import SAFETENSORS_DTYPES, stream_tensors
 from svdq_trt.base.errors import ArtifactError, UsageError
-from svdq_trt.interop.container import MODELOPT, OWN, OWN_NAME, check_engine, files_of, kind_of, open_reader
+from svdq_trt.base.files import atomic_write
+from svdq_trt.checkpoint.load import Weights
+from svdq_trt.interop.container import OWN_NAME, check_engine, files_of, open_reader
+from svdq_trt.interop.linears_export import write_comfy, write_lite
+from svdq_trt.interop.makers import OWN, maker_of
 from svdq_trt.interop.nunchaku_export import write_nunchaku
-from svdq_trt.interop.nunchaku_import import read_nunchaku
+from svdq_trt.interop.result import Exported
 from svdq_trt.models import ModelSpec, get_model
 
 
@@ -45,48 +51,58 @@ class Report:
 def describe(path: Path, spec: ModelSpec) -> Description:
     """Which tool wrote the checkpoint, and its number format. Raises ArtifactError: nothing known."""
     reader = open_reader(spec, path)
-    kind = kind_of(reader)
-    if kind == OWN:
+    maker = maker_of(reader)
+    if maker is None:
         (path,) = files_of(spec, path)[0]
         nodes = [n for n in svdq_file.read_nodes(path) if n.format != "w4a16"]
         if not nodes:
             raise ArtifactError(str(path), "no node with quantized activations", "a quantized model")
-        return Description(kind, nodes[0].format)
-    fp4 = kind == MODELOPT or any(n.endswith(".wscales") and reader.kind(n) == "F8_E4M3" for n in reader.names)
-    return Description(kind, "nvfp4" if fp4 else "int4")
+        return Description(OWN, nodes[0].format)
+    scales = [name for name in reader.names if name.endswith((".wscales", ".weight_scale"))]
+    fp4 = any(reader.kind(name) == "F8_E4M3" for name in scales)
+    return Description(maker.name, "nvfp4" if fp4 else "int4")
 
 
-def import_checkpoint(path: Path, spec: ModelSpec, out: Path) -> Report:
+def import_checkpoint(path: Path, spec: ModelSpec, out: Path, rest: Weights | None = None) -> Report:
     """Write the artifact of a foreign checkpoint to `out`; under its final name only when complete.
+
+    Args:
+        rest: a 16-bit checkpoint of the model, for files that have quantized layers alone.
 
     Raises:
         ArtifactError, ShapeError, RangeError, UnsupportedError: naming what does not fit.
     """
     reader = open_reader(spec, path)
-    kind = kind_of(reader)
-    if kind == OWN:
+    maker = maker_of(reader)
+    if maker is None:
         raise ArtifactError(
             str(path),
             "our own artifact",
             "another tool's checkpoint",
             "Give it to svdq-trt build --quantized as it is.",
         )
-    if kind == MODELOPT:
-        from svdq_trt.interop.modelopt import read_modelopt
-
-        done = read_modelopt(reader, spec)
-    else:
-        done = read_nunchaku(reader, spec)
-    done.meta["imported_from"] = kind
+    done = maker.read(reader, spec, rest)
+    done.meta["imported_from"] = maker.name
     svdq_file.save_streamed(out, done.tensors, done.tensors.__getitem__, done.meta, done.nodes)
-    return Report(kind, done.meta["format"], done.meta["rank"], len(done.nodes), done.kept, tuple(done.notes))
+    return Report(maker.name, done.meta["format"], done.meta["rank"], len(done.nodes), done.kept, tuple(done.notes))
 
 
-def export_nunchaku(path: Path, out: Path) -> Report:
-    """Write an artifact, or that of an engine folder, as a nunchaku file.
+#: maker -> what writes its checkpoint; a maker of files beside the tensors has a folder
+_WRITERS: dict[str, Callable[[Artifact, ModelSpec], Exported]] = {
+    "nunchaku": write_nunchaku,
+    "nunchaku-lite": write_lite,
+    "comfy-kitchen": write_comfy,
+}
+
+
+def export_checkpoint(path: Path, out: Path, maker: str) -> Report:
+    """Write an artifact, or that of an engine folder, as another tool's checkpoint: a file, or a diffusers folder.
+
+    Args:
+        maker: "nunchaku", "nunchaku-lite" (`out` is a folder) or "comfy-kitchen".
 
     Raises:
-        ArtifactError: no artifact there. UnsupportedError: something that nunchaku cannot run.
+        ArtifactError: no artifact there. UnsupportedError: something that the maker's runtime has not.
     """
     check_engine(path)
     loaded = svdq_file.load(path / OWN_NAME if path.is_dir() else path)
@@ -94,8 +110,14 @@ def export_nunchaku(path: Path, out: Path) -> Report:
         spec = get_model(str(loaded.meta.get("model")))
     except UsageError as error:
         raise ArtifactError(str(path), f"model {error.got}", error.want) from None
-    done = write_nunchaku(loaded, spec)
+    done = _WRITERS[maker](loaded, spec)
+    if done.files:
+        out.mkdir(parents=True, exist_ok=True)
+    weights = out / "diffusion_pytorch_model.safetensors" if done.files else out
     shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in done.tensors.items()}
-    stream_tensors(out, shapes, lambda name: done.tensors[name].contiguous(), done.metadata)
+    stream_tensors(weights, shapes, lambda name: done.tensors[name].contiguous(), done.metadata)
+    for name, text in done.files.items():
+        with atomic_write(out / name) as tmp:
+            tmp.write_text(text)
     fmt, rank = loaded.meta.get("format", ""), loaded.meta.get("rank", 0)
-    return Report("nunchaku", fmt, rank, len(loaded.nodes), {}, tuple(done.notes))
+    return Report(maker, fmt, rank, len(loaded.nodes), {}, tuple(done.notes))

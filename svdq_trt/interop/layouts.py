@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svdq_trt.interop.packing import FRAGMENTS, TILE, Packing
-from svdq_trt.interop.reader import HALF
+from svdq_trt.interop.packing import FRAGMENTS, ROWS, TILE, TILES, Packing
+from svdq_trt.interop.reader import FLOAT, HALF
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,20 @@ class Layout:
 
 OLD = Layout("smooth", "smooth_orig", "lora_down", "lora_up")  # of nunchaku's C++ engine
 NEW = Layout("smooth_factor", "smooth_factor_orig", "proj_down", "proj_up")  # of nunchaku's Python modules
+LITE = Layout("smooth_factor", "", "proj_down", "proj_up", tile=1)  # Nunchaku Lite of diffusers
+IN_ROWS = Layout("smooth_factor", "", "proj_down", "proj_up", packing=ROWS, tile=1)  # vLLM-Omni
+
+
+def kitchen(prefix: str, tiled: bool) -> Layout:
+    """comfy-kitchen's; its own names have the prefix "weight_", those of comfy-quants have none."""
+    return Layout(
+        f"{prefix}smooth_factor",
+        "",
+        f"{prefix}proj_down",
+        f"{prefix}proj_up",
+        "weight",
+        "weight_scale",
+        packing=TILES if tiled else ROWS,
+        tile=1,
+        floats=FLOAT,
+    )

@@ -8,20 +8,28 @@ Letters: N output features, K input features, R rank.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.checkpoint.load import Weights
 from svdq_trt.contract.formats import K_MULTIPLE, R_MULTIPLE, Activation
 from svdq_trt.contract.weights import SvdqWeights
+from svdq_trt.interop import w4a4
+from svdq_trt.interop.container import hints_of
 from svdq_trt.interop.exact import same_bits
+from svdq_trt.interop.layouts import Layout
+from svdq_trt.interop.node_hints import restored
+from svdq_trt.interop.order import Order, Stored, check_order
 from svdq_trt.interop.packing import padded
 from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, shifted_bias
+from svdq_trt.interop.w4a4 import Rows
 from svdq_trt.models import LinearGroup, ModelSpec
 
 _IN_16_BIT = "16 bit in the imported checkpoint"
@@ -39,37 +47,64 @@ class Found(NamedTuple):
     unsigned: bool = False
 
 
-class Source(Protocol):
+class Source(ABC):
     """What a maker's file says of its layers, by diffusers' names."""
 
-    reader: Reader
+    def __init__(self, reader: Reader, spec: ModelSpec) -> None:
+        self.reader, self.dtype = reader, spec.torch_dtype
+        self.hints = hints_of(reader)
 
+    @abstractmethod
     def quantized(self, name: str) -> bool:
         """Whether the layer is stored in 4 bits."""
 
+    @abstractmethod
     def read(self, name: str, n: int, k: int) -> Found:
         """The linear [N, K]. Raises ArtifactError, ShapeError, RangeError: naming the tensor that does not fit."""
 
 
-def read_linears(source: Source, spec: ModelSpec) -> Imported:
+class Ordered(Source):
+    """A file whose codes lie in `order` by its declaration alone: another order has the same names and shapes."""
+
+    def __init__(self, reader: Reader, spec: ModelSpec, layout: Layout, order: Order) -> None:
+        super().__init__(reader, spec)
+        self.layout, self.order = layout, order
+        self.stored: list[Stored] = []
+
+    def read_w4a4(self, name: str, n: Sequence[int], k: int) -> SvdqWeights:
+        """The W4A4 linear that the file has as `name`, its rows one after the other."""
+        rows = Rows.of(n, tile=self.layout.tile)
+        self.stored.append(Stored(name, rows, k, self.layout.tile))
+        return w4a4.read(self.reader, name, self.layout, rows, k, self.dtype, self.hints.get(name, {})).weights
+
+    def check(self) -> None:
+        """Raise UnsupportedError for codes that lie in another order."""
+        check_order(self.reader, self.stored, self.order, declared=True)
+
+
+def read_linears(source: Source, spec: ModelSpec, rest: Weights | None = None) -> Imported:
     """Everything in the file, checked against the model.
+
+    Args:
+        rest: where the other parameters are, of a file that has quantized layers alone.
 
     Raises:
         ArtifactError, ShapeError, RangeError: naming what does not fit.
         UnsupportedError: a quantized layer that is no linear, or nothing quantized that this model quantizes.
     """
-    return _Import(source, spec).run()
+    return _Import(source, spec, rest).run()
 
 
 class _Import:
     """One import; `left` are the model's parameters that no layer has given yet."""
 
-    def __init__(self, source: Source, spec: ModelSpec) -> None:
-        self.source, self.reader, self.spec = source, source.reader, spec
+    def __init__(self, source: Source, spec: ModelSpec, rest: Weights | None) -> None:
+        self.source, self.reader, self.spec, self.rest = source, source.reader, spec, rest
         self.module = spec.build(device="meta")
         self.groups = spec.groups(self.module)
         self.shapes = {name: tuple(p.shape) for name, p in self.module.state_dict().items()}
         self.left = dict(self.shapes)
+        self.hints = hints_of(self.reader, "nodes")
         self.linears: dict[str, Found] = {}
         self.out = Imported()
 
@@ -80,15 +115,21 @@ class _Import:
                     where = f"{self.reader.where}: '{name}'"
                     raise UnsupportedError(where, "a quantized layer that is no linear", "linears only")
                 self.linears[name] = self.source.read(name, module.out_features, module.in_features)
+        if isinstance(self.source, Ordered):
+            self.source.check()
         done = {member for group in self.groups for member in self._group(group)}
         for name in self.linears:
             if name not in done:
                 self._dequantized(name)
             self.left.pop(f"{name}.weight", None)
             self.left.pop(f"{name}.bias", None)
-        self.out.tensors |= self.reader.take_tables(self.spec, self.left)
+        if self.rest is None:
+            self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
-            self.out.tensors[name] = self.reader.take_half(name, shape, self.spec.torch_dtype)
+            whole = (
+                self.reader.take_half(name, shape, self.spec.torch_dtype) if self.rest is None else self.rest.read(name)
+            )
+            self.out.tensors[name] = whole
         self.reader.refuse_leftovers(self.spec.name)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
@@ -106,15 +147,18 @@ class _Import:
             return ()
         if len(found) == len(group.members) and all(_same_input(found[0], other) for other in found):
             whole = stacked([f.weights for f in found])
-            if columns is not None:
-                whole = without_zeros(whole.columns(*columns))
-            self.out.add_node(group, whole, tuple(f.weights.n for f in found), found[0].unsigned)
+            whole = without_zeros(whole if columns is None else whole.columns(*columns))
+            self._add(group, whole, tuple(f.weights.n for f in found), found[0].unsigned)
             return group.members
         if group.activation is not Activation.NONE:
             return ()
         for member, one in zip(alone, found, strict=True):
-            self.out.add_node(LinearGroup(member, (member,)), one.weights, (one.weights.n,), one.unsigned)
+            self._add(LinearGroup(member, (member,)), one.weights, (one.weights.n,), one.unsigned)
         return tuple(alone)
+
+    def _add(self, group: LinearGroup, weights: SvdqWeights, rows: tuple[int, ...], unsigned: bool) -> None:
+        known = restored(weights, self.hints.get(group.node, {}))
+        self.out.add_node(group, known, rows, unsigned or known.act_unsigned)
 
     def _dequantized(self, name: str) -> None:
         weights, unsigned = self.linears[name]
@@ -146,7 +190,10 @@ def stacked(parts: Sequence[SvdqWeights]) -> SvdqWeights:
 
 
 def without_zeros(weights: SvdqWeights) -> SvdqWeights:
-    """The same without ranks that are zero in either factor, up to what rounds the rank up."""
+    """The same without ranks that are zero in either factor, up to what rounds the rank up.
+
+    They are what a maker of one rank for all layers fills smaller ones up with, and the other half of a linear leaves.
+    """
     kept = (weights.lora_down != 0).any(1) & (weights.lora_up != 0).any(0)
     shorter = replace(
         weights, lora_down=weights.lora_down[kept].contiguous(), lora_up=weights.lora_up[:, kept].contiguous()

@@ -27,7 +27,7 @@ from svdq_trt.checkpoint.config_check import compare_config
 from svdq_trt.contract.formats import FP8_MAX, K_MULTIPLE, NVFP4, R_MAX, R_MULTIPLE
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop.container import header_object
-from svdq_trt.interop.linears import Found, read_linears
+from svdq_trt.interop.linears import Found, Source, read_linears
 from svdq_trt.interop.reader import FLOAT, Reader, to_half
 from svdq_trt.interop.result import Imported
 from svdq_trt.models import ModelSpec
@@ -56,7 +56,7 @@ def read_modelopt(reader: Reader, spec: ModelSpec) -> Imported:
     if config:
         compare_config(spec, config, f"{reader.where}: config")
     rank = _check_quantization(reader, quantization)
-    return read_linears(_Export(reader, spec.torch_dtype, rank), spec)
+    return read_linears(_Export(reader, spec, rank), spec)
 
 
 def _check_quantization(reader: Reader, quantization: Any) -> int | None:
@@ -90,11 +90,12 @@ def _group_sizes(groups: dict[str, Any], layers: dict[str, Any]) -> set[Any]:
     return {size for part in (*weights, *layers.values()) if isinstance(size := part.get("group_size", 16), int | str)}
 
 
-class _Export:
+class _Export(Source):
     """The linears of an export; `rank` is the algorithm's, where the file says one."""
 
-    def __init__(self, reader: Reader, dtype: torch.dtype, rank: int | None) -> None:
-        self.reader, self.dtype, self.rank = reader, dtype, rank
+    def __init__(self, reader: Reader, spec: ModelSpec, rank: int | None) -> None:
+        super().__init__(reader, spec)
+        self.rank = rank
 
     def quantized(self, name: str) -> bool:
         return self.reader.has(f"{name}.weight_scale")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,23 +16,14 @@ from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import NVFP4, W4A16, Activation
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import awq, w4a4
+from svdq_trt.interop.container import HINTS
 from svdq_trt.interop.exact import difference, same_bits
 from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
 from svdq_trt.interop.layouts import NEW, OLD
-from svdq_trt.interop.nunchaku_import import HINTS
-from svdq_trt.interop.result import GELU_SHIFT, member_rows, shifted_bias
+from svdq_trt.interop.result import GELU_SHIFT, Exported, member_rows, shifted_bias
 from svdq_trt.interop.w4a4 import Exact, Linear4, Written
 from svdq_trt.models import LinearGroup, ModelSpec
-
-
-@dataclass
-class Exported:
-    """A nunchaku file to be: tensors, metadata, and what a user should know."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    metadata: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def write_nunchaku(loaded: Artifact, spec: ModelSpec) -> Exported:

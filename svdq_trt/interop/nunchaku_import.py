@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,22 +9,20 @@ from torch import nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.checkpoint.config_check import compare_config
-from svdq_trt.contract.formats import INT4, NVFP4
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import awq, w4a4
-from svdq_trt.interop.container import header_object
+from svdq_trt.interop.container import HINTS, header_object, hints_of
 from svdq_trt.interop.exact import restore
 from svdq_trt.interop.families import Family
 from svdq_trt.interop.layers import Layer, family_for, layers_of
-from svdq_trt.interop.order import Evidence, Order
-from svdq_trt.interop.packing import padded
+from svdq_trt.interop.layouts import NEW, OLD
+from svdq_trt.interop.order import Order, Stored, check_order
+from svdq_trt.interop.packing import TILE
 from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.result import GELU_SHIFT, Imported, fits, member_rows, shifted_bias
 from svdq_trt.interop.w4a4 import Exact, Linear4
 from svdq_trt.models import LinearGroup, ModelSpec
 
-HINTS = "svdq_trt"  # our own key in the metadata of files we write
-_JUDGED = 16  # layers whose order is looked at, evenly spaced: of a whole model they have millions of groups
 _IN_16_BIT = "16 bit in the imported checkpoint"
 _NO_NODE = "4 bit in the imported checkpoint, but kept in this model: dequantized"
 
@@ -44,38 +41,23 @@ def read_nunchaku(reader: Reader, spec: ModelSpec) -> Imported:
     model_class = reader.metadata.get("model_class", family.model_class)
     if model_class not in family.names:
         raise ArtifactError(f"{reader.where}: metadata 'model_class'", f"{model_class!r:.60}", family.model_class)
+    _require_originals(reader)
     quantization = header_object(reader, "quantization_config")
     module = spec.build(device="meta")
     groups = spec.groups(module)
-    _check_order(reader, layers_of(family, module, groups), bool(quantization) or HINTS in reader.metadata)
+    stored = [Stored(n, x.rows, x.k, TILE) for x in layers_of(family, module, groups) for n in sorted({x.old, x.new})]
+    check_order(reader, stored, Order.FRAGMENTS, bool(quantization) or HINTS in reader.metadata)
     return _Import(reader, spec, family, module, groups, quantization).run()
 
 
-def _check_order(reader: Reader, layers: Sequence[Layer], declared: bool) -> None:
-    """Refuse codes that lie in rows, and codes that may, unless nunchaku's metadata says that they are nunchaku's.
-
-    Layers whose shape does not fit are left to the import, which names them.
-    """
-    found = []
-    for layer in layers:
-        shape = (layer.rows.total, padded(layer.k) // 2)
-        for name in sorted({layer.old, layer.new}):
-            stored = f"{name}.qweight"
-            if reader.has(stored) and reader.kind(stored) == "I8" and reader.shape(stored) == shape:
-                found.append((name, layer, shape))
-    evidence = Evidence()
-    for name, layer, shape in found[:: -(-len(found) // _JUDGED) or 1]:
-        fmt = NVFP4 if reader.kind(f"{name}.wscales") == "F8_E4M3" else INT4
-        evidence.add(reader.take(f"{name}.qweight", ("I8",), shape), fmt, layer.rows, layer.k)
-    got = {
-        Order.ROWS: "codes in rows, as vLLM-Omni has them under nunchaku's names",
-        Order.UNCLEAR: "" if declared else "no metadata, and codes that may lie in nunchaku's order or in rows",
-        Order.FRAGMENTS: "",
-    }[evidence.order]
-    if got:
-        raise UnsupportedError(
-            str(reader.where), got, "nunchaku's order", "Use nunchaku's own file, with its metadata."
-        )
+def _require_originals(reader: Reader) -> None:
+    """Refuse a layer without the smoothing's original: nunchaku's loaders ask for it, its heirs' files have none."""
+    for layout in (OLD, NEW):
+        for name in (n for n in reader.names if n.endswith(f".{layout.smooth}")):
+            want = f"{name.removesuffix(layout.smooth)}{layout.smooth_orig}"
+            if not reader.has(want):
+                got = f"no '{want}', as files of Nunchaku Lite have none"
+                raise UnsupportedError(str(reader.where), got, "nunchaku's own file, or a folder with config.json")
 
 
 class _Import:
@@ -97,8 +79,7 @@ class _Import:
         self.module, self.groups, self.quantization = module, groups, quantization
         self.layers = layers_of(family, module, groups)
         self.left = {name: tuple(p.shape) for name, p in module.state_dict().items()}
-        hints = header_object(reader, HINTS).get("layers")
-        self.hints: dict[str, Any] = hints if isinstance(hints, dict) else {}
+        self.hints = hints_of(reader)
         self.exact: dict[str, Exact] = {}
         self.assumed_unsigned: list[str] = []
         self.out = Imported()
@@ -133,8 +114,7 @@ class _Import:
             return
         if not layer.row.quantized:
             raise UnsupportedError(f"{self.reader.where}: '{name}'", "quantized", "16 bit, as nunchaku has it")
-        hints = self.hints.get(name)
-        hints = hints if isinstance(hints, dict) else {}
+        hints = self.hints.get(name, {})
         if self.reader.has(f"{name}.wzeros"):
             linear = awq.read(self.reader, name, sum(layer.n), layer.k, max(layer.row.chunks, 1), self.dtype, hints)
         else:

@@ -11,15 +11,20 @@ maximum. They can't tell the orders of uniform weights (0.00 to 0.02), nor alway
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import Format
-from svdq_trt.interop.packing import FRAGMENTS
+from svdq_trt.contract.formats import INT4, NVFP4, Format
+from svdq_trt.interop.packing import FRAGMENTS, STEP, TILE, padded
+from svdq_trt.interop.reader import Reader
 from svdq_trt.interop.w4a4 import Rows
 
+_JUDGED = 16  # layers whose order is looked at, evenly spaced: of a whole model they have millions of groups
 _CLEAR = 0.065  # difference of the two shares: half-way between -0.03 and -0.11, see above
 
 
@@ -29,6 +34,42 @@ class Order(enum.Enum):
     FRAGMENTS = "fragments"
     ROWS = "rows"
     UNCLEAR = "unclear"
+
+
+class Stored(NamedTuple):
+    """Codes of a file: the layer's name, its rows, K, and what N and K are padded to a multiple of."""
+
+    name: str
+    rows: Rows
+    k: int
+    tile: int
+
+
+def check_order(reader: Reader, stored: Sequence[Stored], want: Order, declared: bool) -> None:
+    """Refuse codes that lie in another order than `want`, and codes that may, unless the file declares its maker.
+
+    Layers whose shape does not fit are left to the import, which names them; those of no whole tiles have one order.
+    """
+    found = [(layer, (layer.rows.total, padded(layer.k, max(layer.tile, STEP)) // 2)) for layer in stored]
+    fitting = [(layer, shape) for layer, shape in found if _has(reader, f"{layer.name}.qweight", shape)]
+    evidence = Evidence()
+    for layer, shape in fitting[:: -(-len(fitting) // _JUDGED) or 1]:
+        fmt = NVFP4 if reader.kind(f"{layer.name}.wscales") == "F8_E4M3" else INT4
+        evidence.add(reader.take(f"{layer.name}.qweight", ("I8",), shape), fmt, layer.rows, layer.k)
+    if evidence.order is want or (evidence.order is Order.UNCLEAR and declared):
+        return
+    got = {
+        Order.ROWS: "codes in rows, as vLLM-Omni has them under nunchaku's names",
+        Order.FRAGMENTS: "codes in nunchaku's order",
+        Order.UNCLEAR: "no metadata, and codes that may lie in nunchaku's order or in rows",
+    }[evidence.order]
+    want_text = "nunchaku's order" if want is Order.FRAGMENTS else "rows, as the file declares"
+    raise UnsupportedError(str(reader.where), got, want_text, "Use the maker's own file, with what declares it.")
+
+
+def _has(reader: Reader, name: str, shape: tuple[int, ...]) -> bool:
+    tiles = shape[0] % TILE == 0 and 2 * shape[1] % STEP == 0
+    return tiles and reader.has(name) and reader.kind(name) == "I8" and reader.shape(name) == shape
 
 
 class Evidence:

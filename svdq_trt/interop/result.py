@@ -1,4 +1,4 @@
-"""A foreign model in our terms: what an importer returns and the artifact is written from."""
+"""A foreign model in our terms, which an importer returns, and ours in foreign ones, which an exporter does."""
 
 from __future__ import annotations
 
@@ -63,6 +63,16 @@ class Imported:
             "preset": "imported",
             "skip": [],
         } | self.meta
+
+
+@dataclass
+class Exported:
+    """Another tool's file to be: tensors, metadata, text files beside it, and what a user should know."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def member_rows(members: tuple[str, ...], n: tuple[int, ...], wanted: tuple[str, ...]) -> Tensor:

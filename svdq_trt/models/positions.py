@@ -7,6 +7,7 @@ state; a table that a checkpoint has is its own. Shapes: B batch, C channels, L 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,6 +163,13 @@ class PositionTable:
                 "half of the channels from the column, half from the row, as in published checkpoints",
             )
         return dict(zip(self.parameters, (rows.contiguous(), columns.contiguous()), strict=True))
+
+    def join(self, parameters: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The table, of the parameters by name: the inverse of `split`."""
+        rows, columns = (parameters[name] for name in self.parameters)
+        square = (self.size, self.size, self.channels // 2)
+        halves = columns[None].expand(square), rows[:, None].expand(square)
+        return torch.cat(halves, -1).reshape(self.shape)
 
     def made(self) -> dict[str, torch.Tensor]:
         """The parameters by name, in f32, as diffusers makes its table."""

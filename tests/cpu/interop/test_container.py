@@ -17,7 +17,10 @@ def test_a_damaged_model_of_an_engine_is_not_taken(tmp_path):
     write_manifest(tmp_path, artifact=file_entry(path))
     assert digest(tmp_path, SPEC).startswith("sha256:")
     path.write_bytes(b"quantised")
-    for read in (lambda: digest(tmp_path, SPEC), lambda: convert.export_nunchaku(tmp_path, tmp_path / "out")):
+    for read in (
+        lambda: digest(tmp_path, SPEC),
+        lambda: convert.export_checkpoint(tmp_path, tmp_path / "out", "nunchaku"),
+    ):
         with pytest.raises(ArtifactError, match=r"svdq\.safetensors: another SHA-256 than the manifest's"):
             read()
 

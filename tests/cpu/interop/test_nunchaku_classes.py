@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from svdq_trt.artifact import svdq_file
-from svdq_trt.interop import export_nunchaku
+from svdq_trt.interop import export_checkpoint
 from svdq_trt.interop.layers import family_for, layers_of
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import layer_of
 from tests.harness import nunchaku_peer as nunchaku
+from tests.harness.packed import w4a4_weight
 
 
 @pytest.mark.parametrize("fmt", ["int4", "nvfp4"])
 @pytest.mark.parametrize("model", nunchaku.LOADERS)
 def test_exports_load_strictly(quantized, tmp_path, model, fmt):
     spec, source, path = get_model(model), quantized(model, fmt), tmp_path / "n.safetensors"
-    report = export_nunchaku(source, path)
+    report = export_checkpoint(source, path, "nunchaku")
     theirs = nunchaku.load(model, path, fmt, spec.torch_dtype)
     loaded = svdq_file.load(source)
     nodes = {n.name: n for n in loaded.nodes if n.format == fmt}
@@ -29,7 +30,7 @@ def test_exports_load_strictly(quantized, tmp_path, model, fmt):
     assert {ours[name] for name in linears} == set(nodes)
     for name, linear in linears.items():
         node = nodes[ours[name]]
-        want, got = layer_of(node, loaded.tensors).dequantize().double(), nunchaku.dequantized(linear)
+        want, got = layer_of(node, loaded.tensors).dequantize().double(), w4a4_weight(linear)
         assert (got - want).norm() < 2 * torch.finfo(spec.torch_dtype).eps * want.norm(), name
         assert bool(linear.act_unsigned) == node.act_unsigned
     assert not [note for note in report.notes if "group scales" in note]

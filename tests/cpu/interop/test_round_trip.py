@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from svdq_trt.artifact import svdq_file
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import CONSTANTS
-from svdq_trt.interop import export_nunchaku, import_checkpoint
+from svdq_trt.interop import export_checkpoint, import_checkpoint
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import layer_of, restore_model
 
@@ -47,7 +47,7 @@ def assert_same_node(before, after, old, node):
 def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt):
     """Every node that nunchaku quantizes the same way comes back bit for bit, and the file once more from that."""
     source, spec = quantized(model, fmt), get_model(model)
-    export_nunchaku(source, tmp_path / "n.safetensors")
+    export_checkpoint(source, tmp_path / "n.safetensors", "nunchaku")
     report = import_checkpoint(tmp_path / "n.safetensors", spec, tmp_path / "back.safetensors")
     before, after = svdq_file.load(source), svdq_file.load(tmp_path / "back.safetensors")
     assert report.format == fmt and len(after.nodes) == report.nodes
@@ -63,7 +63,7 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt):
             got = torch.cat([after.tensors[f"{m}.weight"] for m in old.members])
             assert torch.equal(got, want)
     restore_model(after, spec)
-    export_nunchaku(tmp_path / "back.safetensors", tmp_path / "again.safetensors")
+    export_checkpoint(tmp_path / "back.safetensors", tmp_path / "again.safetensors", "nunchaku")
     (first, meta), (second, meta_again) = stored(tmp_path / "n.safetensors"), stored(tmp_path / "again.safetensors")
     assert_same(first, second)
     for strings in (meta, meta_again):  # what adaLN lost was lost the first time
@@ -77,7 +77,7 @@ def test_artifact_to_nunchaku_and_back(quantized, tmp_path, model, fmt):
 def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt):
     """Nunchaku has one rank for a model: zeros follow a node's own factors, and nothing else changes."""
     source, spec = quantized("flux1-tiny", fmt, (32, 0, 16)), get_model("flux1-tiny")
-    export_nunchaku(source, tmp_path / "n.safetensors")
+    export_checkpoint(source, tmp_path / "n.safetensors", "nunchaku")
     tensors, meta = stored(tmp_path / "n.safetensors")
     down = [t for name, t in tensors.items() if name.endswith(".lora_down")]
     assert {t.shape[1] for t in down} == {32} and json.loads(meta["quantization_config"])["rank"] == 32
@@ -98,7 +98,7 @@ def test_many_ranks_leave_as_the_largest(quantized, tmp_path, fmt):
 def test_outputs_are_those_of_the_model_it_was_packed_from(quantized, tmp_path, model, signed, bare):
     """As close as re-rounded adaLN and 16-bit K/V allow; signed codes stay signed unless our metadata are lost."""
     source, spec, path = quantized(model, "int4", signed=signed), get_model(model), tmp_path / "n.safetensors"
-    export_nunchaku(source, path)
+    export_checkpoint(source, path, "nunchaku")
     if bare:
         tensors, strings = stored(path)
         del strings["svdq_trt"]
