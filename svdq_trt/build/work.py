@@ -29,7 +29,7 @@ from svdq_trt.checkpoint import Identity, identify_weights
 from svdq_trt.checkpoint.folder import open_folder
 from svdq_trt.contract.archs import KERNELS, resolve_attention, resolve_format
 from svdq_trt.contract.formats import FORMATS, Format
-from svdq_trt.interop import describe, digest
+from svdq_trt.interop import Description, describe, digest
 from svdq_trt.lora.alphas import config_beside
 from svdq_trt.lora.apply import check_loras
 from svdq_trt.models import ModelSpec, TensorIO, get_model
@@ -65,6 +65,7 @@ class Work:
     loras: tuple[LoraAt, ...] = ()
     loras_need_weights: bool = False  # some are made of the model's own weights, as a DoRA is
     quantized: File | None = None  # --quantized
+    import_needs_weights: bool = False  # which has quantized layers alone
     sensitivity: File | None = None  # --sensitivity
     calibration: File | None = None  # --calibration
     sampling: str = ""  # digest of pipeline, prompts and settings of --calibration-prompts
@@ -132,7 +133,8 @@ def plan_work(config: BuildConfig) -> Work:
     for index in range(3):
         spec.check_sizes({symbol: values[index] for symbol, values in profile.items()})
     shared = config.out / f"{spec.name}-shared"
-    given = None if config.quantized is None else _quantized_format(config, spec)
+    source = None if config.quantized is None else describe(config.quantized, spec)
+    given = None if source is None else _quantized_format(config, source)
     ending = _ending(config) + ("-lora" if config.loras or config.lora_slots else "")
     engines = []
     for arch in config.archs:
@@ -146,7 +148,11 @@ def plan_work(config: BuildConfig) -> Work:
     check_given(config, spec)
     loras = tuple(_lora(lora.path.resolve(), lora.strength) for lora in config.loras)
     loras_need_weights = bool(loras) and check_loras(requests(loras), spec, config.allow_partial)
-    needs_weights = config.quantized is None or config.check or loras_need_weights
+    import_needs_weights = source is not None and not source.complete
+    if import_needs_weights and config.checkpoint is None and config.random_weights is None:
+        got, want = f"{config.quantized}, which has quantized layers alone", "16-bit weights for the others"
+        raise UsageError("--quantized", got, want, "Give them with --checkpoint.")
+    needs_weights = config.quantized is None or config.check or loras_need_weights or import_needs_weights
     identity = identify_weights(spec, config.checkpoint, config.random_weights) if needs_weights else Identity("")
     weights = Weights(
         spec.source,
@@ -168,6 +174,7 @@ def plan_work(config: BuildConfig) -> Work:
         loras,
         loras_need_weights,
         quantized,
+        import_needs_weights=import_needs_weights,
         sensitivity=None if scan is None else _file(scan),
         calibration=None if config.calibration is None else _file(config.calibration),
         sampling="" if config.sampling is None else config.sampling.digest(),
@@ -213,10 +220,9 @@ def _ending(config: BuildConfig) -> str:
     return f"r{config.rank}" if config.rank_auto is None else "rauto"
 
 
-def _quantized_format(config: BuildConfig, spec: ModelSpec) -> Format:
+def _quantized_format(config: BuildConfig, source: Description) -> Format:
     """The number format of --quantized. Raises UsageError where an arch has no kernels for it."""
-    assert config.quantized is not None
-    found = FORMATS[describe(config.quantized, spec).format]
+    found = FORMATS[source.format]
     if config.format not in ("auto", found.name):
         raise UsageError("--format", config.format, f"auto or {found.name}, which {config.quantized} has")
     for arch in config.archs:

@@ -29,7 +29,7 @@ def method_of(quantization: Any, where: str) -> str:
         return ""
     if not isinstance(quantization, Mapping):
         raise ArtifactError(where, f"a JSON {type(quantization).__name__}", "a JSON object")
-    keys = ("quant_method", "quant_algo", "quant_type", "format")
+    keys = ("quant_method", "quant_algo", "format", "quant_type")
     named = next((str(quantization[key]) for key in keys if quantization.get(key)), "")
     return named or ("svdquant" if quantization.keys() >= _OF_VLLM_OMNI else UNNAMED)
 

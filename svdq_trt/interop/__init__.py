@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from svdq_trt.interop.container import digest
-from svdq_trt.interop.convert import describe, export_checkpoint, import_checkpoint
+from svdq_trt.interop.convert import Description, describe, export_checkpoint, import_checkpoint
 
-__all__ = ["describe", "digest", "export_checkpoint", "import_checkpoint"]
+__all__ = ["Description", "describe", "digest", "export_checkpoint", "import_checkpoint"]

@@ -26,10 +26,12 @@ class Description:
 
     Attributes:
         kind: the tool that wrote it. format: "int4" or "nvfp4", or any of ours for our own files.
+        complete: whether it holds the whole model; else a 16-bit checkpoint has its other parameters.
     """
 
     kind: str
     format: str
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def describe(path: Path, spec: ModelSpec) -> Description:
         return Description(OWN, nodes[0].format)
     scales = [name for name in reader.names if name.endswith((".wscales", ".weight_scale"))]
     fp4 = any(reader.kind(name) == "F8_E4M3" for name in scales)
-    return Description(maker.name, "nvfp4" if fp4 else "int4")
+    return Description(maker.name, "nvfp4" if fp4 else "int4", maker.complete)
 
 
 def import_checkpoint(path: Path, spec: ModelSpec, out: Path, rest: Weights | None = None) -> Report:

@@ -106,6 +106,7 @@ class _Import:
         self.left = dict(self.shapes)
         self.hints = hints_of(self.reader, "nodes")
         self.linears: dict[str, Found] = {}
+        self.wide: list[tuple[str, int]] = []  # nodes whose members have a low-rank branch each, and their rank
         self.out = Imported()
 
     def run(self) -> Imported:
@@ -127,13 +128,16 @@ class _Import:
             self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
             whole = (
-                self.reader.take_half(name, shape, self.spec.torch_dtype) if self.rest is None else self.rest.read(name)
+                self.reader.take_half(name, shape, self.spec.weight_dtype(name)) if self.rest is None else self.rest.read(name)
             )
             self.out.tensors[name] = whole
         self.reader.refuse_leftovers(self.spec.name)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
         self.out.finish(self.spec, self.groups)
+        if self.wide:
+            (name, rank), more = self.wide[0], f" and {len(self.wide) - 1} more" if len(self.wide) > 1 else ""
+            self.out.notes.append(f"{name}{more}: rank {rank}, as its linears have a low-rank branch each.")
         return self.out
 
     def _group(self, group: LinearGroup) -> tuple[str, ...]:
@@ -147,6 +151,8 @@ class _Import:
             return ()
         if len(found) == len(group.members) and all(_same_input(found[0], other) for other in found):
             whole = stacked([f.weights for f in found])
+            if whole.rank > max(f.weights.rank for f in found):
+                self.wide.append((group.node, whole.rank))
             whole = without_zeros(whole if columns is None else whole.columns(*columns))
             self._add(group, whole, tuple(f.weights.n for f in found), found[0].unsigned)
             return group.members

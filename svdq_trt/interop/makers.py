@@ -37,13 +37,15 @@ class Maker:
         name: for people, and what an artifact says it was imported from.
         methods: what its files call themselves in a `quantization_config`.
         marks: metadata keys that its files alone have.
-        read: the reader of its files; of some, parameters come from a 16-bit checkpoint.
+        read: the reader of its files.
+        complete: whether they hold the whole model; else a 16-bit checkpoint has its other parameters.
     """
 
     name: str
     methods: tuple[str, ...]
     marks: tuple[str, ...]
     read: Callable[[Reader, ModelSpec, Weights | None], Imported]
+    complete: bool = True
 
 
 def _whole(read: Callable[[Reader, ModelSpec], Imported]) -> Callable[[Reader, ModelSpec, Weights | None], Imported]:
@@ -56,7 +58,7 @@ MODELOPT = Maker("modelopt", ("modelopt", "NVFP4_SVD", "NVFP4", "MIXED_PRECISION
 LITE = Maker("nunchaku-lite", ("nunchaku_lite",), ("runtime_manifest",), _whole(read_lite))
 VLLM_OMNI = Maker("vllm-omni", ("svdquant",), (), _whole(read_vllm_omni))
 COMFY = Maker("comfy-kitchen", (), (comfy.METADATA,), _whole(read_comfy))
-CACHE_DIT = Maker("cache-dit", ("cache_dit_svdq_quant_config",), (cache_dit.MARK,), read_cache_dit)
+CACHE_DIT = Maker("cache-dit", ("cache_dit_svdq_quant_config",), (cache_dit.MARK,), read_cache_dit, complete=False)
 MAKERS = (NUNCHAKU, LITE, CACHE_DIT, COMFY, VLLM_OMNI, MODELOPT)
 
 _READ = f"a checkpoint of {', '.join(maker.name for maker in MAKERS)} or {OWN}"

@@ -76,7 +76,6 @@ LAZY = {
     "svdq_trt.cli": "start-up: a command loads what it runs on when it runs",
     "svdq_trt.build.stages": "start-up: a stage is declared in one process and runs in another",
     "svdq_trt.evaluate.diff": "either runtime alone, each with a library of its own",
-    "svdq_trt.interop.convert": "start-up: one format's reader of several",
     "svdq_trt.nn": "the kernel library is there on a GPU only",
     "svdq_trt.quantize.gptq": "Triton is optional",
     "svdq_trt.runtime.device": "torch or pycuda, whichever is installed",

@@ -12,6 +12,7 @@ from svdq_trt.base.files import atomic_write
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import UNKEYED, File, Stage
 from svdq_trt.build.stages.quantize import FILE, Quantized
+from svdq_trt.build.stages.weights import Weights
 
 if TYPE_CHECKING:
     from svdq_trt.build.work import Work
@@ -26,12 +27,14 @@ class TakeQuantized(Stage[Quantized]):
 
     model: str
     source: File
+    weights: Weights | None = field(default=None, kw_only=True)  # 16 bit, where the source has quantized layers alone
     format: str = field(default="", kw_only=True, metadata=UNKEYED)
 
     @classmethod
     def of(cls, work: Work, fmt: str, source: File) -> TakeQuantized:
         """The stage for a build with ``--quantized``."""
-        return cls(work.spec.source, source, format=fmt, out=work.quantized_folder(fmt) / FILE)
+        weights = work.weights if work.import_needs_weights else None
+        return cls(work.spec.source, source, weights=weights, format=fmt, out=work.quantized_folder(fmt) / FILE)
 
     @property
     def label(self) -> str:
@@ -41,6 +44,7 @@ class TakeQuantized(Stage[Quantized]):
     def run(self, progress: Progress) -> Quantized:
         """Import the checkpoint, or copy our own artifact, and check the result."""
         from svdq_trt.artifact import svdq_file
+        from svdq_trt.checkpoint import open_weights
         from svdq_trt.interop import describe, import_checkpoint
         from svdq_trt.models import get_model
         from svdq_trt.nn.restore import restore_model
@@ -53,7 +57,9 @@ class TakeQuantized(Stage[Quantized]):
             with atomic_write(self.out) as tmp:
                 shutil.copyfile(path / FILE if path.is_dir() else path, tmp)
         else:
-            report = import_checkpoint(path, spec, self.out)
+            given = self.weights
+            rest = None if given is None else open_weights(spec, given.checkpoint, given.random_weights)
+            report = import_checkpoint(path, spec, self.out, rest)
             kept, notes = report.kept, report.notes
         progress(1, 2, "checking the artifact")
         loaded = svdq_file.load(self.out)
