@@ -128,7 +128,9 @@ class _Import:
             self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
             whole = (
-                self.reader.take_half(name, shape, self.spec.weight_dtype(name)) if self.rest is None else self.rest.read(name)
+                self.reader.take_half(name, shape, self.spec.weight_dtype(name))
+                if self.rest is None
+                else self.rest.read(name)
             )
             self.out.tensors[name] = whole
         self.reader.refuse_leftovers(self.spec.name)
