@@ -90,7 +90,7 @@ def import_checkpoint(path: Path, spec: ModelSpec, out: Path, rest: Weights | No
 
 
 #: maker -> what writes its checkpoint; a maker of files beside the tensors has a folder
-_WRITERS: dict[str, Callable[[Artifact, ModelSpec], Exported]] = {
+WRITERS: dict[str, Callable[[Artifact, ModelSpec], Exported]] = {
     "nunchaku": write_nunchaku,
     "nunchaku-lite": write_lite,
     "comfy-kitchen": write_comfy,
@@ -112,7 +112,7 @@ def export_checkpoint(path: Path, out: Path, maker: str) -> Report:
         spec = get_model(str(loaded.meta.get("model")))
     except UsageError as error:
         raise ArtifactError(str(path), f"model {error.got}", error.want) from None
-    done = _WRITERS[maker](loaded, spec)
+    done = WRITERS[maker](loaded, spec)
     if done.files:
         out.mkdir(parents=True, exist_ok=True)
     weights = out / "diffusion_pytorch_model.safetensors" if done.files else out

@@ -9,7 +9,6 @@ Letters: N output features, K input features, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +45,13 @@ class Separate:
         """Keep what makes the node again of its tensors as a reader has them."""
         if hint := hint_for(node.weights(loaded.tensors), as_read):
             self.hints[node.name] = hint
+
+    def dense_halves(self, name: str, a: SvdqWeights, b: SvdqWeights) -> None:
+        """Make two halves of a linear one in 16 bit."""
+        dtype = a.act_mul.dtype
+        self.dense[f"{name}.weight"] = torch.cat((a.dequantize(), b.dequantize()), 1).to(dtype)
+        if name in self.biased:
+            self.dense[f"{name}.bias"] = (a.bias.float() + b.bias.float()).to(dtype)
 
     def to_dense(self, name: str, dtype: torch.dtype) -> None:
         """Make a linear one in 16 bit."""
@@ -87,13 +93,18 @@ def separate(loaded: Artifact, spec: ModelSpec, unsigned: bool) -> Separate:
             out.linears[member] = weights if len(node.members) == 1 else weights.rows(at)
     for member, nodes in halves.items():
         pair = sorted(nodes, key=lambda node: (columns[node.name] or (0, 0))[0])
-        whole, note = joined(member, [as_signed(node.weights(loaded.tensors)) for node in pair])
+        a, b = (as_signed(node.weights(loaded.tensors)) for node in pair)
+        if not _one_ratio(a, b):
+            out.notes.append(f"{member}: in 16 bit, as its halves have scales of rows that differ.")
+            out.dense_halves(member, a, b)
+            continue
+        whole, note = joined(member, a, b)
         out.linears[member] = whole
         out.notes += [note] if note else []
         signed += sum(node.act_unsigned for node in pair)
         for node in pair:
             out.note_node(node, loaded, whole.columns(*columns[node.name] or (0, whole.k)))
-    out.dense = {name: tensor for name, tensor in loaded.tensors.items() if name not in used}
+    out.dense |= {name: tensor for name, tensor in loaded.tensors.items() if name not in used}
     for table in spec.tables:
         out.dense[table.name] = table.join({name: out.dense.pop(name) for name in table.parameters})
     if signed:
@@ -109,9 +120,13 @@ def as_signed(weights: SvdqWeights) -> SvdqWeights:
     return replace(weights, bias=bias, act_unsigned=False, act_shift=0.0)
 
 
-def joined(member: str, halves: Sequence[SvdqWeights]) -> tuple[SvdqWeights, str]:
+def _one_ratio(a: SvdqWeights, b: SvdqWeights) -> bool:
+    """Whether one number makes the scales of b's rows those of a's."""
+    return torch.equal(a.wscale2, b.wscale2) or all(bool((w.wscale2 == w.wscale2[0]).all()) for w in (a, b))
+
+
+def joined(member: str, a: SvdqWeights, b: SvdqWeights) -> tuple[SvdqWeights, str]:
     """Two halves [N, K1] and [N, K2] as one linear [N, K1 + K2], and what that changed; "" for nothing."""
-    a, b = halves
     if a.format is not b.format:
         raise UnsupportedError(f"'{member}'", f"halves of {a.format.name} and {b.format.name}", "one format")
     note = ""

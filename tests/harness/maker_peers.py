@@ -14,7 +14,7 @@ from svdq_trt.contract.formats import FP4_MAX, FP8_MAX
 from svdq_trt.contract.numerics import E4M3, round_e2m1
 from svdq_trt.models import ModelSpec
 
-SEED = 3
+SEED = 0
 
 
 def cache_dit(spec: ModelSpec, quant_type: str, folder: Path) -> nn.Module:

@@ -18,6 +18,8 @@ from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop import nunchaku_layers as make
 
+SANA = "sana-tiny"
+
 
 def weights_of(loaded) -> dict[str, torch.Tensor]:
     """The weight of every linear or convolution, quantized or not, as [N, K...] f64."""
@@ -50,7 +52,7 @@ def close(got, want):
 
 def test_sana(tmp_path):
     """Members of q/k/v padded one by one, channels of the gated unit interleaved, convolutions with channels last."""
-    spec, c, hidden = get_model("sana-tiny"), 128, 320
+    spec, c, hidden = get_model(SANA), 128, 320
     rest, truths = {}, {}
     for i in range(spec.config["num_layers"]):
         b = f"transformer_blocks.{i}"

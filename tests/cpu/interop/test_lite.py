@@ -15,6 +15,7 @@ from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, Unsupport
 from svdq_trt.cli import main
 from svdq_trt.interop import describe, export_checkpoint, import_checkpoint
 from svdq_trt.interop.convert import Description
+from svdq_trt.interop.linears_export import write_lite
 from svdq_trt.models import get_model
 from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop.test_round_trip import assert_same, assert_same_node
@@ -66,6 +67,16 @@ def test_diffusers_loads_what_we_write_and_we_read_it_back(quantized, tmp_path, 
     export_checkpoint(tmp_path / "back.safetensors", tmp_path / "again", "nunchaku-lite")
     assert_same(load_file(folder / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS))
     assert (folder / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
+
+
+def test_halves_with_scales_of_rows_leave_in_16_bit(quantized, tmp_path):
+    """As a file of nunchaku's may have them: no one smoothing makes their rows alike."""
+    spec, name = get_model("flux1-tiny"), "single_transformer_blocks.0.proj_out"
+    loaded = svdq_file.load(quantized("flux1-tiny", "nvfp4"))
+    loaded.tensors[f"{name}.mlp.wscale2"] *= torch.linspace(1, 2, 128)
+    done = write_lite(loaded, spec)
+    assert torch.equal(done.tensors[f"{name}.weight"], weights_of(loaded)[name].float().to(spec.torch_dtype))
+    assert f"{name}: in 16 bit, as its halves have scales of rows that differ." in done.notes
 
 
 @pytest.fixture(scope="module")

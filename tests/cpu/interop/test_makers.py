@@ -21,6 +21,8 @@ from tests.cpu.interop.test_lite import weights_of
 from tests.harness import maker_peers as peers
 from tests.harness.packed import w4a4_weight
 
+MODELS = ["flux1-tiny", "sdxl-tiny"]
+
 
 def snr_of_outputs(spec, loaded, weights) -> float:
     """dB: the imported model against the diffusers model with `weights` [N, K] in 16 bit."""
@@ -35,7 +37,7 @@ def snr_of_outputs(spec, loaded, weights) -> float:
 
 
 @pytest.mark.parametrize("fmt", ["int4", "nvfp4"])
-@pytest.mark.parametrize("model", ["flux1-tiny", "sdxl-tiny"])
+@pytest.mark.parametrize("model", MODELS)
 def test_cache_dit(tmp_path, model, fmt):
     pytest.importorskip("cache_dit", reason="cache-dit is not installed")
     spec, folder = get_model(model), tmp_path / "theirs"
@@ -84,7 +86,7 @@ def modelopts_weight(tensors, name) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("plain", [[], ["*ff.net.2*"]], ids=["all-svd", "mixed"])
-@pytest.mark.parametrize("model", ["flux1-tiny", "sdxl-tiny"])
+@pytest.mark.parametrize("model", MODELS)
 def test_modelopt(tmp_path, model, plain):
     pytest.importorskip("modelopt", reason="ModelOpt is not installed")
     spec, folder = get_model(model), tmp_path / "theirs"

@@ -1,0 +1,64 @@
+"""A file of each maker, by its own code where that runs here, becomes a plan that agrees with the 16-bit model.
+
+The makers quantize the weights of `--random-weights 0`, so the build's own check has what to compare with.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from svdq_trt.interop import export_checkpoint
+from svdq_trt.models import get_model
+from tests.harness import builds
+from tests.harness import maker_peers as peers
+
+MODEL = "sdxl-tiny"
+
+
+def ours(folder: Path, maker: str) -> Path:
+    """Quantized here, and written as the maker has it."""
+    words = ("--model", MODEL, "--arch", "sm_89", "--random-weights", "0", "--preset", "fast", "--device", "cpu")
+    done = builds.svdq("quantize", *words, "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    path = folder / ("lite" if maker == "nunchaku-lite" else f"{maker}.safetensors")
+    export_checkpoint(folder / f"{MODEL}-shared" / "int4-r32", path, maker)
+    return path
+
+
+def cache_dits(folder: Path, fmt: str) -> Path:
+    pytest.importorskip("cache_dit", reason="cache-dit is not installed")
+    peers.cache_dit(get_model(MODEL), f"svdq_{fmt}_r32_dq", folder)
+    return folder
+
+
+def modelopts(folder: Path, _: str) -> Path:
+    pytest.importorskip("modelopt", reason="ModelOpt is not installed")
+    peers.modelopt(get_model(MODEL), folder, 16, [])
+    return folder
+
+
+FILES = {
+    "nunchaku": (ours, "nunchaku", 89),
+    "nunchaku-lite": (ours, "nunchaku-lite", 89),
+    "comfy-kitchen": (ours, "comfy-kitchen", 89),
+    "cache-dit-int4": (cache_dits, "int4", 89),
+    "cache-dit-nvfp4": (cache_dits, "nvfp4", 120),
+    "modelopt": (modelopts, "", 120),
+}
+
+
+@pytest.mark.parametrize("make,of,arch", FILES.values(), ids=list(FILES))
+def test_it_becomes_a_plan(tmp_path, make, of, arch):
+    (tmp_path / "theirs").mkdir()
+    source, out = make(tmp_path / "theirs", of), tmp_path / "out"
+    done = builds.build(MODEL, out, "--quantized", str(source), "--arch", f"sm_{arch}", *builds.FIXED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = out / f"{MODEL}-sm_{arch}"
+    m = json.loads((folder / "manifest.json").read_text())
+    assert (folder / "model.plan").stat().st_size == m["plan"]["bytes"]
+    assert builds.plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]}) != []
+    (output,) = m["accuracy"]["outputs"]
+    assert output["sqnr_db"] > 18 and output["cosine"] > 0.98, output
