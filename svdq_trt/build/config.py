@@ -215,7 +215,7 @@ class BuildConfig:
         loras: LoRAs to put into the low-rank branches, after quantization.
         lora_slots: rank per linear to fill at run time.
         allow_partial: leave out the parts of a LoRA file that do not fit, instead of refusing the file.
-        quantized: a quantized checkpoint (ours, nunchaku's, ModelOpt's) to use instead of the quantizer and all its
+        quantized: a quantized checkpoint (ours or another tool's) to use instead of the quantizer and all its
             options.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """

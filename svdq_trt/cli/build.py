@@ -125,7 +125,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--quantized",
         type=Path,
         metavar="PATH",
-        help="a quantized checkpoint instead: nunchaku's, ModelOpt's or our svdq.safetensors; "
+        help="a quantized checkpoint instead: our svdq.safetensors or another tool's (see import); "
         "--checkpoint is then what the check compares with",
     )
     lo = p.add_argument_group("LoRA (docs/lora.md)")

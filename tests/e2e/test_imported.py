@@ -54,7 +54,8 @@ FILES = {
 def test_it_becomes_a_plan(tmp_path, make, of, arch):
     (tmp_path / "theirs").mkdir()
     source, out = make(tmp_path / "theirs", of), tmp_path / "out"
-    done = builds.build(MODEL, out, "--quantized", str(source), "--arch", f"sm_{arch}", *builds.FIXED)
+    words = ("--model", MODEL, "--random-weights", "0", "--arch", f"sm_{arch}", *builds.FIXED)
+    done = builds.svdq("build", *words, "--quantized", str(source), "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
     folder = out / f"{MODEL}-sm_{arch}"
     m = json.loads((folder / "manifest.json").read_text())
