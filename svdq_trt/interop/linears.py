@@ -127,19 +127,10 @@ class _Import:
         if self.rest is None:
             self.out.tensors |= self.reader.take_tables(self.spec, self.left)
         for name, shape in sorted(self.left.items()):
-<<<<<<< HEAD
-            whole = (
-                self.reader.take_half(name, shape, self.spec.weight_dtype(name))
-                if self.rest is None
-                else self.rest.read(name)
-            )
-            self.out.tensors[name] = whole
-=======
             if self.rest is None:
-                self.out.tensors[name] = self.reader.take_half(name, shape, self.spec.torch_dtype)
+                self.out.tensors[name] = self.reader.take_half(name, shape, self.spec.weight_dtype(name))
             else:
                 self.out.tensors[name] = self.rest.read(name)
->>>>>>> 689eb71 (docs: what is exact, in figures)
         self.reader.refuse_leftovers(self.spec.name)
         members = {m for g in self.groups for m in g.members}
         self.out.kept |= dict.fromkeys(sorted(members - set(self.linears)), _IN_16_BIT)
