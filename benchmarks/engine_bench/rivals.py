@@ -24,6 +24,7 @@ def rival(job: dict[str, Any]) -> dict[str, Any]:
         "latency_ms": time_ms(module.call, job["repeat"]),
         "memory_bytes": made.memory_bytes,
         "peak_bytes": made.facts["peak_bytes"],
+        "graph": made.facts["graph"],
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
     }
