@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.artifact.prompts import read_prompts
 from svdq_trt.base.device import check_device
 from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.base.extras import install
@@ -185,8 +186,6 @@ class Sampling:
         Of the pipeline's folder count the index and the folders of its components, without weights in formats that
         are never read here (pickles, other frameworks').
         """
-        from svdq_trt.calibrate.prompts import read_prompts  # with torch, which options are parsed without
-
         components = (p for p in sorted(self.pipeline.iterdir()) if p.is_dir() and not p.name.startswith("."))
         files = [self.pipeline / "model_index.json", *(p for c in components for p in sorted(c.rglob("*")))]
         read = [p for p in files if p.is_file() and p.suffix not in _UNREAD]

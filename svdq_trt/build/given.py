@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from svdq_trt.artifact.prompts import check_pictures, read_prompts
 from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.base.errors import UsageError
 from svdq_trt.build.config import BuildConfig, Sampling
 from svdq_trt.calibrate.inputs import InputFile
-from svdq_trt.calibrate.prompts import check_pictures, read_prompts
 from svdq_trt.calibrate.sample import check_pipeline, schedule
 from svdq_trt.checkpoint import open_weights
 from svdq_trt.models import ModelSpec

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.artifact.prompts import Prompt
 from svdq_trt.artifact.tensor_file import save_tensors
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import tensor_name
-from svdq_trt.calibrate.prompts import Prompt
 from svdq_trt.checkpoint.config_check import check_config, check_module
 from svdq_trt.checkpoint.locate import locate
 from svdq_trt.contract.numerics import CPU
@@ -150,10 +150,10 @@ def sample_inputs(
 
 def _picture(file: Path, size: tuple[int, int] | None) -> Any:
     """The picture of a file, as diffusers' pipelines take it; of `size`, width and height, if that is given."""
-    from PIL import Image
+    from diffusers.utils.loading_utils import load_image
 
     try:
-        picture = Image.open(file).convert("RGB")
+        picture = load_image(str(file))
         return picture if size is None else picture.resize(size)
     except Exception as error:  # whatever a damaged file makes the decoders stumble over
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -74,7 +74,6 @@ def imports(path: Path, eager: bool = False) -> set[str]:
 LAZY = {
     "svdq_trt": "what it offers by name loads on first use",
     "svdq_trt.cli": "start-up: a command loads what it runs on when it runs",
-    "svdq_trt.build.config": "start-up: options are parsed without torch",
     "svdq_trt.build.stages": "start-up: a stage is declared in one process and runs in another",
     "svdq_trt.evaluate.diff": "either runtime alone, each with a library of its own",
     "svdq_trt.nn": "the kernel library is there on a GPU only",

@@ -58,9 +58,9 @@ class Sample(Stage[Sampled]):
 
     def run(self, progress: Progress) -> Sampled:
         """Run the prompts and write the inputs."""
+        from svdq_trt.artifact.prompts import read_prompts
         from svdq_trt.base.device import torch_device
         from svdq_trt.base.ranks import local_rank
-        from svdq_trt.calibrate.prompts import read_prompts
         from svdq_trt.calibrate.sample import sample_inputs
         from svdq_trt.models import get_model
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from svdq_trt.artifact.prompts import Prompt, check_pictures, read_prompts
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.calibrate import collect, sample
 from svdq_trt.calibrate.inputs import InputFile
-from svdq_trt.calibrate.prompts import Prompt, check_pictures, read_prompts
 from svdq_trt.calibrate.sample import sample_inputs, schedule
 from svdq_trt.checkpoint import load
 from svdq_trt.models import get_model
