@@ -16,7 +16,7 @@ from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.base.needs import lacking
 from svdq_trt.models.positions import Rotary, rotate
 
-_PLAIN = ("to_q", "to_k", "to_v", "to_out")
+PLAIN = ("to_q", "to_k", "to_v", "to_out")
 _TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _NORMS = ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
 #: RMS norms by their classes' names, and what they add to their weight
@@ -38,7 +38,7 @@ def check_attention(name: str, attn: Any, processor: type[Any]) -> None:
         if not hasattr(attn, needed):
             raise lacking("diffusers", f"{needed} of {where}")
     own = type(attn.processor)
-    if own.__module__ != __name__ and own.__name__ not in processor.STANDS_FOR:
+    if not hasattr(own, "STANDS_FOR") and own.__name__ not in processor.STANDS_FOR:
         raise UnsupportedError(where, f"diffusers' processor {own.__name__}", want)
     parts = {child for child, _ in attn.named_children()} - set(processor.PARTS) - set(_FUSED)
     if parts:
@@ -113,7 +113,8 @@ def _parts(x: torch.Tensor, heads: int, parts: int) -> Sequence[torch.Tensor]:
     return [whole[i : i + 1].flatten(0, 1) for i in range(parts)]
 
 
-def _out(attn: Any, y: torch.Tensor) -> torch.Tensor:
+def output(attn: Any, y: torch.Tensor) -> torch.Tensor:
+    """Values [B, L, C] through the attention's own output projection."""
     out: torch.Tensor = attn.to_out[0](y)
     return out
 
@@ -122,13 +123,13 @@ def _attend(
     attn: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return _out(attn, y.transpose(1, 2).flatten(2))
+    return output(attn, y.transpose(1, 2).flatten(2))
 
 
 class FusedSelfAttention(Processor):
     """Processor of an Attention that may have `to_qkv` instead of to_q, to_k and to_v."""
 
-    STANDS_FOR, PARTS = ("AttnProcessor2_0",), _PLAIN
+    STANDS_FOR, PARTS = ("AttnProcessor2_0",), PLAIN
 
     def __call__(
         self,
@@ -141,7 +142,7 @@ class FusedSelfAttention(Processor):
         assert encoder_hidden_states is None and attention_mask is None
         if self.packed is not None and hasattr(attn, "to_qkv"):
             (y,) = self.packed(attn, attn.to_qkv(hidden_states))
-            return _out(attn, y)
+            return output(attn, y)
         q, k, v = _project(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
         return _attend(attn, q, k, v)
 
@@ -183,7 +184,7 @@ class FusedCrossAttention(Processor):
     Without `shared` it takes its own `to_kv` or, where that is not installed, diffusers' to_k and to_v.
     """
 
-    STANDS_FOR, PARTS = ("AttnProcessor2_0", "SanaAttnProcessor2_0"), _PLAIN
+    STANDS_FOR, PARTS = ("AttnProcessor2_0", "SanaAttnProcessor2_0"), PLAIN
 
     def __init__(self, shared: SharedProjection | None = None, index: int = 0) -> None:
         self.shared, self.index = shared, index
@@ -202,7 +203,7 @@ class FusedCrossAttention(Processor):
             kv = shared.whole(attn, encoder_hidden_states, self.index)
             mask = None if attention_mask is None else attention_mask.flatten(1).to(hidden_states.dtype)
             (y,) = self.packed(attn, attn.to_q(hidden_states), kv=kv, kv_part=self.index, bias=mask)
-            return _out(attn, y)
+            return output(attn, y)
         if self.shared is not None:
             k, v = self.shared.part(attn, encoder_hidden_states, self.index)
         else:
@@ -216,7 +217,7 @@ class FusedCrossAttention(Processor):
 class FusedLinearAttention:
     """Processor of SANA's linear attention, with or without `to_qkv`: relu(q), relu(k), and no softmax."""
 
-    STANDS_FOR, PARTS = ("SanaLinearAttnProcessor2_0",), _PLAIN
+    STANDS_FOR, PARTS = ("SanaLinearAttnProcessor2_0",), PLAIN
 
     def __call__(
         self,
@@ -231,10 +232,10 @@ class FusedLinearAttention:
         q, k, v = q.relu().float(), k.relu().float(), v.float()
         y = q @ (k.transpose(2, 3) @ v)
         y = y / ((q * k.sum(2, keepdim=True)).sum(-1, keepdim=True) + 1e-15)
-        return _out(attn, y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
+        return output(attn, y.transpose(1, 2).flatten(2).to(hidden_states.dtype))
 
 
-class _Joint:
+class Joint:
     """Attention over one stream, or an image's and a text's, by `packed` where that is set and linears are fused."""
 
     packed: PackedAttention | None = None
@@ -265,11 +266,11 @@ class _Joint:
             tq, tk, tv = _project_joint(attn, text, "to_added_qkv", names)
             tq, tk = _normed(attn, "norm_added_q", tq), _normed(attn, "norm_added_k", tk)
             q, k, v = (torch.cat(pair, dim=1) for pair in ((tq, q), (tk, k), (tv, v)))
-        y = _softmax(q, k, v, rotary, bias)
+        y = attend_heads(q, k, v, rotary, bias)
         return _project_out(attn, y) if text is None else _project_out(attn, y[:, tokens:], y[:, :tokens])
 
 
-class JointAttention(_Joint, Processor):
+class JointAttention(Joint, Processor):
     """Processor of attention over one stream, or an image's and a text's, fused (`to_qkv`, `to_added_qkv`) or not.
 
     A text stream, rotary positions, and norms of q and k are each optional.
@@ -283,7 +284,7 @@ class JointAttention(_Joint, Processor):
         "QwenDoubleStreamAttnProcessor2_0",
         "ZSingleStreamAttnProcessor",
     )
-    PARTS = (*_PLAIN, *_TEXT, *_NORMS)
+    PARTS = (*PLAIN, *_TEXT, *_NORMS)
 
     def __call__(
         self,
@@ -305,123 +306,7 @@ class JointAttention(_Joint, Processor):
         return self.attend(attn, hidden_states, encoder_hidden_states, rotary)
 
 
-class BiasedJointAttention(_Joint):
-    """JointAttention with a bias on each pair of query and key, for which no attention op has an input (Chroma's)."""
-
-    STANDS_FOR, PARTS = ("FluxAttnProcessor",), JointAttention.PARTS
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Rotary | None = None,
-    ) -> Any:
-        """Image [B, L, C] and text [B, T, C], if any, -> the same, with the mask [B, 1, T + L, T + L] as the bias."""
-        return self.attend(attn, hidden_states, encoder_hidden_states, image_rotary_emb, attention_mask)
-
-
-class AcrossHeadsAttention(Processor):
-    """Processor of Wan's self and cross attention, whose norms of q and k are over all heads at once.
-
-    The norms of an attention op are per head, so these stand in front of it.
-    """
-
-    STANDS_FOR, PARTS = ("WanAttnProcessor",), (*_PLAIN, "norm_q", "norm_k")
-    NORMS_IN_OP = False
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        rotary_emb: Rotary | None = None,
-    ) -> torch.Tensor:
-        """Video tokens [B, L, C] and, in cross attention, text [B, T, C] -> [B, L, C]."""
-        assert attention_mask is None
-        text = encoder_hidden_states
-        if text is None:
-            q, k, v = _side_by_side(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
-        else:
-            q = attn.to_q(hidden_states)
-            k, v = _side_by_side(attn, text, "to_kv", ("to_k", "to_v"))
-        q, k = attn.norm_q(q), attn.norm_k(k)
-        if self.packed is not None and hasattr(attn, "to_qkv" if text is None else "to_kv"):
-            if text is None:
-                (y,) = self.packed(attn, torch.cat((q, k, v), dim=-1), rotary=rotary_emb)
-            else:
-                (y,) = self.packed(attn, q, kv=torch.cat((k, v), dim=-1))
-            return _out(attn, y)
-        q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
-        return _out(attn, _softmax(q, k, v, rotary_emb))
-
-
-class ParallelAttention(Processor):
-    """Processor of FLUX.2's one-stream blocks: q, k, v and the MLP's hidden are one projection, and so are the outputs.
-
-    Each of the two may be in parts, which the exporter keeps apart.
-    """
-
-    STANDS_FOR = ("Flux2ParallelSelfAttnProcessor",)
-    PARTS = ("to_qkv_mlp_proj", "mlp_act_fn", "norm_q", "norm_k", "to_out")
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Rotary | None = None,
-    ) -> torch.Tensor:
-        """[B, L, C] -> [B, L, C]."""
-        assert attention_mask is None
-        qkv, mlp = attn.to_qkv_mlp_proj(hidden_states).tensor_split([3 * attn.inner_dim], dim=-1)
-        if self.packed is not None:
-            (y,) = self.packed(attn, qkv, rotary=image_rotary_emb)
-        else:
-            q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in qkv.chunk(3, dim=-1))
-            y = _softmax(attn.norm_q(q), attn.norm_k(k), v, image_rotary_emb)
-        out: torch.Tensor = attn.to_out(torch.cat((y, attn.mlp_act_fn(mlp)), dim=-1))
-        return out
-
-
-class GatedAttention(Processor):
-    """Processor of Krea 2's self attention, fused (`to_qkv_gate`) or not: several heads share keys and values.
-
-    A gate that is made of the same tokens is multiplied onto the output.
-    """
-
-    STANDS_FOR, PARTS = ("Krea2AttnProcessor",), (*_PLAIN, "to_gate", "norm_q", "norm_k")
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        image_rotary_emb: Rotary | None = None,
-    ) -> torch.Tensor:
-        """[B, L, C] -> [B, L, C]; the mask is always None, as the model runs without padding."""
-        assert attention_mask is None
-        size = attn.inner_dim // attn.heads
-        widths = [size * heads for heads in (attn.heads, attn.kv_heads, attn.kv_heads)]
-        one = getattr(attn, "to_qkv_gate", None)
-        if one is None:
-            names = ("to_q", "to_k", "to_v", "to_gate")
-            q, k, v, gate = (getattr(attn, name)(hidden_states) for name in names)
-        else:
-            qkv, gate = one(hidden_states).tensor_split([sum(widths)], dim=-1)
-            q, k, v = qkv.split(widths, dim=-1)
-        if self.packed is not None and one is not None:
-            (y,) = self.packed(attn, qkv, rotary=image_rotary_emb)
-        else:
-            q, k, v = (t.unflatten(-1, (-1, size)) for t in (q, k, v))
-            k, v = (t.repeat_interleave(attn.heads // attn.kv_heads, dim=2) for t in (attn.norm_k(k), v))
-            y = _softmax(attn.norm_q(q), k, v, image_rotary_emb)
-        return _out(attn, y * torch.sigmoid(gate))
-
-
-def _softmax(
+def attend_heads(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rotary: Rotary | None, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Attention in torch of q, k, v [B, L, H, D], the first two turned -> [B, L, C]."""
@@ -448,10 +333,10 @@ def _normed(attn: Any, name: str, x: torch.Tensor) -> torch.Tensor:
 
 def _project_joint(attn: Any, x: torch.Tensor, fused: str, names: tuple[str, str, str]) -> tuple[torch.Tensor, ...]:
     """[B, L, C] -> q, k, v [B, L, H, D]: norms and rotation come before heads are moved to the front."""
-    return tuple(t.unflatten(-1, (attn.heads, -1)) for t in _side_by_side(attn, x, fused, names))
+    return tuple(t.unflatten(-1, (attn.heads, -1)) for t in side_by_side(attn, x, fused, names))
 
 
-def _side_by_side(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
+def side_by_side(attn: Any, x: torch.Tensor, fused: str, names: Sequence[str]) -> Sequence[torch.Tensor]:
     """Outputs of the linears `names`, [B, L, C] each, from the fused linear where it is installed."""
     one = getattr(attn, fused, None)
     return [getattr(attn, name)(x) for name in names] if one is None else one(x).chunk(len(names), dim=-1)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
-from svdq_trt.models.attention import BiasedJointAttention
 from svdq_trt.models.flux import FluxFamily
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.special_attention import BiasedJointAttention
 from svdq_trt.models.synthetic import PATCH, padding_mask
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.

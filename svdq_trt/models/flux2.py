@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from svdq_trt.models.attention import JointAttention, ParallelAttention
+from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.flux import FluxFamily, image_ids
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.special_attention import ParallelAttention
 from svdq_trt.models.synthetic import PATCH, Request, token_grid
 
 #: config.json of the published transformers, without diffusers' bookkeeping keys.

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
-from svdq_trt.models.attention import GatedAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.flux import image_ids
 from svdq_trt.models.positions import RotaryTable
 from svdq_trt.models.samples import Samples
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.special_attention import GatedAttention
 from svdq_trt.models.synthetic import PATCH, packed_latents, t5_text, token_grid
 
 #: config.json of the published transformers, without diffusers' bookkeeping keys.

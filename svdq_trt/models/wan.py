@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
-from svdq_trt.models.attention import AcrossHeadsAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.positions import GridRotary, Rotary
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.special_attention import AcrossHeadsAttention
 from svdq_trt.models.synthetic import Request, normal, smooth_image, t5_text
 
 _PATCH = (1, 2, 2)  # frames, rows and columns of the latents in a token

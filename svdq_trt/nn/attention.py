@@ -300,7 +300,8 @@ def packed(
 
 def _norms(attn: Any) -> dict[str, Any] | None:
     """The norms of q and k by their inputs' names, none or all of them; None where an op can't stand for them."""
-    if not attn.processor.NORMS_IN_OP:
+    processor = getattr(attn, "processor", None)
+    if isinstance(processor, Processor) and not processor.NORMS_IN_OP:
         return {}
     streams = {"": ("norm_q", "norm_k"), "added_": ("norm_added_q", "norm_added_k")}
     if not hasattr(attn, "to_added_qkv"):

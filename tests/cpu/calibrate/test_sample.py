@@ -204,7 +204,7 @@ def test_more_samples_than_steps_are_refused(samples):
 
 
 def test_pipeline_of_another_model_is_refused(folders, tmp_path):
-    with pytest.raises(SvdqError, match="a SD3Transformer2DModel, want a pipeline of sdxl-tiny"):
+    with pytest.raises(SvdqError, match="no unet among its components, want a diffusers pipeline of sdxl-tiny"):
         sample_inputs(get_model("sdxl-tiny"), folders["sd3-tiny"], PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)
     with pytest.raises(SvdqError, match="for sdxl"):  # the class fits, the sizes do not
         sample_inputs(get_model("sdxl"), folders["sdxl-tiny"], PROMPTS, tmp_path / "a", samples=1, steps=2, **SIZE)
