@@ -18,23 +18,30 @@ from tests.harness import maker_peers as peers
 MODEL = "sdxl-tiny"
 
 
-def ours(folder: Path, maker: str) -> Path:
-    """Quantized here, and written as the maker has it."""
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Path:
+    """The folder of an artifact that is quantized here."""
+    folder = tmp_path_factory.mktemp("ours")
     words = ("--model", MODEL, "--arch", "sm_89", "--random-weights", "0", "--preset", "fast", "--device", "cpu")
     done = builds.svdq("quantize", *words, "--out", str(folder))
     assert done.returncode == 0, done.stderr
+    return folder / f"{MODEL}-shared" / "int4-r32"
+
+
+def ours(folder: Path, maker: str, request) -> Path:
+    """Quantized here, and written as the maker has it."""
     path = folder / ("lite" if maker == "nunchaku-lite" else f"{maker}.safetensors")
-    export_checkpoint(folder / f"{MODEL}-shared" / "int4-r32", path, maker)
+    export_checkpoint(request.getfixturevalue("artifact"), path, maker)
     return path
 
 
-def cache_dits(folder: Path, fmt: str) -> Path:
+def cache_dits(folder: Path, fmt: str, _: object) -> Path:
     pytest.importorskip("cache_dit", reason="cache-dit is not installed")
     peers.cache_dit(get_model(MODEL), f"svdq_{fmt}_r32_dq", folder)
     return folder
 
 
-def modelopts(folder: Path, _: str) -> Path:
+def modelopts(folder: Path, _: str, __: object) -> Path:
     pytest.importorskip("modelopt", reason="ModelOpt is not installed")
     peers.modelopt(get_model(MODEL), folder, 16, [])
     return folder
@@ -51,9 +58,9 @@ FILES = {
 
 
 @pytest.mark.parametrize("make,of,arch", FILES.values(), ids=list(FILES))
-def test_it_becomes_a_plan(tmp_path, make, of, arch):
+def test_it_becomes_a_plan(tmp_path, request, make, of, arch):
     (tmp_path / "theirs").mkdir()
-    source, out = make(tmp_path / "theirs", of), tmp_path / "out"
+    source, out = make(tmp_path / "theirs", of, request), tmp_path / "out"
     words = ("--model", MODEL, "--random-weights", "0", "--arch", f"sm_{arch}", *builds.FIXED)
     done = builds.svdq("build", *words, "--quantized", str(source), "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
