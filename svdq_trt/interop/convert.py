@@ -105,6 +105,7 @@ def export_checkpoint(path: Path, out: Path, maker: str) -> Report:
 
     Raises:
         ArtifactError: no artifact there. UnsupportedError: something that the maker's runtime has not.
+        UsageError: `out` cannot be that folder.
     """
     check_engine(path)
     loaded = svdq_file.load(path / OWN_NAME if path.is_dir() else path)
@@ -114,7 +115,10 @@ def export_checkpoint(path: Path, out: Path, maker: str) -> Report:
         raise ArtifactError(str(path), f"model {error.got}", error.want) from None
     done = WRITERS[maker](loaded, spec)
     if done.files:
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError("--out", f"'{out}': {error.strerror}", "a folder that can be written") from None
     weights = out / "diffusion_pytorch_model.safetensors" if done.files else out
     shapes = {name: (SAFETENSORS_DTYPES[str(t.dtype)], tuple(t.shape)) for name, t in done.tensors.items()}
     stream_tensors(weights, shapes, lambda name: done.tensors[name].contiguous(), done.metadata)

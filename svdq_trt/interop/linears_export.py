@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,15 +11,18 @@ import torch
 from svdq_trt.artifact.svdq_file import Artifact
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.contract import numerics
-from svdq_trt.contract.formats import INT4, NVFP4, W4A16
+from svdq_trt.contract.formats import FORMATS, INT4, NVFP4, W4A16
+from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import awq, comfy, w4a4
 from svdq_trt.interop.container import HINTS
 from svdq_trt.interop.layouts import LITE, kitchen
 from svdq_trt.interop.packing import TILE
 from svdq_trt.interop.result import Exported
 from svdq_trt.interop.separate import Separate, separate
-from svdq_trt.interop.w4a4 import Linear4, Rows
+from svdq_trt.interop.w4a4 import Linear4, Rows, Written
 from svdq_trt.models import ModelSpec
+
+_ROUNDED = "rounded again, without smoothing and low-rank branch, which layers of 16-bit activations have not there"
 
 
 def write_lite(loaded: Artifact, spec: ModelSpec) -> Exported:
@@ -29,47 +33,45 @@ def write_lite(loaded: Artifact, spec: ModelSpec) -> Exported:
     """
     model = separate(loaded, spec, unsigned=False)
     fmt = _format_of(model, (INT4.name, NVFP4.name))
-    out = Exported(notes=model.notes)
     for name in [n for n, w in model.linears.items() if w.format is not W4A16 and (w.n % TILE or w.k % TILE)]:
-        out.notes.append(f"{name}: in 16 bit, as Nunchaku Lite has whole tiles of {TILE} alone.")
+        model.notes.append(f"{name}: in 16 bit, as Nunchaku Lite has whole tiles of {TILE} alone.")
         model.to_dense(name, spec.torch_dtype)
-    targets = {name: w.format is W4A16 for name, w in model.linears.items()}
     rank = max((w.rank for w in model.linears.values() if w.format is not W4A16), default=0)
-    layers: dict[str, Any] = {}
-    for name, weights in model.linears.items():
-        biased = name in model.biased
-        if targets[name]:
-            written, same = awq.write(name, Linear4(weights, {}), 1, biased)
-            if not same:
-                out.notes.append(f"{name}: {_ROUNDED}")
-        else:
-            same_rank = Linear4(weights.with_rank(rank), {})
-            written = w4a4.write(name, same_rank, LITE, Rows.of((weights.n,), tile=1), biased, tensor_scale=False)
-            if weights.format is NVFP4:  # its module has that parameter, too; in f16 it would hold no tensor scale
-                written.tensors[f"{name}.wtscale"] = torch.ones(1, dtype=spec.torch_dtype)
-            if written.lost:
-                out.notes.append(f"{name}: {written.lost}.")
-        out.tensors |= written.tensors
-        if written.exact:
-            layers[name] = written.exact
-    out.tensors |= model.dense
-    out.metadata = _hints(layers, model) | {"format": "pt"}
-    parts: dict[str, dict[str, Any]] = {
-        "svdq_w4a4": {"precision": fmt, "group_size": 16 if fmt == NVFP4.name else 64, "rank": rank},
-        "awq_w4a16": {"precision": "int4", "group_size": 64},
-    }
-    named = {"svdq_w4a4": [n for n in targets if not targets[n]], "awq_w4a16": [n for n in targets if targets[n]]}
+    linears = {n: _lite_linear(n, w, rank, n in model.biased) for n, w in model.linears.items()}
+    out = _gathered(model, linears)
+    out.metadata["format"] = "pt"
     config = {"_class_name": spec.model_class().__name__, **spec.config}
     config["quantization_config"] = {
         "quant_method": "nunchaku_lite",
         "compute_dtype": spec.act_dtype,
-        **{op: part | {"targets": named[op]} for op, part in parts.items() if named[op]},
+        **_lite_targets(model.linears, fmt, rank),
     }
     out.files = {"config.json": json.dumps(config, indent=2) + "\n"}
     return out
 
 
-_ROUNDED = "rounded again, without smoothing and low-rank branch, which 16-bit activations have not there."
+def _lite_linear(name: str, weights: SvdqWeights, rank: int, biased: bool) -> Written:
+    if weights.format is W4A16:
+        written, same = awq.write(name, Linear4(weights, {}), 1, biased)
+        return written._replace(lost="" if same else _ROUNDED)
+    linear, rows = Linear4(weights.with_rank(rank), {}), Rows.of((weights.n,), tile=LITE.tile)
+    written = w4a4.write(name, linear, LITE, rows, biased, tensor_scale=False)
+    if weights.format is NVFP4:  # its module has that parameter, too; in f16 it would hold no tensor scale
+        written.tensors[f"{name}.wtscale"] = torch.ones(1, dtype=weights.act_mul.dtype)
+    return written
+
+
+def _lite_targets(linears: Mapping[str, SvdqWeights], fmt: str, rank: int) -> dict[str, dict[str, Any]]:
+    """The parts of its quantization_config that name linears; one without any is left out."""
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for name, weights in linears.items():
+        names[weights.format is W4A16].append(name)
+    group = FORMATS[fmt].weight_group
+    parts = {
+        "svdq_w4a4": {"precision": fmt, "group_size": group, "rank": rank, "targets": names[False]},
+        "awq_w4a16": {"precision": "int4", "group_size": W4A16.weight_group, "targets": names[True]},
+    }
+    return {op: part for op, part in parts.items() if part["targets"]}
 
 
 def write_comfy(loaded: Artifact, spec: ModelSpec) -> Exported:
@@ -80,42 +82,45 @@ def write_comfy(loaded: Artifact, spec: ModelSpec) -> Exported:
     """
     model = separate(loaded, spec, unsigned=True)
     _format_of(model, (INT4.name,))
-    out = Exported(notes=model.notes)
-    layers: dict[str, Any] = {}
-    said: dict[str, dict[str, Any]] = {}
-    for name, weights in model.linears.items():
-        biased = name in model.biased
-        if weights.format is W4A16:
-            if not awq.is_plain(weights):
-                weights = awq.round_again(weights)
-                out.notes.append(f"{name}: {_ROUNDED}")
-            said[name] = {"format": comfy.AWQ, "group_size": 64}
-            tensors = {
-                f"{name}.weight": numerics.pack_nibbles(awq.signed_codes(weights) + 8),
-                f"{name}.weight_scale": weights.wscale,
-                f"{name}.weight_zero": torch.zeros_like(weights.wscale),
-            }
-            if biased:
-                tensors[f"{name}.bias"] = weights.bias
-        else:
-            tiled = weights.n % TILE == 0
-            said[name] = {"format": comfy.W4A4} | ({"layout": comfy.TILED} if tiled else {})
-            said[name] |= {"act_unsigned": True} if weights.act_unsigned else {}
-            layout, rows = kitchen("", tiled), Rows.of((weights.n,), tile=1)
-            written = w4a4.write(name, Linear4(weights, {}), layout, rows, biased)
-            tensors = written.tensors
-            if written.exact:
-                layers[name] = written.exact
-        mark = json.dumps(said[name]).encode()
-        out.tensors |= tensors | {f"{name}.{comfy.MARK}": torch.tensor(list(mark), dtype=torch.uint8)}
-    out.tensors |= model.dense
-    out.metadata = _hints(layers, model)
+    said = {name: _said(weights) for name, weights in model.linears.items()}
+    out = _gathered(model, {n: _kitchen_linear(n, w, n in model.biased) for n, w in model.linears.items()})
+    for name, words in said.items():
+        out.tensors[f"{name}.{comfy.MARK}"] = torch.tensor(list(json.dumps(words).encode()), dtype=torch.uint8)
     out.metadata[comfy.METADATA] = json.dumps({"format_version": "1.0", "layers": said})
     return out
 
 
-def _hints(layers: dict[str, Any], model: Separate) -> dict[str, str]:
-    return {HINTS: json.dumps({"version": 1, "layers": layers, "nodes": model.hints})}
+def _said(weights: SvdqWeights) -> dict[str, Any]:
+    """What a layer says of itself there."""
+    if weights.format is W4A16:
+        return {"format": comfy.AWQ, "group_size": W4A16.weight_group}
+    layout = {"layout": comfy.TILED} if weights.n % TILE == 0 else {}
+    return {"format": comfy.W4A4} | layout | ({"act_unsigned": True} if weights.act_unsigned else {})
+
+
+def _kitchen_linear(name: str, weights: SvdqWeights, biased: bool) -> Written:
+    if weights.format is not W4A16:
+        rows = Rows.of((weights.n,), tile=1)
+        return w4a4.write(name, Linear4(weights, {}), kitchen("", weights.n % TILE == 0), rows, biased)
+    plain = weights if (same := awq.is_plain(weights)) else awq.round_again(weights)
+    tensors = {
+        "weight": numerics.pack_nibbles(awq.signed_codes(plain) + 8),
+        "weight_scale": plain.wscale,
+        "weight_zero": torch.zeros_like(plain.wscale),
+    } | ({"bias": plain.bias} if biased else {})
+    return Written({f"{name}.{leaf}": t for leaf, t in tensors.items()}, {}, "" if same else _ROUNDED)
+
+
+def _gathered(model: Separate, linears: Mapping[str, Written]) -> Exported:
+    """All tensors, with what they cannot hold of ours in the metadata."""
+    out = Exported(dict(model.dense), notes=list(model.notes))
+    for name, written in linears.items():
+        out.tensors |= written.tensors
+        if written.lost:
+            out.notes.append(f"{name}: {written.lost}.")
+    exact = {name: written.exact for name, written in linears.items() if written.exact}
+    out.metadata[HINTS] = json.dumps({"version": 1, "layers": exact, "nodes": model.hints})
+    return out
 
 
 def _format_of(model: Separate, known: tuple[str, ...]) -> str:

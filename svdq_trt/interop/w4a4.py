@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from svdq_trt.base.errors import ArtifactError, RangeError, ShapeError
 from svdq_trt.contract.formats import INT4, NVFP4, R_MAX, R_MULTIPLE
+from svdq_trt.contract.numerics import E4M3
 from svdq_trt.contract.weights import SvdqWeights
 from svdq_trt.interop import second_scales
 from svdq_trt.interop.exact import difference, reciprocal, restore, same_bits
@@ -249,26 +250,31 @@ def write(name: str, linear: Linear4, layout: Layout, rows: Rows, bias: bool, te
     if layout.smooth_orig:
         orig = restore(smooth, exact.get("smooth_orig"))
         out[layout.smooth_orig] = packing.channels.pack(pad(orig, (0, kp - k), value=1))
-    hints: Exact = {}
-    lost = ""
-    if w.format is INT4:
-        out[layout.scales] = packing.scales.pack(_spread(w.wscale.T, rows, 1, 1, kp // STEP).T)
-    else:
-        second = second_scales.write(w.wscale, w.wscale2, w.act_mul.dtype, tensor_scale, exact)
-        hints, lost = second.exact, second.lost
-        scales = second.wscale.transpose(0, 1)  # [N, K/64, 4]
-        one = int(torch.ones(1).to(torch.float8_e4m3fn).view(torch.int8))
-        full = _spread(scales.flatten(1), rows, one, one, kp // 16).unflatten(1, (kp // STEP, 4))
-        out[layout.scales] = packing.micro.pack(full.transpose(0, 1)).view(torch.float8_e4m3fn)
-        if second.whole is not None:
-            out["wtscale"] = second.whole
-        if second.columns is not None:
-            out["wcscales"] = packing.channels.pack(_spread(second.columns[:, None], rows, 1, 1, 1)[:, 0])
+    scales = _written_scales(w, layout, rows, kp, tensor_scale, exact)
+    out |= scales.tensors
     if bias or bool(w.bias.any()):
         out["bias"] = packing.channels.pack(_spread(w.bias[:, None], rows, 1, 1, 1)[:, 0])
-    if unheld := difference(reciprocal(smooth), w.act_mul):
-        hints = hints | {"act_mul": unheld}
-    return Written({f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}, hints, lost)
+    unheld = difference(reciprocal(smooth), w.act_mul)
+    hints = scales.exact | ({"act_mul": unheld} if unheld else {})
+    return Written({f"{name}.{key}": tensor.contiguous() for key, tensor in out.items()}, hints, scales.lost)
+
+
+def _written_scales(w: SvdqWeights, layout: Layout, rows: Rows, kp: int, tensor_scale: bool, exact: Exact) -> Written:
+    """The scales of both levels, without the linear's name. `kp` is K with padding."""
+    packing = layout.packing
+    if w.format is INT4:
+        spread = _spread(w.wscale.T, rows, 1, 1, kp // STEP).T
+        return Written({layout.scales: packing.scales.pack(spread)}, {})
+    second = second_scales.write(w.wscale, w.wscale2, w.act_mul.dtype, tensor_scale, exact)
+    one = int(torch.ones(1).to(E4M3).view(torch.int8))
+    by_row = second.wscale.transpose(0, 1).flatten(1)  # [N, K/16]
+    full = _spread(by_row, rows, one, one, kp // 16).unflatten(1, (kp // STEP, 4))
+    out = {layout.scales: packing.micro.pack(full.transpose(0, 1)).view(E4M3)}
+    if second.whole is not None:
+        out["wtscale"] = second.whole
+    if second.columns is not None:
+        out["wcscales"] = packing.channels.pack(_spread(second.columns[:, None], rows, 1, 1, 1)[:, 0])
+    return Written(out, second.exact, second.lost)
 
 
 def _spread(values: Tensor, rows: Rows, row_fill: int, column_fill: int, columns: int) -> Tensor:

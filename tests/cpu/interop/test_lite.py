@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from svdq_trt.artifact import svdq_file
-from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, ShapeError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.cli import main
 from svdq_trt.interop import describe, export_checkpoint, import_checkpoint
 from svdq_trt.interop.convert import Description
@@ -85,6 +85,13 @@ def written(quantized, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lite")
     assert main(["to-lite", str(quantized("pixart-tiny", "int4")), "--out", str(folder)]) == 0
     return folder
+
+
+def test_a_file_is_no_folder(quantized, tmp_path, capsys):
+    (tmp_path / "x").write_text("")
+    line = ["to-lite", str(quantized("pixart-tiny", "int4")), "--out", str(tmp_path / "x")]
+    assert main(line) == UsageError.exit_code
+    assert "a folder that can be written" in capsys.readouterr().err
 
 
 def changed(folder, to, edit):
