@@ -9,7 +9,7 @@ from svdq_trt.build.console import Console
 from svdq_trt.build.run import Built
 from svdq_trt.build.tables import print_table
 from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS
-from svdq_trt.models import MODELS, TWIN_ARCHS, ModelSpec
+from svdq_trt.models import BUILT_TWINS, MODELS, TWIN_ARCHS, ModelSpec
 
 _GB = 1e9
 
@@ -108,6 +108,6 @@ def support(spec: ModelSpec, arch: int) -> str:
     """One cell of the support table: how far this model has been built for this arch, in its auto format."""
     if arch in spec.built:
         return "built"
-    if arch in TWIN_ARCHS:
+    if arch in TWIN_ARCHS and (spec.twin or spec.name) in BUILT_TWINS:
         return "twin" if spec.twin else "CI"
     return "-"

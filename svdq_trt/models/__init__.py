@@ -89,11 +89,13 @@ _ALL = (
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 
-#: archs for which CI builds every twin and compares it with its 16-bit model (tests/e2e/test_twins.py)
-TWIN_ARCHS = (89, 120)
 TWINS = tuple(spec.name for spec in MODELS.values() if not spec.twin)
+#: twins that every test run builds, and for which archs, and compares with their 16-bit models (tests/e2e/test_twins.py)
+BUILT_TWINS = tuple(spec.name for spec in (SDXL_TINY, FLUX_TINY, PIXART_TINY, SANA_TINY, SD3_TINY))
+TWIN_ARCHS = (89, 120)
 
 __all__ = [
+    "BUILT_TWINS",
     "MODELS",
     "TWINS",
     "TWIN_ARCHS",

@@ -30,8 +30,8 @@ Dims = tuple[int | Axis, ...]
 
 _DTYPES = {torch.float32: "float32", torch.int64: "int64", torch.bool: "bool"}
 #: the sizes of the first call, and of each call in which one of them differs; no two follow from each other
-_FIRST = {"batch": 3, "height": 256, "width": 384, "tokens": 24, "tokens2": 40, "frames": 9}
-_OTHER = {"batch": 5, "height": 512, "width": 640, "tokens": 56, "tokens2": 88, "frames": 17}
+_FIRST = {"batch": 3, "height": 256, "width": 384, "tokens": 24, "tokens2": 40, "frames": 9, "images": 1}
+_OTHER = {"batch": 5, "height": 512, "width": 640, "tokens": 56, "tokens2": 88, "frames": 17, "images": 1}
 _STEPS = (8, 16, 32, 64, 128)
 _TEXT, _PIXELS = 256, 1024  # where the pipeline does not say
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from svdq_trt.runtime import OnnxSession, attach
-from tests.harness.builds import build, plugin_nodes
+from tests.harness.builds import build, plugin_nodes, some_minutes
 from tests.harness.foreign import FIXED, denoiser, pipeline, save
 
 CLASSES = [
@@ -26,6 +26,7 @@ CLASSES = [
 SIZES = {"batch": "1", "height": "64:64:128", "width": "64:128:128", "tokens": "16:24:32"}
 
 
+@some_minutes
 @pytest.mark.parametrize("name", CLASSES)
 def test_class_without_a_file_of_ours_is_built_and_runs_in_its_pipeline(name, tmp_path):
     folder, out = save(name, tmp_path / "some-model"), tmp_path / "engines"

@@ -57,6 +57,7 @@ FILES = {
 }
 
 
+@builds.some_minutes
 @pytest.mark.parametrize("make,of,arch", FILES.values(), ids=list(FILES))
 def test_it_becomes_a_plan(tmp_path, request, make, of, arch):
     (tmp_path / "theirs").mkdir()

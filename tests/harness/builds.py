@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from svdq_trt.contract.ops import linear_names
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
+#: whole builds for which a test run has no time
+some_minutes = pytest.mark.skipif("SVDQ_ALL" not in os.environ, reason="takes minutes: SVDQ_ALL=1 runs it")
 #: one size of everything: for tests of other things, as a graph with dynamic sizes takes twice the time to trace
 FIXED = ("--batch", "1", "--height", "64", "--width", "64")
 
