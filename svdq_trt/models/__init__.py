@@ -90,7 +90,7 @@ _ALL = (
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 
 TWINS = tuple(spec.name for spec in MODELS.values() if not spec.twin)
-#: twins that every test run builds, and for which archs, and compares with their 16-bit models (tests/e2e/test_twins.py)
+#: twins that every test run builds and compares with 16 bit, and for which archs (tests/e2e/test_twins.py)
 BUILT_TWINS = tuple(spec.name for spec in (SDXL_TINY, FLUX_TINY, PIXART_TINY, SANA_TINY, SD3_TINY))
 TWIN_ARCHS = (89, 120)
 
