@@ -17,6 +17,7 @@ from svdq_trt.models import ModelSpec, Profile, get_model
 from svdq_trt.models.recipe import LinearGroup, Recipe
 from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop import nunchaku_layers as make
+from tests.cpu.interop.toy_flux import GivenSpec
 
 SANA = "sana-tiny"
 
@@ -52,7 +53,8 @@ def close(got, want):
 
 def test_sana(tmp_path):
     """Members of q/k/v padded one by one, channels of the gated unit interleaved, convolutions with channels last."""
-    spec, c, hidden = get_model(SANA), 128, 320
+    spec, c, hidden = get_model(SANA), 128, 624
+    padded = 1280  # rows of the gated unit, in whole tiles
     rest, truths = {}, {}
     for i in range(spec.config["num_layers"]):
         b = f"transformer_blocks.{i}"
@@ -67,8 +69,8 @@ def test_sana(tmp_path):
             "ff.point_conv": make.w4a4(f"{b}.ff.point_conv", c, hidden, bias=False, **args),
         }
         truths[b] = layers
-        kv, depth = torch.randn(2 * c, c).bfloat16(), torch.randn(2 * hidden, 3, 3, 1).bfloat16()
-        depth_bias = torch.randn(2 * hidden).bfloat16()
+        kv, depth = torch.randn(2 * c, c).bfloat16(), torch.randn(padded, 3, 3, 1).bfloat16()
+        depth_bias = torch.randn(padded).bfloat16()
         rest |= {
             f"{b}.cross_attn.kv_linear.weight": kv,
             f"{b}.cross_attn.kv_linear.bias": kv[:, 0].clone(),
@@ -141,7 +143,7 @@ class _Together:
 
 
 def spec_of(name: str, class_path: str, config: dict, groups: list[LinearGroup]) -> ModelSpec:
-    return ModelSpec(
+    return GivenSpec(
         name=name,
         title="",
         hub_id="",
