@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from svdq_trt.artifact.svdq_file import Artifact, Node
 from svdq_trt.base.errors import UnsupportedError
@@ -53,6 +53,14 @@ class Separate:
         if name in self.biased:
             self.dense[f"{name}.bias"] = (a.bias.float() + b.bias.float()).to(dtype)
 
+    def dense_convolution(self, name: str, module: nn.Module, weights: SvdqWeights) -> None:
+        """Make a convolution of 1 x 1 one in 16 bit: these makers quantize linears alone."""
+        shape, dtype = module.get_parameter(f"{name}.weight").shape, weights.act_mul.dtype
+        self.dense[f"{name}.weight"] = weights.dequantize()[:, : shape[1]].reshape(shape).to(dtype)
+        if name in self.biased:
+            self.dense[f"{name}.bias"] = weights.bias
+        self.notes.append(f"{name}: in 16 bit, as it is a convolution.")
+
     def to_dense(self, name: str, dtype: torch.dtype) -> None:
         """Make a linear one in 16 bit."""
         weights = self.linears.pop(name)
@@ -88,6 +96,9 @@ def separate(loaded: Artifact, spec: ModelSpec, unsigned: bool) -> Separate:
             weights = as_signed(weights)
             out.note_node(node, loaded, weights)
             signed += 1
+        if not isinstance(module.get_submodule(node.members[0]), nn.Linear):
+            out.dense_convolution(node.members[0], module, weights)
+            continue
         for member in node.members:
             at = member_rows(node.members, node.member_rows, (member,))
             out.linears[member] = weights if len(node.members) == 1 else weights.rows(at)

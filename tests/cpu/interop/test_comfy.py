@@ -19,7 +19,7 @@ from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop.test_lite import weights_of
 from tests.cpu.interop.test_round_trip import assert_same, assert_same_node
 
-MODELS = ["flux1-tiny", "sdxl-tiny", "pixart-tiny", "sana-tiny", "sd3-tiny"]
+MODELS = ["flux1-tiny", "sdxl-tiny", "pixart-tiny", "sd3-tiny"]
 
 
 def stored(path):

@@ -21,7 +21,7 @@ from svdq_trt.nn.restore import layer_of, restore_model
 from tests.cpu.interop.test_round_trip import assert_same, assert_same_node
 from tests.harness import lite_peer as lite
 
-MODELS = ["flux1-tiny", "sdxl-tiny", "pixart-tiny", "sana-tiny", "sd3-tiny"]
+MODELS = ["flux1-tiny", "sdxl-tiny", "pixart-tiny", "sd3-tiny"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 

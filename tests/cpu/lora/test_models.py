@@ -39,6 +39,7 @@ def test_built_in_and_in_slots(name, tmp_path):
         want = torch.cat(
             [0.5 * factors[m].up.float().flatten(1) @ factors[m].down.float().flatten(1) for m in old.members]
         )
+        got = got[:, : want.shape[1]]  # without the zeros that make K fit
         if rows[old.name].columns:
             want = want[:, slice(*rows[old.name].columns)]
         if rows[old.name].rows:
