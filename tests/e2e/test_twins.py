@@ -14,24 +14,18 @@ from svdq_trt.build.stages.quantize import FILE
 from svdq_trt.contract.archs import AUTO_FORMAT
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import MLP_OPS, OPS, linear_names
-from svdq_trt.models import BUILT_TWINS, TWIN_ARCHS, TWINS, get_model
+from svdq_trt.models import TWIN_ARCHS, get_model
 from svdq_trt.models.recipe import weight_layers
-from tests.harness.builds import build, plugin_nodes, some_minutes
+from tests.harness.builds import build, plugin_nodes
 from tests.harness.expected import MARGIN_DB, expected_sqnr
 from tests.harness.published import assert_reference
+from tests.harness.twins import PARAMS
 
 #: the twin that is built for text of several lengths, with masks, and one of them
 TEXT_TWIN, LONG_TEXT = "pixart-tiny", 41
 
 
-NAMES = [
-    name if name in BUILT_TWINS else pytest.param(name, marks=some_minutes)
-    for name in TWINS
-    if name != "sdxl-tiny"  # that one is in test_tiny.py
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [p for p in PARAMS if p != "sdxl-tiny"])  # that one is in test_tiny.py
 def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
     words = [w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}")]
     done = build(name, tmp_path, *words, *(("--tokens", f"24:24:{LONG_TEXT}") if name == TEXT_TWIN else ()))
