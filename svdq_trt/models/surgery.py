@@ -136,11 +136,13 @@ class Split(nn.Module):
         ys = []
         for leaf, (start, stop) in self._all():
             part = x[..., start:stop]
-            bias = self.rest.bias if not leaf and start == 0 else None
-            ys.append(
-                getattr(self, leaf)(part) if leaf else nn.functional.linear(part, self.rest.weight[:, start:stop], bias)
-            )
+            ys.append(getattr(self, leaf)(part) if leaf else self._remainder(part, start, stop))
         return sum(ys[1:], start=ys[0])
+
+    def _remainder(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """The product of input features that no node has, in x's dtype: the model may run in f32."""
+        bias = self.rest.bias.to(x.dtype) if start == 0 and self.rest.bias is not None else None
+        return nn.functional.linear(x, self.rest.weight[:, start:stop].to(x.dtype), bias)
 
     def _joined(self, x: Tensor) -> Tensor:
         ys = []

@@ -12,7 +12,7 @@ import torch
 
 from svdq_trt.runtime import OnnxSession, attach
 from tests.harness.builds import build, plugin_nodes, some_minutes
-from tests.harness.foreign import FIXED, denoiser, pipeline, save
+from tests.harness.foreign import denoiser, pipeline, save
 
 CLASSES = [
     "ChromaTransformer2DModel",
@@ -21,7 +21,6 @@ CLASSES = [
     "ErnieImageTransformer2DModel",
     "OvisImageTransformer2DModel",
     "PRXTransformer2DModel",
-    "QwenImageTransformer2DModel",
 ]
 SIZES = {"batch": "1", "height": "64:64:128", "width": "64:128:128", "tokens": "16:24:32"}
 
@@ -30,8 +29,7 @@ SIZES = {"batch": "1", "height": "64:64:128", "width": "64:128:128", "tokens": "
 @pytest.mark.parametrize("name", CLASSES)
 def test_class_without_a_file_of_ours_is_built_and_runs_in_its_pipeline(name, tmp_path):
     folder, out = save(name, tmp_path / "some-model"), tmp_path / "engines"
-    sizes = SIZES | {symbol: str(size) for symbol, size in FIXED.get(name, {}).items()}
-    words = [word for symbol, size in sizes.items() for word in (f"--{symbol}", size)]
+    words = [word for symbol, size in SIZES.items() for word in (f"--{symbol}", size)]
     done = build(str(folder), out, "--arch", "sm_89", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     engine = out / "some-model-sm_89"

@@ -25,15 +25,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"approximator_num_channels": 64, "approximator_hidden_dim": 128, "approximator_layers": 2},
     "OvisImageTransformer2DModel": _FLUX_LIKE | {"out_channels": 16},
     "LongCatImageTransformer2DModel": _FLUX_LIKE | {"pooled_projection_dim": 96},
-    "QwenImageTransformer2DModel": {
-        "in_channels": 16,
-        "out_channels": 4,
-        "num_layers": 2,
-        "attention_head_dim": 64,
-        "num_attention_heads": 2,
-        "joint_attention_dim": 96,
-        "axes_dims_rope": (8, 28, 28),
-    },
     "AuraFlowTransformer2DModel": {
         "num_mmdit_layers": 1,
         "num_single_dit_layers": 1,
@@ -119,9 +110,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "llama_layers": [0, 1],
     },
 }
-
-#: of classes that take the same tensors and lists at one size only
-FIXED = {"QwenImageTransformer2DModel": {"batch": 1, "height": 64, "width": 128}}
 
 
 def denoiser(name: str) -> Any:

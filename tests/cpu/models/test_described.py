@@ -13,7 +13,7 @@ from svdq_trt.checkpoint.folder import open_folder
 from svdq_trt.models import get_model
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.runtime import attach
-from tests.harness.foreign import CONFIGS, FIXED, denoiser, pipeline, save
+from tests.harness.foreign import denoiser, pipeline, save
 from tests.harness.published import publish, random_module
 
 #: class -> axes of its inputs, and the step of height and width
@@ -49,14 +49,6 @@ FOUND = {
         },
         16,
     ),
-    "QwenImageTransformer2DModel": (
-        {
-            "hidden_states": ("batch", "height_width", ""),
-            "encoder_hidden_states": ("batch", "tokens", ""),
-            "timestep": ("batch",),
-        },
-        16,
-    ),
 }
 #: class -> what is said of it
 REFUSED = {
@@ -70,10 +62,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", FOUND)
 def test_inputs_and_their_axes_are_those_of_the_pipelines_calls(name, tmp_path):
-    spec = open_folder(save(name, tmp_path / "some-model"), FIXED.get(name, {}))
+    spec = open_folder(save(name, tmp_path / "some-model"), {})
     assert ({io.name: io.axes for io in spec.inputs}, spec.pixel_multiple) == FOUND[name]
     assert spec.name == "some-model" and get_model(spec.source) is spec and json.loads(spec.source)
-    sizes = {"batch": 2, "height": 96, "width": 160, "tokens": 20} | FIXED.get(name, {})
+    sizes = {"batch": 2, "height": 96, "width": 160, "tokens": 20}
     example = spec.example_inputs(**sizes)
     assert [tuple(t.shape) for t in example] == [io.shape(spec.profile.sizes(1) | sizes) for io in spec.inputs]
     assert [t.dtype for t in example] == [io.torch_dtype(torch.bfloat16) for io in spec.inputs]
@@ -86,16 +78,11 @@ def test_what_cannot_be_traced_is_said_in_one_sentence(name, tmp_path):
     assert "\n" not in str(refused.value)
 
 
-def test_numbers_that_follow_a_size_ask_for_one_size(tmp_path):
-    with pytest.raises(UnsupportedError, match=r"img_shapes: follows batch as a list or a number.*Fix it by --batch N"):
-        open_folder(save("QwenImageTransformer2DModel", tmp_path / "a"), {})
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("name", FOUND)
 def test_the_pipeline_on_the_flat_module_makes_what_it_makes_on_its_own(name, tmp_path, monkeypatch):
     """Its calls become inputs, and inputs become the same calls; no complex number or f64 is needed for that."""
-    spec = open_folder(save(name, tmp_path / "a"), FIXED.get(name, {}))
+    spec = open_folder(save(name, tmp_path / "a"), {})
     monkeypatch.setattr(Denoiser, "dtype", torch.float32)  # pipelines ask for it
     flat = spec.wrap(random_module(spec, 0))
     runner = SimpleNamespace(
@@ -103,7 +90,7 @@ def test_the_pipeline_on_the_flat_module_makes_what_it_makes_on_its_own(name, tm
         inputs=[SimpleNamespace(name=io.name, dtype=str(io.torch_dtype(torch.float32))[6:]) for io in spec.inputs],
         run=lambda feed: {"out": flat(**feed)},
     )
-    sizes = {"height": 64, "width": 128} | {k: v for k, v in FIXED.get(name, {}).items() if k != "batch"}
+    sizes = {"height": 64, "width": 128}
     text = {key: torch.randn(1, 24, 96) for key in ("prompt_embeds", "negative_prompt_embeds")}
     masks = {key.replace("embeds", "attention_mask"): torch.ones(1, 24, dtype=torch.bool) for key in text}
     own = pipeline(name, random_module(spec, 0))
@@ -137,9 +124,3 @@ def test_folders_of_something_else_are_refused(config, kind, text, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(kind, match=text):
         open_folder(tmp_path, {})
-
-
-def test_configurations_are_of_classes_that_no_model_has():
-    from svdq_trt.models import MODELS
-
-    assert not {spec.class_path.partition(":")[2] for spec in MODELS.values()} & CONFIGS.keys()
