@@ -1,4 +1,4 @@
-"""The twins as parameters of tests that take a while for each: all, of which a run without SVDQ_ALL=1 takes a few."""
+"""Twins as parameters of tests that take a while for each: all, of which a run without SVDQ_ALL=1 takes a few."""
 
 from __future__ import annotations
 
