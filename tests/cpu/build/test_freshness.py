@@ -38,7 +38,7 @@ CALIBRATE = Calibrate(WEIGHTS, None, (), "cpu", out=OUT / "calib.safetensors")
 SAMPLING = Sampling(OUT, OUT / "prompts.txt")
 PROFILE = TensorProfile("sample", "float16", (1,), (2,), (4,))
 STEPS = [
-    Sample("sdxl-tiny", "source", 64, 64, "cpu", sampling=SAMPLING, out=OUT / "s"),
+    Sample("sdxl-tiny", "source", 64, 64, 1, "cpu", sampling=SAMPLING, out=OUT / "s"),
     CALIBRATE,
     Allocate(CALIBRATE, "int4", 10**6, None, None, out=OUT / "allocation.json"),
     Quantize(CALIBRATE, "int4", 32, None, "fast", out=OUT / "svdq.safetensors"),

@@ -29,7 +29,7 @@ def test_padding_tokens_change_nothing(name):
 
 
 @pytest.mark.parametrize(
-    "name,four_bit,weight_only,kept", [("pixart-sigma", 8 * 28, 2 * 28, 7), ("sana-1.6b", 7 * 20, 2 * 20, 47)]
+    "name,four_bit,weight_only,kept", [("pixart-sigma", 8 * 28, 2 * 28, 7), ("sana-1.6b", 8 * 20, 2 * 20, 27)]
 )
 def test_counts_of_quantized_and_kept_layers(name, four_bit, weight_only, kept):
     spec = get_model(name)
