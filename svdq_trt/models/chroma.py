@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch import nn
 
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.models.flux import FluxFamily
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.packed import BATCH, IMAGE, TEXT, TIMESTEP, packed_spec, positions, text_input
+from svdq_trt.models.spec import ModelSpec, Profile, TensorIO
 from svdq_trt.models.special_attention import BiasedJointAttention
-from svdq_trt.models.synthetic import PATCH, padding_mask
+from svdq_trt.models.synthetic import padding_mask
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
 CHROMA_CONFIG: dict[str, Any] = {
@@ -103,26 +103,10 @@ class ChromaFamily(FluxFamily):
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
-    batch, text, image = Axis("batch"), Axis("tokens"), Axis("height", divisor=PATCH * PATCH, by=("width",))
-    channels = config["in_channels"]
-    return ModelSpec(
-        class_path="diffusers.models.transformers.transformer_chroma:ChromaTransformer2DModel",
-        config=MappingProxyType(config),
-        act_dtype="bfloat16",
-        pixel_multiple=PATCH,
-        calibration_pixels=256,
-        inputs=(
-            TensorIO("hidden_states", "act", (batch, image, channels)),
-            TensorIO("encoder_hidden_states", "act", (batch, text, config["joint_attention_dim"])),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("img_ids", "float32", (image, 3)),
-            TensorIO("txt_ids", "float32", (text, 3)),
-            TensorIO("text_mask", "act", (batch, text)),
-        ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
-        family=ChromaFamily(),
-        **own,
-    )
+    mask = TensorIO("text_mask", "act", (BATCH, TEXT))
+    path = "diffusers.models.transformers.transformer_chroma:ChromaTransformer2DModel"
+    inputs = (text_input(config), TIMESTEP, *positions(IMAGE), mask)
+    return packed_spec(path, config, IMAGE, inputs, family=ChromaFamily(), **own)
 
 
 CHROMA = _spec(

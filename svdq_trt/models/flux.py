@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +11,9 @@ from torch import nn
 
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.positions import RotaryTable
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.packed import BATCH, GUIDANCE, IMAGE, IMAGES, TIMESTEP, packed_spec, positions, text_input
+from svdq_trt.models.positions import install_rotary
+from svdq_trt.models.spec import ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import PATCH, Fill, Request, packed_latents, t5_text, token_grid
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
@@ -95,35 +95,22 @@ class FluxFamily(Family):
 
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """Wrap the module as Family does, with angles in f32."""
-        net: Any = module
-        if not isinstance(net.pos_embed, RotaryTable):
-            net.pos_embed = RotaryTable(net.pos_embed.theta, tuple(net.pos_embed.axes_dim))
+        install_rotary(module, "pos_embed")
         return super().wrap(module, inputs)
 
 
 def _spec(config: dict[str, Any], tokens: Fill = packed_latents, references: bool = False, **own: Any) -> ModelSpec:
-    batch, text = Axis("batch"), Axis("tokens")
-    image = Axis("height", divisor=PATCH * PATCH, by=("width", "images") if references else ("width",))
-    channels, guidance = config["in_channels"], config["guidance_embeds"]
-    return ModelSpec(
-        class_path="diffusers.models.transformers.transformer_flux:FluxTransformer2DModel",
-        config=MappingProxyType(config),
-        act_dtype="bfloat16",
-        pixel_multiple=PATCH,
-        calibration_pixels=256,
-        inputs=(
-            TensorIO("hidden_states", "act", (batch, image, channels)),
-            TensorIO("encoder_hidden_states", "act", (batch, text, config["joint_attention_dim"])),
-            TensorIO("pooled_projections", "act", (batch, config["pooled_projection_dim"])),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("img_ids", "float32", (image, 3)),
-            TensorIO("txt_ids", "float32", (text, 3)),
-            *((TensorIO("guidance", "float32", (batch,)),) if guidance else ()),
-        ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, config["out_channels"] or channels)),),
-        family=FluxFamily(tokens),
-        **own,
+    image = IMAGES if references else IMAGE
+    inputs = (
+        text_input(config),
+        TensorIO("pooled_projections", "act", (BATCH, config["pooled_projection_dim"])),
+        TIMESTEP,
+        *positions(image),
+        *((GUIDANCE,) if config["guidance_embeds"] else ()),
     )
+    path = "diffusers.models.transformers.transformer_flux:FluxTransformer2DModel"
+    out = config["out_channels"]
+    return packed_spec(path, config, image, inputs, out_channels=out, family=FluxFamily(tokens), **own)
 
 
 _FULL = (512, 1024, 1536)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch import nn
 
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.flux import FluxFamily, image_ids
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.packed import GUIDANCE, IMAGES, TIMESTEP, packed_spec, positions, text_input
+from svdq_trt.models.spec import ModelSpec, Profile
 from svdq_trt.models.special_attention import ParallelAttention
-from svdq_trt.models.synthetic import PATCH, Request, token_grid
+from svdq_trt.models.synthetic import Request, token_grid
 
 #: config.json of the published transformers, without diffusers' bookkeeping keys.
 DEV_CONFIG: dict[str, Any] = {
@@ -112,27 +112,14 @@ class Flux2Family(FluxFamily):
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
-    batch, text = Axis("batch"), Axis("tokens")
-    image = Axis("height", divisor=PATCH * PATCH, by=("width", "images"))
-    channels = config["in_channels"]
-    return ModelSpec(
-        class_path="diffusers.models.transformers.transformer_flux2:Flux2Transformer2DModel",
-        config=MappingProxyType(config),
-        act_dtype="bfloat16",
-        pixel_multiple=PATCH,
-        calibration_pixels=256,
-        inputs=(
-            TensorIO("hidden_states", "act", (batch, image, channels)),
-            TensorIO("encoder_hidden_states", "act", (batch, text, config["joint_attention_dim"])),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("img_ids", "float32", (image, _AXES)),
-            TensorIO("txt_ids", "float32", (text, _AXES)),
-            *((TensorIO("guidance", "float32", (batch,)),) if config["guidance_embeds"] else ()),
-        ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
-        family=Flux2Family(),
-        **own,
+    inputs = (
+        text_input(config),
+        TIMESTEP,
+        *positions(IMAGES, _AXES),
+        *((GUIDANCE,) if config["guidance_embeds"] else ()),
     )
+    path = "diffusers.models.transformers.transformer_flux2:Flux2Transformer2DModel"
+    return packed_spec(path, config, IMAGES, inputs, family=Flux2Family(), **own)
 
 
 _SIDE = (512, 1024, 1536)

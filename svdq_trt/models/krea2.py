@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,11 +11,12 @@ from torch import nn
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.models.family import Family
 from svdq_trt.models.flux import image_ids
-from svdq_trt.models.positions import RotaryTable
+from svdq_trt.models.packed import BATCH, IMAGE, TEXT, TIMESTEP, packed_spec, positions
+from svdq_trt.models.positions import install_rotary
 from svdq_trt.models.samples import Samples
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.spec import ModelSpec, Profile, TensorIO
 from svdq_trt.models.special_attention import GatedAttention
-from svdq_trt.models.synthetic import PATCH, packed_latents, t5_text, token_grid
+from svdq_trt.models.synthetic import packed_latents, t5_text, token_grid
 
 #: config.json of the published transformers, without diffusers' bookkeeping keys.
 KREA2_CONFIG: dict[str, Any] = {
@@ -81,9 +81,7 @@ class Krea2Family(Family):
 
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """Wrap the module as Family does, with angles in f32."""
-        net: Any = module
-        if not isinstance(net.rotary_emb, RotaryTable):
-            net.rotary_emb = RotaryTable(net.rotary_emb.theta, tuple(net.rotary_emb.axes_dim))
+        install_rotary(module, "rotary_emb")
         return super().wrap(module, inputs)
 
     def arguments(self, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -113,24 +111,10 @@ class Krea2Family(Family):
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
-    batch, text, image = Axis("batch"), Axis("tokens"), Axis("height", divisor=PATCH * PATCH, by=("width",))
-    channels, layers = config["in_channels"], config["num_text_layers"]
-    return ModelSpec(
-        class_path="diffusers.models.transformers.transformer_krea2:Krea2Transformer2DModel",
-        config=MappingProxyType(config),
-        act_dtype="bfloat16",
-        pixel_multiple=PATCH,
-        calibration_pixels=256,
-        inputs=(
-            TensorIO("hidden_states", "act", (batch, image, channels)),
-            TensorIO("encoder_hidden_states", "act", (batch, text, layers, config["text_hidden_dim"])),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("img_ids", "float32", (image, 3)),
-        ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
-        family=Krea2Family(),
-        **own,
-    )
+    layers, width = config["num_text_layers"], config["text_hidden_dim"]
+    text = TensorIO("encoder_hidden_states", "act", (BATCH, TEXT, layers, width))
+    path = "diffusers.models.transformers.transformer_krea2:Krea2Transformer2DModel"
+    return packed_spec(path, config, IMAGE, (text, TIMESTEP, positions(IMAGE)[0]), family=Krea2Family(), **own)
 
 
 _SIDE = (512, 1024, 1536)

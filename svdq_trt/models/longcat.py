@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from svdq_trt.models.flux import FluxFamily, image_ids
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
-from svdq_trt.models.synthetic import PATCH, Request, token_grid
+from svdq_trt.models.packed import IMAGE, TIMESTEP, packed_spec, positions, text_input
+from svdq_trt.models.spec import ModelSpec, Profile
+from svdq_trt.models.synthetic import Request, token_grid
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
 LONGCAT_CONFIG: dict[str, Any] = {
@@ -56,25 +56,9 @@ class LongCatFamily(FluxFamily):
 
 
 def _spec(config: dict[str, Any], **own: Any) -> ModelSpec:
-    batch, text, image = Axis("batch"), Axis("tokens"), Axis("height", divisor=PATCH * PATCH, by=("width",))
-    channels = config["in_channels"]
-    return ModelSpec(
-        class_path="diffusers.models.transformers.transformer_longcat_image:LongCatImageTransformer2DModel",
-        config=MappingProxyType(config),
-        act_dtype="bfloat16",
-        pixel_multiple=PATCH,
-        calibration_pixels=256,
-        inputs=(
-            TensorIO("hidden_states", "act", (batch, image, channels)),
-            TensorIO("encoder_hidden_states", "act", (batch, text, config["joint_attention_dim"])),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("img_ids", "float32", (image, 3)),
-            TensorIO("txt_ids", "float32", (text, 3)),
-        ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
-        family=LongCatFamily(),
-        **own,
-    )
+    path = "diffusers.models.transformers.transformer_longcat_image:LongCatImageTransformer2DModel"
+    inputs = (text_input(config), TIMESTEP, *positions(IMAGE))
+    return packed_spec(path, config, IMAGE, inputs, family=LongCatFamily(), **own)
 
 
 LONGCAT_IMAGE = _spec(

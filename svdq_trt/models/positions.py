@@ -45,6 +45,13 @@ class RotaryTable(nn.Module):
         return angles.cos(), angles.sin(), swap
 
 
+def install_rotary(owner: Any, name: str, axes: str = "axes_dim") -> None:
+    """Put a RotaryTable in the place of the module `name`, whose attribute `axes` gives each axis' share of D."""
+    own = getattr(owner, name)
+    if not isinstance(own, RotaryTable):
+        setattr(owner, name, RotaryTable(own.theta, tuple(getattr(own, axes))))
+
+
 class GridRotary(nn.Module):
     """Rotary tables of a video's tokens, by frame, row and column; `patch` is a token's share of each."""
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.positions import RotaryTable
+from svdq_trt.models.packed import IMAGE, IMAGES, TIMESTEP, packed_spec, positions, text_input
+from svdq_trt.models.positions import install_rotary
 from svdq_trt.models.samples import Samples
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
-from svdq_trt.models.synthetic import PATCH, packed_latents, t5_text, token_grid
+from svdq_trt.models.spec import ModelSpec, Profile
+from svdq_trt.models.synthetic import packed_latents, t5_text, token_grid
 
 #: config.json of the published transformers, without diffusers' bookkeeping keys.
 QWEN_CONFIG: dict[str, Any] = {
@@ -119,8 +120,7 @@ class QwenImageFamily(Family):
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """Wrap the module as Family does, with positions as inputs and angles in f32."""
         net: Any = module
-        if not isinstance(net.pos_embed, RotaryTable):
-            net.pos_embed = RotaryTable(net.pos_embed.theta, tuple(net.pos_embed.axes_dim))
+        install_rotary(net, "pos_embed")
         for block in net.transformer_blocks if net.zero_cond_t else ():
             block.zero_cond_t, block._modulate = False, _modulate
         return super().wrap(module, inputs)
@@ -162,23 +162,12 @@ def _lengths(mask: Tensor) -> list[int]:
 
 
 def _spec(config: dict[str, Any], references: bool = False, **own: Any) -> ModelSpec:
-    batch, text = Axis("batch"), Axis("tokens")
-    image = Axis("height", divisor=PATCH * PATCH, by=("width", "images") if references else ("width",))
-    channels = config["in_channels"]
-    return ModelSpec(
-        class_path="diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel",
-        config=MappingProxyType(config),
-        act_dtype="bfloat16",
-        pixel_multiple=PATCH,
-        calibration_pixels=256,
-        inputs=(
-            TensorIO("hidden_states", "act", (batch, image, channels)),
-            TensorIO("encoder_hidden_states", "act", (batch, text, config["joint_attention_dim"])),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("img_ids", "float32", (image, 3)),
-            TensorIO("txt_ids", "float32", (text, 3)),
-        ),
-        outputs=(TensorIO("out_hidden_states", "act", (batch, image, channels)),),
+    image = IMAGES if references else IMAGE
+    return packed_spec(
+        "diffusers.models.transformers.transformer_qwenimage:QwenImageTransformer2DModel",
+        config,
+        image,
+        (text_input(config), TIMESTEP, *positions(image)),
         family=QwenImageFamily(),
         guidance="true_cfg_scale",
         asked=MappingProxyType({"negative_prompt": " "}),  # without one there is no guidance

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
-from svdq_trt.models.positions import RotaryTable
+from svdq_trt.models.positions import install_rotary
 from svdq_trt.models.samples import Samples
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import flow_latents, padding_mask, t5_text
@@ -121,9 +121,7 @@ class ZImageFamily(Family):
 
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
         """Wrap the module as Family does, for one batch tensor and with angles in f32."""
-        net: Any = module
-        if not isinstance(net.rope_embedder, RotaryTable):
-            net.rope_embedder = RotaryTable(net.rope_embedder.theta, tuple(net.rope_embedder.axes_dims))
+        install_rotary(module, "rope_embedder", "axes_dims")
         return super().wrap(module, inputs)
 
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
