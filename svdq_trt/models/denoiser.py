@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.models.samples import Samples, alike, in_order
 from svdq_trt.models.spec import ModelSpec
+from svdq_trt.models.stand_in import Runs, StandIn
 
 #: arguments whose entries are arguments themselves
 _DICTIONARIES = ("added_cond_kwargs",)
@@ -27,34 +28,7 @@ _FIXED_WEIGHTS = "LoRA goes into an engine when it is built: svdq-trt build --lo
 _FIX = {"cross_attention_kwargs": _FIXED_WEIGHTS, "joint_attention_kwargs": _FIXED_WEIGHTS}
 
 
-class Input(Protocol):
-    """An input of a Denoiser's runner."""
-
-    @property
-    def name(self) -> str:
-        """Name in the model's spec."""
-
-    @property
-    def dtype(self) -> str:
-        """Torch's name of the dtype, such as "float16"."""
-
-
-class Runs(Protocol):
-    """The interface of a Denoiser's runner: a Session, an OnnxSession, a torch module that is recorded."""
-
-    @property
-    def inputs(self) -> Sequence[Input]:
-        """The inputs, in the model's order."""
-
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run on tensors by name; returns the one output by its name."""
-
-
-class EngineAttributeError(UnsupportedError, AttributeError):
-    """An attribute of the torch module that an engine does not have; ``hasattr`` returns False for it."""
-
-
-class Denoiser(nn.Module):
+class Denoiser(StandIn):
     """Called like the diffusers module of `spec`; runs `runner`. Has no parameters: moving or casting it does nothing.
 
     Attributes:
@@ -62,17 +36,17 @@ class Denoiser(nn.Module):
         original: the torch module it stands in for, or None.
     """
 
+    ADVICE = "Call svdq_trt.runtime.detach(pipe) first."
+
     def __init__(
         self, runner: Runs, spec: ModelSpec, name: str, config: Any = None, original: nn.Module | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(runner, name, config or default_config(spec))
         cls = spec.model_class()
-        self.runner, self.spec, self.config = runner, spec, config or default_config(spec)
+        self.spec = spec
         self.__dict__["original"] = original  # no submodule: pipe.to() must not move it
-        self._name = name
         self._signature = inspect.signature(cls.forward)
         self._output_class = _output_class(cls)
-        self._dtypes = {p.name: getattr(torch, p.dtype) for p in runner.inputs}
         self._batched = [io.name for io in spec.inputs if io.has_batch and len(io.dims) > 1]
         wanted, got = {io.name for io in spec.inputs}, set(self._dtypes)
         if wanted != got:
@@ -92,11 +66,6 @@ class Denoiser(nn.Module):
         found: torch.dtype = self._dtypes[next(io.name for io in self.spec.inputs if io.dtype == "act")]
         return found
 
-    @property
-    def device(self) -> torch.device:
-        """The device on which the runner computes."""
-        return torch.device(getattr(self.runner, "device", "cpu"))
-
     def cache_context(self, name: str, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
         """Context in which pipelines make one call, such as "cond"; an engine caches nothing between calls."""
         return contextlib.nullcontext()
@@ -115,17 +84,6 @@ class Denoiser(nn.Module):
         first, found = _first_tensor(given.values()), self._inputs(given)
         out = in_order([(rows, self._run(one, first)) for rows, one in alike(self.spec.inputs, found)])
         return self._output_class(sample=out) if return_dict else (out,)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name.startswith("_"):
-                raise
-            if name in self.config:  # as diffusers' ConfigMixin has it
-                return self.config[name]
-            where, fix = f"pipe.{self._name}.{name}", "Call svdq_trt.runtime.detach(pipe) first."
-            raise EngineAttributeError(where, "not part of an engine", "the torch module", fix) from None
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -150,17 +108,13 @@ class Denoiser(nn.Module):
         found = {name: value for name, value in self.spec.family.flatten(given).items() if not _is_empty(value)}
         for name, value in found.items():
             if name not in self._dtypes:
-                got, want = (
-                    f"{type(value).__name__} given",
-                    f"nothing: the engine's inputs are {', '.join(self._dtypes)}",
-                )
-                raise UnsupportedError(f"pipe.{self._name}: {name}", got, want, _FIX.get(name, ""))
+                want = f"nothing: the engine's inputs are {', '.join(self._dtypes)}"
+                raise self.refuse(name, f"{type(value).__name__} given", want, _FIX.get(name, ""))
             if not isinstance(value, torch.Tensor | np.ndarray | int | float | Samples):
-                raise UnsupportedError(f"pipe.{self._name}: {name}", f"{type(value).__name__} given", "a tensor")
+                raise self.refuse(name, f"{type(value).__name__} given", "a tensor")
         for io in self.spec.inputs:
             if io.name not in found:
-                want = f"a tensor: {self.spec.name} needs it"
-                raise UnsupportedError(f"pipe.{self._name}: {io.name}", "not given", want)
+                raise self.refuse(io.name, "not given", f"a tensor: {self.spec.name} needs it")
         return found
 
     def _run(self, found: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
@@ -207,12 +161,17 @@ def _components(pipe: Any) -> dict[str, Any]:
 
 
 def default_config(spec: ModelSpec) -> Any:
-    """The config that the spec's class would have if built: its constructor's defaults and the spec's values."""
+    """The config that the spec's class would have if built."""
+    return constructor_config(spec.model_class(), spec.config)
+
+
+def constructor_config(cls: type[nn.Module], config: Mapping[str, Any]) -> Any:
+    """The config of a diffusers class: its constructor's defaults and the values of `config`."""
     from diffusers.configuration_utils import FrozenDict
 
-    parameters = inspect.signature(spec.model_class().__init__).parameters.values()
+    parameters = inspect.signature(cls.__init__).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    return FrozenDict(defaults | dict(spec.config))
+    return FrozenDict(defaults | dict(config))
 
 
 def _is_empty(value: Any) -> bool:
