@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from svdq_trt.base.errors import EXIT_OK, AccuracyError, UsageError
 from svdq_trt.base.files import atomic_write
 from svdq_trt.base.terminal import say
+from svdq_trt.cli.running import add_running, opening
 from svdq_trt.contract.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -41,16 +42,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     i.add_argument("--model", metavar="NAME", help="whose inputs to make up, where neither side has a manifest")
     for name, unit in SIZES.items():
         i.add_argument(f"--{name}", type=int, metavar="N", help=unit)
-    r = p.add_argument_group("running")
-    r.add_argument("--runtime", default="auto", help="for engine folders: auto, tensorrt or onnx")
-    r.add_argument("--onnx-device", default="auto", help="for ONNX Runtime: auto, cpu or cuda")
-    r.add_argument("--device", type=int, default=0, metavar="N", help="CUDA device for TensorRT (default 0)")
-    r.add_argument(
-        "--allow-host-code",
-        action="store_true",
-        help="run the plugin library that the folder brings; only for folders you trust",
-    )
-    r.add_argument("--allow-arch-mismatch", action="store_true", help="try a plan made for another GPU")
+    add_running(p)
     o = p.add_argument_group("output")
     o.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     o.add_argument("--plot", type=Path, metavar="PNG", help="write a scatter of each output")
@@ -62,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     sizes = {name: getattr(args, name) for name in SIZES}
     if args.inputs is not None and any(sizes.values()):
         raise UsageError("--inputs", "given with sizes", "one of them", "The file's tensors have their own sizes.")
-    from svdq_trt.evaluate.diff import Opening, compare_subjects, read_inputs, subject, synthetic_inputs
+    from svdq_trt.evaluate.diff import compare_subjects, read_inputs, subject, synthetic_inputs
+    from svdq_trt.runtime.choice import Opening
 
     candidate, reference = subject(args.candidate, args.runtime), subject(args.against, args.runtime)
     source: dict[str, Any]
@@ -71,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         feed, chosen = synthetic_inputs((candidate, reference), args.model, sizes, args.seed)
         source = {"seed": args.seed, **chosen}
-    how = Opening(args.allow_host_code, args.allow_arch_mismatch, args.device, args.onnx_device)
+    how = Opening(**opening(args))
     for note in dict.fromkeys(s.note for s in (candidate, reference) if s.note):
         say(f"svdq-trt: {note}", file=sys.stderr)
     found = compare_subjects(candidate, reference, feed, how, lambda text: say(text, file=sys.stderr))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,20 +13,15 @@ from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.entry import MAX_DIMS
 from svdq_trt.artifact.manifest import Manifest, OutputEntry
 from svdq_trt.artifact.tensor_file import TensorFile, check_finite
-from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
-from svdq_trt.engine.backend import local_arch
+from svdq_trt.base.errors import ArtifactError, ShapeError, UsageError
 from svdq_trt.evaluate.batches import divided
 from svdq_trt.evaluate.metrics import compare_outputs
 from svdq_trt.evaluate.runner import as_taken, outputs_of
+from svdq_trt.runtime.choice import Opening, check_runtime, choose_runtime
 from svdq_trt.runtime.shapes import check_inputs
-
-if TYPE_CHECKING:
-    from svdq_trt.models import ModelSpec
-    from svdq_trt.runtime.protocol import Runner
 
 #: dtypes of --inputs, as safetensors names them
 _INPUT_KINDS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "I8", "U8", "BOOL")
-RUNTIMES = ("auto", "tensorrt", "onnx")
 
 
 @dataclass(frozen=True)
@@ -44,20 +39,15 @@ class Subject:
     note: str = ""
 
     @property
+    def in_tensorrt(self) -> bool:
+        """Whether TensorRT runs it."""
+        return self.where == "TensorRT"
+
+    @property
     def label(self) -> str:
         """Label in tables: the file and its runtime."""
-        file = "model.plan" if self.where == "TensorRT" else "model.onnx"
+        file = "model.plan" if self.in_tensorrt else "model.onnx"
         return f"{self.path / file if self.manifest else self.path} in {self.where}"
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Options for opening sessions; see Session and OnnxSession."""
-
-    allow_host_code: bool = False
-    allow_arch_mismatch: bool = False
-    device: int = 0
-    onnx_device: str = "auto"
 
 
 @dataclass
@@ -89,37 +79,15 @@ def subject(path: Path, runtime: str) -> Subject:
     Raises:
         ArtifactError: none of these. UnsupportedError: TensorRT is asked for, and there is no GPU or no plan.
     """
-    if runtime not in RUNTIMES:
-        raise UsageError("--runtime", f"'{runtime}'", f"one of {', '.join(RUNTIMES)}")
+    check_runtime(runtime)
     if path.suffix == ".onnx":
         return Subject(path, None, "ONNX Runtime")
     folder = path.parent if path.name.endswith(".plan") else path
     if path.is_file() and folder == path:
         raise ArtifactError(str(path), "a file of another kind", "an engine folder, its model.plan, or an .onnx file")
     data = manifests.read(folder)
-    reason = "no GPU here" if local_arch() is None else "" if data.plan else "it has no plan yet"
-    if reason and runtime == "tensorrt":
-        raise UnsupportedError(str(folder), reason, "a plan and a GPU to run it", "Use --runtime onnx.")
-    note = f"{folder}: {reason}, so its model.onnx runs in ONNX Runtime; the plan itself is not run." if reason else ""
-    if runtime == "onnx" or reason:
-        return Subject(folder, data, "ONNX Runtime", "" if runtime == "onnx" else note)
-    return Subject(folder, data, "TensorRT")
-
-
-def opener(one: Subject, how: Opening) -> Callable[[], Runner]:
-    """A function that opens the subject when its turn comes."""
-    if one.where == "TensorRT":
-        from svdq_trt.runtime.session import Session
-
-        return lambda: Session(
-            one.path,
-            allow_host_code=how.allow_host_code,
-            device=how.device,
-            allow_arch_mismatch=how.allow_arch_mismatch,
-        )
-    from svdq_trt.runtime.onnx_session import OnnxSession
-
-    return lambda: OnnxSession(one.path, device=how.onnx_device)
+    in_tensorrt, note = choose_runtime(folder, data, runtime)
+    return Subject(folder, data, "TensorRT" if in_tensorrt else "ONNX Runtime", note)
 
 
 def compare_subjects(
@@ -135,7 +103,7 @@ def compare_subjects(
     results = []
     for one in (reference, candidate):
         say(f"running {one.label}")
-        results.append(outputs_of(opener(one, how), one.label, feed))
+        results.append(outputs_of(functools.partial(how.open, one.path, one.in_tensorrt), one.label, feed))
     (ref, ref_seconds), (got, got_seconds) = results
     figures = compare_outputs(ref, got, (reference.label, candidate.label))
     return Difference(figures, ref, got, (ref_seconds, got_seconds))
@@ -170,21 +138,12 @@ def synthetic_inputs(
     if not name:
         raise UsageError("svdq-trt diff", "two ONNX files", "to know the inputs", "Give --inputs FILE or --model NAME.")
     spec = get_model(name)
-    chosen = {s: sizes.get(s) or own for s, own in _profile_sizes(spec, data, bound).items()}
+    own_sizes = spec.built_sizes(data, ("min", "opt", "max").index(bound))
+    chosen = {s: sizes.get(s) or own for s, own in own_sizes.items()}
     import torch
 
     tensors = spec.example_inputs(**chosen, seed=seed, dtype=torch.float32)
     return {io.name: t.numpy() for io, t in zip(spec.inputs, tensors, strict=True)}, chosen
-
-
-def _profile_sizes(spec: ModelSpec, data: Manifest | None, bound: str) -> dict[str, int]:
-    """One bound of every range: the build's own if its manifest has one, else the model's default."""
-    default = spec.profile.sizes(("min", "opt", "max").index(bound))
-    if data is None:
-        return default
-    given = data.options
-    ranges = {symbol: getattr(given, symbol) for symbol in default}
-    return default | {symbol: getattr(size, bound) for symbol, size in ranges.items() if size is not None}
 
 
 def read_inputs(path: Path) -> dict[str, np.ndarray]:

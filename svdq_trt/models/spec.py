@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ShapeError
 from svdq_trt.base.needs import need
 from svdq_trt.contract.sizes import SIZES
@@ -265,6 +266,17 @@ class ModelSpec:
     def wrap(self, module: nn.Module) -> nn.Module:
         """`module` with flat inputs in the order of `inputs` and one output tensor; `module` itself is changed."""
         return self.family.wrap(module, [io.name for io in self.inputs])
+
+    @property
+    def wrapped(self) -> str:
+        """Attribute of what `wrap` returns that holds the module itself."""
+        return self.family.WRAPPED
+
+    def built_sizes(self, data: Manifest | None, index: int) -> dict[str, int]:
+        """Symbol values at min (0), opt (1) or max (2) of an engine's profile, by its manifest; None: by default."""
+        given = {} if data is None else {symbol: getattr(data.options, symbol) for symbol in SYMBOLS}
+        sizes = {symbol: (size.min, size.opt, size.max)[index] for symbol, size in given.items() if size is not None}
+        return self.profile.sizes(index) | sizes
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Raise ShapeError unless symbols given are positive, pixels fit `pixel_multiple`, and axes their limits."""

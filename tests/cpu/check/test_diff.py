@@ -160,10 +160,10 @@ def test_without_a_gpu_it_says_that_the_plan_is_not_run(tmp_path, inputs, capsys
 
 
 def test_plan_in_tensorrt_where_there_is_a_gpu(tmp_path, monkeypatch):
-    from svdq_trt.evaluate import diff as module
+    from svdq_trt.runtime import choice
 
     folder = write_folder(tmp_path / "engine", 1.0)
-    monkeypatch.setattr(module, "local_arch", lambda: 89)
+    monkeypatch.setattr(choice, "local_arch", lambda: 89)
     assert subject(folder, "auto").where == "TensorRT" and subject(folder, "onnx").where == "ONNX Runtime"
     assert subject(folder, "auto").label == f"{folder / 'model.plan'} in TensorRT"
 
