@@ -233,7 +233,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
     format: Annotated[str, _says("of the quantized linears")]
     rank: Annotated[int, _says("of the 16-bit branch, the largest of all nodes")]
     backend: Annotated[BackendEntry | None, _says("the TensorRT that wrote the plan")]
-    plugin: Annotated[PluginEntry, _says("the plugin library beside the plan")]
+    plugin: Annotated[PluginEntry | None, _says("the plugin library beside the plan; none where no node is its")]
     plan: Annotated[PlanEntry | None, _says("the plan; none while it is missing")]
     incomplete: Annotated[str, _says("why the plan is missing")] = ""
     onnx: Annotated[OnnxEntry, _says("the graph that the plan was built from")]
@@ -273,7 +273,7 @@ class Manifest(Entry, frozen=True, kw_only=True):
 
 
 #: parts that are written as {} when they are absent
-_ABSENT = ("backend", "plan", "artifact", "allocation", "lora_slots", "accuracy", "origin")
+_ABSENT = ("backend", "plugin", "plan", "artifact", "allocation", "lora_slots", "accuracy", "origin")
 #: parts that name files
 PARTS = ("plan", "onnx", "plugin", "artifact", "lora_slots", "accuracy")
 
@@ -350,7 +350,7 @@ def verify(
             f"one for sm_{arch}",
             f"svdq-trt build --model {data.model} --arch sm_{arch}",
         )
-    if plugin_version is not None and data.plugin.version != plugin_version:
+    if plugin_version is not None and data.plugin is not None and data.plugin.version != plugin_version:
         raise ArtifactError(
             str(folder), f"a plan of plugin version {data.plugin.version}", f"version {plugin_version}", again
         )

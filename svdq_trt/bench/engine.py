@@ -126,7 +126,7 @@ class EngineContender:
             "rank": data.rank,
             "attention": data.attention,
             "backend": f"{data.backend.name} {data.backend.version}",
-            "plugin": data.plugin.version,
+            "plugin": "" if data.plugin is None else data.plugin.version,
             "plan_bytes": data.plan.bytes,
             "plan_sha256": data.plan.sha256,
         }

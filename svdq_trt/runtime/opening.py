@@ -57,9 +57,10 @@ def open_engine(
     arch = local_arch(device)
     if arch is None:
         raise UnsupportedError(f"CUDA device {device}", "not found", "an NVIDIA GPU and its driver")
-    embedded = data.plugin.embedded
-    beside = folder / Path(data.plugin.file).name if allow_host_code and not embedded else None
-    installed = None if allow_host_code else plugin_lib.find()
+    plugin = data.plugin
+    embedded = plugin is not None and plugin.embedded
+    beside = folder / Path(plugin.file).name if plugin is not None and allow_host_code and not embedded else None
+    installed = None if plugin is None or allow_host_code else plugin_lib.find()
     # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right. The
     # folder's own library is not asked for its version, which would run it: its digest proves that it is the
     # manifest's.
@@ -94,7 +95,7 @@ def open_engine(
 
 def _check_platform(folder: Path, data: Manifest) -> None:
     """Raise UnsupportedError for a plan from another kind of machine; earlier releases did not record theirs."""
-    here, there = plugin_lib.this_platform(), data.plugin.platform
+    here, there = plugin_lib.this_platform(), "" if data.plugin is None else data.plugin.platform
     if there and there != here:
         raise UnsupportedError(
             str(folder),

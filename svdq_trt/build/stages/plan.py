@@ -34,7 +34,8 @@ class Plan(Stage[Planned]):
     """A TensorRT engine for one arch.
 
     Attributes:
-        arch: 89 for sm_89. backend, version: the TensorRT that builds. plugin: library to embed, known by its digest.
+        arch: 89 for sm_89. backend, version: the TensorRT that builds.
+        plugin: library to embed, known by its digest; None for a graph without nodes of ours.
         profiles: range of every input.
     """
 
@@ -46,7 +47,7 @@ class Plan(Stage[Planned]):
     backend: str
     version: str
     profiles: tuple[TensorProfile, ...]
-    plugin: File
+    plugin: File | None
 
     @classmethod
     def of(
@@ -56,10 +57,11 @@ class Plan(Stage[Planned]):
         arch: int,
         backend: Backend,
         profiles: tuple[TensorProfile, ...],
-        library: PluginLibrary,
+        library: PluginLibrary | None,
     ) -> Plan:
         """The stage for an engine folder, from the model.onnx in it, whose key is `graph_id`."""
-        onnx, plugin = File(graph_id, path=folder / "model.onnx"), File(library.sha256, path=library.path)
+        onnx = File(graph_id, path=folder / "model.onnx")
+        plugin = None if library is None else File(library.sha256, path=library.path)
         return cls(onnx, arch, backend.name, backend.version, profiles, plugin, out=folder / FILE)
 
     @property
@@ -73,9 +75,10 @@ class Plan(Stage[Planned]):
         from svdq_trt.engine.backend import select
         from svdq_trt.engine.build import build_plan
 
-        backend, library = select(self.backend, self.arch), self.plugin.path
-        progress(0, 1, "loading the plugin")
-        plugin_lib.load_into(backend.module, library)
+        backend, library = select(self.backend, self.arch), None if self.plugin is None else self.plugin.path
+        if library is not None:
+            progress(0, 1, "loading the plugin")
+            plugin_lib.load_into(backend.module, library)
         profiles = list(self.profiles)
         info = build_plan(backend, self.onnx.path, self.arch, profiles, self.out, progress, embed=library)
         return Planned(
@@ -86,12 +89,12 @@ class Plan(Stage[Planned]):
         )
 
 
-def with_plan(data: Manifest, planned: Planned, library: PluginLibrary) -> Manifest:
+def with_plan(data: Manifest, planned: Planned, library: PluginLibrary | None) -> Manifest:
     """The manifest of an incomplete engine folder, completed with its new plan."""
     return msgspec.structs.replace(
         data,
         backend=planned.backend,
-        plugin=plugin_entry(library, embedded=True),
+        plugin=None if library is None else plugin_entry(library, embedded=True),
         plan=planned.plan,
         incomplete="",
         plugin_layers=planned.plugin_layers,
