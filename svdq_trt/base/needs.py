@@ -14,7 +14,7 @@ from typing import Any
 from svdq_trt.base.errors import UnsupportedError
 
 #: distribution -> a requirement that has all that is needed
-TESTED = {"torch": "torch>=2.13,<2.15", "diffusers": "diffusers==0.42.*"}
+TESTED = {"torch": "torch>=2.13,<2.15", "diffusers": "diffusers==0.42.*", "transformers": "transformers>=5,<6"}
 
 
 def need(distribution: str, module: str, name: str) -> Any:

@@ -12,12 +12,13 @@ from torch.export import Dim
 from svdq_export.exporter import OnnxInfo, export_onnx
 from svdq_trt.base.progress import Progress
 from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.models.parts import Part
 from svdq_trt.nn.attention import use_packed
 
 
 def export_model(
     module: nn.Module,
-    spec: ModelSpec,
+    spec: ModelSpec | Part,
     ranges: Mapping[str, Sequence[int]],
     out: Path,
     progress: Progress,
@@ -46,7 +47,7 @@ def export_model(
         dynamic_shapes(spec, ranges),
         [io.name for io in spec.outputs],
         out,
-        wrapped=spec.family.WRAPPED,
+        wrapped=spec.wrapped,
         runtime_inputs=runtime_inputs,
         weights=weights,
         fuse_mlp=fuse_mlp,
@@ -54,7 +55,7 @@ def export_model(
     )
 
 
-def dynamic_shapes(spec: ModelSpec, ranges: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
+def dynamic_shapes(spec: ModelSpec | Part, ranges: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
     """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis whose min and max differ.
 
     An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold.

@@ -1,0 +1,93 @@
+"""Stand-ins for a pipeline's text encoders and its autoencoder: called like the module, they run engines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdq_trt.base.needs import need
+from svdq_trt.models.stand_in import Runs, StandIn
+
+
+class TextEncoder(StandIn):
+    """Called like CLIPTextModel, CLIPTextModelWithProjection or T5EncoderModel of transformers.
+
+    Attributes:
+        dtype: of the outputs, in which pipelines go on.
+    """
+
+    def __init__(self, runner: Runs, name: str, class_name: str, config: Any, dtype: torch.dtype) -> None:
+        super().__init__(runner, name, config)
+        self.dtype = dtype
+        module, output = {
+            "CLIPTextModel": ("transformers.modeling_outputs", "BaseModelOutputWithPooling"),
+            "CLIPTextModelWithProjection": ("transformers.models.clip.modeling_clip", "CLIPTextModelOutput"),
+            "T5EncoderModel": ("transformers.modeling_outputs", "BaseModelOutput"),
+        }[class_name]
+        self._output_class = need("transformers", module, output)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> Any:
+        """Encode token ids [B, T] of the engine's T; same return type as the module's.
+
+        Raises:
+            UnsupportedError: a mask or all layers' states, where the engine has none.
+        """
+        inputs = {"input_ids": input_ids}
+        if "attention_mask" in self._dtypes:
+            inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        elif attention_mask is not None:
+            raise self.refuse("attention_mask", "given", "nothing: the engine's inputs are input_ids")
+        runs = self._run_rows({name: value.to(self._dtypes[name]) for name, value in inputs.items()})
+        found = {name: torch.cat([r[name] for r in runs], dim=-3 if name == "hidden_states" else 0) for name in runs[0]}
+        outputs: dict[str, Any] = {n: value.to(input_ids.device, self.dtype) for n, value in found.items()}
+        if "hidden_states" in outputs:
+            outputs["hidden_states"] = tuple(outputs["hidden_states"]) if output_hidden_states else None
+        elif output_hidden_states:
+            raise self.refuse("output_hidden_states", "True", "False: the engine gives the last state")
+        result = self._output_class(**outputs)
+        return result if return_dict else result.to_tuple()
+
+
+class Autoencoder(StandIn):
+    """Called like diffusers' AutoencoderKL; `runner` decodes.
+
+    Args:
+        open_encoder: opens what encodes, when an image is first encoded: a picture from text needs none.
+    """
+
+    def __init__(self, runner: Runs, name: str, config: Any, open_encoder: Callable[[], Runs]) -> None:
+        super().__init__(runner, name, config)
+        self._encoder = functools.cache(open_encoder)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The engines' dtype."""
+        found: torch.dtype = self._dtypes["latent"]
+        return found
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
+        """Latents [B, C, H, W] to pixels; `generator` has no use, as in the module."""
+        images = [run["image"] for run in self._run_rows({"latent": z.to(self.dtype)})]
+        image = torch.cat(images).to(z.device)
+        if not return_dict:
+            return (image,)
+        return need("diffusers", "diffusers.models.autoencoders.vae", "DecoderOutput")(sample=image)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """Pixels [B, 3, H, W] to the distribution of the latents."""
+        moments = [run["moments"] for run in self._run_rows({"image": x.to(self.dtype)}, self._encoder())]
+        gaussian = need("diffusers", "diffusers.models.autoencoders.vae", "DiagonalGaussianDistribution")
+        posterior = gaussian(torch.cat(moments).to(x.device))
+        if not return_dict:
+            return (posterior,)
+        return need("diffusers", "diffusers.models.modeling_outputs", "AutoencoderKLOutput")(latent_dist=posterior)

@@ -1,0 +1,263 @@
+"""The models of a pipeline beside its denoiser, in 16 bit: text encoders, and the halves of an autoencoder.
+
+Each half is a graph of its own, as a picture needs one of them only. Attention is written out, as a product, a softmax
+and a product: TensorRT builds the ONNX op for head sizes and dtypes that it has a kernel for, and refuses the
+autoencoder's one head of 512 values and T5's added positions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from svdq_trt.base.needs import need
+from svdq_trt.models.denoiser import constructor_config
+from svdq_trt.models.spec import Axis, TensorIO
+
+_BATCH = Axis("batch")
+
+
+class PartGraph(nn.Module, ABC):
+    """A module with the inputs and outputs of its graph.
+
+    Attributes:
+        library: where the module's class is, "transformers" or "diffusers".
+    """
+
+    library: ClassVar[str]
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    @staticmethod
+    @abstractmethod
+    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """The graph's inputs, for a module with that config and T5's length of text."""
+
+    @staticmethod
+    @abstractmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """The graph's outputs."""
+
+
+class ClipGraph(PartGraph):
+    """CLIP's text encoder: the last state after its norm, the pooled one, and the states of all layers [layers + 1]."""
+
+    library = "transformers"
+
+    @staticmethod
+    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Token ids, of one length."""
+        return (TensorIO("input_ids", "int64", (_BATCH, config.max_position_embeddings)),)
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """States [B, T, C] and pooled values [B, C]."""
+        states = (_BATCH, config.max_position_embeddings, config.hidden_size)
+        return (
+            TensorIO("last_hidden_state", "act", states),
+            TensorIO("pooler_output", "act", (_BATCH, config.hidden_size)),
+            TensorIO("hidden_states", "act", (config.num_hidden_layers + 1, *states)),
+        )
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs, in order."""
+        out = self.model(input_ids, output_hidden_states=True)
+        return out.last_hidden_state, out.pooler_output, torch.stack(out.hidden_states)
+
+
+class ProjectedClipGraph(ClipGraph):
+    """CLIP's text encoder with a projection, whose pooled output is called text_embeds."""
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """As ClipGraph's, with the projection in place of the pooled state."""
+        last, _, states = ClipGraph.outputs(config, tokens)
+        return last, TensorIO("text_embeds", "act", (_BATCH, config.projection_dim)), states
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The outputs, in order."""
+        out = self.model(input_ids, output_hidden_states=True)
+        return out.last_hidden_state, out.text_embeds, torch.stack(out.hidden_states)
+
+
+class T5Graph(PartGraph):
+    """T5's encoder. Its mask is ones where a pipeline gives none, which adds zero to the scores."""
+
+    library = "transformers"
+
+    @staticmethod
+    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Token ids and their mask, of one length."""
+        return tuple(TensorIO(name, "int64", (_BATCH, tokens)) for name in ("input_ids", "attention_mask"))
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """The last state [B, T, C]."""
+        return (TensorIO("last_hidden_state", "act", (_BATCH, tokens, config.d_model)),)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The last state."""
+        state: Tensor = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
+        return state
+
+
+class DecoderGraph(PartGraph):
+    """An autoencoder's decoder: latents to pixels from -1 to 1."""
+
+    library = "diffusers"
+
+    @staticmethod
+    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Latents [B, C, H, W]."""
+        return (TensorIO("latent", "act", (_BATCH, config.latent_channels, *_latent_axes(config))),)
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Pixels [B, 3, H, W]."""
+        return (TensorIO("image", "act", (_BATCH, config.out_channels, *_pixel_axes(config))),)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Pixels."""
+        image: Tensor = self.model.decode(latent, return_dict=False)[0]
+        return image
+
+
+class EncoderGraph(PartGraph):
+    """An autoencoder's encoder: pixels from -1 to 1 to mean and log variance of the latents."""
+
+    library = "diffusers"
+
+    @staticmethod
+    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Pixels [B, 3, H, W]."""
+        return (TensorIO("image", "act", (_BATCH, config.in_channels, *_pixel_axes(config))),)
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Moments [B, 2C, H, W]."""
+        return (TensorIO("moments", "act", (_BATCH, 2 * config.latent_channels, *_latent_axes(config))),)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Moments."""
+        moments: Tensor = self.model.encode(image).latent_dist.parameters
+        return moments
+
+
+def _latent_axes(config: Any) -> tuple[Axis, Axis]:
+    scale = _scale(config)
+    return Axis("height", divisor=scale), Axis("width", divisor=scale)
+
+
+def _pixel_axes(config: Any) -> tuple[Axis, Axis]:
+    scale = _scale(config)
+    return Axis("height", multiple=scale), Axis("width", multiple=scale)
+
+
+def _scale(config: Any) -> int:
+    """Pixels of an image's side to one of a latent's."""
+    return int(2 ** (len(config.block_out_channels) - 1))
+
+
+#: class of a component -> its graphs by their roles
+GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
+    "CLIPTextModel": {"": ClipGraph},
+    "CLIPTextModelWithProjection": {"": ProjectedClipGraph},
+    "T5EncoderModel": {"": T5Graph},
+    "AutoencoderKL": {"decoder": DecoderGraph, "encoder": EncoderGraph},
+}
+
+
+def graph_name(component: str, role: str) -> str:
+    """Name of a component's graph: text_encoder_2, vae_decoder."""
+    return f"{component}_{role}" if role else component
+
+
+@dataclass(frozen=True)
+class Part:
+    """One graph beside a denoiser.
+
+    Attributes:
+        component: of its module in the pipeline: text_encoder_2, vae. role: of the graph, where a module has several.
+        class_name: of the module, one of GRAPHS. config: its config.json.
+        act_dtype: dtype of its weights and activations. tokens: length of T5's text; CLIP's is in its config.
+    """
+
+    component: str
+    role: str
+    class_name: str
+    config: Mapping[str, Any]
+    act_dtype: str
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """The name of its engine's folder: text_encoder_2, vae_decoder."""
+        return graph_name(self.component, self.role)
+
+    @property
+    def graph(self) -> type[PartGraph]:
+        """The graph's class."""
+        return GRAPHS[self.class_name][self.role]
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The act dtype as a torch.dtype."""
+        found: torch.dtype = getattr(torch, self.act_dtype)
+        return found
+
+    @property
+    def inputs(self) -> tuple[TensorIO, ...]:
+        """Inputs of the graph, in order."""
+        return self.graph.inputs(full_config(self.class_name, self.config), self.tokens)
+
+    @property
+    def outputs(self) -> tuple[TensorIO, ...]:
+        """Outputs of the graph, in order."""
+        return self.graph.outputs(full_config(self.class_name, self.config), self.tokens)
+
+    @property
+    def wrapped(self) -> str:
+        """Attribute of what `wrap` returns that holds the module itself."""
+        return "model"
+
+    def build(self) -> nn.Module:
+        """The module with its class's random weights, from torch's generator, on the CPU."""
+        cls, config = part_class(self.class_name), full_config(self.class_name, self.config)
+        module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
+        return module.to(self.torch_dtype)
+
+    def wrap(self, module: Any) -> nn.Module:
+        """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""
+        if self.graph.library == "diffusers":
+            module.set_attn_processor(need("diffusers", "diffusers.models.attention_processor", "AttnProcessor")())
+        else:
+            module.set_attn_implementation("eager")
+        return self.graph(module).eval().requires_grad_(False)
+
+    def example_inputs(self, seed: int = 0, **sizes: int) -> tuple[Tensor, ...]:
+        """Ones in the order of `inputs`, to trace with: only their sizes count."""
+        return tuple(torch.ones(io.shape(sizes), dtype=io.torch_dtype(self.torch_dtype)) for io in self.inputs)
+
+
+def part_class(class_name: str) -> Any:
+    """The class of a component, by its name in GRAPHS."""
+    import diffusers  # noqa: F401 - for build/code.py, as in models/spec.py
+    import transformers  # noqa: F401
+
+    library = next(iter(GRAPHS[class_name].values())).library
+    return need(library, library, class_name)
+
+
+def full_config(class_name: str, config: Mapping[str, Any]) -> Any:
+    """A component's config with its class's defaults, as the module has it."""
+    cls = part_class(class_name)
+    if hasattr(cls, "config_class"):  # transformers
+        return cls.config_class(**config)
+    return constructor_config(cls, config)

@@ -1,0 +1,167 @@
+"""Parts of a pipeline beside its denoiser: their ONNX graphs, and stand-ins that run them, against the modules."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.build.graph import export_model
+from svdq_trt.build.sizes import Sizes
+from svdq_trt.models.part_modules import Autoencoder, TextEncoder
+from svdq_trt.models.parts import Part, full_config
+from svdq_trt.runtime.onnx_session import OnnxSession
+from svdq_trt.runtime.shapes import check_inputs
+
+pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
+
+CLIP = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "vocab_size": 60,
+    "projection_dim": 24,
+    "max_position_embeddings": 20,
+    "bos_token_id": 58,
+    "eos_token_id": 59,
+    "pad_token_id": 59,
+}
+T5 = {
+    "vocab_size": 60,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
+VAE = {
+    "block_out_channels": [16, 16, 16, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4,
+    "norm_num_groups": 8,
+}
+SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
+
+
+def part(class_name, config, role="", dtype="float32"):
+    return Part("vae" if role else "text_encoder", role, class_name, config, dtype, 12)
+
+
+def ids(batch, length, seed=0):
+    """Token ids of texts that end early, with the last id behind them."""
+    value = torch.randint(1, 58, (batch, length), generator=torch.Generator().manual_seed(seed))
+    for row in range(batch):
+        value[row, 3 + row :] = 59
+    return value
+
+
+def values(one, batch, height, width):
+    """Inputs of a part's graph, of a size that it was not traced with."""
+    found = {}
+    for io in one.inputs:
+        shape = io.shape({"batch": batch, "height": height, "width": width, "tokens": 12})
+        if io.name == "input_ids":
+            found[io.name] = ids(*shape)
+        elif io.name == "attention_mask":
+            found[io.name] = (ids(*shape) != 59).long()
+        else:
+            found[io.name] = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(one.torch_dtype)
+    return found
+
+
+PARTS = [
+    part("CLIPTextModel", CLIP | {"eos_token_id": 2}),  # published configs: the end is then the largest id
+    part("CLIPTextModelWithProjection", CLIP | {"hidden_act": "gelu"}),
+    part("T5EncoderModel", T5),
+    part("AutoencoderKL", VAE, "decoder"),
+    part("AutoencoderKL", VAE, "encoder"),
+]
+
+
+@pytest.mark.parametrize("one", PARTS, ids=lambda p: p.class_name + p.role)
+def test_graph_gives_the_modules_outputs_at_any_size(one, tmp_path):
+    torch.manual_seed(0)
+    module = one.build()
+    feed = values(one, 2, 64, 32)
+    graph = one.wrap(module)
+    with torch.no_grad():
+        want = graph(**feed)
+    info = export_model(module, one, SIZES.ranges(), tmp_path / "model.onnx", lambda *_: None)
+    assert not info.svdq_nodes and list(info.outputs) == [io.name for io in one.outputs]
+    with OnnxSession(tmp_path / "model.onnx", device="cpu", threads=1) as session:
+        got = session.run(feed)
+    check_inputs(SIZES.tensors(one.inputs, one.torch_dtype), feed)
+    for io, expected in zip(one.outputs, want if isinstance(want, tuple) else (want,), strict=True):
+        sizes = {"batch": 2, "height": 64, "width": 32, "tokens": 12}
+        assert io.shape(sizes) == tuple(expected.shape) == tuple(got[io.name].shape), io.name
+        np.testing.assert_allclose(got[io.name], expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+class Direct:
+    """A part's graph as a runner that takes at most two rows."""
+
+    def __init__(self, one):
+        torch.manual_seed(0)
+        self.module = one.build().eval().requires_grad_(False)
+        self.graph, self.outputs = one.wrap(self.module), one.outputs
+        profiles = SIZES.tensors(one.inputs, one.torch_dtype)
+        self.inputs = [SimpleNamespace(name=p.name, dtype=p.dtype, max=(2, *p.max[1:])) for p in profiles]
+
+    def run(self, inputs):
+        assert all(len(value) <= 2 for value in inputs.values())
+        found = self.graph(**inputs)
+        return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
+
+
+def encoder(one, dtype=torch.float32):
+    runner = Direct(one)
+    config = full_config(one.class_name, one.config)
+    return TextEncoder(runner, "text_encoder", one.class_name, config, dtype), runner.module
+
+
+@pytest.mark.parametrize("one", PARTS[:2], ids=lambda p: p.class_name)
+def test_clip_is_called_as_pipelines_call_it(one):
+    stand_in, module = encoder(one)
+    text = ids(3, 20)
+    want, got = (m(text, output_hidden_states=True) for m in (module, stand_in))
+    assert type(got) is type(want) and len(got.hidden_states) == 4
+    for a, b in zip((want[0], *want.hidden_states), (got[0], *got.hidden_states), strict=True):
+        torch.testing.assert_close(b, a)
+    assert stand_in(text).hidden_states is None
+    torch.testing.assert_close(stand_in(text, return_dict=False)[0], want[0])
+    assert stand_in.config.projection_dim == 24 and stand_in.dtype == torch.float32
+    with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: attention_mask: given, want nothing"):
+        stand_in(text, attention_mask=torch.ones_like(text))
+
+
+def test_t5_is_called_with_a_mask_or_without():
+    stand_in, module = encoder(PARTS[2], torch.float16)
+    text = ids(3, 12)
+    mask = (text != 59).long()
+    for options in ({}, {"attention_mask": mask}):
+        got = stand_in(text, **options)[0]
+        assert got.dtype == torch.float16
+        torch.testing.assert_close(got, module(text, **options)[0].half())
+    with pytest.raises(UnsupportedError, match="output_hidden_states: True, want False"):
+        stand_in(text, output_hidden_states=True)
+
+
+def test_autoencoder_decodes_and_encodes():
+    runners = [Direct(one) for one in PARTS[3:]]
+    config = full_config("AutoencoderKL", VAE)
+    stand_in, module = Autoencoder(runners[0], "vae", config, lambda: runners[1]), runners[0].module
+    latents, images = torch.randn(3, 4, 8, 4), torch.randn(3, 3, 32, 32)
+    torch.testing.assert_close(stand_in.decode(latents, return_dict=False)[0], module.decode(latents).sample)
+    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
+    want = module.encode(images).latent_dist.mode()
+    torch.testing.assert_close(stand_in.encode(images).latent_dist.mode(), want)
+    torch.testing.assert_close(stand_in.encode(images, return_dict=False)[0].mode(), want)
+    assert stand_in.config.scaling_factor == 0.18215 and stand_in.config.force_upcast
+    with pytest.raises(UnsupportedError, match=r"pipe\.vae\.enable_tiling: not part of an engine"):
+        stand_in.enable_tiling()
