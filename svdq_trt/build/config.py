@@ -159,13 +159,7 @@ class Sampling:
         Raises:
             UsageError: an option makes no sense. UnsupportedError: the text encoders' library is not installed.
         """
-        if find_spec("transformers") is None:
-            raise UnsupportedError(
-                "--calibration-prompts",
-                "transformers is not installed",
-                "it, as a pipeline's text encoders are its classes",
-                install("transformers"),
-            )
+        require_transformers("--calibration-prompts")
         if not (self.pipeline / "model_index.json").is_file():
             raise UsageError(
                 "--calibration-pipeline",
@@ -195,6 +189,17 @@ class Sampling:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def require_transformers(option: str) -> None:
+    """Raise UnsupportedError where the library of a pipeline's text encoders is not installed."""
+    if find_spec("transformers") is None:
+        raise UnsupportedError(
+            option,
+            "transformers is not installed",
+            "it, as a pipeline's text encoders are its classes",
+            install("transformers"),
+        )
+
+
 @dataclass(frozen=True)
 class BuildConfig:
     """All options of a build, resolved; `archs` share every stage they can.
@@ -216,6 +221,7 @@ class BuildConfig:
         allow_partial: leave out the parts of a LoRA file that do not fit, instead of refusing the file.
         quantized: a quantized checkpoint (ours or another tool's) to use instead of the quantizer and all its
             options.
+        pipeline: folder of the diffusers pipeline whose other models become engines too.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -249,10 +255,13 @@ class BuildConfig:
     quantized: Path | None = None
     sampling: Sampling | None = None
     rank_auto: RankAuto | None = None
+    pipeline: Path | None = None
 
     def __post_init__(self) -> None:
         if self.rank_auto is not None:
             self.rank_auto.check()
+        if self.pipeline is not None:
+            require_transformers("--pipeline")
         for lora in self.loras:
             lora.check()
         if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:
@@ -289,7 +298,7 @@ class BuildConfig:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready dict, for the manifest."""
         data = asdict(self)
-        for key in ("out", "calibration", "quantized"):
+        for key in ("out", "calibration", "quantized", "pipeline"):
             data[key] = None if data[key] is None else str(data[key])
         if self.sampling is not None:
             paths = {"pipeline": str(self.sampling.pipeline), "prompts": str(self.sampling.prompts)}

@@ -1,4 +1,7 @@
-"""Building the missing plan of an engine folder: on the target, from model.onnx alone."""
+"""Building the missing plan of an engine folder: on the target, from model.onnx alone.
+
+A folder with pipeline.json has the engines of a pipeline's other parts in it, whose plans are built as well.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from svdq_trt.artifact import manifest
+from svdq_trt.artifact import manifest, pipeline_file
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import remove_leftovers
 from svdq_trt.build.folder import copy_plugin, only_writer
@@ -30,21 +33,26 @@ def finish(folder: Path, backend_choice: str) -> Path:
     if not folder.is_dir():
         raise ArtifactError(str(folder), "no such folder", "an engine folder")
     with only_writer(folder):
-        return _finish(folder, backend_choice)
+        plan = _finish(folder, backend_choice)
+        for part in pipeline_file.parts_in(folder) or ():
+            _finish(folder / part, backend_choice)
+        return plan
 
 
 def _finish(folder: Path, backend_choice: str) -> Path:
     data = manifest.verify(folder, parts=("onnx",))
     arch = parse_arch(data.arch)
-    backend, library = select(backend_choice, arch), plugin_lib.find()
-    plugin_lib.require_arch(library, arch)
+    backend, library = select(backend_choice, arch), None if data.plugin is None else plugin_lib.find()
+    if library is not None:
+        plugin_lib.require_arch(library, arch)
     stage = Plan.of(folder, "", arch, backend, tuple(tensor.profile for tensor in data.inputs), library)
     stage = replace(stage, onnx=File("", path=folder / Path(data.onnx.file).name))  # the file that was verified
     remove_leftovers(folder, stage.files)
     with Screen() as screen, screen.stage(stage.label) as progress:
         done = StageRunner().run(stage, folder / "finish.log", progress)
     assert done.value is not None
-    copy_plugin(library.path, folder)
+    if library is not None:
+        copy_plugin(library.path, folder)
     data = msgspec.structs.replace(
         with_plan(data, done.value, library),
         timings_s=data.timings_s | {stage.name: round(done.seconds, 2)},

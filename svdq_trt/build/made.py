@@ -1,4 +1,4 @@
-"""The results of one format's stages."""
+"""The results of stages: of one format's, and of a part's beside the denoiser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from svdq_trt.build.stage import File
 from svdq_trt.build.stages.allocate import Allocated
 from svdq_trt.build.stages.compare import Compared
 from svdq_trt.build.stages.export import Exported
+from svdq_trt.build.stages.export_part import PartExported
 from svdq_trt.build.stages.lora import LorasApplied
 from svdq_trt.build.stages.quantize import Quantized
 from svdq_trt.build.stages.run_onnx import Ran
@@ -34,3 +35,12 @@ class Made:
     checked_on: Ran | None = None
     compared: Compared | None = None
     collected: str = ""
+
+
+@dataclass(frozen=True)
+class PartMade:
+    """A part's graph by its stage's key, and what it cost."""
+
+    key: str
+    exported: PartExported
+    costs: Costs

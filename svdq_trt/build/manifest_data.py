@@ -8,12 +8,14 @@ import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from svdq_trt import __version__
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.entry import FileEntry
 from svdq_trt.artifact.manifest import (
     AccuracyEntry,
+    LeftOut,
     Manifest,
     OnnxEntry,
     QuantizedEntry,
@@ -23,13 +25,17 @@ from svdq_trt.artifact.manifest import (
 from svdq_trt.artifact.origin import InputsEntry, OriginEntry, WeightsEntry
 from svdq_trt.base.errors import IncompleteError
 from svdq_trt.build.code import code_digest
+from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs
-from svdq_trt.build.made import Made
+from svdq_trt.build.made import Made, PartMade
+from svdq_trt.build.pipeline_work import PartWork
 from svdq_trt.build.stages import compare, export, quantize, run_onnx
 from svdq_trt.build.stages.plan import Planned, plugin_entry, with_plan
 from svdq_trt.build.work import Engine, Work
+from svdq_trt.checkpoint import Identity
 from svdq_trt.engine.plugin_lib import PluginLibrary
 
+_NOT_QUANTIZED = "beside the denoiser: runs once for a picture, not quantized"
 _PACKAGES = ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "polygraphy", "safetensors", "numpy")
 
 
@@ -45,7 +51,6 @@ def manifest_of(
 ) -> Manifest:
     """The manifest of an engine folder; without a plan, `incomplete` says why. `digests`: of the folder's files."""
     quantized, onnx = made.quantized, engine.folder / export.FILE
-    data_file = _file(onnx.with_name(f"{onnx.name}.data"), digests)
     size = made.quantized.quantized_weight_bytes if made.loras is None else made.loras.quantized_weight_bytes
     data = Manifest(
         model=work.spec.name,
@@ -57,7 +62,7 @@ def manifest_of(
         plugin=plugin_entry(library, embedded=False),
         plan=None,
         incomplete="" if incomplete is None else str(incomplete),
-        onnx=OnnxEntry(onnx.name, onnx.stat().st_size + data_file.bytes, digests[onnx], data_file),
+        onnx=_onnx(onnx, digests),
         artifact=_file(engine.folder / quantize.FILE, digests),
         inputs=tuple(Tensor.of(profile) for profile in work.inputs()),
         outputs=tuple(Tensor.of(profile) for profile in work.outputs()),
@@ -80,20 +85,75 @@ def manifest_of(
     return data if planned is None else with_plan(data, planned, library)
 
 
-def _file(path: Path, digests: Mapping[Path, str]) -> FileEntry:
-    return FileEntry(path.name, path.stat().st_size, digests[path])
+def part_manifest(
+    config: BuildConfig,
+    one: PartWork,
+    made: PartMade,
+    folder: Path,
+    arch: int,
+    costs: Costs,
+    planned: Planned | None,
+    incomplete: IncompleteError | None,
+    digests: Mapping[Path, str],
+) -> Manifest:
+    """The manifest of the engine folder of a pipeline's part, in 16 bit; arguments as manifest_of's."""
+    part, onnx = one.part, folder / export.FILE
+    data = Manifest(
+        model=part.class_name,
+        arch=f"sm_{arch}",
+        format=part.act_dtype,
+        rank=0,
+        backend=None,
+        plugin=None,
+        plan=None,
+        incomplete="" if incomplete is None else str(incomplete),
+        onnx=_onnx(onnx, digests),
+        inputs=tuple(Tensor.of(profile) for profile in one.inputs()),
+        outputs=tuple(Tensor.of(profile) for profile in one.outputs()),
+        quantized=(),
+        kept_16bit=tuple(LeftOut(name, _NOT_QUANTIZED) for name in made.exported.layers),
+        fp16_weight_bytes=made.exported.data_bytes,
+        quantized_weight_bytes=made.exported.data_bytes,
+        accuracy=None,
+        device_memory_bytes={"weights": None, "activations": None},
+        timings_s=costs.seconds,
+        peak_rss_bytes=costs.peak_rss,
+        versions=_versions(),
+        config=config.to_json(),
+        origin=_origin_of(_weights(config, str(config.pipeline), one.identity)),
+    )
+    return data if planned is None else with_plan(data, planned, None)
 
 
-def _origin(work: Work, collected: str) -> OriginEntry:
-    config, spec = work.config, work.spec
+def _onnx(path: Path, digests: Mapping[Path, str]) -> OnnxEntry:
+    data = _file(path.with_name(f"{path.name}.data"), digests)
+    return OnnxEntry(path.name, path.stat().st_size + data.bytes, digests[path], data)
+
+
+def _weights(config: BuildConfig, source: str, identity: Identity) -> WeightsEntry:
     seed = None if config.random_weights is None else f"random weights, seed {config.random_weights}"
-    source, identity = seed or config.checkpoint or spec.hub_id, work.identity
-    weights = WeightsEntry(source, identity.digest, identity.files, identity.commit) if identity.digest else None
+    return WeightsEntry(seed or source, identity.digest, identity.files, identity.commit)
+
+
+def _origin_of(weights: WeightsEntry | None, **inputs: Any) -> OriginEntry:
     return OriginEntry(
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         platform=platform.platform(),
         code=code_digest("svdq_trt.build.run"),
         weights=weights,
+        **inputs,
+    )
+
+
+def _file(path: Path, digests: Mapping[Path, str]) -> FileEntry:
+    return FileEntry(path.name, path.stat().st_size, digests[path])
+
+
+def _origin(work: Work, collected: str) -> OriginEntry:
+    config = work.config
+    source, identity = config.checkpoint or work.spec.hub_id, work.identity
+    return _origin_of(
+        _weights(config, source, identity) if identity.digest else None,
         quantized="" if work.quantized is None else work.quantized.id,
         calibration=None if work.quantized is not None else _calibration(work, collected),
         sensitivity="" if work.sensitivity is None else work.sensitivity.id,

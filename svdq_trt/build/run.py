@@ -24,6 +24,8 @@ from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.folder import copy_plugin, only_writer, place
 from svdq_trt.build.made import Made
 from svdq_trt.build.manifest_data import manifest_of
+from svdq_trt.build.pipeline import PartsBuild
+from svdq_trt.build.plans import plan_engine
 from svdq_trt.build.process import RssSampler
 from svdq_trt.build.sharing import SharingRunner
 from svdq_trt.build.stage import File
@@ -33,8 +35,6 @@ from svdq_trt.build.stages.calibrate import Calibrate
 from svdq_trt.build.stages.compare import Compare
 from svdq_trt.build.stages.export import Export
 from svdq_trt.build.stages.lora import ApplyLoras
-from svdq_trt.build.stages.plan import FILE as PLAN_FILE
-from svdq_trt.build.stages.plan import Plan
 from svdq_trt.build.stages.quantize import Quantize
 from svdq_trt.build.stages.reference_export import ReferenceExport
 from svdq_trt.build.stages.run_onnx import RunQuantized, RunReference
@@ -44,7 +44,7 @@ from svdq_trt.build.ui import Screen
 from svdq_trt.build.work import Engine, Work, plan_work
 from svdq_trt.contract.archs import ARM_HOSTS
 from svdq_trt.engine import plugin_lib
-from svdq_trt.engine.backend import available, select
+from svdq_trt.engine.backend import available
 from svdq_trt.quantize.preset import get_preset
 
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
@@ -68,6 +68,7 @@ class Built:
     engine: Engine
     manifest: Manifest
     incomplete: errors.IncompleteError | None
+    parts: tuple[Manifest, ...] = ()  # with --pipeline: those beside the denoiser
 
 
 class Build:
@@ -79,6 +80,9 @@ class Build:
         self.execution = Execution(screen, self.runner, self.work.logs, config.force)
         self.costs = Costs()  # of stages that all formats share
         self.quantized: dict[str, Made] = {}  # by format, as its first graph had it made
+        self.parts: PartsBuild | None = None
+        if self.work.pipeline is not None:
+            self.parts = PartsBuild(config, self.work.pipeline, self.work.shared, self.execution, self._place)
 
     def run(self) -> list[Built]:
         """Build all engines, in the order asked for.
@@ -144,6 +148,8 @@ class Build:
             outputs = self._reference_outputs(reference.result(), inputs)
             for engine in graphs:
                 self._check(made[engine.shared], engine.format.name, engine.shared, outputs, inputs)
+        if self.parts is not None:
+            self.parts.graphs()
         return [self._engine(engine, made[engine.shared]) for engine in self.work.engines]
 
     @contextmanager
@@ -249,19 +255,14 @@ class Build:
             self._place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE)
         library = plugin_lib.find()
         copy_plugin(library.path, engine.folder)
-        costs, planned, incomplete = made.costs.copy(), None, None
-        try:
-            backend = select(self.config.backend, engine.arch)
-        except errors.IncompleteError as error:
-            (engine.folder / PLAN_FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
-            incomplete = error
-        else:
-            profiles = self.work.inputs()
-            plan = Plan.of(engine.folder, made.graph.id, engine.arch, backend, profiles, library)
-            planned = self.execution.run(plan, costs)
+        costs, backend, profiles = made.costs.copy(), self.config.backend, self.work.inputs()
+        planned, incomplete = plan_engine(
+            self.execution, backend, engine.folder, made.graph.id, engine.arch, profiles, library, costs
+        )
         data = manifest_of(self.work, engine, made, costs, library, planned, incomplete, self.execution.digests)
         manifest.write(engine.folder, data)  # at once: a later engine may fail
-        return Built(engine, data, incomplete)
+        parts = [] if self.parts is None else self.parts.engines(engine.folder, engine.arch, data)
+        return Built(engine, data, incomplete, tuple(parts))
 
     def _place(self, source: Path, target: Path) -> None:
         """Put a stage's output where it is wanted too; it is known there by the same digest."""

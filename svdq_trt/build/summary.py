@@ -71,6 +71,9 @@ def print_summary(built: Sequence[Built], console: Console | None = None) -> Non
                 style="dim",
                 soft_wrap=True,
             )
+        for part in one.parts:
+            plan = "missing" if part.plan is None else f"{part.plan.bytes / _GB:.3f} GB"
+            console.print(f"    {part.model}, {part.format}: plan {plan}", style="dim", soft_wrap=True)
         for reason in reasons:
             count = sum(k.reason == reason for k in m.kept_16bit)
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)

@@ -22,6 +22,8 @@ from svdq_trt.base.errors import UsageError
 from svdq_trt.base.files import sha256
 from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.given import check_given
+from svdq_trt.build.pipeline_work import PipelineWork, plan_pipeline
+from svdq_trt.build.sizes import Sizes
 from svdq_trt.build.stage import File
 from svdq_trt.build.stages.lora import requests
 from svdq_trt.build.stages.weights import LoraAt, Weights
@@ -32,7 +34,7 @@ from svdq_trt.contract.formats import FORMATS, Format
 from svdq_trt.interop import Description, describe, digest
 from svdq_trt.lora.alphas import config_beside
 from svdq_trt.lora.apply import check_loras
-from svdq_trt.models import ModelSpec, TensorIO, get_model
+from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.spec import SYMBOLS
 from svdq_trt.nn.attention import head_sizes
 
@@ -56,7 +58,7 @@ class Work:
 
     config: BuildConfig
     spec: ModelSpec
-    profile: dict[str, tuple[int, int, int]]
+    sizes: Sizes
     shared: Path
     engines: tuple[Engine, ...]
     weights: Weights  # with an empty digest where nothing reads them
@@ -69,6 +71,7 @@ class Work:
     sensitivity: File | None = None  # --sensitivity
     calibration: File | None = None  # --calibration
     sampling: str = ""  # digest of pipeline, prompts and settings of --calibration-prompts
+    pipeline: PipelineWork | None = None  # --pipeline
 
     @property
     def logs(self) -> Path:
@@ -89,20 +92,15 @@ class Work:
 
     def ranges(self) -> dict[str, tuple[int, int]]:
         """Smallest and largest value of every size, on which a graph depends."""
-        return {symbol: (low, high) for symbol, (low, _, high) in self.profile.items()}
+        return self.sizes.ranges()
 
     def inputs(self) -> tuple[TensorProfile, ...]:
         """The profile of every input."""
-        return tuple(self._profile(io) for io in self.spec.inputs)
+        return self.sizes.tensors(self.spec.inputs, self.spec.torch_dtype)
 
     def outputs(self) -> tuple[TensorProfile, ...]:
         """Shape ranges of every output."""
-        return tuple(self._profile(io) for io in self.spec.outputs)
-
-    def _profile(self, io: TensorIO) -> TensorProfile:
-        low, opt, high = (io.shape({symbol: values[i] for symbol, values in self.profile.items()}) for i in range(3))
-        dtype = str(io.torch_dtype(self.spec.torch_dtype)).removeprefix("torch.")
-        return TensorProfile(io.name, dtype, low, opt, high, io.axes)
+        return self.sizes.tensors(self.spec.outputs, self.spec.torch_dtype)
 
 
 def require_memory_for_check(spec: ModelSpec, memory_bytes: int) -> None:
@@ -146,6 +144,7 @@ def plan_work(config: BuildConfig) -> Work:
         engines.append(Engine(arch, fmt, attention, config.out / f"{spec.name}-sm_{arch}", shared / graph))
     # All that is given is opened and checked here, before the hours that quantizing may take.
     check_given(config, spec)
+    pipeline = plan_pipeline(config, spec, Sizes(profile))
     loras = tuple(_lora(lora.path.resolve(), lora.strength) for lora in config.loras)
     loras_need_weights = bool(loras) and check_loras(requests(loras), spec, config.allow_partial)
     import_needs_weights = source is not None and not source.complete
@@ -165,7 +164,7 @@ def plan_work(config: BuildConfig) -> Work:
     return Work(
         config,
         spec,
-        profile,
+        Sizes(profile),
         shared,
         tuple(engines),
         weights,
@@ -178,6 +177,7 @@ def plan_work(config: BuildConfig) -> Work:
         sensitivity=None if scan is None else _file(scan),
         calibration=None if config.calibration is None else _file(config.calibration),
         sampling="" if config.sampling is None else config.sampling.digest(),
+        pipeline=pipeline,
     )
 
 

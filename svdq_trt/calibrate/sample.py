@@ -31,20 +31,24 @@ _KEY = "svdq.sampling"  # key in the safetensors metadata: how the inputs were m
 
 
 def check_pipeline(spec: ModelSpec, folder: Path) -> None:
-    """Check, without loading it, that a pipeline's denoiser is the model.
+    """Check, without loading it, that a pipeline's denoiser is the model, and that its weights are there.
 
     Raises:
         ArtifactError: another model, or not the folder of a whole pipeline.
     """
+    check_denoiser(spec, folder)
+    locate(spec, str(folder))
+
+
+def check_denoiser(spec: ModelSpec, folder: Path) -> None:
+    """Check by index and config that a pipeline's denoiser is the model; errors as check_pipeline."""
     where = folder / "model_index.json"
     entry = read_json_object(where, "the index of a diffusers pipeline").get(spec.subfolder)
     classes = (spec.model_class().__name__, *spec.class_aliases)
     if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
         got = f"{spec.subfolder} is {json.dumps(entry)[:80]}"
         raise ArtifactError(str(where), got, f"a {classes[0]}, as {spec.name} is")
-    source = locate(spec, str(folder))
-    if source.config is not None:
-        check_config(spec, source.config)
+    check_config(spec, folder / spec.subfolder / "config.json")
 
 
 def schedule(samples: int, prompts: int, steps: int) -> dict[int, set[int]]:

@@ -17,7 +17,7 @@ from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.models import ModelSpec
 
-_STEM = "diffusion_pytorch_model"
+STEM = "diffusion_pytorch_model"  # beginning of the names of diffusers' weights
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BOTH = "Give a local copy with --checkpoint, or use --random-weights SEED."
@@ -75,6 +75,20 @@ def _of_hub(spec: ModelSpec, hub_id: str) -> Source:
     return replace(source, notes=((note,) if cached else ()) + source.notes, commit=commit)
 
 
+def locate_component(root: Path, stem: str, variant: str) -> Source:
+    """Find the weights in the folder of a pipeline's component.
+
+    Args:
+        stem: beginning of their names, `model` for transformers' classes. variant: one to read where it alone is there.
+
+    Raises:
+        ArtifactError: no config.json, or no safetensors weights.
+    """
+    if not (root / "config.json").is_file():
+        raise ArtifactError(str(root), "no config.json", "the folder of a pipeline's component")
+    return _with_config(root, root / "config.json", variant, stem=stem)
+
+
 def _single_file(path: Path) -> Source:
     if path.suffix in _PICKLES:
         raise ArtifactError(
@@ -93,19 +107,19 @@ def _in_folder(spec: ModelSpec, folder: Path, from_hub: bool = False) -> Source:
     for root in (folder / spec.subfolder, folder):
         config = root / "config.json"
         if config.is_file():
-            return _with_config(spec, root, config, from_hub)
+            return _with_config(root, config, spec.variant, from_hub)
     where = f"{folder.name}/{spec.subfolder}/config.json or {folder.name}/config.json"
     raise ArtifactError(str(folder), "no config.json", where, "Point --checkpoint at a diffusers folder.")
 
 
-def _with_config(spec: ModelSpec, root: Path, config: Path, from_hub: bool) -> Source:
-    variants = ("", spec.variant) if spec.variant else ("",)
-    looked_for = [name for variant in (variants[::-1] if from_hub else variants) for name in _names(variant)]
+def _with_config(root: Path, config: Path, variant: str, from_hub: bool = False, stem: str = STEM) -> Source:
+    variants = ("", variant) if variant else ("",)
+    looked_for = [name for one in (variants[::-1] if from_hub else variants) for name in _names(stem, one)]
     found = next((root / name for name in looked_for if (root / name).is_file()), None)
     if found is not None:
-        others = _others(root, found.name)
+        others = _others(root, found.name, stem)
         source = Source((found,), config) if found.suffix == ".safetensors" else _sharded(root, found, config, others)
-        why = f"the {spec.variant} variant" if from_hub else "as diffusers' from_pretrained does"
+        why = f"the {variant} variant" if from_hub else "as diffusers' from_pretrained does"
         return replace(source, notes=(f"{found}: read, {why}; not read: {', '.join(others)}",) if others else ())
     if pickles := sorted(p.name for p in root.iterdir() if p.suffix in _PICKLES):
         raise ArtifactError(
@@ -114,20 +128,20 @@ def _with_config(spec: ModelSpec, root: Path, config: Path, from_hub: bool) -> S
             "safetensors",
             "Download the safetensors variant.",
         )
-    raise ArtifactError(str(root), "no weights", f"{_STEM}.safetensors or its sharded index")
+    raise ArtifactError(str(root), "no weights", f"{stem}.safetensors or its sharded index")
 
 
-def _names(variant: str) -> tuple[str, ...]:
+def _names(stem: str, variant: str) -> tuple[str, ...]:
     """Names of a variant's weights in diffusers' order: an index of shards before a single file; "": the plain ones."""
     if not variant:
-        return f"{_STEM}.safetensors.index.json", f"{_STEM}.safetensors"
+        return f"{stem}.safetensors.index.json", f"{stem}.safetensors"
     indices = f"safetensors.index.{variant}.json", f"safetensors.{variant}.index.json"
-    return (*(f"{_STEM}.{name}" for name in (*indices, f"{variant}.safetensors.index.json", f"{variant}.safetensors")),)
+    return (*(f"{stem}.{name}" for name in (*indices, f"{variant}.safetensors.index.json", f"{variant}.safetensors")),)
 
 
-def _others(root: Path, taken: str) -> list[str]:
+def _others(root: Path, taken: str, stem: str) -> list[str]:
     """Names of the folder's other weights: single files and indices, without the shards that these name."""
-    names = [p.name for p in root.glob(f"{_STEM}*") if p.name.endswith((".safetensors", ".json"))]
+    names = [p.name for p in root.glob(f"{stem}*") if p.name.endswith((".safetensors", ".json"))]
     return sorted(n for n in names if n != taken and not re.search(r"-\d{5}-of-\d{5}", n))
 
 
@@ -150,7 +164,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> tuple[Path, bool]:
     from huggingface_hub import snapshot_download
 
     # Unanchored patterns cover both a pipeline's subfolder and a repository that is the model itself.
-    names = [f"{_STEM}.{spec.variant}.safetensors", f"{_STEM}*.safetensors.index*.json", "config.json"]
+    names = [f"{STEM}.{spec.variant}.safetensors", f"{STEM}*.safetensors.index*.json", "config.json"]
     wanted = [f"{p}{n}" for n in names for p in (f"{spec.subfolder}/", "")]
     try:
         cached = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
@@ -162,7 +176,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> tuple[Path, bool]:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if _is_complete(spec, folder):
             return folder, False
-        plain = [f"{p}{_STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
+        plain = [f"{p}{STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
         return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain])), False
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -43,6 +43,7 @@ examples:
   svdq-trt build --model sdxl --arch sm_86 --arch sm_120 --min-sqnr 15  two engines, gated
   svdq-trt build --model sdxl --arch sm_89 --rank auto --budget-bytes 1.4GB    a rank per layer, as much as fits
   svdq-trt build --model sdxl --arch sm_89 --checkpoint ./sdxl-base --tokens 77:77:231   long prompts
+  svdq-trt build --model sdxl --arch sm_89 --pipeline ./sdxl-base       text encoders and VAE, too
   svdq-trt build --model sdxl --arch sm_89 --lora style.safetensors:0.8 with a LoRA inside
 """
 
@@ -127,6 +128,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="a quantized checkpoint instead: our svdq.safetensors or another tool's (see import); "
         "--checkpoint is then what the check compares with",
+    )
+    source.add_argument(
+        "--pipeline",
+        type=Path,
+        metavar="DIR",
+        help="a whole diffusers pipeline, whose text encoders and VAE become engines too, for `svdq-trt run`; without "
+        "other weights the denoiser's are read there",
     )
     lo = p.add_argument_group("LoRA (docs/lora.md)")
     lo.add_argument(
@@ -224,6 +232,8 @@ def _check_quantized(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     _check_quantized(args)
+    if args.pipeline is not None and args.checkpoint is args.random_weights is args.quantized is None:
+        args.checkpoint = str(args.pipeline)
     common = quantization(args)
     from svdq_trt.build.config import BuildConfig, LoraOption, Range
 
@@ -241,6 +251,7 @@ def run(args: argparse.Namespace) -> int:
         check=check,
         min_sqnr=args.min_sqnr,
         quantized=args.quantized,
+        pipeline=args.pipeline,
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots,
         allow_partial=args.allow_partial,

@@ -24,16 +24,19 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from svdq_trt.artifact import manifest
+    from svdq_trt.artifact import manifest, pipeline_file
     from svdq_trt.engine import plugin_lib
 
-    arch = None if args.arch is None else parse_arch(args.arch)
-    data = manifest.verify(args.engine, arch, plugin_lib.find().version, manifest.PARTS)
-    backend = f"{data.backend.name} {data.backend.version}" if data.backend else "an unnamed TensorRT"
-    say(
-        f"{args.engine}: {data.model} for {data.arch}, {data.format} rank {data.rank}, "
-        f"{backend}: manifest and digests agree"
-    )
-    if data.onnx.data is None:
-        say(f"{args.engine / data.onnx.file}: only its size was compared, as its manifest has no digest of it")
+    arch, version = None if args.arch is None else parse_arch(args.arch), plugin_lib.find().version
+    parts = pipeline_file.parts_in(args.engine)
+    for folder in (args.engine, *(args.engine / part for part in parts or ())):
+        data = manifest.verify(folder, arch, version, manifest.PARTS)
+        backend = f"{data.backend.name} {data.backend.version}" if data.backend else "an unnamed TensorRT"
+        rank = f" rank {data.rank}" if data.quantized else ""
+        say(f"{folder}: {data.model} for {data.arch}, {data.format}{rank}, {backend}: manifest and digests agree")
+        if data.onnx.data is None:
+            say(f"{folder / data.onnx.file}: only its size was compared, as its manifest has no digest of it")
+    if parts is not None:
+        pipeline, _ = pipeline_file.verify(args.engine)
+        say(f"{args.engine / pipeline_file.NAME}: {pipeline.pipeline}: {len(parts) + 1} engines belong together")
     return EXIT_OK

@@ -47,7 +47,7 @@ class Sample(Stage[Sampled]):
     @classmethod
     def of(cls, work: Work, sampling: Sampling) -> Sample:
         """The stage for a build's options."""
-        height, width, frames = (work.profile[symbol][1] for symbol in ("height", "width", "frames"))
+        height, width, frames = (work.sizes.profile[symbol][1] for symbol in ("height", "width", "frames"))
         out: Path = work.shared / FILE
         return cls(work.spec.source, work.sampling, height, width, frames, work.device, sampling=sampling, out=out)
 

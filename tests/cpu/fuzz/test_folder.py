@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from svdq_trt import calibrate, cli
-from svdq_trt.artifact import manifest
+from svdq_trt.artifact import manifest, pipeline_file
+from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
 from svdq_trt.base.errors import EXIT_BUG, IncompleteError, SvdqError
 from svdq_trt.build import finish
 from svdq_trt.checkpoint import identify_weights, load
@@ -98,6 +100,10 @@ def engine(tmp_path_factory):
             "sensitivity": "",
         },
     )
+    graph = GraphEntry.of(".", manifest.read(folder))
+    files = tuple(FileEntry(**file_entry(folder / name)) for name in ("model.plan", "libplugin.so"))
+    pipeline = PipelineFile(pipeline="PixArtSigmaPipeline", engines={"transformer": graph}, files=files)
+    pipeline_file.write(folder, pipeline)
     return folder
 
 
@@ -171,6 +177,21 @@ def test_damaged_manifests(engine, commands, capsys):
             assert codes[-1] != EXIT_BUG, f"{where}: {lines}"
             assert codes[-1] == 0 or (len(lines) == 1 and len(lines[0]) < 3000), f"{where}: {lines}"
             assert "".join(lines).isprintable() and "".join(printed.out.splitlines()).isprintable(), where
+    finally:
+        path.write_text(whole)
+    assert codes.count(0) > len(codes) / 50 and len(codes) - codes.count(0) > len(codes) / 4
+
+
+def test_damaged_pipeline_files(engine, commands, capsys):
+    path, rng, codes = engine / pipeline_file.NAME, random.Random("pipelines"), []
+    whole = path.read_text()
+    try:
+        for count in range(tries(100)):
+            path.write_bytes(damaged(rng, whole))
+            codes.append(commands["verify"]())
+            lines = capsys.readouterr().err.splitlines()
+            where = f"{count}: {path.read_bytes()[:300]!r}: {lines}"
+            assert codes[-1] != EXIT_BUG and len(lines) == (codes[-1] != 0) and "".join(lines).isprintable(), where
     finally:
         path.write_text(whole)
     assert codes.count(0) > len(codes) / 50 and len(codes) - codes.count(0) > len(codes) / 4

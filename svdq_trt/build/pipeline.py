@@ -1,0 +1,93 @@
+"""``--pipeline``: engines for the parts of a pipeline beside its denoiser, and pipeline.json over all of them.
+
+<out>/<model>-shared/<part>/         model.onnx(.data) of a part, for every arch
+<out>/<model>-sm_89/                 the denoiser's engine, as without --pipeline, and pipeline.json
+<out>/<model>-sm_89/<part>/          an engine folder of its own: text_encoder, text_encoder_2, vae_decoder, ...
+<out>/<model>-sm_89/tokenizer/ ...   copies of what else a run reads
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from svdq_trt.artifact import manifest, pipeline_file
+from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.artifact.manifest import Manifest
+from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
+from svdq_trt.base.files import atomic_write, own_folder, sha256
+from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.execute import Costs, Execution
+from svdq_trt.build.made import PartMade
+from svdq_trt.build.manifest_data import part_manifest
+from svdq_trt.build.pipeline_work import PartWork, PipelineWork
+from svdq_trt.build.plans import plan_engine
+from svdq_trt.build.stages import export
+from svdq_trt.build.stages.export_part import ExportPart
+
+
+class PartsBuild:
+    """Builds the parts of a pipeline beside the engines of its denoiser."""
+
+    def __init__(
+        self,
+        config: BuildConfig,
+        work: PipelineWork,
+        shared: Path,
+        execution: Execution,
+        place: Callable[[Path, Path], None],
+    ) -> None:
+        """`place` puts a stage's output where it is wanted too."""
+        self.config, self.work, self.shared, self.execution, self.place = config, work, shared, execution, place
+        self._made: dict[str, PartMade] = {}
+
+    def graphs(self) -> None:
+        """Make model.onnx of every part, in the shared folder."""
+        for one in self.work.parts:
+            part, costs = one.part, Costs()
+            for note in one.identity.notes:
+                self.execution.screen.say(note)
+            stage = ExportPart(
+                part,
+                one.identity.digest,
+                one.sizes.ranges(),
+                pipeline=self.work.folder.path,
+                variant=self.work.variant,
+                random_weights=self.work.random_weights,
+                out=self.shared / part.name / export.FILE,
+            )
+            self._made[part.name] = PartMade(stage.key, self.execution.run(stage, costs), costs)
+
+    def engines(self, folder: Path, arch: int, denoiser: Manifest) -> list[Manifest]:
+        """Make the engines in the denoiser's folder, and pipeline.json. Returns the parts' manifests."""
+        (folder / pipeline_file.NAME).unlink(missing_ok=True)  # written again once everything that it lists exists
+        built = {one.part.name: self._engine(one, folder, arch) for one in self.work.parts}
+        entries = {self.work.folder.kind.denoiser: GraphEntry.of(".", denoiser)}
+        entries |= {name: GraphEntry.of(name, data) for name, data in built.items()}
+        files = tuple(self._copied(name, folder) for name in self.work.files)
+        kind = self.work.folder.kind.class_name
+        pipeline_file.write(folder, PipelineFile(pipeline=kind, engines=entries, files=files))
+        return list(built.values())
+
+    def _engine(self, one: PartWork, folder: Path, arch: int) -> Manifest:
+        own = own_folder(folder, one.part.name)
+        (own / manifest.NAME).unlink(missing_ok=True)
+        for name in (export.FILE, f"{export.FILE}.data"):
+            self.place(self.shared / one.part.name / name, own / name)
+        made = self._made[one.part.name]
+        costs = made.costs.copy()
+        planned, incomplete = plan_engine(
+            self.execution, self.config.backend, own, made.key, arch, one.inputs(), None, costs
+        )
+        data = part_manifest(self.config, one, made, own, arch, costs, planned, incomplete, self.execution.digests)
+        manifest.write(own, data)
+        return data
+
+    def _copied(self, name: str, folder: Path) -> FileEntry:
+        """Copy a file of the pipeline into the engine's folder."""
+        target = folder / name
+        own_folder(folder, *Path(name).parts[:-1])
+        with atomic_write(target) as tmp:
+            shutil.copyfile(self.work.folder.path / name, tmp)
+        return FileEntry(name, target.stat().st_size, sha256(target))

@@ -1,0 +1,35 @@
+"""The plan of an engine folder, or why it is still missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from svdq_trt.artifact.manifest import TensorProfile
+from svdq_trt.base.errors import IncompleteError
+from svdq_trt.build.execute import Costs, Execution
+from svdq_trt.build.stages.plan import FILE, Plan, Planned
+from svdq_trt.engine.backend import select
+from svdq_trt.engine.plugin_lib import PluginLibrary
+
+
+def plan_engine(
+    execution: Execution,
+    backend_choice: str,
+    folder: Path,
+    graph_id: str,
+    arch: int,
+    profiles: tuple[TensorProfile, ...],
+    library: PluginLibrary | None,
+    costs: Costs,
+) -> tuple[Planned | None, IncompleteError | None]:
+    """Build the plan of the model.onnx in `folder`; arguments as Plan.of's.
+
+    Returns:
+        the plan, or the error that says why nothing here can build it.
+    """
+    try:
+        backend = select(backend_choice, arch)
+    except IncompleteError as error:
+        (folder / FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
+        return None, error
+    return execution.run(Plan.of(folder, graph_id, arch, backend, profiles, library), costs), None

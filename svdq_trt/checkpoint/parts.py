@@ -1,0 +1,87 @@
+"""The parts of a pipeline beside its denoiser: their weights' identity, and the modules, read by the own library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import sha256
+from svdq_trt.checkpoint.declared import refuse_quantized
+from svdq_trt.checkpoint.digest import Identity
+from svdq_trt.checkpoint.locate import STEM, Source, locate_component
+from svdq_trt.models.parts import Part, part_class
+
+
+def check_part(part: Part, config: Path) -> None:
+    """Check that a part's module can be built of its config, which was read at `config`; it takes no memory.
+
+    Raises:
+        UnsupportedError: a quantized one. ArtifactError: values that its class does not take.
+    """
+    refuse_quantized(part.config, config)
+    try:
+        with torch.device("meta"):
+            part.build()
+    except Exception as error:  # whatever a constructor makes of values of any type
+        raise ArtifactError(str(config), _reason(error), f"the config of a {part.class_name}") from error
+
+
+def locate_part(part: Part, pipeline: Path, variant: str) -> Source:
+    """Find a part's weights in the folder of a pipeline; errors as locate.locate_component."""
+    return locate_component(pipeline / part.component, _stem(part), variant)
+
+
+def identify_part(part: Part, source: Source | None, random_seed: int | None) -> Identity:
+    """Hash a part's config and its weights, as digest.identify_weights; `source` is None for random ones."""
+    h = hashlib.sha256(json.dumps([part.class_name, part.act_dtype, part.config], sort_keys=True).encode())
+    if source is None:
+        h.update(f"random:{random_seed}".encode())
+        return Identity(f"sha256:{h.hexdigest()}")
+    files = tuple(FileEntry(path.name, path.stat().st_size, sha256(path)) for path in source.files)
+    for file in files:
+        h.update(bytes.fromhex(file.sha256))
+    return Identity(f"sha256:{h.hexdigest()}", files, source.notes)
+
+
+def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None) -> nn.Module:
+    """Load a part's module in its act dtype, on the CPU.
+
+    Args:
+        pipeline: the pipeline's folder. variant: see locate.locate_component.
+        random_seed: make weights from this seed instead, as the module's class initializes them.
+
+    Raises:
+        ArtifactError: files that are missing or that the module's library does not read.
+    """
+    if random_seed is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(random_seed)
+            return part.build()
+    source = locate_part(part, pipeline, variant)
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}  # no pickles
+    options["dtype" if _stem(part) == "model" else "torch_dtype"] = part.torch_dtype
+    if variant and f".{variant}" in source.files[0].name:
+        options["variant"] = variant
+    root = pipeline / part.component
+    try:
+        module: nn.Module = part_class(part.class_name).from_pretrained(root, **options)
+    except Exception as error:  # whatever the folder's files make the library stumble over
+        raise ArtifactError(str(root), f"cannot be loaded ({_reason(error)})", f"a {part.class_name}") from error
+    return module
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+def _stem(part: Part) -> str:
+    """Beginning of the names of the files that a part's weights are in."""
+    return STEM if part.graph.library == "diffusers" else "model"

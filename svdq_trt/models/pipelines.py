@@ -1,0 +1,159 @@
+"""The pipelines of diffusers that run from engines alone, and what is in the folder of one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.base.files import read_json_object
+from svdq_trt.base.needs import need
+from svdq_trt.models.parts import GRAPHS, Part, graph_name
+
+INDEX = "model_index.json"
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+
+
+@dataclass(frozen=True)
+class PipelineKind:
+    """A pipeline from text to a picture.
+
+    Attributes:
+        class_name: diffusers' class. denoiser: its component.
+        clip_tokens: tokens of the denoiser's text that are not T5's; the others are.
+        negative: whether a negative prompt has an effect.
+    """
+
+    class_name: str
+    denoiser: str = "transformer"
+    clip_tokens: int = 0
+    negative: bool = True
+
+
+KINDS = {
+    kind.class_name: kind
+    for kind in (
+        PipelineKind("StableDiffusionXLPipeline", denoiser="unet"),
+        PipelineKind("FluxPipeline", negative=False),
+        PipelineKind("PixArtSigmaPipeline"),
+        PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
+    )
+}
+
+
+@dataclass(frozen=True)
+class PipelineFolder:
+    """A pipeline's folder by its index.
+
+    Attributes:
+        path: the folder. kind: the pipeline's. classes: component -> its class, without those that are absent.
+        settings: the pipeline's own, such as force_zeros_for_empty_prompt.
+    """
+
+    path: Path
+    kind: PipelineKind
+    classes: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> PipelineFolder:
+        """Read the index.
+
+        Raises:
+            ArtifactError: none, or not a pipeline's. UnsupportedError: a pipeline, or a component, that no engine runs.
+        """
+        where = path / INDEX
+        index = read_json_object(where, "the index of a diffusers pipeline")
+        name = index.get("_class_name")
+        if not isinstance(name, str) or name not in KINDS:
+            raise UnsupportedError(
+                str(where), f"a {str(name)[:80]}", f"one of {', '.join(KINDS)}: pictures from text alone"
+            )
+        kind = KINDS[name]
+        pairs = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
+        classes = {key: str(value[1]) for key, value in pairs.items() if value[1] is not None}
+        settings = {key: value for key, value in index.items() if key not in pairs and not key.startswith("_")}
+        found = cls(path, kind, classes, settings)
+        known = inspect.signature(need("diffusers", "diffusers", name).__init__).parameters
+        if odd := [*(n for n in (kind.denoiser, "vae", "scheduler") if n not in classes), *(classes.keys() - known)]:
+            got = f"{'an unknown' if odd[0] in classes else 'no'} {odd[0][:80]}"
+            raise ArtifactError(str(where), got, f"the components of a {name}")
+        for component, class_name in classes.items():
+            found._check(component, class_name)
+        return found
+
+    def _check(self, component: str, class_name: str) -> None:
+        """Raise UnsupportedError for a component that is neither the denoiser, nor a part, nor copied."""
+        runs = class_name in GRAPHS and (class_name == "AutoencoderKL") == (component == "vae")
+        if runs or component == self.kind.denoiser or self.is_tokenizer(component):
+            return
+        if component == "scheduler":
+            cls = need("diffusers", "diffusers", class_name)
+            if isinstance(cls, type) and issubclass(cls, need("diffusers", "diffusers", "SchedulerMixin")):
+                return
+        want = f"one of {', '.join((*GRAPHS, *TOKENIZERS))}, or a scheduler"
+        raise UnsupportedError(f"{self.path / INDEX}: {component}", f"a {class_name[:80]}", want)
+
+    def is_tokenizer(self, component: str) -> bool:
+        """Whether a component is a tokenizer."""
+        return self.classes[component] in TOKENIZERS
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Components beside the denoiser that engines run, with their classes."""
+        return {name: cls for name, cls in self.classes.items() if cls in GRAPHS and name != self.kind.denoiser}
+
+    def part_names(self) -> list[str]:
+        """Names of all graphs beside the denoiser, as Part.name."""
+        return [graph_name(name, role) for name, cls in self.modules.items() for role in GRAPHS[cls]]
+
+    def config(self, component: str) -> dict[str, Any]:
+        """A module's config.json. Raises ArtifactError: missing or not JSON."""
+        config = read_json_object(self.path / component / "config.json", f"the config of a {self.classes[component]}")
+        return {key: value for key, value in config.items() if not key.startswith("_")}
+
+    def parts(self, act_dtype: str, tokens: int) -> list[Part]:
+        """All graphs beside the denoiser.
+
+        Args:
+            act_dtype: the denoiser's. tokens: of its text, T5's among them.
+        """
+        found = []
+        for component, class_name in self.modules.items():
+            config = self.config(component)
+            dtype = _dtype(class_name, config, act_dtype)
+            own = tokens - self.kind.clip_tokens
+            found += [Part(component, role, class_name, config, dtype, own) for role in GRAPHS[class_name]]
+        return found
+
+    def copied_files(self) -> list[str]:
+        """What a run reads beside the engines, by paths in the folder: index, configs, scheduler, tokenizers' files.
+
+        Raises:
+            ArtifactError: a component's folder is missing.
+        """
+        found = [INDEX, *(f"{name}/config.json" for name in self.modules)]
+        for component in self.classes:
+            if component == "scheduler" or self.is_tokenizer(component):
+                folder = self.path / component
+                files = sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+                if not files:
+                    raise ArtifactError(str(folder), "no files", f"those of a {self.classes[component]}")
+                found += [f"{component}/{name}" for name in files if not name.startswith(".")]
+        return found
+
+
+def _dtype(class_name: str, config: Mapping[str, Any], act_dtype: str) -> str:
+    """A part's dtype, in a pipeline that computes in `act_dtype`.
+
+    T5's sums leave the range of f16, in which transformers therefore keeps a third of it in f32; it was trained in
+    bf16. An autoencoder whose config says `force_upcast` does too, and diffusers runs it in f32.
+    """
+    if act_dtype != "float16":
+        return act_dtype
+    if class_name == "T5EncoderModel":
+        return "bfloat16"
+    return "float32" if config.get("force_upcast", class_name == "AutoencoderKL") else act_dtype

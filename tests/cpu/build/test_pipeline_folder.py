@@ -1,0 +1,146 @@
+"""A diffusers pipeline's folder before --pipeline begins any work, and pipeline.json that does not fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from svdq_trt.artifact import pipeline_file
+from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
+from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.work import plan_work
+from svdq_trt.models import get_model
+from svdq_trt.models.pipelines import PipelineFolder
+from tests.harness.manifests import write_manifest
+
+pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
+INDEX = {
+    "_class_name": "StableDiffusionXLPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "image_encoder": [None, None],
+    "force_zeros_for_empty_prompt": True,
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline of sdxl-tiny without weights."""
+
+    def write(component, name, content):
+        (tmp_path / component).mkdir(exist_ok=True)
+        (tmp_path / component / name).write_text(json.dumps(content))
+
+    (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
+    unet = {"_class_name": "UNet2DConditionModel", **get_model("sdxl-tiny").config}
+    for component, config in (("unet", unet), ("vae", {}), ("text_encoder", {"hidden_size": 64})):
+        write(component, "config.json", config)
+    write("scheduler", "scheduler_config.json", {})
+    write("tokenizer", "vocab.json", {})
+    return tmp_path
+
+
+def work(folder, seed=0):
+    config = BuildConfig(
+        "sdxl-tiny", (89,), folder / "out", random_weights=seed, check=False, preset="fast", pipeline=folder
+    )
+    return plan_work(config).pipeline
+
+
+def test_parts_of_a_folder(folder):
+    found = work(folder)
+    parts = {one.part.name: one for one in found.parts}
+    assert [*parts] == ["vae_decoder", "vae_encoder", "text_encoder"]
+    assert {name: one.part.act_dtype for name, one in parts.items()} == {
+        "vae_decoder": "float32",  # its class's default is force_upcast
+        "vae_encoder": "float32",
+        "text_encoder": "float16",
+    }
+    assert [t.max for t in parts["vae_decoder"].inputs()] == [(1, 4, 256, 256)]  # one level alone: a pixel to a pixel
+    assert [t.max for t in parts["text_encoder"].inputs()] == [(4, 77)]
+    assert set(found.files) == {
+        "model_index.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+    }
+    assert PipelineFolder.read(folder).settings == {"force_zeros_for_empty_prompt": True}
+    assert len({one.identity.digest for one in (*found.parts, *work(folder, seed=1).parts)}) == 4  # both halves share
+
+
+@pytest.mark.parametrize(
+    "change,text",
+    [
+        ({"_class_name": "StableDiffusionXLInpaintPipeline"}, "a StableDiffusionXLInpaintPipeline, want one of Stable"),
+        ({"_class_name": None}, "a None, want one of"),
+        ({"text_encoder": ["transformers", "Gemma2Model"]}, "text_encoder: a Gemma2Model, want one of CLIPTextModel"),
+        ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "image_encoder: a CLIPVisionModel, want one of"),
+        ({"scheduler": ["diffusers", "DiffusionPipeline"]}, "scheduler: a DiffusionPipeline, want one of"),
+        ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "no diffusers.NoSuchScheduler"),
+        ({"unet": ["diffusers", "UNet2DModel"]}, "unet is .* want a UNet2DConditionModel"),
+        ({"vae": [None, None]}, "no vae, want the components of a StableDiffusionXLPipeline"),
+        ({"vae": ["transformers", "CLIPTextModel"]}, "vae: a CLIPTextModel, want one of"),
+        ({"../x": ["transformers", "CLIPTextModel"]}, "an unknown ../x, want the components of a"),
+    ],
+)
+def test_another_pipeline_is_refused_before_any_work(change, text, folder):
+    (folder / "model_index.json").write_text(json.dumps(INDEX | change))
+    with pytest.raises(SvdqError, match=text):
+        work(folder)
+
+
+def test_what_is_missing_is_refused_before_any_work(folder):
+    with pytest.raises(ArtifactError, match="unet: no weights"):
+        plan_work(BuildConfig("sdxl-tiny", (89,), folder / "out", checkpoint=str(folder), check=False, pipeline=folder))
+    text = folder / "text_encoder" / "config.json"
+    whole = text.read_text()
+    text.write_text(json.dumps({"hidden_size": "many"}))
+    with pytest.raises(ArtifactError, match=r"text_encoder/config\.json: .*, want the config of a CLIPTextModel"):
+        work(folder)
+    text.write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(SvdqError, match="quantized by 'fp8', want an unquantized checkpoint"):
+        work(folder)
+    text.write_text(whole)
+    (folder / "tokenizer" / "vocab.json").unlink()
+    with pytest.raises(ArtifactError, match="tokenizer: no files, want those of a CLIPTokenizer"):
+        work(folder)
+
+
+def test_an_engine_alone_is_no_pipeline(tmp_path, capsys):
+    from svdq_trt.cli import main
+
+    write_manifest(tmp_path)
+    assert main(["run", str(tmp_path), "--prompt", "a fox"]) == 1
+    assert "an engine without pipeline.json, want the engines of a whole pipeline. Build it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", ""])
+def test_files_stay_in_the_folder(name, tmp_path):
+    data = {"version": 1, "pipeline": "x", "engines": {}, "files": [{"file": name, "bytes": 1, "sha256": ""}]}
+    (tmp_path / pipeline_file.NAME).write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match="file "):
+        pipeline_file.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words,text",
+    [
+        (["--size", "1024*768"], "--size: '1024.768', want WIDTHxHEIGHT"),
+        (["--out", "fox.jpg"], "--out: 'fox.jpg', want a .png file"),
+        (["--steps", "0"], "--steps: 0, want at least 1"),
+        (["--batch", "0"], "--batch: 0, want at least 1"),
+        (["--seed", "-1"], "--seed: -1, want 0 to 2"),
+        (["--guidance", "nan"], "--guidance: nan, want a finite number"),
+    ],
+)
+def test_options_of_run_that_make_no_sense(words, text, tmp_path):
+    from svdq_trt.cli import parse
+    from svdq_trt.cli.run import run
+
+    with pytest.raises(UsageError, match=text):
+        run(parse(["run", str(tmp_path), "--prompt", "a fox", *words]))
