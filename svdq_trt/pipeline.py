@@ -1,12 +1,26 @@
-"""The former place of `attach`, `detach` and `Denoiser`: svdq_trt.runtime and svdq_trt.models; for one more release."""
+"""From a prompt to a picture on engines alone: ``load`` gives a diffusers pipeline, no torch weights are loaded.
+
+``attach``, ``detach`` and ``Denoiser``, which were here, are in svdq_trt.runtime and svdq_trt.models; their old names
+go with the next release.
+"""
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
-from svdq_trt.models.denoiser import Denoiser
-from svdq_trt.runtime.pipeline import attach, detach
+from svdq_trt.models import denoiser as _denoiser
+from svdq_trt.runtime import pipeline as _attaching
+from svdq_trt.runtime.loading import load
 
-__all__ = ["Denoiser", "attach", "detach"]
+__all__ = ["load"]
+_MOVED = {"Denoiser": _denoiser.Denoiser, "attach": _attaching.attach, "detach": _attaching.detach}
 
-warnings.warn("svdq_trt.pipeline is now svdq_trt.runtime; the old name goes with the next release", stacklevel=2)
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module 'svdq_trt.pipeline' has no attribute '{name}'")
+    warnings.warn(
+        f"svdq_trt.pipeline.{name} is now in svdq_trt.runtime; the old name goes with the next release", stacklevel=2
+    )
+    return _MOVED[name]

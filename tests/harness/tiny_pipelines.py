@@ -20,6 +20,24 @@ def tokenizer(folder: Path):
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
 
 
+def t5(folder: Path, width: int):
+    """T5's tokenizer over single letters, and an encoder for it of `width` channels."""
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
+    T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(folder)
+    config = T5Config(
+        vocab_size=len(pieces),
+        d_model=width,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5Tokenizer.from_pretrained(folder), T5EncoderModel(config).eval()
+
+
 def clip_config(size: int, hidden: int, projection: int):
     """A CLIP text encoder's config over `size` words."""
     from transformers import CLIPTextConfig
@@ -88,6 +106,38 @@ def sd3_parts(folder: Path) -> dict:
         "tokenizer_3": None,
         "vae": vae().bfloat16().eval(),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def flux_parts(folder: Path) -> dict:
+    """Around flux1-tiny's transformer: 48 pooled channels of CLIP, 96 of T5, 4 latent channels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import CLIPTextModel
+
+    torch.manual_seed(0)
+    words, size = tokenizer(folder)
+    pieces, encoder = t5(folder / "t5", 96)
+    return {
+        "text_encoder": CLIPTextModel(clip_config(size, 48, 48)).bfloat16().eval(),
+        "text_encoder_2": encoder.bfloat16(),
+        "tokenizer": words,
+        "tokenizer_2": pieces,
+        "vae": vae().bfloat16().eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def pixart_parts(folder: Path) -> dict:
+    """Around pixart-tiny's transformer: 96 channels of T5, 4 latent channels."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    torch.manual_seed(0)
+    pieces, encoder = t5(folder / "t5", 96)
+    return {
+        "text_encoder": encoder.half(),
+        "tokenizer": pieces,
+        "vae": vae().half().eval(),
+        "scheduler": DPMSolverMultistepScheduler(),
     }
 
 

@@ -1,0 +1,167 @@
+"""A prompt to a PNG by the command line, from engines alone, against diffusers' own pipeline with the same parts.
+
+Weights are random and models small: the pictures are noise, but the same noise.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.harness import tiny_pipelines
+from tests.harness.builds import FIXED, build, svdq
+
+pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
+SEED = 0  # of all weights
+
+
+def save_pipeline(name, spec, parts, folder):
+    """A diffusers pipeline's folder as users have it, of which --random-weights reads all but the weights."""
+    import diffusers
+
+    torch.manual_seed(SEED)
+    denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype)
+    component = spec.subfolder
+    getattr(diffusers, name)(**{component: denoiser}, **parts).save_pretrained(folder)
+
+
+def own_pipeline(folder, engine, spec):
+    """Diffusers' pipeline of that folder, with the weights that the build made up; its denoiser is the engine's."""
+    import diffusers
+
+    from svdq_trt.checkpoint.parts import load_part
+    from svdq_trt.models.pipelines import PipelineFolder
+    from svdq_trt.runtime import OnnxSession, attach
+
+    source = PipelineFolder.read(folder)
+    parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
+    modules = {name: load_part(part, folder, "", SEED).eval() for name, part in parts.items()}
+    options = modules | {spec.subfolder: None}
+    pipe = getattr(diffusers, source.kind.class_name).from_pretrained(folder, local_files_only=True, **options)
+    return attach(pipe, OnnxSession(engine, device="cpu", threads=1))
+
+
+def psnr(want, got):
+    """Of pictures of 8 bits, in dB."""
+    want, got = (np.asarray(one, dtype=np.float64) for one in (want, got))
+    assert want.shape == got.shape and want.std() > 1, "a picture with something on it"
+    return float(10 * np.log10(255**2 / max(np.mean((want - got) ** 2), 1e-9)))
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory, sdxl_tiny):
+    """A folder of engines for sm_89 with plans, and the pipeline that it was built from."""
+    from svdq_trt.models import get_model
+
+    out, folder = tmp_path_factory.mktemp("engines"), tmp_path_factory.mktemp("pipeline")
+    save_pipeline(
+        "StableDiffusionXLPipeline",
+        get_model("sdxl-tiny"),
+        tiny_pipelines.sdxl_parts(tmp_path_factory.mktemp("words")),
+        folder,
+    )
+    sdxl_tiny.copy(out, "sm_89", check=False)
+    words = ("--arch", "sm_89", "--no-check", "--pipeline", str(folder))
+    first = build("sdxl-tiny", out, *words)
+    assert first.returncode == 0, first.stderr
+    again = build("sdxl-tiny", out, *words)
+    assert again.returncode == 0 and " done " not in again.stderr, again.stderr
+    return out / "sdxl-tiny-sm_89", folder
+
+
+def test_every_part_is_an_engine_folder(sdxl):
+    from svdq_trt.artifact import manifest
+
+    engine, _ = sdxl
+    done = svdq("verify", str(engine), "--arch", "sm_89")
+    assert done.returncode == 0 and "StableDiffusionXLPipeline: 5 engines belong together" in done.stdout, done.stderr
+    formats = {name: manifest.read(engine / name).format for name in ("text_encoder", "text_encoder_2", "vae_decoder")}
+    assert formats == {"text_encoder": "float16", "text_encoder_2": "float16", "vae_decoder": "float32"}
+    data = manifest.read(engine / "vae_encoder")
+    assert data.plan is not None and data.plugin is None and data.kept_16bit and not data.quantized
+
+
+def test_picture_is_that_of_diffusers_own_pipeline(sdxl, tmp_path):
+    from PIL import Image
+
+    from svdq_trt.models import get_model
+
+    engine, folder = sdxl
+    asked = ["--prompt", "a fox", "--negative", "dogs", "--steps", "2", "--guidance", "4", "--size", "64x128"]
+    done = svdq("run", str(engine), *asked, "--seed", "3", "--out", str(tmp_path / "fox.png"))
+    assert done.returncode == 0 and "2 steps" in done.stderr and "text" in done.stderr, done.stderr
+    got = Image.open(tmp_path / "fox.png")
+    pipe = own_pipeline(folder, engine, get_model("sdxl-tiny"))
+    options = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 128, "negative_prompt": "dogs"}
+    want, other = (pipe("a fox", generator=torch.Generator().manual_seed(seed), **options).images[0] for seed in (3, 4))
+    figures = {"engines": psnr(want, got), "another seed": psnr(want, other)}
+    print(figures)
+    assert figures["engines"] > 30 > 20 > figures["another seed"], figures
+
+
+def test_one_seed_is_one_picture_alone_or_in_a_batch(sdxl):
+    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.loading import load
+
+    pipe = load(sdxl[0])
+    size = {"width": 64, "height": 64, "steps": 1}
+    (first,), times = generate(pipe, Request("a fox", seed=5, **size))
+    assert set(times.seconds) == {"text", "steps", "VAE"} and times.runs["steps"] == 1
+    (again,), _ = generate(pipe, Request("a fox", seed=5, **size))
+    assert np.array_equal(first, again)
+    batch, _ = generate(pipe, Request("a fox", seed=4, count=2, **size))
+    assert psnr(first, batch[1]) > 30 and psnr(first, batch[0]) < 20
+
+
+def test_image_to_image_shares_the_engines(sdxl):
+    from diffusers import StableDiffusionXLImg2ImgPipeline
+
+    from svdq_trt.runtime.loading import load
+
+    pipe = StableDiffusionXLImg2ImgPipeline(**load(sdxl[0]).components, add_watermarker=False)
+    picture = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    out = pipe("a fox", image=picture, num_inference_steps=4, strength=0.3, output_type="np").images
+    assert out.shape == (1, 64, 64, 3)
+
+
+def test_what_does_not_belong_together_is_refused(sdxl, tmp_path):
+    from svdq_trt.base.errors import ArtifactError, ShapeError
+    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.loading import load
+
+    engine = shutil.copytree(sdxl[0], tmp_path / "engine")
+    with pytest.raises(ShapeError, match="Build the engine with a wider --batch"):
+        generate(load(engine), Request("a fox", steps=1, width=64, height=64, count=4))
+    words = engine / "tokenizer" / "tokenizer.json"
+    content = words.read_bytes()
+    words.write_bytes(content.replace(b"fox", b"fix") + b" ")
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json: \d+ bytes, want \d+ bytes\. Build it again"):
+        load(engine)
+    words.write_bytes(content)
+    shutil.copytree(engine / "text_encoder_2", engine / "text_encoder", dirs_exist_ok=True)
+    with pytest.raises(ArtifactError, match=r"text_encoder: another engine than pipeline\.json's"):
+        load(engine)
+
+
+def test_t5_and_a_bfloat16_pipeline(tmp_path):
+    """For sm_90, for which nothing here builds plans: the ONNX files are what runs."""
+    from svdq_trt.models import get_model
+    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.loading import load
+
+    spec, folder = get_model("flux1-tiny"), tmp_path / "pipeline"
+    (tmp_path / "words" / "t5").mkdir(parents=True)
+    save_pipeline("FluxPipeline", spec, tiny_pipelines.flux_parts(tmp_path / "words"), folder)
+    done = build("flux1-tiny", tmp_path, "--arch", "sm_90", "--no-check", "--pipeline", str(folder), *FIXED)
+    assert done.returncode == 4, done.stderr
+    engine = tmp_path / "flux1-tiny-sm_90"
+    (got,), _ = generate(load(engine), Request("a fox", steps=2, guidance=4.0, seed=3))
+    pipe = own_pipeline(folder, engine, spec)
+    options = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64, "max_sequence_length": 16}
+    want, other = (pipe("a fox", generator=torch.Generator().manual_seed(s), **options).images[0] for s in (3, 4))
+    figures = {"engines": psnr(want, got), "another seed": psnr(want, other)}
+    print(figures)
+    assert figures["engines"] > 30 > 25 > figures["another seed"], figures
