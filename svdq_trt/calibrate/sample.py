@@ -6,7 +6,6 @@ wrapped by models/denoiser.py, which turns a pipeline's calls into a model's inp
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from svdq_trt.checkpoint.locate import locate
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.denoiser import Denoiser, component_of
+from svdq_trt.models.pipelines import INDEX, call_arguments
 
 _KEY = "svdq.sampling"  # key in the safetensors metadata: how the inputs were made
 
@@ -42,7 +42,7 @@ def check_pipeline(spec: ModelSpec, folder: Path) -> None:
 
 def check_denoiser(spec: ModelSpec, folder: Path) -> None:
     """Check by index and config that a pipeline's denoiser is the model; errors as check_pipeline."""
-    where = folder / "model_index.json"
+    where = folder / INDEX
     entry = read_json_object(where, "the index of a diffusers pipeline").get(spec.subfolder)
     classes = (spec.model_class().__name__, *spec.class_aliases)
     if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
@@ -110,18 +110,8 @@ def sample_inputs(
     pipe = _load(spec, pipeline, dtype).to(device)
     total = sum(max(wanted) + 1 for wanted in chosen.values())
     recorder = _record(spec, pipe, device, dtype, lambda done: progress(done, total, "sampling"))
-    asked: dict[str, Any] = {**spec.asked, "num_inference_steps": steps, "output_type": "latent"}
-    if guidance is not None:
-        asked[spec.guidance] = guidance
-    known = inspect.signature(pipe.__call__).parameters
-    asked |= {side: pixels for side, pixels in (("height", height), ("width", width)) if side in known}
-    pictures_size = None if "height" in known else (width, height)  # else they have the result's
-    if "use_resolution_binning" in known:
-        asked["use_resolution_binning"] = False  # the size is the one asked for
-    if "num_frames" in known:
-        asked["num_frames"] = frames
-    if "max_area" in known:
-        asked["max_area"] = height * width
+    asked = call_arguments(pipe, spec, height, width, frames, steps, guidance) | {"output_type": "latent"}
+    pictures_size = None if "height" in asked else (width, height)  # else they have the result's
     for index, wanted in sorted(chosen.items()):
         recorder.begin(wanted)
         files = zip(spec.pictures, prompts[index].pictures, strict=True)
@@ -243,7 +233,7 @@ class _Recorder:
 def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
-    index = read_json_object(folder / "model_index.json", "the index of a diffusers pipeline")
+    index = read_json_object(folder / INDEX, "the index of a diffusers pipeline")
     absent = {name: None for name, value in index.items() if value == [None, None]}  # some classes need them as None
     try:
         pipe = DiffusionPipeline.from_pretrained(

@@ -16,9 +16,9 @@ from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.models import MODELS, ModelSpec
 from svdq_trt.models.describe import describe
 from svdq_trt.models.described import spec_of
+from svdq_trt.models.pipelines import INDEX
 from svdq_trt.models.probe import PipelineParts, own_class, pipeline_of
 
-_INDEX = "model_index.json"
 _COMPONENTS = ("transformer", "unet")
 _SCHEDULER: tuple[str, dict[str, Any]] = ("FlowMatchEulerDiscreteScheduler", {})
 
@@ -59,16 +59,16 @@ def _is(spec: ModelSpec, config: Path) -> bool:
 
 def _parts(folder: Path) -> tuple[PipelineParts | None, Path]:
     """The pipeline of a folder, None for a denoiser's own, and the denoiser's config.json."""
-    if not (folder / _INDEX).is_file():
+    if not (folder / INDEX).is_file():
         if not (folder / "config.json").is_file():
-            raise ArtifactError(str(folder), f"neither {_INDEX} nor config.json", "a diffusers folder")
+            raise ArtifactError(str(folder), f"neither {INDEX} nor config.json", "a diffusers folder")
         return None, folder / "config.json"
-    index = read_json_object(folder / _INDEX, "the index of a diffusers pipeline")
-    pipeline = own_class(index.get("_class_name"), f"{folder / _INDEX}: _class_name").__name__
+    index = read_json_object(folder / INDEX, "the index of a diffusers pipeline")
+    pipeline = own_class(index.get("_class_name"), f"{folder / INDEX}: _class_name").__name__
     components = [name for name in _COMPONENTS if isinstance(index.get(name), list) and index[name][0]]
     if len(components) != 1:
         got = f"{' and '.join(components) or 'no denoiser'}"
-        raise UnsupportedError(str(folder / _INDEX), got, f"one of {', '.join(_COMPONENTS)}")
+        raise UnsupportedError(str(folder / INDEX), got, f"one of {', '.join(_COMPONENTS)}")
     settings = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list) and v is not None}
     found = {"scheduler": _config(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)}
     if (folder / "vae" / "config.json").is_file():

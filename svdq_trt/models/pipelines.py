@@ -12,6 +12,7 @@ from svdq_trt.base.errors import ArtifactError, UnsupportedError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name
+from svdq_trt.models.spec import ModelSpec
 
 INDEX = "model_index.json"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
@@ -144,6 +145,26 @@ class PipelineFolder:
                     raise ArtifactError(str(folder), "no files", f"those of a {self.classes[component]}")
                 found += [f"{component}/{name}" for name in files if not name.startswith(".")]
         return found
+
+
+def call_arguments(
+    pipe: Any, spec: ModelSpec, height: int, width: int, frames: int, steps: int | None, guidance: float | None
+) -> dict[str, Any]:
+    """Keywords of a pipeline's call for pictures of exactly that size in pixels, as the model is meant to be run.
+
+    Args:
+        frames: of a video, where the pipeline makes one. steps: of denoising. guidance: scale. None is the pipeline's
+            own default.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    sizes = {"height": height, "width": width, "num_frames": frames, "max_area": height * width}
+    sizes["use_resolution_binning"] = False
+    asked = {"num_inference_steps": steps, spec.guidance: guidance}
+    return {
+        **spec.asked,
+        **{name: value for name, value in asked.items() if value is not None},
+        **{name: value for name, value in sizes.items() if name in known},
+    }
 
 
 def _dtype(class_name: str, config: Mapping[str, Any], act_dtype: str) -> str:

@@ -14,7 +14,7 @@ import torch
 from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
-from svdq_trt.models.pipelines import KINDS
+from svdq_trt.models.pipelines import KINDS, call_arguments
 from svdq_trt.models.stand_in import Runs, StandIn
 
 if TYPE_CHECKING:
@@ -97,22 +97,16 @@ def _arguments(pipe: Any, request: Request) -> dict[str, Any]:
         raise UnsupportedError("--negative", f"given to a {kind.class_name}", "no negative prompt: it has no effect")
     denoiser = getattr(pipe, kind.denoiser)
     spec, manifest = denoiser.spec, denoiser.runner.manifest
-    sizes = spec.built_sizes(manifest, 1)
-    given = {
-        "negative_prompt": request.negative,
-        "num_inference_steps": request.steps,
-        "guidance_scale": request.guidance,
-        "width": request.width or sizes["width"],
-        "height": request.height or sizes["height"],
-    }
-    asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    own = spec.built_sizes(manifest, 1)
+    height, width = request.height or own["height"], request.width or own["width"]
+    asked = call_arguments(pipe, spec, height, width, own["frames"], request.steps, request.guidance)
+    if request.negative is not None:
+        asked["negative_prompt"] = request.negative
     asked["num_images_per_prompt"] = request.count
     asked["generator"] = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
-    known = inspect.signature(pipe.__call__).parameters
-    if "max_sequence_length" in known:  # T5's, so that the denoiser gets the tokens that it was built for
+    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+        # T5's, so that the denoiser gets the tokens that it was built for
         asked["max_sequence_length"] = spec.built_sizes(manifest, 2)["tokens"] - kind.clip_tokens
-    if "use_resolution_binning" in known:
-        asked["use_resolution_binning"] = False  # the size is the one asked for
     return asked
 
 
