@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine:
-#   make demo   environment, install, plugin, and sdxl-tiny built for sm_89
+#   make demo   environment, install, plugin, a small pipeline built for sm_89, and a picture
 #   make test   the same set-up if needed, then linters, type checks and all tests
 VENV   ?= .venv
 PYTHON ?= python3
@@ -24,7 +24,9 @@ unexport MAKEFLAGS  # ninja starts as many compilers as there are cores
 
 .PHONY: demo test lint pytest clean
 demo: $(READY)
-	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0 --preset fast
+	$(BIN)/python -m tests.harness.tiny_pipelines engines/tiny-pipeline
+	$(BIN)/python build_engines.py --model sdxl-tiny --arch sm_89 --random-weights 0 --preset fast --pipeline engines/tiny-pipeline
+	$(BIN)/svdq-trt run engines/sdxl-tiny-sm_89 --prompt "a photo of a fox" --steps 8 --out engines/fox.png
 
 test: lint pytest
 

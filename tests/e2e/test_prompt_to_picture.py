@@ -18,16 +18,6 @@ pytest.importorskip("transformers", reason="transformers is not installed: text 
 SEED = 0  # of all weights
 
 
-def save_pipeline(name, spec, parts, folder):
-    """A diffusers pipeline's folder as users have it, of which --random-weights reads all but the weights."""
-    import diffusers
-
-    torch.manual_seed(SEED)
-    denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype)
-    component = spec.subfolder
-    getattr(diffusers, name)(**{component: denoiser}, **parts).save_pretrained(folder)
-
-
 def own_pipeline(folder, engine, spec):
     """Diffusers' pipeline of that folder, with the weights that the build made up; its denoiser is the engine's."""
     import diffusers
@@ -54,15 +44,8 @@ def psnr(want, got):
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory, sdxl_tiny):
     """A folder of engines for sm_89 with plans, and the pipeline that it was built from."""
-    from svdq_trt.models import get_model
-
     out, folder = tmp_path_factory.mktemp("engines"), tmp_path_factory.mktemp("pipeline")
-    save_pipeline(
-        "StableDiffusionXLPipeline",
-        get_model("sdxl-tiny"),
-        tiny_pipelines.sdxl_parts(tmp_path_factory.mktemp("words")),
-        folder,
-    )
+    tiny_pipelines.save_sdxl(folder)
     sdxl_tiny.copy(out, "sm_89", check=False)
     words = ("--arch", "sm_89", "--no-check", "--pipeline", str(folder))
     first = build("sdxl-tiny", out, *words)
@@ -154,7 +137,7 @@ def test_t5_and_a_bfloat16_pipeline(tmp_path):
 
     spec, folder = get_model("flux1-tiny"), tmp_path / "pipeline"
     (tmp_path / "words" / "t5").mkdir(parents=True)
-    save_pipeline("FluxPipeline", spec, tiny_pipelines.flux_parts(tmp_path / "words"), folder)
+    tiny_pipelines.save("FluxPipeline", spec, tiny_pipelines.flux_parts(tmp_path / "words"), folder)
     done = build("flux1-tiny", tmp_path, "--arch", "sm_90", "--no-check", "--pipeline", str(folder), *FIXED)
     assert done.returncode == 4, done.stderr
     engine = tmp_path / "flux1-tiny-sm_90"

@@ -1,8 +1,13 @@
-"""The parts of small diffusers pipelines with random weights, around the tiny twins' denoisers."""
+"""The parts of small diffusers pipelines with random weights, around the tiny twins' denoisers.
+
+`python -m tests.harness.tiny_pipelines FOLDER` writes one around sdxl-tiny: what `make demo` builds.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -141,6 +146,23 @@ def pixart_parts(folder: Path) -> dict:
     }
 
 
+def save(name: str, spec, parts: dict, folder: Path) -> None:
+    """A diffusers pipeline's folder as users have it, by the pipeline's class, around a model's denoiser."""
+    import diffusers
+
+    torch.manual_seed(0)
+    denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype)
+    getattr(diffusers, name)(**{spec.subfolder: denoiser}, **parts).save_pretrained(folder)
+
+
+def save_sdxl(folder: Path) -> None:
+    """StableDiffusionXLPipeline around sdxl-tiny's UNet."""
+    from svdq_trt.models import get_model
+
+    with tempfile.TemporaryDirectory() as words:
+        save("StableDiffusionXLPipeline", get_model("sdxl-tiny"), sdxl_parts(Path(words)), folder)
+
+
 def random(*shape: int, seed: int = 1) -> torch.Tensor:
     """Standard normal values."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -249,3 +271,7 @@ def sdxl(kind: str, unet, **more):
     scheduler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     autoencoder = vae().eval()
     return getattr(diffusers, kind)(vae=autoencoder, unet=unet, scheduler=scheduler, **nothing, **more)
+
+
+if __name__ == "__main__":
+    save_sdxl(Path(sys.argv[1]))
