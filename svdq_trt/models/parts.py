@@ -231,7 +231,7 @@ class Part:
         """The module with its class's random weights, from torch's generator, on the CPU."""
         cls, config = part_class(self.class_name), full_config(self.class_name, self.config)
         module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
-        return module.to(self.torch_dtype)
+        return nn.Module.to(module, self.torch_dtype)  # diffusers' own warns of modules that stay in f32
 
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.harness import tiny_pipelines
-from tests.harness.builds import FIXED, build, svdq
+from tests.harness.builds import FIXED, build, some_minutes, svdq
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 SEED = 0  # of all weights
@@ -28,7 +28,8 @@ def own_pipeline(folder, engine, spec):
 
     source = PipelineFolder.read(folder)
     parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
-    modules = {name: load_part(part, folder, "", SEED).eval() for name, part in parts.items()}
+    made = {name: load_part(part, folder, "", SEED) for name, part in parts.items()}
+    modules = {name: module.to(spec.torch_dtype).eval() for name, module in made.items()}  # SDXL's own upcasts its VAE
     options = modules | {spec.subfolder: None}
     pipe = getattr(diffusers, source.kind.class_name).from_pretrained(folder, local_files_only=True, **options)
     return attach(pipe, OnnxSession(engine, device="cpu", threads=1))
@@ -129,6 +130,7 @@ def test_what_does_not_belong_together_is_refused(sdxl, tmp_path):
         load(engine)
 
 
+@some_minutes
 def test_t5_and_a_bfloat16_pipeline(tmp_path):
     """For sm_90, for which nothing here builds plans: the ONNX files are what runs."""
     from svdq_trt.models import get_model
