@@ -88,7 +88,7 @@ def _meaning(spec: ModelSpec, config: Mapping[str, Any], most: int | None) -> tu
     read = _names_read(frozenset(owners))
     meant: dict[str, Any] = {name: _of_part(part, read) for name, part in parts.items()}
     own = _names_read(frozenset({type(module)})) | _OF_PIPELINES
-    meant["config"] = {key: _value(module.config[key]) for key in config if key in own}
+    meant["config"] = {key: _value(getattr(module.config, key)) for key in config if key in own}
     return meant, len(parts)
 
 

@@ -39,7 +39,7 @@ def open_folder(folder: Path, fixed: Mapping[str, int]) -> ModelSpec:
     refuse_quantized(config, config_path)
     cls = _class(config, config_path)
     for spec in MODELS.values():
-        if spec.model_class() is cls and _is(spec, config_path):
+        if spec.library == "diffusers" and spec.model_class() is cls and _is(spec, config_path):
             return spec
     parts = parts or _pipeline_of(cls)
     name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)

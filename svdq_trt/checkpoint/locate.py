@@ -17,7 +17,8 @@ from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
 from svdq_trt.base.files import read_json_object
 from svdq_trt.models import ModelSpec
 
-STEM = "diffusion_pytorch_model"  # beginning of the names of diffusers' weights
+#: beginning of the names of the files that a library writes weights to
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 BOTH = "Give a local copy with --checkpoint, or use --random-weights SEED."
@@ -75,18 +76,18 @@ def _of_hub(spec: ModelSpec, hub_id: str) -> Source:
     return replace(source, notes=((note,) if cached else ()) + source.notes, commit=commit)
 
 
-def locate_component(root: Path, stem: str, variant: str) -> Source:
+def locate_component(root: Path, library: str, variant: str) -> Source:
     """Find the weights in the folder of a pipeline's component.
 
     Args:
-        stem: beginning of their names, `model` for transformers' classes. variant: one to read where it alone is there.
+        library: that of its class, one of STEMS. variant: one to read where it alone is there.
 
     Raises:
         ArtifactError: no config.json, or no safetensors weights.
     """
     if not (root / "config.json").is_file():
         raise ArtifactError(str(root), "no config.json", "the folder of a pipeline's component")
-    return _with_config(root, root / "config.json", variant, stem=stem)
+    return _with_config(root, root / "config.json", library, variant)
 
 
 def _single_file(path: Path) -> Source:
@@ -107,13 +108,13 @@ def _in_folder(spec: ModelSpec, folder: Path, from_hub: bool = False) -> Source:
     for root in (folder / spec.subfolder, folder):
         config = root / "config.json"
         if config.is_file():
-            return _with_config(root, config, spec.variant, from_hub)
+            return _with_config(root, config, spec.library, spec.variant, from_hub)
     where = f"{folder.name}/{spec.subfolder}/config.json or {folder.name}/config.json"
     raise ArtifactError(str(folder), "no config.json", where, "Point --checkpoint at a diffusers folder.")
 
 
-def _with_config(root: Path, config: Path, variant: str, from_hub: bool = False, stem: str = STEM) -> Source:
-    variants = ("", variant) if variant else ("",)
+def _with_config(root: Path, config: Path, library: str, variant: str, from_hub: bool = False) -> Source:
+    stem, variants = STEMS[library], ("", variant) if variant else ("",)
     looked_for = [name for one in (variants[::-1] if from_hub else variants) for name in _names(stem, one)]
     found = next((root / name for name in looked_for if (root / name).is_file()), None)
     if found is not None:
@@ -164,7 +165,8 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> tuple[Path, bool]:
     from huggingface_hub import snapshot_download
 
     # Unanchored patterns cover both a pipeline's subfolder and a repository that is the model itself.
-    names = [f"{STEM}.{spec.variant}.safetensors", f"{STEM}*.safetensors.index*.json", "config.json"]
+    stem = STEMS[spec.library]
+    names = [f"{stem}.{spec.variant}.safetensors", f"{stem}*.safetensors.index*.json", "config.json"]
     wanted = [f"{p}{n}" for n in names for p in (f"{spec.subfolder}/", "")]
     try:
         cached = Path(snapshot_download(hub_id, allow_patterns=wanted, local_files_only=True))
@@ -176,7 +178,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> tuple[Path, bool]:
         folder = Path(snapshot_download(hub_id, allow_patterns=wanted))
         if _is_complete(spec, folder):
             return folder, False
-        plain = [f"{p}{STEM}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
+        plain = [f"{p}{stem}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
         return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain])), False
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]

@@ -15,7 +15,7 @@ from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import sha256
 from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.checkpoint.digest import Identity
-from svdq_trt.checkpoint.locate import STEM, Source, locate_component
+from svdq_trt.checkpoint.locate import Source, locate_component
 from svdq_trt.models.parts import Part, part_class
 
 
@@ -35,7 +35,7 @@ def check_part(part: Part, config: Path) -> None:
 
 def locate_part(part: Part, pipeline: Path, variant: str) -> Source:
     """Find a part's weights in the folder of a pipeline; errors as locate.locate_component."""
-    return locate_component(pipeline / part.component, _stem(part), variant)
+    return locate_component(pipeline / part.component, part.graph.library, variant)
 
 
 def identify_part(part: Part, source: Source | None, random_seed: int | None) -> Identity:
@@ -66,7 +66,7 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
             return part.build()
     source = locate_part(part, pipeline, variant)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}  # no pickles
-    options["dtype" if _stem(part) == "model" else "torch_dtype"] = part.torch_dtype
+    options["dtype" if part.graph.library == "transformers" else "torch_dtype"] = part.torch_dtype
     if variant and f".{variant}" in source.files[0].name:
         options["variant"] = variant
     root = pipeline / part.component
@@ -80,8 +80,3 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
 def _reason(error: Exception) -> str:
     """The first line of what a library says."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-
-
-def _stem(part: Part) -> str:
-    """Beginning of the names of the files that a part's weights are in."""
-    return STEM if part.graph.library == "diffusers" else "model"

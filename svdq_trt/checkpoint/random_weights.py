@@ -32,7 +32,9 @@ _GAINS = (
         r".*\.(to_q|to_k)",
         1.6,
     ),  # logits of standard deviation 2.6: attention picks a few tokens, as trained ones do
+    (r".*\.SelfAttention\.[qk]", 0.57),  # the same for T5, which does not scale its logits
     (r".*\.(to_out\.0|to_add_out|ff\.net\.2|ff_context\.net\.2|proj_out|conv_point)", 0.5),
+    (r".*\.(SelfAttention\.o|DenseReluDense\.wo)", 0.5),
     (r".*\.conv1|conv_out|.*_embedding\.linear_2|.*_embedder\.linear_2", 1.67),
     (r"adaln_single\.linear|time_embed\.linear", 2.0),  # gates near 1: blocks count as much as what they add to
     (r".*\.conv2", 0.8),

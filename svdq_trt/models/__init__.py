@@ -35,6 +35,7 @@ from svdq_trt.models.sana import SANA, SANA_TINY
 from svdq_trt.models.sd3 import SD3_TINY, SD35_LARGE, SD35_MEDIUM
 from svdq_trt.models.sdxl import SDXL, SDXL_INPAINT, SDXL_REFINER, SDXL_TINY, SDXL_TURBO, SSD_1B
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.t5 import T5_TINY, T5_XXL
 from svdq_trt.models.wan import WAN22_T2V_A14B_HIGH, WAN22_T2V_A14B_LOW, WAN22_TI2V_5B, WAN_TINY
 from svdq_trt.models.z_image import Z_IMAGE_TINY, Z_IMAGE_TURBO
 
@@ -86,6 +87,8 @@ _ALL = (
     WAN22_T2V_A14B_HIGH,
     WAN22_T2V_A14B_LOW,
     WAN_TINY,
+    T5_XXL,
+    T5_TINY,
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
 

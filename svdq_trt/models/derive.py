@@ -159,10 +159,14 @@ class Derivation:
         return next((path for path in _paths(name) if path in self.blocks), "")
 
     def _element(self, name: str) -> str:
-        """The innermost element of a list of modules that `name` is in; "" if it is in none."""
+        """The innermost element of a list of modules that `name` is in; "" if it is in none.
+
+        A list of several classes is not one of blocks, but of a block's layers.
+        """
         for path in _paths(name):
             parent, _, leaf = path.rpartition(".")
-            if leaf.isdigit() and isinstance(self.module.get_submodule(parent), nn.ModuleList):
+            owner = self.module.get_submodule(parent)
+            if leaf.isdigit() and isinstance(owner, nn.ModuleList) and len({type(one) for one in owner}) == 1:
                 return path
         return ""
 

@@ -83,8 +83,12 @@ class Recipe:
 
 
 def in_float32(model: nn.Module | type[nn.Module], name: str) -> bool:
-    """Whether diffusers keeps the parameter or layer called `name` in f32 in a 16-bit model of this class."""
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    """Whether its library keeps the parameter or layer called `name` in f32 in a 16-bit model of this class.
+
+    transformers has two such lists, one of which is for f16 alone: no model of its own has that dtype here.
+    """
+    name_of_list = f"_keep_in_fp32_modules{'_strict' if hasattr(model, '_keep_in_fp32_modules_strict') else ''}"
+    kept = getattr(model, name_of_list, None) or ()
     return not set(kept).isdisjoint(name.split("."))
 
 

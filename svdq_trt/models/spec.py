@@ -146,7 +146,7 @@ class ModelSpec:
         name: the name on the command line.
         title: the name for people.
         hub_id, subfolder, variant: where its weights are published; an empty hub_id means nowhere.
-        class_path: "module:class" of the diffusers class, imported when first built.
+        class_path: "module:class" of the diffusers class, imported when first built. library: which it comes from.
         config: constructor arguments of that class; a checkpoint's config.json is compared with it.
         act_dtype: "float16" or "bfloat16"; dtype of weights and activations of the engine.
         pixel_multiple: height and width are multiples of this.
@@ -171,6 +171,7 @@ class ModelSpec:
     subfolder: str = "transformer"
     variant: str = ""
     class_path: str
+    library: str = "diffusers"
     config: Mapping[str, Any]
     act_dtype: str
     pixel_multiple: int
@@ -204,7 +205,9 @@ class ModelSpec:
         import diffusers  # noqa: F401 - class_path names it; build/code.py reads imports to know what a stage runs
 
         module, _, name = self.class_path.partition(":")
-        cls: type[nn.Module] = need("diffusers", module, name)
+        if self.library == "transformers":
+            import svdq_trt.models.t5_module  # noqa: F401 - the same
+        cls: type[nn.Module] = need(self.library, module, name)
         return cls
 
     def weight_dtype(self, name: str) -> torch.dtype:

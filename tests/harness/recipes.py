@@ -13,7 +13,7 @@ from svdq_trt.models import MODELS, LinearGroup, Recipe, derive
 from tests.harness import denoisers
 
 FOLDER = Path(__file__).parents[1] / "cpu" / "models" / "recipes"
-_BLOCK = re.compile(r"((?:.*[._])?(?:blocks|layers|refiner|attentions|resnets)\.)(\d+)((?:\..*)?)")
+_BLOCK = re.compile(r"((?:.*[._])?(?:blocks?|layers|refiner|attentions|resnets)\.)(\d+)((?:\..*)?)")
 
 
 def text(recipe: Recipe) -> str:

@@ -76,6 +76,7 @@ LAZY = {
     "svdq_trt.cli": "start-up: a command loads what it runs on when it runs",
     "svdq_trt.build.stages": "start-up: a stage is declared in one process and runs in another",
     "svdq_trt.evaluate.diff": "models where inputs are made up",
+    "svdq_trt.models.spec": "transformers is optional",
     "svdq_trt.nn": "the kernel library is there on a GPU only",
     "svdq_trt.quantize.gptq": "Triton is optional",
     "svdq_trt.runtime.choice": "either runtime alone, each with a library of its own",
