@@ -221,7 +221,7 @@ class BuildConfig:
         allow_partial: leave out the parts of a LoRA file that do not fit, instead of refusing the file.
         quantized: a quantized checkpoint (ours or another tool's) to use instead of the quantizer and all its
             options.
-        pipeline: folder of the diffusers pipeline whose other models become engines too.
+        pipeline: folder of the diffusers pipeline whose other models become engines too. quantize_t5: its T5 in 4 bits.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -256,12 +256,15 @@ class BuildConfig:
     sampling: Sampling | None = None
     rank_auto: RankAuto | None = None
     pipeline: Path | None = None
+    quantize_t5: bool = False
 
     def __post_init__(self) -> None:
         if self.rank_auto is not None:
             self.rank_auto.check()
         if self.pipeline is not None:
             require_transformers("--pipeline")
+        elif self.quantize_t5:
+            raise UsageError("--quantize-t5", "given alone", "--pipeline with it")
         for lora in self.loras:
             lora.check()
         if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:

@@ -3,13 +3,14 @@
 <out>/<model>-shared/<part>/         model.onnx(.data) of a part, for every arch
 <out>/<model>-sm_89/                 the denoiser's engine, as without --pipeline, and pipeline.json
 <out>/<model>-sm_89/<part>/          an engine folder of its own: text_encoder, text_encoder_2, vae_decoder, ...
+<out>/t5-xxl-sm_89/                  with --quantize-t5: that of T5 in 4 bits, whose files the part's folder has too
 <out>/<model>-sm_89/tokenizer/ ...   copies of what else a run reads
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from svdq_trt.artifact import manifest, pipeline_file
@@ -19,6 +20,7 @@ from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
 from svdq_trt.base.files import atomic_write, own_folder, sha256
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs, Execution
+from svdq_trt.build.folder import place
 from svdq_trt.build.made import PartMade
 from svdq_trt.build.manifest_data import part_manifest
 from svdq_trt.build.pipeline_work import PartWork, PipelineWork
@@ -59,10 +61,15 @@ class PartsBuild:
             )
             self._made[part.name] = PartMade(stage.key, self.execution.run(stage, costs), costs)
 
-    def engines(self, folder: Path, arch: int, denoiser: Manifest) -> list[Manifest]:
-        """Make the engines in the denoiser's folder, and pipeline.json. Returns the parts' manifests."""
+    def engines(self, folder: Path, arch: int, denoiser: Manifest, quantized: Mapping[str, Path]) -> list[Manifest]:
+        """Make the engines in the denoiser's folder, and pipeline.json. Returns the parts' manifests.
+
+        Args:
+            quantized: component -> the engine folder that was built of it.
+        """
         (folder / pipeline_file.NAME).unlink(missing_ok=True)  # written again once everything that it lists exists
         built = {one.part.name: self._engine(one, folder, arch) for one in self.work.parts}
+        built |= {name: _copied_engine(source, own_folder(folder, name)) for name, source in quantized.items()}
         entries = {self.work.folder.kind.denoiser: GraphEntry.of(".", denoiser)}
         entries |= {name: GraphEntry.of(name, data) for name, data in built.items()}
         files = tuple(self._copied(name, folder) for name in self.work.files)
@@ -91,3 +98,14 @@ class PartsBuild:
         with atomic_write(target) as tmp:
             shutil.copyfile(self.work.folder.path / name, tmp)
         return FileEntry(name, target.stat().st_size, sha256(target))
+
+
+def _copied_engine(source: Path, target: Path) -> Manifest:
+    """Put a whole engine folder into the denoiser's. Returns its manifest."""
+    (target / manifest.NAME).unlink(missing_ok=True)
+    data = manifest.read(source)
+    for file in (file for part in manifest.PARTS for file in manifest.files_of(getattr(data, part))):
+        assert file.sha256 is not None  # this build wrote the manifest
+        place(source / file.file, target / file.file, file.sha256)
+    manifest.write(target, data)
+    return data

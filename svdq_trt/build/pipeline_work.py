@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from svdq_trt.artifact.manifest import TensorProfile
-from svdq_trt.build.config import BuildConfig
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
+from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.calibrate.sample import check_denoiser
 from svdq_trt.checkpoint import Identity
+from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.parts import check_part, identify_part, locate_part
-from svdq_trt.models import ModelSpec
+from svdq_trt.models import MODELS, ModelSpec
 from svdq_trt.models.parts import Part
 from svdq_trt.models.pipelines import PipelineFolder
 
@@ -34,12 +38,17 @@ class PartWork:
 
 @dataclass(frozen=True)
 class PipelineWork:
-    """A pipeline with its options resolved."""
+    """A pipeline with its options resolved.
+
+    Attributes:
+        parts: in 16 bit. quantized: component -> the build of its engine in 4 bits, as a model of its own.
+    """
 
     folder: PipelineFolder
     variant: str
     random_weights: int | None
     parts: tuple[PartWork, ...]
+    quantized: Mapping[str, BuildConfig]
     files: tuple[str, ...]
 
 
@@ -53,13 +62,53 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
         return None
     folder = PipelineFolder.read(config.pipeline)
     check_denoiser(spec, config.pipeline)
-    parts = []
+    parts, quantized = [], {}
     for part in folder.parts(spec.act_dtype, sizes.profile["tokens"][2]):
+        if config.quantize_t5 and part.class_name == "T5EncoderModel":
+            quantized[part.component] = _encoder_build(config, part, sizes)
+            continue
         check_part(part, config.pipeline / part.component / "config.json")
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
         identity = identify_part(part, source, config.random_weights)
         parts.append(PartWork(part, identity, _part_sizes(part, sizes)))
-    return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), tuple(folder.copied_files()))
+    if config.quantize_t5 and not quantized:
+        raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
+    files = tuple(folder.copied_files())
+    return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
+
+
+def _encoder_build(config: BuildConfig, part: Part, sizes: Sizes) -> BuildConfig:
+    """The build of a text encoder in 4 bits, with the denoiser's options as far as they are not about its weights."""
+    assert config.pipeline is not None
+    root = config.pipeline / part.component
+    return BuildConfig(
+        _model_of(root / "config.json"),
+        config.archs,
+        config.out,
+        checkpoint=str(root) if config.random_weights is None else None,
+        random_weights=config.random_weights,
+        format=config.format,
+        rank=config.rank,
+        batch=Range(1, 1, sizes.profile["batch"][2]),
+        tokens=Range(part.tokens, part.tokens, part.tokens),
+        preset=config.preset,
+        device=config.device,
+        backend=config.backend,
+        check=config.check,
+        force=config.force,
+    )
+
+
+def _model_of(config: Path) -> str:
+    """The name of the model that a text encoder's config describes. Raises UnsupportedError: none."""
+    names = [spec.name for spec in MODELS.values() if spec.library == "transformers"]
+    for name in names:
+        try:
+            check_config(MODELS[name], config)
+            return name
+        except ArtifactError:
+            continue
+    raise UnsupportedError(f"--quantize-t5: {config}", "an encoder of another size", f"one of {', '.join(names)}")
 
 
 def _part_sizes(part: Part, sizes: Sizes) -> Sizes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,15 +74,18 @@ class Built:
 class Build:
     """One run of a BuildConfig."""
 
-    def __init__(self, config: BuildConfig, screen: Screen) -> None:
-        self.config, self.screen, self.runner = config, screen, SharingRunner()
+    def __init__(self, config: BuildConfig, screen: Screen, runner: SharingRunner | None = None) -> None:
+        """`runner` is that of the build that this one is a part of."""
+        self.config, self.screen, self.runner = config, screen, runner or SharingRunner()
         self.work: Work = plan_work(config)
         self.execution = Execution(screen, self.runner, self.work.logs, config.force)
         self.costs = Costs()  # of stages that all formats share
         self.quantized: dict[str, Made] = {}  # by format, as its first graph had it made
         self.parts: PartsBuild | None = None
-        if self.work.pipeline is not None:
-            self.parts = PartsBuild(config, self.work.pipeline, self.work.shared, self.execution, self._place)
+        self.encoders: dict[str, Build] = {}
+        if (pipeline := self.work.pipeline) is not None:
+            self.parts = PartsBuild(config, pipeline, self.work.shared, self.execution, self._place)
+            self.encoders = {name: Build(one, screen, self.runner) for name, one in pipeline.quantized.items()}
 
     def run(self) -> list[Built]:
         """Build all engines, in the order asked for.
@@ -91,11 +94,12 @@ class Build:
             SvdqError: the first stage that failed. Finished stages stay and are reused by the next run.
         """
         self._check_target()
+        encoders = {name: one.run() for name, one in self.encoders.items()}
         with self._only_writer(*(engine.folder for engine in self.work.engines)):
             sampler = RssSampler(os.getpid())
             try:
                 with self.screen:
-                    built = self._run()
+                    built = self._run(encoders)
             finally:
                 peak = sampler.stop()
             return [self._with_peak(one, peak) for one in built]
@@ -128,7 +132,7 @@ class Build:
             own_folder(self.work.shared, self.work.logs.name)
             yield
 
-    def _run(self) -> list[Built]:
+    def _run(self, encoders: Mapping[str, Sequence[Built]]) -> list[Built]:
         graphs = self.work.graphs().values()
         inputs = self._inputs()
         reference: Future[File] | None = None
@@ -150,7 +154,10 @@ class Build:
                 self._check(made[engine.shared], engine.format.name, engine.shared, outputs, inputs)
         if self.parts is not None:
             self.parts.graphs()
-        return [self._engine(engine, made[engine.shared]) for engine in self.work.engines]
+        return [
+            self._engine(engine, made[engine.shared], {name: built[index] for name, built in encoders.items()})
+            for index, engine in enumerate(self.work.engines)
+        ]
 
     @contextmanager
     def _side_by_side(self) -> Iterator[Executor]:
@@ -245,7 +252,7 @@ class Build:
 
     # ---- one engine --------------------------------------------------------------------------------------------
 
-    def _engine(self, engine: Engine, made: Made) -> Built:
+    def _engine(self, engine: Engine, made: Made, encoders: Mapping[str, Built]) -> Built:
         (engine.folder / manifest.NAME).unlink(missing_ok=True)  # written again once everything that it lists exists
         for name in (quantize.FILE, compare.FILE, export.FILE, f"{export.FILE}.data"):
             if name != compare.FILE or self.config.check:
@@ -261,7 +268,10 @@ class Build:
         )
         data = manifest_of(self.work, engine, made, costs, library, planned, incomplete, self.execution.digests)
         manifest.write(engine.folder, data)  # at once: a later engine may fail
-        parts = [] if self.parts is None else self.parts.engines(engine.folder, engine.arch, data)
+        parts: list[Manifest] = []
+        if self.parts is not None:
+            quantized = {name: one.engine.folder for name, one in encoders.items()}
+            parts = self.parts.engines(engine.folder, engine.arch, data, quantized)
         return Built(engine, data, incomplete, tuple(parts))
 
     def _place(self, source: Path, target: Path) -> None:

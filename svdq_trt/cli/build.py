@@ -136,6 +136,9 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help="a whole diffusers pipeline, whose text encoders and VAE become engines too, for `svdq-trt run`; without "
         "other weights the denoiser's are read there",
     )
+    source.add_argument(
+        "--quantize-t5", action="store_true", help="with --pipeline: its T5 in 4 bits as well, as the model t5-xxl"
+    )
     lo = p.add_argument_group("LoRA (docs/lora.md)")
     lo.add_argument(
         "--lora",
@@ -252,6 +255,7 @@ def run(args: argparse.Namespace) -> int:
         min_sqnr=args.min_sqnr,
         quantized=args.quantized,
         pipeline=args.pipeline,
+        quantize_t5=args.quantize_t5,
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots,
         allow_partial=args.allow_partial,

@@ -5,6 +5,7 @@ Weights are random and models small: the pictures are noise, but the same noise.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -18,8 +19,12 @@ pytest.importorskip("transformers", reason="transformers is not installed: text 
 SEED = 0  # of all weights
 
 
-def own_pipeline(folder, engine, spec):
-    """Diffusers' pipeline of that folder, with the weights that the build made up; its denoiser is the engine's."""
+def own_pipeline(folder, engine, spec, **given):
+    """Diffusers' pipeline of that folder, with the weights that the build made up; its denoiser is the engine's.
+
+    Args:
+        given: components that are there already.
+    """
     import diffusers
 
     from svdq_trt.checkpoint.parts import load_part
@@ -28,9 +33,9 @@ def own_pipeline(folder, engine, spec):
 
     source = PipelineFolder.read(folder)
     parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
-    made = {name: load_part(part, folder, "", SEED) for name, part in parts.items()}
+    made = {name: load_part(part, folder, "", SEED) for name, part in parts.items() if name not in given}
     modules = {name: module.to(spec.torch_dtype).eval() for name, module in made.items()}  # SDXL's own upcasts its VAE
-    options = modules | {spec.subfolder: None}
+    options = modules | given | {spec.subfolder: None}
     pipe = getattr(diffusers, source.kind.class_name).from_pretrained(folder, local_files_only=True, **options)
     return attach(pipe, OnnxSession(engine, device="cpu", threads=1))
 
@@ -150,3 +155,31 @@ def test_t5_and_a_bfloat16_pipeline(tmp_path):
     figures = {"engines": psnr(want, got), "another seed": psnr(want, other)}
     print(figures)
     assert figures["engines"] > 30 > 25 > figures["another seed"], figures
+
+
+@some_minutes
+def test_t5_in_4_bits(tmp_path):
+    """For sm_90, too. The pipeline's transformer reads text as wide as t5-tiny's, and so is no model with a name."""
+    from svdq_trt.artifact import manifest
+    from svdq_trt.checkpoint import load as load_weights
+    from svdq_trt.models import get_model
+    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.loading import load
+
+    flux, t5, folder = get_model("flux1-tiny"), get_model("t5-tiny"), tmp_path / "pipeline"
+    spec = dataclasses.replace(flux, config={**flux.config, "joint_attention_dim": t5.config["d_model"]})
+    (tmp_path / "words" / "t5").mkdir(parents=True)
+    tiny_pipelines.save("FluxPipeline", spec, tiny_pipelines.flux_parts(tmp_path / "words", **t5.config), folder)
+    words = ("--arch", "sm_90", "--no-check", "--pipeline", str(folder), "--quantize-t5", "--tokens", "16", *FIXED)
+    done = build(str(folder), tmp_path, *words)
+    assert done.returncode == 4, done.stderr
+    engine = tmp_path / "pipeline-sm_90"
+    data = manifest.read(engine / "text_encoder_2")
+    assert (data.model, data.format, len(data.quantized)) == ("t5-tiny", "w4a8", 14)
+    (got,), _ = generate(load(engine), Request("a fox", steps=2, guidance=4.0, seed=3))
+    pipe = own_pipeline(folder, engine, spec, text_encoder_2=load_weights(t5, random_seed=SEED))
+    options = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64, "max_sequence_length": 16}
+    want, other = (pipe("a fox", generator=torch.Generator().manual_seed(s), **options).images[0] for s in (3, 4))
+    figures = {"engines": psnr(want, got), "another seed": psnr(want, other)}
+    print(figures)
+    assert figures["engines"] > figures["another seed"] + 5, figures

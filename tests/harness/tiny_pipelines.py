@@ -25,22 +25,15 @@ def tokenizer(folder: Path):
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
 
 
-def t5(folder: Path, width: int):
-    """T5's tokenizer over single letters, and an encoder for it of `width` channels."""
+def t5(folder: Path, **config):
+    """T5's tokenizer over single letters, and an encoder for it, of 96 channels unless `config` says otherwise."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
     T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(folder)
-    config = T5Config(
-        vocab_size=len(pieces),
-        d_model=width,
-        d_kv=16,
-        d_ff=64,
-        num_layers=2,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )
-    return T5Tokenizer.from_pretrained(folder), T5EncoderModel(config).eval()
+    own = {"vocab_size": len(pieces), "d_model": 96, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    encoder = T5EncoderModel(T5Config(**own | {"feed_forward_proj": "gated-gelu"} | config))
+    return T5Tokenizer.from_pretrained(folder), encoder.eval()
 
 
 def clip_config(size: int, hidden: int, projection: int):
@@ -114,14 +107,14 @@ def sd3_parts(folder: Path) -> dict:
     }
 
 
-def flux_parts(folder: Path) -> dict:
-    """Around flux1-tiny's transformer: 48 pooled channels of CLIP, 96 of T5, 4 latent channels."""
+def flux_parts(folder: Path, **config) -> dict:
+    """Around flux1-tiny's transformer: 48 pooled channels of CLIP, 96 of T5 or what its `config` says, 4 latent."""
     from diffusers import FlowMatchEulerDiscreteScheduler
     from transformers import CLIPTextModel
 
     torch.manual_seed(0)
     words, size = tokenizer(folder)
-    pieces, encoder = t5(folder / "t5", 96)
+    pieces, encoder = t5(folder / "t5", **config)
     return {
         "text_encoder": CLIPTextModel(clip_config(size, 48, 48)).bfloat16().eval(),
         "text_encoder_2": encoder.bfloat16(),
@@ -137,7 +130,7 @@ def pixart_parts(folder: Path) -> dict:
     from diffusers import DPMSolverMultistepScheduler
 
     torch.manual_seed(0)
-    pieces, encoder = t5(folder / "t5", 96)
+    pieces, encoder = t5(folder / "t5")
     return {
         "text_encoder": encoder.half(),
         "tokenizer": pieces,

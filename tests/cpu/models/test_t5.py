@@ -1,0 +1,108 @@
+"""T5's encoder as a model: what its engine weighs, and which encoders of pipelines it stands for."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from svdq_trt.artifact import manifest
+from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.build.config import BuildConfig, Range
+from svdq_trt.build.pipeline import _copied_engine
+from svdq_trt.build.work import plan_work
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.models import get_model, member_tensors
+from svdq_trt.quantize.curve import node_bytes
+from tests.harness.manifests import file_entry, write_manifest
+
+pytest.importorskip("transformers", reason="transformers is not installed: T5 is its class")
+#: config.json as it lies in the folder of FLUX.1
+PUBLISHED = {
+    "architectures": ["T5EncoderModel"],
+    "classifier_dropout": 0.0,
+    "dense_act_fn": "gelu_new",
+    "dropout_rate": 0.1,
+    "is_gated_act": True,
+    "model_type": "t5",
+    "tie_word_embeddings": False,
+    **get_model("t5-xxl").config,
+}
+
+
+@pytest.mark.parametrize("fmt,most", [("int4", 2.9e9), ("w4a8", 2.9e9), ("nvfp4", 3.0e9)])
+def test_xxl_takes_a_third_of_its_16_bit_weights(fmt, most):
+    spec = get_model("t5-xxl")
+    module = spec.build()
+    groups = spec.groups(module)
+    total = 2 * spec.parameters
+    for group in groups:
+        weights = member_tensors(module, group)[0]
+        n, k = sum(len(w) for w in weights), weights[0].shape[1]
+        total += node_bytes(FORMATS[fmt], n, k, 32) - 2 * n * k
+    assert total < most, total
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline of flux1-tiny without weights, with T5 XXL."""
+    index = {
+        "_class_name": "FluxPipeline",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    configs = {"transformer": dict(get_model("flux1-tiny").config), "vae": {}, "text_encoder_2": PUBLISHED}
+    for name, content in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    return tmp_path
+
+
+def work(folder, model="flux1-tiny"):
+    config = BuildConfig(
+        model, (89,), folder / "out", random_weights=0, check=False, rank=64, pipeline=folder, quantize_t5=True
+    )
+    return plan_work(config).pipeline
+
+
+def test_published_t5_is_a_build_of_its_own(folder):
+    found = work(folder)
+    (config,) = found.quantized.values()
+    assert (*found.quantized, config.model, config.rank, config.check) == ("text_encoder_2", "t5-xxl", 64, False)
+    assert (config.batch, config.tokens) == (Range(1, 1, 2), Range(16, 16, 16))
+    assert [one.part.name for one in found.parts] == ["vae_decoder", "vae_encoder"]
+
+
+def test_t5_without_a_recipe_is_refused_before_any_work(folder):
+    path = folder / "text_encoder_2" / "config.json"
+    path.write_text(json.dumps(PUBLISHED | {"num_layers": 12}))
+    with pytest.raises(
+        UnsupportedError, match=r"config\.json: an encoder of another size, want one of t5-xxl, t5-tiny"
+    ):
+        work(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["text_encoder_2"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UsageError, match=r"--quantize-t5: .* has no T5EncoderModel, want a pipeline with one"):
+        work(folder)
+    with pytest.raises(UsageError, match="--quantize-t5: given alone, want --pipeline with it"):
+        BuildConfig("flux1-tiny", (89,), folder, quantize_t5=True)
+
+
+def test_an_engine_is_put_into_the_pipelines_folder_whole(tmp_path):
+    source, target = tmp_path / "t5-xxl-sm_89", tmp_path / "text_encoder_2"
+    for one in (source, target):
+        one.mkdir()
+    names = {"plan": "model.plan", "onnx": "model.onnx", "plugin": "libplugin.so"}
+    for name in (*names.values(), "model.onnx.data"):
+        (source / name).write_text(name)
+    files = {part: file_entry(source / name, version="1.0.0") for part, name in names.items()}
+    data = file_entry(source / "model.onnx.data")
+    files["onnx"] |= {"data": data, "bytes": files["onnx"]["bytes"] + data["bytes"]}
+    write_manifest(source, model="t5-xxl", **files)
+    assert _copied_engine(source, target) == manifest.verify(target, parts=(*names,)) == manifest.read(source)
