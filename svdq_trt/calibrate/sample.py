@@ -25,7 +25,7 @@ from svdq_trt.checkpoint.locate import locate
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.denoiser import Denoiser, component_of
-from svdq_trt.models.pipelines import INDEX, call_arguments
+from svdq_trt.models.pipelines import INDEX, call_arguments, read_picture
 
 _KEY = "svdq.sampling"  # key in the safetensors metadata: how the inputs were made
 
@@ -115,7 +115,7 @@ def sample_inputs(
     for index, wanted in sorted(chosen.items()):
         recorder.begin(wanted)
         files = zip(spec.pictures, prompts[index].pictures, strict=True)
-        pictures = {name: _picture(file, pictures_size) for name, file in files}
+        pictures = {name: read_picture(file, pictures_size) for name, file in files}
         try:
             pipe(prompt=prompts[index].text, **pictures, generator=torch.Generator().manual_seed(seed + index), **asked)
         except _EnoughError:
@@ -140,18 +140,6 @@ def sample_inputs(
     }
     save_tensors(out, recorder.tensors(), {_KEY: json.dumps(note)})
     return recorder.count
-
-
-def _picture(file: Path, size: tuple[int, int] | None) -> Any:
-    """The picture of a file, as diffusers' pipelines take it; of `size`, width and height, if that is given."""
-    from diffusers.utils.loading_utils import load_image
-
-    try:
-        picture = load_image(str(file))
-        return picture if size is None else picture.resize(size)
-    except Exception as error:  # whatever a damaged file makes the decoders stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise ArtifactError(str(file), f"cannot be read ({reason})", "a picture") from error
 
 
 class _EnoughError(Exception):

@@ -21,13 +21,14 @@ NAME = "run"
 HELP = "prompt -> picture, by the engines of `svdq-trt build --pipeline`"
 EPILOG = """\
 The engines run in TensorRT where they have plans and there is a GPU, else their ONNX files in ONNX Runtime, slowly.
-What is not given is the pipeline's own default, and for the size what the engine is tuned for. Text to image alone:
-image to image, inpainting, ControlNet and IP-Adapter are not there.
+What is not given is the pipeline's own default, and for the size what the engine is tuned for. --image starts from a
+picture, which gets that size. Inpainting, ControlNet and IP-Adapter are not there.
 
 examples:
   svdq-trt run engines/sdxl-sm_89 --prompt "a photo of a fox" --out fox.png
   svdq-trt run engines/sdxl-sm_89 --prompt "a fox" --negative "blurry" --steps 30 --guidance 6 --seed 7 --size 1024x768
   svdq-trt run engines/flux1-dev-sm_89 --prompt "a fox" --batch 2 --lora style.safetensors:0.8
+  svdq-trt run engines/sdxl-sm_89 --prompt "a fox in snow" --image fox.png --strength 0.6
 """
 
 
@@ -39,6 +40,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--guidance", type=float, metavar="G", help="scale of the guidance")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="of the first picture's noise (default 0)")
     p.add_argument("--size", metavar="WxH", help="of the picture in pixels; one number for a square")
+    p.add_argument("--image", type=Path, metavar="FILE", help="a picture to start from")
+    p.add_argument("--strength", type=float, metavar="S", help="with --image: how much it is changed, up to 1")
     p.add_argument("--batch", type=int, default=1, metavar="N", help="pictures at once: out-0.png, ... (default 1)")
     p.add_argument(
         "--lora",
@@ -60,7 +63,18 @@ def run(args: argparse.Namespace) -> int:
         from svdq_trt.runtime.generate import Request, generate
         from svdq_trt.runtime.loading import load
 
-    request = Request(args.prompt, args.negative, args.steps, args.guidance, args.seed, width, height, args.batch)
+    request = Request(
+        args.prompt,
+        args.negative,
+        args.steps,
+        args.guidance,
+        args.seed,
+        width,
+        height,
+        args.batch,
+        args.image,
+        args.strength,
+    )
     loras = [(lora.path, lora.strength) for lora in _loras(args.lora)]
     pipe: Any = load(args.engine, runtime=args.runtime, **opening(args))
     session: Any

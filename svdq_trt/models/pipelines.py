@@ -167,6 +167,37 @@ def call_arguments(
     }
 
 
+def read_picture(file: Path, size: tuple[int, int] | None = None) -> Any:
+    """The picture of a file, as pipelines take it; of `size`, width and height, if that is given.
+
+    Raises:
+        ArtifactError: none, or damaged.
+    """
+    from diffusers.utils.loading_utils import load_image
+
+    try:
+        picture = load_image(str(file))
+        return picture if size is None else picture.resize(size)
+    except Exception as error:  # whatever a damaged file makes the decoders stumble over
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise ArtifactError(str(file), f"cannot be read ({reason})", "a picture") from error
+
+
+def from_picture(pipe: Any) -> Any:
+    """Diffusers' pipeline from a picture to a picture that has the components of `pipe`.
+
+    Raises:
+        UnsupportedError: there is none.
+    """
+    from diffusers import AutoPipelineForImage2Image
+
+    try:
+        return AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError:
+        name, want = type(pipe).__name__, "a pipeline of which diffusers has one for pictures"
+        raise UnsupportedError("--image", f"given to a {name}", want) from None
+
+
 def _dtype(class_name: str, config: Mapping[str, Any], act_dtype: str) -> str:
     """A part's dtype, in a pipeline that computes in `act_dtype`.
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
-from svdq_trt.models.pipelines import KINDS, call_arguments
+from svdq_trt.models.pipelines import KINDS, PipelineKind, call_arguments, from_picture, read_picture
 from svdq_trt.models.stand_in import Runs, StandIn
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Request:
     Attributes:
         prompt, negative: the text, and what to keep away from. steps: of denoising. guidance: its scale.
         seed: of the first picture's noise; the next one's is one more. width, height: pixels. count: of pictures.
+        image: file of a picture to start from. strength: share of the steps by which it is changed.
     """
 
     prompt: str
@@ -41,6 +43,8 @@ class Request:
     width: int | None = None
     height: int | None = None
     count: int = 1
+    image: Path | None = None
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         for option, value in (("--steps", self.steps), ("--batch", self.count)):
@@ -50,6 +54,10 @@ class Request:
             raise UsageError("--seed", str(self.seed), "0 to 2^62")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise UsageError("--guidance", str(self.guidance), "a finite number")
+        if self.strength is not None and self.image is None:
+            raise UsageError("--strength", "given alone", "--image with it")
+        if self.strength is not None and not 0 < self.strength <= 1:
+            raise UsageError("--strength", str(self.strength), "above 0, at most 1")
 
 
 @dataclass
@@ -74,10 +82,13 @@ def generate(pipe: Any, request: Request) -> tuple[list[Image], Times]:
         the pictures; the times of "text", "steps" and "VAE".
 
     Raises:
-        UnsupportedError: a negative prompt for a pipeline in which it has no effect.
+        UnsupportedError: a negative prompt for a pipeline in which it has no effect, a picture for one that takes none.
+        ArtifactError: a picture that cannot be read.
         ShapeError: a size, or a number of pictures, that the engines do not take.
     """
-    asked = _arguments(pipe, request)
+    kind = KINDS[type(pipe).__name__]
+    pipe = pipe if request.image is None else from_picture(pipe)
+    asked = _arguments(pipe, kind, request)
     times = Times()
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]
     sessions = [module.runner for module in modules]
@@ -90,9 +101,8 @@ def generate(pipe: Any, request: Request) -> tuple[list[Image], Times]:
             module.runner = session
 
 
-def _arguments(pipe: Any, request: Request) -> dict[str, Any]:
+def _arguments(pipe: Any, kind: PipelineKind, request: Request) -> dict[str, Any]:
     """The keywords of the pipeline's call."""
-    kind = KINDS[type(pipe).__name__]
     if request.negative is not None and not kind.negative:
         raise UnsupportedError("--negative", f"given to a {kind.class_name}", "no negative prompt: it has no effect")
     denoiser = getattr(pipe, kind.denoiser)
@@ -102,6 +112,10 @@ def _arguments(pipe: Any, request: Request) -> dict[str, Any]:
     asked = call_arguments(pipe, spec, height, width, own["frames"], request.steps, request.guidance)
     if request.negative is not None:
         asked["negative_prompt"] = request.negative
+    if request.image is not None:
+        asked["image"] = read_picture(request.image, (width, height))
+    if request.strength is not None:
+        asked["strength"] = request.strength
     asked["num_images_per_prompt"] = request.count
     asked["generator"] = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
     if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:

@@ -136,6 +136,8 @@ def test_files_stay_in_the_folder(name, tmp_path):
         (["--batch", "0"], "--batch: 0, want at least 1"),
         (["--seed", "-1"], "--seed: -1, want 0 to 2"),
         (["--guidance", "nan"], "--guidance: nan, want a finite number"),
+        (["--strength", "0.5"], "--strength: given alone, want --image with it"),
+        (["--image", "fox.png", "--strength", "2"], "--strength: 2.0, want above 0, at most 1"),
     ],
 )
 def test_options_of_run_that_make_no_sense(words, text, tmp_path):

@@ -117,14 +117,40 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
     assert figures["spread"] > 1 and figures["same"] > 45 > 25 > figures["another seed"], figures
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline"])
+def test_a_picture_changes_as_in_diffusers_own_pipeline(name, tmp_path, monkeypatch):
+    from diffusers import AutoPipelineForImage2Image
+
+    own, out = tiny(name, tmp_path, monkeypatch)
+    tiny_pipelines.picture(64, 64).save(tmp_path / "fox.png")
+    asked = {"width": 128, "height": 64, "steps": 4, "guidance": 4.0, "seed": 3}
+    pipe = loading.load(out, runtime="onnx")
+    (got,), times = generate(pipe, Request("a fox", image=tmp_path / "fox.png", strength=0.5, **asked))
+    assert times.runs["steps"] == 2 and got.size == (128, 64)
+    call = {"image": tiny_pipelines.picture(64, 64).resize((128, 64)), "strength": 0.5, "num_inference_steps": 4}
+    call |= {"width": 128, "height": 64, "max_sequence_length": 16} if name == "FluxPipeline" else {}
+    own = AutoPipelineForImage2Image.from_pipe(own)
+    want, other = (
+        own("a fox", generator=torch.Generator().manual_seed(s), guidance_scale=4.0, **call).images[0] for s in (3, 4)
+    )
+    figures = {"same": psnr(want, got), "another seed": psnr(want, other)}
+    print(figures)
+    assert figures["same"] > 40 > 30 > figures["another seed"], figures
+
+
 def test_what_has_no_effect_is_refused(tmp_path, monkeypatch):
     pipe = loading.load(tiny("FluxPipeline", tmp_path, monkeypatch)[1], runtime="onnx")
     with pytest.raises(UnsupportedError, match="--negative: given to a FluxPipeline, want no negative prompt"):
         generate(pipe, Request("a fox", negative="dogs"))
+    (tmp_path / "fox.png").write_text("no picture")
+    with pytest.raises(ArtifactError, match=r"fox\.png: cannot be read \(.*\), want a picture"):
+        generate(pipe, Request("a fox", image=tmp_path / "fox.png"))
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
     _, out = tiny("PixArtSigmaPipeline", tmp_path, monkeypatch)
+    with pytest.raises(UnsupportedError, match="--image: given to a PixArtSigmaPipeline, want a pipeline of which"):
+        generate(loading.load(out, runtime="onnx"), Request("a fox", image=out / "fox.png"))
     file = next((out / "tokenizer").glob("*.json"))
     content = file.read_bytes()
     file.write_bytes(content + b" ")
