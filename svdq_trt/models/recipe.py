@@ -85,10 +85,10 @@ class Recipe:
 def in_float32(model: nn.Module | type[nn.Module], name: str) -> bool:
     """Whether its library keeps the parameter or layer called `name` in f32 in a 16-bit model of this class.
 
-    transformers has two such lists, one of which is for f16 alone: no model of its own has that dtype here.
+    transformers has two such lists; that without `strict` is for f16, which none of its models has here.
     """
-    name_of_list = f"_keep_in_fp32_modules{'_strict' if hasattr(model, '_keep_in_fp32_modules_strict') else ''}"
-    kept = getattr(model, name_of_list, None) or ()
+    strict, plain = "_keep_in_fp32_modules_strict", "_keep_in_fp32_modules"
+    kept = getattr(model, strict if hasattr(model, strict) else plain, None) or ()
     return not set(kept).isdisjoint(name.split("."))
 
 

@@ -46,7 +46,8 @@ class _Gated(nn.Module):
     def __init__(self, mlp: Any) -> None:
         super().__init__()
         self.wi_0, self.wi_1, self.wo = mlp.wi_0, mlp.wi_1, mlp.wo
-        self.act = nn.GELU(approximate="tanh")
+        is_tanh = type(mlp.act).__name__ == "NewGELUActivation"  # the same, spelled out
+        self.act = nn.GELU(approximate="tanh") if is_tanh else mlp.act
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""

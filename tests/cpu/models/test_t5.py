@@ -7,10 +7,11 @@ import json
 import pytest
 
 from svdq_trt.artifact import manifest
-from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.pipeline import _copied_engine
 from svdq_trt.build.work import plan_work
+from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import get_model, member_tensors
 from svdq_trt.quantize.curve import node_bytes
@@ -41,6 +42,14 @@ def test_xxl_takes_a_third_of_its_16_bit_weights(fmt, most):
         n, k = sum(len(w) for w in weights), weights[0].shape[1]
         total += node_bytes(FORMATS[fmt], n, k, 32) - 2 * n * k
     assert total < most, total
+
+
+def test_another_activation_is_another_model(tmp_path):
+    path = tmp_path / "config.json"
+    for name in ("gated-silu", "relu"):
+        path.write_text(json.dumps(PUBLISHED | {"feed_forward_proj": name}))
+        with pytest.raises(ArtifactError, match=f"feed_forward_proj is '{name}', want 'gated-gelu' for t5-xxl"):
+            check_config(get_model("t5-xxl"), path)
 
 
 @pytest.fixture
