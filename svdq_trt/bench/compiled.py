@@ -52,7 +52,7 @@ def fp8_linears(spec: ModelSpec, module: nn.Module) -> set[str]:
 
 def random_module(spec: ModelSpec, fp8: bool, device: str) -> nn.Module:
     """The model with random weights on `device`; a linear that becomes fp8 never has a 16-bit neighbour waiting."""
-    module = spec.build()
+    module = spec.build(tables=True)
     weights, low = RandomWeights(spec, module, _SEED), fp8_linears(spec, module) if fp8 else set()
     for name in weights.names:
         owner, _, leaf = name.rpartition(".")

@@ -215,19 +215,20 @@ class ModelSpec:
         return torch.float32 if in_float32(self.model_class(), name) else self.torch_dtype
 
     def build(
-        self, dtype: torch.dtype | None = None, device: str | torch.device = "meta", tables: bool = True
+        self, dtype: torch.dtype | None = None, device: str | torch.device = "meta", tables: bool | None = None
     ) -> nn.Module:
         """The module in eval mode, without gradients. On "meta" it costs no memory; elsewhere it is random.
 
         Args:
             dtype: dtype of all parameters; `weight_dtype` when None.
             device: "meta", "cpu", ...
-            tables: on meta, too, what the class computes besides parameters has its values, for models without a file
-                of ours; families of others see to that.
+            tables: on meta, too, what the class computes besides parameters has its values. By default so for models
+                without a file of ours: families of others see to that where the module is wrapped.
         """
-        with ParametersOnMeta() if self.description and tables and str(device) == "meta" else torch.device(device):
+        tables = bool(self.description) if tables is None else tables
+        with ParametersOnMeta() if tables and str(device) == "meta" else torch.device(device):
             module = self.model_class()(**self.config)
-        if self.description and tables:
+        if tables:
             parameters_to(module, device)
         self.family.prepare(module)
         # nn.Module's own `to`: diffusers' override logs a warning about modules that stay in f32.

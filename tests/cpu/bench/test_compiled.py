@@ -10,8 +10,11 @@ from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.bench import compiled
 from svdq_trt.bench.compiled import E4M3_MAX, Fp8Linear, TorchContender, fp8_linears, random_module
 from svdq_trt.checkpoint.random_weights import fill_random
-from svdq_trt.models import get_model
+from svdq_trt.models import MODELS, get_model
 from tests.harness.stopped_clock import StoppedClock
+
+#: a twin of each family
+ONE_OF_EACH = sorted({type(s.family): name for name, s in reversed(MODELS.items()) if "tiny" in name}.values())
 
 
 @torch.no_grad()
@@ -49,6 +52,17 @@ def test_weights_are_those_of_the_seed_in_fp8_or_16_bit():
                 weight, scale = compiled.to_fp8(layer.weight)
                 assert torch.equal(other.weight.t().view(torch.uint8), weight.view(torch.uint8))
                 assert torch.equal(other.scale, scale)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+@torch.no_grad()
+def test_the_module_runs_as_its_pipeline_calls_it(name):
+    """Nothing of it is left on meta: tables that a class computes in its constructor have values."""
+    spec = get_model(name)
+    low = spec.profile.sizes(0)
+    inputs = dict(zip((io.name for io in spec.inputs), spec.example_inputs(**low, seed=0), strict=True))
+    y = random_module(spec, False, "cpu")(**spec.family.arguments(inputs), return_dict=False)[0]
+    assert all(part.isfinite().all() for part in (y if isinstance(y, list) else [y]))
 
 
 def test_fp8_needs_a_gpu_that_has_it(monkeypatch):
