@@ -114,7 +114,8 @@ def _arguments() -> argparse.Namespace:
         default="fp16,w4a8",
         help="fp16; diffusers (the same, FLUX's rotation as "
         "diffusers writes it); formats of svdq_trt/contract/formats.py, or with a size below which nodes are in "
-        "16 bit: w4a8<2M; a quantized one with +plugin-attention or +tensorrt-attention, else as --attention auto says "
+        "16 bit, w4a8<2M, or nodes by pattern, w4a8~*.to_out.0; a quantized "
+        "one with +plugin-attention or +tensorrt-attention, else as --attention auto says "
         "for --target, the GPU present, or sm_90",
     )
     p.add_argument("--rank", type=int, default=32)

@@ -1,4 +1,4 @@
-"""What an engine of a run is, from its name: ``w4a8``, ``w4a8<2M``, ``w4a8+tensorrt-attention``."""
+"""What an engine of a run is, from its name: ``w4a8<2M``, ``w4a8~*.to_out.0``, ``w4a8+tensorrt-attention``."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Parse FORMAT[<SIZE][+CHOICE-attention].
+        """Parse FORMAT[<SIZE][~PATTERN]...[+CHOICE-attention]; what --skip names by size or by pattern is in 16 bit.
 
         Raises:
             UsageError: another format or choice.
         """
         linears, plus, attention = text.partition("+")
+        linears, *patterns = linears.split("~")
         precision, less, limit = linears.partition("<")
         if precision not in (*PLAIN, *FORMATS):
             raise UsageError("--formats", f"'{precision}'", f"one of {', '.join((*PLAIN, *FORMATS))}")
@@ -38,7 +39,7 @@ class Variant:
         if choice not in ATTENTION_CHOICES or (plus and not attention.endswith("-attention")):
             known = ", ".join(f"+{c}-attention" for c in ATTENTION_CHOICES)
             raise UsageError("--formats", f"'{text}'", f"one of {known} behind a format")
-        return cls(precision, (less + limit,) if less else (), choice)
+        return cls(precision, (*((less + limit,) if less else ()), *patterns), choice)
 
     def head_sizes(self, arch: int) -> tuple[int, ...]:
         """Head sizes of the attentions that are the plugin's: none in a model that is not quantized."""
