@@ -58,6 +58,7 @@ def main() -> int:
             "target": args.target,
             "backend": args.backend,
             "embed": args.host_code,
+            "weight_streaming": args.weight_streaming,
             "fuse_mlp": args.fuse_mlp,
         }
         kind = "graph" if args.stage == "graphs" else "make"
@@ -124,6 +125,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
     p.add_argument("--backend", default="auto")
     p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
+    p.add_argument("--weight-streaming", action="store_true", help="engines for `svdq-trt bench --weight-budget`")
     p.add_argument(
         "--torch-device",
         default="cuda",

@@ -141,7 +141,8 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     library = plugin_lib.load_into(backend.module)
     profiles = [TensorProfile(**_ranges(spec, io, job["profile"])) for io in spec.inputs]
     onnx, plan = folder / "model.onnx", folder / "model.plan"
-    info = build_plan(backend, onnx, arch, profiles, plan, _silent, embed=library.path if job["embed"] else None)
+    embed, streaming = library.path if job["embed"] else None, job.get("weight_streaming", False)
+    info = build_plan(backend, onnx, arch, profiles, plan, _silent, embed, streaming)
     clock.lap("plan")
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in info.layers]))
     (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads anymore
@@ -156,7 +157,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
             rank=job["rank"],
             backend=BackendEntry(backend.name, backend.version),
             plugin=PluginEntry(library.path.name, library.version, library.sha256, job["embed"]),
-            plan=PlanEntry(plan.name, info.bytes, info.sha256),
+            plan=PlanEntry(plan.name, info.bytes, info.sha256, streaming),
             onnx=OnnxEntry(onnx.name, onnx.stat().st_size),
             inputs=tuple(Tensor.of(p) for p in profiles),
             outputs=(),

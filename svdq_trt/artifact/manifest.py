@@ -111,6 +111,7 @@ class PlanEntry(Entry, frozen=True):
     file: Annotated[str, _says("its name in the folder")]
     bytes: Annotated[int, _says("its size", **COUNT)]
     sha256: Annotated[str, _says("its digest", **DIGEST)]
+    weight_streaming: Annotated[bool, _says("weights may stay in host memory, see Session's weight_budget")] = False
 
 
 class OnnxEntry(Entry, frozen=True):

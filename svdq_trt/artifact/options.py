@@ -33,6 +33,7 @@ class Options(Entry, frozen=True, kw_only=True):
     preset: Annotated[str, says("--preset")] = "not recorded"
     calibration: Annotated[str | None, says("--calibration")] = None
     sampling: Annotated[SamplingOption | None, says("--calibration-prompts")] = None
+    weight_streaming: Annotated[bool, says("--weight-streaming")] = False
     skip: Annotated[tuple[str, ...], says("--skip")] = ()
     batch: Annotated[SizeOption | None, says("--batch")] = None
     height: Annotated[SizeOption | None, says("--height")] = None

@@ -35,6 +35,7 @@ class EngineContender:
         folder, data: the folder and its manifest.
         feed: the inputs by name, in f32 where the model has floats.
         open_session: opens a session; its argument says whether with the runtime cache.
+        weight_budget: bytes of weights that it keeps on the GPU; None: all.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class EngineContender:
         feed: Mapping[str, np.ndarray],
         open_session: Callable[[bool], Timeable],
         clock: Clock,
+        weight_budget: int | None = None,
     ) -> None:
-        self.name = str(folder)
+        self.name = str(folder) if weight_budget is None else f"{folder}, {weight_budget / 1e9:.2f} GB"
+        self._budget = weight_budget
         self._data, self._feed, self._open, self._clock = data, feed, open_session, clock
         self._session: Timeable | None = None
         self._inputs: dict[str, torch.Tensor] = {}
@@ -129,4 +132,5 @@ class EngineContender:
             "plugin": "" if data.plugin is None else data.plugin.version,
             "plan_bytes": data.plan.bytes,
             "plan_sha256": data.plan.sha256,
+            "weight_budget_bytes": self._budget,
         }

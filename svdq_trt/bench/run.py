@@ -35,6 +35,7 @@ class Options:
         rounds, repeat: number of rounds, and of timed calls in each. graph: as CUDA graphs.
         profile: also the parts of a call. device: index of the GPU.
         inputs: a .safetensors file of inputs, in place of synthetic ones of `sizes` and `seed`.
+        weight_budgets: bytes of weights on the GPU, each a contender beside each engine with all of them.
         choose: where the link to the faster engine will be, None without.
         allow_host_code, allow_arch_mismatch: see Session.
     """
@@ -49,6 +50,7 @@ class Options:
     inputs: Path | None = None
     sizes: Mapping[str, int | None] | None = None
     seed: int = 0
+    weight_budgets: tuple[int, ...] = ()
     choose: Path | None = None
     allow_host_code: bool = False
     allow_arch_mismatch: bool = False
@@ -83,9 +85,10 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
         raise UnsupportedError(f"CUDA device {options.device}", "not found", "an NVIDIA GPU and its driver", fix)
     spec, clock = get_model(model.source), CudaClock(options.device)
 
-    def opener(folder: Path) -> Callable[[bool], Session]:
+    def opener(folder: Path, budget: int | None) -> Callable[[bool], Session]:
         return lambda cached: Session(
             folder,
+            weight_budget=budget,
             allow_host_code=options.allow_host_code,
             allow_arch_mismatch=options.allow_arch_mismatch,
             device=options.device,
@@ -95,7 +98,9 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
         )
 
     contenders: list[Contender] = [
-        EngineContender(folder, data, feed, opener(folder), clock) for folder, data in engines.items()
+        EngineContender(folder, data, feed, opener(folder, budget), clock, budget)
+        for folder, data in engines.items()
+        for budget in (None, *options.weight_budgets)
     ]
     contenders += [
         TorchContender(spec, precision, lambda: on_device(spec, feed, clock.device), clock, options.graph)
@@ -127,6 +132,10 @@ def _read(options: Options) -> dict[Path, Manifest]:
     for folder, data in others:
         if data.model != one.model:
             raise ArtifactError(str(folder), f"an engine of {data.model}", f"one of {one.model}, as {first} is")
+    for folder, data in engines.items():
+        if options.weight_budgets and not (data.plan and data.plan.weight_streaming):
+            got = f"{folder}: built without --weight-streaming"
+            raise UsageError("--weight-budget", got, "an engine that was built with it")
     if options.choose is not None:
         if len(engines) < 2:
             raise UsageError("--choose", "one engine", "two or more to choose from")

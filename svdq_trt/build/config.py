@@ -8,7 +8,6 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from svdq_trt.base.device import check_device
 from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.base.extras import install
 from svdq_trt.base.files import sha256
+from svdq_trt.base.units import parse_bytes
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
 from svdq_trt.quantize.preset import DEFAULT_PRESET, get_preset
 
@@ -122,20 +122,6 @@ class RankAuto:
             raise UsageError("--sensitivity", f"'{self.sensitivity}': no such file", "a file of svdq-trt sensitivity")
 
 
-def parse_bytes(option: str, text: str) -> int:
-    """Parse ``2200000000``, ``2.2GB``, ``700 MB`` or ``1.5GiB`` as bytes, rounded down. Raises UsageError."""
-    units = {
-        "": 1,
-        "b": 1,
-        **{f"{p}b": 1000**i for i, p in enumerate("kmgt", 1)},
-        **{f"{p}ib": 1024**i for i, p in enumerate("kmgt", 1)},
-    }
-    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in units:
-        raise UsageError(option, f"'{text}'", "a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB")
-    return int(Fraction(match[1]) * units[match[2]])
-
-
 @dataclass(frozen=True)
 class Sampling:
     """``--calibration-prompts``: calibration inputs are recorded in a pipeline, see calibrate/sample.py.
@@ -215,6 +201,7 @@ class BuildConfig:
         out: output root. backend: auto, tensorrt or tensorrt-rtx.
         fuse_mlp: two linears with GELU, GEGLU or SwiGLU between them are one op, where there is one.
         attention: auto, plugin or tensorrt: whose attention an engine has.
+        weight_streaming: engines run with fewer of their weights in GPU memory, if asked to.
         check: compare with the FP16 model. min_sqnr: gate in dB.
         loras: LoRAs to put into the low-rank branches, after quantization.
         lora_slots: rank per linear to fill at run time.
@@ -245,6 +232,7 @@ class BuildConfig:
     backend: str = "auto"
     fuse_mlp: bool = True
     attention: str = "auto"
+    weight_streaming: bool = False
     check: bool = True
     min_sqnr: float | None = None
     force: bool = False

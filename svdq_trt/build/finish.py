@@ -45,7 +45,8 @@ def _finish(folder: Path, backend_choice: str) -> Path:
     backend, library = select(backend_choice, arch), None if data.plugin is None else plugin_lib.find()
     if library is not None:
         plugin_lib.require_arch(library, arch)
-    stage = Plan.of(folder, "", arch, backend, tuple(tensor.profile for tensor in data.inputs), library)
+    profiles = tuple(tensor.profile for tensor in data.inputs)
+    stage = Plan.of(folder, "", arch, backend, profiles, library, data.options.weight_streaming)
     stage = replace(stage, onnx=File("", path=folder / Path(data.onnx.file).name))  # the file that was verified
     remove_leftovers(folder, stage.files)
     with Screen() as screen, screen.stage(stage.label) as progress:

@@ -84,9 +84,7 @@ class PartsBuild:
             self.place(self.shared / one.part.name / name, own / name)
         made = self._made[one.part.name]
         costs = made.costs.copy()
-        planned, incomplete = plan_engine(
-            self.execution, self.config.backend, own, made.key, arch, one.inputs(), None, costs
-        )
+        planned, incomplete = plan_engine(self.execution, self.config, own, made.key, arch, one.inputs(), None, costs)
         data = part_manifest(self.config, one, made, own, arch, costs, planned, incomplete, self.execution.digests)
         manifest.write(own, data)
         return data

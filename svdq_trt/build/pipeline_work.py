@@ -94,6 +94,7 @@ def _encoder_build(config: BuildConfig, part: Part, sizes: Sizes) -> BuildConfig
         preset=config.preset,
         device=config.device,
         backend=config.backend,
+        weight_streaming=config.weight_streaming,
         check=config.check,
         force=config.force,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import IncompleteError
+from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.stages.plan import FILE, Plan, Planned
 from svdq_trt.engine.backend import select
@@ -14,7 +15,7 @@ from svdq_trt.engine.plugin_lib import PluginLibrary
 
 def plan_engine(
     execution: Execution,
-    backend_choice: str,
+    config: BuildConfig,
     folder: Path,
     graph_id: str,
     arch: int,
@@ -22,14 +23,15 @@ def plan_engine(
     library: PluginLibrary | None,
     costs: Costs,
 ) -> tuple[Planned | None, IncompleteError | None]:
-    """Build the plan of the model.onnx in `folder`; arguments as Plan.of's.
+    """Build the plan of the model.onnx in `folder`; arguments behind `config` as Plan.of's.
 
     Returns:
         the plan, or the error that says why nothing here can build it.
     """
     try:
-        backend = select(backend_choice, arch)
+        backend = select(config.backend, arch)
     except IncompleteError as error:
         (folder / FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
         return None, error
-    return execution.run(Plan.of(folder, graph_id, arch, backend, profiles, library), costs), None
+    plan = Plan.of(folder, graph_id, arch, backend, profiles, library, config.weight_streaming)
+    return execution.run(plan, costs), None

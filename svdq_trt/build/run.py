@@ -262,9 +262,9 @@ class Build:
             self._place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE)
         library = plugin_lib.find()
         copy_plugin(library.path, engine.folder)
-        costs, backend, profiles = made.costs.copy(), self.config.backend, self.work.inputs()
+        costs, profiles = made.costs.copy(), self.work.inputs()
         planned, incomplete = plan_engine(
-            self.execution, backend, engine.folder, made.graph.id, engine.arch, profiles, library, costs
+            self.execution, self.config, engine.folder, made.graph.id, engine.arch, profiles, library, costs
         )
         data = manifest_of(self.work, engine, made, costs, library, planned, incomplete, self.execution.digests)
         manifest.write(engine.folder, data)  # at once: a later engine may fail

@@ -13,6 +13,7 @@ from svdq_trt import __version__
 from svdq_trt.base.errors import EXIT_OK, UsageError
 from svdq_trt.base.files import atomic_write
 from svdq_trt.base.terminal import say
+from svdq_trt.base.units import parse_bytes
 from svdq_trt.contract.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
         metavar="PRECISION",
         help="also diffusers' own module under torch.compile: 16bit (if no word follows), or fp8 for its linears in "
         "e4m3, scaled by row and token; random weights",
+    )
+    p.add_argument(
+        "--weight-budget",
+        action="append",
+        default=[],
+        metavar="BYTES",
+        help="also each engine with that much of its weights on the GPU, as 2GB or 0; repeatable",
     )
     p.add_argument("--choose", type=Path, metavar="DEST", help="make DEST a link to the fastest engine")
     m = p.add_argument_group("measuring")
@@ -93,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         inputs=args.inputs,
         sizes=sizes,
         seed=args.seed,
+        weight_budgets=tuple(parse_bytes("--weight-budget", text) for text in args.weight_budget),
         choose=args.choose,
         allow_host_code=args.allow_host_code,
         allow_arch_mismatch=args.allow_arch_mismatch,
@@ -119,6 +128,8 @@ def _check(args: argparse.Namespace, sizes: dict[str, int | None]) -> None:
     for name, value in (("--rounds", args.rounds), ("--repeat", args.repeat)):
         if value < 1:
             raise UsageError(name, str(value), "1 or more")
+    if args.choose is not None and args.weight_budget:
+        raise UsageError("--choose", "given with --weight-budget", "one of them", "A link holds no budget.")
     if args.inputs is not None and any(sizes.values()):
         raise UsageError("--inputs", "given with sizes", "one of them", "The file's tensors have their own sizes.")
     if args.out is not None and args.out.is_dir():

@@ -173,6 +173,11 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help=f"whose: plugin, tensorrt, or auto (default): the plugin's for head sizes where it was measured "
         f"faster ({measured}), else TensorRT's",
     )
+    e.add_argument(
+        "--weight-streaming",
+        action="store_true",
+        help="the engine can keep weights in host memory: Session(weight_budget=...), bench --weight-budget",
+    )
     c = p.add_argument_group("check")
     c.add_argument(
         "--check",
@@ -261,6 +266,7 @@ def run(args: argparse.Namespace) -> int:
         allow_partial=args.allow_partial,
         fuse_mlp=args.fuse_mlp,
         attention=args.attention,
+        weight_streaming=args.weight_streaming,
     )
     from svdq_trt.build.run import build, gate
     from svdq_trt.build.summary import print_summary

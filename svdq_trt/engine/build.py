@@ -36,11 +36,13 @@ def build_plan(
     plan: Path,
     progress: Progress,
     embed: Path | None = None,
+    weight_streaming: bool = False,
 ) -> PlanInfo:
     """Build `onnx` for sm_<arch> and write `plan` (complete or not at all).
 
     Args:
         embed: plugin library to serialize into the plan; it must be loaded already.
+        weight_streaming: a session may keep weights in host memory, as many as its budget leaves no room for.
 
     Raises:
         SvdqError: the parser or the builder failed; carries TensorRT's own last error.
@@ -68,6 +70,8 @@ def build_plan(
         profile.set_shape(tensor.name, tensor.min, tensor.opt, tensor.max)
     if config.add_optimization_profile(profile) < 0:
         raise SvdqError(str(onnx), str(logger.errors) or "profile refused", "shapes that fit the graph's inputs")
+    if weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
     if embed is not None:
         config.plugins_to_serialize = [str(embed)]
     monitor = _make_monitor(trt, progress)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from svdq_trt.artifact.manifest import TensorProfile
-from svdq_trt.base.errors import SvdqError, UnsupportedError
+from svdq_trt.base.errors import SvdqError, UnsupportedError, UsageError
 from svdq_trt.base.extras import required_by
 from svdq_trt.engine.layer_times import profiled
 from svdq_trt.runtime.cache import RuntimeCache, cache_path
@@ -60,8 +60,11 @@ class Session:
         runtime_cache: keep what TensorRT-RTX compiles beside the plan, so that the next start is faster.
         memory: "torch", "pycuda" (numpy arrays only; the extra 'runtime'), or "auto": pycuda where it
             is installed and the process has not imported torch.
+        weight_budget: most bytes of weights to keep in GPU memory; the others are read from host memory at every run.
+            For engines built with --weight-streaming. None: all.
 
     Raises:
+        UsageError: a weight_budget below 0.
         ArtifactError, UnsupportedError, SvdqError: see opening.open_engine; nothing was deserialized for the
             first two.
     """
@@ -76,8 +79,11 @@ class Session:
         cuda_graph: bool = False,
         runtime_cache: bool = True,
         memory: str = "auto",
+        weight_budget: int | None = None,
     ) -> None:
         folder = Path(engine_dir)
+        if weight_budget is not None and weight_budget < 0:
+            raise UsageError("weight_budget", f"{weight_budget} bytes", "0 or more")
         self._memory: DeviceMemory = open_device(memory, device)
         self.device, self.memory, self.cuda_graph = f"cuda:{device}", self._memory.kind, cuda_graph
         self._shapes: Shapes = {}
@@ -90,6 +96,8 @@ class Session:
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
             self.model = self.manifest.source
             self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
+            if weight_budget is not None:
+                self._set_weight_budget(weight_budget)
             self.lora = self._open_slots(folder)
             filled = self.lora.views if self.lora else {}
             axes = {tensor.name: tensor.axes for tensor in self.manifest.inputs}
@@ -198,6 +206,18 @@ class Session:
         slots = open_slots(folder, self.manifest.lora_slots, self.device)
         check_inputs_match(slots, input_names(self._trt, self._engine))
         return slots
+
+    def _set_weight_budget(self, budget: int) -> None:
+        """Set how many bytes of weights stay on the GPU; TensorRT takes it only before there is a context."""
+        assert self.manifest.plan is not None  # it was opened
+        if not self.manifest.plan.weight_streaming:
+            raise UnsupportedError(
+                "weight_budget",
+                "an engine that was built without --weight-streaming",
+                "one that was built with it",
+                "Build it again with it, or leave weight_budget out.",
+            )
+        self._engine.weight_streaming_budget_v2 = min(budget, self._engine.streamable_weights_size)
 
     def _make_context(self, path: Path | None) -> tuple[Any, RuntimeCache | None]:
         cache = None

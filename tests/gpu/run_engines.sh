@@ -10,7 +10,7 @@ make_engine() {
     shift
     python3 benchmarks/bench_engine.py --stage make --model sdxl-tiny --formats w4a8 --work "$work/$name" "$@"
 }
-make_engine dynamic "$@" &
+make_engine dynamic --weight-streaming "$@" &
 make_engine static --batch 2 --height 128 --width 128 "$@" && wait || exit 1
 export SVDQ_TEST_ENGINE="$work/dynamic/w4a8" SVDQ_TEST_STATIC_ENGINE="$work/static/w4a8"
 python3 -m pytest -q --tb=short -rfEs -p no:cacheprovider --durations=5 \

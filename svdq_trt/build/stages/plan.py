@@ -36,7 +36,7 @@ class Plan(Stage[Planned]):
     Attributes:
         arch: 89 for sm_89. backend, version: the TensorRT that builds.
         plugin: library to embed, known by its digest; None for a graph without nodes of ours.
-        profiles: range of every input.
+        profiles: range of every input. weight_streaming: see engine.build.build_plan.
     """
 
     name = "plan"
@@ -48,6 +48,7 @@ class Plan(Stage[Planned]):
     version: str
     profiles: tuple[TensorProfile, ...]
     plugin: File | None
+    weight_streaming: bool
 
     @classmethod
     def of(
@@ -58,11 +59,13 @@ class Plan(Stage[Planned]):
         backend: Backend,
         profiles: tuple[TensorProfile, ...],
         library: PluginLibrary | None,
+        weight_streaming: bool,
     ) -> Plan:
         """The stage for an engine folder, from the model.onnx in it, whose key is `graph_id`."""
         onnx = File(graph_id, path=folder / "model.onnx")
         plugin = None if library is None else File(library.sha256, path=library.path)
-        return cls(onnx, arch, backend.name, backend.version, profiles, plugin, out=folder / FILE)
+        version = backend.version
+        return cls(onnx, arch, backend.name, version, profiles, plugin, weight_streaming, out=folder / FILE)
 
     @property
     def label(self) -> str:
@@ -80,9 +83,11 @@ class Plan(Stage[Planned]):
             progress(0, 1, "loading the plugin")
             plugin_lib.load_into(backend.module, library)
         profiles = list(self.profiles)
-        info = build_plan(backend, self.onnx.path, self.arch, profiles, self.out, progress, embed=library)
+        info = build_plan(
+            backend, self.onnx.path, self.arch, profiles, self.out, progress, library, self.weight_streaming
+        )
         return Planned(
-            PlanEntry(self.out.name, info.bytes, info.sha256),
+            PlanEntry(self.out.name, info.bytes, info.sha256, self.weight_streaming),
             BackendEntry(backend.name, backend.version),
             tuple(info.plugin_layers),
             info.notes,

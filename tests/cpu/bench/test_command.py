@@ -77,9 +77,20 @@ def test_options_reach_the_session(engines, opened):
     assert bench(engines[0], *words) == 0
     one, options = opened[0]
     want = {"allow_host_code": True, "allow_arch_mismatch": True, "device": 1, "cuda_graph": False, "memory": "torch"}
-    assert options == want
+    assert options == want | {"weight_budget": None}
     inputs, _ = one.fed[0]
     assert len(inputs["sample"]) == 2 and inputs["sample"].dtype == torch.float16
+
+
+def test_weight_budgets_are_contenders_of_each_engine(engines, opened, tmp_path, capsys):
+    own, _ = engines
+    change_manifest(own, plan=json.loads((own / "manifest.json").read_text())["plan"] | {"weight_streaming": True})
+    out = tmp_path / "b.json"
+    assert bench(own, "--weight-budget", "1.5GB", "--weight-budget", "0", "--out", out) == 0
+    found = json.loads(out.read_text())["contenders"]
+    assert [one["weight_budget_bytes"] for one in found] == [None, 1_500_000_000, 0]
+    assert [one["name"] for one in found] == [str(own), f"{own}, 1.50 GB", f"{own}, 0.00 GB"]
+    assert [options["weight_budget"] for _, options in opened[::2]] == [None, 1_500_000_000, 0]
 
 
 @pytest.mark.skipif(local_arch() is not None, reason="there is a GPU")
@@ -99,6 +110,13 @@ def test_without_a_gpu_it_is_one_sentence(engines, capsys):
         (["{own}", "--inputs", "x", "--batch", "2"], 2, "--inputs: given with sizes"),
         (["{own}", "--out", "{own}"], 2, "own: a folder, want a file to write"),
         (["{own}"] * 9, 2, "ENGINE_DIR: 9 folders, want at most 8"),
+        (["{own}", "--weight-budget", "much"], 2, "--weight-budget: 'much', want a number of bytes"),
+        (
+            ["{own}", "--weight-budget", "1GB"],
+            2,
+            "own: built without --weight-streaming, want an",
+        ),
+        (["{own}", "{plugin}", "--weight-budget", "0", "--choose", "x"], 2, "--choose: given with --weight-budget"),
         (["{own}", "--choose", "{here}/x"], 2, "--choose: one engine, want two or more to choose from"),
         (["{own}", "{plugin}", "--choose", "{own}"], 1, "own: something that is no link"),
         (["{own}", "{other}"], 1, "other: an engine of flux1-tiny, want one of sdxl-tiny, as "),

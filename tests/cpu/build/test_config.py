@@ -12,8 +12,9 @@ import pytest
 
 from svdq_trt import cli
 from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.base.units import parse_bytes
 from svdq_trt.build import config
-from svdq_trt.build.config import BuildConfig, Range, RankAuto, Sampling, parse_bytes
+from svdq_trt.build.config import BuildConfig, Range, RankAuto, Sampling
 from svdq_trt.build.work import plan_work
 from svdq_trt.cli.build import quantization
 from svdq_trt.contract.archs import parse_arch, resolve_format
