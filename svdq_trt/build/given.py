@@ -63,8 +63,8 @@ def check_sampling(spec: ModelSpec, sampling: Sampling) -> None:
 def check_scan(spec: ModelSpec, path: Path, skip: Sequence[str]) -> None:
     """Read the scan: it must be one of this model's nodes."""
     scan = Sensitivity.load(path)
-    if scan.model != spec.name:
-        raise UsageError("--sensitivity", f"{path}, a scan of {scan.model}", f"one of {spec.name}")
+    if scan.model != spec.weights:
+        raise UsageError("--sensitivity", f"{path}, a scan of {scan.model}", f"one of {spec.weights}")
     nodes = {group.node for group in spec.groups(spec.build(), skip)}
     if missing := nodes - {effect.node for effect in scan.effects}:
         raise UsageError(

@@ -11,7 +11,7 @@ from torch.export import Dim
 
 from svdq_export.exporter import OnnxInfo, export_onnx
 from svdq_trt.base.progress import Progress
-from svdq_trt.models import Axis, ModelSpec
+from svdq_trt.models import ModelSpec
 from svdq_trt.models.parts import Part
 from svdq_trt.nn.attention import use_packed
 
@@ -58,9 +58,10 @@ def export_model(
 def dynamic_shapes(spec: ModelSpec | Part, ranges: Mapping[str, Sequence[int]]) -> dict[str, dict[int, Any]]:
     """torch.export's dynamic shapes: input name -> {dim: Dim}, for every axis whose min and max differ.
 
-    An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold.
+    An axis that is always a multiple of m is m times a Dim, so that the model's divisibility checks hold. Axes of one
+    name whose steps are as large, such as a picture's and its latent's, have the same Dim.
     """
-    dims: dict[Axis, Any] = {}
+    dims: dict[tuple[str, int, int], Any] = {}
     shapes: dict[str, dict[int, Any]] = {}
     for io in spec.inputs:
         own = shapes.setdefault(io.name, {})
@@ -70,7 +71,9 @@ def dynamic_shapes(spec: ModelSpec | Part, ranges: Mapping[str, Sequence[int]]) 
             low, high = (axis.size({s: v[end] for s, v in ranges.items()}) for end in (0, -1))
             if low == high:
                 continue
-            if axis not in dims:  # with its range: without one, torch traces twice to find it
-                dims[axis] = Dim(axis.name, min=low // axis.multiple, max=high // axis.multiple)
-            own[index] = dims[axis] if axis.multiple == 1 else axis.multiple * dims[axis]
+            bounds = low // axis.multiple, high // axis.multiple
+            key = axis.name, *bounds
+            if key not in dims:  # with its range: without one, torch traces twice to find it
+                dims[key] = Dim(axis.name, min=bounds[0], max=bounds[1])
+            own[index] = dims[key] if axis.multiple == 1 else axis.multiple * dims[key]
     return shapes

@@ -165,7 +165,7 @@ def _scanned(
         effects.append(effect)
         progress(len(effects), len(layers), f"{effect.node}  {effect.output_db:.1f} dB")
     return Sensitivity(
-        config.model,
+        model.spec.weights,
         config.format,
         config.rank,
         config.preset,

@@ -100,7 +100,8 @@ def print_models(console: Console | None = None) -> None:
     for spec in MODELS.values():
         weights = spec.hub_id or "--random-weights or --checkpoint"
         twin = f"; its twin is {spec.twin}" if spec.twin else ""
-        console.print(f"{spec.name}: {weights}{twin}", style="dim", soft_wrap=True)
+        option = "; also --controlnet" if spec.residuals else ""
+        console.print(f"{spec.name}: {weights}{twin}{option}", style="dim", soft_wrap=True)
     columns = ("arch", "formats with kernels", "auto", "why")
     chosen = [(arch, formats, *AUTO_FORMAT[arch]) for arch, formats in KERNELS.items()]
     rows = [(f"sm_{arch}", ", ".join(formats), fmt.name, why) for arch, formats, fmt, why in chosen]

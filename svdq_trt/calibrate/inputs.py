@@ -57,7 +57,7 @@ class InputGroup:
         """Compare the shapes with the model's. `names`: input -> tensor in the file. Raises ShapeError."""
         self._spec, self._file, self._names = spec, file, names
         self.sizes: dict[str, int] = {}
-        for io in spec.inputs:
+        for io in (io for io in spec.inputs if io.name in names):
             self._match(f"{file.path}: '{names[io.name]}'", io.dims, file.shape(names[io.name]))
         spec.check_sizes({k: v for k, v in self.sizes.items() if k in SYMBOLS})
 
@@ -81,6 +81,8 @@ class InputGroup:
 
         Whole numbers may be where the model takes f32, as schedulers' timesteps are.
         """
+        if io.name not in self._names:
+            return io.left_out(self.sizes, torch.float32)
         name = self._names[io.name]
         if io.dtype not in ("act", "float32"):
             return self._file.read_stored(name).to(io.torch_dtype(torch.float32))
@@ -95,7 +97,7 @@ class InputGroup:
         stacked = []
         for io in self._spec.inputs:
             stacked.append(self._read(io))
-            check_finite(f"{self._file.path}: '{self._names[io.name]}'", stacked[-1])
+            check_finite(f"{self._file.path}: '{self._names.get(io.name, io.name)}'", stacked[-1])
         for i in range(len(self)):
             yield tuple(t[i : i + 1] if io.has_batch else t for io, t in zip(self._spec.inputs, stacked, strict=True))
 
@@ -103,7 +105,8 @@ class InputGroup:
 class InputFile:
     """A file with one tensor per model input, samples stacked in the first dimension (positions: not stacked).
 
-    Inputs of several sizes, as prompts of their own length are, have such tensors for each: see tensor_name.
+    Inputs of several sizes, as prompts of their own length are, have such tensors for each: see tensor_name. What a
+    call may leave out, such as a ControlNet's residuals, a file may as well.
 
     Attributes:
         groups: the inputs of each size. samples: their number.
@@ -115,9 +118,16 @@ class InputFile:
 
     def __init__(self, spec: ModelSpec, path: str | Path) -> None:
         file = TensorFile(Path(path))
-        inputs, got = [io.name for io in spec.inputs], set(file.names)
-        count = max(len(got) // len(inputs), 1)
-        names = [{name: tensor_name(group, count, name) for name in inputs} for group in range(count)]
+        got = set(file.names)
+        count = max(sum(name.rpartition(".")[2] == spec.inputs[0].name for name in got), 1)
+        names = [
+            {
+                io.name: name
+                for io in spec.inputs
+                if (name := tensor_name(group, count, io.name)) in got or io.default is None
+            }
+            for group in range(count)
+        ]
         want = {name for group in names for name in group.values()}
         if want != got:
             odd = min(want ^ got)

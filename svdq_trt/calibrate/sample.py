@@ -43,7 +43,10 @@ def check_pipeline(spec: ModelSpec, folder: Path) -> None:
 def check_denoiser(spec: ModelSpec, folder: Path) -> None:
     """Check by index and config that a pipeline's denoiser is the model; errors as check_pipeline."""
     where = folder / INDEX
-    entry = read_json_object(where, "the index of a diffusers pipeline").get(spec.subfolder)
+    index = read_json_object(where, "the index of a diffusers pipeline")
+    if index.get("controlnet") and spec.subfolder != "controlnet":  # it would ask for a picture
+        raise ArtifactError(str(where), "a pipeline with a ControlNet", f"one of {spec.name} alone")
+    entry = index.get(spec.subfolder)
     classes = (spec.model_class().__name__, *spec.class_aliases)
     if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
         got = f"{spec.subfolder} is {json.dumps(entry)[:80]}"
@@ -156,7 +159,7 @@ class _Input(NamedTuple):
 class _Kept(NamedTuple):
     """Recorded inputs of one size: shapes without the batch, inputs that all have in common, each call's others."""
 
-    shapes: list[torch.Size]
+    shapes: dict[str, torch.Size]
     shared: dict[str, Tensor]
     stacked: list[dict[str, Tensor]]
 
@@ -192,18 +195,22 @@ class _Recorder:
             self.step, self.done, self._time = self.step + 1, self.done + 1, time
             self.tick(self.done)
         if self.step in self.wanted:
-            self._keep({n: inputs[n].to(io.torch_dtype(self.spec.torch_dtype)).cpu() for n, io in self._ios.items()})
-        y: Tensor = self.flat(*(inputs[io.name].to(self.device) for io in self.spec.inputs))
-        return {self.spec.outputs[0].name: y}
+            given = {n: io for n, io in self._ios.items() if io.default is None or (inputs[n] != io.default).any()}
+            self._keep({n: inputs[n].to(io.torch_dtype(self.spec.torch_dtype)).cpu() for n, io in given.items()})
+        return self.spec.run(self.flat, [inputs[io.name].to(self.device) for io in self.spec.inputs])
 
     def _keep(self, values: dict[str, Tensor]) -> None:
-        """Keep a call's inputs, beside those that they can be stacked with: of equal shapes, and equal positions."""
+        """Keep a call's inputs, beside those that they can be stacked with: of equal shapes, and equal positions.
+
+        What a call leaves out is not kept.
+        """
         stacked = {name: value for name, value in values.items() if self._ios[name].has_batch}
         shared = {name: value.clone() for name, value in values.items() if name not in stacked}
-        shapes = [value.shape[1:] for value in stacked.values()]
+        shapes = {name: value.shape[1:] for name, value in stacked.items()}
         self.count += len(next(iter(stacked.values())))
         for kept in self.kept:
-            if kept.shapes == shapes and all(torch.equal(kept.shared[name], value) for name, value in shared.items()):
+            same = kept.shapes == shapes and kept.shared.keys() == shared.keys()
+            if same and all(torch.equal(kept.shared[name], value) for name, value in shared.items()):
                 kept.stacked.append(stacked)
                 return
         self.kept.append(_Kept(shapes, shared, [stacked]))

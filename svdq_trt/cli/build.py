@@ -159,6 +159,11 @@ def add_options(p: argparse.ArgumentParser) -> None:
     for name, unit in SIZES.items():
         note = _CHUNKS if name == "tokens" else ""
         e.add_argument(f"--{name}", metavar="MIN:OPT:MAX", help=f"{unit}{note}; one number fixes it")
+    e.add_argument(
+        "--controlnet",
+        action="store_true",
+        help="the engine takes a ControlNet's residuals as well, where a pipeline gives them (docs/runtime.md)",
+    )
     e.add_argument("--backend", default="auto", help="auto, tensorrt-rtx (builds for other GPUs) or tensorrt")
     e.add_argument(
         "--fuse-mlp",
@@ -244,7 +249,10 @@ def run(args: argparse.Namespace) -> int:
         args.checkpoint = str(args.pipeline)
     common = quantization(args)
     from svdq_trt.build.config import BuildConfig, LoraOption, Range
+    from svdq_trt.models.spec import WITH_CONTROLNET
 
+    if args.controlnet:
+        common["model"] += WITH_CONTROLNET
     ranges: dict[str, Any] = {
         name: None if text is None else Range.parse(f"--{name}", text)
         for name, text in ((name, getattr(args, name)) for name in SIZES)

@@ -80,7 +80,7 @@ def digest(path: Path, spec: ModelSpec) -> str:
     """``sha256:<hex>`` of a quantized checkpoint and the model it is for. Raises ArtifactError: unreadable."""
     check_engine(path)
     files, beside = files_of(spec, path)
-    h = hashlib.sha256(spec.name.encode())
+    h = hashlib.sha256(spec.weights.encode())
     for file in (*files, *beside.values()):
         h.update(bytes.fromhex(sha256(file)))
     return f"sha256:{h.hexdigest()}"

@@ -57,7 +57,7 @@ class Imported:
         self.nodes.sort(key=lambda node: (order[node.members[0]], node.name))
         four_bit = [n for n in self.nodes if n.format != "w4a16"] or self.nodes
         self.meta = {
-            "model": spec.name,
+            "model": spec.weights,
             "format": four_bit[0].format,
             "rank": max(n.rank for n in four_bit),
             "preset": "imported",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from svdq_trt.base.errors import UsageError
 from svdq_trt.models import described
 from svdq_trt.models.chroma import CHROMA, CHROMA_TINY
+from svdq_trt.models.controlnet import FLUX_CONTROLNET, FLUX_CONTROLNET_TINY, SDXL_CONTROLNET, SDXL_CONTROLNET_TINY
 from svdq_trt.models.flux import (
     FLUX_BLOCKS,
     FLUX_CANNY,
@@ -34,7 +35,7 @@ from svdq_trt.models.recipe import Kept, LinearGroup, Recipe, member_tensors, re
 from svdq_trt.models.sana import SANA, SANA_TINY
 from svdq_trt.models.sd3 import SD3_TINY, SD35_LARGE, SD35_MEDIUM
 from svdq_trt.models.sdxl import SDXL, SDXL_INPAINT, SDXL_REFINER, SDXL_TINY, SDXL_TURBO, SSD_1B
-from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
+from svdq_trt.models.spec import WITH_CONTROLNET, Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.t5 import T5_TINY, T5_XXL
 from svdq_trt.models.wan import WAN22_T2V_A14B_HIGH, WAN22_T2V_A14B_LOW, WAN22_TI2V_5B, WAN_TINY
 from svdq_trt.models.z_image import Z_IMAGE_TINY, Z_IMAGE_TURBO
@@ -89,8 +90,13 @@ _ALL = (
     WAN_TINY,
     T5_XXL,
     T5_TINY,
+    SDXL_CONTROLNET,
+    SDXL_CONTROLNET_TINY,
+    FLUX_CONTROLNET,
+    FLUX_CONTROLNET_TINY,
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _ALL}
+_WITH_CONTROLNET = {spec.name: spec for spec in (spec.with_controlnet() for spec in _ALL if spec.residuals)}
 
 TWINS = tuple(spec.name for spec in MODELS.values() if not spec.twin)
 #: twins that every test run builds and compares with 16 bit, and for which archs (tests/e2e/test_twins.py)
@@ -120,6 +126,10 @@ def get_model(name: str) -> ModelSpec:
     """The model of a name or of a description (ModelSpec.source). Raises UsageError listing the known names."""
     if name.startswith("{"):
         return described.spec_of(name)
-    if name not in MODELS:
+    found = MODELS.get(name) or _WITH_CONTROLNET.get(name)
+    if found is None and name.endswith(WITH_CONTROLNET):
+        takes = ", ".join(spec.base for spec in _WITH_CONTROLNET.values())
+        raise UsageError("--controlnet", f"model '{name.removesuffix(WITH_CONTROLNET)}'", f"one of {takes}")
+    if found is None:
         raise UsageError("--model", f"'{name}'", f"one of {', '.join(MODELS)}")
-    return MODELS[name]
+    return found

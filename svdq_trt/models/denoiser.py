@@ -1,4 +1,4 @@
-"""``Denoiser``: stands where a diffusers pipeline has its UNet or transformer, and runs an engine instead.
+"""``Denoiser``: stands where a diffusers pipeline has its UNet, transformer or ControlNet, and runs an engine instead.
 
 One class for all models: a call is bound to the forward signature of the diffusers class, dictionaries such as
 added_cond_kwargs are opened, the model's family makes inputs of its arguments, and what then is neither an input of the
@@ -18,13 +18,15 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.models.family import spread
 from svdq_trt.models.samples import Samples, alike, in_order
-from svdq_trt.models.spec import ModelSpec
+from svdq_trt.models.spec import Axis, ModelSpec
 from svdq_trt.models.stand_in import Runs, StandIn
 
 #: arguments whose entries are arguments themselves
 _DICTIONARIES = ("added_cond_kwargs",)
 _FIXED_WEIGHTS = "LoRA goes into an engine when it is built: svdq-trt build --lora, or --lora-slots."
+_CONTROLNET = "Residuals of a ControlNet are inputs of an engine from svdq-trt build --controlnet."
 _FIX = {"cross_attention_kwargs": _FIXED_WEIGHTS, "joint_attention_kwargs": _FIXED_WEIGHTS}
 
 
@@ -47,18 +49,27 @@ class Denoiser(StandIn):
         self.__dict__["original"] = original  # no submodule: pipe.to() must not move it
         self._signature = inspect.signature(cls.forward)
         self._output_class = _output_class(cls)
+        names = {io.name for io in spec.inputs}
+        counts = {base: sum(name.startswith(f"{base}_") for name in names) for base in spec.family.lists}
+        self._lists = {base: count for base, count in counts.items() if count}
         self._batched = [io.name for io in spec.inputs if io.has_batch and len(io.dims) > 1]
-        wanted, got = {io.name for io in spec.inputs}, set(self._dtypes)
-        if wanted != got:
+        if names != (got := set(self._dtypes)):
             raise ArtifactError(
                 f"an engine for {spec.name}",
                 f"inputs {', '.join(sorted(got))}",
-                ", ".join(sorted(wanted)),
+                ", ".join(sorted(names)),
                 "Build the engine again.",
             )
         width = getattr(self.config, "projection_class_embeddings_input_dim", None)
         if width:  # SDXL's pipelines compare it with the width of their text encoders
             self.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=width))
+        for part in spec.family.absent:
+            setattr(self, part, None)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[nn.Module]:  # type: ignore[override]
+        """The diffusers class: pipelines with a ControlNet ask whether it is an instance of that."""
+        return self.spec.model_class()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,8 +93,10 @@ class Denoiser(StandIn):
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", True)
         first, found = _first_tensor(given.values()), self._inputs(given)
-        out = in_order([(rows, self._run(one, first)) for rows, one in alike(self.spec.inputs, found)])
-        return self._output_class(sample=out) if return_dict else (out,)
+        parts = [(rows, self._run(one, first)) for rows, one in alike(self.spec.inputs, found)]
+        outputs = {io.name: in_order([(rows, out[io.name]) for rows, out in parts]) for io in self.spec.outputs}
+        returned = self.spec.family.returned(outputs)
+        return self._output_class(*returned) if return_dict else returned
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
@@ -106,30 +119,52 @@ class Denoiser(StandIn):
     def _inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """Values of the engine's inputs from a call's arguments."""
         found = {name: value for name, value in self.spec.family.flatten(given).items() if not _is_empty(value)}
+        found = self._spread(found)
         for name, value in found.items():
             if name not in self._dtypes:
                 want = f"nothing: the engine's inputs are {', '.join(self._dtypes)}"
-                raise self.refuse(name, f"{type(value).__name__} given", want, _FIX.get(name, ""))
+                fix = _CONTROLNET if any(io.name.startswith(name) for io in self.spec.residuals) else ""
+                raise self.refuse(name, f"{type(value).__name__} given", want, _FIX.get(name, fix))
             if not isinstance(value, torch.Tensor | np.ndarray | int | float | Samples):
                 raise self.refuse(name, f"{type(value).__name__} given", "a tensor")
         for io in self.spec.inputs:
-            if io.name not in found:
+            if io.name not in found and io.default is None:
                 raise self.refuse(io.name, "not given", f"a tensor: {self.spec.name} needs it")
         return found
 
-    def _run(self, found: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
-        """Run the engine on its inputs' values; the output, on the device and in the dtype of `like`."""
+    def _spread(self, found: dict[str, Any]) -> dict[str, Any]:
+        """The values with the tensors of lists as inputs of their own. Raises UnsupportedError: another number."""
+        given = {name: found[name] for name in self._lists if isinstance(found.get(name), list | tuple)}
+        for name, tensors in given.items():
+            if len(tensors) != self._lists[name]:
+                got, want = f"{len(tensors)} tensors", f"{self._lists[name]}: the engine has an input for each"
+                raise self.refuse(name, got, want)
+        return spread(found, tuple(given))
+
+    def _run(self, found: Mapping[str, Any], like: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Run the engine on its inputs' values; the outputs by name, on the device and in the dtype of `like`."""
         feed = {}
-        for io in self.spec.inputs:
+        given = [io for io in self.spec.inputs if io.name in found]
+        for io in given:
             tensor = torch.as_tensor(found[io.name]).to(self._dtypes[io.name])
-            if (
-                tensor.numel() == 1 and len(io.dims) == 1 and io.has_batch
-            ):  # one timestep for all, as diffusers takes it
-                tensor = tensor.reshape(1).expand(next(len(found[n]) for n in self._batched if n in found))
+            if tensor.numel() == 1 and len(io.dims) == 1:  # one timestep for all, as diffusers takes it
+                batch = next(len(found[n]) for n in self._batched if n in found) if io.has_batch else 1
+                tensor = tensor.reshape(1).expand(batch)
             feed[io.name] = tensor.contiguous()
-        (out,) = self.runner.run(feed).values()
+        values = {
+            dim.name: dim.value(size)
+            for io in given
+            for dim, size in zip(io.dims, feed[io.name].shape, strict=True)
+            if isinstance(dim, Axis)
+        }
+        for io in self.spec.inputs:
+            if io.name not in feed:
+                feed[io.name] = io.left_out(values, self._dtypes[io.name], like.device)
         # A session's output is overwritten by its next run; schedulers keep earlier steps.
-        return torch.as_tensor(out).to(device=like.device, dtype=like.dtype, copy=True)
+        return {
+            name: torch.as_tensor(out).to(device=like.device, dtype=like.dtype, copy=True)
+            for name, out in self.runner.run(feed).items()
+        }
 
 
 def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
@@ -181,7 +216,13 @@ def _is_empty(value: Any) -> bool:
 def _output_class(cls: type[nn.Module]) -> Any:
     """The type that the class's forward returns for return_dict=True."""
     module = inspect.getmodule(cls)
-    for name in ("UNet2DConditionOutput", "Transformer2DModelOutput", "Flux2Transformer2DModelOutput"):
+    for name in (
+        "ControlNetOutput",
+        "FluxControlNetOutput",
+        "UNet2DConditionOutput",
+        "Transformer2DModelOutput",
+        "Flux2Transformer2DModelOutput",
+    ):
         if hasattr(module, name):
             return getattr(module, name)
     for own in vars(module).values():  # as some classes have one of their own

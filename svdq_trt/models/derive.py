@@ -28,6 +28,7 @@ _UNREAD = "nothing reads its result"
 _TOUCHED = "the model reads its weight elsewhere, too"
 _FIRST = "first layer of a stream: its error enters every block"
 _LAST = "last layer: few features, sets the quality of the latent"
+_LAST_OF_SEVERAL = "last layer of one of the outputs: its error is another model's input"
 _OUTSIDE = "outside the transformer blocks: its error enters all that follow"
 _PER_IMAGE = "one row per image, on which many blocks depend"
 _ADDED = "one row per image, which is added to the tokens"
@@ -145,7 +146,10 @@ class Derivation:
         """The reason of the first or last layer on a way through the model; "" for one in between."""
         if not any(op.layer for op in flow.before([product.inputs[0]])):
             return _FIRST
-        return "" if any(op.layer for op in flow.behind(product.outputs[0])) else _LAST
+        if any(op.layer for op in flow.behind(product.outputs[0])):
+            return ""
+        whole = all(product in flow.before([result]) for result in self.run.results)
+        return _LAST if whole else _LAST_OF_SEVERAL
 
     def _per_image(self, y: Value) -> str:
         """The reason of a layer with one row per image; "" for the modulation of one block's tokens."""

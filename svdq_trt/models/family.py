@@ -32,6 +32,9 @@ class Family:
         synthetic: (pattern, synthetic values of inputs of that name); inputs without an entry are standard normal.
         forward: what a wrapped module computes from the inputs by name, where diffusers' own can't be exported.
         timestep: name of the input that says at which step of denoising a call is.
+        lists: arguments and results that are lists of tensors, which inputs and outputs are by name NAME_0, NAME_1, ...
+        results: names of what the module returns; empty where that is the one output.
+        absent: parts of the class that this model has not, for which pipelines ask.
         WRAPPED: attribute of what `wrap` returns that holds the module itself.
     """
 
@@ -40,6 +43,9 @@ class Family:
     synthetic: ClassVar[Sequence[tuple[str, Fill]]] = ()
     forward: ClassVar[Callable[..., tuple[Tensor]] | None] = None
     timestep: ClassVar[str] = "timestep"
+    lists: ClassVar[Sequence[str]] = ()
+    results: ClassVar[Sequence[str]] = ()
+    absent: ClassVar[Sequence[str]] = ()
     WRAPPED: ClassVar[str] = "model"
 
     def prepare(self, module: nn.Module) -> None:
@@ -53,7 +59,7 @@ class Family:
                 self._set_processor(owner, module.get_submodule(owner))
 
     def wrap(self, module: nn.Module, inputs: Sequence[str]) -> nn.Module:
-        """The module as the exporter takes it: tensors named `inputs`, by position or by name, and one output tensor.
+        """The module as the exporter takes it: tensors named `inputs`, by position or by name, to its outputs.
 
         Attentions get processors that know fused linears. `module` is changed; it is the result's attribute WRAPPED.
         """
@@ -79,8 +85,8 @@ class Family:
         return _first(self.processors, name)
 
     def arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """Keyword arguments of the diffusers module for the inputs by name. By default the inputs themselves."""
-        return inputs
+        """Keyword arguments of the diffusers module for the inputs by name. By default the inputs and their lists."""
+        return gather(inputs, self.lists)
 
     def wrapped_arguments(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
         """Keyword arguments of a wrapped module: the inputs themselves where it has the family's `forward`."""
@@ -96,13 +102,45 @@ class Family:
         Values may be of any kind that pipelines give: tensors, numbers, lists of either, None. Entries of dictionaries
         such as added_cond_kwargs come by names of their own. What is returned under a name that is no input, and is
         not None, is refused: nothing is dropped. An input may be `Samples`, whose sizes
-        differ. By default the values themselves.
+        differ. What is in `lists` stays a list. By default the values themselves.
         """
         return call
+
+    def outputs(self, returned: Sequence[Any]) -> tuple[Tensor, ...]:
+        """The outputs, in order, in what the diffusers module returns as a tuple."""
+        if not self.results:
+            return (returned[0],)
+        named = {name: value for name, value in zip(self.results, returned, strict=True) if value is not None}
+        return tuple(spread(named, self.lists).values())
+
+    def returned(self, outputs: dict[str, Tensor]) -> tuple[Any, ...]:
+        """The inverse of `outputs`: what the diffusers module returns, from the outputs by name."""
+        named = gather(outputs, self.lists)
+        return tuple(map(named.get, self.results)) if self.results else tuple(outputs.values())
 
     def fill_input(self, name: str, request: Request) -> Tensor:
         """Synthetic values of one input, with the statistics of real ones; they are no substitute for real prompts."""
         return (_first(self.synthetic, name) or normal)(request)
+
+
+def spread(values: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
+    """The values with the tensors of each list by names of their own."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= {f"{name}_{i}": item for i, item in enumerate(value)} if name in lists else {name: value}
+    return found
+
+
+def gather(values: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
+    """The inverse of `spread`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        owner = name.rpartition("_")[0]
+        if owner in lists:
+            found.setdefault(owner, []).append(value)
+        else:
+            found[name] = value
+    return found
 
 
 def _first(table: Sequence[tuple[str, _T]], name: str) -> _T | None:
@@ -111,7 +149,10 @@ def _first(table: Sequence[tuple[str, _T]], name: str) -> _T | None:
 
 
 class _Flat(nn.Module):
-    """A denoiser with flat inputs, one tensor each; its family turns them into the module's own arguments."""
+    """A model with flat inputs, one tensor each, of which its family makes the module's own arguments.
+
+    Its output is a tensor; a tuple of them where a model has several.
+    """
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         super().__init__()
@@ -123,12 +164,13 @@ class _Flat(nn.Module):
 def _flat_class(names: tuple[str, ...]) -> type[_Flat]:
     """A _Flat whose forward has parameters `names`; torch.export reads them from its signature."""
 
-    def forward(self: _Flat, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    def forward(self: _Flat, *args: Tensor, **kwargs: Tensor) -> Tensor | tuple[Tensor, ...]:
         inputs = flat.bind(self, *args, **kwargs).arguments
         del inputs["self"]
         with self._family.context():
-            out: Tensor = self.model(**self._family.wrapped_arguments(inputs), return_dict=False)[0]
-        return out
+            returned = self.model(**self._family.wrapped_arguments(inputs), return_dict=False)
+        outputs = self._family.outputs(returned)
+        return outputs if self._family.results else outputs[0]
 
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", *names)]
     flat = inspect.Signature(parameters)

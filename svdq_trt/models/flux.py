@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ from svdq_trt.models.attention import JointAttention
 from svdq_trt.models.family import Family
 from svdq_trt.models.packed import BATCH, GUIDANCE, IMAGE, IMAGES, TIMESTEP, packed_spec, positions, text_input
 from svdq_trt.models.positions import install_rotary
-from svdq_trt.models.spec import ModelSpec, Profile, TensorIO
+from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import PATCH, Fill, Request, packed_latents, t5_text, token_grid
 
 #: config.json of the published transformer, without diffusers' bookkeeping keys.
@@ -51,6 +52,12 @@ CONTROL_TINY_CONFIG: dict[str, Any] = TINY_CONFIG | {"in_channels": 32, "out_cha
 FILL_TINY_CONFIG: dict[str, Any] = TINY_CONFIG | {"in_channels": 16 + 16 + 256, "out_channels": 16}
 
 
+#: arguments of a transformer: what a ControlNet adds behind its two-stream and one-stream blocks
+DOUBLE, SINGLE = "controlnet_block_samples", "controlnet_single_block_samples"
+#: Published ControlNets have 5 or 6 residuals for FLUX.1's 19 blocks, and 10 for its 38: one for 4 blocks.
+BLOCKS_PER_RESIDUAL = 4
+
+
 def image_ids(rows: int, columns: int, images: int = 1) -> torch.Tensor:
     """[images * rows * columns, 3] f32: image, row and column of each token, as diffusers' pipelines make them."""
     grid = torch.meshgrid(torch.arange(images), torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -70,11 +77,29 @@ def _with_masked_picture(r: Request) -> torch.Tensor:
     return torch.cat((_with_picture(replace(r, shape=(*r.shape[:2], r.shape[2] - mask.shape[2]))), mask), dim=-1)
 
 
+def _span(blocks: int, samples: int) -> int:
+    """How many blocks in a row get the same residual, as diffusers shares them out."""
+    return math.ceil(blocks / samples)
+
+
+def _engine_samples(blocks: int) -> int:
+    """How many residuals an engine takes for so many blocks."""
+    return math.ceil(blocks / BLOCKS_PER_RESIDUAL)
+
+
+def _shared_out(samples: Sequence[Any], blocks: int) -> Sequence[Any]:
+    """An engine's residuals for `blocks`, out of a ControlNet's; those where an engine's span two of them."""
+    count = _engine_samples(blocks)
+    own, given = _span(blocks, count), _span(blocks, len(samples))
+    fits = given % own == 0 or len(samples) == 1
+    return [samples[i * own // given] for i in range(count)] if fits else samples
+
+
 class FluxFamily(Family):
-    """FluxTransformer2DModel: two-stream and one-stream blocks, modulated by adaLN.
+    """FluxTransformer2DModel, and the ControlNets for it: two-stream and one-stream blocks, modulated by adaLN.
 
     Args:
-        tokens: synthetic image tokens.
+        tokens: synthetic image tokens. blocks: how many blocks each list of residuals is shared out over.
     """
 
     processors: ClassVar[Sequence[tuple[str, type]]] = ((r"(single_)?transformer_blocks\.\d+\.attn", JointAttention),)
@@ -86,8 +111,15 @@ class FluxFamily(Family):
         ("guidance", lambda r: torch.full(r.shape, 3.5)),
     )
 
-    def __init__(self, tokens: Fill = packed_latents) -> None:
-        self._tokens = tokens
+    lists = (DOUBLE, SINGLE)
+
+    def __init__(self, tokens: Fill = packed_latents, blocks: Mapping[str, int] | None = None) -> None:
+        self._tokens, self._blocks = tokens, blocks or {}
+
+    def flatten(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The inputs: of residuals one for the same blocks as the engine's, where a ControlNet's are for more."""
+        given = {name: call[name] for name in self._blocks if call.get(name) is not None}
+        return call | {name: _shared_out(samples, self._blocks[name]) for name, samples in given.items()}
 
     def fill_input(self, name: str, request: Request) -> torch.Tensor:
         """Fill an input as Family does, image tokens as this model has them."""
@@ -99,24 +131,51 @@ class FluxFamily(Family):
         return super().wrap(module, inputs)
 
 
-def _spec(config: dict[str, Any], tokens: Fill = packed_latents, references: bool = False, **own: Any) -> ModelSpec:
-    image = IMAGES if references else IMAGE
-    inputs = (
+def flux_inputs(config: Mapping[str, Any], image: Axis = IMAGE) -> tuple[TensorIO, ...]:
+    """The inputs behind hidden_states."""
+    return (
         text_input(config),
         TensorIO("pooled_projections", "act", (BATCH, config["pooled_projection_dim"])),
         TIMESTEP,
         *positions(image),
         *((GUIDANCE,) if config["guidance_embeds"] else ()),
     )
+
+
+def residuals(config: Mapping[str, Any], counts: Mapping[str, int]) -> tuple[TensorIO, ...]:
+    """What a ControlNet adds to the image tokens behind blocks: so many tensors of each list."""
+    dims = (BATCH, IMAGE, config["num_attention_heads"] * config["attention_head_dim"])
+    return tuple(TensorIO(f"{name}_{i}", "act", dims) for name, n in counts.items() for i in range(n))
+
+
+def _spec(
+    config: dict[str, Any],
+    tokens: Fill = packed_latents,
+    references: bool = False,
+    controlnet: bool = False,
+    **own: Any,
+) -> ModelSpec:
+    """The spec of a transformer. `controlnet`: diffusers has pipelines that add a ControlNet's residuals."""
+    image = IMAGES if references else IMAGE
     path = "diffusers.models.transformers.transformer_flux:FluxTransformer2DModel"
-    out = config["out_channels"]
-    return packed_spec(path, config, image, inputs, out_channels=out, family=FluxFamily(tokens), **own)
+    blocks = {DOUBLE: config["num_layers"], SINGLE: config["num_single_layers"]} if controlnet else {}
+    return packed_spec(
+        path,
+        config,
+        image,
+        flux_inputs(config, image),
+        out_channels=config["out_channels"],
+        family=FluxFamily(tokens, blocks),
+        residuals=residuals(config, {name: _engine_samples(count) for name, count in blocks.items()}),
+        **own,
+    )
 
 
 _FULL = (512, 1024, 1536)
 
 FLUX_DEV = _spec(
     FLUX_DEV_CONFIG,
+    controlnet=True,
     name="flux1-dev",
     title="FLUX.1 dev",
     hub_id="black-forest-labs/FLUX.1-dev",
@@ -128,6 +187,7 @@ FLUX_DEV = _spec(
 
 FLUX_SCHNELL = _spec(
     FLUX_SCHNELL_CONFIG,
+    controlnet=True,
     name="flux1-schnell",
     title="FLUX.1 schnell",
     hub_id="black-forest-labs/FLUX.1-schnell",
@@ -138,6 +198,7 @@ FLUX_SCHNELL = _spec(
 
 FLUX_KREA = _spec(
     FLUX_DEV_CONFIG,
+    controlnet=True,
     name="flux1-krea-dev",
     title="FLUX.1 Krea dev",
     hub_id="black-forest-labs/FLUX.1-Krea-dev",
@@ -198,6 +259,7 @@ FLUX_BLOCKS = _spec(
 
 FLUX_TINY = _spec(
     TINY_CONFIG,
+    controlnet=True,
     name="flux1-tiny",
     title="FLUX.1's structure at 128 channels, for trials and tests",
     profile=Profile(batch=(1, 1, 2), height=(64, 128, 256), width=(64, 128, 256), tokens=(16, 16, 16)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -18,7 +18,7 @@ TIMESTEP = TensorIO("timestep", "float32", (BATCH,))
 GUIDANCE = TensorIO("guidance", "float32", (BATCH,))
 
 
-def text_input(config: dict[str, Any]) -> TensorIO:
+def text_input(config: Mapping[str, Any]) -> TensorIO:
     """Text [B, tokens, K] of a model that names its width `joint_attention_dim`."""
     return TensorIO("encoder_hidden_states", "act", (BATCH, TEXT, config["joint_attention_dim"]))
 
@@ -34,6 +34,7 @@ def packed_spec(
     image: Axis,
     inputs: Sequence[TensorIO],
     *,
+    outputs: Sequence[TensorIO] = (),
     out_channels: int | None = None,
     **own: Any,
 ) -> ModelSpec:
@@ -41,7 +42,8 @@ def packed_spec(
 
     Args:
         image: IMAGE or IMAGES. inputs: those behind hidden_states.
-        out_channels: channels of the output where they are not those of the input.
+        outputs: where they are others than image tokens. out_channels: channels of the output where they are not those
+            of the input.
         own: the other fields.
     """
     channels = config["in_channels"]
@@ -52,6 +54,6 @@ def packed_spec(
         pixel_multiple=PATCH,
         calibration_pixels=256,
         inputs=(TensorIO("hidden_states", "act", (BATCH, image, channels)), *inputs),
-        outputs=(TensorIO("out_hidden_states", "act", (BATCH, image, out_channels or channels)),),
+        outputs=tuple(outputs) or (TensorIO("out_hidden_states", "act", (BATCH, image, out_channels or channels)),),
         **own,
     )

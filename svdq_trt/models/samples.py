@@ -20,7 +20,7 @@ class Samples(tuple[Tensor, ...]):
 
 
 def alike(inputs: Sequence[TensorIO], found: Mapping[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
-    """Split the values of a call's inputs by name into calls of equal sizes.
+    """Split the values of a call's inputs by name, without those left out, into calls of equal sizes.
 
     Returns:
         the numbers of the samples of each call, and its values; without `Samples` one call with the values given.
@@ -32,6 +32,7 @@ def alike(inputs: Sequence[TensorIO], found: Mapping[str, Any]) -> list[tuple[li
     if not each:
         return [([], dict(found))]
     count = len(next(iter(each.values())))
+    inputs = [io for io in inputs if io.name in found]
     for io in inputs:
         given = len(found[io.name]) if io.has_batch and _has_rows(found[io.name]) else count
         if given != count:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -13,7 +14,15 @@ from svdq_trt.models.attention import FusedCrossAttention, FusedSelfAttention, S
 from svdq_trt.models.family import Family
 from svdq_trt.models.recipe import LinearGroup
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
-from svdq_trt.models.synthetic import Request, diffusion_latents, large_channels, normal, smooth_image, timestep_to_999
+from svdq_trt.models.synthetic import (
+    Fill,
+    Request,
+    diffusion_latents,
+    large_channels,
+    normal,
+    smooth_image,
+    timestep_to_999,
+)
 
 #: config.json of the published UNet, without diffusers' bookkeeping keys.
 SDXL_CONFIG: dict[str, Any] = {
@@ -98,6 +107,12 @@ TINY_CONFIG: dict[str, Any] = SDXL_CONFIG | {
 }
 
 
+BATCH = Axis("batch")
+#: arguments of a UNet: what a ControlNet adds to its features on the way down and in the middle, and an adapter
+DOWN, MIDDLE = "down_block_additional_residuals", "mid_block_additional_residual"
+ADAPTER = "down_intrablock_additional_residuals"
+
+
 def _clip_text(r: Request) -> torch.Tensor:
     """[B, T, K], like the output of CLIP's last but one layer: noise, some large channels, a large first token."""
     value, channels = normal(r), large_channels(r.shape[-1])
@@ -125,16 +140,17 @@ def _time_ids(r: Request) -> torch.Tensor:
 
 
 class SDXLFamily(Family):
-    """UNet2DConditionModel with text_time conditioning."""
+    """UNet2DConditionModel, and the ControlNets for it, with text_time conditioning."""
 
     #: SDXL has 1, 2 or 10 blocks in a row. More would leave little of R_MAX for a LoRA on each of them.
     kv_blocks = 5
-    synthetic = (
+    synthetic: ClassVar[Sequence[tuple[str, Fill]]] = (
         ("sample", _latents),
         ("timestep", timestep_to_999),
         ("encoder_hidden_states", _clip_text),
         ("time_ids", _time_ids),
     )
+    lists = (DOWN,)
 
     def install(self, module: nn.Module, group: LinearGroup, fused: nn.Module) -> None:
         """Install a node as Family does. Attentions with fused linears get a processor; others keep diffusers' own."""
@@ -156,30 +172,70 @@ class SDXLFamily(Family):
         no Concat of two dtypes; the cast here is for callers that pass 16 bit.
         """
         added = {name: inputs[name].float() for name in ("text_embeds", "time_ids")}
-        return {name: value for name, value in inputs.items() if name not in added} | {"added_cond_kwargs": added}
+        rest = {name: value for name, value in inputs.items() if name not in added}
+        return super().arguments(rest) | {"added_cond_kwargs": added}
+
+    def flatten(self, call: dict[str, Any]) -> dict[str, Any]:
+        """The inputs by name: residuals for the way down alone are an adapter's, as diffusers takes them."""
+        if call.get(DOWN) is not None and call.get(MIDDLE) is None:
+            call = {ADAPTER if name == DOWN else name: value for name, value in call.items()}
+        return call
 
 
-def _spec(config: dict[str, Any], *, time_ids: int = 6, **own: Any) -> ModelSpec:
-    """The spec of a UNet with that many numbers of size, crop and score."""
-    batch = Axis("batch")
-    smallest = 2 ** (len(config["block_out_channels"]) - 1)  # what the UNet halves down to one
-    height, width = (Axis(side, divisor=8, multiple=smallest) for side in ("height", "width"))
+def feature_map(config: Mapping[str, Any], channels: int, level: int = 0) -> tuple[int | Axis, ...]:
+    """[B, channels, H, W] of the latent, halved `level` times; level -3 is the image's own size."""
+    last = len(config["block_out_channels"]) - 1  # where the sides are halved down to one
+    height, width = (Axis(s, divisor=2 ** (3 + level), multiple=2 ** (last - level)) for s in ("height", "width"))
+    return BATCH, channels, height, width
+
+
+def residuals(config: Mapping[str, Any], down: str, middle: str) -> tuple[TensorIO, ...]:
+    """What a ControlNet adds: `down` to all that the UNet keeps on the way down for the way up, `middle` in between."""
+    widths = config["block_out_channels"]
+    kept = [(widths[0], 0)]
+    for level, channels in enumerate(widths):
+        kept += [(channels, level)] * config["layers_per_block"]
+        if level < len(widths) - 1:
+            kept.append((channels, level + 1))  # halved for the next
+    own = [TensorIO(f"{down}_{i}", "act", feature_map(config, *one)) for i, one in enumerate(kept)]
+    return *own, TensorIO(middle, "act", feature_map(config, *kept[-1]))
+
+
+def text_time_spec(
+    config: dict[str, Any], *, inputs: Sequence[TensorIO] = (), time_ids: int = 6, **own: Any
+) -> ModelSpec:
+    """The spec of a model with SDXL's conditioning.
+
+    Args:
+        inputs: those behind the UNet's. time_ids: how many numbers of size, crop and score there are.
+        own: the other fields.
+    """
     pooled = config["projection_class_embeddings_input_dim"] - time_ids * config["addition_time_embed_dim"]
     return ModelSpec(
-        subfolder="unet",
         variant="fp16",
-        class_path="diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",
         config=MappingProxyType(config),
         act_dtype="float16",
-        pixel_multiple=8 * smallest,
+        pixel_multiple=8 * 2 ** (len(config["block_out_channels"]) - 1),
         inputs=(
-            TensorIO("sample", "act", (batch, config["in_channels"], height, width)),
-            TensorIO("timestep", "float32", (batch,)),
-            TensorIO("encoder_hidden_states", "act", (batch, Axis("tokens"), config["cross_attention_dim"])),
-            TensorIO("text_embeds", "float32", (batch, pooled)),
-            TensorIO("time_ids", "float32", (batch, time_ids)),
+            TensorIO("sample", "act", feature_map(config, config["in_channels"])),
+            TensorIO("timestep", "float32", (BATCH,)),
+            TensorIO("encoder_hidden_states", "act", (BATCH, Axis("tokens"), config["cross_attention_dim"])),
+            TensorIO("text_embeds", "float32", (BATCH, pooled)),
+            TensorIO("time_ids", "float32", (BATCH, time_ids)),
+            *inputs,
         ),
-        outputs=(TensorIO("out_sample", "act", (batch, config["out_channels"], height, width)),),
+        **own,
+    )
+
+
+def _spec(config: dict[str, Any], *, controlnet: bool = True, **own: Any) -> ModelSpec:
+    """The spec of a UNet. `controlnet`: diffusers has pipelines that add a ControlNet's residuals."""
+    return text_time_spec(
+        config,
+        subfolder="unet",
+        class_path="diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",
+        outputs=(TensorIO("out_sample", "act", feature_map(config, config["out_channels"])),),
+        residuals=residuals(config, DOWN, MIDDLE) if controlnet else (),
         family=SDXLFamily(),
         **own,
     )
@@ -216,6 +272,7 @@ SDXL_INPAINT = _spec(
 
 SDXL_REFINER = _spec(
     REFINER_CONFIG,
+    controlnet=False,
     time_ids=5,
     name="sdxl-refiner",
     title="Stable Diffusion XL refiner 1.0",

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from svdq_trt.models.synthetic import Request
 
 #: Symbols an axis may depend on. `batch`, `tokens`, `frames` and `images` count; `height` and `width` are pixels.
 SYMBOLS = tuple(SIZES)
+#: how the name ends of a model whose engine takes a ControlNet's residuals
+WITH_CONTROLNET = "-with-controlnet"
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ class Axis:
 
     def size(self, sizes: Mapping[str, int]) -> int:
         """The size for given symbol values."""
-        whole = math.prod(sizes[symbol] for symbol in self.symbols)
-        return (whole - self.first) // self.divisor + self.first + (sizes[self.plus] if self.plus else 0)
+        return self.size_of(math.prod(sizes[s] for s in self.symbols)) + (sizes[self.plus] if self.plus else 0)
+
+    def size_of(self, value: int) -> int:
+        """The size, without what is added, for a product of the symbols' values."""
+        return (value - self.first) // self.divisor + self.first
 
     def value(self, size: int) -> int:
         """The product of the symbols' values that gives a size without what is added."""
@@ -95,11 +100,25 @@ class TensorIO:
         name: its name in ONNX and in the plan.
         dtype: "act" (the model's act dtype), "float32", "int64" or "bool".
         dims: each an int (static) or an Axis.
+        default: of an input that a call may leave out: what then all its elements are.
     """
 
     name: str
     dtype: str
     dims: tuple[int | Axis, ...]
+    default: float | None = None
+
+    def left_out(
+        self, values: Mapping[str, int], dtype: torch.dtype, device: str | torch.device = "cpu"
+    ) -> torch.Tensor:
+        """The input where a call leaves it out, in the memory of one element.
+
+        Args:
+            values: products of symbols' values by name of the axis, as other inputs have them.
+        """
+        assert self.default is not None
+        shape = [d if isinstance(d, int) else d.size_of(values[d.name]) for d in self.dims]
+        return torch.full((), self.default, dtype=dtype, device=device).expand(shape)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Sizes of the dims for symbol values such as {"batch": 2, "height": 1024, ...}."""
@@ -161,6 +180,9 @@ class ModelSpec:
         pictures: arguments of its pipelines that are pictures, of which each prompt has one.
         guidance: their argument that is the scale of guidance.
         asked: what they are asked for beside that, as the model is meant to be run.
+        residuals: inputs for what a ControlNet adds to its streams, which an engine built with --controlnet has as
+            well; empty where diffusers has no pipeline that adds any.
+        base: name of the model whose nodes and weights it has; its own where that is "".
         description: of a model that has no name, as JSON (described.py); "" for those that `MODELS` has.
         class_aliases: other class names that a published config.json may have for the same model.
     """
@@ -188,7 +210,19 @@ class ModelSpec:
     guidance: str = "guidance_scale"
     asked: Mapping[str, Any] = field(default_factory=dict)
     class_aliases: tuple[str, ...] = ()
+    residuals: tuple[TensorIO, ...] = ()
+    base: str = ""
     description: str = ""
+
+    @property
+    def weights(self) -> str:
+        """The name under which its quantized weights are filed: an engine with more inputs has the same."""
+        return self.base or self.name
+
+    def with_controlnet(self) -> ModelSpec:
+        """The model with the residuals of a ControlNet among its inputs."""
+        inputs = (*self.inputs, *(replace(io, default=0.0) for io in self.residuals))
+        return replace(self, name=f"{self.name}{WITH_CONTROLNET}", inputs=inputs, residuals=(), base=self.name)
 
     @property
     def source(self) -> str:
@@ -268,7 +302,7 @@ class ModelSpec:
         self.family.install(module, group, fused)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` with flat inputs in the order of `inputs` and one output tensor; `module` itself is changed."""
+        """`module` with flat inputs in the order of `inputs`, and `outputs`; `module` itself is changed."""
         return self.family.wrap(module, [io.name for io in self.inputs])
 
     @property
@@ -281,6 +315,12 @@ class ModelSpec:
         given = {} if data is None else {symbol: getattr(data.options, symbol) for symbol in SYMBOLS}
         sizes = {symbol: (size.min, size.opt, size.max)[index] for symbol, size in given.items() if size is not None}
         return self.profile.sizes(index) | sizes
+
+    def run(self, wrapped: nn.Module, inputs: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs by name of what `wrap` returns, for inputs in their order."""
+        found = wrapped(*inputs)
+        outputs = (found,) if isinstance(found, torch.Tensor) else found
+        return {io.name: value for io, value in zip(self.outputs, outputs, strict=True)}
 
     def check_sizes(self, sizes: Mapping[str, int]) -> None:
         """Raise ShapeError unless symbols given are positive, pixels fit `pixel_multiple`, and axes their limits."""

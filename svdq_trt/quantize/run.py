@@ -101,7 +101,7 @@ def quantize_model(
         nodes.append(node)
     progress(total, total, f"writing {out.name}")
     meta: dict[str, Any] = {
-        "model": spec.name,
+        "model": spec.weights,
         "format": fmt.name,
         "rank": top_rank(rank),
         "preset": preset.name,

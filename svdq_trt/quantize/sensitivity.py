@@ -69,7 +69,8 @@ class Probe:
     def _run(self, module: nn.Module) -> list[Tensor]:
         flat = self._spec.wrap(module)
         with exact_convolutions(), _in_float32(module, self._read):
-            return [flat(*values).double() for values in self._inputs]
+            outputs = [self._spec.run(flat, values) for values in self._inputs]
+        return [torch.cat([y.double().flatten() for y in found.values()]) for found in outputs]
 
 
 def scan(

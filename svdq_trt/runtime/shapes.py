@@ -123,7 +123,7 @@ def check_inputs(profiles: Sequence[TensorProfile], given: Mapping[str, Any]) ->
         got = "missing" if name in names else "no input of this engine"
         raise ShapeError(f"input '{name}'", got, ", ".join(names))
     values = {p.name: _converted(p, given[p.name]) for p in profiles}
-    seen: dict[str, tuple[int, str]] = {}  # axis -> its size, and an input that has it
+    seen: dict[str, tuple[int, str]] = {}  # name of an axis -> its size as a multiple, and an input that has it
     for profile in profiles:
         if values[profile.name].ndim:
             _check_shape(profile, tuple(values[profile.name].shape), seen)
@@ -164,10 +164,10 @@ def _check_shape(profile: TensorProfile, shape: tuple[int, ...], seen: dict[str,
             below = size - size % times
             near = f"{below} or {below + times}" if below else f"{times}"
             raise ShapeError(where, f"{name} {size}", f"a multiple of {times}, as {near}")
-        first, owner = seen.setdefault(axis, (size, profile.name)) if axis else (size, "")
-        if size != first:
+        count, owner = seen.setdefault(name, (size // times, profile.name)) if axis else (size, "")
+        if size != count * times:
             fix = "Give one row for each image." if name == "batch" else ""
-            raise ShapeError(where, f"{name} {size}", f"{first}, as in '{owner}'", fix)
+            raise ShapeError(where, f"{name} {size}", f"{count * times}, as in '{owner}'", fix)
 
 
 def _rule(axis: str) -> tuple[int, str]:

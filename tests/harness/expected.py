@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from svdq_trt.artifact.svdq_file import Node
 from svdq_trt.contract.sqnr import decibels
 from svdq_trt.models import ModelSpec
+from tests.harness.published import joined
 
 #: How far below the expected SQNR a right model may be: errors of nodes were measured on other tokens, and are not
 #: white. The twins are 0.2 dB above to 3.0 dB below.
@@ -30,13 +31,13 @@ def expected_sqnr(spec: ModelSpec, module: nn.Module, nodes: Sequence[Node], inp
     """
     flat = spec.wrap(module)
     with torch.inference_mode():
-        want = flat(*inputs).double()
+        want = joined(flat(*inputs)).double()
         hooks = [
             module.get_submodule(member).register_forward_hook(_noise(node, member))
             for node in nodes
             for member in node.members
         ]
-        got = flat(*inputs).double()
+        got = joined(flat(*inputs)).double()
     for hook in hooks:
         hook.remove()
     return decibels(float((got - want).square().sum() / want.square().sum()))

@@ -28,4 +28,4 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.calls.append(dict(inputs))
-        return {self.spec.outputs[0].name: self.flat(**inputs)}
+        return self.spec.run(self.flat, [inputs[io.name] for io in self.spec.inputs])

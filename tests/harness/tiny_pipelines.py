@@ -193,14 +193,14 @@ def z_image(transformer):
     return diffusers.ZImagePipeline(scheduler, vae().eval(), None, None, transformer)
 
 
-def flux(kind: str, transformer):
+def flux(kind: str, transformer, **more):
     """A pipeline of FLUX.1, by its class, around flux1-tiny's transformer or its like: no text encoders."""
     import diffusers
 
     torch.manual_seed(0)
     nothing = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    return getattr(diffusers, kind)(scheduler=scheduler, vae=vae().eval(), transformer=transformer, **nothing)
+    return getattr(diffusers, kind)(scheduler=scheduler, vae=vae().eval(), transformer=transformer, **nothing, **more)
 
 
 def without_encoders(kind: str, autoencoder, *absent: str, **parts):

@@ -63,8 +63,8 @@ class TakeQuantized(Stage[Quantized]):
             kept, notes = report.kept, report.notes
         progress(1, 2, "checking the artifact")
         loaded = svdq_file.load(self.out)
-        if loaded.meta.get("model") != spec.name:
-            raise ArtifactError(str(path), f"a model '{loaded.meta.get('model')}'", spec.name)
+        if loaded.meta.get("model") != spec.weights:
+            raise ArtifactError(str(path), f"a model '{loaded.meta.get('model')}'", spec.weights)
         rank = loaded.meta.get("rank")
         if type(rank) is not int or rank < 0:
             raise ArtifactError(str(path), f"rank {rank!r}", "the largest R of its nodes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.denoiser import Denoiser
+from svdq_trt.models.sdxl import ADAPTER, DOWN
 from svdq_trt.runtime import attach, detach
 
 SPEC = get_model("sdxl-tiny")
@@ -37,7 +39,7 @@ class Recorder:
         self.calls.append({name: t.clone() for name, t in inputs.items()})
         first = next(iter(inputs.values()))
         if first.shape != self.memory.shape:
-            return {self.output_names[0]: first + 1}
+            return dict.fromkeys(self.output_names, first + 1)
         self.memory.copy_(first + 1)
         return {self.output_names[0]: self.memory}
 
@@ -120,7 +122,7 @@ REFUSED = {
     "timestep_cond": torch.zeros(2, 256),
     "attention_mask": torch.ones(2, 77),
     "cross_attention_kwargs": {"scale": 0.5},
-    "down_block_additional_residuals": (torch.zeros(1),),
+    DOWN: (torch.zeros(1),),  # alone, as diffusers takes them, those of an adapter
     "mid_block_additional_residual": torch.zeros(1),
     "down_intrablock_additional_residuals": (torch.zeros(1),),
     "encoder_attention_mask": torch.ones(2, 77),
@@ -135,7 +137,8 @@ def test_every_optional_argument_of_the_module_is_reported():
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses_what_the_engine_has_no_input_for(unet, runner, name):
     args, kwargs = call_args()
-    with pytest.raises(UnsupportedError, match=rf"pipe\.unet: {name}: \w+ given, want nothing"):
+    told = ADAPTER if name == DOWN else name
+    with pytest.raises(UnsupportedError, match=rf"pipe\.unet: {told}: \w+ given, want nothing"):
         unet(*args, **kwargs, **{name: REFUSED[name]})
     assert runner.calls == []
 
@@ -200,11 +203,13 @@ def test_every_model_is_called_as_its_diffusers_class(model):
     inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**sizes, seed=1), strict=True)}
     arguments = spec.family.arguments(inputs)
     first = inputs[spec.inputs[0].name]
-    (out,) = denoiser(**arguments, return_dict=False)
-    assert torch.equal(out, first + 1)
+    outputs = spec.family.outputs(denoiser(**arguments, return_dict=False))
+    assert len(outputs) == len(spec.outputs) and all(torch.equal(out, first + 1) for out in outputs)
     assert recorder.calls[0].keys() == inputs.keys() and spec.family.timestep in inputs
     assert all(torch.equal(recorder.calls[0][name], value) for name, value in inputs.items())
-    assert torch.equal(denoiser(**arguments).sample, first + 1)
+    found = denoiser(**arguments)
+    outputs = spec.family.outputs([getattr(found, field.name) for field in dataclasses.fields(found)])
+    assert len(outputs) == len(spec.outputs) and all(torch.equal(out, first + 1) for out in outputs)
     for key, value in spec.config.items():
         assert denoiser.config[key] == value
 

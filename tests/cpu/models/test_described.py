@@ -88,7 +88,7 @@ def test_the_pipeline_on_the_flat_module_makes_what_it_makes_on_its_own(name, tm
     runner = SimpleNamespace(
         model=spec.source,
         inputs=[SimpleNamespace(name=io.name, dtype=str(io.torch_dtype(torch.float32))[6:]) for io in spec.inputs],
-        run=lambda feed: {"out": flat(**feed)},
+        run=lambda feed: spec.run(flat, [feed[io.name] for io in spec.inputs]),
     )
     sizes = {"height": 64, "width": 128}
     text = {key: torch.randn(1, 24, 96) for key in ("prompt_embeds", "negative_prompt_embeds")}

@@ -12,6 +12,7 @@ from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
 from svdq_trt.nn import attention
 from tests.harness.nodes import DenseNode
+from tests.harness.published import joined
 from tests.harness.twins import PARAMS
 
 
@@ -39,9 +40,10 @@ def fused(spec):
 def test_fused_model_equals_the_original(spec, fused, batch, height, width):
     original = load(spec, random_seed=1).float()
     inputs = spec.example_inputs(batch, height, width, dtype=torch.float32)
-    want, got = spec.wrap(original)(*inputs), spec.wrap(fused)(*inputs)
+    found = spec.run(spec.wrap(original), inputs)
     sizes = spec.profile.sizes(1) | {"batch": batch, "height": height, "width": width}
-    assert tuple(want.shape) == spec.outputs[0].shape(sizes)
+    assert all(tuple(found[io.name].shape) == io.shape(sizes) for io in spec.outputs)
+    want, got = joined(list(found.values())), joined(list(spec.run(spec.wrap(fused), inputs).values()))
     assert 0.3 < want.std() < 3
     torch.testing.assert_close(got, want, rtol=0, atol=2e-5 * float(want.abs().max()))
 
@@ -78,6 +80,8 @@ ATTENTION_OPS = {
     "wan-tiny": {"Rotary": 2, "Cross": 2},
     "sd3-tiny": {"JointNormed": 3, "Normed": 1},
     "sdxl-tiny": {"": 10, "Cross": 10},
+    "sdxl-controlnet-tiny": {"": 4, "Cross": 4},
+    "flux1-controlnet-tiny": {"JointNormedRotary": 1, "NormedRotary": 1},
     "pixart-tiny": {"": 2, "CrossMasked": 2},
     "sana-tiny": {"CrossMasked": 2},
 }
@@ -141,6 +145,6 @@ def test_fused_model_exports_with_dynamic_batch_resolution_and_text(spec):
             assert getattr(value, "dtype", None) is not torch.float64, f"{node.name}: TensorRT has no f64"
     other = spec.example_inputs(1, 64, 96, tokens=2 * tokens)
     with torch.inference_mode():
-        got, want = program.module()(*other), flat(*other)
+        got, want = joined(program.module()(*other)), joined(flat(*other))
     assert got.dtype == spec.torch_dtype
     torch.testing.assert_close(got, want)
