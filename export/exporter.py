@@ -19,6 +19,7 @@ from svdq_export.passes.dtypes import unify_input_types
 from svdq_export.passes.einsum import einsum_to_transpose
 from svdq_export.passes.functions import add_bodies
 from svdq_export.passes.inputs import parameters_to_inputs
+from svdq_export.passes.masks import expand_masks
 from svdq_export.passes.metadata import strip_metadata
 from svdq_export.passes.mlp import fuse_mlps
 from svdq_export.passes.names import drop_prefix, name_svdq_nodes, require_all_nodes
@@ -111,6 +112,7 @@ def export_onnx(
     unify_input_types(model)
     squeeze_to_reshape(model)
     einsum_to_transpose(model)
+    expand_masks(model)
     name_svdq_nodes(model)
     if wrapped:
         drop_prefix(model, wrapped)

@@ -158,8 +158,8 @@ def _write_error(path: Path, error: OSError) -> ArtifactError:
     return ArtifactError(where, f"cannot be written ({reason})", "a writable file path")
 
 
-def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
-    """Read a JSON file that must hold an object; `what` names its role in the error.
+def read_json_object(path: str | os.PathLike[str], what: str, *, infinite: bool = False) -> dict[str, Any]:
+    """Read a JSON file that must hold an object; `what` names its role in the error. For `infinite` see `parse_json`.
 
     Raises:
         ArtifactError: missing, unreadable, larger than 64 MiB, not JSON, or not an object.
@@ -169,7 +169,7 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
         size = path.stat().st_size
         if size > _JSON_MAX_BYTES:
             raise ArtifactError(str(path), f"{size} bytes", f"{what} of at most {_JSON_MAX_BYTES} bytes")
-        value = parse_json(path.read_bytes())
+        value = parse_json(path.read_bytes(), infinite=infinite)
     except OSError as error:
         raise ArtifactError(str(path), f"cannot be read ({error.strerror})", what) from error
     except ValueError as error:
@@ -179,8 +179,11 @@ def read_json_object(path: str | os.PathLike[str], what: str) -> dict[str, Any]:
     return value
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, infinite: bool = False) -> Any:
     """Parse JSON from outside: strictly, so that no later step stumbles over what it holds.
+
+    Args:
+        infinite: let NaN and Infinity pass, as diffusers writes them.
 
     Raises:
         ValueError: not UTF-8 or not JSON, nested too deeply, a number that is NaN, infinite or of more than 64 bits, or
@@ -188,7 +191,7 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_int64)
+        value = json.loads(text, parse_constant=float if infinite else _refuse, parse_float=_finite, parse_int=_int64)
         if "\\ud" in text.lower():  # an escaped surrogate; JSON needs two of them for one character
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,11 @@ from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.models import MODELS, ModelSpec
 from svdq_trt.models.describe import describe
-from svdq_trt.models.described import spec_of
+from svdq_trt.models.described import default_values, spec_of
 from svdq_trt.models.pipelines import INDEX
-from svdq_trt.models.probe import PipelineParts, own_class, pipeline_of
+from svdq_trt.models.probe import CallError, PipelineParts, own_class, pipeline_of, scheduler_of
 
 _COMPONENTS = ("transformer", "unet")
-_SCHEDULER: tuple[str, dict[str, Any]] = ("FlowMatchEulerDiscreteScheduler", {})
 
 
 def open_folder(folder: Path, fixed: Mapping[str, int]) -> ModelSpec:
@@ -41,9 +41,15 @@ def open_folder(folder: Path, fixed: Mapping[str, int]) -> ModelSpec:
     for spec in MODELS.values():
         if spec.library == "diffusers" and spec.model_class() is cls and _is(spec, config_path):
             return spec
+    name, alone = re.sub(r"[^\w.-]+", "-", folder.resolve().name), parts is None
     parts = parts or _pipeline_of(cls)
-    name = re.sub(r"[^\w.-]+", "-", folder.resolve().name)
-    found = describe(name, cls.__name__, config, parts, fixed)
+    try:
+        found = describe(name, cls.__name__, config, parts, fixed)
+    except CallError as error:
+        if not alone:
+            raise
+        want = "the folder of a whole pipeline, which has its scheduler and autoencoder"
+        raise CallError(error.where, error.got, want) from error
     spec = spec_of(found.to_text())
     spec.recipe(spec.build(tables=False))  # before any work: it says what cannot be traced
     return spec
@@ -70,19 +76,20 @@ def _parts(folder: Path) -> tuple[PipelineParts | None, Path]:
         got = f"{' and '.join(components) or 'no denoiser'}"
         raise UnsupportedError(str(folder / INDEX), got, f"one of {', '.join(_COMPONENTS)}")
     settings = {k: v for k, v in index.items() if not k.startswith("_") and not isinstance(v, list) and v is not None}
-    found = {"scheduler": _config(folder / "scheduler" / "scheduler_config.json", _SCHEDULER)}
-    if (folder / "vae" / "config.json").is_file():
-        found["vae"] = _config(folder / "vae" / "config.json", _SCHEDULER)
+    found: dict[str, tuple[str, dict[str, Any]]] = {"scheduler": (scheduler_of(pipeline), {})}
+    for name, path in (("scheduler", "scheduler_config.json"), ("vae", "config.json")):
+        if (folder / name / path).is_file():
+            found[name] = _config(folder / name / path)
     return PipelineParts(pipeline, components[0], settings, found), folder / components[0] / "config.json"
 
 
-def _config(path: Path, default: tuple[str, dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-    """Class and configuration of a component."""
-    if not path.is_file():
-        return default
-    config = read_json_object(path, "a component's configuration")
-    name = own_class(config.get("_class_name"), f"{path}: _class_name").__name__
-    return name, {key: value for key, value in config.items() if not key.startswith("_")}
+def _config(path: Path) -> tuple[str, dict[str, Any]]:
+    """Class and configuration of a component, without infinite numbers that are the class's defaults."""
+    config = read_json_object(path, "a component's configuration", infinite=True)
+    cls = own_class(config.get("_class_name"), f"{path}: _class_name")
+    infinite = {k: v for k, v in default_values(cls, {}).items() if isinstance(v, float) and math.isinf(v)}
+    plain = {k: v for k, v in config.items() if not k.startswith("_") and not (k in infinite and v == infinite[k])}
+    return cls.__name__, plain
 
 
 def _class(config: Mapping[str, Any], path: Path) -> type[nn.Module]:
@@ -94,4 +101,4 @@ def _class(config: Mapping[str, Any], path: Path) -> type[nn.Module]:
 
 def _pipeline_of(cls: type[nn.Module]) -> PipelineParts:
     pipeline, component = pipeline_of(cls)
-    return PipelineParts(pipeline, component, {}, {"scheduler": _SCHEDULER})
+    return PipelineParts(pipeline, component, {}, {"scheduler": (scheduler_of(pipeline), {})})

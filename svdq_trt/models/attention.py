@@ -208,9 +208,7 @@ class FusedCrossAttention(Processor):
             k, v = self.shared.part(attn, encoder_hidden_states, self.index)
         else:
             k, v = _project(attn, encoder_hidden_states, "to_kv", ("to_k", "to_v"))
-        bias = None
-        if attention_mask is not None:  # expanded to [B, 1, L, T]: not every runtime broadcasts a mask
-            bias = attention_mask[:, None].expand(-1, -1, hidden_states.shape[1], -1).to(hidden_states.dtype)
+        bias = None if attention_mask is None else attention_mask[:, None].to(hidden_states.dtype)
         return _attend(attn, _heads(attn.to_q(hidden_states), attn.heads), k, v, bias)
 
 

@@ -35,10 +35,11 @@ class Denoiser(StandIn):
 
     Attributes:
         runner: what runs, such as a Session. spec: the model it was built from. config: like the torch module's.
-        original: the torch module it stands in for, or None.
+        original: the torch module it stands in for, or None. is_cache_enabled: as diffusers has it.
     """
 
     ADVICE = "Call svdq_trt.runtime.detach(pipe) first."
+    is_cache_enabled = False
 
     def __init__(
         self, runner: Runs, spec: ModelSpec, name: str, config: Any = None, original: nn.Module | None = None

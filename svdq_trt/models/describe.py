@@ -21,8 +21,17 @@ from torch.utils import _pytree as pytree
 
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.models import call as calls
-from svdq_trt.models.described import ACT, Description, default_values
-from svdq_trt.models.probe import MASKS, PipelineParts, Texts, is_pooled, own_class, record, text_parameters
+from svdq_trt.models.described import ACT, TIMESTEPS, Description, default_values
+from svdq_trt.models.probe import (
+    MASKS,
+    PipelineParts,
+    Texts,
+    frames_parameter,
+    is_pooled,
+    own_class,
+    record,
+    text_parameters,
+)
 from svdq_trt.models.real import RealNumbers, no_autocast
 from svdq_trt.models.spec import SYMBOLS, Axis, TensorIO
 
@@ -89,9 +98,13 @@ def _require_tensors(where: str, first: _Seen, others: Mapping[str, _Seen]) -> N
 
 
 def _wide(io: TensorIO) -> TensorIO:
-    """The input in f32 where 16 bits may be too few: timesteps, and positions, which all images share."""
+    """The input in f32 where its own dtype may hold too little.
+
+    In 16 bits those are timesteps, and positions, which all images share. Timesteps that are whole numbers are not with
+    every scheduler.
+    """
     narrow = io.dtype == "act" and io.has_batch and len(io.dims) > 1
-    return io if narrow or io.dtype != "act" else replace(io, dtype="float32")
+    return replace(io, dtype="float32") if io.name in TIMESTEPS or (io.dtype == "act" and not narrow) else io
 
 
 def skeleton(cls: type[nn.Module], config: Mapping[str, Any]) -> nn.Module:
@@ -128,7 +141,7 @@ class _Probe:
     def symbols(self) -> tuple[str, ...]:
         """The sizes that the pipeline can be asked for."""
         texts = sum(not is_pooled(name) for name in self.texts.widths)
-        asked = {"tokens2": texts > 1, "frames": _has_frames(self.parts)}
+        asked = {"tokens2": texts > 1, "frames": frames_parameter(self.parts.pipeline) is not None}
         return tuple(symbol for symbol in SYMBOLS if asked.get(symbol, True))
 
     def run(self, sizes: Mapping[str, int]) -> _Seen:
@@ -172,21 +185,16 @@ def _narrow(dtype: torch.dtype) -> torch.dtype:
     return {torch.float64: torch.float32, torch.int32: torch.int64}.get(dtype, dtype)
 
 
-def _has_frames(parts: PipelineParts) -> bool:
-    return "num_frames" in inspect.signature(own_class(parts.pipeline, "pipeline").__call__).parameters
-
-
 def _own_sizes(parts: PipelineParts) -> dict[str, int]:
     """The sizes that the pipeline has where none are given."""
     known = inspect.signature(own_class(parts.pipeline, "pipeline").__call__).parameters
 
-    def default(name: str, other: int) -> int:
-        value = known[name].default if name in known else None
-        return value if isinstance(value, int) else other
+    def default(asked: inspect.Parameter | None, other: int) -> int:
+        return asked.default if asked and isinstance(asked.default, int) else other
 
-    tokens = default("max_sequence_length", _TEXT)
-    sizes = {"pixels": default("height", _PIXELS), "tokens": tokens, "tokens2": tokens}
-    return sizes | {"frames": default("num_frames", 1)}
+    tokens = default(known.get("max_sequence_length"), _TEXT)
+    sizes = {"pixels": default(known.get("height"), _PIXELS), "tokens": tokens, "tokens2": tokens}
+    return sizes | {"frames": default(frames_parameter(parts.pipeline), 1)}
 
 
 # ---- widths of prompt embeddings -----------------------------------------------------------------------------------

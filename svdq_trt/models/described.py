@@ -27,7 +27,8 @@ from svdq_trt.models.spec import ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import Request
 
 ACT = torch.bfloat16
-_TIMESTEPS = ("timestep", "timesteps", "t")
+#: names of the timesteps among the arguments of diffusers' classes
+TIMESTEPS = ("timestep", "timesteps", "t")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class DescribedFamily(Family):
         self.description = description
         names = [io.name for io in description.inputs]
         rows = [io.name for io in description.inputs if len(io.dims) == 1]
-        self.timestep = next((name for name in (*_TIMESTEPS, *rows) if name in names), names[0])  # type: ignore[misc]
+        self.timestep = next((name for name in (*TIMESTEPS, *rows) if name in names), names[0])  # type: ignore[misc]
 
     @contextlib.contextmanager
     def context(self) -> Iterator[None]:

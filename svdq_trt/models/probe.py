@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ _STEPS = 8
 MASKS = ("int64", "bool", "bfloat16")
 #: switches of pipelines that have prompts rewritten
 _REWRITING = ("enable_prompt_rewrite", "use_pe", "prompt_upsampling")
+#: how pipelines of videos call the number of frames
+_FRAMES = ("num_frames", "frames", "video_length")
 #: parameters of pipelines that have nothing to do with text
 _NOT_TEXT = ("negative", "image", "ip_adapter")
 
@@ -76,12 +79,15 @@ class _Stand(nn.Module):
     def __init__(self, cls: type[nn.Module], config: Any, dtype: torch.dtype, step: int) -> None:
         super().__init__()
         self.config, self.dtype, self.device = config, dtype, torch.device("cpu")
+        self.is_cache_enabled = False
         self._signature, self._wanted = inspect.signature(cls.forward), step
         self.call: dict[str, Any] | None = None
 
     def __getattr__(self, name: str) -> Any:
         config = self.__dict__.get("config", {})
-        return config[name] if name in config else super().__getattr__(name)
+        if name in config:
+            return config[name]
+        raise AttributeError(f"it reads '{name}' of the denoiser, which is not in its config.json")
 
     def cache_context(self, name: str, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
         """Context in which pipelines make a call."""
@@ -179,6 +185,12 @@ def text_parameters(pipeline: str) -> tuple[str, ...]:
     return found
 
 
+def frames_parameter(pipeline: str) -> inspect.Parameter | None:
+    """The parameter of a pipeline's call that is the number of frames; None for one that makes images."""
+    known = inspect.signature(own_class(pipeline, "pipeline").__call__).parameters
+    return next((known[name] for name in _FRAMES if name in known), None)
+
+
 def is_pooled(parameter: str) -> bool:
     """Whether an embedding has one row per prompt."""
     return "pooled" in parameter
@@ -188,7 +200,7 @@ def pipeline_of(cls: type[nn.Module]) -> tuple[str, str]:
     """The pipeline that makes images or videos of text with a denoiser of this class, and the denoiser's name in it.
 
     Raises:
-        CallError: none in diffusers.
+        CallError: none in diffusers, or UNets', whose class does not say which.
     """
     found = []
     for name, made in _pipelines():
@@ -200,7 +212,16 @@ def pipeline_of(cls: type[nn.Module]) -> tuple[str, str]:
                 found.append((not any("prompt_embeds" in p for p in call), len(asked), len(name), name, component))
     if not found:
         raise CallError(cls.__name__, "no pipeline in diffusers has it", "a folder of a whole pipeline")
-    return min(found)[3:]
+    pipeline, component = min(found)[3:]
+    if component == "unet":
+        raise CallError(cls.__name__, "a UNet, which each pipeline calls otherwise", "a folder of a whole pipeline")
+    return pipeline, component
+
+
+def scheduler_of(pipeline: str) -> str:
+    """The class of the scheduler that a pipeline asks for: of a choice the first; DDIM, where it takes any."""
+    known = inspect.signature(own_class(pipeline, "pipeline").__init__).parameters
+    return next(iter(re.findall(r"\w+Scheduler\b", str(known.get("scheduler")))), "DDIMScheduler")
 
 
 # ---- inside ------------------------------------------------------------------------------------------------------
@@ -214,9 +235,9 @@ def _pipelines() -> Iterator[tuple[str, Any]]:
             package = importlib.import_module(f"diffusers.pipelines.{info.name}")
             for name in getattr(package, "_import_structure", {}).values():
                 for each in name:
-                    if each.endswith("Pipeline"):
-                        with contextlib.suppress(Exception):
-                            yield each, getattr(package, each)
+                    with contextlib.suppress(UnsupportedError):  # one whose libraries are not installed
+                        if each.endswith("Pipeline"):
+                            yield each, own_class(each, "pipeline")
 
 
 def _names(annotation: Any) -> str:
@@ -240,7 +261,7 @@ def _arguments(pipe: Any, texts: Texts, sizes: Mapping[str, int], dtype: torch.d
     """The arguments of a pipeline's call: embeddings of all texts, sizes, and no guidance, which doubles the batch."""
     known = inspect.signature(pipe.__call__).parameters
     asked: dict[str, Any] = {"output_type": "latent", "num_inference_steps": _STEPS, "guidance_scale": 1.0}
-    asked |= {"height": sizes["height"], "width": sizes["width"], "num_frames": sizes["frames"]}
+    asked |= {"height": sizes["height"], "width": sizes["width"]} | dict.fromkeys(_FRAMES, sizes["frames"])
     asked |= {"use_resolution_binning": False, "true_cfg_scale": 1.0}
     asked |= dict.fromkeys(_REWRITING, False)
     lengths = iter(_TEXTS)
@@ -250,6 +271,6 @@ def _arguments(pipe: Any, texts: Texts, sizes: Mapping[str, int], dtype: torch.d
             rows = () if is_pooled(name) else (length := sizes[next(lengths)],)
             value: Any = torch.randn(batch, *rows, texts.widths[name], dtype=dtype)
             asked[name] = list(value) if "list" in str(known[name].annotation).lower() else value
-        elif "mask" in name and ("prompt" in name or "embeds" in name):
+        elif name == "attention_mask" or ("mask" in name and ("prompt" in name or "embeds" in name)):
             asked[name] = torch.ones(batch, length, dtype=getattr(torch, texts.mask))
     return {name: value for name, value in asked.items() if name in known}

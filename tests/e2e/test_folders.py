@@ -12,7 +12,7 @@ import torch
 
 from svdq_trt.runtime import OnnxSession, attach
 from tests.harness.builds import build, plugin_nodes, some_minutes
-from tests.harness.foreign import denoiser, pipeline, save
+from tests.harness.foreign import asked, denoiser, pipeline, save
 
 CLASSES = [
     "ChromaTransformer2DModel",
@@ -21,6 +21,7 @@ CLASSES = [
     "ErnieImageTransformer2DModel",
     "OvisImageTransformer2DModel",
     "PRXTransformer2DModel",
+    "SkyReelsV2Transformer3DModel",
 ]
 SIZES = {"batch": "1", "height": "64:64:128", "width": "64:128:128", "tokens": "16:24:32"}
 
@@ -29,7 +30,8 @@ SIZES = {"batch": "1", "height": "64:64:128", "width": "64:128:128", "tokens": "
 @pytest.mark.parametrize("name", CLASSES)
 def test_class_without_a_file_of_ours_is_built_and_runs_in_its_pipeline(name, tmp_path):
     folder, out = save(name, tmp_path / "some-model"), tmp_path / "engines"
-    words = [word for symbol, size in SIZES.items() for word in (f"--{symbol}", size)]
+    sizes = SIZES | ({"frames": "9"} if "3D" in name else {})
+    words = [word for symbol, size in sizes.items() for word in (f"--{symbol}", size)]
     done = build(str(folder), out, "--arch", "sm_89", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     engine = out / "some-model-sm_89"
@@ -39,10 +41,7 @@ def test_class_without_a_file_of_ours_is_built_and_runs_in_its_pipeline(name, tm
     (output,) = m["accuracy"]["outputs"]
     assert output["sqnr_db"] > 15, output
 
-    text = torch.randn(1, 24, 96)
-    asked = {"prompt_embeds": [text[0]] if "Ernie" in name else text, "guidance_scale": 1.0}
-    asked |= {"prompt_attention_mask": torch.ones(1, 24, dtype=torch.bool)} if "Chroma" in name or "PRX" in name else {}
     with OnnxSession(engine, device="cpu") as session:
         pipe = attach(pipeline(name, denoiser(name)), session)
-        latent = pipe(**asked, height=64, width=128, num_inference_steps=1, output_type="latent").images
+        latent = pipe(**asked(pipe, "prompt_embeds", num_inference_steps=1, guidance_scale=1.0))[0]
     assert torch.isfinite(latent).all()

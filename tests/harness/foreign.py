@@ -109,6 +109,42 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "axes_dims_rope": (16, 24, 24),
         "llama_layers": [0, 1],
     },
+    "PixArtTransformer2DModel": {
+        "num_layers": 2,
+        "attention_head_dim": 64,
+        "num_attention_heads": 2,
+        "cross_attention_dim": 128,
+        "caption_channels": 96,
+        "sample_size": 64,
+        "use_additional_conditions": False,
+    },
+    "SanaVideoTransformer3DModel": {
+        "num_layers": 1,
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 64,
+        "cross_attention_dim": 128,
+        "caption_channels": 96,
+    },
+    "SkyReelsV2Transformer3DModel": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 64,
+        "text_dim": 96,
+        "freq_dim": 64,
+        "ffn_dim": 256,
+    },
+    "BriaTransformer2DModel": _FLUX_LIKE,
+    "HunyuanDiT2DModel": {
+        "in_channels": 4,
+        "patch_size": 2,
+        "num_layers": 2,
+        "hidden_size": 128,
+        "attention_head_dim": 64,
+        "num_attention_heads": 2,
+    },
+    "UNet2DConditionModel": {"block_out_channels": (32, 32, 32, 32), "cross_attention_dim": 96},
 }
 
 
@@ -128,6 +164,29 @@ def pipeline(name: str, module: Any) -> Any:
     pipe = cls(**parts | {component: module, "scheduler": scheduler})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def asked(pipe: Any, *texts: str, **more: Any) -> dict[str, Any]:
+    """The arguments of a call for latents of 64 x 128 pixels, with random embeddings of 24 tokens as `texts`.
+
+    And with masks and 9 frames where it takes them.
+    """
+    known = inspect.signature(pipe.__call__).parameters
+    found: dict[str, Any] = {"height": 64, "width": 128, "output_type": "latent", **more}
+    options = {"use_resolution_binning": False, "num_frames": 9}
+    found |= {name: value for name, value in options.items() if name in known}
+    for name in texts:
+        text, mask = torch.randn(1, 24, 96), name.replace("embeds", "attention_mask")
+        found[name] = list(text) if "list" in str(known[name].annotation).lower() else text
+        found |= {mask: torch.ones(1, 24, dtype=torch.bool)} if mask in known else {}
+    return found
+
+
+def save_config(name: str, folder: Path) -> Path:
+    """A folder of the denoiser alone, with its configuration and no weights."""
+    with torch.device("meta"):
+        getattr(diffusers, name)(**CONFIGS[name]).save_config(folder)
+    return folder
 
 
 def save(name: str, folder: Path) -> Path:

@@ -211,6 +211,29 @@ def test_einsum_that_only_reorders_is_a_transpose(tmp_path):
     torch.testing.assert_close(got, Reordering()(x)[0])
 
 
+@pytest.mark.parametrize("shape", [("b", 1, 1, "n"), (1, "n")], ids=["by image", "for all"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_a_mask_of_one_row_is_that_of_every_query(tmp_path, shape, dtype):
+    """ONNX broadcasts it, ONNX Runtime's Attention does not."""
+
+    class Masked(nn.Module):
+        def forward(self, q, kv, mask):
+            return nn.functional.scaled_dot_product_attention(q, kv, kv, mask)
+
+    def inputs(b, rows, n):
+        mask = torch.randn([{"b": b, "n": n}.get(size, size) for size in shape])
+        mask = mask > -1 if dtype == torch.bool else mask
+        return {"q": torch.randn(b, 2, rows, 8), "kv": torch.randn(b, 2, n, 8), "mask": mask}
+
+    dynamic = {"q": {0: "b", 2: "rows"}, "kv": {0: "b", 2: "n"}}
+    dynamic["mask"] = {axis: size for axis, size in enumerate(shape) if isinstance(size, str)}
+    path = tmp_path / "m.onnx"
+    export_onnx(Masked(), inputs(3, 5, 7), dynamic, ["y"], path)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    given = inputs(2, 6, 9)
+    torch.testing.assert_close(run_file(path, given), Masked()(**given))
+
+
 def test_a_failed_write_leaves_the_old_file(exported, tmp_path, monkeypatch):
     import onnx_ir as ir
 

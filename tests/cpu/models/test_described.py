@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from svdq_trt.checkpoint.folder import open_folder
 from svdq_trt.models import get_model
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.runtime import attach
-from tests.harness.foreign import denoiser, pipeline, save
+from tests.harness.foreign import asked, denoiser, pipeline, save, save_config
 from tests.harness.published import publish, random_module
 
 #: class -> axes of its inputs, and the step of height and width
@@ -78,6 +79,40 @@ def test_what_cannot_be_traced_is_said_in_one_sentence(name, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BriaTransformer2DModel", "'NoneType' object has no attribute 'config'.*want the folder of a whole pipeline"),
+        ("HunyuanDiT2DModel", "it reads 'inner_dim' of the denoiser, which is not in its config.json"),
+        ("UNet2DConditionModel", "a UNet, which each pipeline calls otherwise, want a folder of a whole pipeline"),
+    ],
+)
+def test_a_denoiser_alone_that_needs_its_pipeline_is_refused_with_that_remedy(name, text, tmp_path):
+    with pytest.raises(UnsupportedError, match=text):
+        open_folder(save_config(name, tmp_path), {})
+
+
+def test_a_denoiser_alone_has_the_scheduler_that_its_pipeline_asks_for(tmp_path):
+    """Its timesteps are whole numbers, as another's need not be."""
+    spec = open_folder(save_config("PixArtTransformer2DModel", tmp_path), {})
+    assert {io.name: io.dtype for io in spec.inputs}["timestep"] == "float32"
+    assert json.loads(spec.source)["parts"]["parts"] == {"scheduler": ["DPMSolverMultistepScheduler", {}]}
+
+
+def test_a_schedulers_infinite_defaults_are_no_damage(tmp_path):
+    folder = save("PixArtTransformer2DModel", tmp_path / "a")
+    diffusers.DPMSolverMultistepScheduler(solver_order=1).save_pretrained(folder / "scheduler")
+    assert "-Infinity" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    name, config = json.loads(open_folder(folder, {}).source)["parts"]["parts"]["scheduler"]
+    assert name == "DPMSolverMultistepScheduler" and config["solver_order"] == 1
+
+
+def test_frames_are_found_by_any_name_that_pipelines_have_for_them(tmp_path):
+    spec = open_folder(save_config("SanaVideoTransformer3DModel", tmp_path), {})
+    assert {io.name: io.axes for io in spec.inputs}["hidden_states"][2] == "frames"
+    assert spec.profile.frames == (81, 81, 81)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("name", FOUND)
 def test_the_pipeline_on_the_flat_module_makes_what_it_makes_on_its_own(name, tmp_path, monkeypatch):
@@ -90,15 +125,10 @@ def test_the_pipeline_on_the_flat_module_makes_what_it_makes_on_its_own(name, tm
         inputs=[SimpleNamespace(name=io.name, dtype=str(io.torch_dtype(torch.float32))[6:]) for io in spec.inputs],
         run=lambda feed: spec.run(flat, [feed[io.name] for io in spec.inputs]),
     )
-    sizes = {"height": 64, "width": 128}
-    text = {key: torch.randn(1, 24, 96) for key in ("prompt_embeds", "negative_prompt_embeds")}
-    masks = {key.replace("embeds", "attention_mask"): torch.ones(1, 24, dtype=torch.bool) for key in text}
     own = pipeline(name, random_module(spec, 0))
-    asked = sizes | text | (masks if "Chroma" in name else {}) | {"num_inference_steps": 2, "output_type": "latent"}
-    if "Ernie" in name:
-        asked |= {key: list(value) for key, value in text.items()}
+    call = asked(own, "prompt_embeds", "negative_prompt_embeds", num_inference_steps=2)
     want, got = (
-        pipe(**asked, generator=torch.Generator().manual_seed(1)).images
+        pipe(**call, generator=torch.Generator().manual_seed(1)).images
         for pipe in (own, attach(pipeline(name, denoiser(name)), runner))
     )
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
