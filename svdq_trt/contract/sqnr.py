@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
+#: of equal values
+MOST_DB = 300.0
+
 
 def decibels(error: float) -> float:
-    """SQNR in dB of a relative squared error, at most 300."""
-    return -10 * math.log10(max(error, 1e-30))
+    """SQNR in dB of a relative squared error, at most MOST_DB."""
+    return -10 * math.log10(max(error, 10 ** (-MOST_DB / 10)))

@@ -15,10 +15,13 @@ import numpy as np
 
 from svdq_trt.artifact.manifest import OutputEntry
 from svdq_trt.base.errors import ArtifactError
+from svdq_trt.contract.sqnr import MOST_DB
 
 
 def compare(reference: Path, quantized: Path) -> list[OutputEntry]:
     """Per-output figures of two .npz files with the same outputs, of several inputs along the first axis.
+
+    An output that depends on no quantized layer, as a ControlNet's first does, has MOST_DB.
 
     Raises:
         ArtifactError: different outputs or shapes, or NaN in either.
@@ -30,7 +33,12 @@ def compare(reference: Path, quantized: Path) -> list[OutputEntry]:
         one = [{name: value[i] for name, value in side.items()} for side in (ref, got)]
         each.append(compare_outputs(one[0], one[1], names))
     found = zip(together, *each, strict=True)
-    return [msgspec.structs.replace(all_, each_db=tuple(e.sqnr_db for e in single)) for all_, *single in found]
+    return [
+        msgspec.structs.replace(
+            all_, sqnr_db=min(all_.sqnr_db, MOST_DB), each_db=tuple(min(e.sqnr_db, MOST_DB) for e in single)
+        )
+        for all_, *single in found
+    ]
 
 
 def compare_outputs(

@@ -26,7 +26,7 @@ def plot_accuracy(
     title: str,
     out: Path,
 ) -> None:
-    """Write a PNG with two panels: layer SQNR in graph order, and a scatter of the first output."""
+    """Write a PNG with two panels: layer SQNR in graph order, and a scatter of the output that has lost most."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(12, 5), width_ratios=(1.7, 1), layout="constrained")
     kinds = sorted({_kind(n) for n in nodes})
     for i, kind in enumerate(kinds):
@@ -36,9 +36,9 @@ def plot_accuracy(
     fig.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=7)
     left.grid(alpha=0.3)
 
-    first = accuracy[0]
-    outputs = load_outputs(reference)[first.name], load_outputs(quantized)[first.name]
-    _scatter(right, first, *outputs, "FP16", "quantized")
+    worst = min(accuracy, key=lambda one: one.sqnr_db)
+    outputs = load_outputs(reference)[worst.name], load_outputs(quantized)[worst.name]
+    _scatter(right, worst, *outputs, "FP16", "quantized")
     with atomic_write(out) as tmp:
         fig.savefig(tmp, format="png", dpi=110)
     plt.close(fig)

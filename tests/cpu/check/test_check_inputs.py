@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from svdq_trt.artifact.manifest import to_json
 from svdq_trt.base.errors import AccuracyError
 from svdq_trt.build.run import Built, gate
+from svdq_trt.contract.sqnr import MOST_DB
 from svdq_trt.evaluate.check_inputs import COUNT, check_inputs
 from svdq_trt.evaluate.metrics import compare
 from svdq_trt.evaluate.onnx_run import run_onnx
@@ -85,6 +86,12 @@ def test_figures_are_of_all_inputs_together_and_of_each(tmp_path):
     assert figures.each_db == pytest.approx((20, 40), abs=1e-3)
     assert figures.sqnr_db == pytest.approx(10 * np.log10(2 / (0.1**2 + 0.01**2)), abs=1e-3)
     assert figures.spread == "2 inputs, 20.0 to 40.0 dB"
+
+
+def test_equal_outputs_have_a_figure_that_a_manifest_can_hold(tmp_path):
+    """A ControlNet's first output depends on no quantized layer."""
+    (figures,) = compare(outputs(tmp_path / "r.npz", [1.0, 2.0]), outputs(tmp_path / "g.npz", [1.0, 2.0]))
+    assert figures.sqnr_db == MOST_DB and figures.each_db == (MOST_DB, MOST_DB)
 
 
 def test_one_session_runs_all_inputs(tmp_path):
