@@ -23,7 +23,7 @@ SPEC = get_model("sdxl-tiny")
 
 
 def build(out: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return builds.build("sdxl-tiny", out, "--arch", "sm_89", *args)
+    return builds.build("sdxl-tiny", out, "--arch", "sm_89", *builds.FIXED, *args)
 
 
 @pytest.fixture(scope="module")

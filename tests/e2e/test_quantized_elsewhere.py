@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.harness import builds
 from tests.harness.builds import FIXED
 
-MODEL = "sdxl-tiny"
+MODEL = "pixart-tiny"
 
 
 def svdq(command: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -51,7 +51,7 @@ def test_prompts_are_run_in_the_pipeline_that_is_quantized(tmp_path):
         "--batch",
         "1",
         "--height",
-        "64:128:128",
+        "128",
         "--width",
         "64",
         "--out",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.harness import builds
-from tests.harness.builds import ROOT, plugin_nodes, svdq
+from tests.harness.builds import FIXED, ROOT, plugin_nodes, svdq
 
 FORMATS = {"sm_89": "int4", "sm_120": "nvfp4", "sm_80": "w4a8"}
 ALL = [word for arch in FORMATS for word in ("--arch", arch)]
@@ -142,7 +142,7 @@ def test_finish_builds_the_missing_plan(built, tmp_path):
     With another graph than the one that lies there: --no-fuse-mlp quantizes nothing again, but exports again.
     """
     shutil.copytree(built / "sdxl-tiny-shared", tmp_path / "sdxl-tiny-shared")
-    done = build(tmp_path, "--arch", "sm_89", "--no-check", "--backend", "tensorrt", "--no-fuse-mlp")
+    done = build(tmp_path, "--arch", "sm_89", "--no-check", "--backend", "tensorrt", "--no-fuse-mlp", *FIXED)
     assert done.returncode == 4, done.stderr
     stages = {line.split()[0]: line.split()[-1] for line in done.stderr.splitlines() if line.startswith("  ")}
     assert stages["quantize"] == "reused" and stages["export"] != "reused", stages
