@@ -51,9 +51,9 @@ class PartsBuild:
             for note in one.identity.notes:
                 self.execution.screen.say(note)
             stage = ExportPart(
-                part,
-                one.identity.digest,
-                one.sizes.ranges(),
+                **vars(part),
+                digest=one.identity.digest,
+                ranges=one.sizes.ranges(),
                 pipeline=self.work.folder.path,
                 variant=self.work.variant,
                 random_weights=self.work.random_weights,

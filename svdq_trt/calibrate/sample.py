@@ -31,17 +31,24 @@ _KEY = "svdq.sampling"  # key in the safetensors metadata: how the inputs were m
 
 
 def check_pipeline(spec: ModelSpec, folder: Path) -> None:
-    """Check, without loading it, that a pipeline's denoiser is the model, and that its weights are there.
+    """Check, without loading it, that a pipeline's denoiser is the model.
 
     Raises:
         ArtifactError: another model, or not the folder of a whole pipeline.
     """
-    check_denoiser(spec, folder)
-    locate(spec, str(folder))
+    _check_index(spec, folder)
+    source = locate(spec, str(folder))
+    if source.config is not None:
+        check_config(spec, source.config)
 
 
 def check_denoiser(spec: ModelSpec, folder: Path) -> None:
-    """Check by index and config that a pipeline's denoiser is the model; errors as check_pipeline."""
+    """check_pipeline for a folder that need not have weights."""
+    _check_index(spec, folder)
+    check_config(spec, folder / spec.subfolder / "config.json")
+
+
+def _check_index(spec: ModelSpec, folder: Path) -> None:
     where = folder / INDEX
     index = read_json_object(where, "the index of a diffusers pipeline")
     if index.get("controlnet") and spec.subfolder != "controlnet":  # it would ask for a picture
@@ -51,7 +58,6 @@ def check_denoiser(spec: ModelSpec, folder: Path) -> None:
     if not isinstance(entry, list) or len(entry) != 2 or entry[1] not in classes:
         got = f"{spec.subfolder} is {json.dumps(entry)[:80]}"
         raise ArtifactError(str(where), got, f"a {classes[0]}, as {spec.name} is")
-    check_config(spec, folder / spec.subfolder / "config.json")
 
 
 def schedule(samples: int, prompts: int, steps: int) -> dict[int, set[int]]:

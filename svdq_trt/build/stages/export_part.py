@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import UNKEYED, Result, Stage
 from svdq_trt.build.stages.export import FILE
-from svdq_trt.models.parts import Part
+
+if TYPE_CHECKING:
+    from svdq_trt.models.parts import Part
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class ExportPart(Stage[PartExported]):
     """A text encoder or half an autoencoder as ONNX, as its module is.
 
     Attributes:
+        component, role, class_name, config, act_dtype, tokens: see models.parts.Part.
         digest: of the weights, see checkpoint.parts.identify_part. ranges: see Export.
         pipeline: the folder they are in. variant: see checkpoint.locate.locate_component.
         random_weights: the seed of made-up weights.
@@ -33,12 +37,24 @@ class ExportPart(Stage[PartExported]):
     result = PartExported
     loads = ("transformers", "diffusers")
 
-    part: Part
+    component: str
+    role: str
+    class_name: str
+    config: dict[str, Any]
+    act_dtype: str
+    tokens: int
     digest: str
     ranges: dict[str, tuple[int, int]]
     pipeline: Path = field(kw_only=True, metadata=UNKEYED)
     variant: str = field(kw_only=True, metadata=UNKEYED)
     random_weights: int | None = field(kw_only=True, metadata=UNKEYED)
+
+    @property
+    def part(self) -> Part:
+        """The part."""
+        from svdq_trt.models.parts import Part
+
+        return Part(self.component, self.role, self.class_name, self.config, self.act_dtype, self.tokens)
 
     @property
     def label(self) -> str:

@@ -30,14 +30,13 @@ from svdq_trt.build.stages.run_onnx import RunQuantized, RunReference
 from svdq_trt.build.stages.sample import Sample
 from svdq_trt.build.stages.take_quantized import TakeQuantized
 from svdq_trt.build.stages.weights import LoraAt, Weights
-from svdq_trt.models.parts import Part
 
 OUT = Path("/out")
 A = File("a", path=OUT / "a")
 WEIGHTS = Weights("sdxl-tiny", "digest", random_weights=0)
 RANGES = {"batch": (1, 4)}
 CALIBRATE = Calibrate(WEIGHTS, None, (), "cpu", out=OUT / "calib.safetensors")
-PART = Part("text_encoder", "", "CLIPTextModel", {"hidden_size": 64}, "float16", 77)
+PART = ("text_encoder", "", "CLIPTextModel", {"hidden_size": 64}, "float16", 77)
 SAMPLING = Sampling(OUT, OUT / "prompts.txt")
 PROFILE = TensorProfile("sample", "float16", (1,), (2,), (4,))
 STEPS = [
@@ -48,7 +47,7 @@ STEPS = [
     TakeQuantized("sdxl-tiny", A, format="int4", out=OUT / "svdq.safetensors"),
     ApplyLoras("sdxl-tiny", A, (LoraAt(A, 0.5, A),), False, "int4", WEIGHTS, out=OUT / "svdq.safetensors"),
     Export("sdxl-tiny", A, RANGES, 0, True, "int4", out=OUT / "model.onnx"),
-    ExportPart(PART, "digest", RANGES, pipeline=OUT, variant="", random_weights=0, out=OUT / "model.onnx"),
+    ExportPart(*PART, "digest", RANGES, pipeline=OUT, variant="", random_weights=0, out=OUT / "model.onnx"),
     ReferenceExport(WEIGHTS, RANGES, (), False, out=OUT / "model-fp16.onnx"),
     RunReference("sdxl-tiny", A, RANGES, 1, None, "FP16", out=OUT / "reference.npz"),
     RunQuantized("sdxl-tiny", A, RANGES, 1, A, "int4", out=OUT / "quantized.npz"),
