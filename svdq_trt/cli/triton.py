@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 NAME = "triton"
 HELP = "write a model repository for Triton Inference Server"
 EPILOG = """\
-variants (by default the one that serves the engine's plan):
+variants (by default the pipeline where the folder has one, else what serves the engine's plan):
   tensorrt      Triton's tensorrt backend on model.plan. It is full TensorRT: a plan of TensorRT-RTX is refused
   python        Triton's Python backend on svdq_trt.runtime: Session on a GPU, OnnxSession with --device cpu
+  pipeline      Triton's Python backend from a prompt to a picture, for folders of `svdq-trt build --pipeline`
   onnxruntime   Triton's onnxruntime backend on model.onnx; slow, as the svdq nodes run as standard operators
 
 examples:
@@ -33,7 +34,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("engine", type=Path, help="folder with manifest.json")
     p.add_argument("--repository", type=Path, required=True, metavar="DIR", help="made if missing; other models stay")
     p.add_argument("--name", help="of the model in Triton (default: the engine folder's name)")
-    p.add_argument("--variant", help="tensorrt, python or onnxruntime (default: what serves the engine's plan)")
+    p.add_argument("--variant", help="tensorrt, python, pipeline or onnxruntime (default: see below)")
     p.add_argument("--device", default="gpu", help="gpu or cpu (default gpu)")
     p.add_argument(
         "--instances",
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--dynamic-batching", str(args.dynamic_batching), "0 to 10000000 microseconds")
     if args.model_version is not None and not 1 <= args.model_version < 2**31:
         raise UsageError("--model-version", str(args.model_version), "1 or more")
-    from svdq_trt.serve.config import Serving
+    from svdq_trt.serve.config import OURS, Serving
     from svdq_trt.serve.repository import write_model
     from svdq_trt.serve.variants import usual_variant
 
@@ -94,11 +95,12 @@ def run(args: argparse.Namespace) -> int:
     say(f"{written.folder}: {_about(written.config)}")
     for when, command in written.commands:
         say("", f"{when or 'start'}:", f"  {command}")
-    if serving.variant == "python":
+    if serving.variant in OURS:
+        extra = " with its extra serve-pipeline" if serving.variant == "pipeline" else ""
         mib = written.largest_bytes / 2**20
         say(
             "",
-            "The Python of Triton's Python backend needs svdq-trt. Tensors pass through /dev/shm: the largest "
+            f"The Python of Triton's Python backend needs svdq-trt{extra}. Tensors pass through /dev/shm: the largest "
             f"request takes {mib:.1f} MiB there, per instance.",
         )
     return EXIT_OK

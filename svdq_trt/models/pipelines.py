@@ -195,7 +195,7 @@ def from_picture(pipe: Any) -> Any:
         return AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError:
         name, want = type(pipe).__name__, "a pipeline of which diffusers has one for pictures"
-        raise UnsupportedError("--image", f"given to a {name}", want) from None
+        raise UnsupportedError("image", f"given to a {name}", want) from None
 
 
 def _dtype(class_name: str, config: Mapping[str, Any], act_dtype: str) -> str:

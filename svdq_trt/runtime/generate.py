@@ -6,16 +6,17 @@ import inspect
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from svdq_trt.base.errors import UnsupportedError, UsageError
+from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
 from svdq_trt.models.pipelines import KINDS, PipelineKind, call_arguments, from_picture, read_picture
+from svdq_trt.models.spec import Axis
 from svdq_trt.models.stand_in import Runs, StandIn
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Request:
 
     Attributes:
         prompt, negative: the text, and what to keep away from. steps: of denoising. guidance: its scale.
-        seed: of the first picture's noise; the next one's is one more. width, height: pixels. count: of pictures.
+        seed: of the first picture's noise; the next one's is one more. width, height: pixels. batch: pictures.
         image: file of a picture to start from. strength: share of the steps by which it is changed.
     """
 
@@ -42,22 +43,27 @@ class Request:
     seed: int = 0
     width: int | None = None
     height: int | None = None
-    count: int = 1
+    batch: int = 1
     image: Path | None = None
     strength: float | None = None
 
     def __post_init__(self) -> None:
-        for option, value in (("--steps", self.steps), ("--batch", self.count)):
+        for name, value in (("steps", self.steps), ("batch", self.batch)):
             if value is not None and value < 1:
-                raise UsageError(option, str(value), "at least 1")
+                raise UsageError(name, str(value), "at least 1")
         if not 0 <= self.seed < 1 << 62:
-            raise UsageError("--seed", str(self.seed), "0 to 2^62")
+            raise UsageError("seed", str(self.seed), "0 to 2^62")
         if self.guidance is not None and not math.isfinite(self.guidance):
-            raise UsageError("--guidance", str(self.guidance), "a finite number")
+            raise UsageError("guidance", str(self.guidance), "a finite number")
         if self.strength is not None and self.image is None:
-            raise UsageError("--strength", "given alone", "--image with it")
+            raise UsageError("strength", "given alone", "an image with it")
         if self.strength is not None and not 0 < self.strength <= 1:
-            raise UsageError("--strength", str(self.strength), "above 0, at most 1")
+            raise UsageError("strength", str(self.strength), "above 0, at most 1")
+
+    @property
+    def common(self) -> Request:
+        """What is equal in requests that can run together: they differ in prompts and seed."""
+        return replace(self, prompt="", negative=self.negative and "", seed=0)  # an absent one is not an empty one
 
 
 @dataclass
@@ -73,55 +79,134 @@ class Times:
         self.runs[part] = self.runs.get(part, 0) + 1
 
 
-def generate(pipe: Any, request: Request) -> tuple[list[Image], Times]:
-    """Run a pipeline of `loading.load`; diffusers shows its steps on stderr.
+def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
+    """Run a pipeline of `loading.load` once; diffusers shows its steps on stderr.
 
-    Picture i is that of a run with count 1 and seed + i.
+    Picture i of a request is that of a run with batch 1 and seed + i.
+
+    Args:
+        requests: equal in what is `common`.
 
     Returns:
-        the pictures; the times of "text", "steps" and "VAE".
+        the pictures of the first request, of the second, ...; the times of "text", "steps" and "VAE".
 
     Raises:
-        UnsupportedError: a negative prompt for a pipeline in which it has no effect, a picture for one that takes none.
-        ArtifactError: a picture that cannot be read.
-        ShapeError: a size, or a number of pictures, that the engines do not take.
+        ArtifactError: a picture that cannot be read. Errors of `check`.
+        ShapeError: more pictures than the engines take at once.
     """
-    kind = KINDS[type(pipe).__name__]
-    pipe = pipe if request.image is None else from_picture(pipe)
-    asked = _arguments(pipe, kind, request)
+    for request in requests:
+        check(pipe, request)
+    first = requests[0]
+    kind, denoiser = _denoiser(pipe)
+    pipe = pipe if first.image is None else from_picture(pipe)
+    asked = _arguments(pipe, denoiser, first)
+    if first.negative is not None:
+        asked["negative_prompt"] = [request.negative for request in requests]
+    seeds = [request.seed + i for request in requests for i in range(request.batch)]
+    asked["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
+        asked["max_sequence_length"] = _t5_tokens(kind, denoiser)
     times = Times()
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]
     sessions = [module.runner for module in modules]
     try:
         for module in modules:
             module.runner = _Clocked(module.runner, _NAMES[type(module)], times)
-        return pipe(request.prompt, **asked).images, times
+        return pipe([request.prompt for request in requests], **asked).images, times
     finally:
         for module, session in zip(modules, sessions, strict=True):
             module.runner = session
 
 
-def _arguments(pipe: Any, kind: PipelineKind, request: Request) -> dict[str, Any]:
-    """The keywords of the pipeline's call."""
+def check(pipe: Any, request: Request) -> None:
+    """Check a request against a pipeline before anything runs.
+
+    Raises:
+        UnsupportedError: a negative prompt for a pipeline in which it has no effect.
+        UsageError: more steps than the scheduler has. ShapeError: a size that the denoiser's engine does not take, a
+            text of which every text encoder would drop the end.
+    """
+    kind, denoiser = _denoiser(pipe)
     if request.negative is not None and not kind.negative:
-        raise UnsupportedError("--negative", f"given to a {kind.class_name}", "no negative prompt: it has no effect")
-    denoiser = getattr(pipe, kind.denoiser)
-    spec, manifest = denoiser.spec, denoiser.runner.manifest
-    own = spec.built_sizes(manifest, 1)
-    height, width = request.height or own["height"], request.width or own["width"]
-    asked = call_arguments(pipe, spec, height, width, own["frames"], request.steps, request.guidance)
-    if request.negative is not None:
-        asked["negative_prompt"] = request.negative
+        raise UnsupportedError("negative", f"given to a {kind.class_name}", "no negative prompt: it has no effect")
+    most = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    if request.steps is not None and request.steps > most:
+        raise UsageError("steps", str(request.steps), f"at most {most}")
+    _check_size(denoiser, *_size(denoiser, request))
+    for name, text in (("prompt", request.prompt), ("negative", request.negative)):
+        _check_text(pipe, name, text or "")
+
+
+def rows(pipe: Any, request: Request) -> int:
+    """Rows of the denoiser's batch that a picture takes: two with guidance by a negative or an empty prompt."""
+    kind, denoiser = _denoiser(pipe)
+    default = inspect.signature(pipe.__call__).parameters[denoiser.spec.guidance].default
+    guidance = default if request.guidance is None else request.guidance
+    return 1 + (kind.negative and guidance > 1)
+
+
+def _denoiser(pipe: Any) -> tuple[PipelineKind, Denoiser]:
+    kind = KINDS[type(pipe).__name__]
+    return kind, getattr(pipe, kind.denoiser)
+
+
+def _arguments(pipe: Any, denoiser: Denoiser, request: Request) -> dict[str, Any]:
+    """The keywords of the pipeline's call that are equal in all requests."""
+    height, width = _size(denoiser, request)
+    frames = _sizes(denoiser, 1)["frames"]
+    asked = call_arguments(pipe, denoiser.spec, height, width, frames, request.steps, request.guidance)
     if request.image is not None:
         asked["image"] = read_picture(request.image, (width, height))
     if request.strength is not None:
         asked["strength"] = request.strength
-    asked["num_images_per_prompt"] = request.count
-    asked["generator"] = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
-    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
-        # T5's, so that the denoiser gets the tokens that it was built for
-        asked["max_sequence_length"] = spec.built_sizes(manifest, 2)["tokens"] - kind.clip_tokens
-    return asked
+    return asked | {"num_images_per_prompt": request.batch}
+
+
+def _sizes(denoiser: Denoiser, index: int) -> dict[str, int]:
+    """What the engine was built for: least (0), best (1) and most (2)."""
+    runner: Any = denoiser.runner
+    return denoiser.spec.built_sizes(runner.manifest, index)
+
+
+def _size(denoiser: Denoiser, request: Request) -> tuple[int, int]:
+    """Height and width in pixels."""
+    own = _sizes(denoiser, 1)
+    height, width = request.height, request.width
+    return own["height"] if height is None else height, own["width"] if width is None else width
+
+
+def _t5_tokens(kind: PipelineKind, denoiser: Denoiser) -> int:
+    """T5's, so that the denoiser gets the tokens that it was built for."""
+    return _sizes(denoiser, 2)["tokens"] - kind.clip_tokens
+
+
+def _check_size(denoiser: Denoiser, height: int, width: int) -> None:
+    sizes = {"height": height, "width": width}
+    denoiser.spec.check_sizes(sizes)
+    runner: Any = denoiser.runner
+    profiles = {profile.name: profile for profile in runner.inputs}
+    for io in denoiser.spec.inputs:
+        profile = profiles[io.name]
+        for axis, low, high in zip(io.dims, profile.min, profile.max, strict=True):
+            if not isinstance(axis, Axis) or axis.plus or not sizes.keys() >= {*axis.symbols}:
+                continue
+            if not low <= axis.size(sizes) <= high:
+                got = " x ".join(str(sizes[symbol]) for symbol in axis.symbols)
+                fix = f"Build the engine with a wider --{' or --'.join(axis.symbols)}."
+                raise ShapeError(" x ".join(axis.symbols), got, f"{axis.value(low)} to {axis.value(high)}", fix)
+
+
+def _check_text(pipe: Any, name: str, text: str) -> None:
+    """Raise ShapeError for a text of which no text encoder reads all; FLUX.1's CLIP need not, where its T5 does."""
+    kind, denoiser = _denoiser(pipe)
+    found = []
+    for tokenizer in (part for key, part in pipe.components.items() if key.startswith("tokenizer") and part):
+        is_t5 = type(tokenizer).__name__.startswith("T5")
+        most = _t5_tokens(kind, denoiser) if is_t5 else tokenizer.model_max_length
+        found.append((most, len(tokenizer(text, verbose=False).input_ids)))
+    if all(count > most for most, count in found):
+        most, count = max(found)
+        raise ShapeError(name, f"{count} tokens", f"at most {most}")
 
 
 class _Clocked:

@@ -4,6 +4,8 @@ Batch. By default ``max_batch_size`` is 0: the shapes are the engine's, includin
 what ``Session.run`` takes. With dynamic batching it is the profile's largest batch, dims are without the batch axis,
 and an input of shape [batch] is sent as [batch, 1], because Triton has no empty dims. Triton then wants a batch axis in
 every input: one that has none in the engine (FLUX's img_ids) is sent with one, and svdq-trt's model takes it off.
+
+A pipeline's inputs are what a picture is asked for with, and the same for all engines.
 """
 
 from __future__ import annotations
@@ -33,6 +35,21 @@ DTYPES = {
 MARK = "svdq_trt_variant"
 #: parameters for python_model: session or onnxruntime; replay CUDA graphs; JSON, {name: [file, strength]}
 RUNTIME, CUDA_GRAPHS, LORAS = "svdq_trt_runtime", "svdq_trt_cuda_graphs", "svdq_trt_loras"
+#: parameter for pipeline_model: make a picture before the model is ready
+WARM_UP = "svdq_trt_warm_up"
+#: variants that Triton's Python backend runs
+OURS = ("python", "pipeline")
+#: inputs of a pipeline, by the names of runtime.generate.Request: text, in UTF-8, and numbers
+TEXTS = ("prompt", "negative")
+NUMBERS = {
+    "width": "TYPE_INT32",
+    "height": "TYPE_INT32",
+    "steps": "TYPE_INT32",
+    "guidance": "TYPE_FP32",
+    "seed": "TYPE_INT64",
+}
+#: output of a pipeline: [H, W, 3]
+IMAGE = "image"
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ class Serving:
     """Options for serving a model.
 
     Attributes:
-        name: name of the model in Triton. variant: tensorrt, python or onnxruntime. device: gpu or cpu.
+        name: name of the model in Triton. variant: tensorrt, python, onnxruntime or pipeline. device: gpu or cpu.
         instances: copies per device, each with an engine of its own.
         queue_delay_us: merge requests, waiting this long for others; None runs each request by itself.
         version: the version folder to write, beside those that are there; None makes version 1 the only one.
@@ -85,22 +102,17 @@ def model_config(manifest: Manifest, serving: Serving, file: str, parameters: di
             on; CUDA graphs on a CPU.
     """
     pb = _protobuf()
-    config = pb.ModelConfig(name=serving.name, backend=serving.variant, default_model_filename=file)
+    backend = "python" if serving.variant in OURS else serving.variant
+    config = pb.ModelConfig(name=serving.name, backend=backend, default_model_filename=file)
     if serving.variant == "tensorrt":
         config.platform = "tensorrt_plan"  # older servers know a backend by its platform
     if serving.queue_delay_us is not None:
         config.max_batch_size = _largest_batch(manifest, serving.variant)
         config.dynamic_batching.max_queue_delay_microseconds = serving.queue_delay_us
-    whole = (
-        shared_inputs(manifest) if config.max_batch_size else {t.name for t in (*manifest.inputs, *manifest.outputs)}
-    )
-    for tensors, add in ((manifest.inputs, config.input.add), (manifest.outputs, config.output.add)):
-        for tensor in tensors:
-            _describe(add(), pb, tensor, whole)
-    if serving.warm_up:
-        _warm_up(config, pb, manifest, whole, runs=2 if serving.cuda_graphs else 1)  # a graph is captured by the second
-    if serving.cuda_graphs:
-        _replay_graphs(config, manifest, serving, whole)
+    if serving.variant == "pipeline":
+        _describe_pipeline(config, pb)
+    else:
+        _describe_denoiser(config, pb, manifest, serving)
     group = config.instance_group.add(count=serving.instances)
     group.kind = pb.ModelInstanceGroup.KIND_GPU if serving.device == "gpu" else pb.ModelInstanceGroup.KIND_CPU
     for key, value in {MARK: serving.variant, **parameters}.items():
@@ -163,7 +175,7 @@ def _largest_batch(manifest: Manifest, variant: str) -> int:
     if batch[0] != 1 or batch[1] == 1:
         got = f"an engine with batch {batch[0]}" + (" alone" if batch[0] == batch[1] else f" to {batch[1]}")
         raise UsageError(where, got, "a range of batches, from 1 on", f"Build it with --batch 1:2:4, {alone}")
-    if shared and variant != "python":
+    if shared and variant not in OURS:
         got = f"no batch axis in {', '.join(sorted(shared))}, which Triton's {variant} backend needs in every input"
         raise UsageError(where, got, "--variant python, which shares such inputs", f"Use it, {alone}")
     return batch[1]
@@ -179,6 +191,36 @@ def largest_bytes(manifest: Manifest) -> int:
     width = {"float32": 4, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
     tensors = (*manifest.inputs, *manifest.outputs)
     return sum(math.prod(t.shape.max) * width.get(t.dtype, 2) for t in tensors)
+
+
+def _describe_pipeline(config: Any, pb: Any) -> None:
+    """A request for a picture; all but the prompt may be left out.
+
+    Text is sent as bytes: with numpy 2, releases of the Python backend that were compiled for numpy 1 end at the first
+    of Triton's own strings, which only the backend's conversions read (see dlpack).
+    """
+    for name in TEXTS:
+        ragged = bool(config.max_batch_size)  # requests whose texts have other lengths are merged too
+        config.input.add(
+            name=name, data_type=pb.TYPE_UINT8, dims=[-1], optional=name != "prompt", allow_ragged_batch=ragged
+        )
+    for name, kind in NUMBERS.items():
+        config.input.add(name=name, data_type=pb.DataType.Value(kind), dims=[1], optional=True)
+    config.output.add(name=IMAGE, data_type=pb.TYPE_UINT8, dims=[-1, -1, 3])
+
+
+def _describe_denoiser(config: Any, pb: Any, manifest: Manifest, serving: Serving) -> None:
+    """The engine's inputs and outputs, and what to run at their opt shapes."""
+    whole = (
+        shared_inputs(manifest) if config.max_batch_size else {t.name for t in (*manifest.inputs, *manifest.outputs)}
+    )
+    for tensors, add in ((manifest.inputs, config.input.add), (manifest.outputs, config.output.add)):
+        for tensor in tensors:
+            _describe(add(), pb, tensor, whole)
+    if serving.warm_up:
+        _warm_up(config, pb, manifest, whole, runs=2 if serving.cuda_graphs else 1)  # a graph is captured by the second
+    if serving.cuda_graphs:
+        _replay_graphs(config, manifest, serving, whole)
 
 
 def _describe(entry: Any, pb: Any, tensor: Tensor, whole: Container[str]) -> None:

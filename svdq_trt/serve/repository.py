@@ -27,7 +27,7 @@ from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.files import link_or_copy, refuse_link
 from svdq_trt.serve import config as configs
 from svdq_trt.serve.config import Serving
-from svdq_trt.serve.variants import Contents, contents, server_lines
+from svdq_trt.serve.variants import Contents, contents, largest_request, server_lines
 
 CONFIG = "config.pbtxt"
 
@@ -82,7 +82,7 @@ def write_model(engine: Path, repository: Path, serving: Serving) -> Written:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     commands = server_lines(engine, serving, version, folder.parent)
-    return Written(folder, commands, message, configs.largest_bytes(manifest))
+    return Written(folder, commands, message, largest_request(engine, serving))
 
 
 def _as_served(manifest: Manifest, dtypes: dict[str, str]) -> Manifest:
@@ -122,6 +122,7 @@ def _check_same(path: Path, message: Any) -> None:
 def _fill(folder: Path, what: Contents) -> None:
     folder.mkdir()
     for name, source in what.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(source, folder / name)
     for name, text in what.texts.items():
         with (folder / name).open("x") as file:  # never into one of the engine's files, which may be a hard link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,14 @@ from importlib.machinery import all_suffixes
 from pathlib import Path
 
 from svdq_trt.artifact import manifest as manifests
+from svdq_trt.artifact import pipeline_file
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.base.extras import required_by
 from svdq_trt.base.libraries import AUTOLOAD, AUTOLOAD_ENV, BUILD_HINT, locate
-from svdq_trt.serve.config import LORAS, RUNTIME, ServedLora, Serving, largest_bytes
+from svdq_trt.serve.config import LORAS, OURS, RUNTIME, WARM_UP, ServedLora, Serving, largest_bytes
 
-VARIANTS = ("tensorrt", "python", "onnxruntime")
+VARIANTS = ("tensorrt", "python", "onnxruntime", "pipeline")
 DEVICES = ("gpu", "cpu")
 _MODULES = tuple(all_suffixes())  # Triton's Python backend imports from the version folder
 
@@ -27,6 +29,7 @@ from svdq_trt.serve.python_model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
+PIPELINE_PY = MODEL_PY.replace("python_model", "pipeline_model").replace("engine", "engines")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def contents(engine: Path, serving: Serving) -> Contents:
     if serving.device not in DEVICES:
         raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
     slots = manifests.read(engine).lora_slots
-    if slots and serving.variant != "python":
+    if slots and serving.variant not in OURS:
         got = f"an engine with LoRA slots, which Triton's {serving.variant} backend does not fill"
         fix = "Use it, or build with --lora FILE instead of --lora-slots."
         raise UnsupportedError(str(engine), got, "--variant python", fix)
@@ -68,12 +71,17 @@ def contents(engine: Path, serving: Serving) -> Contents:
         return _tensorrt(engine, serving)
     if serving.variant == "onnxruntime":
         return _onnxruntime(engine)
-    made = _session(engine) if serving.device == "gpu" else _onnx_session(engine)
+    if serving.variant == "pipeline":
+        made = _pipeline(engine, serving)
+    else:
+        made = _session(engine) if serving.device == "gpu" else _onnx_session(engine)
     return _with_loras(engine, made, serving.loras) if serving.loras else made
 
 
 def usual_variant(engine: Path, device: str) -> str:
-    """The variant that serves an engine's plan: Triton's own backend only runs plans of full TensorRT."""
+    """A pipeline where there is one; else what serves a plan: Triton's own backend only runs those of full TensorRT."""
+    if (engine / pipeline_file.NAME).is_file():
+        return "pipeline"
     backend = manifests.read(engine).backend
     return "tensorrt" if device == "gpu" and backend and backend.name == "tensorrt" else "python"
 
@@ -92,7 +100,7 @@ def server_lines(engine: Path, serving: Serving, version: str, repository: Path)
     docker = (
         f"docker run --rm{' --gpus all' if serving.device == 'gpu' else ''} {shared} {ports} --volume {models}:/models"
     )
-    if serving.variant == "python":
+    if serving.variant in OURS:
         return [("", start), ("in a container of examples/triton/Dockerfile", f"{docker} svdq-triton")]
     image = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
     if serving.variant == "onnxruntime":
@@ -110,7 +118,15 @@ def server_lines(engine: Path, serving: Serving, version: str, repository: Path)
 
 def _shared_mib(engine: Path, serving: Serving) -> int:
     """MiB of /dev/shm: two of the largest requests for each instance, and what Triton takes for itself."""
-    return 64 + 2 * serving.instances * -(-largest_bytes(manifests.read(engine)) // 2**20)
+    return 64 + 2 * serving.instances * -(-largest_request(engine, serving) // 2**20)
+
+
+def largest_request(engine: Path, serving: Serving) -> int:
+    """Bytes of all inputs and outputs in the largest request: of a pipeline, the bytes of the largest pictures."""
+    if serving.variant != "pipeline":
+        return largest_bytes(manifests.read(engine))
+    (picture,) = manifests.read(engine / pipeline_file.read(engine).engines["vae_decoder"].folder).outputs
+    return math.prod(picture.shape.max)
 
 
 def _with_loras(engine: Path, made: Contents, loras: Sequence[ServedLora]) -> Contents:
@@ -159,8 +175,10 @@ def _tensorrt(engine: Path, serving: Serving) -> Contents:
 
 
 def _session(engine: Path) -> Contents:
-    data = manifests.verify(engine, parts=("plan", "plugin"))  # and the LoRA slots
-    files = _engine_files(engine, data, "plan", "plugin", *_slots(data))
+    data = manifests.read(engine)
+    parts = ("plan", *(("plugin",) if data.plugin else ()), *_slots(data))  # a pipeline's other parts have no plugin
+    manifests.verify(engine, parts=parts)
+    files = _engine_files(engine, data, *parts)
     return Contents("model.py", files, {"model.py": MODEL_PY}, {RUNTIME: "session"})
 
 
@@ -169,6 +187,20 @@ def _onnx_session(engine: Path) -> Contents:
     manifests.verify(engine, parts=("onnx", *_slots(data)))
     files = _engine_files(engine, data, "onnx", *_slots(data))
     return Contents("model.py", files, {"model.py": MODEL_PY}, {RUNTIME: "onnxruntime"})
+
+
+def _pipeline(engine: Path, serving: Serving) -> Contents:
+    """The version folder is the whole folder of engines, less what only a build reads."""
+    if serving.cuda_graphs:
+        raise UsageError("--cuda-graphs", "given for a pipeline", "the denoiser alone: --variant python")
+    file, _ = pipeline_file.verify(engine)
+    files = {pipeline_file.NAME: engine / pipeline_file.NAME}
+    files |= {entry.file: engine / entry.file for entry in file.files}
+    for entry in file.engines.values():
+        one = _session(engine / entry.folder) if serving.device == "gpu" else _onnx_session(engine / entry.folder)
+        files |= {str(Path(entry.folder) / name): path for name, path in one.files.items()}
+    parameters = {RUNTIME: one.parameters[RUNTIME]} | ({WARM_UP: "1"} if serving.warm_up else {})
+    return Contents("model.py", files, {"model.py": PIPELINE_PY}, parameters)
 
 
 def _slots(data: Manifest) -> tuple[str, ...]:

@@ -48,17 +48,9 @@ def psnr(want, got):
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory, sdxl_tiny):
+def sdxl(sdxl_tiny):
     """A folder of engines for sm_89 with plans, and the pipeline that it was built from."""
-    out, folder = tmp_path_factory.mktemp("engines"), tmp_path_factory.mktemp("pipeline")
-    tiny_pipelines.save_sdxl(folder)
-    sdxl_tiny.copy(out, "sm_89", check=False)
-    words = ("--arch", "sm_89", "--no-check", "--pipeline", str(folder))
-    first = build("sdxl-tiny", out, *words)
-    assert first.returncode == 0, first.stderr
-    again = build("sdxl-tiny", out, *words)
-    assert again.returncode == 0 and " done " not in again.stderr, again.stderr
-    return out / "sdxl-tiny-sm_89", folder
+    return sdxl_tiny.pipeline()
 
 
 def test_every_part_is_an_engine_folder(sdxl):
@@ -101,7 +93,7 @@ def test_one_seed_is_one_picture_alone_or_in_a_batch(sdxl):
     assert set(times.seconds) == {"text", "steps", "VAE"} and times.runs["steps"] == 1
     (again,), _ = generate(pipe, Request("a fox", seed=5, **size))
     assert np.array_equal(first, again)
-    batch, _ = generate(pipe, Request("a fox", seed=4, count=2, **size))
+    batch, _ = generate(pipe, Request("a fox", seed=4, batch=2, **size))
     assert psnr(first, batch[1]) > 30 and psnr(first, batch[0]) < 20
 
 
@@ -123,7 +115,7 @@ def test_what_does_not_belong_together_is_refused(sdxl, tmp_path):
 
     engine = shutil.copytree(sdxl[0], tmp_path / "engine")
     with pytest.raises(ShapeError, match="Build the engine with a wider --batch"):
-        generate(load(engine), Request("a fox", steps=1, width=64, height=64, count=4))
+        generate(load(engine), Request("a fox", steps=1, width=64, height=64, batch=4))
     words = engine / "tokenizer" / "tokenizer.json"
     content = words.read_bytes()
     words.write_bytes(content.replace(b"fox", b"fix") + b" ")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from svdq_trt.contract.ops import linear_names
+from tests.harness import tiny_pipelines
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
@@ -74,6 +75,25 @@ class SharedEngines:
             for part in ("shared", *archs):
                 name = f"sdxl-tiny-{part}"
                 shutil.copytree(self.engines / name, out / name)
+
+    def pipeline(self) -> tuple[Path, Path]:
+        """For reading: engines for sm_89 from a prompt to a picture, and diffusers' pipeline, from which they are."""
+        out, folder, done = (self.folder / name for name in ("with-parts", "pipeline", "pipeline-done"))
+        with (self.folder / "pipeline-lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                self._build_pipeline(out, folder)
+                done.touch()
+        return out / "sdxl-tiny-sm_89", folder
+
+    def _build_pipeline(self, out: Path, folder: Path) -> None:
+        self.copy(out, "sm_89", check=False)
+        tiny_pipelines.save_sdxl(folder)
+        words = ("--arch", "sm_89", "--no-check", "--pipeline", str(folder))
+        first = build("sdxl-tiny", out, *words)
+        assert first.returncode == 0, first.stderr
+        again = build("sdxl-tiny", out, *words)
+        assert again.returncode == 0 and " done " not in again.stderr, again.stderr
 
     def _build(self, archs: tuple[str, ...], check: bool) -> None:
         """Build whatever is missing."""

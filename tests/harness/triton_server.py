@@ -87,7 +87,7 @@ class TritonServer:
             preexec_fn=_die_with_parent,
         )
         try:
-            self._wait(180)
+            self._wait(600)
         except BaseException:
             self._stop()
             raise

@@ -83,6 +83,7 @@ LAZY = {
     "svdq_trt.runtime.device": "torch or pycuda, whichever is installed",
     "svdq_trt.runtime.onnx_session": "onnx for bfloat16 models, LoRA for graphs with slots",
     "svdq_trt.runtime.session": "LoRA for engines with slots",
+    "svdq_trt.serve.pipeline_model": "what needs torch, to say in one sentence where it is missing",
     "svdq_trt.serve.python_model": "the runtime that the served model asks for",
     "svdq_trt.serve.variants": "onnx for bfloat16 models",
 }
@@ -226,7 +227,7 @@ def test_environment_variables_are_few_and_ours():
 
 def test_what_can_go_wrong_in_every_place_is_done_in_one():
     """Terminal, processes, pictures, JSON: how names are quoted, what is on sys.path, which settings count."""
-    pipes = {"base/ranks.py", "build/events.py", "build/sharing.py", "build/stage.py", "serve/python_model.py"}
+    pipes = {"base/ranks.py", "build/events.py", "build/sharing.py", "build/stage.py", "serve/backend.py"}
     doors = {
         r"(?<![.`\w])print\(": {"base/terminal.py", "engine/build.py"},  # which prints into its stage's log
         r"\brich\.console\b": {"build/console.py"},

@@ -132,12 +132,12 @@ def test_files_stay_in_the_folder(name, tmp_path):
     [
         (["--size", "1024*768"], "--size: '1024.768', want WIDTHxHEIGHT"),
         (["--out", "fox.jpg"], "--out: 'fox.jpg', want a .png file"),
-        (["--steps", "0"], "--steps: 0, want at least 1"),
-        (["--batch", "0"], "--batch: 0, want at least 1"),
-        (["--seed", "-1"], "--seed: -1, want 0 to 2"),
-        (["--guidance", "nan"], "--guidance: nan, want a finite number"),
-        (["--strength", "0.5"], "--strength: given alone, want --image with it"),
-        (["--image", "fox.png", "--strength", "2"], "--strength: 2.0, want above 0, at most 1"),
+        (["--steps", "0"], "steps: 0, want at least 1"),
+        (["--batch", "0"], "batch: 0, want at least 1"),
+        (["--seed", "-1"], "seed: -1, want 0 to 2"),
+        (["--guidance", "nan"], "guidance: nan, want a finite number"),
+        (["--strength", "0.5"], "strength: given alone, want an image with it"),
+        (["--image", "fox.png", "--strength", "2"], "strength: 2.0, want above 0, at most 1"),
     ],
 )
 def test_options_of_run_that_make_no_sense(words, text, tmp_path):

@@ -61,9 +61,12 @@ def model_class(monkeypatch):
         Tensor=Tensor, TritonError=TritonError, InferenceResponse=response, Logger=SimpleNamespace(log_info=print)
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
-    monkeypatch.delitem(sys.modules, "svdq_trt.serve.python_model", raising=False)
+    importing = ("svdq_trt.serve.backend", "svdq_trt.serve.python_model")  # Triton's own module
+    for name in importing:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield importlib.import_module("svdq_trt.serve.python_model").TritonPythonModel
-    sys.modules.pop("svdq_trt.serve.python_model")
+    for name in importing:
+        sys.modules.pop(name)
 
 
 @pytest.fixture

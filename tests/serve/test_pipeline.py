@@ -1,0 +1,144 @@
+"""A pipeline of engines on a real Triton server: prompts to pictures, merged, and refused one by one."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient.utils import InferenceServerException
+
+from svdq_trt.serve.config import Serving
+from svdq_trt.serve.repository import write_model
+from tests.harness.triton_server import TritonServer, ask
+
+SIZE = {"width": 64, "height": 64, "steps": 1}
+DTYPES = {"guidance": np.float32, "seed": np.int64}
+
+
+@pytest.fixture(scope="module")
+def folder(sdxl_tiny):
+    """SVDQ_TEST_ENGINE names a folder of engines around sdxl-tiny to use instead."""
+    given = os.environ.get("SVDQ_TEST_ENGINE")
+    return Path(given) if given else sdxl_tiny.pipeline()[0]
+
+
+@pytest.fixture(scope="module")
+def server(folder, tmp_path_factory):
+    """With this environment, which has torch and the other libraries of a pipeline."""
+    repository = tmp_path_factory.mktemp("repository")
+    write_model(folder, repository, Serving("pictures", "pipeline", "cpu", queue_delay_us=500_000))
+    with TritonServer(repository, tmp_path_factory.mktemp("server"), ["pictures"], Path(sys.executable)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    from svdq_trt.runtime.loading import load
+
+    pipe = load(folder, runtime="onnx", onnx_device="cpu")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def asked(prompt="a fox", **numbers):
+    """A request's inputs."""
+    negative = numbers.pop("negative", None)
+    texts = {"prompt": prompt} | ({} if negative is None else {"negative": negative})
+    inputs = {name: np.frombuffer(text.encode(), np.uint8)[None] for name, text in texts.items()}
+    return inputs | {name: np.array([[value]], DTYPES.get(name, np.int32)) for name, value in numbers.items()}
+
+
+def picture(server, protocol="grpc", **given):
+    return ask(server, protocol, "pictures", asked(**SIZE | given))["image"][0]
+
+
+def own(pipe, prompt="a fox", seed=0, **options):
+    import torch
+
+    size = {"num_inference_steps": 1, "width": 64, "height": 64}
+    return np.asarray(pipe(prompt, generator=torch.Generator().manual_seed(seed), **size | options).images[0])
+
+
+def error(want, got):
+    """Root of the mean squared difference of two pictures of 8 bits."""
+    assert want.shape == got.shape and want.std() > 1, "a picture with something on it"
+    return float(np.sqrt(np.mean((want.astype(float) - got) ** 2)))
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_picture_is_that_of_the_loaded_pipeline(server, pipe, protocol):
+    got = picture(server, protocol, negative="dogs", guidance=4.0, seed=3, height=128)
+    assert got.dtype == np.uint8 and got.shape == (128, 64, 3)
+    assert np.array_equal(got, own(pipe, seed=3, guidance_scale=4.0, negative_prompt="dogs", height=128))
+
+
+BAD = {
+    "steps": ({"steps": 0}, "steps: 0, want at least 1"),
+    "too many steps": ({"steps": 10**6}, "steps: 1000000, want at most 1000"),
+    "guidance": ({"guidance": float("nan")}, "guidance: nan, want a finite number"),
+    "seed": ({"seed": -1}, "seed: -1, want 0 to"),
+    "size": ({"width": 4096}, r"width: 4096, want 64 to 256. Build the engine with a wider --width"),
+    "odd size": ({"width": 65}, "width: 65, want a positive multiple of"),
+    "no size": ({"height": 0}, "height: 0, want a positive multiple of"),
+    "long prompt": ({"prompt": "fox " * 40}, "prompt: 122 tokens, want at most 77"),
+    "long negative": ({"negative": "fox " * 40}, "negative: 122 tokens, want at most 77"),
+}
+
+
+def test_requests_run_together_and_bad_ones_are_refused_alone(server, pipe):
+    """All wait in one queue: each good one gets its own picture, each bad one its own sentence."""
+
+    def refused(case):
+        given, message = BAD[case]
+        with pytest.raises(InferenceServerException, match=message):
+            picture(server, **given)
+
+    prompts = ["a fox", "an owl in snow", "a fox", "bees"]
+    with ThreadPoolExecutor(16) as pool:
+        got = [pool.submit(picture, server, prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+        bad = [pool.submit(refused, case) for case in BAD]
+        for one in bad:
+            one.result()
+        pictures = [one.result() for one in got]
+    wanted = [own(pipe, prompt, seed) for seed, prompt in enumerate(prompts)]
+    for i, one in enumerate(pictures):
+        errors = [error(want, one) for want in wanted]
+        assert errors[i] < 8 < min(errors[:i] + errors[i + 1 :]), errors
+    import tritonclient.grpc
+
+    with tritonclient.grpc.InferenceServerClient(server.grpc) as client:
+        (stats,) = client.get_inference_statistics("pictures", as_json=True)["model_stats"]
+    assert int(stats["execution_count"]) < int(stats["inference_stats"]["success"]["count"])  # some ran together
+
+
+def test_what_is_no_request_for_a_picture(server):
+    with pytest.raises(InferenceServerException, match=r"missing required input.*prompt|expected .* inputs but got"):
+        ask(server, "grpc", "pictures", {k: v for k, v in asked(**SIZE).items() if k != "prompt"})
+    with pytest.raises(InferenceServerException, match="prompt: bytes that are not UTF-8, want text"):
+        ask(server, "grpc", "pictures", asked(**SIZE) | {"prompt": np.full((1, 3), 255, np.uint8)})
+    two = {name: np.repeat(value, 2, axis=0) for name, value in asked(**SIZE).items()}
+    with pytest.raises(InferenceServerException, match=r"a batch of 2, want one picture in a request\. Send"):
+        ask(server, "grpc", "pictures", two)
+
+
+def test_a_client_that_goes_away_harms_nobody(server, pipe):
+    inputs = [
+        {
+            "name": name,
+            "shape": list(value.shape),
+            "datatype": {"uint8": "UINT8", "int32": "INT32"}[value.dtype.name],
+            "data": value.flatten().tolist(),
+        }
+        for name, value in asked(**SIZE).items()
+    ]
+    gone = http.client.HTTPConnection(server.http)
+    gone.request("POST", "/v2/models/pictures/infer", json.dumps({"inputs": inputs}))
+    gone.close()
+    assert error(own(pipe, seed=1), picture(server, seed=1)) < 8
+    assert server.alive()
