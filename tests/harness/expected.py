@@ -18,7 +18,7 @@ from svdq_trt.contract.sqnr import decibels
 from svdq_trt.models import ModelSpec
 
 #: How far below the expected SQNR a right model may be: errors of nodes were measured on other tokens, and are not
-#: white. The twins are 0.2 dB above to 3.0 dB below.
+#: white. The twins are 3.0 dB above to 3.0 dB below.
 MARGIN_DB = 4.0
 
 
