@@ -12,11 +12,12 @@ import pytest
 
 from svdq_trt.build.stages.quantize import FILE
 from svdq_trt.contract.archs import AUTO_FORMAT
+from svdq_trt.contract.attention import ATTENTION_OPS
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import MLP_OPS, OPS, linear_names
-from svdq_trt.models import TWIN_ARCHS, get_model
+from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
-from tests.harness.builds import build, plugin_nodes, some_minutes
+from tests.harness.builds import FIXED, build, plugin_nodes, some_minutes
 from tests.harness.expected import MARGIN_DB, expected_sqnr
 from tests.harness.published import assert_reference
 from tests.harness.twins import PARAMS
@@ -38,6 +39,23 @@ def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
         check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)
     run_at_other_sizes(name, tmp_path / f"{name}-sm_{TWIN_ARCHS[0]}")
     assert_reference(get_model(name), tmp_path / f"{name}-shared" / "model-fp16.onnx")
+
+
+@some_minutes
+@pytest.mark.parametrize("name", TWINS)
+def test_twin_is_built_with_the_plugins_attention(name, tmp_path):
+    """Attentions are layers of the plugin too, those that `SVDQAttention*` nodes of the graph are."""
+    import onnx
+
+    words = [w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}")]
+    done = build(name, tmp_path, *words, *FIXED, "--attention", "plugin", "--no-check")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for arch in TWIN_ARCHS:
+        folder = tmp_path / f"{name}-sm_{arch}"
+        m = json.loads((folder / "manifest.json").read_text())
+        graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+        attentions = {n.name for n in graph.node if n.op_type in ATTENTION_OPS}
+        assert attentions and attentions <= set(m["plugin_layers"]) and m["attention"] == "plugin"
 
 
 def check(name: str, folder: Path, fmt: str) -> None:
