@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from svdq_trt.runtime.lora import LoraSet
-    from svdq_trt.runtime.protocol import Runner
+    from svdq_trt.runtime.onnx_session import OnnxSession
+    from svdq_trt.runtime.session import Session
 
 #: what a client can do about: Triton's INVALID_ARG
 _MISTAKES = (ShapeError, UsageError, RangeError, UnsupportedError)
@@ -81,8 +82,8 @@ class Instance:
 class Loras:
     """The LoRAs that requests can name, laid out for an engine's slots."""
 
-    def __init__(self, runner: Any, here: Instance) -> None:
-        self._runner: Runner = runner
+    def __init__(self, runner: Session | OnnxSession, here: Instance) -> None:
+        self._runner = runner
         files = json.loads(here.parameters.get(LORAS, "{}"))
         self._sets: dict[str, LoraSet] = {
             name: runner.prepare_lora([(here.folder / file, strength)]) for name, (file, strength) in files.items()

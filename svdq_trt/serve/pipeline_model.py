@@ -62,7 +62,11 @@ class TritonPythonModel(Served[_Request]):
         given = {tensor.name(): from_triton(tensor) for tensor in request.inputs()}
         if self._limit:
             given = {name: _only(name, value) for name, value in given.items()}
-        values = {name: _text(name, value) if name in TEXTS else value.item() for name, value in given.items()}
+        if "prompt" not in given:  # which Triton lets pass where a model has optional inputs
+            raise UsageError("prompt", "missing", "text in UTF-8")
+        values: dict[str, Any] = {
+            name: _text(name, value) if name in TEXTS else value.item() for name, value in given.items()
+        }
         asked = self._generate.Request(**values)
         self._generate.check(self._pipe, asked)
         return _Request(asked, self._generate.rows(self._pipe, asked), lora)

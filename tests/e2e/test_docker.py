@@ -40,8 +40,9 @@ def test_context_has_what_the_wheel_is_made_of():
 def test_extras_and_server_options_are_ours():
     text = FILE.read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = re.findall(r'"(?:/src|svdq-trt)\[(\w+)\]"', text)
-    assert len(named) == 2 and set(named) <= extras.keys()
+    assert len(re.findall(r'"(?:/src|svdq-trt)\[\$\{EXTRA\}\]"', text)) == 2
+    named = re.findall(r"^(?:ARG EXTRA=|# EXTRA: )([\w-]+)", text, re.M)
+    assert set(named) == {"serve", "serve-pipeline"} <= extras.keys()
     assert "--disable-auto-complete-config" in text  # as `svdq-trt triton` prints
 
 
