@@ -22,6 +22,7 @@ from tests.harness import tiny_pipelines
 from tests.harness.manifests import file_entry, write_manifest
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
+ANY = 2**20  # sizes that nothing here exceeds
 TOKENS = 93  # of SD3: 77 of CLIP, 16 of T5
 KINDS = {
     "StableDiffusionXLPipeline": ("sdxl-tiny", tiny_pipelines.sdxl_parts),
@@ -37,7 +38,15 @@ class Direct:
     def __init__(self, graph, ios, outputs, act, data):
         self.graph, self.outputs, self.manifest, self.closed = graph, outputs, data, False
         dtypes = {io.name: str(io.torch_dtype(act)).removeprefix("torch.") for io in ios}
-        self.inputs = [SimpleNamespace(name=io.name, dtype=dtypes[io.name], max=(4,)) for io in ios]
+        self.inputs = [
+            SimpleNamespace(
+                name=io.name,
+                dtype=dtypes[io.name],
+                min=(1,) * len(io.dims),
+                max=(4 if io.has_batch else ANY, *(ANY,) * (len(io.dims) - 1)),
+            )
+            for io in ios
+        ]
 
     @torch.no_grad()
     def run(self, inputs):
