@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from svdq_trt.serve.config import Serving
-from svdq_trt.serve.repository import write_model
+from svdq_trt.cli import main
 from tests.harness.triton_server import TritonServer, ask
 
 SIZE = {"width": 64, "height": 64, "steps": 1}
@@ -32,7 +31,8 @@ def folder(sdxl_tiny):
 def server(folder, tmp_path_factory):
     """With this environment, which has torch and the other libraries of a pipeline."""
     repository = tmp_path_factory.mktemp("repository")
-    write_model(folder, repository, Serving("pictures", "pipeline", "cpu", queue_delay_us=500_000))
+    words = ["triton", str(folder), "--repository", str(repository), "--name", "pictures", "--device", "cpu"]
+    assert main([*words, "--dynamic-batching", "500000"]) == 0
     with TritonServer(repository, tmp_path_factory.mktemp("server"), ["pictures"], Path(sys.executable)) as running:
         yield running
 
