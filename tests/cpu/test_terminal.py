@@ -27,7 +27,7 @@ def test_summary_of_a_finished_build(tmp_path, name, capsys):
     lora |= {"text_encoder_tensors": 0, "left_out": []}
     kept = [{"name": "x", "reason": "[/b] of the recipe"}]
     told_of = complete(loras=[lora], kept_16bit=kept, timings_s={"plan": 1.0}, peak_rss_bytes={"build": 1})
-    built = SimpleNamespace(manifest=told_of, engine=SimpleNamespace(folder=tmp_path / name / name))
+    built = SimpleNamespace(manifest=told_of, engine=SimpleNamespace(folder=tmp_path / name / name), parts=())
     summary.print_summary([built])
     printed, want = capsys.readouterr().out, STEERING.get(name, name)
     assert f"Details: {tmp_path}/{want}/{want}/manifest.json" in printed  # the line under the table

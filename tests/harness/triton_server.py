@@ -158,7 +158,7 @@ class TritonServer:
             left.unlink(missing_ok=True)
 
 
-def ask(server: TritonServer, protocol: str, model: str, inputs: dict[str, Any]) -> dict[str, Any]:
+def ask(server: TritonServer, protocol: str, model: str, inputs: dict[str, Any], **parameters: str) -> dict[str, Any]:
     """Outputs by name. A client of its own: tritonclient's HTTP client belongs to one thread."""
     from tritonclient.utils import np_to_triton_dtype
 
@@ -171,7 +171,7 @@ def ask(server: TritonServer, protocol: str, model: str, inputs: dict[str, Any])
             tensor.set_data_from_numpy(value)
             tensors.append(tensor)
         names = [output["name"] for output in client.get_model_metadata(model, **as_json)["outputs"]]
-        answer = client.infer(model, tensors)
+        answer = client.infer(model, tensors, parameters=parameters)
         return {name: answer.as_numpy(name) for name in names}
 
 

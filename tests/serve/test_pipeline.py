@@ -14,6 +14,9 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from svdq_trt.cli import main
+from tests.harness import tiny_pipelines
+from tests.harness.builds import build, some_minutes
+from tests.harness.lora_files import make_factors, write_peft
 from tests.harness.triton_server import TritonServer, ask
 
 SIZE = {"width": 64, "height": 64, "steps": 1}
@@ -142,3 +145,35 @@ def test_a_client_that_goes_away_harms_nobody(server, pipe):
     gone.close()
     assert error(own(pipe, seed=1), picture(server, seed=1)) < 8
     assert server.alive()
+
+
+@some_minutes
+def test_requests_name_their_lora(tmp_path):
+    """Alone, merged with none: each gets the picture of its own LoRA. For sm_90, whose ONNX files are what runs."""
+    from svdq_trt.models import get_model
+    from svdq_trt.models.denoiser import attached
+    from svdq_trt.runtime.loading import load
+
+    tiny_pipelines.save_sdxl(tmp_path / "pipeline")
+    words = ["--arch", "sm_90", "--no-check", "--pipeline", str(tmp_path / "pipeline"), "--lora-slots", "16"]
+    done = build("sdxl-tiny", tmp_path, *words, "--height", "64", "--width", "64")
+    assert done.returncode == 4, done.stderr
+    engine, spec = tmp_path / "sdxl-tiny-sm_90", get_model("sdxl-tiny")
+    layers = [member for group in spec.groups(spec.build()) for member in group.members]
+    file = write_peft(tmp_path / "style.safetensors", make_factors(spec, layers, size=0.3))
+    words = ["triton", str(engine), "--repository", str(tmp_path / "models"), "--name", "pictures", "--device", "cpu"]
+    assert main([*words, "--dynamic-batching", "500000", "--lora", f"style={file}"]) == 0
+    with TritonServer(tmp_path / "models", tmp_path / "server", ["pictures"], Path(sys.executable)) as running:
+
+        def one(lora):
+            return ask(running, "grpc", "pictures", asked(**SIZE), **({"lora": lora} if lora else {}))["image"][0]
+
+        with ThreadPoolExecutor(2) as pool:
+            plain, styled = pool.map(one, ("", "style:2"))
+        with pytest.raises(InferenceServerException, match="'nobody', want one of style"):
+            one("nobody")
+    pipe = load(engine, runtime="onnx", onnx_device="cpu")
+    assert np.array_equal(plain, own(pipe))
+    (denoiser,) = attached(pipe).values()
+    denoiser.runner.set_lora([(file, 2.0)])
+    assert np.array_equal(styled, own(pipe)) and error(plain, styled) > 2

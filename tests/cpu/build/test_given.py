@@ -149,7 +149,7 @@ def test_an_arch_that_the_plugin_was_not_compiled_for_is_refused(library, tmp_pa
 
 def test_machines_with_arm_processors_are_mentioned(library, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plugin_lib, "find", lambda *_: replace(library, archs=(121,)))
-    monkeypatch.setattr(run.Build, "_run", lambda _: [])
+    monkeypatch.setattr(run.Build, "_run", lambda *_: [])
     words = ["--model", "sdxl-tiny", "--random-weights", "0", "--out", str(tmp_path)]
     assert cli.main(["build", *words, "--arch", "sm_121"]) == 0
     said = " ".join(capsys.readouterr().err.split())

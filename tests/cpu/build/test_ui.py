@@ -166,7 +166,7 @@ def test_models_and_results_are_whole_at_eighty_columns(tmp_path):
     plan = {"file": "model.plan", "bytes": 6_782_000_000, "sha256": ""}
     told = complete(model="flux1-schnell", rank=128, plan=plan, peak_rss_bytes={"build": 1}, **sizes)
     engine = SimpleNamespace(folder=tmp_path / "flux1-schnell-sm_120")
-    summary.print_summary([SimpleNamespace(manifest=told, engine=engine)], console)
+    summary.print_summary([SimpleNamespace(manifest=told, engine=engine, parts=())], console)
     printed = out.getvalue()
     for spec in MODELS.values():
         assert spec.name in printed and spec.title in printed
