@@ -52,7 +52,7 @@ STEPS = [
     RunReference("sdxl-tiny", A, RANGES, 1, None, "FP16", out=OUT / "reference.npz"),
     RunQuantized("sdxl-tiny", A, RANGES, 1, A, "int4", out=OUT / "quantized.npz"),
     Compare(A, A, "int4", "title", artifact=OUT / "a", out=OUT / "accuracy.png"),
-    Plan(A, 89, "tensorrt-rtx", "1.7.1.116", (PROFILE,), A, out=OUT / "model.plan"),
+    Plan(A, 89, "tensorrt-rtx", "1.7.1.116", (PROFILE,), A, False, out=OUT / "model.plan"),
 ]
 NAMES = [type(step).__name__ for step in STEPS]
 
