@@ -12,6 +12,7 @@ from svdq_trt.checkpoint import load
 from svdq_trt.contract.formats import K_MULTIPLE, N_MULTIPLE, R_MAX, Activation
 from svdq_trt.models import MODELS, Axis, Kept, TensorIO, get_model, member_tensors, stack_group
 from svdq_trt.models.recipe import weight_layers
+from tests.harness import recipes
 from tests.harness.published import publish, random_module
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -43,10 +44,12 @@ def test_every_model_has_a_twin_of_its_own_class(name):
     assert type(twin.family) is type(spec.family)
 
     def kinds(s):
-        """Nodes by name, less the numbers."""
-        return {re.sub(r"\d+", "", g.node) + g.activation.value for g in s.groups(s.build())}
+        """Nodes of the frozen recipe by name, less the numbers, with what they apply."""
+        lines = (recipes.FOLDER / f"{s.name}.txt").read_text().splitlines()
+        nodes = (line.split(" < ", 1) for line in lines if " < " in line)
+        return {(re.sub(r"\[[^]]*\]|\d+", "", node), *re.findall(r" act=(\w+)", rest)) for node, rest in nodes}
 
-    assert kinds(spec) <= kinds(twin)
+    assert kinds(spec) and kinds(spec) <= kinds(twin)
 
 
 def test_sdxl_counts_of_quantized_and_kept_layers(sdxl):
