@@ -37,7 +37,8 @@ def test_class_without_a_file_of_ours_is_built_and_runs_in_its_pipeline(name, tm
     engine = out / "some-model-sm_89"
     m = json.loads((engine / "manifest.json").read_text())
     assert (engine / "model.plan").stat().st_size == m["plan"]["bytes"] and m["model"] == "some-model"
-    assert plugin_nodes(m) == sorted({q["node"] for q in m["quantized"]})
+    layers = {node.partition("#")[0] for node in plugin_nodes(m)}  # a layer that runs twice has two
+    assert layers == {q["node"] for q in m["quantized"]}
     (output,) = m["accuracy"]["outputs"]
     assert output["sqnr_db"] > 15, output
 
