@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from svdq_trt.artifact.tensor_file import check_finite, save_tensors
-from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError, first_line
 from svdq_trt.base.files import parse_json
 
 VERSION = 1
@@ -83,7 +83,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             note = parse_json((file.metadata() or {}).get(_KEY, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error)
         raise ArtifactError(
             str(path), f"not readable ({reason})", "a calibration file", "Build again with --force."
         ) from error

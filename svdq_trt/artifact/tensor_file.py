@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError, first_line
 from svdq_trt.base.files import atomic_write
 
 #: dtypes weights may have on disk; others (integers) mean that the file is quantized already. fp8 without scales, as
@@ -87,7 +87,7 @@ class TensorFile:
         try:
             return read()
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            reason = first_line(error)
             raise ArtifactError(
                 str(self.path),
                 f"not a readable safetensors file ({reason})",

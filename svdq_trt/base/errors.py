@@ -67,6 +67,11 @@ class IncompleteError(SvdqError):
     exit_code = EXIT_INCOMPLETE
 
 
+def first_line(error: BaseException, most: int = 160) -> str:
+    """The first line of what a library's error says, or else its class, in at most `most` characters."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:most]
+
+
 def error_fields(error: SvdqError) -> dict[str, str]:
     """A user error as JSON, for `rebuild_error`."""
     return {"type": type(error).__name__, "where": error.where, "got": error.got, "want": error.want, "fix": error.fix}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from svdq_trt.artifact.prompts import Prompt
 from svdq_trt.artifact.tensor_file import save_tensors
-from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.progress import Progress
 from svdq_trt.calibrate.inputs import tensor_name
@@ -247,7 +247,7 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
             **absent,
         )
     except Exception as error:  # whatever the folder's JSON makes diffusers, transformers and Python stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error)
         raise ArtifactError(str(folder), f"cannot be loaded ({reason})", "a whole diffusers pipeline") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.models import ModelSpec
 
@@ -181,7 +181,7 @@ def _from_hub(spec: ModelSpec, hub_id: str) -> tuple[Path, bool]:
         plain = [f"{p}{stem}*.safetensors" for p in (f"{spec.subfolder}/", "")]  # no such variant: use the full one
         return Path(snapshot_download(hub_id, allow_patterns=[*wanted, *plain])), False
     except Exception as error:  # the hub's client raises its own, requests', httpx's and OS errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error, 120)
         raise ArtifactError(
             f"hub id '{hub_id}'",
             f"not in the local cache and not downloadable ({reason})",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.base.needs import need
 from svdq_trt.models import ModelSpec
 
@@ -165,7 +165,7 @@ def _converted(spec: ModelSpec, shapes: Shapes, where: str) -> dict[str, tuple[R
         rows = {new: _decoded(value, starts, names) for new, value in made.items() if value is not None}
     except (KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
         refuse_other_files(spec, shapes, where)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error, 120)
         raise ArtifactError(
             where, f"original-format keys that don't convert ({reason})", f"a checkpoint of {spec.title}"
         ) from error

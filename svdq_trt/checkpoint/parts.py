@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from svdq_trt.artifact.entry import FileEntry
-from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError, first_line
 from svdq_trt.base.files import sha256
 from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.checkpoint.digest import Identity
@@ -30,7 +30,7 @@ def check_part(part: Part, config: Path) -> None:
         with torch.device("meta"):
             part.build()
     except Exception as error:  # whatever a constructor makes of values of any type
-        raise ArtifactError(str(config), _reason(error), f"the config of a {part.class_name}") from error
+        raise ArtifactError(str(config), first_line(error), f"the config of a {part.class_name}") from error
 
 
 def locate_part(part: Part, pipeline: Path, variant: str) -> Source:
@@ -73,10 +73,5 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
     try:
         module: nn.Module = part_class(part.class_name).from_pretrained(root, **options)
     except Exception as error:  # whatever the folder's files make the library stumble over
-        raise ArtifactError(str(root), f"cannot be loaded ({_reason(error)})", f"a {part.class_name}") from error
+        raise ArtifactError(str(root), f"cannot be loaded ({first_line(error)})", f"a {part.class_name}") from error
     return module
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what a library says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -14,6 +14,7 @@ from svdq_trt.base.errors import EXIT_OK, UsageError
 from svdq_trt.base.files import atomic_write
 from svdq_trt.base.terminal import say
 from svdq_trt.base.units import parse_bytes
+from svdq_trt.cli.running import add_allowed
 from svdq_trt.contract.sizes import SIZES
 
 if TYPE_CHECKING:
@@ -74,12 +75,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         i.add_argument(f"--{name}", type=int, metavar="N", help=unit)
     r = p.add_argument_group("running")
     r.add_argument("--device", type=int, default=0, metavar="N", help="CUDA device (default 0)")
-    r.add_argument(
-        "--allow-host-code",
-        action="store_true",
-        help="run the plugin library that the folder brings; only for folders you trust",
-    )
-    r.add_argument("--allow-arch-mismatch", action="store_true", help="try a plan made for another GPU")
+    add_allowed(r)
     p.add_argument("--out", type=Path, metavar="JSON", help="write all figures, and TensorRT's time of each layer")
 
 

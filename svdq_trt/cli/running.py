@@ -12,6 +12,11 @@ def add_running(p: argparse.ArgumentParser) -> None:
     r.add_argument("--runtime", default="auto", help="for engine folders: auto, tensorrt or onnx")
     r.add_argument("--onnx-device", default="auto", help="for ONNX Runtime: auto, cpu or cuda")
     r.add_argument("--device", type=int, default=0, metavar="N", help="CUDA device for TensorRT (default 0)")
+    add_allowed(r)
+
+
+def add_allowed(r: argparse._ActionsContainer) -> None:
+    """Add those that allow what a session refuses."""
     r.add_argument(
         "--allow-host-code",
         action="store_true",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError, first_line
 from svdq_trt.models import call as calls
 from svdq_trt.models.described import ACT, TIMESTEPS, Description, default_values
 from svdq_trt.models.probe import (
@@ -169,7 +169,7 @@ def run_on_meta(module: nn.Module, call: Mapping[str, Any]) -> Tensor:
     except UnsupportedError:
         raise
     except Exception as error:  # whatever the class's code stumbles over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = first_line(error, 120)
         got = f"cannot run without values{_place(error)}: {reason}"
         raise UnsupportedError(type(module).__name__, got, "a model that runs on shapes alone") from error
     return out

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name
@@ -179,7 +179,7 @@ def read_picture(file: Path, size: tuple[int, int] | None = None) -> Any:
         picture = load_image(str(file))
         return picture if size is None else picture.resize(size)
     except Exception as error:  # whatever a damaged file makes the decoders stumble over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error)
         raise ArtifactError(str(file), f"cannot be read ({reason})", "a picture") from error
 
 

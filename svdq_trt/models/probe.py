@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError, first_line
 
 #: text of each embedding is as long as these sizes say, in the order of the pipeline's parameters
 _TEXTS = ("tokens", "tokens2")
@@ -163,7 +163,7 @@ def record(
             with contextlib.suppress(_EnoughError):
                 pipe(**_arguments(pipe, texts, sizes, dtype))
     except Exception as error:  # whatever a pipeline stumbles over
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error)
         raise CallError(
             parts.pipeline, f"cannot run on prompt embeddings ({reason})", "a pipeline that does"
         ) from error

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from svdq_trt.base.errors import first_line
 from svdq_trt.base.memory import out_of_memory
 from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import INT4, Format
@@ -118,7 +119,7 @@ def _tried(device: torch.device) -> Rounding:
     except Exception as error:  # no Triton, no C compiler, no Python headers, no cache folder: each raises its own type
         if out_of_memory("GPTQ", error) is not None:  # says nothing about the kernel, and codes must not depend on it
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        reason = first_line(error)
         return Rounding(
             _round_block,
             "GPTQ runs as torch operations, which is slower, as its kernel does not run here "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svdq_trt.artifact import pipeline_file
-from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.errors import ArtifactError, first_line
 from svdq_trt.base.extras import required_by
 from svdq_trt.base.needs import need
 from svdq_trt.models import get_model
@@ -100,5 +100,5 @@ class _Loader:
         try:
             return cls.from_pretrained(self.folder / name, local_files_only=True)
         except Exception as error:  # whatever the files make the library stumble over
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            reason = first_line(error)
             raise ArtifactError(str(self.folder / name), f"cannot be loaded ({reason})", f"a {class_name}") from error
