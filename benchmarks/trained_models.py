@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from trained import jobs
 from trained.judge import judge
 from trained.tasks import TASKS
 from trained.train import MODES, train
@@ -74,56 +74,16 @@ def main() -> int:
 
 
 def tried(args: argparse.Namespace, end: float, name: str) -> int:
-    """The exit code for one model; where training fails, it is tried again in the next, slower mode."""
-    code = 1
-    for mode in MODES[MODES.index(args.mode or SETTINGS[name].mode) :]:
-        code = ended(start(args, name, mode), end)
-        if not code or (args.work / name / "model.safetensors").exists() or time.monotonic() > end:
-            break
-        print(f"{name}: training failed in mode {mode}, see above", flush=True)
-    return code
+    """The exit code for one model."""
+    first, trained = args.mode or SETTINGS[name].mode, args.work / name / "model.safetensors"
+    return jobs.tried(name, lambda mode: start(args, name, mode), first, trained, end)
 
 
 def start(args: argparse.Namespace, name: str, mode: str) -> subprocess.Popen[bytes]:
-    """Start a process for one model: an error on the GPU can spoil a whole process."""
+    """Start a process for one model."""
+    options = {key: getattr(args, key) for key in ("out", "work", "stage", "steps", "device", "workers", "linears")}
     seconds = SETTINGS[name].seconds if args.seconds is None else args.seconds
-    options = [
-        "--out",
-        args.out,
-        "--work",
-        args.work,
-        "--stage",
-        args.stage,
-        "--seconds",
-        seconds,
-        "--steps",
-        args.steps,
-        "--device",
-        args.device,
-        "--workers",
-        args.workers,
-        "--mode",
-        mode,
-        "--linears",
-        args.linears,
-        "--model",
-        name,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # before torch is imported, there and in its workers
-    if mode == "f32":
-        environment |= {"DISABLE_ADDMM_CUDA_LT": "1"}  # disables cuBLASLt, too
-    return subprocess.Popen(
-        [sys.executable, __file__, "--own-process", *map(str, options)], env=environment, start_new_session=True
-    )
-
-
-def ended(job: subprocess.Popen[bytes], end: float) -> int:
-    """Wait for a process; returns its exit code. At `end` it is killed with the processes that it started."""
-    try:
-        return job.wait(max(end - time.monotonic(), 0))
-    except subprocess.TimeoutExpired:
-        os.killpg(job.pid, signal.SIGKILL)
-        return job.wait()
+    return jobs.start(__file__, {**options, "seconds": seconds, "model": name}, mode)
 
 
 def _one(args: argparse.Namespace, name: str) -> None:

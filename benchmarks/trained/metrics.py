@@ -70,14 +70,19 @@ def compare(net: Features, got: Tensor, want: Tensor, labels: Tensor) -> dict[st
         float((F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean())
         for a, b in zip(fg[:-1], fw[:-1], strict=True)
     ) / (len(fg) - 1)
-    mse = (got - want).square().mean((1, 2, 3))
     return {
-        "psnr_db": float((10 * torch.log10(4 / mse.clamp_min(1e-10))).mean()),
-        "ssim": float(ssim(got, want)),
+        **differences(got, want),
         "feature_distance": distance,
         "frechet": frechet(fg[-2].mean((2, 3)), fw[-2].mean((2, 3))),
         "right_class": float((fg[-1].argmax(1) == labels).float().mean()),
     }
+
+
+def differences(got: Tensor, want: Tensor) -> dict[str, float]:
+    """Mean PSNR in dB and SSIM of pictures [B, C, H, W] in [-1, 1]."""
+    mse = (got - want).square().mean((1, 2, 3))
+    psnr = 10 * torch.log10(4 / mse.clamp_min(1e-10))
+    return {"psnr_db": float(psnr.mean()), "ssim": float(ssim(got, want))}
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trained.sheet import table
+from trained.sheet import gallery_table, step_cache_table, table
 
+SUFFIX = "-step-cache"  # of the results' name of step_cache.py
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PICTURES, RESULTS = Path("docs/evidence.md"), Path("docs/evidence"), Path("benchmarks/results")
 
@@ -38,6 +39,22 @@ def publish(out: Path, models: list[str], root: Path = ROOT) -> int:
     return 0 if done else 1
 
 
+def publish_pipelines(out: Path, names: list[str], root: Path = ROOT) -> int:
+    """Publish the results of trained_pipeline.py in `out`; returns 1 if there are none."""
+    page, done = (root / PAGE).read_text(), []
+    (root / PICTURES).mkdir(exist_ok=True)
+    texts = {name: _pipeline for name in names} | {f"{name}{SUFFIX}": _step_cache for name in names}
+    for name, text in texts.items():
+        if (out / f"{name}.json").exists():
+            page = replaced(page, name, text(json.loads((out / f"{name}.json").read_text())))
+            shutil.copy(out / f"{name}.png", root / PICTURES / f"{name}.png")
+            shutil.copy(out / f"{name}.json", root / RESULTS / f"trained_{name}.json")
+            done.append(name)
+    (root / PAGE).write_text(page)
+    print(f"{root / PAGE}: {', '.join(done) or 'nothing to publish'}")
+    return 0 if done else 1
+
+
 def replaced(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers of `name`; SystemExit where the page has none."""
     pattern = rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->\n)"
@@ -55,6 +72,26 @@ def _model(results: dict[str, Any]) -> str:
         f"in {results['linears']}.\n\nOf the {results['pictures']} pictures of the 16-bit model, "
         f"{100 * results['fp16']['right_class']:.0f} % show the class that was asked for.\n\n"
         f"![{name}: pictures of every variant](evidence/{name}.png)\n\n{table(results)}"
+    )
+
+
+def _pipeline(results: dict[str, Any]) -> str:
+    name, (vae, pipeline, lora) = results["name"], results["training"].values()
+    return (
+        f"{pipeline['bytes'] / 1e6:.1f} MB in 16 bit. Training on {results['device']}: {pipeline['steps']} steps of "
+        f"{pipeline['batch']} scenes in {pipeline['seconds']:.0f} s (loss {pipeline['loss']:.3f}); autoencoder "
+        f"{vae['steps']} steps in {vae['seconds']:.0f} s ({vae['psnr_db']:.1f} dB), LoRA {lora['steps']} in "
+        f"{lora['seconds']:.0f} s. Of the {len(results['prompts'])} scenes as they are drawn, "
+        f"{100 * results['drawn']['whole']:.0f} % are measured as prompted.\n\n"
+        f"![{name}: pictures of every way](evidence/{name}.png)\n\n{gallery_table(results)}"
+    )
+
+
+def _step_cache(results: dict[str, Any]) -> str:
+    name = results["name"]
+    return (
+        f"{len(results['prompts'])} pictures, made one by one in {results['steps']} steps on {results['device']}.\n\n"
+        f"![{name}: pictures at every threshold](evidence/{name}.png)\n\n{step_cache_table(results)}"
     )
 
 

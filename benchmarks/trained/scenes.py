@@ -34,21 +34,21 @@ def draw(labels: Tensor, rng: torch.Generator | None = None) -> Tensor:
     u, v = u - rand(-0.3, 0.3, 1, 1), v - rand(-0.3, 0.3, 1, 1)
     p = (angle.cos() * u + angle.sin() * v) / radius
     q = (angle.cos() * v - angle.sin() * u) / radius
-    distances = torch.stack(_distances(p, q), 1)  # [B, shapes, H, W]
     index = (labels // len(HUES))[:, None, None, None].expand(-1, 1, SIZE, SIZE)
-    inside = torch.sigmoid(-distances.gather(1, index) * radius[:, None] * SIZE)  # one pixel of soft edge
+    inside = torch.sigmoid(-distances(p, q).gather(1, index) * radius[:, None] * SIZE)  # one pixel of soft edge
     light = 0.75 + 0.25 * torch.sin(2 * (p + rand(-1, 1, 1, 1)))
     hue = ((labels % len(HUES)) / len(HUES))[:, None] + rand(-0.02, 0.02, 1)
-    object_ = _rgb(hue, 0.95)[:, :, None, None] * light[:, None]
+    object_ = rgb_of(hue, 0.95)[:, :, None, None] * light[:, None]
     mix = ((axis[:, None] + 1) / 2).expand(SIZE, SIZE)
     ground = rand(0.05, 0.45, 1, 1, 1) * mix + rand(0.05, 0.45, 1, 1, 1) * (1 - mix) + rand(0, 0.12, 3, 1, 1)
     rgb = inside * object_ + (1 - inside) * ground
     return torch.cat([rgb, inside], 1) * 2 - 1
 
 
-def _distances(p: Tensor, q: Tensor) -> tuple[Tensor, ...]:
+def distances(p: Tensor, q: Tensor) -> Tensor:
+    """[B, H, W] coordinates in units of the radius -> [B, SHAPES, H, W] signed distances, negative inside."""
     a, b, r = p.abs(), q.abs(), (p * p + q * q).sqrt()
-    return (
+    found = (
         r - 1,
         torch.maximum(a, b) - 0.85,
         torch.maximum(a - 1, b - 0.35),
@@ -56,9 +56,10 @@ def _distances(p: Tensor, q: Tensor) -> tuple[Tensor, ...]:
         torch.minimum(torch.maximum(a - 0.3, b - 1), torch.maximum(b - 0.3, a - 1)),
         torch.maximum(0.866 * a + 0.5 * q, -q) - 0.55,
     )
+    return torch.stack(found, 1)
 
 
-def _rgb(hue: Tensor, value: float) -> Tensor:
+def rgb_of(hue: Tensor, value: float) -> Tensor:
     """[B, 1] hue in turns -> [B, 3] saturated colour in [0, 1]."""
     phase = torch.arange(3, device=hue.device) / 3
     return value * (0.5 + 0.5 * torch.cos(2 * math.pi * (hue - phase)))

@@ -3,21 +3,88 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from trained import scenes
 
-SIDE = 64  # side of a picture on the sheet: twice its pixels, which costs few bytes in a PNG
 GAP = 2
+COLUMNS, PROMPTED = 8, 96  # pictures of a pipeline that are shown, and their side on the sheet
 LABEL, NUMBERS = 190, 150  # widths of the text at the left and at the right
 DIFFERENCES, GAIN = 4, 8  # pictures of |quantized - 16 bit|, and how much it is enlarged
 HEAD, SECTION = 64, 24  # heights of the sheet's and of a section's title
 BLACK, GREY, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 CUBE = (0, 128, 255)  # levels of red, green and blue for colours that the 16-bit pictures do not have
+
+
+class Row(NamedTuple):
+    """A row of a sheet: its name, pictures uint8 [B, 3, H, W], and figures."""
+
+    label: str
+    pictures: Tensor
+    numbers: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A contact sheet: sections of rows, of which the first is what the others are compared with.
+
+    Attributes:
+        title, note: at the top. columns: what the pictures of a row show. head: of the figures.
+        sections: with their names. side: of a picture on the sheet, in pixels.
+    """
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    head: str
+    sections: Sequence[tuple[str, Sequence[Row]]]
+    side: int = 64
+
+    def draw(self, out: Path) -> None:
+        """Write a PNG."""
+        step = self.side + GAP
+        middle = LABEL + len(self.columns) * step + GAP * 4  # where the difference pictures begin
+        right = middle + DIFFERENCES * step + 8
+        height = HEAD + sum(SECTION + len(rows) * step for _, rows in self.sections) + GAP
+        sheet = Image.new("RGB", (right - 8 + NUMBERS, height), PAPER)
+        draw = ImageDraw.Draw(sheet)
+        draw.text((8, 8), self.title, BLACK, _font(18))
+        draw.text((8, 32), self.note, GREY, _font(12))
+        for column, name in enumerate(self.columns):
+            x = LABEL + column * step + self.side // 2
+            draw.multiline_text((x, HEAD - 4), name, GREY, _font(11), anchor="md", align="center")
+        draw.multiline_text((middle, HEAD - 4), f"{GAIN} x difference\nfrom 16 bit", GREY, _font(11), anchor="ld")
+        draw.multiline_text((right, HEAD - 4), self.head, GREY, _font(11), anchor="ld")
+        y = HEAD
+        for name, rows in self.sections:
+            draw.text((8, y + 5), name, BLACK, _font(14))
+            draw.line((8, y + SECTION - 2, sheet.width - 8, y + SECTION - 2), GREY)
+            y += SECTION
+            want = rows[0].pictures.int()
+            for row in rows:
+                draw.text((8, y + self.side // 2), row.label, BLACK, _font(13), anchor="lm")
+                self._strip(sheet, row.pictures, LABEL, y)
+                if row is not rows[0]:
+                    difference = (GAIN * (row.pictures.int() - want).abs())[:DIFFERENCES].clamp(max=255).byte()
+                    self._strip(sheet, difference, middle, y)
+                draw.multiline_text((right, y + self.side // 2), row.numbers, BLACK, _font(13), anchor="lm")
+                y += step
+        exact = torch.cat([rows[0].pictures for _, rows in self.sections])
+        sheet.quantize(palette=_palette(exact), dither=Image.Dither.NONE).save(out, optimize=True)
+
+    def _strip(self, sheet: Image.Image, pictures: Tensor, x: int, y: int) -> None:
+        enlarged = pictures.shape[-1] <= self.side
+        for i, picture in enumerate(pictures):
+            image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+            how = Image.Resampling.NEAREST if enlarged else Image.Resampling.BOX
+            sheet.paste(image.resize((self.side, self.side), how), (x + i * (self.side + GAP), y))
 
 
 def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Path) -> None:
@@ -26,40 +93,18 @@ def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
     Args:
         results: from judge.judge. pictures: key -> uint8 [B, 3, H, W], from its pictures.safetensors.
     """
-    sections = [(name, list(rows)) for name, rows in itertools.groupby(results["variants"], lambda v: v["section"])]
-    columns = len(pictures["fp16"])
-    width = LABEL + (columns + DIFFERENCES) * (SIDE + GAP) + GAP * 4 + NUMBERS
-    height = HEAD + sum(SECTION + (1 + len(rows)) * (SIDE + GAP) for _, rows in sections) + GAP
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    middle = LABEL + columns * (SIDE + GAP) + GAP * 4  # where the difference pictures begin
-    right = middle + DIFFERENCES * (SIDE + GAP) + 8
-    draw.text((8, 8), results["model"], BLACK, _font(18))
-    draw.text((8, 32), f"{results['sampler_steps']} steps, equal seeds", GREY, _font(12))
-    for column, label in enumerate(results["shown"]):
-        names = f"{scenes.HUES[label % len(scenes.HUES)]}\n{scenes.SHAPES[label // len(scenes.HUES)]}"
-        x = LABEL + column * (SIDE + GAP) + SIDE // 2
-        draw.multiline_text((x, HEAD - 4), names, GREY, _font(11), anchor="md", align="center")
-    draw.multiline_text((middle, HEAD - 4), f"{GAIN} x difference\nfrom 16 bit", GREY, _font(11), anchor="ld")
-    draw.multiline_text((right, HEAD - 4), "PSNR       SSIM\nright class", GREY, _font(11), anchor="ld")
-    y = HEAD
-    want = pictures["fp16"].int()
-    for name, rows in sections:
-        draw.text((8, y + 5), name, BLACK, _font(14))
-        draw.line((8, y + SECTION - 2, width - 8, y + SECTION - 2), GREY)
-        y += SECTION
-        exact = {"key": "fp16", "label": "16 bit", "right_class": results["fp16"]["right_class"]}
-        for row in (exact, *rows):
-            got = pictures[row["key"]]
-            draw.text((8, y + SIDE // 2), row["label"], BLACK, _font(13), anchor="lm")
-            _strip(sheet, got, LABEL, y)
-            if row is not exact:
-                _strip(sheet, (GAIN * (got.int() - want).abs())[:DIFFERENCES].clamp(max=255).byte(), middle, y)
-            numbers = f"{row['psnr_db']:.1f} dB   {row['ssim']:.3f}\n" if row is not exact else ""
-            numbers += f"{100 * row['right_class']:.0f} %"
-            draw.multiline_text((right, y + SIDE // 2), numbers, BLACK, _font(13), anchor="lm")
-            y += SIDE + GAP
-    sheet.quantize(palette=_palette(pictures["fp16"]), dither=Image.Dither.NONE).save(out, optimize=True)
+    exact = Row("16 bit", pictures["fp16"], f"{100 * results['fp16']['right_class']:.0f} %")
+    sections = []
+    for name, group in itertools.groupby(results["variants"], lambda v: v["section"]):
+        rows = [exact]
+        for v in group:
+            numbers = f"{v['psnr_db']:.1f} dB   {v['ssim']:.3f}\n{100 * v['right_class']:.0f} %"
+            rows.append(Row(v["label"], pictures[v["key"]], numbers))
+        sections.append((name, rows))
+    hues = len(scenes.HUES)
+    names = [f"{scenes.HUES[label % hues]}\n{scenes.SHAPES[label // hues]}" for label in results["shown"]]
+    note = f"{results['sampler_steps']} steps, equal seeds"
+    Sheet(results["model"], note, names, "PSNR       SSIM\nright class", sections).draw(out)
 
 
 def _palette(pictures: Tensor) -> Image.Image:
@@ -73,14 +118,59 @@ def _palette(pictures: Tensor) -> Image.Image:
     return palette
 
 
-def _strip(sheet: Image.Image, pictures: Tensor, x: int, y: int) -> None:
-    for i, picture in enumerate(pictures):
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.NEAREST), (x + i * (SIDE + GAP), y))
-
-
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
+
+
+def gallery_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Path) -> None:
+    """Draw a row per way to make a pipeline's pictures and a column per prompt.
+
+    Args:
+        results: from gallery.gallery. pictures: key -> uint8 [B, 3, H, W], from its .safetensors.
+    """
+    sections = []
+    for name, group in itertools.groupby(results["ways"], lambda way: way["section"]):
+        rows = []
+        for way in group:
+            numbers = f"{way['psnr_db']:.1f} dB   {way['ssim']:.3f}\n" if rows else ""
+            numbers += f"{100 * way['right']['whole']:.0f} %"
+            rows.append(Row(way["label"], pictures[way["key"]][:COLUMNS], numbers))
+        sections.append((name, rows))
+    names = [_lines(prompt) for prompt in results["prompts"][:COLUMNS]]
+    note = f"{results['steps']} steps, equal seeds"
+    Sheet(results["name"], note, names, "PSNR       SSIM\nas prompted", sections, side=PROMPTED).draw(out)
+
+
+def _lines(prompt: str) -> str:
+    """A caption in short lines: "small red / disc left of a / large blue / square", "small red / disc / at the top"."""
+    words = prompt.split()[1:]
+    two = "a" in words
+    at = words.index("a") + 1 if two else len(words)
+    parts = (words[:2], words[2:at], words[at : at + 2], words[at + 2 :]) if two else (words[:2], words[2:3], words[3:])
+    return "\n".join(map(" ".join, parts))
+
+
+def gallery_table(results: dict[str, Any]) -> str:
+    """The table of a pipeline's ways as Markdown."""
+    head = "| | | PSNR, dB | SSIM | colours | shapes | sizes | as prompted |"
+    lines = [head, "|" + "---|" * 8]
+    for way in results["ways"]:
+        figures = [f"{way['psnr_db']:.1f}", f"{way['ssim']:.3f}"] if "psnr_db" in way else ["", ""]
+        shares = [f"{100 * share:.0f} %" for share in way["right"].values()]
+        lines.append("| " + " | ".join((way["section"], way["label"], *figures, *shares)) + " |")
+    return "\n".join(lines)
+
+
+def step_cache_table(results: dict[str, Any]) -> str:
+    """The table of the step cache's thresholds as Markdown."""
+    head = "| format, threshold | steps computed | fewer | PSNR to 16 bit, dB | to w4a8 without, dB | as prompted |"
+    lines = [head, "|" + "---|" * 6]
+    for way in results["ways"]:
+        steps, computed = results["steps"], way["computed"]
+        figures = [f"{way[key]:.1f}" if key in way else "" for key in ("psnr_db", "uncached_db")]
+        cells = (way["label"], f"{computed:.1f} of {steps}", f"{steps / computed:.2f}x", *figures)
+        lines.append("| " + " | ".join((*cells, f"{100 * way['right']['whole']:.0f} %")) + " |")
+    return "\n".join(lines)
 
 
 def table(results: dict[str, Any]) -> str:

@@ -39,15 +39,63 @@ def train(
     with whichever ends first. `mode` is one of MODES; a CPU knows only the last one. `running` is called once, when
     the first steps have worked.
     """
+    spec = task.spec
+    prepare(device, mode)
+    module = spec.build(torch.float32, device).train().requires_grad_(True)
+    flat = spec.wrap(module)
+
+    def loss() -> Tensor:
+        labels = torch.randint(scenes.CLASSES, (batch,), device=device)
+        x, t, target = noised(scenes.draw(labels))
+        return (task.output(flat(*task.inputs(x, t, labels))).float() - target).square().mean()
+
+    record = fit(
+        task.name,
+        list(module.parameters()),
+        loss,
+        seconds=seconds,
+        steps=steps,
+        lr=lr,
+        device=device,
+        mode=mode,
+        running=running,
+    )
+    weights = {name: p.detach().to(spec.torch_dtype).cpu().contiguous() for name, p in module.state_dict().items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, out)
+    return record
+
+
+def prepare(device: str, mode: str) -> None:
+    """Prepare this process to train, before anything is made on the device: seed, arithmetic, stream."""
     torch.manual_seed(0)
-    begin = time.perf_counter()
-    spec, on_gpu = task.spec, device == "cuda"
-    if on_gpu:  # not the default stream, which cannot be captured
+    if device == "cuda":  # not the default stream, which cannot be captured
         torch.cuda.set_stream(torch.cuda.Stream())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = mode != "f32"
-    module = spec.build(torch.float32, device).train().requires_grad_(True)
+
+
+def fit(
+    name: str,
+    parameters: list[nn.Parameter],
+    loss: Callable[[], Tensor],
+    *,
+    seconds: float,
+    steps: int,
+    lr: float,
+    device: str,
+    mode: str = MODES[0],
+    running: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """Minimize `loss` over f32 parameters; returns steps, seconds and the loss.
+
+    Args:
+        loss: draws a batch and returns its loss, without waiting for the device: a CUDA graph holds it.
+        lr: after WARM steps; it falls to zero with `steps` or `seconds`, whichever ends first.
+        mode, running: as for `train`.
+    """
+    begin, on_gpu = time.perf_counter(), device == "cuda"
     dtype = torch.bfloat16 if on_gpu and mode == "bf16-graph" else torch.float32
-    step, rate, loss = _step(task, module, batch, lr, device, dtype)
+    step, rate, last = _step(parameters, loss, lr, device, dtype)
     losses: list[float] = []
     done, count = 0.0, 0
     while done < 1:
@@ -59,41 +107,34 @@ def train(
                 step = _captured(step)
             running()
         if count % PACE == 0 or count == steps:
-            losses.append(loss.item())  # waits for the GPU
+            losses.append(last.item())  # waits for the GPU
         done = max(count / steps, (time.perf_counter() - begin) / seconds)
         if count % 500 == 0:
-            print(f"{task.name}: step {count}, loss {losses[-1]:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
+            print(f"{name}: step {count}, loss {losses[-1]:.4f}, {time.perf_counter() - begin:.0f} s", flush=True)
     tail = losses[-max(len(losses) // 10, 1) :]
     mean = sum(tail) / len(tail) if tail else math.nan
     took = time.perf_counter() - begin
-    print(f"{task.name}: {count} steps in {took:.0f} s, loss {mean:.4f}", flush=True)
-    weights = {name: p.detach().to(spec.torch_dtype).cpu().contiguous() for name, p in module.state_dict().items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(weights, out)
+    print(f"{name}: {count} steps in {took:.0f} s, loss {mean:.4f}", flush=True)
     return {"steps": count, "seconds": took, "loss": mean}
 
 
 def _step(
-    task: Task, module: nn.Module, batch: int, lr: float, device: str, dtype: torch.dtype
+    parameters: list[nn.Parameter], loss: Callable[[], Tensor], lr: float, device: str, dtype: torch.dtype
 ) -> tuple[Callable[[], None], Tensor, Tensor]:
     """One optimizer step as a function, the learning rate it reads, and the loss it leaves."""
-    flat = task.spec.wrap(module)
     rate, last = torch.tensor(lr, device=device), torch.zeros((), device=device)
     optimizer = torch.optim.AdamW(
-        module.parameters(), rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=device == "cuda"
+        parameters, rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=device == "cuda"
     )
 
     def step() -> None:
-        labels = torch.randint(scenes.CLASSES, (batch,), device=device)
-        x, t, target = noised(scenes.draw(labels))
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-            y = task.output(flat(*task.inputs(x, t, labels)))
-        loss = (y.float() - target).square().mean()
+            value = loss()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        last.copy_(loss.detach())
+        last.copy_(value.detach())
 
     return step, rate, last
 

@@ -16,7 +16,7 @@ import torch
 import trained_models
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trained import judge, metrics, scenes, variants
+from trained import jobs, judge, metrics, scenes, variants
 from trained.linears import Unpacked
 from trained.publish import PAGE, publish
 from trained.sheet import contact_sheet, table
@@ -278,7 +278,7 @@ def test_a_process_past_the_limit_is_killed_with_its_children():
     code = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
     job = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
     job.stdout.readline()
-    assert trained_models.ended(job, time.monotonic()) == -9
+    assert jobs.ended(job, time.monotonic()) == -9
     assert job.stdout.read() == b"", "the child held the pipe"
 
 
