@@ -9,6 +9,9 @@ PIP    := $(VENV)/.pip
 NEEDS  := $(VENV)/.requirements
 PLUGIN := $(VENV)/.plugin
 READY  := $(VENV)/.ready
+# Libraries of examples/cpp that a machine without them gets as Debian's packages, beside the environment, not installed.
+CPPDEB := $(VENV)/.cpp
+DEBS   := nlohmann-json3-dev libsentencepiece-dev libsentencepiece0
 # A CPU build of torch is enough to build engines; any 2.11 to 2.15 is accepted.
 TORCH  ?= torch==2.13.0
 # Holds a tritonserver with the Python backend, for tests/serve. Its own requirements (numpy 1) are those of Python code that
@@ -38,7 +41,7 @@ lint: $(NEEDS)
 	$(BIN)/python tools/gen_contract.py --check
 	$(BIN)/python tools/gen_manifest.py --check
 
-pytest: $(READY)
+pytest: $(READY) $(CPPDEB)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 $(PIP):
@@ -59,6 +62,13 @@ $(PLUGIN): $(SOURCES) | $(PIP)
 	touch $@
 
 $(READY): $(NEEDS) $(PLUGIN)
+	touch $@
+
+$(CPPDEB): | $(PIP)
+	mkdir -p $(VENV)/cpp
+	cd $(VENV)/cpp && { apt-get -qq download $(DEBS) || { apt-get -qq update && apt-get -qq download $(DEBS); }; } \
+		&& for deb in *.deb; do dpkg -x $$deb . && rm $$deb; done \
+		|| echo "no packages for examples/cpp: tests/cpu/cpp is skipped where its libraries are not installed"
 	touch $@
 
 clean:

@@ -3,7 +3,7 @@
 #include <fstream>
 #include <vector>
 
-#include "error.h"
+#include "host/error.h"
 
 namespace svdq {
 namespace {
@@ -11,6 +11,27 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::TensorIOMode;
+
+// Keeps the last error of TensorRT and of the plugin.
+class Logger final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, char const* message) noexcept override {
+        if (severity > Severity::kERROR) return;
+        try {
+            last_error = message;
+        } catch (...) {  // no memory for the text: the error itself is still told by the call that failed
+        }
+    }
+    std::string last_error;
+};
+
+// One for all sessions: TensorRT keeps the first that a process gives it.
+Logger& logger() {
+    static Logger one;
+    return one;
+}
+
+std::string said() { return logger().last_error.empty() ? "no reason given" : logger().last_error; }
 
 void check(cudaError_t code, char const* what) {
     if (code != cudaSuccess) throw Error(what, cudaGetErrorString(code), "success");
@@ -38,12 +59,6 @@ Dims dims_of(std::vector<int64_t> const& shape, std::string const& name) {
     return dims;
 }
 
-std::string text_of(std::vector<int64_t> const& shape) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-    return text + "]";
-}
-
 std::vector<char> read_bytes(std::string const& path) {
     std::ifstream file(path, std::ios::binary | std::ios::ate);
     std::vector<char> bytes(file ? static_cast<size_t>(file.tellg()) : 0);
@@ -55,19 +70,9 @@ std::vector<char> read_bytes(std::string const& path) {
 
 }  // namespace
 
-void Logger::log(Severity severity, char const* message) noexcept {
-    if (severity > Severity::kERROR) return;
-    try {
-        last_error = message;
-    } catch (...) {  // no memory for the text: the error itself is still told by the call that failed
-    }
-}
-
-std::string Session::said() const { return logger_.last_error.empty() ? "no reason given" : logger_.last_error; }
-
 Session::Session(EngineFolder const& folder, Options const& options) : inputs_(folder.inputs) {
-    check(cudaSetDevice(options.device), "cudaSetDevice");
-    runtime_.reset(nvinfer1::createInferRuntime(logger_));
+    check(cudaSetDevice(options.cuda_device()), "cudaSetDevice");
+    runtime_.reset(nvinfer1::createInferRuntime(logger()));
     if (!runtime_) throw Error("TensorRT", said(), "a runtime");
     if (!folder.plugin.empty() && !runtime_->getPluginRegistry().loadLibrary(folder.plugin.c_str())) {
         throw Error(folder.plugin, said(), "a TensorRT plugin library");
@@ -127,7 +132,7 @@ void Session::enqueue() {
 }
 
 Tensors Session::run(Tensors const& inputs) {
-    logger_.last_error.clear();
+    logger().last_error.clear();
     check_inputs(inputs_, inputs);
     set_inputs(inputs);
     Tensors outputs;
@@ -151,12 +156,12 @@ Tensors Session::run(Tensors const& inputs) {
     return outputs;
 }
 
-float Session::milliseconds(int repeat) {
+float Session::milliseconds(int64_t repeat) {
     cudaEvent_t start = nullptr, end = nullptr;
     check(cudaEventCreate(&start), "event");
     check(cudaEventCreate(&end), "event");
     check(cudaEventRecord(start, stream_), "event");
-    for (int i = 0; i < repeat; ++i) enqueue();
+    for (int64_t i = 0; i < repeat; ++i) enqueue();
     check(cudaEventRecord(end, stream_), "event");
     check(cudaEventSynchronize(end), "run");
     float total = 0;

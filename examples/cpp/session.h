@@ -10,30 +10,22 @@
 #include <vector>
 
 #include "engine_folder.h"
-#include "safetensors.h"
+#include "host/runner.h"
 
 namespace svdq {
 
-// Keeps the last error of TensorRT and of the plugin.
-class Logger final : public nvinfer1::ILogger {
-public:
-    void log(Severity severity, char const* message) noexcept override;
-    std::string last_error;
-};
-
-class Session {
+class Session final : public Runner {
 public:
     // Deserializes the checked folder's plan. Throws Error with TensorRT's message where it refuses.
     Session(EngineFolder const& folder, Options const& options);
-    ~Session();
+    ~Session() override;
     Session(Session const&) = delete;
     Session& operator=(Session const&) = delete;
 
-    // Inputs by name, in the engine's dtypes and within its profile. Throws Error.
-    Tensors run(Tensors const& inputs);
+    Tensors run(Tensors const& inputs) override;
 
     // Milliseconds of `repeat` further runs on the inputs of the last `run`, by CUDA events.
-    float milliseconds(int repeat);
+    float milliseconds(int64_t repeat);
 
 private:
     struct Buffer {
@@ -44,9 +36,7 @@ private:
     void set_inputs(Tensors const& inputs);
     void enqueue();
     void* reserve(std::string const& name, size_t bytes);
-    std::string said() const;
 
-    Logger logger_;
     cudaStream_t stream_ = nullptr;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;  // destroyed last of the three
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;

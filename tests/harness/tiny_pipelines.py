@@ -25,15 +25,23 @@ def tokenizer(folder: Path):
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
 
 
-def t5(folder: Path, **config):
-    """T5's tokenizer over single letters, and an encoder for it, of 96 channels unless `config` says otherwise."""
-    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+def t5_tokenizer(folder: Path):
+    """T5's tokenizer over single letters, saved in `folder`, and how many words it knows."""
+    from transformers import T5Tokenizer
 
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
     T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(folder)
-    own = {"vocab_size": len(pieces), "d_model": 96, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    return T5Tokenizer.from_pretrained(folder), len(pieces)
+
+
+def t5(folder: Path, **config):
+    """The letters' T5 tokenizer, and an encoder for it, of 96 channels unless `config` says otherwise."""
+    from transformers import T5Config, T5EncoderModel
+
+    words, size = t5_tokenizer(folder)
+    own = {"vocab_size": size, "d_model": 96, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
     encoder = T5EncoderModel(T5Config(**own | {"feed_forward_proj": "gated-gelu"} | config))
-    return T5Tokenizer.from_pretrained(folder), encoder.eval()
+    return words, encoder.eval()
 
 
 def clip_config(size: int, hidden: int, projection: int):

@@ -1,8 +1,9 @@
 """examples/cpp built against TensorRT's official headers (TENSORRT_INCLUDE_DIR): what it refuses without a GPU, and on
 one the same bits as Python's Session, and the same refusals.
 
-SVDQ_TEST_STATIC_ENGINE names an engine folder of sdxl-tiny whose profile is one shape. With dynamic shapes TensorRT-RTX
-starts on general kernels unless it is asked to specialize eagerly; Session asks, the official headers cannot.
+SVDQ_TEST_STATIC_ENGINE names an engine folder of sdxl-tiny whose profile is one shape, SVDQ_TEST_PIPELINE one of a
+whole pipeline for pictures of 128 x 128 pixels. With dynamic shapes TensorRT-RTX starts on general kernels unless it is
+asked to specialize eagerly; Session asks, the official headers cannot.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,8 @@ def library_dir() -> str:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def programs(tmp_path_factory):
+    """The folder of the programs."""
     build = tmp_path_factory.mktemp("cpp")
     configure = [
         "cmake",
@@ -48,11 +51,17 @@ def program(tmp_path_factory):
         str(build),
         f"-DTENSORRT_INCLUDE_DIR={os.environ['TENSORRT_INCLUDE_DIR']}",
         f"-DTENSORRT_LIBRARY_DIR={library_dir()}",
+        f"-DCMAKE_PREFIX_PATH={Path(sys.prefix) / 'cpp' / 'usr'}",  # where make puts libraries that the machine lacks
     ]
     for command in (configure, ["cmake", "--build", str(build), "--parallel", "8"]):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
-    return build / "svdq_run"
+    return build
+
+
+@pytest.fixture(scope="module")
+def program(programs):
+    return programs / "svdq_run"
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +74,9 @@ def folder():
     return Path(path)
 
 
-def run(program, folder, inputs, outputs, *options):
+def run(program, *words):
     source = ["--allow-host-code"] if HOST_CODE else ["--plugin", str(plugin_lib.find().path)]
-    command = [str(program), str(folder), str(inputs), str(outputs), *source, "--allow-arch-mismatch", *options]
+    command = [str(program), *map(str, words), *source, "--allow-arch-mismatch"]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -115,6 +124,7 @@ def test_broken_folders_are_refused_before_cuda_is_touched(program, tmp_path):
         ("[]", "an object"),
         ('{"version": 2}', "another version"),
         ('{"version": 1, "plan": {}, "plugin": {}}', "no plan yet"),
+        ('{"version": 1, "plan": {"file": ""}, "plugin": {}}', "a plan in pieces, of --step-cache"),
     ):
         (tmp_path / "manifest.json").write_text(text)
         code, said = run_example(program, tmp_path, "x", out)
@@ -186,3 +196,33 @@ def test_refuses_inputs_that_do_not_fit(program, folder, inputs, tmp_path):
         save_file({k: v.contiguous() for k, v in changed.items()}, tmp_path / "wrong.safetensors")
         done = run(program, folder, tmp_path / "wrong.safetensors", tmp_path / "none")
         assert done.returncode == 1 and text in done.stderr, (text, done.stderr)
+
+
+@pytest.mark.parametrize("text", ["no --prompt", "unknown option --no"])
+def test_text_to_image_refuses_arguments(programs, text):
+    words = {"no --prompt": ["folder"], "unknown option --no": ["folder", "--no"]}[text]
+    code, said = run_example(programs / "text_to_image", *words)
+    assert code == 2 and text in said and "Usage: text_to_image FOLDER" in said
+
+
+def test_latents_are_pythons(programs, tmp_path):
+    """Up to the last bits of noise levels: PyTorch's square roots are not the nearest values on every CPU."""
+    from svdq_trt.pipeline import load
+    from tests.harness.tiny_pipelines import random
+
+    folder = os.environ.get("SVDQ_TEST_PIPELINE") or pytest.skip("SVDQ_TEST_PIPELINE names no folder of engines")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    noise, out = random(1, 4, 16, 16).half(), tmp_path / "fox.png"
+    save_file({"latents": noise}, tmp_path / "noise.safetensors")
+    files = ["--noise", tmp_path / "noise.safetensors", "--latents", tmp_path / "latents.safetensors", "--out", out]
+    asked = ["--prompt", "a fox", "--negative", "dogs", "--steps", 4, "--guidance", 4]
+    done = run(programs / "text_to_image", folder, *asked, *files)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    pipe = load(folder, runtime="tensorrt", allow_host_code=HOST_CODE, allow_arch_mismatch=True)
+    call = {"num_inference_steps": 4, "guidance_scale": 4.0, "width": 128, "height": 128, "output_type": "latent"}
+    want = pipe("a fox", negative_prompt="dogs", latents=noise.cuda(), **call).images.cpu().float()
+    got = load_file(tmp_path / "latents.safetensors")["latents"].float()
+    error = float((got - want).norm() / want.norm())
+    print(f"error {error:.2e}, {int((got != want).sum())} of {got.numel()} values differ")
+    assert want.std() > 0.1 and error < 0.02

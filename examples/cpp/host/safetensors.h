@@ -16,6 +16,8 @@ struct Tensor {
 
 using Tensors = std::map<std::string, Tensor>;
 
+// "[1, 4, 64, 64]", for messages.
+std::string text_of(std::vector<int64_t> const& shape);
 // Bytes of one element. Throws Error for an unknown name.
 size_t element_size(std::string const& dtype);
 // Number of elements. Throws Error for negative sizes and for more than fit in memory.

@@ -1,8 +1,9 @@
-#include "inputs.h"
+#include "manifest.h"
 
 #include <map>
 
 #include "error.h"
+#include "numbers.h"
 
 namespace svdq {
 namespace {
@@ -12,16 +13,31 @@ struct Seen {
     std::string owner;
 };
 
-std::vector<int64_t> sizes_of(Json const& list) {
+std::vector<int64_t> sizes_of(Json const& shape, char const* bound, std::string const& where) {
     std::vector<int64_t> sizes;
-    for (Json const& item : list.array()) sizes.push_back(item.integer());
+    for (Json const& item : member_as<Json::array_t>(shape, bound, where)) {
+        sizes.push_back(value_as<int64_t>(item, where));
+    }
     return sizes;
 }
 
-std::string text_of(std::vector<int64_t> const& shape) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
-    return text + "]";
+Input read_input(Json const& entry, std::string const& path) {
+    std::string const where = path + ": inputs";
+    Json const& shape = member(entry, "shape", where);
+    Input input{member_as<std::string>(entry, "name", where),
+                dtype_name(member_as<std::string>(entry, "dtype", where)),
+                sizes_of(shape, "min", where),
+                sizes_of(shape, "opt", where),
+                sizes_of(shape, "max", where),
+                {}};
+    for (Json const& axis : member_or<Json::array_t>(entry, "axes", where, {})) {
+        input.axes.push_back(value_as<std::string>(axis, where));
+    }
+    bool const whole = input.axes.empty() || input.axes.size() == input.low.size();
+    if (input.low.size() != input.high.size() || input.low.size() != input.best.size() || !whole) {
+        throw Error(where, "'" + input.name + "' with lists of several lengths", "one length");
+    }
+    return input;
 }
 
 std::string range_of(Input const& input) {
@@ -44,11 +60,8 @@ int64_t multiple_of(std::string const& axis, std::string& name) {
     return times > 0 ? times : 1;
 }
 
-void check_shape(Input const& input, std::vector<int64_t> const& shape, std::map<std::string, Seen>& seen) {
+void check_axes(Input const& input, std::vector<int64_t> const& shape, std::map<std::string, Seen>& seen) {
     std::string const where = "input '" + input.name + "'";
-    bool fits = shape.size() == input.low.size();
-    for (size_t i = 0; fits && i < shape.size(); ++i) fits = input.low[i] <= shape[i] && shape[i] <= input.high[i];
-    if (!fits) throw Error(where, "shape " + text_of(shape), range_of(input));
     for (size_t i = 0; i < input.axes.size(); ++i) {
         std::string const& axis = input.axes[i];
         if (axis.empty()) continue;
@@ -69,21 +82,20 @@ void check_shape(Input const& input, std::vector<int64_t> const& shape, std::map
 
 }  // namespace
 
-std::vector<Input> read_inputs(Json const& manifest) {
-    std::vector<Input> inputs;
-    for (Json const& entry : manifest.at("inputs").array()) {
-        Json const& shape = entry.at("shape");
-        Input input{entry.at("name").string(), sizes_of(shape.at("min")), sizes_of(shape.at("max")), {}};
-        if (entry.has("axes")) {
-            for (Json const& axis : entry.at("axes").array()) input.axes.push_back(axis.string());
-        }
-        bool const whole = input.axes.empty() || input.axes.size() == input.low.size();
-        if (input.low.size() != input.high.size() || !whole) {
-            throw Error("manifest.json: inputs", "'" + input.name + "' with lists of several lengths", "one length");
-        }
-        inputs.push_back(input);
+Manifest read_manifest(std::string const& folder) {
+    std::string const path = folder + "/manifest.json";
+    Manifest manifest{path, read_object(path, "an engine manifest"), {}};
+    if (member_as<int64_t>(manifest.data, "version", path) != 1) throw Error(path, "another version", "1");
+    for (Json const& entry : member_or<Json::array_t>(manifest.data, "inputs", path, {})) {
+        manifest.inputs.push_back(read_input(entry, path));
     }
-    return inputs;
+    return manifest;
+}
+
+void check_shape(Input const& input, std::vector<int64_t> const& shape) {
+    bool fits = shape.size() == input.low.size();
+    for (size_t i = 0; fits && i < shape.size(); ++i) fits = input.low[i] <= shape[i] && shape[i] <= input.high[i];
+    if (!fits) throw Error("input '" + input.name + "'", "shape " + text_of(shape), range_of(input));
 }
 
 void check_inputs(std::vector<Input> const& inputs, Tensors const& given) {
@@ -91,7 +103,8 @@ void check_inputs(std::vector<Input> const& inputs, Tensors const& given) {
     for (Input const& input : inputs) {
         auto const found = given.find(input.name);
         if (found == given.end()) throw Error("input '" + input.name + "'", "missing", "a tensor");
-        check_shape(input, found->second.shape, seen);
+        check_shape(input, found->second.shape);
+        check_axes(input, found->second.shape, seen);
     }
 }
 

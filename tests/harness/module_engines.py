@@ -1,0 +1,94 @@
+"""A folder of engines that are none: a tiny pipeline's modules in torch stand in for them, each by its folder."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from svdq_trt.artifact import manifest, pipeline_file
+from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
+from svdq_trt.build.sizes import Sizes
+from svdq_trt.models import get_model
+from svdq_trt.models.pipelines import PipelineFolder
+from tests.harness import tiny_pipelines
+from tests.harness.manifests import file_entry, tensor_entry, write_manifest
+
+MOST = 2**15  # pixels of a side that nothing here exceeds
+TOKENS = 93  # of SD3: 77 of CLIP, 16 of T5
+KINDS = {
+    "StableDiffusionXLPipeline": ("sdxl-tiny", tiny_pipelines.sdxl_parts),
+    "FluxPipeline": ("flux1-tiny", tiny_pipelines.flux_parts),
+    "PixArtSigmaPipeline": ("pixart-tiny", tiny_pipelines.pixart_parts),
+    "StableDiffusion3Pipeline": ("sd3-tiny", tiny_pipelines.sd3_parts),
+}
+
+
+class Direct:
+    """A graph in torch as a runner with a manifest."""
+
+    def __init__(self, graph, outputs, data):
+        self.graph, self.outputs, self.manifest, self.closed = graph, outputs, data, False
+        self.inputs = [tensor.profile for tensor in data.inputs]
+
+    @torch.no_grad()
+    def run(self, inputs):
+        found = self.graph(**inputs)
+        return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
+
+
+def tiny(name: str, folder: Path, **changed: Any) -> tuple[Any, Path, dict[Path, Direct]]:
+    """Diffusers' own pipeline, the folder of the same models as engines, and what runs them by their folders.
+
+    Args:
+        name: the pipeline's class. changed: components other than the tiny pipeline's.
+    """
+    import diffusers
+
+    model, make = KINDS[name]
+    spec = get_model(model)
+    (folder / "words" / "t5").mkdir(parents=True)
+    torch.manual_seed(1)
+    denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype).eval().requires_grad_(False)
+    own = getattr(diffusers, name)(**{spec.subfolder: denoiser}, **make(folder / "words") | changed)
+    own.set_progress_bar_config(disable=True)
+    own.save_pretrained(folder / "own")
+    source, out = PipelineFolder.read(folder / "own"), folder / "engines"
+    files = source.copied_files()
+    for file in files:
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "own" / file, out / file)
+
+    tokens = TOKENS if model == "sd3-tiny" else spec.profile.tokens[1]
+    sides = {"height": (64, 64, MOST), "width": (64, 128, MOST)}
+    counts = {"batch": (1, 1, 4), "tokens": (tokens,) * 3}
+    sizes = Sizes({symbol: (1, 1, 1) for symbol in spec.profile.sizes(0)} | counts | sides)
+    module = copy.deepcopy(denoiser)
+    spec.family.prepare(module)
+    graphs = {spec.subfolder: (out, model, spec.wrap(module), spec)}
+    for part in source.parts(spec.act_dtype, tokens):
+        graph = part.wrap(copy.deepcopy(getattr(own, part.component)).to(part.torch_dtype))
+        graphs[part.name] = (out / part.name, part.class_name, graph, part)
+    runners = {at: _engine(at, kind, graph, ios, sizes) for at, kind, graph, ios in graphs.values()}
+    entries = {n: GraphEntry.of("." if at == out else n, runners[at].manifest) for n, (at, *_) in graphs.items()}
+    listed = tuple(FileEntry(**file_entry(out / file) | {"file": file}) for file in files)
+    pipeline_file.write(out, PipelineFile(pipeline=name, engines=entries, files=listed))
+    return own, out, runners
+
+
+def _engine(folder: Path, name: str, graph: Any, ios: Any, sizes: Sizes) -> Direct:
+    """Manifest and a graph's file, and what runs it; `ios`: the model's or the part's."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_text(folder.name)
+    inputs = [
+        tensor_entry(p.name, p.dtype, *zip(p.min, p.opt, p.max, strict=True)) | {"axes": p.axes}
+        for p in sizes.tensors(ios.inputs, ios.torch_dtype)
+    ]
+    tokens = dict(zip(("min", "opt", "max"), sizes.profile["tokens"], strict=True))
+    onnx = file_entry(folder / "model.onnx")
+    write_manifest(folder, model=name, onnx=onnx, inputs=inputs, config={"tokens": tokens})
+    return Direct(graph, ios.outputs, manifest.read(folder))
