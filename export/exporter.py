@@ -25,8 +25,10 @@ from svdq_export.passes.mlp import fuse_mlps
 from svdq_export.passes.names import drop_prefix, name_svdq_nodes, require_all_nodes
 from svdq_export.passes.pixels import pixels_to_tokens
 from svdq_export.passes.simplify import simplify
+from svdq_export.passes.sizes import name_sizes
 from svdq_export.passes.squeeze import squeeze_to_reshape
 from svdq_export.passes.unjoin import unjoin_slices
+from svdq_export.pieces import take_cuts, write_pieces
 from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import data_path, require_onnx_suffix, write_graph, write_model
@@ -74,6 +76,7 @@ def export_onnx(
     progress: Progress | None = None,
     weights: bool = True,
     fuse_mlp: bool = True,
+    cuts: bool = False,
 ) -> OnnxInfo:
     """Export a module, quantized or not, at opset 23.
 
@@ -88,6 +91,8 @@ def export_onnx(
         progress: called with (done, total, step); steps are "trace", "simplify", "write".
         weights: False writes the graph alone, with places for the weights; see write.write_graph.
         fuse_mlp: two linears with GELU, GEGLU or SwiGLU between them become one node where there is such an op.
+        cuts: the module returns x0, x1 and x2 of models/first_block.py behind its outputs, which the graph lacks; they
+            say where it is cut into the pieces that are written beside it.
 
     Returns:
         Names, types and sizes of what was written.
@@ -102,7 +107,8 @@ def export_onnx(
     if unknown:
         raise UsageError("dynamic_shapes", f"'{unknown[0]}'", f"one of {', '.join(inputs)}")
     _report(progress, "trace", 0)
-    model = _trace(module, inputs, dynamic_shapes, output_names)
+    marks = ("x0", "x1", "x2") if cuts else ()
+    model = _trace(module, inputs, dynamic_shapes, (*output_names, *marks))
     _report(progress, "trace", 1)
     _report(progress, "simplify", 0)
     parameters = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
@@ -120,6 +126,7 @@ def export_onnx(
     require_all_nodes(model, parameters)
     if fuse_mlp:
         fuse_mlps(model)
+    x0 = take_cuts(model) if cuts else ""
     parameters_to_inputs(model, runtime_inputs)
     nodes = [node.name or "" for node in model.graph.all_nodes() if node.domain == DOMAIN]
     op_types = add_bodies(model)
@@ -129,6 +136,8 @@ def export_onnx(
         write_model(model, path, progress)
     else:
         write_graph(model, path, parameters)
+    if cuts:
+        write_pieces(path, x0)
     return OnnxInfo(
         path=path,
         inputs={_name(v): _type(v) for v in model.graph.inputs},
@@ -162,9 +171,10 @@ def _trace(
             verbose=False,
             custom_translation_table=translation_table(),
         )
-    model = getattr(program, "model", None)
-    if not isinstance(model, ir.Model):
+    model, traced = getattr(program, "model", None), getattr(program, "exported_program", None)
+    if not isinstance(model, ir.Model) or traced is None:
         raise lacking("torch", "ONNX program with an onnx_ir model")
+    name_sizes(model, {n.name: n.meta["val"].shape for n in traced.graph.nodes if n.name in inputs})
     return model
 
 

@@ -95,12 +95,17 @@ def write_graph(model: ir.Model, path: Path, parameters: Set[str]) -> None:
 
 
 def rewrite_beside(model: ir.Model, original: Path, kind: str) -> Path:
-    """Save a changed graph as ``<stem>.<kind>.onnx`` that reads `original`'s data file; returns its path.
+    """Save a changed graph as ``<stem>.<kind>.onnx`` beside `original`; see `save_beside`."""
+    return save_beside(model, original, original.with_suffix(f".{kind}.onnx").name)
+
+
+def save_beside(model: ir.Model, original: Path, name: str) -> Path:
+    """Save a graph as `name` beside `original`, whose data file it reads; returns its path.
 
     Raises:
         ArtifactError: onnx.checker refuses it; no file is left then.
     """
-    path = original.with_suffix(f".{kind}.onnx")
+    path = original.with_name(name)
     staged = path.with_name(f".{path.name}")
     staged.unlink(missing_ok=True)  # a link there would be followed
     try:

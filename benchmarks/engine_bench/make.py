@@ -18,15 +18,8 @@ from engine_bench.fill import fill_graph
 from engine_bench.model import blank_module, inputs_of, quantize, random_module
 from engine_bench.rotation import diffusers_rotation
 from svdq_trt.artifact import manifest, svdq_file
-from svdq_trt.artifact.manifest import (
-    BackendEntry,
-    Manifest,
-    OnnxEntry,
-    PlanEntry,
-    PluginEntry,
-    Tensor,
-    TensorProfile,
-)
+from svdq_trt.artifact.graph_entries import BackendEntry, OnnxEntry, PlanEntry, PluginEntry
+from svdq_trt.artifact.manifest import Manifest, Tensor, TensorProfile
 from svdq_trt.build.graph import export_model
 from svdq_trt.contract.attention import ATTENTION_OPS
 from svdq_trt.contract.formats import FORMATS

@@ -17,6 +17,7 @@ import msgspec
 
 from svdq_trt.artifact.entry import COUNT, DIGEST, Entry, FileEntry, check_dtype, check_shapes
 from svdq_trt.artifact.entry import says as _says
+from svdq_trt.artifact.graph_entries import BackendEntry, OnnxEntry, PlanEntry, PluginEntry
 from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.misfit import AGAIN, misfit
 from svdq_trt.artifact.options import Options
@@ -85,42 +86,6 @@ class Tensor(Entry, frozen=True):
     def profile(self) -> TensorProfile:
         """The profile of an entry."""
         return TensorProfile(self.name, self.dtype, self.shape.min, self.shape.opt, self.shape.max, self.axes)
-
-
-class BackendEntry(Entry, frozen=True):
-    """The TensorRT that wrote the plan."""
-
-    name: Annotated[str, _says("tensorrt-rtx or tensorrt")]
-    version: Annotated[str, _says("its release; the plan loads in no other")]
-
-
-class PluginEntry(Entry, frozen=True):
-    """The plugin library beside the plan."""
-
-    file: Annotated[str, _says("its name in the folder")]
-    version: Annotated[str, _says("its release; the plan needs the same")]
-    sha256: Annotated[str, _says("its digest", **DIGEST)]
-    embedded: Annotated[bool, _says("the plan carries it as well")] = False
-    platform: Annotated[str, _says("what runs it: linux-x86_64; empty where an earlier release built")] = ""
-    archs: Annotated[tuple[str, ...], _says("GPUs that it has machine code for: sm_89; none where unknown")] = ()
-
-
-class PlanEntry(Entry, frozen=True):
-    """The plan."""
-
-    file: Annotated[str, _says("its name in the folder")]
-    bytes: Annotated[int, _says("its size", **COUNT)]
-    sha256: Annotated[str, _says("its digest", **DIGEST)]
-    weight_streaming: Annotated[bool, _says("weights may stay in host memory, see Session's weight_budget")] = False
-
-
-class OnnxEntry(Entry, frozen=True):
-    """The graph that the plan was built from."""
-
-    file: Annotated[str, _says("its name in the folder")]
-    bytes: Annotated[int, _says("its size, external data included", **COUNT)]
-    sha256: Annotated[str, _says("its digest, without the data; empty where an earlier release built", **DIGEST)] = ""
-    data: Annotated[FileEntry | None, _says("the external data beside it: the weights")] = None
 
 
 class AllocationEntry(Entry, frozen=True, kw_only=True):
@@ -389,9 +354,11 @@ def files_of(entry: Any) -> list[Held]:
         return [Held(entry.plot, None, entry.plot_sha256)] if entry.plot_sha256 else []
     if isinstance(entry, PluginEntry):
         return [Held(entry.file, None, entry.sha256)]
+    if isinstance(entry, PlanEntry) and entry.pieces:
+        return [held for piece in entry.pieces for held in files_of(piece)]
     if isinstance(entry, OnnxEntry) and entry.data is not None:
         graph = Held(entry.file, entry.bytes - entry.data.bytes, entry.sha256)
-        return [graph, Held(entry.data.file, entry.data.bytes, entry.data.sha256)]
+        return [graph, *(held for file in (entry.data, *entry.pieces) for held in files_of(file))]
     if isinstance(entry, OnnxEntry):  # of an earlier release: the size of both
         return [Held(entry.file, entry.bytes, None, with_data=True)]
     return [Held(entry.file, entry.bytes, entry.sha256)]

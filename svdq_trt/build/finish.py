@@ -24,7 +24,7 @@ from svdq_trt.engine.backend import select
 
 
 def finish(folder: Path, backend_choice: str) -> Path:
-    """Build <folder>/model.plan and complete the manifest. Returns the plan's path.
+    """Build <folder>/model.plan, or the plans of its pieces, and complete the manifest. Returns the first plan's path.
 
     Raises:
         ArtifactError: no manifest, a model.onnx that is missing or not the manifest's, or another process writes
@@ -46,7 +46,8 @@ def _finish(folder: Path, backend_choice: str) -> Path:
     if library is not None:
         plugin_lib.require_arch(library, arch)
     profiles = tuple(tensor.profile for tensor in data.inputs)
-    stage = Plan.of(folder, "", arch, backend, profiles, library, data.options.weight_streaming)
+    pieces = tuple(Path(piece.file).name for piece in data.onnx.pieces)
+    stage = Plan.of(folder, "", arch, backend, profiles, library, data.options.weight_streaming, pieces)
     stage = replace(stage, onnx=File("", path=folder / Path(data.onnx.file).name))  # the file that was verified
     remove_leftovers(folder, stage.files)
     with Screen() as screen, screen.stage(stage.label) as progress:

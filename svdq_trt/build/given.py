@@ -16,10 +16,11 @@ from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.calibrate.sample import check_pipeline, schedule
 from svdq_trt.checkpoint import open_weights
 from svdq_trt.models import ModelSpec
+from svdq_trt.models.first_block import find_cuts
 
 
 def check_given(config: BuildConfig, spec: ModelSpec) -> None:
-    """Check weights, calibration, skipped layers and scan of a build against its model.
+    """Check weights, calibration, skipped layers, scan and step cache of a build against its model.
 
     Raises:
         SvdqError: the first that is missing, damaged, or of another model.
@@ -27,6 +28,8 @@ def check_given(config: BuildConfig, spec: ModelSpec) -> None:
     if config.quantized is None or config.checkpoint is not None:
         check_weights(spec, config.checkpoint, config.random_weights)
     check_skip(spec, config.skip)
+    if config.step_cache:
+        find_cuts(spec)
     if config.calibration is not None:
         check_calibration(spec, config.calibration)
     if config.sampling is not None:

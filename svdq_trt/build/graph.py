@@ -12,6 +12,7 @@ from torch.export import Dim
 from svdq_export.exporter import OnnxInfo, export_onnx
 from svdq_trt.base.progress import Progress
 from svdq_trt.models import ModelSpec
+from svdq_trt.models.first_block import Cuts, return_cuts
 from svdq_trt.models.parts import Part
 from svdq_trt.nn.attention import use_packed
 
@@ -26,6 +27,7 @@ def export_model(
     runtime_inputs: Sequence[str] = (),
     fuse_mlp: bool = True,
     attention: Collection[int] = (),
+    cuts: Cuts | None = None,
 ) -> OnnxInfo:
     """Export `module` to `out`; sizes with min = max become static.
 
@@ -34,6 +36,7 @@ def export_model(
         weights: False writes the graph alone.
         runtime_inputs, fuse_mlp: see svdq_export.export_onnx.
         attention: head sizes of the attentions that become svdq nodes; the others are TensorRT's.
+        cuts: where the graph is cut into pieces, which are written too.
     """
     # Tracing specializes sizes 0 and 1: take the largest sizes, where no dynamic one is 1.
     sizes = {symbol: values[-1] for symbol, values in ranges.items()}
@@ -41,6 +44,8 @@ def export_model(
     named = {io.name: tensor for io, tensor in zip(spec.inputs, inputs, strict=True)}
     wrapped = spec.wrap(module)
     use_packed(wrapped, attention)
+    if cuts is not None:
+        return_cuts(wrapped, spec.wrapped, cuts)
     return export_onnx(
         wrapped,
         named,
@@ -51,6 +56,7 @@ def export_model(
         runtime_inputs=runtime_inputs,
         weights=weights,
         fuse_mlp=fuse_mlp,
+        cuts=cuts is not None,
         progress=progress,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from svdq_trt import __version__
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.artifact.graph_entries import OnnxEntry
 from svdq_trt.artifact.manifest import (
     AccuracyEntry,
     LeftOut,
     Manifest,
-    OnnxEntry,
     QuantizedEntry,
     SlotsEntry,
     Tensor,
@@ -62,7 +62,7 @@ def manifest_of(
         plugin=plugin_entry(library, embedded=False),
         plan=None,
         incomplete="" if incomplete is None else str(incomplete),
-        onnx=_onnx(onnx, digests),
+        onnx=_onnx(onnx, digests, export.piece_files(work.config.step_cache)),
         artifact=_file(engine.folder / quantize.FILE, digests),
         inputs=tuple(Tensor.of(profile) for profile in work.inputs()),
         outputs=tuple(Tensor.of(profile) for profile in work.outputs()),
@@ -125,9 +125,10 @@ def part_manifest(
     return data if planned is None else with_plan(data, planned, None)
 
 
-def _onnx(path: Path, digests: Mapping[Path, str]) -> OnnxEntry:
+def _onnx(path: Path, digests: Mapping[Path, str], pieces: Sequence[str] = ()) -> OnnxEntry:
     data = _file(path.with_name(f"{path.name}.data"), digests)
-    return OnnxEntry(path.name, path.stat().st_size + data.bytes, digests[path], data)
+    cut = tuple(_file(path.with_name(name), digests) for name in pieces)
+    return OnnxEntry(path.name, path.stat().st_size + data.bytes, digests[path], data, cut)
 
 
 def _weights(config: BuildConfig, source: str, identity: Identity) -> WeightsEntry:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import IncompleteError
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs, Execution
-from svdq_trt.build.stages.plan import FILE, Plan, Planned
+from svdq_trt.build.stages.plan import FILE, PIECE_FILES, Plan, Planned
 from svdq_trt.engine.backend import select
 from svdq_trt.engine.plugin_lib import PluginLibrary
 
@@ -22,8 +23,9 @@ def plan_engine(
     profiles: tuple[TensorProfile, ...],
     library: PluginLibrary | None,
     costs: Costs,
+    pieces: tuple[str, ...] = (),
 ) -> tuple[Planned | None, IncompleteError | None]:
-    """Build the plan of the model.onnx in `folder`; arguments behind `config` as Plan.of's.
+    """Build the plan of the model.onnx in `folder`, or of its pieces; arguments behind `config` as Plan.of's.
 
     Returns:
         the plan, or the error that says why nothing here can build it.
@@ -31,7 +33,13 @@ def plan_engine(
     try:
         backend = select(config.backend, arch)
     except IncompleteError as error:
-        (folder / FILE).unlink(missing_ok=True)  # from an earlier build: not of these weights
+        _remove(folder, {FILE, *PIECE_FILES})  # from an earlier build: not of these weights
         return None, error
-    plan = Plan.of(folder, graph_id, arch, backend, profiles, library, config.weight_streaming)
+    plan = Plan.of(folder, graph_id, arch, backend, profiles, library, config.weight_streaming, pieces)
+    _remove(folder, {FILE, *PIECE_FILES} - {*plan.files})
     return execution.run(plan, costs), None
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)

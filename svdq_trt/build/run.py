@@ -254,17 +254,19 @@ class Build:
 
     def _engine(self, engine: Engine, made: Made, encoders: Mapping[str, Built]) -> Built:
         (engine.folder / manifest.NAME).unlink(missing_ok=True)  # written again once everything that it lists exists
-        for name in (quantize.FILE, compare.FILE, export.FILE, f"{export.FILE}.data"):
+        pieces = export.piece_files(self.config.step_cache)
+        for name in (quantize.FILE, compare.FILE, export.FILE, f"{export.FILE}.data", *pieces):
             if name != compare.FILE or self.config.check:
                 self._place(engine.shared / name, engine.folder / name)
-        (engine.folder / export.SLOTS_FILE).unlink(missing_ok=True)
+        for name in {export.SLOTS_FILE, *export.piece_files(True)} - {*pieces}:
+            (engine.folder / name).unlink(missing_ok=True)
         if self.config.lora_slots:
             self._place(engine.shared / export.SLOTS_FILE, engine.folder / export.SLOTS_FILE)
         library = plugin_lib.find()
         copy_plugin(library.path, engine.folder)
         costs, profiles = made.costs.copy(), self.work.inputs()
         planned, incomplete = plan_engine(
-            self.execution, self.config, engine.folder, made.graph.id, engine.arch, profiles, library, costs
+            self.execution, self.config, engine.folder, made.graph.id, engine.arch, profiles, library, costs, pieces
         )
         data = manifest_of(self.work, engine, made, costs, library, planned, incomplete, self.execution.digests)
         manifest.write(engine.folder, data)  # at once: a later engine may fail

@@ -46,8 +46,10 @@ class Subject:
     @property
     def label(self) -> str:
         """Label in tables: the file and its runtime."""
-        file = "model.plan" if self.in_tensorrt else "model.onnx"
-        return f"{self.path / file if self.manifest else self.path} in {self.where}"
+        if self.manifest is None:
+            return f"{self.path} in {self.where}"
+        plans = ", ".join(plan.file for plan in manifests.files_of(self.manifest.plan))
+        return f"{self.path / (plans if self.in_tensorrt else 'model.onnx')} in {self.where}"
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.models.call_order import CallOrder
 from svdq_trt.models.family import spread
 from svdq_trt.models.samples import Samples, alike, in_order
 from svdq_trt.models.spec import Axis, ModelSpec
@@ -48,6 +49,7 @@ class Denoiser(StandIn):
         cls = spec.model_class()
         self.spec = spec
         self.__dict__["original"] = original  # no submodule: pipe.to() must not move it
+        self._context, self._calls = "", CallOrder()
         self._signature = inspect.signature(cls.forward)
         self._output_class = _output_class(cls)
         names = {io.name for io in spec.inputs}
@@ -78,9 +80,23 @@ class Denoiser(StandIn):
         found: torch.dtype = self._dtypes[next(io.name for io in self.spec.inputs if io.dtype == "act")]
         return found
 
-    def cache_context(self, name: str, **kwargs: Any) -> contextlib.AbstractContextManager[None]:
-        """Context in which pipelines make one call, such as "cond"; an engine caches nothing between calls."""
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def cache_context(self, name: str, **kwargs: Any) -> Iterator[None]:
+        """Context in which pipelines make one call, such as "cond"; a runner's step cache is one for each."""
+        self._context = name
+        try:
+            yield
+        finally:
+            self._context = ""
+
+    def restart(self) -> None:
+        """Begin another picture: a step cache forgets the last one's steps."""
+        self._calls.restart()
+        self._forget()
+
+    def _reset_stateful_cache(self, recurse: bool = True) -> None:
+        """Diffusers' name of `restart`, which its pipelines call at the end of a picture."""
+        self.restart()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the engine; same arguments and return type as the diffusers module.
@@ -94,7 +110,12 @@ class Denoiser(StandIn):
         given = self._bind(args, kwargs)
         return_dict = given.pop("return_dict", True)
         first, found = _first_tensor(given.values()), self._inputs(given)
-        parts = [(rows, self._run(one, first)) for rows, one in alike(self.spec.inputs, found)]
+        caching = bool(getattr(self.runner, "step_cache", 0.0))
+        call = self._call(found) if caching else ()
+        parts = [
+            (rows, self._run(one, first, {"cache": (*call, tuple(rows))} if caching else {}))
+            for rows, one in alike(self.spec.inputs, found)
+        ]
         outputs = {io.name: in_order([(rows, out[io.name]) for rows, out in parts]) for io in self.spec.outputs}
         returned = self.spec.family.returned(outputs)
         return self._output_class(*returned) if return_dict else returned
@@ -142,8 +163,25 @@ class Denoiser(StandIn):
                 raise self.refuse(name, got, want)
         return spread(found, tuple(given))
 
-    def _run(self, found: Mapping[str, Any], like: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Run the engine on its inputs' values; the outputs by name, on the device and in the dtype of `like`."""
+    def _call(self, found: Mapping[str, Any]) -> tuple[Hashable, ...]:
+        """Which steps this call's is to be compared with: those of the same context, and place in their step."""
+        timestep = float(torch.as_tensor(found[self.spec.family.timestep]).max())
+        place, other = self._calls.next(self._context, timestep)
+        if other:
+            self._forget()
+        return self._context, place
+
+    def _forget(self) -> None:
+        if (reset := getattr(self.runner, "reset", None)) is not None:
+            reset()
+
+    def _run(
+        self, found: Mapping[str, Any], like: torch.Tensor, cache: Mapping[str, Hashable]
+    ) -> dict[str, torch.Tensor]:
+        """Run the engine on its inputs' values; the outputs by name, on the device and in the dtype of `like`.
+
+        `cache`: for a runner with a step cache, what `run` is to be told.
+        """
         feed = {}
         given = [io for io in self.spec.inputs if io.name in found]
         for io in given:
@@ -164,7 +202,7 @@ class Denoiser(StandIn):
         # A session's output is overwritten by its next run; schedulers keep earlier steps.
         return {
             name: torch.as_tensor(out).to(device=like.device, dtype=like.dtype, copy=True)
-            for name, out in self.runner.run(feed).items()
+            for name, out in self.runner.run(feed, **cache).items()
         }
 
 

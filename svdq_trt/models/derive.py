@@ -53,14 +53,12 @@ def recipe(
         UnsupportedError: names what in the model cannot be traced.
         UsageError: an entry of `skip` that matches no node.
     """
-    return complete(module, *nodes(module, calls, kv_blocks), skip)
+    return complete(module, *nodes(module, trace(module, calls), kv_blocks), skip)
 
 
-def nodes(
-    module: nn.Module, calls: Sequence[Mapping[str, Any]], kv_blocks: int = 1
-) -> tuple[list[LinearGroup], dict[str, str]]:
-    """The nodes in the order in which they run, and why each other layer stays in 16 bit; see `recipe`."""
-    rules = Derivation(module, trace(module, calls), kv_blocks)
+def nodes(module: nn.Module, run: Trace, kv_blocks: int = 1) -> tuple[list[LinearGroup], dict[str, str]]:
+    """The nodes in the order in which they run, and why each other layer stays in 16 bit; `run` is the module's."""
+    rules = Derivation(module, run, kv_blocks)
     return rules.groups(), rules.reasons
 
 

@@ -25,6 +25,7 @@ from svdq_trt.models.positions import PositionTable
 from svdq_trt.models.real import ParametersOnMeta, no_autocast, parameters_to
 from svdq_trt.models.recipe import LinearGroup, Recipe, complete, in_float32
 from svdq_trt.models.synthetic import Request
+from svdq_trt.models.trace import Trace, trace
 
 #: Symbols an axis may depend on. `batch`, `tokens`, `frames` and `images` count; `height` and `width` are pixels.
 SYMBOLS = tuple(SIZES)
@@ -279,11 +280,15 @@ class ModelSpec:
 
     @functools.cached_property
     def _nodes(self) -> tuple[list[LinearGroup], dict[str, str]]:
-        """What a trace of the model as it is exported gives; the trace is made once."""
+        """What the trace of the model gives; it is made once."""
+        return derive.nodes(*self.traced(), self.family.kv_blocks)
+
+    def traced(self) -> tuple[nn.Module, Trace]:
+        """The module as it is exported, on meta, and a run of it."""
         module = self.build(tables=False)
         self.wrap(module)
         with no_autocast():
-            return derive.nodes(module, [self._call(end) for end in (0, 1)], self.family.kv_blocks)
+            return module, trace(module, [self._call(end) for end in (0, 1)])
 
     def _call(self, end: int) -> dict[str, Any]:
         """Arguments of the module on meta: small ones (0), or with more pixels and text (1)."""

@@ -8,16 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from svdq_trt.runtime.activations import SharedActivations
     from svdq_trt.runtime.onnx_session import OnnxSession
     from svdq_trt.runtime.pipeline import attach, detach
     from svdq_trt.runtime.protocol import Runner
     from svdq_trt.runtime.session import Session
 
-__all__ = ["OnnxSession", "Runner", "Session", "attach", "detach"]
+__all__ = ["OnnxSession", "Runner", "Session", "SharedActivations", "attach", "detach"]
 _MODULES = {
     "OnnxSession": "onnx_session",
     "Runner": "protocol",
     "Session": "session",
+    "SharedActivations": "activations",
     "attach": "pipeline",
     "detach": "pipeline",
 }

@@ -19,9 +19,10 @@ from svdq_trt.base.files import atomic_write
 _DIGEST_BYTES = 32
 
 
-def cache_path(folder: Path, gpu: str, version: str) -> Path:
-    """Path of the cache: one file per GPU model and release, beside the plan."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{gpu} {version}".lower()).strip("-")
+def cache_path(folder: Path, gpu: str, version: str, plan: str) -> Path:
+    """Path of the cache: one file per GPU model and release, beside the plan; a piece's name comes first."""
+    piece = "" if plan == "model.plan" else Path(plan).stem
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{piece} {gpu} {version}".lower()).strip("-")
     return folder / f"runtime-cache-{slug}.bin"
 
 

@@ -39,8 +39,10 @@ class TorchMemory:
         caller = torch.cuda.current_stream(self.device)
         with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
             self._stream.wait_stream(caller)
-            yield
-        caller.wait_stream(self._stream)
+            try:
+                yield
+            finally:  # after an error too: what was put on the stream goes on
+                caller.wait_stream(self._stream)
 
     def allocate(self, dtype: str, count: int) -> torch.Tensor:
         """A flat tensor of `count` zeros."""

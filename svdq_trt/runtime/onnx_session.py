@@ -9,7 +9,7 @@ the file, which dequantize and multiply in standard operators. No machine code o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -21,17 +21,20 @@ from svdq_trt.artifact import manifest as manifests
 from svdq_trt.artifact.manifest import Manifest, TensorProfile
 from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.base.extras import required_by
+from svdq_trt.contract.step_cache import FIRST, LAST, RESIDUAL
 from svdq_trt.runtime.onnx_graph import read_graph
 from svdq_trt.runtime.shapes import as_array, as_tensor, check_inputs, is_tensor, numpy_dtype
+from svdq_trt.runtime.step_cache import StepCache, StepCached
 
 if TYPE_CHECKING:
     from svdq_trt.runtime.lora import Loras, LoraSet, LoraSlots
 
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-class OnnxSession:
-    """One ONNX file in ONNX Runtime. Several threads may call `run` at once.
+class OnnxSession(StepCached):
+    """One ONNX file in ONNX Runtime, or its pieces. Several threads may call `run` at once, without a `step_cache`.
 
     A bfloat16 model runs as its float32 twin, as ONNX Runtime's CPU has no bfloat16 arithmetic. The twin is made in
     memory at each opening, from the file as it is then. Inputs and outputs keep the model's dtype.
@@ -40,7 +43,7 @@ class OnnxSession:
         manifest: the engine's manifest; None for an ONNX file by itself. model: its model's name; "" without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
-        path: the ONNX file. lora: the graph's LoRA slots; None without.
+        path: the ONNX file. lora: the graph's LoRA slots; None without. step_cache: as Session's.
 
     Args:
         source: an engine folder (the plan may be missing), or an .onnx file.
@@ -57,10 +60,11 @@ class OnnxSession:
 
         source = Path(source)
         self.manifest: Manifest | None = None
-        file = source
+        file, pieces = source, [source]
         if source.suffix != ".onnx":
             self.manifest = manifests.verify(source, parts=("onnx",))
             file = source / Path(self.manifest.onnx.file).name
+            pieces = [source / Path(piece.file).name for piece in self.manifest.onnx.pieces] or [file]
         self.model = self.manifest.source if self.manifest else ""
         self.provider = _provider(ort, device)
         graph = read_graph(file)
@@ -74,33 +78,35 @@ class OnnxSession:
         options.log_severity_level = 3  # errors
         if threads is not None:
             options.intra_op_num_threads = threads
+        if graph.has_bfloat16:
+            options.add_session_config_entry(_DATA_FOLDER, str(file.parent.resolve()))
         try:
-            model = _float32_twin(file, options) if graph.has_bfloat16 else str(file)
-            self._session = ort.InferenceSession(model, options, providers=[self.provider])
+            models = [_float32_twin(piece) if graph.has_bfloat16 else str(piece) for piece in pieces]
+            self._parts = [ort.InferenceSession(model, options, providers=[self.provider]) for model in models]
         except Exception as error:
             raise _as_svdq_error(error, self.path) from error
         self.lora = self._open_slots(source, [p.name for p in graph.inputs])
-        self._dtypes = {i.name: i.type for i in self._session.get_inputs()}
+        if len(pieces) > 1:
+            self._steps = StepCache()
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Run once. Returns numpy arrays if all inputs are, otherwise torch tensors on the CPU.
+    def run(self, inputs: Mapping[str, Any], cache: Hashable = "") -> dict[str, Any]:
+        """Run once. Returns numpy arrays if all inputs are, otherwise torch tensors on the CPU; `cache` as Session's.
 
         Raises:
             ShapeError: an input that is missing, unknown, or unfit, see shapes.check_inputs.
             SvdqError: ONNX Runtime failed; carries its message.
         """
-        if self._session is None:
+        if not self._parts:
             raise SvdqError(str(self.path), "a closed session", "an open one")
         checked = check_inputs(self.inputs, inputs)
         given = checked if self.lora is None else {**checked, **self.lora.views}
-        feed = {name: self._fed(name, as_array(value)) for name, value in given.items()}
+        values = {name: as_array(value) for name, value in given.items()}
         try:
-            values = self._session.run(self.output_names, feed)
+            self._run(values, cache)
         except Exception as error:
             raise _as_svdq_error(error, self.path) from error
         outputs = {
-            name: np.asarray(value).astype(numpy_dtype(dtype), copy=False)
-            for (name, dtype), value in zip(self._output_dtypes.items(), values, strict=True)
+            name: values[name].astype(numpy_dtype(dtype), copy=False) for name, dtype in self._output_dtypes.items()
         }
         if any(is_tensor(value) for value in inputs.values()):
             return {name: as_tensor(value) for name, value in outputs.items()}
@@ -120,10 +126,12 @@ class OnnxSession:
 
         prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
         require_slots(self.lora).fill(prepared, strength)
+        self.reset()
 
     def close(self) -> None:
         """Free the model's memory."""
-        self._session = None
+        self._parts = []
+        self.reset()
 
     def __enter__(self) -> OnnxSession:
         return self
@@ -141,8 +149,30 @@ class OnnxSession:
         check_inputs_match(slots, inputs)
         return slots
 
-    def _fed(self, name: str, value: np.ndarray) -> np.ndarray:
-        return value.astype(np.float32) if self._dtypes[name] == "tensor(float)" else value
+    def _run(self, values: dict[str, np.ndarray], cache: Hashable) -> None:
+        """Run the parts one after the other, adding to `values` what they make."""
+        if self._steps is None or not self._steps.threshold:
+            for part in self._parts:
+                values |= _outputs(part, values)
+            return
+        head, tail, end = self._parts
+        shapes = {p.name: values[p.name].shape for p in self.inputs}
+        values |= _outputs(head, values)
+        values[LAST] = self._steps.x2(
+            cache, shapes, values[RESIDUAL], values[FIRST], lambda: _outputs(tail, values)[LAST]
+        )
+        values |= _outputs(end, values)
+
+
+def _outputs(part: Any, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What an InferenceSession makes of those values that it takes."""
+    feed = {i.name: _fed(i.type, values[i.name]) for i in part.get_inputs()}
+    names = [output.name for output in part.get_outputs()]
+    return {name: np.asarray(value) for name, value in zip(names, part.run(names, feed), strict=True)}
+
+
+def _fed(kind: str, value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32, copy=False) if kind == "tensor(float)" else value
 
 
 def _provider(ort: Any, device: str) -> str:
@@ -161,11 +191,10 @@ def _provider(ort: Any, device: str) -> str:
     return _PROVIDERS[device]
 
 
-def _float32_twin(file: Path, options: Any) -> bytes:
-    """The twin of `file`, which reads the same data: `options` tell ONNX Runtime where."""
+def _float32_twin(file: Path) -> bytes:
+    """The twin of `file`, which reads the same data: _DATA_FOLDER tells ONNX Runtime where."""
     from svdq_export.twin import float32_twin
 
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(file.parent.resolve()))
     twin: bytes = float32_twin(file)
     return twin
 

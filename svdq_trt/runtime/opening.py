@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from svdq_trt.artifact import manifest
+from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.engine import plugin_lib
@@ -27,14 +28,16 @@ class Opened:
     """A deserialized engine.
 
     Attributes:
-        engine: ICudaEngine. logger: messages of TensorRT and the plugin; `errors` as text is "" or one line.
+        plans: files of the plan, or of its pieces. engines: an ICudaEngine of each.
+        logger: messages of TensorRT and the plugin; `errors` as text is "" or one line.
         seconds: spent on "check" (manifest, digests) and on "load" (plugin, plan).
     """
 
     folder: Path
     manifest: Manifest
     backend: Backend
-    engine: Any
+    plans: tuple[Held, ...]
+    engines: tuple[Any, ...]
     logger: Any
     seconds: dict[str, float]
 
@@ -42,7 +45,7 @@ class Opened:
 def open_engine(
     folder: Path, *, allow_host_code: bool = False, allow_arch_mismatch: bool = False, device: int = 0
 ) -> Opened:
-    """Check `folder` and deserialize its plan on the current CUDA device, which must be `device`.
+    """Check `folder` and deserialize its plan, or the pieces of it, on the current CUDA device, which must be `device`.
 
     Machine code for the host comes from the installed plugin library alone, unless `allow_host_code`: then it
     comes from the folder, embedded in the plan or beside it. Only do that with folders that you trust.
@@ -80,8 +83,9 @@ def open_engine(
         plugin_lib.load_into(trt, library)
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = embedded and allow_host_code
-    engine = _deserialize(runtime, folder / Path(data.plan.file).name)
-    if engine is None:
+    plans = tuple(manifest.files_of(data.plan))
+    engines = tuple(_deserialize(runtime, folder / Path(plan.file).name) for plan in plans)
+    if None in engines:
         fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
         raise SvdqError(
             str(folder),
@@ -90,7 +94,7 @@ def open_engine(
             "" if allow_host_code else fix,
         )
     seconds = {"check": checked - started, "load": time.perf_counter() - checked}
-    return Opened(folder, data, backend, engine, logger, seconds)
+    return Opened(folder, data, backend, plans, engines, logger, seconds)
 
 
 def _check_platform(folder: Path, data: Manifest) -> None:

@@ -10,9 +10,9 @@ unless numpy arrays are asked for.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Container, Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,37 +20,34 @@ from typing import TYPE_CHECKING, Any
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import SvdqError, UnsupportedError, UsageError
 from svdq_trt.base.extras import required_by
+from svdq_trt.contract.step_cache import FIRST, LAST, RESIDUAL
 from svdq_trt.engine.layer_times import profiled
-from svdq_trt.runtime.cache import RuntimeCache, cache_path
+from svdq_trt.runtime.activations import SharedActivations
+from svdq_trt.runtime.cache import cache_path
 from svdq_trt.runtime.device import DeviceMemory, open_device
-from svdq_trt.runtime.opening import open_engine
-from svdq_trt.runtime.shapes import (
-    check_inputs,
-    input_names,
-    input_profiles,
-    is_tensor,
-    output_names,
-    trt_dtype_name,
-)
+from svdq_trt.runtime.opening import Opened, open_engine
+from svdq_trt.runtime.part import Part
+from svdq_trt.runtime.shapes import Shapes, check_inputs, input_names, input_profiles, is_tensor
+from svdq_trt.runtime.step_cache import StepCache, StepCached
 
 if TYPE_CHECKING:
     from svdq_trt.runtime.lora import Loras, LoraSet, LoraSlots
 
-Shapes = dict[str, tuple[int, ...]]
 
-
-class Session:
-    """One engine, one execution context, one stream. Not thread-safe: one thread at a time.
+class Session(StepCached):
+    """One engine, one stream. Not thread-safe: one thread at a time.
 
     Attributes:
         manifest: the engine's manifest. model: what get_model knows its model by. lora: its LoRA slots; None without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
+        parts: its one plan, or with --step-cache the plans of head, tail and end, in the order in which they run.
+        step_cache: with --step-cache, at which change of the first block a run skips the others; see there.
         compiled: False when the runtime cache spared the compilation at start.
         seconds: time of opening, by part: check (digests), load (plan and plugin), context (TensorRT-RTX compiles).
 
     Args:
-        engine_dir: folder with manifest.json and model.plan.
+        engine_dir: folder with manifest.json and model.plan, or the plans of its pieces.
         allow_host_code: run the plugin library that the folder brings (in the plan or beside it) instead of the
             installed one. That is machine code: only for folders that you trust.
         allow_arch_mismatch: try a plan made for another GPU; TensorRT decides then.
@@ -62,6 +59,8 @@ class Session:
             is installed and the process has not imported torch.
         weight_budget: most bytes of weights to keep in GPU memory; the others are read from host memory at every run.
             For engines built with --weight-streaming. None: all.
+        activations: memory for them that sessions share, see SharedActivations. None: the session's own, which the
+            pieces of an engine with --step-cache share.
 
     Raises:
         UsageError: a weight_budget below 0.
@@ -80,38 +79,44 @@ class Session:
         runtime_cache: bool = True,
         memory: str = "auto",
         weight_budget: int | None = None,
+        activations: SharedActivations | None = None,
     ) -> None:
         folder = Path(engine_dir)
         if weight_budget is not None and weight_budget < 0:
             raise UsageError("weight_budget", f"{weight_budget} bytes", "0 or more")
         self._memory: DeviceMemory = open_device(memory, device)
         self.device, self.memory, self.cuda_graph = f"cuda:{device}", self._memory.kind, cuda_graph
-        self._shapes: Shapes = {}
-        self._warm = False
-        self._replay: Callable[[], None] | None = None
+        self._given: Shapes = {}  # of the inputs
+        self._shapes: Shapes = {}  # of all tensors
         with self._memory.running():
             opened = open_engine(
                 folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch, device=device
             )
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
             self.model = self.manifest.source
-            self._trt, self._engine, self._logger = opened.backend.module, opened.engine, opened.logger
+            self._trt, self._logger = opened.backend.module, opened.logger
             if weight_budget is not None:
-                self._set_weight_budget(weight_budget)
-            self.lora = self._open_slots(folder)
+                self._set_weight_budget(opened.engines, weight_budget)
+            self.lora = self._open_slots(folder, opened.engines)
             filled = self.lora.views if self.lora else {}
-            axes = {tensor.name: tensor.axes for tensor in self.manifest.inputs}
-            self.inputs: list[TensorProfile] = input_profiles(self._trt, self._engine, axes, filled)
-            self.output_names = output_names(self._trt, self._engine)
-            path = cache_path(folder, self._memory.name, opened.backend.version)
             started = time.perf_counter()
-            self._context, self._cache = self._make_context(path if runtime_cache else None)
+            shared = activations or (SharedActivations() if len(opened.engines) > 1 else None)
+            self.parts = [self._open_part(opened, index, runtime_cache, shared) for index in range(len(opened.engines))]
             self.seconds["context"] = time.perf_counter() - started
-            self.compiled = self._cache is None or not self._cache.hit
-            self._buffers = self._allocate()
+            self.compiled = any(part.compiled for part in self.parts)
+            self.inputs: list[TensorProfile] = self._input_profiles(filled)
+            self.output_names = self.parts[-1].outputs
+            self._buffers = self._allocate(filled)
+        if len(self.parts) > 1:
+            self._steps = StepCache()
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def run(self, inputs: Mapping[str, Any], cache: Hashable = "") -> dict[str, Any]:
         """Run once. Returns numpy arrays if all inputs are, otherwise CUDA tensors.
+
+        Args:
+            inputs: by name.
+            cache: with `step_cache`: to which steps this one is compared. Calls that belong to one step, as guidance in
+                two calls, need a name each.
 
         Returned CUDA tensors are the session's own memory: the next run overwrites them, so clone what must stay.
 
@@ -119,7 +124,7 @@ class Session:
             ShapeError: an input that is missing, unknown, or unfit, see shapes.check_inputs.
             SvdqError: TensorRT or the plugin failed; carries its message.
         """
-        if self._context is None:
+        if not self.parts:
             raise SvdqError("Session.run", "a closed session", "an open one")
         values = check_inputs(self.inputs, inputs)
         self._logger.errors.clear()
@@ -127,10 +132,10 @@ class Session:
             self._set_shapes({name: tuple(value.shape) for name, value in values.items()})
             for name, value in values.items():
                 self._memory.write(self._buffers[name], value)
-            self._enqueue()
+            self._enqueue(cache)
         tensors = any(is_tensor(value) for value in inputs.values())
         give = self._memory.tensor if tensors else self._memory.array
-        return {name: give(self._buffers[name], self._shape(name)) for name in self.output_names}
+        return {name: give(self._buffers[name], self._shapes[name]) for name in self.output_names}
 
     __call__ = run
 
@@ -144,13 +149,14 @@ class Session:
         try:
             self.run(inputs)
             self._memory.synchronize()
-            with profiled(self._trt, self._context) as times:
+            with ExitStack() as profiles:
+                times = [profiles.enter_context(profiled(self._trt, part.context)) for part in self.parts]
                 for _ in range(repeat):
                     self.run(inputs)
                     self._memory.synchronize()
         finally:
             self.cuda_graph = graph
-        return {layer: ms / repeat for layer, ms in times.items()}
+        return {layer: ms / repeat for one in times for layer, ms in one.items()}
 
     def prepare_lora(self, loras: Loras, *, allow_partial: bool = False) -> LoraSet:
         """Read LoRA files and lay them out on the GPU, for `set_lora`; see LoraSlots.prepare."""
@@ -176,15 +182,16 @@ class Session:
         prepared = loras if isinstance(loras, LoraSet) else self.prepare_lora(loras, allow_partial=allow_partial)
         with self._memory.running():
             require_slots(self.lora).fill(prepared, strength)
+        self.reset()
 
     def close(self) -> None:
         """Free the engine and its memory; also done by ``with`` and by garbage collection."""
-        if self._context is None:
+        if not self.parts:
             return
         self._memory.synchronize()
         with self._memory.running():
-            self._replay = self._context = self._cache = self._engine = self.lora = None
-            self._buffers = {}
+            self.lora, self.parts, self._buffers = None, [], {}
+            self.reset()
 
     def __enter__(self) -> Session:
         return self
@@ -194,7 +201,7 @@ class Session:
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _open_slots(self, folder: Path) -> LoraSlots | None:
+    def _open_slots(self, folder: Path, engines: Sequence[Any]) -> LoraSlots | None:
         if self.manifest.lora_slots is None:
             return None
         if self.memory != "torch":
@@ -204,10 +211,30 @@ class Session:
         with required_by("LoRA slots"):
             from svdq_trt.runtime.lora import check_inputs_match, open_slots
         slots = open_slots(folder, self.manifest.lora_slots, self.device)
-        check_inputs_match(slots, input_names(self._trt, self._engine))
+        check_inputs_match(slots, [name for engine in engines for name in input_names(self._trt, engine)])
         return slots
 
-    def _set_weight_budget(self, budget: int) -> None:
+    def _cached_steps(self) -> StepCache:
+        steps = super()._cached_steps()
+        if self.memory != "torch":
+            fix = "Import torch first, or pass memory='torch'."
+            raise UnsupportedError("step_cache", f"memory='{self.memory}'", "memory='torch'", fix)
+        return steps
+
+    def _open_part(self, opened: Opened, index: int, runtime_cache: bool, shared: SharedActivations | None) -> Part:
+        plan = opened.plans[index]
+        path = cache_path(opened.folder, self._memory.name, opened.backend.version, plan.file)
+        cache = (path, plan.sha256 or "") if runtime_cache else None
+        return Part(self._trt, opened.engines[index], self._logger, self._memory, cache, shared)
+
+    def _input_profiles(self, filled: Container[str]) -> list[TensorProfile]:
+        """What `run` takes: the inputs that are neither filled otherwise nor another part's outputs."""
+        axes = {tensor.name: tensor.axes for tensor in self.manifest.inputs}
+        made = {name for part in self.parts for name in part.outputs}
+        read = [profile for part in self.parts for profile in input_profiles(self._trt, part.engine, axes, filled)]
+        return list({profile.name: profile for profile in read if profile.name not in made}.values())
+
+    def _set_weight_budget(self, engines: Sequence[Any], budget: int) -> None:
         """Set how many bytes of weights stay on the GPU; TensorRT takes it only before there is a context."""
         assert self.manifest.plan is not None  # it was opened
         if not self.manifest.plan.weight_streaming:
@@ -217,76 +244,40 @@ class Session:
                 "one that was built with it",
                 "Build it again with it, or leave weight_budget out.",
             )
-        self._engine.weight_streaming_budget_v2 = min(budget, self._engine.streamable_weights_size)
+        for engine in engines:  # of one piece, as no other is streamed
+            engine.weight_streaming_budget_v2 = min(budget, engine.streamable_weights_size)
 
-    def _make_context(self, path: Path | None) -> tuple[Any, RuntimeCache | None]:
-        cache = None
-        if hasattr(self._trt, "IRuntimeCache"):  # TensorRT-RTX
-            config = self._engine.create_runtime_config()
-            # Eager: a new shape waits for its own kernels instead of first running on slower ones.
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
-            if path is not None:
-                assert self.manifest.plan is not None  # it was opened
-                cache = RuntimeCache(config, path, self.manifest.plan.sha256)
-            context = self._engine.create_execution_context(config)
-        else:
-            context = self._engine.create_execution_context()
-        if context is None:
-            raise SvdqError("engine", str(self._logger.errors) or "no execution context", "enough GPU memory")
-        if cache is not None:  # most is compiled by now; a new shape adds to it
-            cache.save()
-        return context, cache
-
-    def _allocate(self) -> dict[str, Any]:
+    def _allocate(self, filled: Mapping[str, Any]) -> dict[str, Any]:
         """One flat buffer per input and output, large enough for the whole profile; addresses never change."""
-        buffers = {}
-        largest = {p.name: p.max for p in self.inputs}
-        self._apply(largest)
-        for name in (*largest, *self.output_names):
-            count = math.prod(largest.get(name) or self._shape(name))
-            buffers[name] = self._memory.allocate(trt_dtype_name(self._engine.get_tensor_dtype(name)), max(1, count))
-            self._context.set_tensor_address(name, self._memory.address(buffers[name]))
-        for name, view in (self.lora.views if self.lora else {}).items():
-            self._context.set_tensor_address(name, view.data_ptr())
+        buffers: dict[str, Any] = {}
+        shapes = {p.name: p.max for p in self.inputs}
+        for part in self.parts:
+            part.bind(shapes, buffers, filled)
         return buffers
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._context.get_tensor_shape(name))
-
-    def _set_shapes(self, shapes: Shapes) -> None:
-        if shapes == self._shapes:
+    def _set_shapes(self, given: Shapes) -> None:
+        """Set the shapes of the inputs, from which all others follow."""
+        if given == self._given:
             return
-        self._replay, self._warm, self._shapes = None, False, {}
-        self._apply(shapes)
-        self._shapes = shapes
+        self._given, shapes = {}, dict(given)
+        for part in self.parts:
+            part.set_shapes(shapes)
+        self._given, self._shapes = given, shapes
 
-    def _apply(self, shapes: Shapes) -> None:
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                self._fail(f"input '{name}'", f"shape {list(shape)}")
-        try:  # sizes that contradict each other, such as two batches
-            unknown = self._context.infer_shapes()
-        except RuntimeError:  # the bindings' way to say -1
-            unknown = ["inputs"]
-        if unknown:
-            self._fail("inputs", "shapes " + ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()))
-
-    def _enqueue(self) -> None:
-        if self.cuda_graph and self._warm:
-            self._replay = self._replay or self._memory.capture(self._execute)
-            self._replay()
+    def _enqueue(self, cache: Hashable) -> None:
+        if self._steps is None or not self._steps.threshold:
+            for part in self.parts:
+                part.run(self.cuda_graph)
             return
-        self._execute()
-        if not self._warm and self._cache is not None:
-            self._cache.save()
-        self._warm = True
+        head, tail, end = self.parts
+        head.run(self.cuda_graph)
+        residual, x1, x2 = (self._memory.tensor(self._buffers[n], self._shapes[n]) for n in (RESIDUAL, FIRST, LAST))
 
-    def _execute(self) -> None:
-        if not self._context.execute_async_v3(self._memory.stream):
-            self._fail("engine", "the run failed")
+        def computed() -> Any:
+            tail.run(self.cuda_graph)
+            return x2
 
-    def _fail(self, where: str, got: str) -> None:
-        said = str(self._logger.errors)
-        raise SvdqError(where, f"{got}{': ' + said if said else ''}", "a run that TensorRT accepts")
+        found = self._steps.x2(cache, self._given, residual, x1, computed)
+        if found is not x2:
+            x2.copy_(found)
+        end.run(self.cuda_graph)

@@ -17,6 +17,8 @@ from svdq_trt.contract.sizes import SIZES
 if TYPE_CHECKING:
     import torch
 
+Shapes = dict[str, tuple[int, ...]]
+
 #: TensorRT's DataType by name -> numpy's name, which is torch's too
 _DTYPES = {
     "FLOAT": "float32",
@@ -159,7 +161,7 @@ def _check_shape(profile: TensorProfile, shape: tuple[int, ...], seen: dict[str,
     if outside:
         raise ShapeError(where, f"shape {list(shape)}", describe(profile), _wider(outside))
     for axis, size in zip(axes, shape, strict=True):
-        times, name = _rule(axis)
+        times, name = rule_of(axis)
         if size % times:
             below = size - size % times
             near = f"{below} or {below + times}" if below else f"{times}"
@@ -170,7 +172,7 @@ def _check_shape(profile: TensorProfile, shape: tuple[int, ...], seen: dict[str,
             raise ShapeError(where, f"{name} {size}", f"{count * times}, as in '{owner}'", fix)
 
 
-def _rule(axis: str) -> tuple[int, str]:
+def rule_of(axis: str) -> tuple[int, str]:
     """What the sizes of an axis are multiples of, and its name: 4 and height for ``4*height``, else 1 and the text."""
     found = re.fullmatch(r"([1-9]\d{0,8})\*(\w+)", axis)
     return (int(found[1]), found[2]) if found else (1, axis)
@@ -178,7 +180,7 @@ def _rule(axis: str) -> tuple[int, str]:
 
 def _wider(axes: Sequence[str]) -> str:
     """The advice for sizes outside their range: the options of a build that set them; "" for what nothing sets."""
-    symbols = [symbol for axis in axes for symbol in _rule(axis)[1].split("_")]
+    symbols = [symbol for axis in axes for symbol in rule_of(axis)[1].split("_")]
     options = [f"--{symbol}" for symbol in dict.fromkeys(symbols) if symbol in SIZES]
     return f"Build the engine with a wider {' or '.join(options)}." if options else ""
 

@@ -84,6 +84,23 @@ def test_weights_in_host_memory_change_time_and_memory_alone(folder, session, gr
         assert taken < free - torch.cuda.mem_get_info()[0]
 
 
+def test_sessions_share_memory_for_activations(folder, session):
+    from svdq_trt.runtime import Session
+    from svdq_trt.runtime.activations import SharedActivations
+
+    want = {sizes["batch"]: session.run(feed(**sizes))["out_sample"].clone() for sizes in SIZES[:2]}
+    shared = SharedActivations()
+    with Session(folder, cuda_graph=True, activations=shared, **OPTIONS) as one:
+        held = shared.bytes
+        with Session(folder, activations=shared, **OPTIONS) as other:
+            assert shared.bytes == held > 0
+            for turn in range(4):  # of `one` the second run is captured, the others are replayed
+                if turn == 3:  # as a larger engine would do
+                    shared.reserve(one._memory, held + 1)
+                for runner, sizes in ((one, SIZES[1]), (other, SIZES[0])):
+                    assert torch.equal(runner.run(feed(**sizes))["out_sample"], want[sizes["batch"]])
+
+
 def test_numpy_and_torch_agree_bit_for_bit(session):
     inputs = feed()
     want = session.run(inputs)["out_sample"].cpu().numpy()
@@ -242,7 +259,7 @@ def test_second_opening_compiles_nothing(folder, session):
     from svdq_trt.runtime import Session
 
     session.run(feed())
-    if session._cache is None:
+    if session.parts[0]._cache is None:
         pytest.skip("this TensorRT has no runtime cache")
     with Session(folder, **OPTIONS) as again:
         assert not again.compiled

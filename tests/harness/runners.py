@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,3 +30,24 @@ class TorchRunner:
     def run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         self.calls.append(dict(inputs))
         return self.spec.run(self.flat, [inputs[io.name] for io in self.spec.inputs])
+
+
+class CachedRunner(TorchRunner):
+    """With a step cache that skips nothing.
+
+    Attributes:
+        caches: for each call, to which steps it was to be compared; None for a reset.
+    """
+
+    step_cache = 0.1
+
+    def __init__(self, spec: ModelSpec, seed: int) -> None:
+        super().__init__(spec, seed)
+        self.caches: list[Any] = []
+
+    def run(self, inputs: Mapping[str, Tensor], cache: Hashable = "") -> dict[str, Tensor]:
+        self.caches.append(cache)
+        return super().run(inputs)
+
+    def reset(self) -> None:
+        self.caches.append(None)

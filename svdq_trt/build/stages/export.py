@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import File, Result, Stage
 from svdq_trt.contract.attention import ATTENTION_OPS
+from svdq_trt.contract.step_cache import PIECES
 
 if TYPE_CHECKING:
     from svdq_export.exporter import OnnxInfo
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 SLOTS_FILE = "lora_slots.safetensors"  # svdq_trt.lora.slots.FILE, which would import torch here
+
+
+def piece_files(step_cache: bool) -> tuple[str, ...]:
+    """Names of the files of the graph's pieces; none where it is not cut."""
+    return tuple(f"{piece}.onnx" for piece in PIECES) if step_cache else ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Export(Stage[Exported]):
         lora_slots: rank per linear to fill at run time; with it, SLOTS_FILE is written too. 0: none.
         fuse_mlp: one op for two linears with GELU, GEGLU or SwiGLU between them.
         attention: head sizes of the attentions that are the plugin's; the others are TensorRT's.
+        step_cache: the graph is cut into pieces, which are written too.
     """
 
     name = "export"
@@ -67,12 +74,23 @@ class Export(Stage[Exported]):
     fuse_mlp: bool
     format: str
     attention: tuple[int, ...] = ()
+    step_cache: bool = False
 
     @classmethod
     def of(cls, work: Work, fmt: str, attention: tuple[int, ...], artifact: File) -> Export:
         """The stage for one graph of a build."""
         c, out = work.config, artifact.path.with_name(FILE)
-        return cls(work.spec.source, artifact, work.ranges(), c.lora_slots, c.fuse_mlp, fmt, attention, out=out)
+        return cls(
+            work.spec.source,
+            artifact,
+            work.ranges(),
+            c.lora_slots,
+            c.fuse_mlp,
+            fmt,
+            attention,
+            c.step_cache,
+            out=out,
+        )
 
     @property
     def label(self) -> str:
@@ -81,9 +99,9 @@ class Export(Stage[Exported]):
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Names of the graph, its data and, with slots, SLOTS_FILE."""
+        """Names of the graph, its data, with slots SLOTS_FILE, and its pieces."""
         slots = (SLOTS_FILE,) if self.lora_slots else ()
-        return (self.out.name, f"{self.out.name}.data", *slots)
+        return (self.out.name, f"{self.out.name}.data", *slots, *piece_files(self.step_cache))
 
     def run(self, progress: Progress) -> Exported:
         """Restore the quantized model and export it."""
@@ -92,6 +110,7 @@ class Export(Stage[Exported]):
         from svdq_trt.lora import slots
         from svdq_trt.lora.apply import layer_shapes, node_rows
         from svdq_trt.models import get_model
+        from svdq_trt.models.first_block import find_cuts
         from svdq_trt.nn.restore import restore_model
 
         spec = get_model(self.model)
@@ -112,6 +131,7 @@ class Export(Stage[Exported]):
             runtime_inputs=inputs,
             fuse_mlp=self.fuse_mlp,
             attention=self.attention,
+            cuts=find_cuts(spec) if self.step_cache else None,
         )
         if table is None:
             return Exported.of(info)

@@ -1,22 +1,29 @@
-"""Stage: model.onnx + plugin -> model.plan."""
+"""Stage: model.onnx + plugin -> model.plan; or its pieces, and a plan of each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from svdq_trt.artifact.manifest import BackendEntry, Manifest, PlanEntry, PluginEntry, TensorProfile
+from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.artifact.graph_entries import BackendEntry, PlanEntry, PluginEntry
+from svdq_trt.artifact.manifest import Manifest, TensorProfile
 from svdq_trt.base.progress import Progress
 from svdq_trt.build.stage import File, Result, Stage
+from svdq_trt.contract.step_cache import PIECES
 
 if TYPE_CHECKING:
     from svdq_trt.engine.backend import Backend
+    from svdq_trt.engine.build import PlanInfo
     from svdq_trt.engine.plugin_lib import PluginLibrary
 
 FILE = "model.plan"
+#: with pieces, in its place
+PIECE_FILES = tuple(f"{piece}.plan" for piece in PIECES)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Plan(Stage[Planned]):
         arch: 89 for sm_89. backend, version: the TensorRT that builds.
         plugin: library to embed, known by its digest; None for a graph without nodes of ours.
         profiles: range of every input. weight_streaming: see engine.build.build_plan.
+        pieces: names of the graphs that lie beside `onnx`, a plan of each of which is wanted in the place of one.
     """
 
     name = "plan"
@@ -49,6 +57,7 @@ class Plan(Stage[Planned]):
     profiles: tuple[TensorProfile, ...]
     plugin: File | None
     weight_streaming: bool
+    pieces: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -60,20 +69,28 @@ class Plan(Stage[Planned]):
         profiles: tuple[TensorProfile, ...],
         library: PluginLibrary | None,
         weight_streaming: bool,
+        pieces: tuple[str, ...] = (),
     ) -> Plan:
-        """The stage for an engine folder, from the model.onnx in it, whose key is `graph_id`."""
+        """The stage for an engine folder, from the model.onnx in it, whose key is `graph_id`, or from its pieces."""
         onnx = File(graph_id, path=folder / "model.onnx")
         plugin = None if library is None else File(library.sha256, path=library.path)
         version = backend.version
-        return cls(onnx, arch, backend.name, version, profiles, plugin, weight_streaming, out=folder / FILE)
+        out = folder / (PIECE_FILES[0] if pieces else FILE)
+        return cls(onnx, arch, backend.name, version, profiles, plugin, weight_streaming, pieces, out=out)
 
     @property
     def label(self) -> str:
         """Label shown while it runs."""
         return f"plan      sm_{self.arch} {self.backend}"
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the plans."""
+        return PIECE_FILES if self.pieces else (FILE,)
+
     def run(self, progress: Progress) -> Planned:
-        """Build the plan."""
+        """Build the plan, or one of each piece."""
+        from svdq_trt.build.piece_profiles import piece_profiles
         from svdq_trt.engine import plugin_lib
         from svdq_trt.engine.backend import select
         from svdq_trt.engine.build import build_plan
@@ -82,16 +99,37 @@ class Plan(Stage[Planned]):
         if library is not None:
             progress(0, 1, "loading the plugin")
             plugin_lib.load_into(backend.module, library)
-        profiles = list(self.profiles)
-        info = build_plan(
-            backend, self.onnx.path, self.arch, profiles, self.out, progress, library, self.weight_streaming
-        )
-        return Planned(
-            PlanEntry(self.out.name, info.bytes, info.sha256, self.weight_streaming),
-            BackendEntry(backend.name, backend.version),
-            tuple(info.plugin_layers),
-            info.notes,
-        )
+
+        def built(onnx: Path, profiles: list[TensorProfile], out: Path) -> PlanInfo:
+            return build_plan(backend, onnx, self.arch, profiles, out, progress, library, self.weight_streaming)
+
+        if not self.pieces:
+            infos = [built(self.onnx.path, list(self.profiles), self.out)]
+            plan = PlanEntry(self.out.name, infos[0].bytes, infos[0].sha256, self.weight_streaming)
+        else:
+            graphs = [self.onnx.path.with_name(piece) for piece in self.pieces]
+            outs = [self.folder / name for name in self.files]
+            infos = [
+                built(onnx, piece_profiles(onnx, self.profiles), out) for onnx, out in zip(graphs, outs, strict=True)
+            ]
+            entries = tuple(FileEntry(o.name, i.bytes, i.sha256) for o, i in zip(outs, infos, strict=True))
+            plan = PlanEntry("", sum(i.bytes for i in infos), "", self.weight_streaming, entries)
+        layers = tuple(layer for info in infos for layer in info.plugin_layers)
+        memory = memory_together([info.notes for info in infos])
+        return Planned(plan, BackendEntry(backend.name, backend.version), layers, memory)
+
+
+def memory_together(plans: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """TensorRT's figures of all plans, in bytes: weights add up, memory for activations is shared (SharedActivations).
+
+    A figure that one of them lacks is left out.
+    """
+    together: dict[str, Callable[[Iterable[int]], int]] = {"weights": sum, "activations": max}
+    return {
+        kind: of_all(plan[kind] for plan in plans)
+        for kind, of_all in together.items()
+        if all(kind in plan for plan in plans)
+    }
 
 
 def with_plan(data: Manifest, planned: Planned, library: PluginLibrary | None) -> Manifest:

@@ -37,14 +37,14 @@ def test_missing_kernels_are_reported(script, monkeypatch, capsys):
     assert "no libsvdq.so found: build it, or pass --library" in capsys.readouterr().err
 
 
-GPU_SCRIPTS = (*SCRIPTS, "time_kernels", "bench_lora_swap", "bench_engine", "rotary_forms")
+GPU_SCRIPTS = (*SCRIPTS, "time_kernels", "bench_lora_swap", "bench_engine", "rotary_forms", "bench_step_cache")
 
 
 @pytest.mark.parametrize("script", GPU_SCRIPTS)
 def test_a_machine_without_a_gpu_is_one_line(script, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(kernel_calls, "find_library", lambda: tmp_path / "libsvdq.so")
-    words = ("64", "64", "64", "32") if script == "time_kernels" else ()
+    words = {"time_kernels": ("64", "64", "64", "32"), "bench_step_cache": ("engine",)}.get(script, ())
     line = run(script, monkeypatch, *words)
     assert line.startswith(f"torch {torch.__version__}: sees no CUDA GPU, want one to measure on.")
     assert len(line.splitlines()) == 1

@@ -8,7 +8,7 @@ import pytest
 
 from svdq_trt import cli
 from svdq_trt.artifact import manifest
-from svdq_trt.artifact.manifest import BackendEntry, PlanEntry
+from svdq_trt.artifact.graph_entries import BackendEntry, PlanEntry
 from svdq_trt.base.files import sha256
 from svdq_trt.build import finish
 from svdq_trt.build.folder import only_writer

@@ -64,7 +64,7 @@ class Engine:
         assert name == "x"  # static inputs have no range
         return [(1, 64), (2, 64), (4, 64)]
 
-    def create_execution_context(self):
+    def create_execution_context(self, strategy):
         return self
 
     def set_input_shape(self, name, shape):
@@ -93,13 +93,17 @@ def opened(monkeypatch, folder):
 
     def open_session(extra=INPUTS, kind="torch", slots=True):
         engine = Engine(extra)
-        trt = SimpleNamespace(TensorIOMode=SimpleNamespace(INPUT="input", OUTPUT="output"))
+        modes = SimpleNamespace(INPUT="input", OUTPUT="output")
+        strategies = SimpleNamespace(STATIC="static")
+        trt = SimpleNamespace(TensorIOMode=modes, ExecutionContextAllocationStrategy=strategies)
         lora_slots = file_entry(folder / FILE) if slots else {}
         result = SimpleNamespace(
             manifest=complete(lora_slots=lora_slots),
             seconds={},
             backend=SimpleNamespace(module=trt, version="1"),
-            engine=engine,
+            folder=folder,
+            plans=(SimpleNamespace(file="model.plan", sha256=""),),
+            engines=(engine,),
             logger=SimpleNamespace(errors=""),
         )
         monkeypatch.setattr(sessions, "open_device", lambda memory, index: Memory(kind))

@@ -20,7 +20,7 @@ from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import MODELS, ModelSpec, get_model
 from svdq_trt.runtime import attach, detach
 from tests.harness.published import random_module
-from tests.harness.runners import TorchRunner
+from tests.harness.runners import CachedRunner, TorchRunner
 from tests.harness.tiny_pipelines import (
     flux,
     flux2,
@@ -357,3 +357,27 @@ def test_recorded_calls_calibrate(name, tmp_path):
     save_tensors(tmp_path / "inputs.safetensors", recorder.tensors(), {})
     found = collect(load(spec, random_seed=3), spec, data=tmp_path / "inputs.safetensors")
     assert recorder.count and found.amax.keys() == {group.node for group in spec.groups(spec.build())}
+
+
+#: branches in calls of their own, in contexts that a pipeline names and in none, with samples of several lengths
+BRANCHES = [name for name, case in CASES.items() if "both branches" in case.calls]
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+@torch.inference_mode()
+def test_each_branch_of_guidance_has_a_step_cache_of_its_own(name, monkeypatch):
+    for size in ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE"):
+        monkeypatch.setattr(f"diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus.{size}", 64 * 128)
+    spec = get_model(name)
+    runner = CachedRunner(spec, 3)
+    pipe = CASES[name].pipeline(random_module(spec, 3))
+    pipe.set_progress_bar_config(disable=True)
+    attach(pipe, runner)
+    for _ in range(2):
+        runner.caches.clear()
+        CASES[name].calls["both branches"](pipe)
+        steps = SIZE["num_inference_steps"]
+        *caches, last = runner.caches
+        assert last is None and None not in caches  # forgotten behind the picture, not in it
+        first, *others = (caches[i : i + len(caches) // steps] for i in range(0, len(caches), len(caches) // steps))
+        assert others == [first] * (steps - 1) and len({*first}) == len(first) > (name != "z-image-tiny")

@@ -30,7 +30,7 @@ def refused(trt, folder, kind, text, **options):
 
 def test_good_folder_is_deserialized_once_with_the_installed_library(trt, folder):
     opened = open_engine(folder)
-    assert opened.engine is trt.engine and opened.manifest.model == "sdxl-tiny"
+    assert opened.engines == (trt.engine,) and opened.manifest.model == "sdxl-tiny"
     assert trt.deserialized == [((folder / "model.plan").read_bytes(), False)]
     assert trt.loaded == ["installed.so"]
 
@@ -56,7 +56,7 @@ def test_library_beside_the_plan_is_digested_before_it_is_loaded(trt, folder):
 
 def test_a_plan_is_all_that_has_to_be_deployed(trt, folder):
     (folder / "libsvdq_trt_plugin.so").unlink()
-    assert open_engine(folder, allow_host_code=True).engine is trt.engine
+    assert open_engine(folder, allow_host_code=True).engines == (trt.engine,)
 
 
 def test_other_gpu(trt, folder):
@@ -91,7 +91,7 @@ def test_another_kind_of_machine(trt, folder, monkeypatch):
     text = "a plan and its plugin library for linux-x86_64, want for linux-aarch64, this machine. Install svdq-trt here"
     refused(trt, folder, UnsupportedError, text)
     refused(trt, folder, UnsupportedError, "svdq-trt finish", allow_host_code=True)
-    assert open_engine(folder, allow_arch_mismatch=True).engine is trt.engine
+    assert open_engine(folder, allow_arch_mismatch=True).engines == (trt.engine,)
 
 
 def test_other_plugin_version(trt, folder):

@@ -1,0 +1,35 @@
+"""Memory for activations that several sessions share, as they run one after another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from svdq_trt.runtime.device import DeviceMemory
+
+
+class SharedActivations:
+    """One buffer for the activations of all sessions that it is given to, as large as the largest of them needs.
+
+        shared = SharedActivations()
+        text = Session("engines/sdxl-sm_89/text_encoder", activations=shared)
+        unet = Session("engines/sdxl-sm_89", activations=shared)
+
+    Those sessions must be on one GPU, and run one after another on one stream of the caller: two threads need two of
+    these. Opening a session that needs more replaces the buffer; CUDA graphs are then captured again.
+
+    Attributes:
+        buffer: what DeviceMemory.allocate returned; None before the first session, and where memory did not suffice.
+        bytes: its size. number: of buffers so far.
+    """
+
+    def __init__(self) -> None:
+        self.buffer: Any = None
+        self.bytes = self.number = 0
+
+    def reserve(self, memory: DeviceMemory, count: int) -> None:
+        """Make sure that there are `count` bytes; `memory` is a session's, current by `running`."""
+        if count > self.bytes or self.buffer is None:
+            memory.synchronize()  # and so for what other sessions do in the old one: see DeviceMemory.running
+            self.buffer, self.bytes = None, 0  # freed before the new one is allocated: nobody else holds it
+            self.buffer = memory.allocate("uint8", max(count, 1))
+            self.bytes, self.number = max(count, 1), self.number + 1

@@ -1,0 +1,40 @@
+"""Plans of a graph that is cut for a step cache: TensorRT builds each, and their weights are those of the whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from svdq_trt.build.stages.plan import PIECE_FILES, Plan
+from svdq_trt.engine.backend import select
+from tests.harness.builds import some_minutes
+from tests.harness.in_pieces import FIXED, spec_of, write_folder
+
+PIECES = ("head.onnx", "tail.onnx", "end.onnx")
+RANGES = {**FIXED, "batch": (1, 1, 2), "height": (64, 64, 128)}
+
+
+MORE = (
+    "sd3-tiny",
+    "sana-tiny",
+    "qwen-image-tiny",
+    "z-image-tiny",
+    "chroma-tiny",
+    "flux2-tiny",
+    "krea2-tiny",
+    "wan-tiny",
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["pixart-tiny", "flux1-tiny", *(pytest.param(name, marks=some_minutes) for name in MORE)]
+)
+def test_weights_are_in_one_plan_each(name, tmp_path):
+    profiles = write_folder(tmp_path, spec_of(name), RANGES)
+    stage = Plan.of(tmp_path, "", 89, select("auto", 89), profiles, None, False)
+    whole = stage.run(lambda *_: None)
+    cut = Plan.of(tmp_path, "", 89, select("auto", 89), profiles, None, False, PIECES).run(lambda *_: None)
+    assert [piece.file for piece in cut.plan.pieces] == [*PIECE_FILES]
+    assert [piece.bytes for piece in cut.plan.pieces] == [(tmp_path / name).stat().st_size for name in PIECE_FILES]
+    print({"whole": whole.memory, "cut": cut.memory})
+    assert cut.memory["activations"] < 1.5 * whole.memory["activations"]
+    assert whole.memory["weights"] <= cut.memory["weights"] < 1.02 * whole.memory["weights"]
