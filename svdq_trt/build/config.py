@@ -19,6 +19,7 @@ from svdq_trt.base.extras import install
 from svdq_trt.base.files import sha256
 from svdq_trt.base.units import parse_bytes
 from svdq_trt.contract.formats import R_MAX, R_MULTIPLE
+from svdq_trt.contract.sizes import TILE_MULTIPLE, VAE_TILE
 from svdq_trt.quantize.preset import DEFAULT_PRESET, get_preset
 
 #: weights of a pipeline's folder that diffusers does not read with use_safetensors=True
@@ -202,6 +203,7 @@ class BuildConfig:
         fuse_mlp: two linears with GELU, GEGLU or SwiGLU between them are one op, where there is one.
         attention: auto, plugin or tensorrt: whose attention an engine has.
         weight_streaming: engines run with fewer of their weights in GPU memory, if asked to.
+        step_cache: engines can skip blocks at steps that change little.
         check: compare with the FP16 model. min_sqnr: gate in dB.
         loras: LoRAs to put into the low-rank branches, after quantization.
         lora_slots: rank per linear to fill at run time.
@@ -209,6 +211,7 @@ class BuildConfig:
         quantized: a quantized checkpoint (ours or another tool's) to use instead of the quantizer and all its
             options.
         pipeline: folder of the diffusers pipeline whose other models become engines too. quantize_t5: its T5 in 4 bits.
+        vae_tile: pixels of a side, above which its autoencoder works by tiles of that size.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
 
@@ -233,6 +236,7 @@ class BuildConfig:
     fuse_mlp: bool = True
     attention: str = "auto"
     weight_streaming: bool = False
+    step_cache: bool = False
     check: bool = True
     min_sqnr: float | None = None
     force: bool = False
@@ -245,6 +249,7 @@ class BuildConfig:
     rank_auto: RankAuto | None = None
     pipeline: Path | None = None
     quantize_t5: bool = False
+    vae_tile: int = VAE_TILE
 
     def __post_init__(self) -> None:
         if self.rank_auto is not None:
@@ -253,12 +258,18 @@ class BuildConfig:
             require_transformers("--pipeline")
         elif self.quantize_t5:
             raise UsageError("--quantize-t5", "given alone", "--pipeline with it")
+        elif self.vae_tile != VAE_TILE:
+            raise UsageError("--vae-tile", "given alone", "--pipeline with it")
+        if self.vae_tile % TILE_MULTIPLE or self.vae_tile < TILE_MULTIPLE:
+            raise UsageError("--vae-tile", str(self.vae_tile), f"a multiple of {TILE_MULTIPLE}")
         for lora in self.loras:
             lora.check()
         if self.lora_slots % R_MULTIPLE or not 0 <= self.lora_slots <= R_MAX:
             raise UsageError("--lora-slots", str(self.lora_slots), f"a multiple of {R_MULTIPLE} from 0 to {R_MAX}")
         if self.rank % R_MULTIPLE or not 0 <= self.rank <= R_MAX:
             raise UsageError("--rank", str(self.rank), RANK_WANT)
+        if self.step_cache and self.weight_streaming:
+            raise UsageError("--step-cache", "given with --weight-streaming", "one of them")
         get_preset(self.preset)
         check_device(self.device)
         if self.sampling is not None:

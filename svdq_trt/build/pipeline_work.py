@@ -15,7 +15,7 @@ from svdq_trt.checkpoint import Identity
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.parts import check_part, identify_part, locate_part
 from svdq_trt.models import MODELS, ModelSpec
-from svdq_trt.models.parts import Part
+from svdq_trt.models.parts import Part, autoencoder_scale, full_config
 from svdq_trt.models.pipelines import PipelineFolder
 
 
@@ -70,7 +70,7 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
         check_part(part, config.pipeline / part.component / "config.json")
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
         identity = identify_part(part, source, config.random_weights)
-        parts.append(PartWork(part, identity, _part_sizes(part, sizes)))
+        parts.append(PartWork(part, identity, _part_sizes(part, sizes, config.vae_tile)))
     if config.quantize_t5 and not quantized:
         raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
     files = tuple(folder.copied_files())
@@ -112,11 +112,17 @@ def _model_of(config: Path) -> str:
     raise UnsupportedError(f"--quantize-t5: {config}", "an encoder of another size", f"one of {', '.join(names)}")
 
 
-def _part_sizes(part: Part, sizes: Sizes) -> Sizes:
+def _part_sizes(part: Part, sizes: Sizes, tile: int) -> Sizes:
     """A part's sizes: the denoiser's, from one row on, as guidance gives the denoiser two to an image.
 
-    Images go through an autoencoder one by one: one of 1024 pixels fills a GPU, and an engine's memory is that of its
-    largest batch.
+    Images go through an autoencoder one by one, and by tiles of `tile` pixels where they are larger: one of 1024
+    pixels fills a GPU, and an engine's memory is that of its largest input. At a picture's edge a tile is as small as
+    what is left.
     """
-    most = 1 if part.role else sizes.profile["batch"][2]
-    return Sizes(sizes.profile | {"batch": (1, 1, most)})
+    if not part.role:
+        return Sizes(sizes.profile | {"batch": (1, 1, sizes.profile["batch"][2])})
+    sides = {name: sizes.profile[name] for name in ("height", "width")}
+    if any(high > tile for _, _, high in sides.values()):  # then an edge may be left of either side
+        least = autoencoder_scale(full_config(part.class_name, part.config))
+        sides = {name: (least, min(opt, tile), min(high, tile)) for name, (_, opt, high) in sides.items()}
+    return Sizes(sizes.profile | sides | {"batch": (1, 1, 1)})

@@ -11,7 +11,7 @@ from svdq_trt.base.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.base.terminal import say
 from svdq_trt.contract.archs import ATTENTION_MEASURED, AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.contract.formats import FORMATS
-from svdq_trt.contract.sizes import SIZES
+from svdq_trt.contract.sizes import SIZES, VAE_TILE
 from svdq_trt.quantize.preset import DEFAULT_PRESET
 
 if TYPE_CHECKING:
@@ -139,6 +139,14 @@ def add_options(p: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--quantize-t5", action="store_true", help="with --pipeline: its T5 in 4 bits as well, as the model t5-xxl"
     )
+    source.add_argument(
+        "--vae-tile",
+        type=int,
+        default=VAE_TILE,
+        metavar="PIXELS",
+        help="with --pipeline: larger pictures go through the VAE by tiles of that side, which bounds its memory "
+        "(default %(default)s)",
+    )
     lo = p.add_argument_group("LoRA (docs/lora.md)")
     lo.add_argument(
         "--lora",
@@ -182,6 +190,12 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--weight-streaming",
         action="store_true",
         help="the engine can keep weights in host memory: Session(weight_budget=...), bench --weight-budget",
+    )
+    e.add_argument(
+        "--step-cache",
+        action="store_true",
+        help="the engine can skip a transformer's blocks at steps that change little: Session.step_cache, run "
+        "--step-cache (docs/runtime.md)",
     )
     c = p.add_argument_group("check")
     c.add_argument(
@@ -269,12 +283,14 @@ def run(args: argparse.Namespace) -> int:
         quantized=args.quantized,
         pipeline=args.pipeline,
         quantize_t5=args.quantize_t5,
+        vae_tile=args.vae_tile,
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots,
         allow_partial=args.allow_partial,
         fuse_mlp=args.fuse_mlp,
         attention=args.attention,
         weight_streaming=args.weight_streaming,
+        step_cache=args.step_cache,
     )
     from svdq_trt.build.run import build, gate
     from svdq_trt.build.summary import print_summary

@@ -12,3 +12,7 @@ SIZES: dict[str, str] = {
     "frames": "frames of a video",
     "images": "images that are one sequence: the new one and its references",
 }
+
+#: pixels of a side above which an autoencoder works by tiles of that side; what it must be a multiple of, as a quarter
+#: of a tile overlaps the next and autoencoders have 8 or 16 pixels to a latent
+VAE_TILE, TILE_MULTIPLE = 1024, 64

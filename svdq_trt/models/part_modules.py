@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from svdq_trt.base.needs import need
+from svdq_trt.models.parts import autoencoder_scale
 from svdq_trt.models.stand_in import Runs, StandIn
+
+_OVERLAP = 0.25  # of tiles, as in diffusers
 
 
 class TextEncoder(StandIn):
@@ -77,17 +81,50 @@ class Autoencoder(StandIn):
 
     def decode(self, z: Tensor, return_dict: bool = True, generator: Any = None) -> Any:
         """Latents [B, C, H, W] to pixels; `generator` has no use, as in the module."""
-        images = [run["image"] for run in self._run_rows({"latent": z.to(self.dtype)})]
-        image = torch.cat(images).to(z.device)
+        image = self._half("latent", "image", z, self.runner).to(z.device)
         if not return_dict:
             return (image,)
         return need("diffusers", "diffusers.models.autoencoders.vae", "DecoderOutput")(sample=image)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Pixels [B, 3, H, W] to the distribution of the latents."""
-        moments = [run["moments"] for run in self._run_rows({"image": x.to(self.dtype)}, self._encoder())]
+        moments = self._half("image", "moments", x, self._encoder())
         gaussian = need("diffusers", "diffusers.models.autoencoders.vae", "DiagonalGaussianDistribution")
-        posterior = gaussian(torch.cat(moments).to(x.device))
+        posterior = gaussian(moments.to(x.device))
         if not return_dict:
             return (posterior,)
         return need("diffusers", "diffusers.models.modeling_outputs", "AutoencoderKLOutput")(latent_dist=posterior)
+
+    def _half(self, name: str, output: str, x: Tensor, runner: Any) -> Tensor:
+        """The output of the engine whose input is `name`; by tiles, where `x` is larger than the engine takes."""
+
+        def run(tile: Tensor) -> Tensor:
+            return torch.cat([found[output] for found in self._run_rows({name: tile.to(self.dtype)}, runner)])
+
+        most = next(profile.max[2:] for profile in runner.inputs if profile.name == name)
+        if all(size <= limit for size, limit in zip(x.shape[2:], most, strict=True)):
+            return run(x)
+        scale = autoencoder_scale(self.config)
+        return _by_tiles(run, max(most) if name == "latent" else max(most) // scale, scale, decode=name == "latent")(x)
+
+
+def _by_tiles(run: Callable[[Tensor], Tensor], side: int, scale: int, decode: bool) -> Callable[[Tensor], Tensor]:
+    """`run` on overlapping tiles that are blended, by diffusers' own function.
+
+    Args:
+        side: of a tile, in latents. scale: pixels of a side to one of the latents'. decode: from latents, or to them.
+    """
+    cls = need("diffusers", "diffusers", "AutoencoderKL")
+    own = SimpleNamespace(
+        encoder=run,
+        decoder=run,
+        config=SimpleNamespace(use_quant_conv=False, use_post_quant_conv=False),  # the engines have theirs
+        tile_latent_min_size=side,
+        tile_sample_min_size=side * scale,
+        tile_overlap_factor=_OVERLAP,
+        blend_v=functools.partial(cls.blend_v, None),
+        blend_h=functools.partial(cls.blend_h, None),
+    )
+    if decode:
+        return lambda z: cls.tiled_decode(own, z, return_dict=False)[0]
+    return functools.partial(cls._tiled_encode, own)

@@ -69,7 +69,20 @@ class ClipGraph(PartGraph):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The outputs, in order."""
         out = self.model(input_ids, output_hidden_states=True)
-        return out.last_hidden_state, out.pooler_output, torch.stack(out.hidden_states)
+        return out.last_hidden_state, self._pooled(input_ids, out), torch.stack(out.hidden_states)
+
+    def _pooled(self, input_ids: Tensor, out: Any) -> Tensor:
+        """The last state at each text's end: where the largest id is, by an older config, else the first end token.
+
+        transformers takes it by an ArgMax of whole numbers, which core 1.6 of TensorRT-RTX does not build.
+        """
+        end = self.model.config.eos_token_id
+        values = input_ids.int() if end == 2 else (input_ids == end).int()
+        left = torch.arange(values.shape[1], 0, -1, dtype=torch.int32, device=values.device)
+        most = (left * (values == values.amax(1, keepdim=True))).amax(1)
+        states: Tensor = out.last_hidden_state
+        index = (values.shape[1] - most).long()[:, None, None].expand(-1, 1, states.shape[2])
+        return states.gather(1, index)[:, 0]
 
 
 class ProjectedClipGraph(ClipGraph):
@@ -84,7 +97,8 @@ class ProjectedClipGraph(ClipGraph):
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The outputs, in order."""
         out = self.model(input_ids, output_hidden_states=True)
-        return out.last_hidden_state, out.text_embeds, torch.stack(out.hidden_states)
+        embeds = self.model.text_projection(self._pooled(input_ids, out))
+        return out.last_hidden_state, embeds, torch.stack(out.hidden_states)
 
 
 class T5Graph(PartGraph):
@@ -151,16 +165,16 @@ class EncoderGraph(PartGraph):
 
 
 def _latent_axes(config: Any) -> tuple[Axis, Axis]:
-    scale = _scale(config)
+    scale = autoencoder_scale(config)
     return Axis("height", divisor=scale), Axis("width", divisor=scale)
 
 
 def _pixel_axes(config: Any) -> tuple[Axis, Axis]:
-    scale = _scale(config)
+    scale = autoencoder_scale(config)
     return Axis("height", multiple=scale), Axis("width", multiple=scale)
 
 
-def _scale(config: Any) -> int:
+def autoencoder_scale(config: Any) -> int:
     """Pixels of an image's side to one of a latent's."""
     return int(2 ** (len(config.block_out_channels) - 1))
 

@@ -183,19 +183,20 @@ def read_picture(file: Path, size: tuple[int, int] | None = None) -> Any:
         raise ArtifactError(str(file), f"cannot be read ({reason})", "a picture") from error
 
 
-def from_picture(pipe: Any) -> Any:
-    """Diffusers' pipeline from a picture to a picture that has the components of `pipe`.
+def from_picture(pipe: Any, masked: bool = False) -> Any:
+    """Diffusers' pipeline from a picture to a picture that has the components of `pipe`; `masked` paints a part of it.
 
     Raises:
         UnsupportedError: there is none.
     """
-    from diffusers import AutoPipelineForImage2Image
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
+    argument, auto = ("mask", AutoPipelineForInpainting) if masked else ("image", AutoPipelineForImage2Image)
     try:
-        return AutoPipelineForImage2Image.from_pipe(pipe)
+        return auto.from_pipe(pipe)
     except ValueError:
         name, want = type(pipe).__name__, "a pipeline of which diffusers has one for pictures"
-        raise UnsupportedError("image", f"given to a {name}", want) from None
+        raise UnsupportedError(argument, f"given to a {name}", want) from None
 
 
 def _dtype(class_name: str, config: Mapping[str, Any], act_dtype: str) -> str:

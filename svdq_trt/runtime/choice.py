@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import UnsupportedError, UsageError
@@ -46,8 +47,11 @@ class Opening:
     device: int = 0
     onnx_device: str = "auto"
 
-    def open(self, path: Path, in_tensorrt: bool) -> Runner:
-        """Open an engine folder, or without TensorRT an .onnx file too. Raises as Session or OnnxSession."""
+    def open(self, path: Path, in_tensorrt: bool, **more: Any) -> Runner:
+        """Open an engine folder, or without TensorRT an .onnx file too; `more` is for a Session.
+
+        Raises as Session or OnnxSession.
+        """
         if in_tensorrt:
             from svdq_trt.runtime.session import Session
 
@@ -56,6 +60,7 @@ class Opening:
                 allow_host_code=self.allow_host_code,
                 device=self.device,
                 allow_arch_mismatch=self.allow_arch_mismatch,
+                **more,
             )
         from svdq_trt.runtime.onnx_session import OnnxSession
 

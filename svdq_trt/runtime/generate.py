@@ -34,6 +34,7 @@ class Request:
         prompt, negative: the text, and what to keep away from. steps: of denoising. guidance: its scale.
         seed: of the first picture's noise; the next one's is one more. width, height: pixels. batch: pictures.
         image: file of a picture to start from. strength: share of the steps by which it is changed.
+        mask: file of a picture that is white where `image` is painted anew, and black where it stays.
     """
 
     prompt: str
@@ -46,6 +47,7 @@ class Request:
     batch: int = 1
     image: Path | None = None
     strength: float | None = None
+    mask: Path | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch", self.batch)):
@@ -55,8 +57,9 @@ class Request:
             raise UsageError("seed", str(self.seed), "0 to 2^62")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise UsageError("guidance", str(self.guidance), "a finite number")
-        if self.strength is not None and self.image is None:
-            raise UsageError("strength", "given alone", "an image with it")
+        for name in ("strength", "mask"):
+            if getattr(self, name) is not None and self.image is None:
+                raise UsageError(name, "given alone", "an image with it")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise UsageError("strength", str(self.strength), "above 0, at most 1")
 
@@ -68,10 +71,11 @@ class Request:
 
 @dataclass
 class Times:
-    """Seconds of each part of a picture, and how often its engines ran."""
+    """Seconds of each part of a picture, and how often its engines ran; `skipped` of the steps by a step cache."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
 
     def add(self, part: str, seconds: float) -> None:
         """Count one run."""
@@ -92,13 +96,14 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
 
     Raises:
         ArtifactError: a picture that cannot be read. Errors of `check`.
+        UsageError: a strength by which no step is left.
         ShapeError: more pictures than the engines take at once.
     """
     for request in requests:
         check(pipe, request)
     first = requests[0]
     kind, denoiser = _denoiser(pipe)
-    pipe = pipe if first.image is None else from_picture(pipe)
+    pipe = pipe if first.image is None else from_picture(pipe, masked=first.mask is not None)
     asked = _arguments(pipe, denoiser, first)
     if first.negative is not None:
         asked["negative_prompt"] = [request.negative for request in requests]
@@ -106,13 +111,21 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     asked["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
         asked["max_sequence_length"] = _t5_tokens(kind, denoiser)
-    times = Times()
+    times, skipped = Times(), getattr(denoiser.runner, "skipped", 0)
+    denoiser.restart()  # the last picture may have ended before its time
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]
     sessions = [module.runner for module in modules]
     try:
         for module in modules:
             module.runner = _Clocked(module.runner, _NAMES[type(module)], times)
-        return pipe([request.prompt for request in requests], **asked).images, times
+        images = pipe([request.prompt for request in requests], **asked).images
+        times.skipped = getattr(denoiser.runner, "skipped", 0) - skipped
+        return images, times
+    except ValueError as error:  # of diffusers, which says it in several ways
+        if first.image is not None and "steps" not in times.runs and (got := _no_step(pipe, asked)):
+            fix = "Raise strength or steps."
+            raise UsageError("strength", got, "one step at least", fix) from error
+        raise
     finally:
         for module, session in zip(modules, sessions, strict=True):
             module.runner = session
@@ -157,9 +170,18 @@ def _arguments(pipe: Any, denoiser: Denoiser, request: Request) -> dict[str, Any
     asked = call_arguments(pipe, denoiser.spec, height, width, frames, request.steps, request.guidance)
     if request.image is not None:
         asked["image"] = read_picture(request.image, (width, height))
+    if request.mask is not None:
+        asked["mask_image"] = read_picture(request.mask, (width, height))
     if request.strength is not None:
         asked["strength"] = request.strength
     return asked | {"num_images_per_prompt": request.batch}
+
+
+def _no_step(pipe: Any, asked: Mapping[str, Any]) -> str:
+    """Which share of a picture's steps is less than one, as some pipelines then run none; "" if it is not."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    strength, steps = (asked.get(n, parameters[n].default) for n in ("strength", "num_inference_steps"))
+    return f"{strength:g} of {steps} steps" if strength * steps < 1 else ""
 
 
 def _sizes(denoiser: Denoiser, index: int) -> dict[str, int]:
@@ -217,11 +239,14 @@ class _Clocked:
         self.inputs = runner.inputs
         self.device = getattr(runner, "device", "cpu")
 
-    def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+    def run(self, inputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """Run it."""
         self._settle()
         started = time.perf_counter()
-        outputs = self._runner.run(inputs)
+        outputs = self._runner.run(inputs, **more)
         self._settle()
         self._times.add(self._part, time.perf_counter() - started)
         return outputs

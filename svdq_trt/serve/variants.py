@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -60,7 +59,11 @@ def contents(engine: Path, serving: Serving) -> Contents:
         raise UsageError("--variant", f"'{serving.variant}'", f"one of {', '.join(VARIANTS)}")
     if serving.device not in DEVICES:
         raise UsageError("--device", f"'{serving.device}'", f"one of {', '.join(DEVICES)}")
-    slots = manifests.read(engine).lora_slots
+    data = manifests.read(engine)
+    if data.onnx.pieces:
+        got = "an engine with a step cache, which the server would share between requests"
+        raise UnsupportedError(str(engine), got, "one that was built without --step-cache")
+    slots = data.lora_slots
     if slots and serving.variant not in OURS:
         got = f"an engine with LoRA slots, which Triton's {serving.variant} backend does not fill"
         fix = "Use it, or build with --lora FILE instead of --lora-slots."
@@ -122,11 +125,14 @@ def _shared_mib(engine: Path, serving: Serving) -> int:
 
 
 def largest_request(engine: Path, serving: Serving) -> int:
-    """Bytes of all inputs and outputs in the largest request: of a pipeline, the bytes of the largest pictures."""
+    """Bytes of all inputs and outputs in the largest request: of a pipeline, those of the largest picture."""
     if serving.variant != "pipeline":
         return largest_bytes(manifests.read(engine))
-    (picture,) = manifests.read(engine / pipeline_file.read(engine).engines["vae_decoder"].folder).outputs
-    return math.prod(picture.shape.max)
+    with required_by("a pipeline in Triton"):
+        from svdq_trt.models import get_model
+    data = manifests.read(engine)
+    most = get_model(data.source).built_sizes(data, 2)  # the VAE's engine may take no more than a tile
+    return most["height"] * most["width"] * 3
 
 
 def _with_loras(engine: Path, made: Contents, loras: Sequence[ServedLora]) -> Contents:

@@ -8,7 +8,7 @@ import pytest
 
 from svdq_trt.artifact import pipeline_file
 from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
-from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.work import plan_work
 from svdq_trt.models import get_model
 from svdq_trt.models.pipelines import PipelineFolder
@@ -44,10 +44,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def work(folder, seed=0):
-    config = BuildConfig(
-        "sdxl-tiny", (89,), folder / "out", random_weights=seed, check=False, preset="fast", pipeline=folder
-    )
+def work(folder, seed=0, **options):
+    options = {"check": False, "preset": "fast", "pipeline": folder} | options
+    config = BuildConfig("sdxl-tiny", (89,), folder / "out", random_weights=seed, **options)
     return plan_work(config).pipeline
 
 
@@ -62,6 +61,15 @@ def test_parts_of_a_folder(folder):
     }
     assert [t.max for t in parts["vae_decoder"].inputs()] == [(1, 4, 256, 256)]  # one level alone: a pixel to a pixel
     assert [t.max for t in parts["text_encoder"].inputs()] == [(4, 77)]
+    tiles = {one.part.name: one.inputs()[0] for one in work(folder, vae_tile=128).parts}["vae_encoder"]
+    assert (tiles.min, tiles.opt, tiles.max) == ((1, 3, 1, 1), (1, 3, 128, 128), (1, 3, 128, 128))
+    wide = {"height": Range(64, 128, 128), "width": Range(128, 128, 256), "vae_tile": 128}
+    (tiles,) = (one.inputs()[0] for one in work(folder, **wide).parts if one.part.name == "vae_encoder")
+    assert tiles.min == (1, 3, 1, 1), "a picture of one tile's height has an edge too: the last quarter of it"
+    with pytest.raises(UsageError, match="--vae-tile: 100, want a multiple of 64"):
+        work(folder, vae_tile=100)
+    with pytest.raises(UsageError, match="--vae-tile: given alone, want --pipeline with it"):
+        work(folder, vae_tile=128, pipeline=None)
     assert set(found.files) == {
         "model_index.json",
         "vae/config.json",

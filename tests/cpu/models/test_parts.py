@@ -112,9 +112,11 @@ class Direct:
         self.graph, self.outputs = one.wrap(self.module), one.outputs
         profiles = SIZES.tensors(one.inputs, one.torch_dtype)
         self.inputs = [SimpleNamespace(name=p.name, dtype=p.dtype, max=(2, *p.max[1:])) for p in profiles]
+        self.ran = []  # shapes
 
     def run(self, inputs):
         assert all(len(value) <= 2 for value in inputs.values())
+        self.ran += [tuple(value.shape) for value in inputs.values()]
         found = self.graph(**inputs)
         return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
 
@@ -165,3 +167,20 @@ def test_autoencoder_decodes_and_encodes():
     assert stand_in.config.scaling_factor == 0.18215 and stand_in.config.force_upcast
     with pytest.raises(UnsupportedError, match=r"pipe\.vae\.enable_tiling: not part of an engine"):
         stand_in.enable_tiling()
+
+
+def test_larger_pictures_go_through_an_autoencoder_by_tiles():
+    runners = [Direct(one) for one in PARTS[3:]]
+    stand_in = Autoencoder(runners[0], "vae", full_config("AutoencoderKL", VAE), lambda: runners[1])
+    module, side, scale = runners[0].module, 64, 8
+    for runner, most in zip(runners, (side // scale, side), strict=True):
+        runner.inputs[0].max = (2, runner.inputs[0].max[1], most, most)
+    module.enable_tiling()
+    module.tile_sample_min_size, module.tile_latent_min_size = side, side // scale
+    images = torch.randn(3, 3, 136, 56)
+    want = module.encode(images).latent_dist.mode()
+    torch.testing.assert_close(stand_in.encode(images).latent_dist.mode(), want)
+    assert {shape[2:] for shape in runners[1].ran} == {(64, 56), (40, 56), (64, 8), (40, 8)}
+    latents = torch.randn(1, 4, 8, 13)
+    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
+    assert {shape[2:] for shape in runners[0].ran} == {(h, w) for h in (8, 2) for w in (8, 7, 1)}

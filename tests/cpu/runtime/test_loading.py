@@ -2,96 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-import shutil
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 
-from svdq_trt.artifact import manifest, pipeline_file
-from svdq_trt.artifact.entry import FileEntry
-from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
-from svdq_trt.base.errors import ArtifactError, UnsupportedError
-from svdq_trt.models import get_model
-from svdq_trt.models.pipelines import PipelineFolder
+from svdq_trt.artifact import pipeline_file
+from svdq_trt.artifact.pipeline_file import PipelineFile
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
+from svdq_trt.cli.run import _described
 from svdq_trt.runtime import loading
 from svdq_trt.runtime.generate import Request, generate
-from tests.harness import tiny_pipelines
+from tests.harness import module_engines, tiny_pipelines
 from tests.harness.manifests import file_entry, write_manifest
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
-ANY = 2**20  # sizes that nothing here exceeds
-TOKENS = 93  # of SD3: 77 of CLIP, 16 of T5
-KINDS = {
-    "StableDiffusionXLPipeline": ("sdxl-tiny", tiny_pipelines.sdxl_parts),
-    "FluxPipeline": ("flux1-tiny", tiny_pipelines.flux_parts),
-    "PixArtSigmaPipeline": ("pixart-tiny", tiny_pipelines.pixart_parts),
-    "StableDiffusion3Pipeline": ("sd3-tiny", tiny_pipelines.sd3_parts),
-}
-
-
-class Direct:
-    """A graph in torch as a runner with a manifest."""
-
-    def __init__(self, graph, ios, outputs, act, data):
-        self.graph, self.outputs, self.manifest, self.closed = graph, outputs, data, False
-        dtypes = {io.name: str(io.torch_dtype(act)).removeprefix("torch.") for io in ios}
-        self.inputs = [
-            SimpleNamespace(
-                name=io.name,
-                dtype=dtypes[io.name],
-                min=(1,) * len(io.dims),
-                max=(4 if io.has_batch else ANY, *(ANY,) * (len(io.dims) - 1)),
-            )
-            for io in ios
-        ]
-
-    @torch.no_grad()
-    def run(self, inputs):
-        found = self.graph(**inputs)
-        return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
-
-
-def engine_folder(folder, name):
-    """Manifest and a graph's file of an engine that is none."""
-    folder.mkdir(exist_ok=True)
-    (folder / "model.onnx").write_text(folder.name)
-    size = {"min": TOKENS, "opt": TOKENS, "max": TOKENS} if name == "sd3-tiny" else None
-    write_manifest(folder, model=name, onnx=file_entry(folder / "model.onnx"), config={"tokens": size})
-    return manifest.read(folder)
 
 
 def tiny(name, tmp_path, monkeypatch):
     """Diffusers' own pipeline, and the folder of the same models as engines."""
-    import diffusers
-
-    model, make = KINDS[name]
-    spec = get_model(model)
-    (tmp_path / "words" / "t5").mkdir(parents=True)
-    torch.manual_seed(1)
-    denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype).eval().requires_grad_(False)
-    own = getattr(diffusers, name)(**{spec.subfolder: denoiser}, **make(tmp_path / "words"))
-    own.set_progress_bar_config(disable=True)
-    own.save_pretrained(tmp_path / "own")
-    source, out = PipelineFolder.read(tmp_path / "own"), tmp_path / "engines"
-    files = source.copied_files()
-    for file in files:
-        (out / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tmp_path / "own" / file, out / file)
-    manifests = {spec.subfolder: engine_folder(out, model)}
-    module = copy.deepcopy(denoiser)
-    spec.family.prepare(module)
-    runners = {out: Direct(spec.wrap(module), spec.inputs, spec.outputs, spec.torch_dtype, manifests[spec.subfolder])}
-    for part in source.parts(spec.act_dtype, TOKENS if model == "sd3-tiny" else spec.profile.tokens[1]):
-        data = manifests[part.name] = engine_folder(out / part.name, part.class_name)
-        graph = part.wrap(copy.deepcopy(getattr(own, part.component)).to(part.torch_dtype))
-        runners[out / part.name] = Direct(graph, part.inputs, part.outputs, part.torch_dtype, data)
-    entries = {n: GraphEntry.of("." if n == spec.subfolder else n, data) for n, data in manifests.items()}
-    listed = tuple(FileEntry(**file_entry(out / file) | {"file": file}) for file in files)
-    pipeline_file.write(out, PipelineFile(pipeline=name, engines=entries, files=listed))
-    monkeypatch.setattr(loading.Opening, "open", lambda self, folder, in_tensorrt: runners[folder])
+    own, out, runners = module_engines.tiny(name, tmp_path)
+    monkeypatch.setattr(loading.Opening, "open", lambda self, folder, in_tensorrt, **of_session: runners[folder])
     return own, out
 
 
@@ -101,7 +31,7 @@ def psnr(want, got):
     return float(10 * np.log10(255**2 / max(np.mean((want - got) ** 2), 1e-9)))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", module_engines.KINDS)
 def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatch):
     own, out = tiny(name, tmp_path, monkeypatch)
     pipe = loading.load(out, runtime="onnx")
@@ -126,19 +56,24 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
     assert figures["spread"] > 1 and figures["same"] > 45 > 25 > figures["another seed"], figures
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline"])
-def test_a_picture_changes_as_in_diffusers_own_pipeline(name, tmp_path, monkeypatch):
-    from diffusers import AutoPipelineForImage2Image
+def test_a_picture_changes_as_in_diffusers_own_pipeline(name, masked, tmp_path, monkeypatch):
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
     own, out = tiny(name, tmp_path, monkeypatch)
     tiny_pipelines.picture(64, 64).save(tmp_path / "fox.png")
+    tiny_pipelines.picture(64, 64, mask=True).save(tmp_path / "mask.png")
     asked = {"width": 128, "height": 64, "steps": 4, "guidance": 4.0, "seed": 3}
+    asked |= {"mask": tmp_path / "mask.png"} if masked else {}
     pipe = loading.load(out, runtime="onnx")
     (got,), times = generate(pipe, Request("a fox", image=tmp_path / "fox.png", strength=0.5, **asked))
     assert times.runs["steps"] == 2 and got.size == (128, 64)
     call = {"image": tiny_pipelines.picture(64, 64).resize((128, 64)), "strength": 0.5, "num_inference_steps": 4}
-    call |= {"width": 128, "height": 64, "max_sequence_length": 16} if name == "FluxPipeline" else {}
-    own = AutoPipelineForImage2Image.from_pipe(own)
+    call |= {"width": 128, "height": 64} if masked or name == "FluxPipeline" else {}
+    call |= {"max_sequence_length": 16} if name == "FluxPipeline" else {}
+    call |= {"mask_image": tiny_pipelines.picture(64, 64, mask=True).resize((128, 64))} if masked else {}
+    own = (AutoPipelineForInpainting if masked else AutoPipelineForImage2Image).from_pipe(own)
     want, other = (
         own("a fox", generator=torch.Generator().manual_seed(s), guidance_scale=4.0, **call).images[0] for s in (3, 4)
     )
@@ -147,10 +82,46 @@ def test_a_picture_changes_as_in_diffusers_own_pipeline(name, tmp_path, monkeypa
     assert figures["same"] > 40 > 30 > figures["another seed"], figures
 
 
+def test_a_strength_of_less_than_a_step(tmp_path, monkeypatch):
+    """Stable Diffusion XL then has no step to run; FLUX.1 runs one."""
+    asked = {"image": tmp_path / "fox.png", "width": 64, "height": 64}
+    for name in ("fox", "mask"):
+        tiny_pipelines.picture(64, 64, mask=name == "mask").save(tmp_path / f"{name}.png")
+    pipe = loading.load(tiny("StableDiffusionXLPipeline", tmp_path / "sdxl", monkeypatch)[1], runtime="onnx")
+    for given, got in (
+        ({"steps": 2, "strength": 0.2}, "0.2 of 2 steps"),
+        ({"steps": 3}, "0.3 of 3 steps"),
+        ({"steps": 2, "strength": 0.2, "mask": tmp_path / "mask.png"}, "0.2 of 2 steps"),
+    ):
+        with pytest.raises(UsageError, match=f"strength: {got}, want one step at least"):
+            generate(pipe, Request("a fox", **asked, **given))
+    pipe = loading.load(tiny("FluxPipeline", tmp_path / "flux", monkeypatch)[1], runtime="onnx")
+    assert generate(pipe, Request("a fox", steps=2, strength=0.2, **asked))[1].runs["steps"] == 1
+
+
+def test_steps_that_a_step_cache_skips_are_counted(tmp_path, monkeypatch):
+    pipe = loading.load(tiny("PixArtSigmaPipeline", tmp_path, monkeypatch)[1], runtime="onnx")
+    session, told = pipe.transformer.runner, []
+    whole = session.run
+
+    def run(inputs, cache):
+        session.skipped += len(told) > 1
+        told.append(cache)
+        return whole(inputs)
+
+    session.step_cache, session.skipped, session.run = 0.1, 7, run
+    session.reset = lambda: told.append("reset")
+    _, times = generate(pipe, Request("a fox", steps=3, width=64, height=64))
+    assert told == ["reset", *[("", 0, ())] * 3, "reset"]
+    assert (times.runs["steps"], times.skipped) == (3, 2) and " 3 steps (1 computed) " in _described(times)
+
+
 def test_what_has_no_effect_is_refused(tmp_path, monkeypatch):
     pipe = loading.load(tiny("FluxPipeline", tmp_path, monkeypatch)[1], runtime="onnx")
     with pytest.raises(UnsupportedError, match="negative: given to a FluxPipeline, want no negative prompt"):
         generate(pipe, Request("a fox", negative="dogs"))
+    with pytest.raises(UsageError, match="mask: given alone, want an image with it"):
+        Request("a fox", mask=tmp_path / "mask.png")
     (tmp_path / "fox.png").write_text("no picture")
     with pytest.raises(ArtifactError, match=r"fox\.png: cannot be read \(.*\), want a picture"):
         generate(pipe, Request("a fox", image=tmp_path / "fox.png"))
@@ -160,6 +131,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
     _, out = tiny("PixArtSigmaPipeline", tmp_path, monkeypatch)
     with pytest.raises(UnsupportedError, match="image: given to a PixArtSigmaPipeline, want a pipeline of which"):
         generate(loading.load(out, runtime="onnx"), Request("a fox", image=out / "fox.png"))
+    with pytest.raises(UsageError, match="weight_budget: given to engines that run in ONNX Runtime, want TensorRT"):
+        loading.load(out, runtime="onnx", weight_budget=0)
     file = next((out / "tokenizer").glob("*.json"))
     content = file.read_bytes()
     file.write_bytes(content + b" ")

@@ -20,6 +20,8 @@ from svdq_trt.serve.config import (
     shared_inputs,
     to_text,
 )
+from svdq_trt.serve.variants import largest_request
+from tests.harness.manifests import write_manifest
 from tests.harness.serve_toy import write_toy
 
 pb = pytest.importorskip("tritonclient.grpc.model_config_pb2")
@@ -140,6 +142,12 @@ def test_dtype_that_triton_lacks_is_refused(data):
 
 def test_largest_request(data):
     assert largest_bytes(data) == 4 * 32 * 2 + 4 * 4 + 4 * 32 * 2
+
+
+def test_largest_picture_is_not_that_of_a_tile(tmp_path):
+    sizes = {"min": 64, "opt": 128, "max": 2048}
+    write_manifest(tmp_path, config={"height": sizes, "width": sizes | {"max": 1024}})
+    assert largest_request(tmp_path, Serving("toy", "pipeline", "gpu")) == 2048 * 1024 * 3
 
 
 def test_without_tritonclient_the_extra_is_named(tmp_path):

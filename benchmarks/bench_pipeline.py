@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""A prompt to a picture: engines beside diffusers' own pipeline under torch.compile, each from a cold process.
+
+    python benchmarks/bench_pipeline.py folder sdxl /tmp/sdxl      # configurations and tokenizers, no weights
+    svdq-trt build --model sdxl --arch sm_90 --random-weights 0 --preset fast --no-check --pipeline /tmp/sdxl
+    python benchmarks/bench_pipeline.py plans engines/sdxl-sm_90   # where TensorRT does not list the GPU
+    python benchmarks/bench_pipeline.py time engines/sdxl-sm_90 --steps 30 --guidance 7 --rival compile
+
+Needs a GPU and a TensorRT that runs on it. Weights are random in both, so the pictures are noise. Measured are the
+seconds from the start of the process to the first picture, the median of further pictures, and the most GPU memory in
+use. The rival's clock starts when its weights are on the GPU, so that no disk is measured; the engines' with their
+process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+#: of the denoiser: its repeated blocks, as diffusers names them, or the whole with CUDA graphs
+RIVALS = {"compile": "", "compile-graphs": "reduce-overhead"}
+
+
+def main() -> int:
+    args = _arguments()
+    if args.command == "folder":
+        from pipeline_bench.folder import write
+
+        write(args.model, args.folder)
+        return 0
+    if args.command == "plans":
+        from pipeline_bench.plans import make
+
+        make(args.engine)
+        return 0
+    if args.command == "job":
+        return _run_job(args.job)
+    from bench_options import need_gpu
+
+    need_gpu()
+    work = Path(tempfile.mkdtemp(prefix="svdq-bench-"))
+    request = {name: getattr(args, name) for name in ("prompt", "steps", "guidance", "height", "width")}
+    common = {"folder": str(args.engine), "request": request, "pictures": args.pictures}
+    names = ("allow_host_code", "allow_arch_mismatch", "weight_budget", "cuda_graph")
+    found = {"engines": _job(work, "engines", common | {"allow": {name: getattr(args, name) for name in names}})}
+    for rival in args.rival:
+        found[rival] = _job(work, "compiled", common | {"mode": RIVALS[rival]})
+    if args.out:
+        args.out.write_text(json.dumps({"request": request} | found, indent=1) + "\n")
+    _print(found)
+    return 0 if all(found.values()) else 1
+
+
+def _job(work: Path, kind: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Run a contender in a process of its own; its result, empty where it failed."""
+    path = work / f"{kind}.json"
+    path.write_text(json.dumps(job | {"kind": kind, "out": str(work / kind), "started": time.time()}))
+    done = subprocess.run([sys.executable, __file__, "job", path])
+    result = path.with_suffix(".result")
+    found: dict[str, Any] = json.loads(result.read_text()) if done.returncode == 0 else {}
+    return found
+
+
+def _run_job(path: Path) -> int:
+    from pipeline_bench import contenders
+
+    job = json.loads(path.read_text())
+    path.with_suffix(".result").write_text(json.dumps(getattr(contenders, job["kind"])(job)))
+    return 0
+
+
+def _print(found: dict[str, dict[str, Any]]) -> None:
+    ours = found["engines"]
+    print(f"{'':16} {'first':>8} {'picture':>8} s  GPU GB   parts of a picture")
+    for name, one in found.items():
+        if not one:
+            print(f"{name:16} FAILED, see above")
+            continue
+        parts = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in one.get("parts_s", {}).items())
+        if name != "engines" and ours:
+            faster, share = one["picture_s"] / ours["picture_s"], ours["memory_bytes"] / one["memory_bytes"]
+            sooner = one["first_s"] / ours["first_s"]
+            parts = f"engines: {faster:.2f}x as fast, {share:.0%} of the memory, first picture {sooner:.2f}x as soon"
+        print(f"{name:16} {one['first_s']:8.2f} {one['picture_s']:8.3f}    {one['memory_bytes'] / 1e9:6.2f}   {parts}")
+
+
+def _arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = p.add_subparsers(dest="command", required=True)
+    folder = commands.add_parser("folder", help="write the folder of a published pipeline, without weights")
+    folder.add_argument("model", choices=("sdxl", "flux1-dev"))
+    folder.add_argument("folder", type=Path)
+    plans = commands.add_parser("plans", help="make plans for the GPU present that a build left out, by TensorRT-RTX")
+    plans.add_argument("engine", type=Path, help="folder of engines with pipeline.json")
+    t = commands.add_parser("time", help="time the engines of a pipeline, and rivals")
+    t.add_argument("engine", type=Path, help="folder of engines with pipeline.json")
+    t.add_argument("--prompt", default="a photo of a fox")
+    t.add_argument("--steps", type=int, default=30)
+    t.add_argument("--guidance", type=float, default=7.0)
+    t.add_argument("--height", type=int, default=1024)
+    t.add_argument("--width", type=int, default=1024)
+    t.add_argument("--pictures", type=int, default=3, metavar="N", help="after the first (default 3)")
+    t.add_argument("--rival", action="append", default=[], choices=tuple(RIVALS), help="diffusers' pipeline, compiled")
+    t.add_argument("--weight-budget", type=int, metavar="BYTES", help="of the denoiser's weights on the GPU")
+    t.add_argument("--no-graph", dest="cuda_graph", action="store_false", help="launch the engines' kernels one by one")
+    t.add_argument("--allow-host-code", action="store_true")
+    t.add_argument("--allow-arch-mismatch", action="store_true")
+    t.add_argument("--out", type=Path, metavar="JSON")
+    commands.add_parser("job").add_argument("job", type=Path)
+    return p.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""bench_pipeline.py's folders are pipelines that a build takes, of the published sizes; a GPU times them."""
+
+from __future__ import annotations
+
+import pytest
+from pipeline_bench.folder import PIPELINES, write
+
+from svdq_trt.build.config import BuildConfig
+from svdq_trt.build.pipeline_work import plan_pipeline
+from svdq_trt.build.sizes import Sizes
+from svdq_trt.models import get_model
+
+pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
+#: whole millions of parameters: SDXL's CLIP-L, CLIP-G and autoencoder as published; FLUX.1's T5 is built in 4 bits
+SIZES = {"sdxl": {"text_encoder": 123, "text_encoder_2": 694, "vae": 83}, "flux1-dev": {"text_encoder": 123, "vae": 83}}
+
+
+@pytest.mark.parametrize("model", PIPELINES)
+def test_folder_is_a_pipeline_of_the_published_size(model, tmp_path):
+    import torch
+
+    write(model, tmp_path)
+    quantize = {"quantize_t5": True} if model == "flux1-dev" else {}
+    config = BuildConfig(model, ("sm_90",), tmp_path / "out", random_weights=0, pipeline=tmp_path, **quantize)
+    spec = get_model(model)
+    work = plan_pipeline(config, spec, Sizes({name: getattr(spec.profile, name) for name in vars(spec.profile)}))
+    found = {}
+    with torch.device("meta"):
+        for one in work.parts:
+            found[one.part.component] = sum(p.numel() for p in one.part.build().parameters()) // 1_000_000
+    assert found == SIZES[model]
+    assert {name: build.model for name, build in work.quantized.items()} == (
+        {"text_encoder_2": "t5-xxl"} if quantize else {}
+    )
