@@ -109,7 +109,8 @@ def quantize_model(
         "device": device.type,
         **(notes or {}),
     }
-    svdq_file.save_streamed(out, module.state_dict(), read or _nothing_on_meta, meta, nodes)
+    first, source = _first_names(module), read or _nothing_on_meta
+    svdq_file.save_streamed(out, module.state_dict(), lambda name: source(first[name]), meta, nodes)
     shutil.rmtree(partial.parent)
     return nodes
 
@@ -117,6 +118,12 @@ def quantize_model(
 def top_rank(rank: int | Mapping[str, int]) -> int:
     """The one number that says a model's rank: R asked for, or the largest of the nodes' own."""
     return rank if isinstance(rank, int) else max(rank.values(), default=0)
+
+
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Every name of a tensor -> its first, by which it is read: what two modules share, as T5's words, has two."""
+    seen: dict[int, str] = {}
+    return {name: seen.setdefault(id(t), name) for name, t in module.state_dict(keep_vars=True).items()}
 
 
 def _nothing_on_meta(name: str) -> Tensor:

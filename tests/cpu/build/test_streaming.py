@@ -26,7 +26,7 @@ def stage(name, out) -> Quantize:
     return Quantize(calibrate, "int4", 16, None, "fast", out=out / "svdq.safetensors")
 
 
-@pytest.mark.parametrize("name", ["flux1-tiny", "pixart-tiny"])
+@pytest.mark.parametrize("name", ["flux1-tiny", "pixart-tiny", "t5-tiny"])
 def test_streamed_artifact_is_the_resident_one(name, tmp_path, monkeypatch):
     resident, streamed = tmp_path / "resident", tmp_path / "streamed"
     monkeypatch.setattr(model_source, "_STREAM_BYTES", 1 << 60)
