@@ -20,7 +20,11 @@ from tests.harness.builds import SharedEngines
 HERE = Path(__file__).parent
 NEEDS = ("gpu", "trt", "serve")
 #: folder -> group: those in cpu/ share session fixtures that take long to make, and of GPUs there may be one
-GROUPS = {"cpu/emulation": "emulation", "cpu/interop": "interop", "cpu/lora": "lora", "gpu": "gpu", "trt": "gpu"}
+GROUPS = {
+    **{f"cpu/{name}": name for name in ("cpp", "emulation", "interop", "lora")},
+    "gpu": "gpu",
+    "trt": "gpu",
+}
 
 
 @pytest.fixture(scope="session")

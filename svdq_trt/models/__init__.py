@@ -100,7 +100,7 @@ _WITH_CONTROLNET = {spec.name: spec for spec in (spec.with_controlnet() for spec
 
 TWINS = tuple(spec.name for spec in MODELS.values() if not spec.twin)
 #: twins that every test run builds and compares with 16 bit, and for which archs (tests/e2e/test_twins.py)
-BUILT_TWINS = tuple(spec.name for spec in (SDXL_TINY, FLUX_TINY, PIXART_TINY, SANA_TINY))
+BUILT_TWINS = tuple(spec.name for spec in (SDXL_TINY, FLUX_TINY))
 TWIN_ARCHS = (89, 120)
 
 __all__ = [

@@ -11,6 +11,7 @@ from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.sensitivity import Sensitivity
 from tests.harness.builds import some_minutes, svdq
 
+pytestmark = some_minutes
 WEIGHTS = ["--model", "sdxl-tiny", "--random-weights", "0", "--preset", "fast"]
 
 
@@ -54,7 +55,6 @@ def test_auto_beats_one_rank_at_its_bytes(built):
     assert auto["quantized_weight_bytes"] < 1.02 * uniform["quantized_weight_bytes"]
 
 
-@some_minutes
 def test_same_again_is_reused_and_another_budget_is_not(built):
     out, scan, _, size = built
     args = ["--rank", "auto", "--budget-bytes", str(size), "--sensitivity", str(scan)]
