@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.harness.builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way
+from tests.harness.builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way, some_minutes
 
 
+@some_minutes
 def test_killed_build_leaves_no_plan_and_resumes_with_its_options(tmp_path):
     """Rank 0, skipped layers, a user's calibration inputs and another format, in one build."""
     from safetensors.torch import save_file
