@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from svdq_export.passes.constants import integers
+
 _INT64 = ir.TensorType(ir.DataType.INT64)
 _MASK, _ROWS = 3, 2  # place of the mask among Attention's inputs, and of the rows in q [B, H, L, D]
 
@@ -37,10 +39,7 @@ def _expanded(node: ir.Node, q: ir.Value, mask: ir.Value, rows: int | ir.Symboli
         return out
 
     def ones(count: int, name: str) -> ir.Value:
-        value = ir.Value(name=f"{node.name}_{name}", type=_INT64, shape=ir.Shape([count]))
-        value.const_value = ir.tensor(np.ones(count, np.int64), name=value.name)
-        graph.register_initializer(value)
-        return value
+        return integers(graph, f"{node.name}_{name}", np.ones(count))
 
     length = add("Shape", [q], "rows", _INT64, start=_ROWS, end=_ROWS + 1)
     parts = [ones(rank - 2, "before"), length, ones(1, "behind")]

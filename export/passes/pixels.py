@@ -5,8 +5,9 @@ A node in the place of a convolution of 1 x 1 gives channels last; the model wan
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
+
+from svdq_export.passes.constants import integers
 
 
 def pixels_to_tokens(model: ir.Model) -> int:
@@ -54,9 +55,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     first = flat.inputs[0].producer()  # type: ignore[union-attr]
     out = node.outputs[0]
     assert first is not None and out.shape is not None and isinstance(out.shape[2], int)
-    shape = ir.tensor(np.array([0, -1, out.shape[2]], np.int64), name=f"{out.name}_shape")
-    constant = ir.Value(name=shape.name, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape((3,)), const_value=shape)
-    graph.register_initializer(constant)
+    constant = integers(graph, f"{out.name}_shape", [0, -1, out.shape[2]])
     reshape = ir.node("Reshape", [first.inputs[0], constant], name=node.name)
     reshape.metadata_props.update(node.metadata_props)
     new = reshape.outputs[0]

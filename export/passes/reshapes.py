@@ -6,9 +6,10 @@ unknown to have to do with the input's, and attention needs its head's size.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
+
+from svdq_export.passes.constants import integers
 
 
 def state_known_sizes(model: ir.Model) -> int:
@@ -22,7 +23,9 @@ def state_known_sizes(model: ir.Model) -> int:
         known = [i for i, one in enumerate(target.inputs) if _is_open(one) and isinstance(sizes[i], int)]
         if not known:
             continue
-        parts = [_size(node, i, sizes[i]) if i in known else one for i, one in enumerate(target.inputs)]
+        parts = list(target.inputs)
+        for i in known:
+            parts[i] = integers(model.graph, f"{node.name}_size_{i}", [sizes[i]])
         stated = ir.node("Concat", parts, attributes={"axis": 0}, name=f"{node.name}_sizes")
         stated.outputs[0].name, stated.outputs[0].type = stated.name, target.outputs[0].type
         model.graph.insert_before(node, stated)
@@ -35,12 +38,3 @@ def state_known_sizes(model: ir.Model) -> int:
 def _is_open(value: ir.Value | None) -> bool:
     """Whether it is the constant [-1]."""
     return value is not None and value.const_value is not None and value.const_value.numpy().tolist() == [-1]
-
-
-def _size(node: ir.Node, axis: int, size: int | ir.SymbolicDim) -> ir.Value:
-    """The constant [size], for an axis of a Reshape."""
-    assert node.graph is not None
-    value = ir.Value(name=f"{node.name}_size_{axis}", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
-    value.const_value = ir.tensor(np.array([size], np.int64), name=value.name)
-    node.graph.register_initializer(value)
-    return value

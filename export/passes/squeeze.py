@@ -6,8 +6,9 @@ an error in ONNX. Such a Squeeze is dropped.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
+
+from svdq_export.passes.constants import integers
 
 
 def squeeze_to_reshape(model: ir.Model) -> int:
@@ -70,15 +71,7 @@ def _axes(node: ir.Node, rank: int) -> set[int] | None:
 
 def _replace(graph: ir.Graph, node: ir.Node, target: list[int]) -> None:
     out = node.outputs[0]
-    name = f"{out.name}_{'shape' if target else 'index'}"
-    array = np.array(target if target else 0, np.int64)
-    constant = ir.Value(
-        name=name,
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape(array.shape),
-        const_value=ir.tensor(array, name=name),
-    )
-    graph.register_initializer(constant)
+    constant = integers(graph, f"{out.name}_{'shape' if target else 'index'}", target if target else 0)
     reshape = ir.node("Reshape" if target else "Gather", [node.inputs[0], constant], name=node.name)
     reshape.metadata_props.update(node.metadata_props)
     new = reshape.outputs[0]
