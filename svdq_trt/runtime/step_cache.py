@@ -18,9 +18,10 @@ from svdq_trt.runtime.shapes import Shapes, is_tensor
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of a computed step: r, x2 - x1, and the shapes of the model's inputs."""
+    """Of a computed step: r and its size, x2 - x1, and the shapes of the model's inputs."""
 
     residual: Any
+    size: float
     change: Any
     shapes: Shapes
 
@@ -48,12 +49,12 @@ class StepCache:
             residual: r. Like x1 it may be memory that the next step overwrites.
         """
         kept = self._kept.get(cache)
-        if kept is not None and kept.shapes == shapes and _change(residual, kept.residual) <= self.threshold:
+        if kept is not None and kept.shapes == shapes and _is_near(residual, kept, self.threshold):
             self.skipped += 1
             return x1 + kept.change
         x2 = compute()
         copy = residual.clone() if is_tensor(residual) else residual.copy()
-        self._kept[cache] = _Kept(copy, x2 - x1, shapes)
+        self._kept[cache] = _Kept(copy, _size(copy), x2 - x1, shapes)
         return x2
 
 
@@ -99,11 +100,12 @@ class StepCached:
         return self._steps
 
 
-def _change(residual: Any, last: Any) -> float:
-    """Relative change of a residual; NaN where it has one, or where there was none."""
-    change, size = (float(_float32(abs(value)).mean()) for value in (residual - last, last))
-    return change / size if size else math.nan
+def _is_near(residual: Any, last: _Kept, threshold: float) -> bool:
+    """Whether the residual changed by at most that, relatively; never where one has a NaN, or the last was zero."""
+    return bool(last.size) and _size(residual - last.residual) / last.size <= threshold
 
 
-def _float32(value: Any) -> Any:
-    return value.float() if is_tensor(value) else value.astype("float32")
+def _size(value: Any) -> float:
+    """The mean of |value|, in float32; of a tensor on a GPU the host waits for it."""
+    value = abs(value)
+    return float((value.float() if is_tensor(value) else value.astype("float32")).mean())
