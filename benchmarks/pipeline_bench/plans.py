@@ -9,12 +9,10 @@ from pathlib import Path
 from engine_bench.make import Here
 
 from svdq_trt.artifact import manifest, pipeline_file
-from svdq_trt.artifact.manifest import BackendEntry, PlanEntry
-from svdq_trt.build.stages.plan import FILE, Planned, with_plan
+from svdq_trt.build.stages.plan import Plan, with_plan
 from svdq_trt.contract.archs import parse_arch
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import available
-from svdq_trt.engine.build import build_plan
 
 
 def make(folder: Path) -> None:
@@ -28,20 +26,17 @@ def make(folder: Path) -> None:
 def _make(folder: Path) -> int:
     data = manifest.read(folder)
     (found, *_) = available("tensorrt-rtx")
-    backend, library = Here(found.name, found.module), None
-    if data.quantized:
-        library = plugin_lib.load_into(backend.module)
-    streaming = data.options.weight_streaming
-    profiles = [tensor.profile for tensor in data.inputs]
-    onnx, plan = folder / data.onnx.file, folder / FILE
-    info = build_plan(
-        backend, onnx, parse_arch(data.arch), profiles, plan, lambda *_: None, library and library.path, streaming
+    backend, library = Here(found.name, found.module), plugin_lib.find() if data.quantized else None
+    stage = Plan.of(
+        folder,
+        "",
+        parse_arch(data.arch),
+        backend,
+        tuple(tensor.profile for tensor in data.inputs),
+        library,
+        data.options.weight_streaming,
+        tuple(piece.file for piece in data.onnx.pieces),
     )
-    planned = Planned(
-        PlanEntry(FILE, info.bytes, info.sha256, streaming),
-        BackendEntry(backend.name, backend.version),
-        tuple(info.plugin_layers),
-        info.notes,
-    )
+    planned = stage.run_by(backend, lambda *_: None)
     manifest.write(folder, with_plan(data, planned, library))
-    return info.bytes
+    return planned.plan.bytes

@@ -89,13 +89,18 @@ class Plan(Stage[Planned]):
         return PIECE_FILES if self.pieces else (FILE,)
 
     def run(self, progress: Progress) -> Planned:
-        """Build the plan, or one of each piece."""
+        """Build the plan, or one of each piece, by the TensorRT that is named."""
+        from svdq_trt.engine.backend import select
+
+        return self.run_by(select(self.backend, self.arch), progress)
+
+    def run_by(self, backend: Backend, progress: Progress) -> Planned:
+        """Build by a TensorRT that is at hand."""
         from svdq_trt.build.piece_profiles import piece_profiles
         from svdq_trt.engine import plugin_lib
-        from svdq_trt.engine.backend import select
         from svdq_trt.engine.build import build_plan
 
-        backend, library = select(self.backend, self.arch), None if self.plugin is None else self.plugin.path
+        library = None if self.plugin is None else self.plugin.path
         if library is not None:
             progress(0, 1, "loading the plugin")
             plugin_lib.load_into(backend.module, library)
