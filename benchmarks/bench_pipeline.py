@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 #: of the denoiser: its repeated blocks, as diffusers names them, or the whole with CUDA graphs
-RIVALS = {"compile": "", "compile-graphs": "reduce-overhead"}
+RIVALS = {"compile": None, "compile-graphs": "reduce-overhead"}
 
 
 def main() -> int:

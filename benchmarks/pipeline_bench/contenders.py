@@ -14,7 +14,7 @@ from PIL.Image import Image
 
 from svdq_trt.artifact import manifest
 from svdq_trt.bench.clock import CudaClock
-from svdq_trt.bench.compiled import random_module
+from svdq_trt.bench.compiled import compile_module, random_module
 from svdq_trt.models import get_model
 from svdq_trt.models.parts import GRAPHS
 from svdq_trt.models.pipelines import PipelineFolder, call_arguments
@@ -90,11 +90,7 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
                 components[name] = _from_files(class_name, folder / name)
         pipe = getattr(diffusers, source.kind.class_name)(**components)
         pipe.set_progress_bar_config(disable=True)
-        denoiser = components[source.kind.denoiser]
-        if job["mode"] or not denoiser._repeated_blocks:
-            denoiser.compile(mode=job["mode"] or None)
-        else:
-            denoiser.compile_repeated_blocks()
+        compile_module(components[source.kind.denoiser], job["mode"])
         components["vae"].decoder.compile()
         torch.cuda.synchronize()
         given = dict(job["request"])

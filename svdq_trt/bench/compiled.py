@@ -65,6 +65,14 @@ def random_module(spec: ModelSpec, fp8: bool, device: str) -> nn.Module:
     return nn.Module.to(module, device)
 
 
+def compile_module(module: Any, mode: str | None = None) -> None:
+    """Compile what diffusers says is repeated in its module, or the whole, which a mode of torch.compile asks for."""
+    if mode is None and module._repeated_blocks:
+        module.compile_repeated_blocks()
+    else:
+        module.compile(mode=mode)
+
+
 class TorchContender:
     """diffusers' module. Where its class names the repeated blocks these are compiled, once each, else the whole.
 
@@ -102,10 +110,7 @@ class TorchContender:
         torch.cuda.reset_peak_memory_stats(self._clock.device)
         before, started = self._clock.used_bytes(), self._clock.now()
         module: Any = random_module(self._spec, self._fp8, self._clock.device)
-        if module._repeated_blocks:
-            module.compile_repeated_blocks()
-        else:
-            module.compile()
+        compile_module(module)
         arguments = self._spec.family.arguments(dict(self._feed()))
 
         def run() -> Tensor:
