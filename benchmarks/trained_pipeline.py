@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from trained import jobs
@@ -107,16 +108,12 @@ def _one(args: argparse.Namespace, name: str) -> None:
     if args.stage != "train" and name != VAE:
         from trained.gallery import gallery
 
-        gallery(
-            PIPELINES[name],
-            args.work,
-            args.out,
-            count=args.prompts,
-            steps=args.sampler_steps,
-            device=args.device,
-            engines=args.engines,
-            preset=args.preset,
-        )
+        gallery(PIPELINES[name], args.work, args.out, engines=args.engines, **_of_pictures(args))
+
+
+def _of_pictures(args: argparse.Namespace) -> dict[str, Any]:
+    """What `gallery` and `step_cache` are told by keywords."""
+    return {"count": args.prompts, "steps": args.sampler_steps, "device": args.device, "preset": args.preset}
 
 
 def _step_cache(args: argparse.Namespace) -> None:
@@ -124,15 +121,7 @@ def _step_cache(args: argparse.Namespace) -> None:
     from trained.publish import SUFFIX
     from trained.step_cache import step_cache
 
-    step_cache(
-        PIPELINES[FLUX],
-        args.work,
-        args.out,
-        count=args.prompts,
-        steps=args.sampler_steps,
-        device=args.device,
-        preset=args.preset,
-    )
+    step_cache(PIPELINES[FLUX], args.work, args.out, **_of_pictures(args))
     report(args.out, FLUX + SUFFIX)
 
 
