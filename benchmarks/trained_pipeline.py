@@ -39,7 +39,7 @@ from trained.train import MODES, prepare
 
 VAE, FLUX = "vae", "flux1-shapes"
 EFFORTS = {
-    VAE: Effort(seconds=60, batch=64, lr=2e-3),
+    VAE: Effort(seconds=70, batch=32, lr=2e-3),
     "sdxl-shapes": Effort(seconds=90, batch=256, lr=8e-4),
     "flux1-shapes": Effort(seconds=90, batch=256, lr=1e-3),
 }

@@ -22,7 +22,7 @@ from trained.train import fit
 RECORD = "training.json"  # in each folder
 DRAWN = 256  # pictures drawn and encoded at once
 LORA_RANK = 16
-WEIGHT_OF_KL = 1e-3
+WEIGHT_OF_SQUARES, WEIGHT_OF_KL = 4, 1e-4  # beside the absolute error, which alone lets small objects lose their hue
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def loss_of_pictures(vae: Any, effort: Effort) -> Callable[[], Tensor]:
         latents = vae.encode(pictures).latent_dist
         again = vae.decode(latents.mean + latents.std * torch.randn_like(latents.std)).sample
         kl = (latents.mean.square() + latents.var - 1 - latents.logvar).mean() / 2
-        return (again.float() - pictures).abs().mean() + WEIGHT_OF_KL * kl
+        error = again.float() - pictures
+        return error.abs().mean() + WEIGHT_OF_SQUARES * error.square().mean() + WEIGHT_OF_KL * kl
 
     return loss
 
