@@ -6,6 +6,8 @@ Everything that can go wrong because of an input (arguments, checkpoints, files,
 
 from __future__ import annotations
 
+from typing import Any
+
 from svdq_trt.base.terminal import quoted
 
 EXIT_OK = 0
@@ -31,6 +33,9 @@ class SvdqError(Exception):
     def __init__(self, where: str, got: str, want: str, fix: str = "") -> None:
         self.where, self.got, self.want, self.fix = where, got, want, fix
         super().__init__(quoted(f"{where}: {got}, want {want}." + (f" {fix}" if fix else "")))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.where, self.got, self.want, self.fix)
 
 
 class UsageError(SvdqError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import sys
 import textwrap
 
@@ -105,3 +106,8 @@ def test_way_out_of_lack_of_memory_is_one_that_the_stage_has():
 def test_unknown_error_type_from_a_child_is_still_a_user_error():
     error = rebuild_error({"type": "os", "where": "w", "got": "g", "want": "x", "fix": ""})
     assert type(error) is SvdqError
+
+
+def test_an_error_goes_through_a_pool_as_it_is():
+    error = pickle.loads(pickle.dumps(ArtifactError("model.plan", "missing", "a plan", "Build it.")))
+    assert (type(error), str(error)) == (ArtifactError, "model.plan: missing, want a plan. Build it.")
