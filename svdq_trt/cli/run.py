@@ -78,9 +78,11 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() != ".png":
         raise UsageError("--out", f"'{args.out}'", "a .png file")
     with required_by("svdq-trt run"):
+        from svdq_trt.artifact import manifest
         from svdq_trt.models.denoiser import attached
         from svdq_trt.runtime.generate import Request, generate
         from svdq_trt.runtime.loading import load
+        from svdq_trt.runtime.step_cache import check_step_cache
 
     request = Request(
         args.prompt,
@@ -97,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
     )
     loras = [(lora.path, lora.strength) for lora in _loras(args.lora)]
     budget = None if args.weight_budget is None else parse_bytes("--weight-budget", args.weight_budget)
+    if args.step_cache:
+        check_step_cache(args.step_cache, in_pieces=bool(manifest.read(args.engine).onnx.pieces))
     started = time.perf_counter()
     pipe: Any = load(args.engine, runtime=args.runtime, weight_budget=budget, **opening(args))
     say(f"engines opened in {time.perf_counter() - started:.1f} s", file=sys.stderr)

@@ -58,6 +58,20 @@ class StepCache:
         return x2
 
 
+def check_step_cache(threshold: float, in_pieces: bool) -> None:
+    """Check what is asked of an engine's step cache.
+
+    Raises:
+        UnsupportedError: a threshold for an engine that was built without --step-cache, and so is in one piece.
+        UsageError: one below 0, or no number.
+    """
+    if not (math.isfinite(threshold) and threshold >= 0):
+        raise UsageError("step_cache", str(threshold), "a number from 0 on, such as 0.1")
+    if threshold and not in_pieces:
+        got, want = "an engine in one piece", "one that was built with --step-cache"
+        raise UnsupportedError("step_cache", got, want, "Build it again with it.")
+
+
 class StepCached:
     """What a session offers of its step cache; `_steps` is None where the engine is in one piece."""
 
@@ -68,15 +82,13 @@ class StepCached:
         """The largest relative change of the first block's residual at which a step is skipped; 0: none is.
 
         Raises:
-            UnsupportedError: set for an engine that was built without --step-cache.
-            UsageError: set to a number below 0, or none.
+            UnsupportedError, UsageError: set to what `check_step_cache` refuses.
         """
         return 0.0 if self._steps is None else self._steps.threshold
 
     @step_cache.setter
     def step_cache(self, threshold: float) -> None:
-        if not (math.isfinite(threshold) and threshold >= 0):
-            raise UsageError("step_cache", str(threshold), "a number from 0 on, such as 0.1")
+        check_step_cache(threshold, in_pieces=self._steps is not None)
         if threshold or self.step_cache:
             steps = self._cached_steps()
             steps.threshold, steps.skipped = float(threshold), 0
@@ -93,10 +105,8 @@ class StepCached:
             self._steps.reset()
 
     def _cached_steps(self) -> StepCache:
-        """The cache. Raises UnsupportedError: there is none."""
-        if self._steps is None:
-            got, want = "an engine in one piece", "one that was built with --step-cache"
-            raise UnsupportedError("step_cache", got, want, "Build it again with it.")
+        """The cache of an engine in pieces."""
+        assert self._steps is not None
         return self._steps
 
 

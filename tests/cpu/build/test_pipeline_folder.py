@@ -7,7 +7,7 @@ import json
 import pytest
 
 from svdq_trt.artifact import pipeline_file
-from svdq_trt.base.errors import ArtifactError, SvdqError, UsageError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.work import plan_work
 from svdq_trt.models import get_model
@@ -154,3 +154,13 @@ def test_options_of_run_that_make_no_sense(words, text, tmp_path):
 
     with pytest.raises(UsageError, match=text):
         run(parse(["run", str(tmp_path), "--prompt", "a fox", *words]))
+
+
+@pytest.mark.parametrize("threshold,error", [("0.1", UnsupportedError), ("-1", UsageError), ("nan", UsageError)])
+def test_a_step_cache_is_checked_before_an_engine_is_opened(threshold, error, tmp_path):
+    from svdq_trt.cli import parse
+    from svdq_trt.cli.run import run
+
+    write_manifest(tmp_path)
+    with pytest.raises(error, match="step_cache: "):
+        run(parse(["run", str(tmp_path), "--prompt", "a fox", "--step-cache", threshold]))
