@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from svdq_trt.base.errors import UsageError
 from svdq_trt.runtime.device import DeviceMemory
 
 
@@ -25,6 +26,18 @@ class SharedActivations:
     def __init__(self) -> None:
         self.buffer: Any = None
         self.bytes = self.number = 0
+        self._device: int | None = None  # CUDA's index of the sessions' GPU
+
+    def join(self, device: int) -> None:
+        """Let a session on that CUDA device in. Raises UsageError: those before it are on another."""
+        if self._device not in (None, device):
+            raise UsageError(
+                "activations",
+                f"shared by sessions on cuda:{self._device} and cuda:{device}",
+                "sessions on one GPU",
+                "Make a SharedActivations for each.",
+            )
+        self._device = device
 
     def reserve(self, memory: DeviceMemory, count: int) -> None:
         """Make sure that there are `count` bytes; `memory` is a session's, current by `running`."""

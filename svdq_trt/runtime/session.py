@@ -63,7 +63,7 @@ class Session(StepCached):
             pieces of an engine with --step-cache share.
 
     Raises:
-        UsageError: a weight_budget below 0.
+        UsageError: a weight_budget below 0; activations of sessions on another GPU.
         ArtifactError, UnsupportedError, SvdqError: see opening.open_engine; nothing was deserialized for the
             first two.
     """
@@ -84,6 +84,8 @@ class Session(StepCached):
         folder = Path(engine_dir)
         if weight_budget is not None and weight_budget < 0:
             raise UsageError("weight_budget", f"{weight_budget} bytes", "0 or more")
+        if activations is not None:
+            activations.join(device)
         self._memory: DeviceMemory = open_device(memory, device)
         self.device, self.memory, self.cuda_graph = f"cuda:{device}", self._memory.kind, cuda_graph
         self._given: Shapes = {}  # of the inputs

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from svdq_trt.artifact import manifest
-from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.contract.step_cache import PIECES
 from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.models import get_model
@@ -108,6 +108,13 @@ def test_a_shared_buffer_that_is_too_small_is_freed_before_the_next(opened, monk
         opened(activations_of_each=512, activations=shared)
     assert torch.equal(one.run(feed(1))["out_hidden_states"], want), "it takes as much as it needs"
     assert shared.bytes == 256
+
+
+def test_sessions_on_two_gpus_share_no_memory(opened):
+    shared = SharedActivations()
+    opened(activations=shared, device=1)
+    with pytest.raises(UsageError, match="activations: shared by sessions on cuda:1 and cuda:0, want"):
+        opened(activations=shared)
 
 
 def test_needs_torch(opened):
