@@ -24,9 +24,10 @@ class HostMemory:
         buffers: all by address. captures: CUDA graphs that were made.
     """
 
-    kind, name, stream = "torch", "a CPU", 0
+    name, stream = "a CPU", 0
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "torch") -> None:
+        self.kind = kind
         self.buffers: dict[int, torch.Tensor] = {}
         self.captures = 0
 
@@ -61,7 +62,7 @@ class Engine:
     """ICudaEngine and IExecutionContext in one, of a graph whose sizes are fixed.
 
     Attributes:
-        runs: how often it ran. device_memory_size_v2: bytes that its activations take.
+        runs: how often it ran. addresses: of its tensors. device_memory_size_v2: bytes that its activations take.
     """
 
     def __init__(self, onnx: Path, memory: HostMemory, activations: int = 256) -> None:
@@ -71,7 +72,7 @@ class Engine:
         self._dtypes = {name: p.dtype for name, p in self._inputs.items()} | read_graph(onnx).outputs
         self._names = [*self._inputs, *self._outputs]
         self._given: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
+        self.addresses: dict[str, int] = {}
         self.num_io_tensors, self.runs = len(self._names), 0
         self.device_memory_size_v2, self._waits = activations, False
 
@@ -100,13 +101,13 @@ class Engine:
         return True
 
     def infer_shapes(self) -> list[str]:
-        return [name for name in self._inputs if name not in self._given]
+        return []  # all are fixed
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self._outputs[name]
 
     def set_tensor_address(self, name: str, address: int) -> None:
-        self._addresses[name] = address
+        self.addresses[name] = address
 
     def execute_async_v3(self, _stream: int) -> bool:
         assert not self._waits, "no memory for activations"
@@ -117,7 +118,7 @@ class Engine:
         return True
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self._memory.tensor(self._memory.buffers[self._addresses[name]], shape)
+        return self._memory.tensor(self._memory.buffers[self.addresses[name]], shape)
 
 
 MODULE = types.SimpleNamespace(

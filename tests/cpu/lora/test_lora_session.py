@@ -1,12 +1,13 @@
-"""Session's side of LoRA slots, on an engine that only records what it is given."""
+"""Session's side of LoRA slots, with ONNX Runtime in TensorRT's place."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from types import SimpleNamespace
 
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
@@ -15,6 +16,7 @@ from svdq_trt.lora.slots import FILE, Slot, SlotTable, save_table
 from svdq_trt.runtime import lora
 from svdq_trt.runtime import session as sessions
 from svdq_trt.runtime.lora import open_slots
+from tests.harness.fake_engine import MODULE, Engine, HostMemory
 from tests.harness.manifests import complete, file_entry
 
 ROWS = NodeRows("to_kv", {"to_k": 0, "to_v": 64}, 128, 64)
@@ -22,62 +24,11 @@ TABLE = SlotTable("sdxl-tiny", "float16", 16, (Slot(ROWS, 16, 32),), {"to_k": (6
 INPUTS = tuple(TABLE.input_names())
 
 
-class Memory:
-    """Device memory that is host memory, and a stream that is no stream."""
-
-    name, stream = "fake", 0
-
-    def __init__(self, kind="torch"):
-        self.kind = kind
-
-    @contextmanager
-    def running(self):
-        yield
-
-    def allocate(self, dtype, count):
-        return torch.zeros(count, dtype=getattr(torch, dtype))
-
-    def address(self, buffer):
-        return buffer.data_ptr()
-
-    def synchronize(self):
-        pass
-
-
-class Engine:
-    """x [1..4, 64] -> y, and the slots' inputs, of which only names are asked for."""
-
-    def __init__(self, extra):
-        self.names, self.addresses = ["x", *extra, "y"], {}
-        self.num_io_tensors = len(self.names)
-
-    def get_tensor_name(self, i):
-        return self.names[i]
-
-    def get_tensor_mode(self, name):
-        return "output" if name == "y" else "input"
-
-    def get_tensor_dtype(self, name):
-        return SimpleNamespace(name="HALF")
-
-    def get_tensor_profile_shape(self, name, index):
-        assert name == "x"  # static inputs have no range
-        return [(1, 64), (2, 64), (4, 64)]
-
-    def create_execution_context(self, strategy):
-        return self
-
-    def set_input_shape(self, name, shape):
-        return name == "x"
-
-    def infer_shapes(self):
-        return []
-
-    def get_tensor_shape(self, name):
-        return (4, 128)
-
-    def set_tensor_address(self, name, address):
-        self.addresses[name] = address
+def write_graph(path, extra):
+    """x [2, 64] -> y; of the slots' inputs only the names are asked for."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [2, 64]) for name in ("x", *extra, "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:-1], values[-1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
 @pytest.fixture
@@ -92,21 +43,20 @@ def opened(monkeypatch, folder):
     """Session(folder) with these inputs, this memory."""
 
     def open_session(extra=INPUTS, kind="torch", slots=True):
-        engine = Engine(extra)
-        modes = SimpleNamespace(INPUT="input", OUTPUT="output")
-        strategies = SimpleNamespace(STATIC="static")
-        trt = SimpleNamespace(TensorIOMode=modes, ExecutionContextAllocationStrategy=strategies)
+        write_graph(folder / "model.onnx", extra)
+        memory = HostMemory(kind)
+        engine = Engine(folder / "model.onnx", memory)
         lora_slots = file_entry(folder / FILE) if slots else {}
         result = SimpleNamespace(
             manifest=complete(lora_slots=lora_slots),
             seconds={},
-            backend=SimpleNamespace(module=trt, version="1"),
+            backend=SimpleNamespace(module=MODULE, version="1"),
             folder=folder,
             plans=(SimpleNamespace(file="model.plan", sha256=""),),
             engines=(engine,),
             logger=SimpleNamespace(errors=""),
         )
-        monkeypatch.setattr(sessions, "open_device", lambda memory, index: Memory(kind))
+        monkeypatch.setattr(sessions, "open_device", lambda *_: memory)
         monkeypatch.setattr(sessions, "open_engine", lambda *args, **more: result)
         monkeypatch.setattr(lora, "open_slots", lambda folder, manifest, device: open_slots(folder, manifest, "cpu"))
         return sessions.Session(folder, runtime_cache=False), engine
