@@ -239,7 +239,7 @@ def _load(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
     try:
         pipe = DiffusionPipeline.from_pretrained(
             folder,
-            torch_dtype=dtype,
+            dtype=dtype,
             variant=_variant(spec, folder),
             local_files_only=True,
             use_safetensors=True,  # no pickles

@@ -16,7 +16,7 @@ Pipe = TypeVar("Pipe")
 def attach(pipe: Pipe, session: Runner, *, keep_original: bool = True) -> Pipe:
     """Run `pipe` on `session`: its UNet or transformer is replaced, everything else stays as it is.
 
-        pipe = StableDiffusionXLPipeline.from_pretrained(path, unet=None, torch_dtype=torch.float16).to("cuda")
+        pipe = StableDiffusionXLPipeline.from_pretrained(path, unet=None, dtype=torch.float16).to("cuda")
         attach(pipe, Session("engines/sdxl-sm_89"))
         image = pipe("a photo of a fox").images[0]
 

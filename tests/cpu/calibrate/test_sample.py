@@ -71,7 +71,7 @@ def test_inputs_are_those_of_the_pipelines_own_run(folders, tmp_path):
     from diffusers import StableDiffusionXLPipeline
 
     _, tensors, _ = sampled(folders, "sdxl-tiny", tmp_path / "a.safetensors", samples=1, steps=2)
-    pipe = StableDiffusionXLPipeline.from_pretrained(folders["sdxl-tiny"], torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(folders["sdxl-tiny"], dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     seen = []
     pipe.unet.register_forward_pre_hook(lambda m, args, kw: seen.append((args, kw)), with_kwargs=True)
