@@ -88,7 +88,7 @@ def _engine(folder: Path, name: str, graph: Any, ios: Any, sizes: Sizes) -> Dire
         tensor_entry(p.name, p.dtype, *zip(p.min, p.opt, p.max, strict=True)) | {"axes": p.axes}
         for p in sizes.tensors(ios.inputs, ios.torch_dtype)
     ]
-    tokens = dict(zip(("min", "opt", "max"), sizes.profile["tokens"], strict=True))
-    onnx = file_entry(folder / "model.onnx")
-    write_manifest(folder, model=name, onnx=onnx, inputs=inputs, config={"tokens": tokens})
+    given = ("tokens", "height", "width")
+    config = {size: dict(zip(("min", "opt", "max"), sizes.profile[size], strict=True)) for size in given}
+    write_manifest(folder, model=name, onnx=file_entry(folder / "model.onnx"), inputs=inputs, config=config)
     return Direct(graph, ios.outputs, manifest.read(folder))

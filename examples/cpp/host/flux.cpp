@@ -1,4 +1,6 @@
 // FluxPipeline.
+#include <cmath>
+
 #include "numbers.h"
 #include "pipeline.h"
 #include "scheduler.h"
@@ -54,7 +56,7 @@ public:
         : parts_(folder, "transformer", kClasses,
                  {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "img_ids", "txt_ids",
                   "guidance"}),
-          size_(latent_size(parts_, request, kPatch)),
+          size_(latent_size(parts_, request, tuned(), kPatch)),
           guidance_(static_cast<float>(request.guidance.value_or(kGuidance))),
           type_(float_of(hidden().dtype)),
           scheduler_(parts_.scheduler(), parts_.scheduler_path(), request.steps.value_or(kSteps), shape()[1]),
@@ -66,6 +68,7 @@ public:
         }
         check_text("prompt", {clip_, t5_});
         check_shape(hidden(), shape());
+        check_decoder(parts_, size_);
         latents_ = noise_of(request, shape(), type_);
     }
 
@@ -86,6 +89,16 @@ public:
 
 private:
     Input const& hidden() const { return parts_.input("transformer", "hidden_states"); }
+    // The denoiser's profile has the number of tokens alone. A side that its build was told gives the other; those of
+    // its models are equal.
+    Sides tuned() const {
+        if (hidden().best.size() != 3) throw Error("transformer", "hidden_states of other sizes", "[batch, tokens, C]");
+        int64_t const scale = parts_.latent_scale(), latents = hidden().best[1] * kPatch * kPatch;
+        if (auto const height = parts_.tuned_pixels("height")) return {*height / scale, latents * scale / *height};
+        if (auto const width = parts_.tuned_pixels("width")) return {latents * scale / *width, *width / scale};
+        auto const side = static_cast<int64_t>(std::sqrt(latents));
+        return {side, side};
+    }
     // Of latents as tokens.
     std::vector<int64_t> shape() const {
         return {1, size_.height * size_.width / kPatch / kPatch, size_.channels * kPatch * kPatch};

@@ -8,6 +8,8 @@
 namespace svdq {
 namespace {
 
+constexpr int64_t kLargest = INT32_MAX;  // of a size: products of a few cannot overflow
+
 struct Seen {
     int64_t size;
     std::string owner;
@@ -17,6 +19,9 @@ std::vector<int64_t> sizes_of(Json const& shape, char const* bound, std::string 
     std::vector<int64_t> sizes;
     for (Json const& item : member_as<Json::array_t>(shape, bound, where)) {
         sizes.push_back(value_as<int64_t>(item, where));
+        if (sizes.back() < 0 || sizes.back() > kLargest) {
+            throw Error(where, "a size of " + std::to_string(sizes.back()), "0 to " + std::to_string(kLargest));
+        }
     }
     return sizes;
 }

@@ -26,7 +26,7 @@ void add_engines(std::map<std::string, std::string>& engines, std::string const&
 
 Parts::Parts(PipelineFolder const& folder, std::string const& denoiser, Classes const& classes,
              std::set<std::string> const& inputs)
-    : folder_(folder) {
+    : folder_(folder), denoiser_(denoiser) {
     std::map<std::string, std::string> engines{{denoiser, "."}};
     for (auto const& [component, known] : classes) {
         std::string const got = folder.class_of(component);
@@ -82,6 +82,24 @@ float Parts::scaling_factor() const {
     return static_cast<float>(member_or(vae(), "scaling_factor", "vae/config.json", kScalingFactor));
 }
 
+int64_t Parts::latent_scale() const {
+    std::string const where = "vae/config.json";
+    auto const levels = member_as<Json::array_t>(vae(), "block_out_channels", where).size();
+    if (levels < 1 || levels > 16) throw Error(where, "block_out_channels", "a list of some numbers");
+    return int64_t{1} << (levels - 1);
+}
+
+std::optional<int64_t> Parts::tuned_pixels(std::string const& side) const {
+    Manifest const& manifest = folder_.manifest(denoiser_);
+    std::string const where = manifest.path + ": config";
+    Json const config = member_or<Json::object_t>(manifest.data, "config", manifest.path, {});
+    Json const range = member_or<Json::object_t>(config, side, where, {});
+    if (range.empty()) return {};
+    auto const pixels = member_as<int64_t>(range, "opt", where + ": " + side);
+    if (pixels < 1) throw Error(where + ": " + side, std::to_string(pixels), "at least 1 pixel");
+    return pixels;
+}
+
 void Parts::add_input(Tensors& inputs, std::string const& component, std::string const& name, std::vector<float> values,
                       std::vector<int64_t> shape, Float type) const {
     shape.push_back(static_cast<int64_t>(values.size() / element_count(shape)));
@@ -114,13 +132,10 @@ Tensor ids_tensor(std::vector<int64_t> const& ids, Input const& input) {
     return whole_tensor_of(ids, {1, static_cast<int64_t>(ids.size())}, input.dtype);
 }
 
-LatentSize latent_size(Parts const& parts, Request const& request, int64_t unit) {
+LatentSize latent_size(Parts const& parts, Request const& request, Sides const& tuned, int64_t unit) {
     Input const& latent = parts.input("vae_decoder", "latent");
     if (latent.best.size() != 4) throw Error("vae_decoder", "a latent of other sizes", "[batch, channels, H, W]");
-    std::string const where = "vae/config.json";
-    auto const levels = member_as<Json::array_t>(parts.vae(), "block_out_channels", where).size();
-    if (levels < 1 || levels > 16) throw Error(where, "block_out_channels", "a list of some numbers");
-    LatentSize size{latent.best[1], latent.best[2], latent.best[3], int64_t{1} << (levels - 1)};
+    LatentSize size{latent.best[1], tuned.height, tuned.width, parts.latent_scale()};
     auto const take = [&](char const* name, std::optional<int64_t> const& pixels, int64_t& to) {
         int64_t const step = unit * size.scale, got = pixels.value_or(to * size.scale);
         if (got < 1 || got % step) {
@@ -130,8 +145,20 @@ LatentSize latent_size(Parts const& parts, Request const& request, int64_t unit)
     };
     take("width", request.width, size.width);
     take("height", request.height, size.height);
-    check_shape(latent, {1, size.channels, size.height, size.width});
     return size;
+}
+
+void check_decoder(Parts const& parts, LatentSize const& size) {
+    Input const& latent = parts.input("vae_decoder", "latent");
+    auto const check = [&](char const* name, int64_t side, int64_t most) {
+        if (side <= most) return;
+        throw Error(name, std::to_string(side * size.scale),
+                    "at most " + std::to_string(most * size.scale) + ", a tile of the autoencoder's engine",
+                    "Use svdq-trt run, which works by tiles, or build with a larger --vae-tile.");
+    };
+    check("width", size.width, latent.high[3]);
+    check("height", size.height, latent.high[2]);
+    check_shape(latent, {1, size.channels, size.height, size.width});
 }
 
 std::vector<float> noise_of(Request const& request, std::vector<int64_t> const& shape, Float type) {

@@ -50,6 +50,10 @@ public:
     std::string scheduler_path() const { return folder_.file(kScheduler); }
     Json vae() const { return folder_.object("vae/config.json"); }
     float scaling_factor() const;
+    int64_t latent_scale() const;  // pixels of a picture's side to one of the latents'. Throws Error.
+
+    // Pixels of a side ("height") that the denoiser's build was told to tune for; none: its model's own. Throws Error.
+    std::optional<int64_t> tuned_pixels(std::string const& side) const;
 
     // Adds values [shape..., C], rounded to a type, as an input of a component. Throws Error: out of its range.
     void add_input(Tensors& inputs, std::string const& component, std::string const& name, std::vector<float> values,
@@ -62,6 +66,7 @@ private:
     static constexpr char const* kScheduler = "scheduler/scheduler_config.json";
 
     PipelineFolder const& folder_;
+    std::string denoiser_;
     std::map<std::string, std::unique_ptr<Runner>> runners_;
     std::map<std::string, std::unique_ptr<Tokenizer>> tokenizers_;
 };
@@ -73,12 +78,18 @@ void check_text(char const* name, std::vector<Encoded> const& encoded);
 // Token ids as a tensor [1, T] of an input's dtype.
 Tensor ids_tensor(std::vector<int64_t> const& ids, Input const& input);
 
+// Sides in latents.
+struct Sides {
+    int64_t height, width;
+};
 // Size of latents, and pixels of a picture's side to one of theirs.
 struct LatentSize {
     int64_t channels, height, width, scale;
 };
-// Throws Error unless pixels are multiples of `unit` latents, and the decoder takes the size.
-LatentSize latent_size(Parts const& parts, Request const& request, int64_t unit);
+// Of the picture that is asked for, by default `tuned`. Throws Error unless pixels are multiples of `unit` latents.
+LatentSize latent_size(Parts const& parts, Request const& request, Sides const& tuned, int64_t unit);
+// Throws Error unless the decoder takes that size in one run.
+void check_decoder(Parts const& parts, LatentSize const& size);
 
 // Noise of that shape, of a file or from the seed, rounded to a type. Throws Error: the file's has another shape.
 std::vector<float> noise_of(Request const& request, std::vector<int64_t> const& shape, Float type);

@@ -70,7 +70,7 @@ public:
     // Checks everything that can be without an engine.
     StableDiffusionXl(PipelineFolder const& folder, Request const& request)
         : parts_(folder, "unet", kClasses, {"sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"}),
-          size_(latent_size(parts_, request, 1)),
+          size_(latent_size(parts_, request, tuned(), 1)),
           guidance_(request.guidance.value_or(kGuidance)),
           rows_(guidance_ > 1 ? 2 : 1),
           type_(float_of(sample().dtype)),
@@ -78,6 +78,7 @@ public:
           prompt_(tokenize("prompt", request.prompt)),
           negative_(tokenize("negative", request.negative.value_or(""))) {
         check_shape(sample(), shape(rows_));
+        check_decoder(parts_, size_);
         Json const vae = parts_.vae();
         auto const has = [&](char const* name) { return vae.contains(name) && !vae[name].is_null(); };
         if (has("latents_mean") && has("latents_std")) {
@@ -106,6 +107,10 @@ private:
     using Ids = std::array<Encoded, 2>;  // of both tokenizers
 
     Input const& sample() const { return parts_.input("unet", "sample"); }
+    Sides tuned() const {
+        if (sample().best.size() != 4) throw Error("unet", "a sample of other sizes", "[batch, channels, H, W]");
+        return {sample().best[2], sample().best[3]};
+    }
     std::vector<int64_t> shape(int64_t rows) const { return {rows, size_.channels, size_.height, size_.width}; }
 
     Ids tokenize(char const* name, std::string const& text) const {

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from svdq_trt.artifact import manifest
 from svdq_trt.runtime import loading
 from tests.cpu.cpp.conftest import run
 from tests.harness import module_engines
 from tests.harness.gpu_arithmetic import AsOnGpu
-from tests.harness.manifests import file_entry
+from tests.harness.manifests import change_manifest, file_entry
 from tests.harness.tiny_pipelines import random
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -125,18 +126,61 @@ def test_flux(driver, tmp_path, loaded, dynamic):
     compare(driver, tmp_path, loaded(out, runners), runners, noise, words, max_sequence_length=TOKENS, **call)
 
 
-def test_sizes_and_noise_are_the_programs_own(driver, tmp_path):
-    """What is not given: the size that the engines are tuned for, and noise of the seed."""
+def change_input(folder, name, **bounds):
+    """Change the range of an engine's input in its manifest."""
+    inputs = manifest.to_json(manifest.read(folder))["inputs"]
+    (entry,) = (entry for entry in inputs if entry["name"] == name)
+    entry["shape"] |= bounds
+    change_manifest(folder, inputs=inputs)
+
+
+def picture(driver, runners, folder, *words):
+    """A picture of one step, as an array."""
     from PIL import Image
 
+    out = folder.parent / "out.png"
+    asked = ["--prompt", "a fox", "--steps", 1, "--out", out, *words]
+    code, _, said = program(driver, runners, folder.parent / "exchange", folder, *asked)
+    assert code == 0, said
+    return np.asarray(Image.open(out))
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline"])
+def test_the_size_is_what_the_denoiser_is_tuned_for(driver, tmp_path, kind):
+    """The autoencoder's engine may be tuned for a tile."""
+    _, out, runners = module_engines.tiny(kind, tmp_path)
+    change_input(out / "vae_decoder", "latent", opt=[1, 4, 8, 8])
+    assert picture(driver, runners, out).shape == (64, 128, 3)
+
+
+def test_the_size_of_flux_is_square_or_what_its_build_was_given(driver, tmp_path):
+    """A profile of tokens has no sides."""
+    _, out, runners = module_engines.tiny("FluxPipeline", tmp_path)
+    side = {"min": 64, "opt": 128, "max": 128}
+    for config, tokens, size in (
+        ({}, 16, (64, 64)),
+        ({"height": side}, 32, (128, 64)),
+        ({"width": side}, 32, (64, 128)),
+    ):
+        change_input(out, "hidden_states", opt=[1, tokens, 16])
+        change_manifest(out, config=config)
+        assert picture(driver, runners, out).shape[:2] == size
+
+
+def test_pictures_larger_than_a_tile_are_refused(driver, tmp_path):
+    for kind in ("StableDiffusionXLPipeline", "FluxPipeline"):
+        out = module_engines.tiny(kind, tmp_path / kind)[1]
+        change_input(out / "vae_decoder", "latent", opt=[1, 4, 8, 8], max=[1, 4, 12, 12])
+        want = "want at most 96, a tile of the autoencoder's engine. Use svdq-trt run, which works by tiles, or build"
+        refused(driver, out, f"width: 128, {want} with a larger --vae-tile.")
+        refused(driver, out, f"height: 128, {want}", "--height", 128, "--width", 64)
+    refused(driver, out, "input 'latent': shape [1, 4, 6, 12], want [", "--height", 48, "--width", 96)
+
+
+def test_noise_is_the_programs_own(driver, tmp_path):
+    """The same of the same seed."""
     _, out, runners = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
-    pictures = []
-    for seed in (3, 3, 4):
-        words = ["--prompt", "a fox", "--steps", 1, "--seed", seed, "--out", tmp_path / "out.png"]
-        code, _, said = program(driver, runners, tmp_path / "exchange", out, *words)
-        assert code == 0, said
-        pictures.append(np.asarray(Image.open(tmp_path / "out.png")))
-    assert pictures[0].shape == (64, 128, 3)
+    pictures = [picture(driver, runners, out, "--seed", seed) for seed in (3, 3, 4)]
     assert np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
     assert not list(tmp_path.glob("*.part"))
 
@@ -183,7 +227,8 @@ def test_what_must_be_given(driver, folders):
 REFUSED = {
     "width: 100, want a positive multiple of 8": ("StableDiffusionXLPipeline", ["--width", 100]),
     "height: 72, want a positive multiple of 16": ("FluxPipeline", ["--height", 72]),
-    "input 'latent': shape [1, 4, 2, 16], want": ("FluxPipeline", ["--height", 16]),
+    "input 'hidden_states': shape [1, 8, 16], want": ("FluxPipeline", ["--height", 16]),
+    "input 'sample': shape [2, 4, 2, 16], want": ("StableDiffusionXLPipeline", ["--height", 16]),
     "prompt: 102 tokens, want at most 77": ("StableDiffusionXLPipeline", ["--prompt", "a " * 100]),
     "negative: 102 tokens, want at most 77": ("StableDiffusionXLPipeline", ["--negative", "a " * 100]),
     "prompt: 102 tokens, want at most 77.": ("FluxPipeline", ["--prompt", "a " * 100]),
