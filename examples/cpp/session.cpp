@@ -1,6 +1,11 @@
 #include "session.h"
 
-#include <fstream>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <mutex>
 #include <vector>
 
 #include "host/error.h"
@@ -12,18 +17,36 @@ using nvinfer1::DataType;
 using nvinfer1::Dims;
 using nvinfer1::TensorIOMode;
 
-// Keeps the last error of TensorRT and of the plugin.
+// Keeps the last error of TensorRT and of the plugin: this thread's, as sessions are opened side by side, or where it has
+// none that of any, as TensorRT has threads of its own.
 class Logger final : public nvinfer1::ILogger {
 public:
     void log(Severity severity, char const* message) noexcept override {
         if (severity > Severity::kERROR) return;
         try {
-            last_error = message;
+            std::lock_guard const lock(mutex_);
+            own_ = any_ = message;
         } catch (...) {  // no memory for the text: the error itself is still told by the call that failed
         }
     }
-    std::string last_error;
+
+    std::string last_error() {
+        std::lock_guard const lock(mutex_);
+        return own_.empty() ? any_ : own_;
+    }
+
+    void clear() {
+        std::lock_guard const lock(mutex_);
+        own_.clear(), any_.clear();
+    }
+
+private:
+    std::mutex mutex_;
+    static thread_local std::string own_;
+    std::string any_;
 };
+
+thread_local std::string Logger::own_;
 
 // One for all sessions: TensorRT keeps the first that a process gives it.
 Logger& logger() {
@@ -31,7 +54,10 @@ Logger& logger() {
     return one;
 }
 
-std::string said() { return logger().last_error.empty() ? "no reason given" : logger().last_error; }
+std::string said() {
+    std::string const error = logger().last_error();
+    return error.empty() ? "no reason given" : error;
+}
 
 void check(cudaError_t code, char const* what) {
     if (code != cudaSuccess) throw Error(what, cudaGetErrorString(code), "success");
@@ -59,27 +85,51 @@ Dims dims_of(std::vector<int64_t> const& shape, std::string const& name) {
     return dims;
 }
 
-std::vector<char> read_bytes(std::string const& path) {
-    std::ifstream file(path, std::ios::binary | std::ios::ate);
-    std::vector<char> bytes(file ? static_cast<size_t>(file.tellg()) : 0);
-    file.seekg(0);
-    file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-    if (!file) throw Error(path, "cannot be read", "a plan");
-    return bytes;
+// A file's bytes, mapped: copies of all plans that are opened side by side might not fit into memory.
+class Mapped {
+public:
+    explicit Mapped(std::string const& path) {
+        int const file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        struct stat info{};
+        if (file >= 0 && fstat(file, &info) == 0) {
+            size_ = static_cast<size_t>(info.st_size);
+            data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+        }
+        if (file >= 0) close(file);
+        if (data_ == MAP_FAILED) throw Error(path, "cannot be read", "a plan");
+    }
+    ~Mapped() { munmap(data_, size_); }
+    Mapped(Mapped const&) = delete;
+    Mapped& operator=(Mapped const&) = delete;
+
+    void const* data() const { return data_; }
+    size_t size() const { return size_; }
+
+private:
+    void* data_ = MAP_FAILED;
+    size_t size_ = 0;
+};
+
+// TensorRT does not say that libraries may be loaded side by side.
+bool load_library(nvinfer1::IRuntime& runtime, std::string const& path) {
+    static std::mutex mutex;
+    std::lock_guard const lock(mutex);
+    return runtime.getPluginRegistry().loadLibrary(path.c_str()) != nullptr;
 }
 
 }  // namespace
 
-Session::Session(EngineFolder const& folder, Options const& options) : inputs_(folder.inputs) {
-    check(cudaSetDevice(options.cuda_device()), "cudaSetDevice");
+Session::Session(EngineFolder const& folder, Options const& options)
+    : device_(options.cuda_device()), inputs_(folder.inputs) {
+    check(cudaSetDevice(device_), "cudaSetDevice");
     runtime_.reset(nvinfer1::createInferRuntime(logger()));
     if (!runtime_) throw Error("TensorRT", said(), "a runtime");
-    if (!folder.plugin.empty() && !runtime_->getPluginRegistry().loadLibrary(folder.plugin.c_str())) {
+    if (!folder.plugin.empty() && !load_library(*runtime_, folder.plugin)) {
         throw Error(folder.plugin, said(), "a TensorRT plugin library");
     }
     runtime_->setEngineHostCodeAllowed(folder.host_code);
     {
-        std::vector<char> const plan = read_bytes(folder.plan);
+        Mapped const plan(folder.plan);
         engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
     }
     if (!engine_) throw Error(folder.plan, said(), "a plan that TensorRT loads");
@@ -132,7 +182,8 @@ void Session::enqueue() {
 }
 
 Tensors Session::run(Tensors const& inputs) {
-    logger().last_error.clear();
+    logger().clear();
+    check(cudaSetDevice(device_), "cudaSetDevice");  // of this thread: another one may have opened the session
     check_inputs(inputs_, inputs);
     set_inputs(inputs);
     Tensors outputs;

@@ -37,6 +37,7 @@ private:
     void enqueue();
     void* reserve(std::string const& name, size_t bytes);
 
+    int device_;
     cudaStream_t stream_ = nullptr;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;  // destroyed last of the three
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;

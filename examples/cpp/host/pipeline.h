@@ -37,7 +37,8 @@ public:
     Parts(PipelineFolder const& folder, std::string const& denoiser, Classes const& classes,
           std::set<std::string> const& inputs);
 
-    // Opens every engine that a picture from text needs. Throws Error.
+    // Opens every engine that a picture from text needs, side by side, and says on stderr how long it took. Throws the
+    // first Error by the order of the parts, once all are done.
     void open(OpenEngine const& open, Options const& options);
     // Throws Error.
     Tensors run(std::string const& component, Tensors const& inputs) const;

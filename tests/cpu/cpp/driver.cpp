@@ -7,13 +7,19 @@
 //   driver convert IN OUT                         float32 values in 16 bit, there and back
 //   driver train TEXT PREFIX SIZE                 a SentencePiece model with T5's settings
 //   driver picture FOLDER_OF_EXCHANGE WORDS...    text_to_image; engines are run by who started the driver: a line
-//                                                 "run ENGINE" asks for it, a line on stdin says that it is done
+//                                                 "run ENGINE" asks for it, a line on stdin says that it is done;
+//                                                 they open once all are being opened, but one ENGINE with a file
+//                                                 refused-ENGINE, which holds after how many milliseconds it is refused
 #include <sentencepiece_trainer.h>
 
+#include <condition_variable>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <iterator>
+#include <mutex>
+#include <thread>
 
 #include "host/files.h"
 #include "host/scheduler.h"
@@ -118,14 +124,46 @@ private:
     std::string engine_, exchange_;
 };
 
+// Opens engines, of which a pipeline has four.
+class Door {
+public:
+    explicit Door(std::string exchange) : exchange_(std::move(exchange)) {}
+
+    std::unique_ptr<svdq::Runner> open(std::string const& folder) {
+        wait_for_all();
+        std::filesystem::path const name = std::filesystem::path(folder).filename();
+        std::string const refused = exchange_ + "/refused-" + name.string();
+        if (!std::filesystem::exists(exchange_)) throw svdq::Error(exchange_, "missing", "a folder");
+        if (std::filesystem::exists(refused)) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(std::stol(svdq::read_file(refused, "a number"))));
+            throw svdq::Error(folder, "refused", "another");
+        }
+        return std::make_unique<Asked>(folder, exchange_);
+    }
+
+private:
+    void wait_for_all() {
+        std::unique_lock lock(mutex_);
+        ++waiting_;
+        changed_.notify_all();
+        bool const all = changed_.wait_for(lock, std::chrono::seconds(60), [&] { return waiting_ == 4; });
+        if (!all) throw svdq::Error("driver", std::to_string(waiting_) + " engines are being opened", "4");
+    }
+
+    std::string exchange_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    int waiting_ = 0;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
     Words const words(argv + 1, argv + argc);
     if (words.at(0) == "picture") {
-        return svdq::text_to_image(argc - 2, argv + 2, [&](std::string const& folder, svdq::Options const&) {
-            return std::make_unique<Asked>(folder, words.at(1));
-        });
+        Door door(words.at(1));
+        return svdq::text_to_image(argc - 2, argv + 2,
+                                   [&](std::string const& folder, svdq::Options const&) { return door.open(folder); });
     }
     std::map<std::string, std::function<int(Words const&)>> const modes = {
         {"digest", digest}, {"json", json}, {"copy", copy},   {"check", check},    {"tokens", tokens},

@@ -45,7 +45,7 @@ def test_a_damaged_file_is_refused_in_one_sentence(driver, folder, tmp_path, fil
                 entry |= file_entry(copy / file) | {"file": file}
         if file != "pipeline.json":
             (copy / "pipeline.json").write_text(json.dumps(index))
-        # What is read as it should be ends where the first engine would run: there is no folder to exchange tensors in.
+        # What is read as it should be ends where engines would be opened: there is no folder to exchange tensors in.
         done = run(
             driver, "picture", tmp_path / "none", copy, "--prompt", "a <unk> fox", "--steps", 2, "--out", "x.png"
         )

@@ -6,6 +6,7 @@ The engines of both are the tiny pipelines' modules in torch; the program asks f
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -175,6 +176,19 @@ def test_pictures_larger_than_a_tile_are_refused(driver, tmp_path):
         refused(driver, out, f"width: 128, {want} with a larger --vae-tile.")
         refused(driver, out, f"height: 128, {want}", "--height", 128, "--width", 64)
     refused(driver, out, "input 'latent': shape [1, 4, 6, 12], want [", "--height", 48, "--width", 96)
+
+
+def test_engines_are_opened_side_by_side(driver, tmp_path):
+    """Each waits for the others; of the errors the first by the order of the parts is shown, not by time."""
+    _, out, runners = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
+    words = ["--prompt", "a fox", "--steps", 1, "--out", tmp_path / "out.png"]
+    code, _, said = program(driver, runners, tmp_path / "exchange", out, *words)
+    seconds = r"\d+\.\d\d s"
+    parts = ", ".join(f"{part} {seconds}" for part in ("text_encoder", "text_encoder_2", "unet", "vae_decoder"))
+    assert code == 0 and re.fullmatch(f"engines opened in {seconds}: {parts}\n", said), said
+    for part, milliseconds in (("text_encoder_2", 300), ("vae_decoder", 0)):
+        (tmp_path / "exchange" / f"refused-{part}").write_text(str(milliseconds))
+    refused(driver, out, "text_encoder_2: refused, want another.")
 
 
 def test_noise_is_the_programs_own(driver, tmp_path):
