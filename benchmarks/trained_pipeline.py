@@ -5,6 +5,7 @@
     python benchmarks/trained_pipeline.py --out trained --stage pictures --engines engines    # again, with engines
     python benchmarks/trained_pipeline.py --out trained --device cpu --steps 2 --scenes 8 --prompts 2 --preset fast
     python benchmarks/trained_pipeline.py --out trained --step-cache    # of flux1-shapes, once it is trained
+    python benchmarks/trained_pipeline.py --out trained --cpp build-cpp/text_to_image    # beside Python, the same
     python benchmarks/trained_pipeline.py --out trained --publish    # existing results, into docs/
 
 Weights from a hub are not needed: an autoencoder, text encoders and the denoisers (sdxl-tiny, and a wider flux1-tiny)
@@ -51,6 +52,7 @@ STYLE = Effort(seconds=25, batch=128, lr=1e-3, scenes=16384)  # the LoRAs
 def main() -> int:
     args = arguments()
     args.work = args.work or args.out / "work"
+    args.prompts = args.prompts or (8 if args.cpp else 48)
     if args.publish:
         from trained.publish import publish_pipelines
 
@@ -61,6 +63,9 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.step_cache:
         _step_cache(args)
+        return 0
+    if args.cpp:
+        _by_program(args)
         return 0
     end = time.monotonic() + args.limit
     if args.stage != "pictures" and tried(args, end, VAE):
@@ -118,26 +123,37 @@ def _of_pictures(args: argparse.Namespace) -> dict[str, Any]:
 
 def _step_cache(args: argparse.Namespace) -> None:
     """Make the pictures with the step cache, of a pipeline that is trained."""
-    from trained.publish import SUFFIX
+    from trained.publish import STEP_CACHE
     from trained.step_cache import step_cache
 
     step_cache(PIPELINES[FLUX], args.work, args.out, **_of_pictures(args))
-    report(args.out, FLUX + SUFFIX)
+    report(args.out, FLUX + STEP_CACHE)
+
+
+def _by_program(args: argparse.Namespace) -> None:
+    """Make the pictures by the program in C++ and by Python, of pipelines that are trained."""
+    from trained.program import by_program
+    from trained.publish import PROGRAM
+
+    for name in args.pipeline:
+        by_program(PIPELINES[name], args.work, args.out, program=args.cpp.resolve(), **_of_pictures(args))
+        report(args.out, name + PROGRAM)
 
 
 def report(out: Path, name: str) -> None:
     """Draw the sheet of a pipeline and print its table, as far as there are results."""
     from safetensors.torch import load_file
-    from trained.publish import SUFFIX
-    from trained.sheet import gallery_sheet, gallery_table, step_cache_table
+    from trained.publish import PROGRAM, STEP_CACHE
+    from trained.sheet import gallery_sheet, gallery_table, program_table, step_cache_table
 
     if not (out / f"{name}.json").exists():
         print(f"\n{name}: no results")
         return
     results = json.loads((out / f"{name}.json").read_text())
     gallery_sheet(results, load_file(out / f"{name}.safetensors"), out / f"{name}.png")
-    table = (step_cache_table if name.endswith(SUFFIX) else gallery_table)(results)
-    print(f"\n{name}, {len(results['prompts'])} prompts\n\n{table}", flush=True)
+    tables = {STEP_CACHE: step_cache_table, PROGRAM: program_table}
+    table = next((table for suffix, table in tables.items() if name.endswith(suffix)), gallery_table)
+    print(f"\n{name}, {len(results['prompts'])} prompts\n\n{table(results)}", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -148,7 +164,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--stage", default="all", choices=("all", "train", "pictures"))
     p.add_argument("--steps", type=int, help="of every training, at most (default: as many as fit into its seconds)")
     p.add_argument("--scenes", type=int, help="that a training draws from (default: 65536, for the LoRAs 16384)")
-    p.add_argument("--prompts", type=int, default=48, help="of which pictures are made (default 48)")
+    p.add_argument("--prompts", type=int, help="of which pictures are made (default 48, with --cpp 8)")
     p.add_argument("--sampler-steps", type=int, default=20, help="of denoising (default 20)")
     p.add_argument("--preset", default="default", help="of the quantizer (default: default)")
     p.add_argument("--engines", type=Path, metavar="DIR", help="engines that svdq-trt build --out DIR made")
@@ -160,10 +176,19 @@ def arguments() -> argparse.Namespace:
         help="of training; after an error the next one is tried (default: bf16-graph, tf32-graph for flux1-shapes)",
     )
     p.add_argument("--step-cache", action="store_true", help="make pictures with the step cache, and nothing else")
+    p.add_argument(
+        "--cpp",
+        type=Path,
+        metavar="PROGRAM",
+        help="make pictures with examples/cpp's text_to_image and with Python, by the same engines, and nothing else",
+    )
     p.add_argument("--publish", action="store_true", help="write docs/ from the results in OUT, and do nothing else")
     p.add_argument("--own-process", action="store_true", help=argparse.SUPPRESS)
     p.add_argument("--part", choices=list(EFFORTS), help=argparse.SUPPRESS)
-    return p.parse_args()
+    args = p.parse_args()
+    if args.cpp and not args.cpp.is_file():
+        p.error(f"--cpp {args.cpp}: no such file, want examples/cpp's text_to_image")
+    return args
 
 
 if __name__ == "__main__":

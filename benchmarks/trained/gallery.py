@@ -42,8 +42,7 @@ def gallery(
     """
     begin, folder = time.perf_counter(), work / kind.name
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    scene = captions.drawn_from(count, held_out=True, seed=SEED)
-    prompts = [captions.caption(row) for row in scene.tolist()]
+    scene, prompts = asked_for(count)
     artifacts = quantize(
         kind, folder, work / f"{kind.name}-quantized", steps=steps, device=device, preset=preset, archs=ARCHS
     )
@@ -64,7 +63,7 @@ def gallery(
         "prompts": prompts,
         "steps": steps,
         "guidance": kind.guidance,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "device": device_name(device),
         "drawn": right_when_drawn(scene),
         "training": {part.name: record(part) for part in (work / "vae", folder, lora_folder(folder))},
         "ways": found,
@@ -82,6 +81,17 @@ def gallery(
         shown, against = 100 * row["right"]["whole"], f", PSNR {row['psnr_db']:.1f} dB" if first else ""
         took = time.perf_counter() - begin
         print(f"{kind.name}, {row['key']}: {shown:.0f} % as prompted{against}, at {took:.0f} s", flush=True)
+
+
+def asked_for(count: int) -> tuple[Tensor, list[str]]:
+    """Scenes [count, 7] that no denoiser was trained on, and their prompts."""
+    scene = captions.drawn_from(count, held_out=True, seed=SEED)
+    return scene, [captions.caption(row) for row in scene.tolist()]
+
+
+def device_name(device: str) -> str:
+    """Of torch's device, for people."""
+    return torch.cuda.get_device_name() if device == "cuda" else "CPU"
 
 
 def quantize(

@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trained.sheet import gallery_table, step_cache_table, table
+from trained.sheet import gallery_table, program_table, step_cache_table, table
 
-SUFFIX = "-step-cache"  # of the results' name of step_cache.py
+STEP_CACHE, PROGRAM = "-step-cache", "-cpp"  # behind a pipeline's name, of results of step_cache.py and program.py
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PICTURES, RESULTS = Path("docs/evidence.md"), Path("docs/evidence"), Path("benchmarks/results")
 
@@ -43,7 +43,8 @@ def publish_pipelines(out: Path, names: list[str], root: Path = ROOT) -> int:
     """Publish the results of trained_pipeline.py in `out`; returns 1 if there are none."""
     page, done = (root / PAGE).read_text(), []
     (root / PICTURES).mkdir(exist_ok=True)
-    texts = {name: _pipeline for name in names} | {f"{name}{SUFFIX}": _step_cache for name in names}
+    kinds = {"": _pipeline, STEP_CACHE: _step_cache, PROGRAM: _program}
+    texts = {name + suffix: text for suffix, text in kinds.items() for name in names}
     for name, text in texts.items():
         if (out / f"{name}.json").exists():
             page = replaced(page, name, text(json.loads((out / f"{name}.json").read_text())))
@@ -92,6 +93,14 @@ def _step_cache(results: dict[str, Any]) -> str:
     return (
         f"{len(results['prompts'])} pictures, made one by one in {results['steps']} steps on {results['device']}.\n\n"
         f"![{name}: pictures at every threshold](evidence/{name}.png)\n\n{step_cache_table(results)}"
+    )
+
+
+def _program(results: dict[str, Any]) -> str:
+    name = results["name"]
+    return (
+        f"{len(results['prompts'])} pictures in {results['steps']} steps on {results['device']}.\n\n"
+        f"![{name}: pictures of Python and C++](evidence/{name}.png)\n\n{program_table(results)}"
     )
 
 

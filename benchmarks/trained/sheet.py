@@ -173,6 +173,20 @@ def step_cache_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def program_table(results: dict[str, Any]) -> str:
+    """The table of the program in C++ beside Python as Markdown."""
+    head = "| | PSNR to 16 bit, dB | SSIM | to the same engines in Python | as prompted |"
+    lines, count = [head, "|" + "---|" * 5], len(results["prompts"])
+    for way in results["ways"]:
+        figures = [f"{way['psnr_db']:.1f}", f"{way['ssim']:.3f}"] if "psnr_db" in way else ["", ""]
+        against = f"{way['python_db']:.1f} dB, {way['equal']} of {count} equal" if "python_db" in way else ""
+        against = "equal" if way.get("equal") == count else against
+        lines.append(
+            "| " + " | ".join((way["label"], *figures, against, f"{100 * way['right']['whole']:.0f} %")) + " |"
+        )
+    return "\n".join(lines)
+
+
 def table(results: dict[str, Any]) -> str:
     """The table as Markdown."""
     head = "| | method | rank | layers, dB | output, dB | PSNR, dB | SSIM | features | Frechet | right class |"

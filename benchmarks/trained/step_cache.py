@@ -18,11 +18,11 @@ from svdq_trt.artifact import svdq_file
 from svdq_trt.checkpoint.folder import open_folder
 from svdq_trt.nn.restore import restore_model
 from trained import captions, metrics
-from trained.gallery import SEED, in_units, quantize, right
+from trained.gallery import asked_for, device_name, in_units, quantize, right
 from trained.linears import unpack
 from trained.pipelines import Pipeline
-from trained.publish import SUFFIX
-from trained.ways import in_bytes
+from trained.publish import STEP_CACHE
+from trained.ways import call, in_bytes
 
 STEPS = 28  # of FLUX.1
 THRESHOLDS = (0.05, 0.06, 0.07, 0.08, 0.1, 0.2)
@@ -35,9 +35,8 @@ def step_cache(kind: Pipeline, work: Path, out: Path, *, count: int, steps: int,
     Args:
         count: prompts. steps: of denoising, in the calibration. device, preset: the quantizer's.
     """
-    folder, name = work / kind.name, kind.name + SUFFIX
-    scene = captions.drawn_from(count, held_out=True, seed=SEED)
-    prompts = [captions.caption(row) for row in scene.tolist()]
+    folder, name = work / kind.name, kind.name + STEP_CACHE
+    scene, prompts = asked_for(count)
     made = quantize(
         kind, folder, work / f"{kind.name}-quantized", steps=steps, device=device, preset=preset, archs=(90,)
     )
@@ -49,7 +48,7 @@ def step_cache(kind: Pipeline, work: Path, out: Path, *, count: int, steps: int,
         "name": name,
         "prompts": prompts,
         "steps": STEPS,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "device": device_name(device),
         "ways": found,
     }
     pictures: dict[str, Tensor] = {}
@@ -92,15 +91,7 @@ def sampled(
     counting = inside.register_forward_hook(lambda *_: computed.append(None))
     images = []
     for seed, prompt in enumerate(prompts):
-        images += pipe(
-            prompt,
-            height=captions.SIDE,
-            width=captions.SIDE,
-            num_inference_steps=STEPS,
-            guidance_scale=kind.guidance,
-            generator=torch.Generator().manual_seed(seed),
-            **kind.asked,
-        ).images
+        images += call(pipe, kind, prompt, STEPS, generator=torch.Generator().manual_seed(seed))
     counting.remove()
     if threshold:
         model.disable_cache()

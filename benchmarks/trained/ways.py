@@ -87,16 +87,22 @@ def in_torch(asked: Asked, name: str = "", styled: bool = False) -> Tensor:
     elif styled:
         pipe.load_lora_weights(lora_folder(asked.folder) / LORA_FILE)
     pipe.set_progress_bar_config(disable=True)
-    images = pipe.to(asked.device)(
-        asked.prompts,
+    noise = [torch.Generator().manual_seed(seed) for seed in range(len(asked.prompts))]
+    return in_bytes(call(pipe.to(asked.device), asked.kind, asked.prompts, asked.steps, generator=noise))
+
+
+def call(pipe: Any, kind: Pipeline, prompts: str | list[str], steps: int, **noise: Any) -> list[Any]:
+    """The PIL images of a pipeline of diffusers; `noise`: its generator or latents."""
+    images: list[Any] = pipe(
+        prompts,
         height=captions.SIDE,
         width=captions.SIDE,
-        num_inference_steps=asked.steps,
-        guidance_scale=asked.kind.guidance,
-        generator=[torch.Generator().manual_seed(seed) for seed in range(len(asked.prompts))],
-        **asked.kind.asked,
+        num_inference_steps=steps,
+        guidance_scale=kind.guidance,
+        **kind.asked,
+        **noise,
     ).images
-    return in_bytes(images)
+    return images
 
 
 class Input(NamedTuple):
@@ -157,5 +163,5 @@ def by_engine(asked: Asked, folder: Path) -> Tensor:
 
 
 def in_bytes(images: list[Any]) -> Tensor:
-    """PIL images as uint8 [B, 3, H, W]."""
+    """PIL images or arrays as uint8 [B, 3, H, W]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from trained import captions, gallery, step_cache, teach, ways, words
 from trained.pipelines import PIPELINES, SDXL, Flux
-from trained.publish import PAGE, SUFFIX, publish_pipelines
+from trained.publish import PAGE, PROGRAM, STEP_CACHE, publish_pipelines
 
 from svdq_trt.models import get_model
 from tests.harness.builds import some_minutes
@@ -254,19 +254,34 @@ def test_thresholds_of_the_step_cache(tmp_path, monkeypatch):
     assert (without, all_steps, one_step) == (3, 3, 1), "each picture begins with an empty cache"
 
 
-def test_the_page_of_the_step_cache(tmp_path):
-    ways = [("16 bit", {}), ("w4a8", {"psnr_db": 50.0}), ("w4a8, 0.1", {"psnr_db": 40.0, "uncached_db": 41.0})]
-    rows = [{"label": label, "computed": 14.0, "right": {"whole": 0.5}, **figures} for label, figures in ways]
-    name, page = f"small{SUFFIX}", tmp_path / PAGE
-    (tmp_path / f"{name}.json").write_text(
-        json.dumps({"name": name, "prompts": ["a"], "steps": 28, "device": "CPU", "ways": rows})
-    )
+def published(tmp_path, name, rows, **results):
+    """The page after the results of a pipeline's later step are published."""
+    ways = [{"label": label, "right": {"whole": 0.5}, **figures} for label, figures in rows]
+    results |= {"name": name, "prompts": ["a"] * 8, "device": "CPU", "ways": ways}
+    (tmp_path / f"{name}.json").write_text(json.dumps(results))
     (tmp_path / f"{name}.png").touch()
+    page = tmp_path / PAGE
     page.parent.mkdir()
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     page.write_text(f"<!-- {name} -->\n<!-- end -->\n")
     assert publish_pipelines(tmp_path, ["small"], tmp_path) == 0
-    assert "| w4a8, 0.1 | 14.0 of 28 | 2.00x | 40.0 | 41.0 | 50 % |" in page.read_text()
+    return page.read_text()
+
+
+def test_the_page_of_the_step_cache(tmp_path):
+    ways = [("16 bit", {}), ("w4a8", {"psnr_db": 50.0}), ("w4a8, 0.1", {"psnr_db": 40.0, "uncached_db": 41.0})]
+    rows = [(label, {"computed": 14.0, **figures}) for label, figures in ways]
+    page = published(tmp_path, f"small{STEP_CACHE}", rows, steps=28)
+    assert "| w4a8, 0.1 | 14.0 of 28 | 2.00x | 40.0 | 41.0 | 50 % |" in page
+
+
+@pytest.mark.parametrize("equal,said", [(8, "equal"), (3, "61.2 dB, 3 of 8 equal")])
+def test_the_page_of_the_program_in_cpp(tmp_path, equal, said):
+    figures = {"psnr_db": 50.0, "ssim": 0.99}
+    ways = [("16 bit", {}), ("Python", figures), ("C++", figures | {"python_db": 61.2, "equal": equal})]
+    page = published(tmp_path, f"small{PROGRAM}", ways, steps=20)
+    assert "8 pictures in 20 steps on CPU" in page and "| 16 bit |  |  |  | 50 % |" in page
+    assert "| Python | 50.0 | 0.990 |  | 50 % |" in page and f"| C++ | 50.0 | 0.990 | {said} | 50 % |" in page
 
 
 def test_engines_of_the_pipeline_are_found(tmp_path, monkeypatch):
