@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import math
+import mmap
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from typing import IO, Any
 
 from svdq_trt.base.errors import ArtifactError
 
+CHUNK = 256 << 20  # bytes of a file that are hashed at a time
 _JSON_MAX_BYTES = 64 << 20  # an index of 100,000 tensors is 10 MB; anything larger is not an index
 
 
@@ -96,14 +98,35 @@ def open_own(path: Path, mode: str) -> IO[Any]:
 def sha256(path: Path) -> str:
     """Hex digest of a file.
 
+    The GIL is released for CHUNK bytes at a time: after each small read it would take milliseconds to have it again,
+    beside a thread that imports or computes.
+
     Raises:
         ArtifactError: missing or not readable.
     """
+    digest = hashlib.sha256()
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, CHUNK):
+            with _mapped(file, start, size) as data:
+                digest.update(data)
+        digest.update(b"" if size else file.read())  # of a pipe
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading. Raises ArtifactError: missing or not readable."""
     try:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            yield file
     except OSError as error:
         raise ArtifactError(str(path), f"cannot be read ({error.strerror})", "a readable file") from error
+
+
+def _mapped(file: IO[bytes], start: int, size: int) -> mmap.mmap:
+    """The chunk of a file of `size` bytes that begins at `start`."""
+    return mmap.mmap(file.fileno(), min(CHUNK, size - start), access=mmap.ACCESS_READ, offset=start)
 
 
 def can_link(source: Path) -> bool:
