@@ -113,7 +113,7 @@ class Part:
         if cache is not None:  # most is compiled by now; a new shape adds to it
             cache.save()
         if self._shared is not None:
-            self._shared.reserve(self._memory, self.engine.device_memory_size_v2)
+            self._shared.announce(self.engine.device_memory_size_v2)
         return context, cache
 
     def _take_activations(self, shared: SharedActivations) -> None:

@@ -90,12 +90,23 @@ def test_sessions_share_memory_for_activations(opened):
     assert (shared.bytes, memory.captures) == (512, 6), "a graph has the address of the memory that is gone"
 
 
+def test_memory_for_activations_is_allocated_once_for_all_that_are_open(opened):
+    shared = SharedActivations()
+    small, large = (opened(activations_of_each=count, activations=shared)[0] for count in (256, 512))
+    assert shared.buffer is None
+    for session in (small, large, small):
+        session.run(feed(1))
+        assert (shared.bytes, shared.number) == (512, 1)
+
+
 def test_a_shared_buffer_that_is_too_small_is_freed_before_the_next(opened, monkeypatch):
     shared = SharedActivations()
     one, memory, _ = opened(activations=shared)
     want = one.run(feed(1))["out_hidden_states"].clone()
     old, allocate = weakref.ref(shared.buffer), memory.allocate
     memory.buffers.pop(shared.buffer.data_ptr())
+
+    other, *_ = opened(activations_of_each=512, activations=shared)
 
     def short(dtype, count):
         assert old() is None
@@ -105,7 +116,7 @@ def test_a_shared_buffer_that_is_too_small_is_freed_before_the_next(opened, monk
 
     monkeypatch.setattr(memory, "allocate", short)
     with pytest.raises(MemoryError):
-        opened(activations_of_each=512, activations=shared)
+        other.run(feed(1))
     assert torch.equal(one.run(feed(1))["out_hidden_states"], want), "it takes as much as it needs"
     assert shared.bytes == 256
 
