@@ -7,6 +7,7 @@ digests are compared first, cheapest first, and each error says how to mend the 
 from __future__ import annotations
 
 import mmap
+import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,8 @@ from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
 from svdq_trt.engine.last_errors import LastErrors
+
+_FIRST = threading.Lock()  # of engines that are opened side by side, the first makes what all of them share
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,12 @@ def open_engine(
     checked = time.perf_counter()
 
     trt = backend.module
-    logger = logger_of(trt)
     library = beside if installed is None else installed.path
-    if library is not None:
-        plugin_lib.load_into(trt, library)
-    runtime = trt.Runtime(logger)
+    with _FIRST:
+        logger = logger_of(trt)
+        if library is not None:
+            plugin_lib.load_into(trt, library)
+        runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = embedded and allow_host_code
     plans = tuple(manifest.files_of(data.plan))
     engines = tuple(_deserialize(runtime, folder / Path(plan.file).name) for plan in plans)
