@@ -22,7 +22,6 @@ class Timeable(Runner, Protocol):
 
     compiled: bool
     cuda_graph: bool
-    seconds: dict[str, float]
 
     def layer_times(self, inputs: Mapping[str, Any], repeat: int = 5) -> dict[str, float]:
         """Layer -> ms."""

@@ -61,10 +61,17 @@ class PipelineFolder:
 
     @classmethod
     def read(cls, path: Path) -> PipelineFolder:
-        """Read the index.
+        """Read the index and check it. Raises as `read_index` and `check`."""
+        found = cls.read_index(path)
+        found.check()
+        return found
+
+    @classmethod
+    def read_index(cls, path: Path) -> PipelineFolder:
+        """Read the index, without diffusers.
 
         Raises:
-            ArtifactError: none, or not a pipeline's. UnsupportedError: a pipeline, or a component, that no engine runs.
+            ArtifactError: none, or not a pipeline's. UnsupportedError: a pipeline that no engine runs.
         """
         where = path / INDEX
         index = read_json_object(where, "the index of a diffusers pipeline")
@@ -73,18 +80,28 @@ class PipelineFolder:
             raise UnsupportedError(
                 str(where), f"a {str(name)[:80]}", f"one of {', '.join(KINDS)}: pictures from text alone"
             )
-        kind = KINDS[name]
         pairs = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
         classes = {key: str(value[1]) for key, value in pairs.items() if value[1] is not None}
         settings = {key: value for key, value in index.items() if key not in pairs and not key.startswith("_")}
-        found = cls(path, kind, classes, settings)
-        known = inspect.signature(need("diffusers", "diffusers", name).__init__).parameters
-        if odd := [*(n for n in (kind.denoiser, "vae", "scheduler") if n not in classes), *(classes.keys() - known)]:
-            got = f"{'an unknown' if odd[0] in classes else 'no'} {odd[0][:80]}"
-            raise ArtifactError(str(where), got, f"the components of a {name}")
-        for component, class_name in classes.items():
-            found._check(component, class_name)
-        return found
+        return cls(path, KINDS[name], classes, settings)
+
+    def check(self) -> None:
+        """Compare the components with those of diffusers' class, whose import takes seconds.
+
+        Raises:
+            ArtifactError: one is missing or unknown. UnsupportedError: one that no engine runs.
+        """
+        known = inspect.signature(self.diffusers_class().__init__).parameters
+        missing = [name for name in (self.kind.denoiser, "vae", "scheduler") if name not in self.classes]
+        if odd := [*missing, *(self.classes.keys() - known)]:
+            got = f"{'an unknown' if odd[0] in self.classes else 'no'} {odd[0][:80]}"
+            raise ArtifactError(str(self.path / INDEX), got, f"the components of a {self.kind.class_name}")
+        for component, class_name in self.classes.items():
+            self._check(component, class_name)
+
+    def diffusers_class(self) -> Any:
+        """The pipeline's class."""
+        return need("diffusers", "diffusers", self.kind.class_name)
 
     def _check(self, component: str, class_name: str) -> None:
         """Raise UnsupportedError for a component that is neither the denoiser, nor a part, nor copied."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from svdq_trt.artifact import pipeline_file
 from svdq_trt.base.errors import ArtifactError, UsageError, first_line
 from svdq_trt.base.extras import required_by
 from svdq_trt.base.needs import need
+from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.models import get_model
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
-from svdq_trt.models.parts import GRAPHS, full_config, graph_name
+from svdq_trt.models.parts import full_config, graph_name
 from svdq_trt.models.pipelines import INDEX, PipelineFolder
+from svdq_trt.models.stand_in import StandIn
 from svdq_trt.runtime.activations import SharedActivations
 from svdq_trt.runtime.choice import Opening, choose_runtime
 from svdq_trt.runtime.protocol import Runner
@@ -39,6 +42,7 @@ def load(
 
     Its class is that of the pipeline that the engines were built from, its tokenizers and scheduler too; each of its
     models runs an engine (`pipe.unet.runner` is the session). On a machine without a GPU they run in ONNX Runtime.
+    They are opened side by side, while diffusers and transformers are imported. An error of one closes the others.
     In TensorRT the engines share memory for their activations, so one thread at a time may use the pipeline.
 
     Args:
@@ -57,14 +61,21 @@ def load(
         return _Loader(Path(folder), runtime, how, weight_budget, cuda_graph).pipeline()
 
 
+def slowest_opening(pipe: Any) -> tuple[str, Mapping[str, float]]:
+    """The component of a pipeline of `load` whose engine took the longest to open, and the seconds of that by part."""
+    sessions: dict[str, Any] = {name: one.runner for name, one in pipe.components.items() if isinstance(one, StandIn)}
+    name = max(sessions, key=lambda name: sum(sessions[name].seconds.values()))
+    return name, sessions[name].seconds
+
+
 class _Loader:
-    """The components of one folder."""
+    """The components of one folder. What can be checked without a library is checked at once."""
 
     def __init__(self, folder: Path, runtime: str, how: Opening, weight_budget: int | None, graph: bool) -> None:
-        self.folder, self.runtime, self.how = folder, runtime, how
+        self.folder, self.how = folder, how
         self.weight_budget, self.graph, self.activations = weight_budget, graph, SharedActivations()
         self.file, self.manifests = pipeline_file.verify(folder)
-        self.source = PipelineFolder.read(folder)
+        self.source = PipelineFolder.read_index(folder)
         kind = self.source.kind
         wanted = {kind.denoiser: ".", **{name: name for name in self.source.part_names()}}
         engines = {name: entry.folder for name, entry in self.file.engines.items()}
@@ -72,39 +83,51 @@ class _Loader:
             got = f"{self.file.pipeline} of {', '.join(sorted(engines))}"
             want = f"a {kind.class_name} of {', '.join(sorted(wanted))}, as {INDEX} says"
             raise ArtifactError(str(folder / pipeline_file.NAME), got, want)
-        self.spec = get_model(self.manifests[kind.denoiser].source)
+        self.in_tensorrt = {
+            name: choose_runtime(folder / at, self.manifests[name], runtime)[0] for name, at in engines.items()
+        }
+        if weight_budget is not None and not self.in_tensorrt[kind.denoiser]:
+            raise UsageError("weight_budget", "given to engines that run in ONNX Runtime", "TensorRT")
 
     def pipeline(self) -> Any:
-        """The pipeline."""
-        cls = need("diffusers", "diffusers", self.source.kind.class_name)
-        parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
-        absent = {p.name: None for p in parameters if p.default is inspect.Parameter.empty}
-        settings = {p.name: self.source.settings[p.name] for p in parameters if p.name in self.source.settings}
-        return cls(**absent | settings | {name: self._component(name) for name in self.source.classes})
+        """The pipeline. Its engines are opened while diffusers and transformers are imported."""
+        later = {graph_name(name, "encoder") for name in self.source.modules}  # of an autoencoder: at its first use
+        calls = {name: functools.partial(self._open, name) for name in self.file.engines if name not in later}
+        with SideBySide(calls, discard=lambda runner: runner.close()) as opening:
+            self.source.check()
+            cls = self.source.diffusers_class()
+            parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
+            absent = {p.name: None for p in parameters if p.default is inspect.Parameter.empty}
+            settings = {p.name: self.source.settings[p.name] for p in parameters if p.name in self.source.settings}
+            run = (self.source.kind.denoiser, *self.source.modules)
+            files = {name: self._from_files(name) for name in self.source.classes if name not in run}
+            runners = opening.results()
+            models = {name: self._model(name, runners) for name in run}
+            return cls(**absent | settings | files | models)
 
-    def _component(self, name: str) -> Any:
-        class_name = self.source.classes[name]
+    def _model(self, name: str, runners: Mapping[str, Runner]) -> Any:
+        """The component `name`, which runs one of the engines that are open."""
+        spec = get_model(self.manifests[self.source.kind.denoiser].source)
         if name == self.source.kind.denoiser:
-            session = self._open(name, weight_budget=self.weight_budget, cuda_graph=self.graph)
-            return Denoiser(session, self.spec, name).eval()
-        if class_name not in GRAPHS:
-            return self._from_files(name, class_name)
+            return Denoiser(runners[name], spec, name).eval()
+        class_name = self.source.classes[name]
         config = full_config(class_name, self.source.config(name))
         if class_name == "AutoencoderKL":
             encoder = functools.partial(self._open, graph_name(name, "encoder"))
-            return Autoencoder(self._open(graph_name(name, "decoder")), name, config, encoder)
-        return TextEncoder(self._open(name), name, class_name, config, self.spec.torch_dtype)
+            return Autoencoder(runners[graph_name(name, "decoder")], name, config, encoder)
+        return TextEncoder(runners[name], name, class_name, config, spec.torch_dtype)
 
-    def _open(self, name: str, **of_session: Any) -> Runner:
+    def _open(self, name: str) -> Runner:
         """Open the engine of the denoiser or of a part."""
         folder = self.folder / self.file.engines[name].folder
-        in_tensorrt, _ = choose_runtime(folder, self.manifests[name], self.runtime)
-        if of_session.get("weight_budget") is not None and not in_tensorrt:
-            raise UsageError("weight_budget", "given to engines that run in ONNX Runtime", "TensorRT")
-        return self.how.open(folder, in_tensorrt, activations=self.activations, **of_session)
+        of_session: dict[str, Any] = {"activations": self.activations}
+        if name == self.source.kind.denoiser:
+            of_session |= {"weight_budget": self.weight_budget, "cuda_graph": self.graph}
+        return self.how.open(folder, self.in_tensorrt[name], **of_session)
 
-    def _from_files(self, name: str, class_name: str) -> Any:
+    def _from_files(self, name: str) -> Any:
         """The scheduler or a tokenizer, by its own library from the copied files."""
+        class_name = self.source.classes[name]
         library = "transformers" if self.source.is_tokenizer(name) else "diffusers"
         cls = need(library, library, class_name)
         try:

@@ -9,6 +9,7 @@ the file, which dequantize and multiply in standard operators. No machine code o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ class OnnxSession(StepCached):
         manifest: the engine's manifest; None for an ONNX file by itself. model: its model's name; "" without.
         inputs: what `run` takes, with the ranges of every dimension. output_names: what it returns.
         provider: what ONNX Runtime runs on, "CPUExecutionProvider" or "CUDAExecutionProvider".
+        seconds: time of opening, by part: check (digests), load (ONNX Runtime).
         path: the ONNX file. lora: the graph's LoRA slots; None without. step_cache: as Session's.
 
     Args:
@@ -58,13 +60,14 @@ class OnnxSession(StepCached):
     def __init__(self, source: str | Path, *, device: str = "auto", threads: int | None = None) -> None:
         import onnxruntime as ort
 
-        source = Path(source)
+        source, started = Path(source), time.perf_counter()
         self.manifest: Manifest | None = None
         file, pieces = source, [source]
         if source.suffix != ".onnx":
             self.manifest = manifests.verify(source, parts=("onnx",))
             file = source / Path(self.manifest.onnx.file).name
             pieces = [source / Path(piece.file).name for piece in self.manifest.onnx.pieces] or [file]
+        checked = time.perf_counter()
         self.model = self.manifest.source if self.manifest else ""
         self.provider = _provider(ort, device)
         graph = read_graph(file)
@@ -85,6 +88,7 @@ class OnnxSession(StepCached):
             self._parts = [ort.InferenceSession(model, options, providers=[self.provider]) for model in models]
         except Exception as error:
             raise _as_svdq_error(error, self.path) from error
+        self.seconds = {"check": checked - started, "load": time.perf_counter() - checked}
         self.lora = self._open_slots(source, [p.name for p in graph.inputs])
         if len(pieces) > 1:
             self._steps = StepCache()

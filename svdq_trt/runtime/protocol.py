@@ -25,6 +25,10 @@ class Runner(Protocol):
         """Names of the outputs, in the model's order."""
 
     @property
+    def seconds(self) -> Mapping[str, float]:
+        """Time of opening, by part: check, load, ..."""
+
+    @property
     def inputs(self) -> Sequence[TensorProfile]:
         """Name, dtype and range of every input, in order."""
 

@@ -33,7 +33,11 @@ class Direct:
 
     def __init__(self, graph, outputs, data):
         self.graph, self.outputs, self.manifest, self.closed = graph, outputs, data, False
+        self.seconds = {"check": 0.25, "load": 0.5}
         self.inputs = [tensor.profile for tensor in data.inputs]
+
+    def close(self):
+        self.closed = True
 
     @torch.no_grad()
     def run(self, inputs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from svdq_trt.artifact import pipeline_file
 from svdq_trt.artifact.pipeline_file import PipelineFile
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.cli.run import _described
+from svdq_trt.models.pipelines import PipelineFolder
 from svdq_trt.runtime import loading
 from svdq_trt.runtime.generate import Request, generate
 from tests.harness import module_engines, tiny_pipelines
@@ -125,6 +128,62 @@ def test_what_has_no_effect_is_refused(tmp_path, monkeypatch):
     (tmp_path / "fox.png").write_text("no picture")
     with pytest.raises(ArtifactError, match=r"fox\.png: cannot be read \(.*\), want a picture"):
         generate(pipe, Request("a fox", image=tmp_path / "fox.png"))
+
+
+def test_engines_open_side_by_side_while_libraries_are_imported(tmp_path, monkeypatch):
+    """Nobody goes on before all four engines are being opened and the main thread is at diffusers' class."""
+    _, out, runners = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
+    together, check, opened = threading.Barrier(5), PipelineFolder.check, []
+
+    def open_one(self, folder, in_tensorrt, **of_session):
+        opened.append(folder.name)
+        together.wait(timeout=60)
+        return runners[folder]
+
+    monkeypatch.setattr(loading.Opening, "open", open_one)
+    monkeypatch.setattr(PipelineFolder, "check", lambda self: (together.wait(timeout=60), check(self)))
+    pipe = loading.load(out, runtime="onnx")
+    assert sorted(opened) == [out.name, "text_encoder", "text_encoder_2", "vae_decoder"]
+    runners[out / "text_encoder_2"].seconds = {"check": 2.0, "load": 1.0}
+    assert loading.slowest_opening(pipe) == ("text_encoder_2", {"check": 2.0, "load": 1.0})
+
+
+def test_an_engine_that_does_not_open_closes_the_others(tmp_path, monkeypatch):
+    """Two do not open, and the second of them is known first; then the others open."""
+    _, out, runners = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
+    known = threading.Event()
+
+    def open_one(self, folder, in_tensorrt, **of_session):
+        if folder.name == "vae_decoder":
+            known.set()
+        assert known.wait(timeout=60)
+        if folder.name in ("text_encoder", "vae_decoder"):
+            raise ArtifactError(folder.name, "damaged", "whole")
+        return runners[folder]
+
+    monkeypatch.setattr(loading.Opening, "open", open_one)
+    with pytest.raises(ArtifactError, match=r"^text_encoder: damaged"):
+        loading.load(out, runtime="onnx")
+    assert {folder.name for folder, runner in runners.items() if runner.closed} == {out.name, "text_encoder_2"}
+
+
+def test_an_interrupt_closes_what_opens_after_it(tmp_path, monkeypatch):
+    _, out, runners = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
+    over = threading.Event()
+
+    def open_one(self, folder, in_tensorrt, **of_session):
+        assert over.wait(timeout=60)
+        return runners[folder]
+
+    def interrupt(self):
+        over.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loading.Opening, "open", open_one)
+    monkeypatch.setattr(PipelineFolder, "check", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        loading.load(out, runtime="onnx")
+    assert {folder.name for folder, runner in runners.items() if not runner.closed} == {"vae_encoder"}
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.runtime import opening
 from svdq_trt.runtime.opening import open_engine
 
@@ -33,6 +37,31 @@ def test_good_folder_is_deserialized_once_with_the_installed_library(trt, folder
     assert opened.engines == (trt.engine,) and opened.manifest.model == "sdxl-tiny"
     assert trt.deserialized == [((folder / "model.plan").read_bytes(), False)]
     assert trt.loaded == ["installed.so"]
+
+
+def test_what_engines_share_is_made_by_one_thread(trt, folder, monkeypatch):
+    alone = threading.Lock()
+
+    def load_into(module, path):
+        assert alone.acquire(blocking=False), "two at once"
+        time.sleep(0.05)
+        alone.release()
+
+    monkeypatch.setattr(opening.plugin_lib, "load_into", load_into)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: open_engine(folder), range(4)))
+    assert len({id(one.logger) for one in found}) == 1
+
+
+def test_a_thread_is_told_its_own_errors():
+    errors = LastErrors()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(errors.add, "of an engine in another thread").result()
+        assert str(errors) == "of an engine in another thread"
+        errors.add("of this thread's engine")
+        pool.submit(errors.add, "svdq: of the other").result()
+        assert str(errors) == "of this thread's engine"
+        assert pool.submit(str, errors).result() == "svdq: of the other"
 
 
 def test_host_code_of_the_plan_needs_consent(trt, folder):
