@@ -150,7 +150,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
             rank=job["rank"],
             backend=BackendEntry(backend.name, backend.version),
             plugin=PluginEntry(library.path.name, library.version, library.sha256, job["embed"]),
-            plan=PlanEntry(plan.name, info.bytes, info.sha256, streaming),
+            plan=PlanEntry.of(info.file, streaming),
             onnx=OnnxEntry(onnx.name, onnx.stat().st_size),
             inputs=tuple(Tensor.of(p) for p in profiles),
             outputs=(),
@@ -168,7 +168,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
         ),
     )
     return {
-        "plan_bytes": info.bytes,
+        "plan_bytes": info.file.bytes,
         "plugin_layers": plugins,
         "plugin_attentions": attentions,
         "arch": arch,

@@ -22,12 +22,19 @@ class Entry(msgspec.Struct, frozen=True):
     """An object of the manifest; fields that a newer release adds are ignored."""
 
 
-class FileEntry(Entry, frozen=True):
+Chunks = Annotated[
+    tuple[Annotated[str, msgspec.Meta(**DIGEST)], ...],
+    says("digests of each 256 MiB, which threads check side by side; none for less, or of an earlier release"),
+]
+
+
+class FileEntry(Entry, frozen=True, omit_defaults=True):
     """A file."""
 
     file: Annotated[str, says("its name")]
     bytes: Annotated[int, says("its size", **COUNT)]
     sha256: Annotated[str, says("its digest", **DIGEST)]
+    chunks: Chunks = ()
 
 
 def check_shapes(low: tuple[int, ...], opt: tuple[int, ...], high: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from svdq_trt.artifact.entry import COUNT, DIGEST, Entry, FileEntry, says
+from svdq_trt.artifact.entry import COUNT, DIGEST, Chunks, Entry, FileEntry, says
 from svdq_trt.contract.step_cache import PIECES
 
 
@@ -35,9 +35,15 @@ class PlanEntry(Entry, frozen=True):
     sha256: Annotated[str, says("its digest; empty for one in pieces", **DIGEST)]
     weight_streaming: Annotated[bool, says("weights may stay in host memory, see Session's weight_budget")] = False
     pieces: Annotated[tuple[FileEntry, ...], says("with --step-cache, in its place: plans of head, tail and end")] = ()
+    chunks: Chunks = ()
 
     def __post_init__(self) -> None:
         _check_pieces(self.pieces)
+
+    @classmethod
+    def of(cls, file: FileEntry, weight_streaming: bool) -> PlanEntry:
+        """The entry of a plan in one file."""
+        return cls(file.file, file.bytes, file.sha256, weight_streaming, chunks=file.chunks)
 
 
 class OnnxEntry(Entry, frozen=True):

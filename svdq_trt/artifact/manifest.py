@@ -361,4 +361,5 @@ def files_of(entry: Any) -> list[Held]:
         return [graph, *(held for file in (entry.data, *entry.pieces) for held in files_of(file))]
     if isinstance(entry, OnnxEntry):  # of an earlier release: the size of both
         return [Held(entry.file, entry.bytes, None, with_data=True)]
-    return [Held(entry.file, entry.bytes, entry.sha256)]
+    chunks = entry.chunks if isinstance(entry, PlanEntry | FileEntry) else ()
+    return [Held(entry.file, entry.bytes, entry.sha256, chunks)]

@@ -13,12 +13,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 from svdq_trt.base.errors import ArtifactError
 
-CHUNK = 256 << 20  # bytes of a file that are hashed at a time
+CHUNK = 256 << 20  # bytes of a file that are hashed at a time; manifests hold digests of as many
 _JSON_MAX_BYTES = 64 << 20  # an index of 100,000 tensors is 10 MB; anything larger is not an index
 
 
@@ -112,6 +113,52 @@ def sha256(path: Path) -> str:
                 digest.update(data)
         digest.update(b"" if size else file.read())  # of a pipe
     return digest.hexdigest()
+
+
+def sha256_of_chunks(path: Path) -> tuple[str, ...]:
+    """Hex digests of each CHUNK bytes of a file, the last ones fewer, made by a thread per core, at most 16.
+
+    Raises:
+        ArtifactError: missing or not readable.
+    """
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+
+        def digest(start: int) -> str:
+            with _mapped(file, start, size) as data:
+                return hashlib.sha256(data).hexdigest()
+
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            return tuple(pool.map(digest, range(0, size, CHUNK)))
+
+
+class Digests:
+    """SHA-256 of a file that is being written: of the whole as `sha256`, and of its chunks as `sha256_of_chunks`."""
+
+    def __init__(self) -> None:
+        self._whole, self._chunks, self._room = hashlib.sha256(), [hashlib.sha256()], CHUNK
+
+    def update(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._whole.update(data)
+        rest = memoryview(data)
+        while rest:
+            if not self._room:
+                self._chunks.append(hashlib.sha256())
+                self._room = CHUNK
+            part, rest = rest[: self._room], rest[self._room :]
+            self._chunks[-1].update(part)
+            self._room -= len(part)
+
+    @property
+    def whole(self) -> str:
+        """Hex digest of everything."""
+        return self._whole.hexdigest()
+
+    @property
+    def chunks(self) -> tuple[str, ...]:
+        """Hex digests of the chunks; none where one is everything."""
+        return tuple(chunk.hexdigest() for chunk in self._chunks) if len(self._chunks) > 1 else ()
 
 
 @contextlib.contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.artifact.entry import FileEntry
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import SvdqError
-from svdq_trt.base.files import atomic_write
+from svdq_trt.base.files import Digests, atomic_write
 from svdq_trt.base.progress import Progress
 from svdq_trt.engine.backend import Backend
 from svdq_trt.engine.last_errors import LastErrors
@@ -19,10 +19,9 @@ from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport
 
 @dataclass(frozen=True)
 class PlanInfo:
-    """A finished plan: size and digest of its file, the nodes that became plugin layers, and all compiled layers."""
+    """A finished plan: its file's entry, the nodes that became plugin layers, and all compiled layers."""
 
-    bytes: int
-    sha256: str
+    file: FileEntry
     plugin_layers: list[str]
     notes: dict[str, Any]
     layers: list[EngineLayer]
@@ -85,7 +84,8 @@ def build_plan(
         if not done:
             raise SvdqError(f"sm_{arch}: {onnx.name}", str(logger.errors) or "build failed", "a graph that builds")
     plugin_layers = [node for layer in logger.report.plugins for node in layer.nodes]
-    return PlanInfo(writer.bytes, writer.digest.hexdigest(), plugin_layers, logger.notes, logger.report.layers)
+    file_entry = FileEntry(plan.name, writer.bytes, writer.digests.whole, writer.digests.chunks)
+    return PlanInfo(file_entry, plugin_layers, logger.notes, logger.report.layers)
 
 
 def _make_logger(trt: Any) -> Any:
@@ -186,7 +186,7 @@ def _make_writer(trt: Any, file: Any) -> Any:
 
         def __init__(self) -> None:
             trt.IStreamWriter.__init__(self)
-            self.digest, self.bytes = hashlib.sha256(), 0
+            self.digests, self.bytes = Digests(), 0
             self.error: OSError | None = None
 
         def write(self, data: Any) -> int:
@@ -195,7 +195,7 @@ def _make_writer(trt: Any, file: Any) -> Any:
             except OSError as error:  # an exception must not cross TensorRT's boundary
                 self.error = error
                 return 0
-            self.digest.update(data)
+            self.digests.update(data)
             self.bytes += len(data)
             return len(data)
 

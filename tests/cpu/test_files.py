@@ -1,11 +1,13 @@
 """Artifacts are written whole or not at all."""
 
 import errno
+import hashlib
 import subprocess
 import sys
 
 import pytest
 
+from svdq_trt.base import files
 from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.files import atomic_write, read_json_object
 
@@ -44,6 +46,28 @@ def test_atomic_write_into_a_file_as_folder_is_an_artifact_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ArtifactError, match=r"a\.bin"), atomic_write(tmp_path / "file" / "a.bin"):
         pass
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192, 10000])
+def test_digests_of_a_file_are_those_of_its_bytes(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "CHUNK", 4096)
+    content = (bytes(range(251)) * 40)[:size]
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    chunks = tuple(hashlib.sha256(content[at : at + 4096]).hexdigest() for at in range(0, size, 4096))
+    assert files.sha256(path) == hashlib.sha256(content).hexdigest() and files.sha256_of_chunks(path) == chunks
+    written = files.Digests()
+    for at in range(0, size, 5000):
+        written.update(content[at : at + 5000])
+    assert written.whole == files.sha256(path) and written.chunks == (chunks if size > 4096 else ())
+
+
+def test_what_has_no_digest_is_an_artifact_error(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            files.sha256(path)
+        with pytest.raises(ArtifactError, match="cannot be read"):
+            files.sha256_of_chunks(path)
 
 
 def test_save_tensors_reports_the_systems_error_and_leaves_nothing(tmp_path):

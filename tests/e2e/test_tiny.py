@@ -197,7 +197,7 @@ profiles = [TensorProfile(t["name"], t["dtype"], **{{k: tuple(v) for k, v in t["
 info = build_plan(available("tensorrt-rtx")[0], Path({str(inlined)!r}), 89, profiles,
                   Path({str(tmp_path / "bare.plan")!r}), lambda *a: None)
 assert info.plugin_layers == [], info.plugin_layers
-print("bytes", info.bytes)
+print("bytes", info.file.bytes)
 """
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 0 and "bytes" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from svdq_trt.artifact.entry import FileEntry
 from svdq_trt.artifact.graph_entries import BackendEntry, PlanEntry, PluginEntry
 from svdq_trt.artifact.manifest import Manifest, TensorProfile
 from svdq_trt.base.progress import Progress
@@ -110,15 +109,15 @@ class Plan(Stage[Planned]):
 
         if not self.pieces:
             infos = [built(self.onnx.path, list(self.profiles), self.out)]
-            plan = PlanEntry(self.out.name, infos[0].bytes, infos[0].sha256, self.weight_streaming)
+            plan = PlanEntry.of(infos[0].file, self.weight_streaming)
         else:
             graphs = [self.onnx.path.with_name(piece) for piece in self.pieces]
             outs = [self.folder / name for name in self.files]
             infos = [
                 built(onnx, piece_profiles(onnx, self.profiles), out) for onnx, out in zip(graphs, outs, strict=True)
             ]
-            entries = tuple(FileEntry(o.name, i.bytes, i.sha256) for o, i in zip(outs, infos, strict=True))
-            plan = PlanEntry("", sum(i.bytes for i in infos), "", self.weight_streaming, entries)
+            files = tuple(info.file for info in infos)
+            plan = PlanEntry("", sum(file.bytes for file in files), "", self.weight_streaming, files)
         layers = tuple(layer for info in infos for layer in info.plugin_layers)
         memory = memory_together([info.notes for info in infos])
         return Planned(plan, BackendEntry(backend.name, backend.version), layers, memory)

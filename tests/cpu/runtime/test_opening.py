@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from svdq_trt.base import files
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
 from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.runtime import opening
@@ -147,6 +148,24 @@ def test_damaged_plan(trt, folder):
     refused(trt, folder, ArtifactError, "another SHA-256")
     plan.unlink()
     refused(trt, folder, ArtifactError, "missing")
+
+
+@pytest.mark.parametrize("at", [0, 5000, 10239])  # of 10240 bytes: in the first chunk, the second, the last
+def test_damaged_chunk(trt, folder, monkeypatch, at):
+    monkeypatch.setattr(files, "CHUNK", 4096)
+    plan = folder / "model.plan"
+    good = bytearray(plan.read_bytes())
+    digests = files.Digests()
+    digests.update(good)
+    change(folder, "plan", chunks=digests.chunks)
+    assert len(digests.chunks) == 3 and open_engine(folder).engines == (trt.engine,)
+    trt.deserialized.clear(), trt.loaded.clear()
+    change(folder, "plan", chunks=digests.chunks[:2])
+    refused(trt, folder, ArtifactError, "another SHA-256")
+    change(folder, "plan", chunks=digests.chunks)
+    good[at] ^= 1
+    plan.write_bytes(good)
+    refused(trt, folder, ArtifactError, "another SHA-256")
 
 
 def test_manifest_without_a_digest_is_no_licence(trt, folder):
