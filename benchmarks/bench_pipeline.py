@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.cli.running import add_weight_budget, weight_budgets
+
 #: of the denoiser: its repeated blocks, as diffusers names them, or the whole with CUDA graphs
 RIVALS = {"compile": None, "compile-graphs": "reduce-overhead"}
 
@@ -47,8 +49,9 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="svdq-bench-"))
     request = {name: getattr(args, name) for name in ("prompt", "steps", "guidance", "height", "width")}
     common = {"folder": str(args.engine), "request": request, "pictures": args.pictures}
-    names = ("allow_host_code", "allow_arch_mismatch", "weight_budget", "cuda_graph")
-    found = {"engines": _job(work, "engines", common | {"allow": {name: getattr(args, name) for name in names}})}
+    allow = {name: getattr(args, name) for name in ("allow_host_code", "allow_arch_mismatch", "cuda_graph")}
+    allow["weight_budget"] = weight_budgets(args.weight_budget, args.engine)
+    found = {"engines": _job(work, "engines", common | {"allow": allow})}
     for rival in args.rival:
         found[rival] = _job(work, "compiled", common | {"mode": RIVALS[rival]})
     if args.out:
@@ -107,7 +110,7 @@ def _arguments() -> argparse.Namespace:
     t.add_argument("--width", type=int, default=1024)
     t.add_argument("--pictures", type=int, default=3, metavar="N", help="after the first (default 3)")
     t.add_argument("--rival", action="append", default=[], choices=tuple(RIVALS), help="diffusers' pipeline, compiled")
-    t.add_argument("--weight-budget", type=int, metavar="BYTES", help="of the denoiser's weights on the GPU")
+    add_weight_budget(t)
     t.add_argument("--no-graph", dest="cuda_graph", action="store_false", help="launch the engines' kernels one by one")
     t.add_argument("--allow-host-code", action="store_true")
     t.add_argument("--allow-arch-mismatch", action="store_true")

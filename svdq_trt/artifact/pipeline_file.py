@@ -47,6 +47,11 @@ class PipelineFile(Entry, frozen=True, kw_only=True):
     engines: Annotated[dict[str, GraphEntry], says("by component: unet, text_encoder, vae_decoder")]
     files: Annotated[tuple[FileEntry, ...], says("what a run reads besides, by paths in the folder")]
 
+    @property
+    def denoiser(self) -> str:
+        """The component whose engine folder the file lies in; empty where it names none."""
+        return next((name for name, entry in self.engines.items() if entry.folder == "."), "")
+
     def __post_init__(self) -> None:
         for entry in self.files:
             path = PurePosixPath(entry.file)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from svdq_trt.artifact import pipeline_file
+from svdq_trt.base.errors import UsageError
+from svdq_trt.base.units import parse_bytes
 
 
 def add_running(p: argparse.ArgumentParser) -> None:
@@ -23,6 +29,34 @@ def add_allowed(r: argparse._ActionsContainer) -> None:
         help="run the plugin library that the folder brings; only for folders you trust",
     )
     r.add_argument("--allow-arch-mismatch", action="store_true", help="try a plan made for another GPU")
+
+
+def add_weight_budget(r: argparse._ActionsContainer) -> None:
+    """Add that of a pipeline's engines; see `weight_budgets`."""
+    r.add_argument(
+        "--weight-budget",
+        action="append",
+        default=[],
+        metavar="[PART=]BYTES",
+        help="weights on the GPU, as 2GB of the denoiser's or text_encoder_2=0 of a part's, repeatable; for engines "
+        "built with --weight-streaming",
+    )
+
+
+def weight_budgets(texts: Sequence[str], folder: Path) -> dict[str, int] | None:
+    """The weight_budget of runtime.loading.load for `--weight-budget`, given `texts`; None without any.
+
+    Raises:
+        UsageError: no size, or two of one engine. ArtifactError: `folder` has no pipeline.json.
+    """
+    found: dict[str, int] = {}
+    for text in texts:
+        part, _, size = text.rpartition("=")
+        name = part or pipeline_file.read(folder).denoiser
+        if name in found:
+            raise UsageError("--weight-budget", f"two of {name[:80]}", "one of an engine")
+        found[name] = parse_bytes("--weight-budget", size)
+    return found or None
 
 
 def opening(args: argparse.Namespace) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from svdq_trt.models.pipelines import INDEX, PipelineFolder
 from svdq_trt.models.stand_in import StandIn
 from svdq_trt.runtime.activations import SharedActivations
 from svdq_trt.runtime.choice import Opening, choose_runtime
+from svdq_trt.runtime.opening import check_weight_budget
 from svdq_trt.runtime.protocol import Runner
 
 
@@ -32,7 +33,7 @@ def load(
     onnx_device: str = "auto",
     allow_host_code: bool = False,
     allow_arch_mismatch: bool = False,
-    weight_budget: int | None = None,
+    weight_budget: int | Mapping[str, int] | None = None,
     cuda_graph: bool = True,
 ) -> Any:
     """A diffusers pipeline whose models are the engines of `folder`, which ``svdq-trt build --pipeline`` wrote.
@@ -49,10 +50,13 @@ def load(
         folder: the denoiser's engine folder, with pipeline.json.
         runtime: "auto" (TensorRT where an engine has a plan and there is a GPU), "tensorrt" or "onnx".
         device, allow_host_code, allow_arch_mismatch: see Session. onnx_device: see OnnxSession.
-        weight_budget, cuda_graph: of the denoiser in TensorRT, see Session.
+        weight_budget: bytes of the denoiser's weights on the GPU, or of several engines' by their names in
+            pipeline.json: {"transformer": 3_000_000_000, "text_encoder_2": 0}. See Session.
+        cuda_graph: of the denoiser in TensorRT, see Session.
 
     Raises:
-        UsageError: a weight_budget, and the denoiser does not run in TensorRT.
+        UsageError: a weight budget below 0, of an unknown engine, or of one that does not run in TensorRT.
+        UnsupportedError: a weight budget of an engine that was built without --weight-streaming.
         ArtifactError: an engine or a file that is missing, or not what pipeline.json says. Errors of Session and
             OnnxSession.
     """
@@ -71,9 +75,10 @@ def slowest_opening(pipe: Any) -> tuple[str, Mapping[str, float]]:
 class _Loader:
     """The components of one folder. What can be checked without a library is checked at once."""
 
-    def __init__(self, folder: Path, runtime: str, how: Opening, weight_budget: int | None, graph: bool) -> None:
-        self.folder, self.how = folder, how
-        self.weight_budget, self.graph, self.activations = weight_budget, graph, SharedActivations()
+    def __init__(
+        self, folder: Path, runtime: str, how: Opening, weight_budget: int | Mapping[str, int] | None, graph: bool
+    ) -> None:
+        self.folder, self.how, self.graph, self.activations = folder, how, graph, SharedActivations()
         self.file, self.manifests = pipeline_file.verify(folder)
         self.source = PipelineFolder.read_index(folder)
         kind = self.source.kind
@@ -86,8 +91,9 @@ class _Loader:
         self.in_tensorrt = {
             name: choose_runtime(folder / at, self.manifests[name], runtime)[0] for name, at in engines.items()
         }
-        if weight_budget is not None and not self.in_tensorrt[kind.denoiser]:
-            raise UsageError("weight_budget", "given to engines that run in ONNX Runtime", "TensorRT")
+        self.budgets = {kind.denoiser: weight_budget} if isinstance(weight_budget, int) else dict(weight_budget or {})
+        for name, budget in self.budgets.items():
+            self._check_budget(name, budget)
 
     def pipeline(self) -> Any:
         """The pipeline. Its engines are opened while diffusers and transformers are imported."""
@@ -105,6 +111,15 @@ class _Loader:
             models = {name: self._model(name, runners) for name in run}
             return cls(**absent | settings | files | models)
 
+    def _check_budget(self, name: str, budget: int) -> None:
+        """Raise the errors of `load` about the weight budget of an engine."""
+        where = f"weight_budget of {name[:80]}"
+        if name not in self.manifests:
+            raise UsageError(where, "no such engine", f"one of {', '.join(self.manifests)}")
+        if not self.in_tensorrt[name]:
+            raise UsageError(where, "an engine that runs in ONNX Runtime", "one that runs in TensorRT")
+        check_weight_budget(where, self.manifests[name], budget)
+
     def _model(self, name: str, runners: Mapping[str, Runner]) -> Any:
         """The component `name`, which runs one of the engines that are open."""
         spec = get_model(self.manifests[self.source.kind.denoiser].source)
@@ -120,10 +135,13 @@ class _Loader:
     def _open(self, name: str) -> Runner:
         """Open the engine of the denoiser or of a part."""
         folder = self.folder / self.file.engines[name].folder
-        of_session: dict[str, Any] = {"activations": self.activations}
-        if name == self.source.kind.denoiser:
-            of_session |= {"weight_budget": self.weight_budget, "cuda_graph": self.graph}
-        return self.how.open(folder, self.in_tensorrt[name], **of_session)
+        return self.how.open(
+            folder,
+            self.in_tensorrt[name],
+            activations=self.activations,
+            weight_budget=self.budgets.get(name),
+            cuda_graph=self.graph and name == self.source.kind.denoiser,
+        )
 
     def _from_files(self, name: str) -> Any:
         """The scheduler or a tokenizer, by its own library from the copied files."""

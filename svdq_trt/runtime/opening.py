@@ -18,7 +18,7 @@ from typing import Any
 from svdq_trt.artifact import manifest
 from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.manifest import Manifest
-from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
 from svdq_trt.engine.last_errors import LastErrors
@@ -46,20 +46,31 @@ class Opened:
 
 
 def open_engine(
-    folder: Path, *, allow_host_code: bool = False, allow_arch_mismatch: bool = False, device: int = 0
+    folder: Path,
+    *,
+    allow_host_code: bool = False,
+    allow_arch_mismatch: bool = False,
+    device: int = 0,
+    weight_budget: int | None = None,
 ) -> Opened:
     """Check `folder` and deserialize its plan, or the pieces of it, on the current CUDA device, which must be `device`.
 
     Machine code for the host comes from the installed plugin library alone, unless `allow_host_code`: then it
     comes from the folder, embedded in the plan or beside it. Only do that with folders that you trust.
 
+    Args:
+        weight_budget: see Session. TensorRT takes it only before there is a context.
+
     Raises:
+        UsageError, UnsupportedError: as check_weight_budget.
         ArtifactError: the manifest, a digest, the arch or the plugin version does not fit.
         UnsupportedError: no such GPU, or not the TensorRT release that wrote the plan.
         SvdqError: TensorRT refuses the plan; carries its last error.
     """
     started = time.perf_counter()
     data = manifest.read(folder)
+    if weight_budget is not None:
+        check_weight_budget("weight_budget", data, weight_budget)
     arch = local_arch(device)
     if arch is None:
         raise UnsupportedError(f"CUDA device {device}", "not found", "an NVIDIA GPU and its driver")
@@ -97,8 +108,28 @@ def open_engine(
             "a plan that TensorRT loads",
             "" if allow_host_code else fix,
         )
+    if weight_budget is not None:
+        for engine in engines:  # of one piece, as no other is streamed
+            engine.weight_streaming_budget_v2 = min(weight_budget, engine.streamable_weights_size)
     seconds = {"check": checked - started, "load": time.perf_counter() - checked}
     return Opened(folder, data, backend, plans, engines, logger, seconds)
+
+
+def check_weight_budget(where: str, data: Manifest, budget: int) -> None:
+    """Check a weight budget of an engine before the engine is opened; `where` names the budget in errors.
+
+    Raises:
+        UsageError: below 0. UnsupportedError: an engine that was built without --weight-streaming.
+    """
+    if budget < 0:
+        raise UsageError(where, f"{budget} bytes", "0 or more")
+    if data.plan is not None and not data.plan.weight_streaming:
+        raise UnsupportedError(
+            where,
+            "an engine that was built without --weight-streaming",
+            "one that was built with it",
+            "Build it again with it, or leave the budget out.",
+        )
 
 
 def _check_platform(folder: Path, data: Manifest) -> None:

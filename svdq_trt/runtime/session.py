@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from svdq_trt.artifact.manifest import TensorProfile
-from svdq_trt.base.errors import SvdqError, UnsupportedError, UsageError
+from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.base.extras import required_by
 from svdq_trt.contract.step_cache import FIRST, LAST, RESIDUAL
 from svdq_trt.engine.layer_times import profiled
@@ -82,8 +82,6 @@ class Session(StepCached):
         activations: SharedActivations | None = None,
     ) -> None:
         folder = Path(engine_dir)
-        if weight_budget is not None and weight_budget < 0:
-            raise UsageError("weight_budget", f"{weight_budget} bytes", "0 or more")
         if activations is not None:
             activations.join(device)
         self._memory: DeviceMemory = open_device(memory, device)
@@ -92,13 +90,15 @@ class Session(StepCached):
         self._shapes: Shapes = {}  # of all tensors
         with self._memory.running():
             opened = open_engine(
-                folder, allow_host_code=allow_host_code, allow_arch_mismatch=allow_arch_mismatch, device=device
+                folder,
+                allow_host_code=allow_host_code,
+                allow_arch_mismatch=allow_arch_mismatch,
+                device=device,
+                weight_budget=weight_budget,
             )
             self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
             self.model = self.manifest.source
             self._trt, self._logger = opened.backend.module, opened.logger
-            if weight_budget is not None:
-                self._set_weight_budget(opened.engines, weight_budget)
             self.lora = self._open_slots(folder, opened.engines)
             filled = self.lora.views if self.lora else {}
             started = time.perf_counter()
@@ -235,19 +235,6 @@ class Session(StepCached):
         made = {name for part in self.parts for name in part.outputs}
         read = [profile for part in self.parts for profile in input_profiles(self._trt, part.engine, axes, filled)]
         return list({profile.name: profile for profile in read if profile.name not in made}.values())
-
-    def _set_weight_budget(self, engines: Sequence[Any], budget: int) -> None:
-        """Set how many bytes of weights stay on the GPU; TensorRT takes it only before there is a context."""
-        assert self.manifest.plan is not None  # it was opened
-        if not self.manifest.plan.weight_streaming:
-            raise UnsupportedError(
-                "weight_budget",
-                "an engine that was built without --weight-streaming",
-                "one that was built with it",
-                "Build it again with it, or leave weight_budget out.",
-            )
-        for engine in engines:  # of one piece, as no other is streamed
-            engine.weight_streaming_budget_v2 = min(budget, engine.streamable_weights_size)
 
     def _allocate(self, filled: Mapping[str, Any]) -> dict[str, Any]:
         """One flat buffer per input and output, large enough for the whole profile; addresses never change."""

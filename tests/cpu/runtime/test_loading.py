@@ -12,11 +12,12 @@ from svdq_trt.artifact import pipeline_file
 from svdq_trt.artifact.pipeline_file import PipelineFile
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.cli.run import _described
+from svdq_trt.cli.running import weight_budgets
 from svdq_trt.models.pipelines import PipelineFolder
 from svdq_trt.runtime import loading
 from svdq_trt.runtime.generate import Request, generate
 from tests.harness import module_engines, tiny_pipelines
-from tests.harness.manifests import file_entry, write_manifest
+from tests.harness.manifests import change_manifest, file_entry, write_manifest
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 
@@ -186,12 +187,56 @@ def test_an_interrupt_closes_what_opens_after_it(tmp_path, monkeypatch):
     assert {folder.name for folder, runner in runners.items() if not runner.closed} == {"vae_encoder"}
 
 
+def streaming(folder):
+    """Say that an engine was built with --weight-streaming."""
+    change_manifest(folder, plan={"file": "model.plan", "bytes": 4, "sha256": "", "weight_streaming": True})
+
+
+def test_weight_budgets_are_of_the_engines_that_they_name(tmp_path, monkeypatch):
+    _, out, runners = module_engines.tiny("PixArtSigmaPipeline", tmp_path)
+    given = {}
+
+    def open_one(self, folder, in_tensorrt, *, activations, weight_budget, cuda_graph):
+        given[folder.name] = weight_budget
+        return runners[folder]
+
+    monkeypatch.setattr(loading.Opening, "open", open_one)
+    monkeypatch.setattr(loading, "choose_runtime", lambda *_: (True, ""))
+    for folder in (out, out / "text_encoder", out / "vae_encoder"):
+        streaming(folder)
+    texts = ["3GB", "text_encoder=0", "vae_encoder=1kB"]
+    pipe = loading.load(out, weight_budget=weight_budgets(texts, out))
+    assert given == {out.name: 3_000_000_000, "text_encoder": 0, "vae_decoder": None}
+    pipe.vae.encode(torch.zeros(1, 3, 64, 64))
+    assert given["vae_encoder"] == 1000
+    given.clear()
+    loading.load(out, weight_budget=7)
+    assert given == {out.name: 7, "text_encoder": None, "vae_decoder": None}
+
+
+@pytest.mark.parametrize(
+    "texts,runtime,error,message",
+    [
+        (["0"], "onnx", UsageError, "weight_budget of transformer: an engine that runs in ONNX Runtime, want one that"),
+        (["0", "unet=0"], "", UsageError, "weight_budget of unet: no such engine, want one of transformer, text_enc"),
+        (["vae_encoder=0"], "", UnsupportedError, "weight_budget of vae_encoder: an engine that was built without --w"),
+        (["transformer=0", "1GB"], "", UsageError, "--weight-budget: two of transformer, want one of an engine"),
+        (["transformer=much"], "", UsageError, "--weight-budget: 'much', want a number of bytes"),
+    ],
+)
+def test_weight_budgets_are_refused_before_an_engine_is_opened(texts, runtime, error, message, tmp_path, monkeypatch):
+    _, out, _ = module_engines.tiny("PixArtSigmaPipeline", tmp_path)
+    streaming(out)
+    monkeypatch.setattr(loading.Opening, "open", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(loading, "choose_runtime", lambda *_: (runtime != "onnx", ""))
+    with pytest.raises(error, match=message):
+        loading.load(out, weight_budget=weight_budgets(texts, out))
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
     _, out = tiny("PixArtSigmaPipeline", tmp_path, monkeypatch)
     with pytest.raises(UnsupportedError, match="image: given to a PixArtSigmaPipeline, want a pipeline of which"):
         generate(loading.load(out, runtime="onnx"), Request("a fox", image=out / "fox.png"))
-    with pytest.raises(UsageError, match="weight_budget: given to engines that run in ONNX Runtime, want TensorRT"):
-        loading.load(out, runtime="onnx", weight_budget=0)
     file = next((out / "tokenizer").glob("*.json"))
     content = file.read_bytes()
     file.write_bytes(content + b" ")

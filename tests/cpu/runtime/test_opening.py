@@ -6,11 +6,12 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from svdq_trt.base import files
-from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.runtime import opening
 from svdq_trt.runtime.opening import open_engine
@@ -166,6 +167,17 @@ def test_damaged_chunk(trt, folder, monkeypatch, at):
     good[at] ^= 1
     plan.write_bytes(good)
     refused(trt, folder, ArtifactError, "another SHA-256")
+
+
+def test_weight_budget(trt, folder):
+    refused(trt, folder, UsageError, "weight_budget: -1 bytes, want 0 or more", weight_budget=-1)
+    text = "weight_budget: an engine that was built without --weight-streaming, want one that was built with it. Build"
+    refused(trt, folder, UnsupportedError, text, weight_budget=0)
+    change(folder, "plan", weight_streaming=True)
+    for budget, taken in ((0, 0), (70, 70), (200, 100)):
+        trt.engine = SimpleNamespace(streamable_weights_size=100)
+        open_engine(folder, weight_budget=budget)
+        assert trt.engine.weight_streaming_budget_v2 == taken
 
 
 def test_manifest_without_a_digest_is_no_licence(trt, folder):
