@@ -19,7 +19,7 @@ from svdq_trt.models import get_model
 from svdq_trt.models.parts import GRAPHS
 from svdq_trt.models.pipelines import PipelineFolder, call_arguments
 from svdq_trt.runtime.generate import Request, Times, generate
-from svdq_trt.runtime.loading import load
+from svdq_trt.runtime.loading import load, slowest_opening
 
 CLOCK = CudaClock()
 PERIOD = 0.005  # seconds between looks at the GPU's memory
@@ -62,15 +62,17 @@ def engines(job: dict[str, Any]) -> dict[str, Any]:
 
         found = _pictures(job, picture)
     parts = {part: statistics.median(one.seconds[part] for one in times[1:]) for part in times[0].seconds}
-    return found | {"memory_bytes": memory.most - before, "open_s": opened - job["started"], "parts_s": parts}
+    slowest, seconds = slowest_opening(pipe)
+    opening = {"open_s": opened - job["started"], "slowest": slowest, "slowest_s": dict(seconds)}
+    return found | opening | {"memory_bytes": memory.most - before, "parts_s": parts}
 
 
 @torch.no_grad()
 def compiled(job: dict[str, Any]) -> dict[str, Any]:
     """Time diffusers' pipeline on random weights of the engines' dtypes. job: as `engines`, and mode, of torch.compile.
 
-    With a mode the whole denoiser is compiled, else what diffusers says is repeated in it; the VAE's decoder too. Time
-    counts from when all weights are on the GPU: reading them from a disk is left out.
+    With a mode the whole denoiser is compiled, else what diffusers says is repeated in it; the VAE's decoder too.
+    Weights are made up on the GPU, where they are after `weights_s`: none are read from a disk.
     """
     import diffusers
 
@@ -103,7 +105,7 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
             return image
 
         ready = time.time()
-        found = _pictures(job | {"started": ready}, picture)
+        found = _pictures(job, picture)
     return found | {"memory_bytes": memory.most - before, "weights_s": ready - job["started"]}
 
 
