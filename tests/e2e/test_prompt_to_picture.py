@@ -6,6 +6,7 @@ Weights are random and models small: the pictures are noise, but the same noise.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 
 import numpy as np
@@ -74,6 +75,7 @@ def test_picture_is_that_of_diffusers_own_pipeline(sdxl, tmp_path):
     asked = ["--prompt", "a fox", "--negative", "dogs", "--steps", "2", "--guidance", "4", "--size", "64x128"]
     done = svdq("run", str(engine), *asked, "--seed", "3", "--out", str(tmp_path / "fox.png"))
     assert done.returncode == 0 and "2 steps" in done.stderr and "text" in done.stderr, done.stderr
+    assert re.search(r"^engines opened in .* s; the slowest, \w+: check .* s, load .* s$", done.stderr, re.M)
     got = Image.open(tmp_path / "fox.png")
     pipe = own_pipeline(folder, engine, get_model("sdxl-tiny"))
     options = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 128, "negative_prompt": "dogs"}
