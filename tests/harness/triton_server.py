@@ -24,28 +24,34 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from svdq_trt.serve.config import NUMBERS
 from tests.harness import slim
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _PR_SET_PDEATHSIG = 1
 
 
-def _root() -> Path | None:
+def _root(folder: Path | None = None) -> Path | None:
+    """Where the server's files are, in `folder` or wherever the package is installed."""
     spec = importlib.util.find_spec("pytriton")
-    places = [Path(sys.prefix) / "tritonserver" / "pytriton"]
-    places += [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    places = [(folder or Path(sys.prefix) / "tritonserver") / "pytriton"]
+    if folder is None and spec:
+        places += map(Path, spec.submodule_search_locations or [])
     return next((p / "tritonserver" for p in places if (p / "tritonserver" / "bin" / "tritonserver").is_file()), None)
 
 
 def _libraries(root: Path) -> str:
-    return f"{root.parents[1] / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+    places = [str(root.parents[1] / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+    return ":".join([*places, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])  # which may have the driver's
 
 
-def missing() -> str:
-    """Why no server can run here; empty when one can."""
+def missing(folder: Path | None = None) -> str:
+    """Why no server can run here, that of `folder` if given; empty when one can."""
     if importlib.util.find_spec("tritonclient") is None:
         return "needs tritonclient"
-    root = _root()
+    root = _root(folder)
     if root is None:
         return "needs a tritonserver: pip install --no-deps nvidia-pytriton"
     stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
@@ -65,13 +71,21 @@ def missing() -> str:
 class TritonServer:
     """Started on entry and ready; stopped on exit, and killed with everything it started if it does not stop."""
 
-    def __init__(self, repository: Path, scratch: Path, models: list[str], python: Path | None = None) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        scratch: Path,
+        models: list[str],
+        python: Path | None = None,
+        folder: Path | None = None,
+    ) -> None:
         """Serve `models` of `repository`, with the environment that has the interpreter `python`.
 
         Without one it is this environment, less what serving needs not (slim.ABSENT). `scratch` is an empty folder.
+        `folder` has the server's files, where it is not the installed one.
         """
         self._python = python or slim.interpreter(scratch / "slim")
-        self.root = _root()
+        self.root = _root(folder)
         self.repository, self.scratch, self.models = repository, scratch, models
         self.http, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(2))
         self.log = scratch / "tritonserver.log"
@@ -95,6 +109,11 @@ class TritonServer:
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+
+    @property
+    def pid(self) -> int:
+        """Of the server; the stubs of its models are its children."""
+        return self._process.pid
 
     def alive(self) -> bool:
         return self._process.poll() is None
@@ -160,19 +179,34 @@ class TritonServer:
 
 def ask(server: TritonServer, protocol: str, model: str, inputs: dict[str, Any], **parameters: str) -> dict[str, Any]:
     """Outputs by name. A client of its own: tritonclient's HTTP client belongs to one thread."""
-    from tritonclient.utils import np_to_triton_dtype
-
     module = importlib.import_module(f"tritonclient.{protocol}")
     as_json = {"as_json": True} if protocol == "grpc" else {}
     with module.InferenceServerClient(getattr(server, protocol)) as client:
-        tensors = []
-        for name, value in inputs.items():
-            tensor = module.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype))
-            tensor.set_data_from_numpy(value)
-            tensors.append(tensor)
         names = [output["name"] for output in client.get_model_metadata(model, **as_json)["outputs"]]
-        answer = client.infer(model, tensors, parameters=parameters)
+        answer = client.infer(model, tensors(protocol, inputs), parameters=parameters)
         return {name: answer.as_numpy(name) for name in names}
+
+
+def tensors(protocol: str, inputs: dict[str, Any]) -> list[Any]:
+    """Arrays by name as tritonclient's inputs."""
+    from tritonclient.utils import np_to_triton_dtype
+
+    module = importlib.import_module(f"tritonclient.{protocol}")
+    found = []
+    for name, value in inputs.items():
+        found.append(module.InferInput(name, list(value.shape), np_to_triton_dtype(value.dtype)))
+        found[-1].set_data_from_numpy(value)
+    return found
+
+
+def picture_inputs(prompt: str = "a fox", negative: str | None = None, **numbers: float) -> dict[str, np.ndarray]:
+    """The inputs of a request to a pipeline that merges requests."""
+    from tritonclient.utils import triton_to_np_dtype
+
+    texts = {"prompt": prompt} | ({} if negative is None else {"negative": negative})
+    inputs = {name: np.frombuffer(text.encode(), np.uint8)[None] for name, text in texts.items()}
+    kinds = {name: triton_to_np_dtype(NUMBERS[name].removeprefix("TYPE_")) for name in numbers}
+    return inputs | {name: np.array([[value]], kinds[name]) for name, value in numbers.items()}
 
 
 def _die_with_parent() -> None:

@@ -17,10 +17,9 @@ from svdq_trt.cli import main
 from tests.harness import tiny_pipelines
 from tests.harness.builds import build, some_minutes
 from tests.harness.lora_files import make_factors, write_peft
-from tests.harness.triton_server import TritonServer, ask
+from tests.harness.triton_server import TritonServer, ask, picture_inputs
 
 SIZE = {"width": 64, "height": 64, "steps": 1}
-DTYPES = {"guidance": np.float32, "seed": np.int64}
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +48,8 @@ def pipe(folder):
     return pipe
 
 
-def asked(prompt="a fox", **numbers):
-    """A request's inputs."""
-    negative = numbers.pop("negative", None)
-    texts = {"prompt": prompt} | ({} if negative is None else {"negative": negative})
-    inputs = {name: np.frombuffer(text.encode(), np.uint8)[None] for name, text in texts.items()}
-    return inputs | {name: np.array([[value]], DTYPES.get(name, np.int32)) for name, value in numbers.items()}
-
-
 def picture(server, protocol="grpc", **given):
-    return ask(server, protocol, "pictures", asked(**SIZE | given))["image"][0]
+    return ask(server, protocol, "pictures", picture_inputs(**SIZE | given))["image"][0]
 
 
 def own(pipe, prompt="a fox", seed=0, **options):
@@ -122,10 +113,10 @@ def test_requests_run_together_and_bad_ones_are_refused_alone(server, pipe):
 
 def test_what_is_no_request_for_a_picture(server):
     with pytest.raises(InferenceServerException, match="prompt: missing, want text"):
-        ask(server, "grpc", "pictures", {k: v for k, v in asked(**SIZE).items() if k != "prompt"})
+        ask(server, "grpc", "pictures", {k: v for k, v in picture_inputs(**SIZE).items() if k != "prompt"})
     with pytest.raises(InferenceServerException, match="prompt: bytes that are not UTF-8, want text"):
-        ask(server, "grpc", "pictures", asked(**SIZE) | {"prompt": np.full((1, 3), 255, np.uint8)})
-    two = {name: np.repeat(value, 2, axis=0) for name, value in asked(**SIZE).items()}
+        ask(server, "grpc", "pictures", picture_inputs(**SIZE) | {"prompt": np.full((1, 3), 255, np.uint8)})
+    two = {name: np.repeat(value, 2, axis=0) for name, value in picture_inputs(**SIZE).items()}
     with pytest.raises(InferenceServerException, match=r"a batch of 2, want one picture in a request\. Send"):
         ask(server, "grpc", "pictures", two)
 
@@ -138,7 +129,7 @@ def test_a_client_that_goes_away_harms_nobody(server, pipe):
             "datatype": {"uint8": "UINT8", "int32": "INT32"}[value.dtype.name],
             "data": value.flatten().tolist(),
         }
-        for name, value in asked(**SIZE).items()
+        for name, value in picture_inputs(**SIZE).items()
     ]
     gone = http.client.HTTPConnection(server.http)
     gone.request("POST", "/v2/models/pictures/infer", json.dumps({"inputs": inputs}))
@@ -166,7 +157,7 @@ def test_requests_name_their_lora(tmp_path):
     with TritonServer(tmp_path / "models", tmp_path / "server", ["pictures"], Path(sys.executable)) as running:
 
         def one(lora):
-            return ask(running, "grpc", "pictures", asked(**SIZE), **({"lora": lora} if lora else {}))["image"][0]
+            return ask(running, "grpc", "pictures", picture_inputs(**SIZE), **({"lora": lora} if lora else {}))["image"][0]
 
         with ThreadPoolExecutor(2) as pool:
             plain, styled = pool.map(one, ("", "style:2"))
