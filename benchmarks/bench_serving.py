@@ -23,9 +23,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import tritonclient.http as triton
+import psutil
 from serving_bench import report
-from serving_bench.clients import Load
+from serving_bench.clients import Load, Model
 from serving_bench.memory import SAMPLES, Memory
 
 from svdq_trt.serve.config import Serving, to_text
@@ -33,7 +33,7 @@ from svdq_trt.serve.repository import CONFIG, write_model
 from tests.harness import slim
 from tests.harness.triton_server import TritonServer, missing
 
-MODEL = "pictures"
+NAME = "pictures"
 PROMPTS = ("a fox", "an owl in snow", "a photo of bees", "the sea at night")
 
 
@@ -50,18 +50,22 @@ def main() -> int:
         _write(args, work / "models")
         (work / "server").mkdir()
         python = slim.interpreter(work / "python", absent=())
-        with TritonServer(work / "models", work / "server", [MODEL], python, args.server) as server:
-            rows = _measure(args, server)
-        log = server.log.read_text(errors="replace")
+        with TritonServer(work / "models", work / "server", [NAME], python, args.server) as server:
+            started = server.log.stat().st_size
+            try:
+                rows = _measure(args, server)
+            except psutil.NoSuchProcess:
+                sys.exit(f"the server or one of its processes ended:\n{server.tail()}")
+            log = server.log.read_bytes()[started:].decode(errors="replace")
     faults = [fault for row in rows for fault in report.faults(row, args.growth)]
-    print(report.table(rows), *faults, sep="\n")
+    print(report.memory(rows), *faults, sep="\n")
     if args.out:
         args.out.write_text(json.dumps(_settings(args) | {"rows": rows, "faults": faults, "log": log}, indent=1) + "\n")
     return 1 if faults else 0
 
 
 def _write(args: argparse.Namespace, repository: Path) -> None:
-    serving = Serving(MODEL, "pipeline", args.device, queue_delay_us=args.queue_delay)
+    serving = Serving(NAME, "pipeline", args.device, queue_delay_us=args.queue_delay)
     written = write_model(args.engine, repository, serving)
     if args.max_batch is not None:
         written.config.max_batch_size = args.max_batch
@@ -69,17 +73,18 @@ def _write(args: argparse.Namespace, repository: Path) -> None:
 
 
 def _measure(args: argparse.Namespace, server: TritonServer) -> list[dict[str, Any]]:
-    asked = _asked(args)
-    alone = Load(server.http, MODEL, asked, len(asked), args.timeout).run(1)
+    model, asked = Model(server.http, NAME, args.timeout), _asked(args)
+    alone = Load(model, asked, len(asked)).run(1)
     if len(alone.seconds) < len(asked):
         sys.exit(f"a picture alone: {(alone.refused + alone.lost + alone.spoilt)[0]}")
+    Load(model, asked, 4 * max(args.clients)).run(max(args.clients))  # memory that larger batches take for good
     memory, rows = Memory(server.pid, args.device == "gpu"), []
+    print(report.HEAD)
     for clients in args.clients:
-        before = _statistics(server)
-        load = Load(server.http, MODEL, asked, args.requests, args.timeout)
-        outcome = load.run(clients, args.disturb, memory.look)
-        rows.append(report.row(clients, outcome, alone, report.since(before, _statistics(server))))
-        print(report.table(rows[-1:]), flush=True)
+        before = model.statistics()
+        outcome = Load(model, asked, args.requests).run(clients, args.disturb, memory.look)
+        rows.append(report.row(clients, outcome, alone, report.since(before, model.statistics())))
+        print(report.speed(rows[-1]), flush=True)
     return rows
 
 
@@ -88,12 +93,6 @@ def _asked(args: argparse.Namespace) -> list[dict[str, Any]]:
     more = {"width": args.size, "height": args.size} | ({} if args.guidance is None else {"guidance": args.guidance})
     pairs = itertools.product(range(args.seeds), args.steps)
     return [{"prompt": PROMPTS[seed % len(PROMPTS)], "seed": seed, "steps": steps, **more} for seed, steps in pairs]
-
-
-def _statistics(server: TritonServer) -> dict[str, Any]:
-    with triton.InferenceServerClient(server.http) as client:
-        found: dict[str, Any] = client.get_inference_statistics(MODEL)["model_stats"][0]
-    return found
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

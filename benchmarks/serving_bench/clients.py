@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import tritonclient.http as triton
-from serving_bench.memory import SAMPLES
 from tritonclient.utils import InferenceServerException
 
+from serving_bench.memory import SAMPLES
 from svdq_trt.serve.config import IMAGE
 from tests.harness.triton_server import picture_inputs, tensors
 
@@ -68,19 +68,54 @@ class Outcome:
     wall_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class Model:
+    """A pipeline on a Triton server. Attributes: address: host:port. timeout: seconds, then a request is lost."""
+
+    address: str
+    name: str
+    timeout: float
+
+    def connect(self) -> triton.InferenceServerClient:
+        """A client, for one thread."""
+        return triton.InferenceServerClient(self.address, network_timeout=self.timeout)
+
+    def picture(self, client: triton.InferenceServerClient, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """Ask for a picture, and wait for it."""
+        image: np.ndarray = client.infer(self.name, tensors("http", inputs)).as_numpy(IMAGE)[0]
+        return image
+
+    def statistics(self) -> dict[str, Any]:
+        """Triton's, since the server was started."""
+        with self.connect() as client:
+            found: dict[str, Any] = client.get_inference_statistics(self.name)["model_stats"][0]
+        return found
+
+    def kill_client(self, inputs: dict[str, np.ndarray], after: float) -> None:
+        """Start a process that asks for a picture, and kill it `after` seconds from its asking."""
+        body, header = triton.InferenceServerClient.generate_request_body(tensors("http", inputs))
+        words = [self.address, f"/v2/models/{self.name}/infer", str(header)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen([sys.executable, "-c", _VICTIM, *words], stdin=pipe, stdout=pipe) as victim:
+            victim.stdin.write(body)
+            victim.stdin.close()
+            victim.stdout.readline()  # sent
+            time.sleep(after)
+            victim.kill()
+
+
 class Load:
     """One run: `asked` are arguments of `picture_inputs`, which clients send in turn."""
 
-    def __init__(self, address: str, model: str, asked: Sequence[dict[str, Any]], requests: int, timeout: float):
-        """Make `requests` requests of `model`, which the server at `address` has; each is lost after `timeout` seconds."""
-        self._address, self._model, self._asked = address, model, asked
-        self._requests, self._timeout = requests, timeout
+    def __init__(self, model: Model, asked: Sequence[dict[str, Any]], requests: int) -> None:
+        """Make `requests` requests."""
+        self._model, self._asked, self._requests = model, asked, requests
         self._lock, self._begun, self._ended = threading.Lock(), 0, 0
         self._others: list[Future[None]] = []
         self.outcome = Outcome([Counter() for _ in asked])
 
     def run(self, clients: int, disturb: int = 0, look: Callable[[], dict[str, float]] = dict) -> Outcome:
-        """Run all requests.
+        """Run all requests, once.
 
         Args:
             disturb: after so many requests each time, a client is killed and a malformed request is sent; 0: never.
@@ -98,14 +133,11 @@ class Load:
         return self.outcome
 
     def _client(self, beside: ThreadPoolExecutor) -> None:
-        with self._connect() as client:
+        with self._model.connect() as client:
             while (number := self._next()) < self._requests:
                 if self._disturb_every and number % self._disturb_every == self._disturb_every // 2:
                     self._others.append(beside.submit(self._disturb, number // self._disturb_every))
                 self._ask(client, number % len(self._asked))
-
-    def _connect(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(self._address, network_timeout=self._timeout)
 
     def _next(self) -> int:
         with self._lock:
@@ -113,64 +145,50 @@ class Load:
             return self._begun - 1
 
     def _ask(self, client: triton.InferenceServerClient, place: int) -> None:
-        given, found = self._asked[place], self.outcome
+        given = self._asked[place]
         started = time.perf_counter()
         try:
-            image = client.infer(self._model, tensors("http", picture_inputs(**given))).as_numpy(IMAGE)[0]
+            image = self._model.picture(client, picture_inputs(**given))
         except InferenceServerException as error:
-            self._end(found.refused, str(error))
+            return self._end("refused", str(error))
         except Exception as error:  # of sockets, of gevent, of HTTP
-            self._end(found.lost, repr(error))
-        else:
-            seconds = time.perf_counter() - started
-            if image.dtype != np.uint8 or image.shape != (given["height"], given["width"], 3):
-                self._end(found.spoilt, f"{image.dtype} {image.shape}")
-                return
-            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            self._end(found.seconds, seconds, lambda: self._keep(place, digest, image))
+            return self._end("lost", repr(error))
+        seconds = time.perf_counter() - started
+        if image.dtype != np.uint8 or image.shape != (given["height"], given["width"], 3):
+            return self._end("spoilt", f"{image.dtype} {image.shape}")
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        with self._lock:
+            self.outcome.answers[place][digest] += 1
+            self.outcome.images.setdefault(digest, image)
+        self._end("seconds", seconds)
 
-    def _end(self, kind: list[Any], what: Any, also: Callable[[], None] = lambda: None) -> None:
+    def _end(self, kind: str, what: Any) -> None:
         """Count a request that ended, and look at the memory when it is time."""
         with self._lock:
-            kind.append(what)
-            also()
+            getattr(self.outcome, kind).append(what)
             self._ended += 1
             if self._ended * SAMPLES // self._requests > (self._ended - 1) * SAMPLES // self._requests:
                 for name, value in self._look().items():
                     self.outcome.memory.setdefault(name, []).append(value)
 
-    def _keep(self, place: int, digest: bytes, image: np.ndarray) -> None:
-        self.outcome.answers[place][digest] += 1
-        self.outcome.images.setdefault(digest, image)
-
     def _disturb(self, turn: int) -> None:
-        self._send_malformed(list(MALFORMED)[turn % len(MALFORMED)])
-        self._kill_client(turn)
-
-    def _send_malformed(self, kind: str) -> None:
+        kind = list(MALFORMED)[turn % len(MALFORMED)]
         changed, message = MALFORMED[kind]
         inputs = picture_inputs(**self._asked[0]) | changed
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        got = "served"
-        try:
-            with self._connect() as client:
-                client.infer(self._model, tensors("http", inputs))
-        except Exception as error:  # also of sockets, as above
-            got = str(error) if isinstance(error, InferenceServerException) else repr(error)
-        self.outcome.sent += 1
+        got = self._refusal({name: value for name, value in inputs.items() if value is not None})
         if not re.search(message, got):
             self.outcome.malformed.append(f"{kind}: {got}")
-
-    def _kill_client(self, turn: int) -> None:
-        """Kill a client that waits for its picture: at once, or after one to three quarters of the usual time."""
-        given = self._asked[turn % len(self._asked)]
-        body, header = triton.InferenceServerClient.generate_request_body(tensors("http", picture_inputs(**given)))
-        words = [self._address, f"/v2/models/{self._model}/infer", str(header)]
-        pipe = subprocess.PIPE
-        with subprocess.Popen([sys.executable, "-c", _VICTIM, *words], stdin=pipe, stdout=pipe) as victim:
-            victim.stdin.write(body)
-            victim.stdin.close()
-            victim.stdout.readline()  # sent
-            time.sleep(turn % 4 / 4 * (median(self.outcome.seconds or [0])))
-            victim.kill()
+        self.outcome.sent += 1
+        usual = median(self.outcome.seconds or [0])  # killed at once, or after one to three quarters of it
+        self._model.kill_client(picture_inputs(**self._asked[turn % len(self._asked)]), usual * (turn % 4) / 4)
         self.outcome.killed += 1
+
+    def _refusal(self, inputs: dict[str, np.ndarray]) -> str:
+        try:
+            with self._model.connect() as client:
+                self._model.picture(client, inputs)
+        except InferenceServerException as error:
+            return str(error)
+        except Exception as error:  # as above
+            return repr(error)
+        return "served"

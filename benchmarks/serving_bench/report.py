@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from serving_bench.clients import Outcome
-from serving_bench.memory import growth
+from serving_bench.memory import SAMPLES, growth
 
 
 def row(clients: int, outcome: Outcome, alone: Outcome, statistics: dict[str, Any]) -> dict[str, Any]:
@@ -78,21 +79,25 @@ def _rms(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.sqrt(np.mean((one.astype(np.float32) - other) ** 2)))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The figures for a terminal: a line per number of clients, then the memory at every tenth of its requests."""
-    head = f"{'':7} {'pictures':>8} {'latency, s':^23} {'queue':>6} {'mean':>5} {'':7} {'':4} {'diffe-':>6} {'largest':>7}\n"
-    head += f"clients {'per s':>8} {'p50':>7} {'p90':>7} {'p99':>7} {'s':>6} {'batch':>5} refused lost {'ring':>6} {'rms':>7}"
-    lines = [head]
-    for one in rows:
-        p50, p90, p99 = one["latency_s"].values()
-        lines.append(
-            f"{one['clients']:7} {one['pictures_per_s']:8.3f} {p50:7.3f} {p90:7.3f} {p99:7.3f} {one['queue_s']:6.3f} "
-            f"{one['batch_mean']:5.2f} {len(one['refused']):7} {len(one['lost']):4} {one['differing']:6} "
-            f"{one['largest_rms']:7.2f}"
-        )
-    lines.append("MB at every tenth of the requests, and growth from the second fifth to the last")
-    for one in rows:
-        for name, samples in one["memory_mb"].items():
-            tenths = " ".join(f"{samples[i]:8.1f}" for i in range(4, len(samples), 5))
-            lines.append(f"{one['clients']:7} {name:6} {tenths}  {one['growth_mb'][name]:+.1f}")
+#: above the lines of `speed`
+HEAD = f"""{"":7} {"pictures":>8} {"latency, s":^23} {"queued,":>7}  mean {"":12} diffe- largest
+clients {"per s":>8} {"p50":>7} {"p90":>7} {"p99":>7} {"s":>7} batch refused lost   ring     rms"""
+
+
+def speed(row: dict[str, Any]) -> str:
+    """A run's line for a terminal."""
+    latency = " ".join(f"{seconds:7.3f}" for seconds in row["latency_s"].values())
+    return (
+        f"{row['clients']:7} {row['pictures_per_s']:8.3f} {latency} {row['queue_s']:7.3f} {row['batch_mean']:5.2f} "
+        f"{len(row['refused']):7} {len(row['lost']):4} {row['differing']:6} {row['largest_rms']:7.2f}"
+    )
+
+
+def memory(rows: Sequence[dict[str, Any]]) -> str:
+    """The memory of all runs for a terminal."""
+    lines = ["MB after every tenth of the requests, and the growth from the second fifth to the last"]
+    for row in rows:
+        for name, samples in row["memory_mb"].items():
+            tenths = " ".join(f"{sample:8.1f}" for sample in samples[SAMPLES // 10 - 1 :: SAMPLES // 10])
+            lines.append(f"{row['clients']:7} {name:6} {tenths} {row['growth_mb'][name]:+8.1f}")
     return "\n".join(lines)

@@ -116,20 +116,19 @@ class Loras:
 class Served(ABC, Generic[Read]):
     """A model. Triton calls `initialize` once, then `execute`, then `finalize`, never two at a time."""
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Run the requests; returns one response per request, in order."""
-        responses: list[Any] = [None] * len(requests)
+    def execute(self, requests: list[Any]) -> None:
+        """Run the requests; each is answered as soon as those that run with it are done."""
+        senders = [request.get_response_sender() for request in requests]
         good: dict[int, Read] = {}
         for index, request in enumerate(requests):
             try:
                 good[index] = self._read(request)
             except Exception as error:
-                responses[index] = _refused(error)
+                _send(senders[index], _refused(error))
         for group in self._groups(good):
             answers = self._answers([good[place] for place in group])
             for place, answer in zip(group, answers, strict=True):
-                responses[place] = answer
-        return responses
+                _send(senders[place], answer)
 
     def _groups(self, good: dict[int, Read]) -> list[list[int]]:
         """Places of requests that run together."""
@@ -159,6 +158,11 @@ class Served(ABC, Generic[Read]):
     @abstractmethod
     def _run(self, group: list[Read]) -> list[dict[str, np.ndarray]]:
         """Run requests together; returns the outputs of each."""
+
+
+def _send(sender: Any, answer: Any) -> None:
+    """Answer a request: with one response, which is its last."""
+    sender.send(answer, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _refused(error: Exception) -> Any:

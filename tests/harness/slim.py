@@ -26,7 +26,7 @@ PathFinder.find_spec = find_spec
 
 
 def interpreter(folder: Path, absent: Sequence[str] = ABSENT) -> Path:
-    """Make a virtual environment in `folder` that sees what is on this one's path but for `absent`; returns its python3.
+    """Make an environment in `folder` that sees what is on this one's path but for `absent`; returns its python3.
 
     By a .pth file, as an embedded interpreter, which Triton's is, reads no PYTHONPATH.
     """

@@ -118,6 +118,11 @@ class TritonServer:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def tail(self) -> str:
+        """The end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if line[:1] not in "|+")[-4000:]
+
     def _command(self) -> list[str]:
         backends = self.scratch / "backends"
         shutil.copytree(self.root / "backends", backends)
@@ -158,13 +163,9 @@ class TritonServer:
                 urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5).close()
                 return
             if not self.alive():
-                raise RuntimeError(f"tritonserver ended:\n{self._tail()}")
+                raise RuntimeError(f"tritonserver ended:\n{self.tail()}")
             time.sleep(0.2)
-        raise TimeoutError(f"tritonserver is not ready after {seconds} s:\n{self._tail()}")
-
-    def _tail(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(line for line in lines if line[:1] not in "|+")[-4000:]
+        raise TimeoutError(f"tritonserver is not ready after {seconds} s:\n{self.tail()}")
 
     def _stop(self) -> None:
         self._process.terminate()

@@ -1,4 +1,4 @@
-"""One engine and one server for all tests of this folder."""
+"""The engines and the server that tests of this folder share."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def engine(tmp_path_factory, sdxl_tiny):
     out = tmp_path_factory.mktemp("engines")
     sdxl_tiny.copy(out, "sm_90", check=False)
     return out / "sdxl-tiny-sm_90"
+
+
+@pytest.fixture(scope="session")
+def folder(sdxl_tiny):
+    """Engines around sdxl-tiny, from a prompt to a picture.
+
+    SVDQ_TEST_ENGINE names a folder of such engines to use instead.
+    """
+    given = os.environ.get("SVDQ_TEST_ENGINE")
+    return Path(given) if given else sdxl_tiny.pipeline()[0]
 
 
 @pytest.fixture(scope="session")

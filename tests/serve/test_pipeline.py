@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +19,6 @@ from tests.harness.lora_files import make_factors, write_peft
 from tests.harness.triton_server import TritonServer, ask, picture_inputs
 
 SIZE = {"width": 64, "height": 64, "steps": 1}
-
-
-@pytest.fixture(scope="module")
-def folder(sdxl_tiny):
-    """SVDQ_TEST_ENGINE names a folder of engines around sdxl-tiny to use instead."""
-    given = os.environ.get("SVDQ_TEST_ENGINE")
-    return Path(given) if given else sdxl_tiny.pipeline()[0]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +149,9 @@ def test_requests_name_their_lora(tmp_path):
     with TritonServer(tmp_path / "models", tmp_path / "server", ["pictures"], Path(sys.executable)) as running:
 
         def one(lora):
-            return ask(running, "grpc", "pictures", picture_inputs(**SIZE), **({"lora": lora} if lora else {}))["image"][0]
+            return ask(running, "grpc", "pictures", picture_inputs(**SIZE), **({"lora": lora} if lora else {}))[
+                "image"
+            ][0]
 
         with ThreadPoolExecutor(2) as pool:
             plain, styled = pool.map(one, ("", "style:2"))

@@ -58,7 +58,11 @@ def model_class(monkeypatch):
         outputs={t.name(): t.value for t in outputs}, error=error
     )
     backend = SimpleNamespace(
-        Tensor=Tensor, TritonError=TritonError, InferenceResponse=response, Logger=SimpleNamespace(log_info=print)
+        Tensor=Tensor,
+        TritonError=TritonError,
+        InferenceResponse=response,
+        Logger=SimpleNamespace(log_info=print),
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
     )
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
     importing = ("svdq_trt.serve.backend", "svdq_trt.serve.python_model")  # Triton's own module
@@ -142,15 +146,38 @@ def model(model_class, engine, loras, tmp_path):
     model.finalize()
 
 
-def request(x, **parameters):
-    return SimpleNamespace(inputs=lambda: [Tensor("x", x)], parameters=lambda: json.dumps(parameters))
+def execute(model, *asked):
+    """What the model answers to requests, each (x, parameters); and its runs and answers in the order that they had."""
+    answers, order, run = [None] * len(asked), [], model._runner.run
+
+    def counted(inputs):
+        order.append("run")
+        return run(inputs)
+
+    def request(place, x, parameters):
+        def send(answer, flags):
+            assert answers[place] is None and flags == 1  # one answer, which is the last
+            answers[place] = answer
+            order.append(place)
+
+        return SimpleNamespace(
+            inputs=lambda: [Tensor("x", x)],
+            parameters=lambda: json.dumps(parameters),
+            get_response_sender=lambda: SimpleNamespace(send=send),
+        )
+
+    model._runner.run = counted
+    assert model.execute([request(place, *one) for place, one in enumerate(asked)]) is None
+    model._runner.run = run
+    return answers, order
 
 
 def test_requests_name_their_lora_and_others_do_not_get_it(model, loras):
     rng = np.random.default_rng(0)
     wanted = ["style", "", "face", "style:-2", "style", ""]
     xs = [rng.standard_normal((1, 64)).astype(np.float16) for _ in wanted]
-    answers = model.execute([request(x, **({"lora": n} if n else {})) for x, n in zip(xs, wanted, strict=True)])
+    answers, order = execute(model, *((x, {"lora": n} if n else {}) for x, n in zip(xs, wanted, strict=True)))
+    assert order == ["run", 0, 4, "run", 1, 5, "run", 2, "run", 3]  # nobody waits for those that run later
     strengths = {"style": ("style", 1), "style:-2": ("style", -2), "face": ("face", 0.5)}
     for x, name, answer in zip(xs, wanted, answers, strict=True):
         assert answer.error is None and answer.outputs["y"].shape == (1, 128)
@@ -175,7 +202,7 @@ def test_requests_name_their_lora_and_others_do_not_get_it(model, loras):
 )
 def test_a_lora_that_cannot_be_meant_is_the_callers_mistake(model, lora, message):
     x = np.ones((1, 64), np.float16)
-    bad, good = model.execute([request(x, lora=lora), request(x)])
+    (bad, good), _ = execute(model, (x, {"lora": lora}), (x, {}))
     assert message in bad.error.message and bad.error.code == TritonError.INVALID_ARG
     assert good.error is None and not good.outputs["y"].any()
 
