@@ -135,8 +135,9 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--growth", type=float, default=50, metavar="MB", help="of memory that is no fault (default 50)")
     p.add_argument("--out", type=Path, metavar="JSON")
     args = p.parse_args()
-    if args.requests < SAMPLES:
-        p.error(f"--requests: {args.requests}, want at least {SAMPLES}")
+    for name, least in (("requests", SAMPLES), ("seeds", 1)):
+        if (got := getattr(args, name)) < least:
+            p.error(f"--{name}: {got}, want at least {least}")
     return args
 
 

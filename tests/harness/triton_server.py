@@ -211,7 +211,8 @@ def picture_inputs(prompt: str = "a fox", negative: str | None = None, **numbers
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Ask for SIGTERM, by which a server also ends its stubs; killed, it leaves them."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_ports(count: int) -> list[int]:
