@@ -51,7 +51,7 @@ def identify_part(part: Part, source: Source | None, random_seed: int | None) ->
 
 
 def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None) -> nn.Module:
-    """Load a part's module in its act dtype, on the CPU.
+    """Load what a part's graph computes of its module, in its act dtype, on the CPU.
 
     Args:
         pipeline: the pipeline's folder. variant: see locate.locate_component.
@@ -71,7 +71,8 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
         options["variant"] = variant
     root = pipeline / part.component
     try:
-        module: nn.Module = part_class(part.class_name).from_pretrained(root, **options)
+        module = part_class(part.class_name).from_pretrained(root, **options)
     except Exception as error:  # whatever the folder's files make the library stumble over
         raise ArtifactError(str(root), f"cannot be loaded ({first_line(error)})", f"a {part.class_name}") from error
-    return module
+    found: nn.Module = part.graph.part_of(module)
+    return found

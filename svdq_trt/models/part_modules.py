@@ -18,7 +18,7 @@ _OVERLAP = 0.25  # of tiles, as in diffusers
 
 
 class TextEncoder(StandIn):
-    """Called like CLIPTextModel, CLIPTextModelWithProjection or T5EncoderModel of transformers.
+    """Called like a text encoder of transformers: CLIP's, T5's, or a language model whose states are read.
 
     Attributes:
         dtype: of the outputs, in which pipelines go on.
@@ -31,6 +31,7 @@ class TextEncoder(StandIn):
             "CLIPTextModel": ("transformers.modeling_outputs", "BaseModelOutputWithPooling"),
             "CLIPTextModelWithProjection": ("transformers.models.clip.modeling_clip", "CLIPTextModelOutput"),
             "T5EncoderModel": ("transformers.modeling_outputs", "BaseModelOutput"),
+            "Qwen3Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
         }[class_name]
         self._output_class = need("transformers", module, output)
 
@@ -40,12 +41,15 @@ class TextEncoder(StandIn):
         attention_mask: Tensor | None = None,
         output_hidden_states: bool = False,
         return_dict: bool = True,
+        use_cache: bool = False,
     ) -> Any:
         """Encode token ids [B, T] of the engine's T; same return type as the module's.
 
         Raises:
-            UnsupportedError: a mask or all layers' states, where the engine has none.
+            UnsupportedError: a mask or all layers' states, where the engine has none; a cache.
         """
+        if use_cache:
+            raise self.refuse("use_cache", "True", "False: the engine keeps no keys and values")
         inputs = {"input_ids": input_ids}
         if "attention_mask" in self._dtypes:
             inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -55,7 +59,12 @@ class TextEncoder(StandIn):
         found = {name: torch.cat([r[name] for r in runs], dim=-3 if name == "hidden_states" else 0) for name in runs[0]}
         outputs: dict[str, Any] = {n: value.to(input_ids.device, self.dtype) for n, value in found.items()}
         if "hidden_states" in outputs:
-            outputs["hidden_states"] = tuple(outputs["hidden_states"]) if output_hidden_states else None
+            states = tuple(outputs["hidden_states"])
+            outputs = {
+                "last_hidden_state": states[-1],
+                **outputs,
+                "hidden_states": states if output_hidden_states else None,
+            }
         elif output_hidden_states:
             raise self.refuse("output_hidden_states", "True", "False: the engine gives the last state")
         result = self._output_class(**outputs)

@@ -38,12 +38,17 @@ class PartGraph(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
-        """The graph's inputs, for a module with that config and T5's length of text."""
+        """The graph's inputs, for a module with that config and length of text, which CLIP has in its config."""
 
     @staticmethod
     @abstractmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """The graph's outputs."""
+
+    @staticmethod
+    def part_of(module: Any) -> Any:
+        """What the graph computes of a component's module."""
+        return module
 
 
 class ClipGraph(PartGraph):
@@ -109,7 +114,7 @@ class T5Graph(PartGraph):
     @staticmethod
     def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Token ids and their mask, of one length."""
-        return tuple(TensorIO(name, "int64", (_BATCH, tokens)) for name in ("input_ids", "attention_mask"))
+        return _masked_text(tokens)
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
@@ -120,6 +125,53 @@ class T5Graph(PartGraph):
         """The last state."""
         state: Tensor = self.model(input_ids, attention_mask=attention_mask).last_hidden_state
         return state
+
+
+class LanguageModelGraph(PartGraph):
+    """A language model's states of all layers [layers + 1], the last one behind its norm; it has only a decoder.
+
+    The masks are written out, as transformers makes them by code that cannot be exported: a token sees itself and what
+    is before it, as far as a layer's window reaches and the mask says. Positions count from the sequence's start,
+    padding included. A token that sees none, as padding in front does, has values without a meaning.
+    """
+
+    library = "transformers"
+
+    @staticmethod
+    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Token ids and their mask, of one length."""
+        return _masked_text(tokens)
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """The states [layers + 1, B, T, C]."""
+        text = config.get_text_config()
+        return (TensorIO("hidden_states", "act", (text.num_hidden_layers + 1, _BATCH, tokens, text.hidden_size)),)
+
+    @staticmethod
+    def part_of(module: Any) -> Any:
+        """The layers, without a head for words and an encoder of pictures."""
+        return module.get_decoder()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The states."""
+        model, place = self.model, torch.arange(input_ids.shape[1], device=input_ids.device)
+        distance = place[:, None] - place  # of a query to each key
+        seen = (distance >= 0) & (attention_mask[:, None, None] > 0)
+        masks = {"full_attention": self._added(seen)}
+        if "sliding_attention" in model.config.layer_types:
+            masks["sliding_attention"] = self._added(seen & (distance < model.config.sliding_window))
+        out = model(input_ids, attention_mask=masks, use_cache=False, output_hidden_states=True)
+        return torch.stack(out.hidden_states)
+
+    def _added(self, seen: Tensor) -> Tensor:
+        """What is added to the scores [B, 1, T, T]."""
+        dtype = self.model.dtype
+        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def _masked_text(tokens: int) -> tuple[TensorIO, ...]:
+    return tuple(TensorIO(name, "int64", (_BATCH, tokens)) for name in ("input_ids", "attention_mask"))
 
 
 class DecoderGraph(PartGraph):
@@ -184,8 +236,14 @@ GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "CLIPTextModel": {"": ClipGraph},
     "CLIPTextModelWithProjection": {"": ProjectedClipGraph},
     "T5EncoderModel": {"": T5Graph},
+    "Qwen3Model": {"": LanguageModelGraph},
     "AutoencoderKL": {"decoder": DecoderGraph, "encoder": EncoderGraph},
 }
+
+
+def is_autoencoder(class_name: str) -> bool:
+    """Whether a class of GRAPHS is an autoencoder's; the others are text encoders'."""
+    return "decoder" in GRAPHS[class_name]
 
 
 def graph_name(component: str, role: str) -> str:
@@ -200,7 +258,7 @@ class Part:
     Attributes:
         component: of its module in the pipeline: text_encoder_2, vae. role: of the graph, where a module has several.
         class_name: of the module, one of GRAPHS. config: its config.json.
-        act_dtype: dtype of its weights and activations. tokens: length of T5's text; CLIP's is in its config.
+        act_dtype: dtype of its weights and activations. tokens: length of the text; CLIP's is in its config.
     """
 
     component: str
@@ -242,10 +300,12 @@ class Part:
         return "model"
 
     def build(self) -> nn.Module:
-        """The module with its class's random weights, from torch's generator, on the CPU."""
+        """What the graph computes of the module, on the CPU, with its class's random weights from torch's generator."""
         cls, config = part_class(self.class_name), full_config(self.class_name, self.config)
         module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
-        return nn.Module.to(module, self.torch_dtype)  # diffusers' own warns of modules that stay in f32
+        return nn.Module.to(
+            self.graph.part_of(module), self.torch_dtype
+        )  # diffusers' own warns of modules that stay in f32
 
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""

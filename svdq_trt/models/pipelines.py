@@ -11,11 +11,14 @@ from typing import Any
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
-from svdq_trt.models.parts import GRAPHS, Part, graph_name
+from svdq_trt.models.parts import GRAPHS, Part, graph_name, is_autoencoder
 from svdq_trt.models.spec import ModelSpec
 
 INDEX = "model_index.json"
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
+TOKENIZERS = (
+    *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
+    *("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+)
 
 
 @dataclass(frozen=True)
@@ -24,22 +27,36 @@ class PipelineKind:
 
     Attributes:
         class_name: diffusers' class. denoiser: its component.
-        clip_tokens: tokens of the denoiser's text that are not T5's; the others are.
+        clip_tokens: tokens of the denoiser's text that are CLIP's; the others are another encoder's.
         negative: whether a negative prompt has an effect.
+        doubled_above: the scale of guidance above which the denoiser's batch has two rows to a picture; None where it
+            has one, as pipelines without such guidance do, and those that call the denoiser twice.
+        chat: options of the template by which a prompt becomes a user's message; None where it is the text alone.
     """
 
     class_name: str
     denoiser: str = "transformer"
     clip_tokens: int = 0
     negative: bool = True
+    doubled_above: float | None = 1.0
+    chat: Mapping[str, bool] | None = None
+
+    def text_tokens(self, tokenizer: Any, text: str) -> int:
+        """How many tokens a text has, as the pipeline gives it to a tokenizer."""
+        if self.chat is not None:
+            messages = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.chat)
+        return len(tokenizer(text, verbose=False).input_ids)
 
 
 KINDS = {
     kind.class_name: kind
     for kind in (
         PipelineKind("StableDiffusionXLPipeline", denoiser="unet"),
-        PipelineKind("FluxPipeline", negative=False),
+        PipelineKind("FluxPipeline", negative=False, doubled_above=None),
         PipelineKind("PixArtSigmaPipeline"),
+        PipelineKind("ChromaPipeline", doubled_above=None),
+        PipelineKind("ZImagePipeline", doubled_above=0.0, chat={"enable_thinking": True}),
         PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
     )
 }
@@ -105,7 +122,7 @@ class PipelineFolder:
 
     def _check(self, component: str, class_name: str) -> None:
         """Raise UnsupportedError for a component that is neither the denoiser, nor a part, nor copied."""
-        runs = class_name in GRAPHS and (class_name == "AutoencoderKL") == (component == "vae")
+        runs = class_name in GRAPHS and is_autoencoder(class_name) == (component == "vae")
         if runs or component == self.kind.denoiser or self.is_tokenizer(component):
             return
         if component == "scheduler":
@@ -137,7 +154,7 @@ class PipelineFolder:
         """All graphs beside the denoiser.
 
         Args:
-            act_dtype: the denoiser's. tokens: of its text, T5's among them.
+            act_dtype: the denoiser's. tokens: of its text, at most.
         """
         found = []
         for component, class_name in self.modules.items():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,16 @@ class Request:
 
 @dataclass
 class Times:
-    """Seconds of each part of a picture, and how often its engines ran; `skipped` of the steps by a step cache."""
+    """Seconds of each part of a picture, and how often its engines ran.
+
+    Attributes:
+        steps: of denoising; a pipeline with guidance may run its denoiser twice in each. skipped: runs of the denoiser
+            that a step cache left out.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
     skipped: int = 0
 
     def add(self, part: str, seconds: float) -> None:
@@ -110,7 +117,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     seeds = [request.seed + i for request in requests for i in range(request.batch)]
     asked["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
-        asked["max_sequence_length"] = _t5_tokens(kind, denoiser)
+        asked["max_sequence_length"] = _text_tokens(kind, denoiser)
     times, skipped = Times(), getattr(denoiser.runner, "skipped", 0)
     denoiser.restart()  # the last picture may have ended before its time
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]
@@ -118,6 +125,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     try:
         for module in modules:
             module.runner = _Clocked(module.runner, _NAMES[type(module)], times)
+        pipe.scheduler.step = _counted(pipe.scheduler.step, times)
         images = pipe([request.prompt for request in requests], **asked).images
         times.skipped = getattr(denoiser.runner, "skipped", 0) - skipped
         return images, times
@@ -127,6 +135,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
             raise UsageError("strength", got, "one step at least", fix) from error
         raise
     finally:
+        vars(pipe.scheduler).pop("step", None)
         for module, session in zip(modules, sessions, strict=True):
             module.runner = session
 
@@ -151,11 +160,12 @@ def check(pipe: Any, request: Request) -> None:
 
 
 def rows(pipe: Any, request: Request) -> int:
-    """Rows of the denoiser's batch that a picture takes: two with guidance by a negative or an empty prompt."""
+    """Rows of the denoiser's batch that a picture takes: two with guidance, where the pipeline gives both at once."""
     kind, denoiser = _denoiser(pipe)
     default = inspect.signature(pipe.__call__).parameters[denoiser.spec.guidance].default
-    guidance = default if request.guidance is None else request.guidance
-    return 1 + (kind.negative and guidance > 1)
+    own = denoiser.spec.asked.get(denoiser.spec.guidance, default)
+    guidance = own if request.guidance is None else request.guidance
+    return 1 + (kind.doubled_above is not None and guidance > kind.doubled_above)
 
 
 def _denoiser(pipe: Any) -> tuple[PipelineKind, Denoiser]:
@@ -197,8 +207,8 @@ def _size(denoiser: Denoiser, request: Request) -> tuple[int, int]:
     return own["height"] if height is None else height, own["width"] if width is None else width
 
 
-def _t5_tokens(kind: PipelineKind, denoiser: Denoiser) -> int:
-    """T5's, so that the denoiser gets the tokens that it was built for."""
+def _text_tokens(kind: PipelineKind, denoiser: Denoiser) -> int:
+    """Those of encoders other than CLIP, of which the denoiser gets as many as it was built for."""
     return _sizes(denoiser, 2)["tokens"] - kind.clip_tokens
 
 
@@ -223,12 +233,23 @@ def _check_text(pipe: Any, name: str, text: str) -> None:
     kind, denoiser = _denoiser(pipe)
     found = []
     for tokenizer in (part for key, part in pipe.components.items() if key.startswith("tokenizer") and part):
-        is_t5 = type(tokenizer).__name__.startswith("T5")
-        most = _t5_tokens(kind, denoiser) if is_t5 else tokenizer.model_max_length
-        found.append((most, len(tokenizer(text, verbose=False).input_ids)))
+        is_clip = type(tokenizer).__name__.startswith("CLIP")
+        most = tokenizer.model_max_length if is_clip else _text_tokens(kind, denoiser)
+        found.append((most, kind.text_tokens(tokenizer, text)))
     if all(count > most for most, count in found):
         most, count = max(found)
         raise ShapeError(name, f"{count} tokens", f"at most {most}")
+
+
+def _counted(step: Callable[..., Any], times: Times) -> Callable[..., Any]:
+    """A scheduler's method `step`, whose calls are counted."""
+
+    @functools.wraps(step)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        times.steps += 1
+        return step(*args, **kwargs)
+
+    return counted
 
 
 class _Clocked:

@@ -16,7 +16,7 @@ from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.models import get_model
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
-from svdq_trt.models.parts import full_config, graph_name
+from svdq_trt.models.parts import full_config, graph_name, is_autoencoder
 from svdq_trt.models.pipelines import INDEX, PipelineFolder
 from svdq_trt.models.stand_in import StandIn
 from svdq_trt.runtime.activations import SharedActivations
@@ -127,7 +127,7 @@ class _Loader:
             return Denoiser(runners[name], spec, name).eval()
         class_name = self.source.classes[name]
         config = full_config(class_name, self.source.config(name))
-        if class_name == "AutoencoderKL":
+        if is_autoencoder(class_name):
             encoder = functools.partial(self._open, graph_name(name, "encoder"))
             return Autoencoder(runners[graph_name(name, "decoder")], name, config, encoder)
         return TextEncoder(runners[name], name, class_name, config, spec.torch_dtype)
@@ -149,7 +149,11 @@ class _Loader:
         library = "transformers" if self.source.is_tokenizer(name) else "diffusers"
         cls = need(library, library, class_name)
         try:
-            return cls.from_pretrained(self.folder / name, local_files_only=True)
+            found = cls.from_pretrained(self.folder / name, local_files_only=True)
         except Exception as error:  # whatever the files make the library stumble over
             reason = first_line(error)
             raise ArtifactError(str(self.folder / name), f"cannot be loaded ({reason})", f"a {class_name}") from error
+        kind = self.source.kind
+        if kind.chat is not None and self.source.is_tokenizer(name) and found.chat_template is None:
+            raise ArtifactError(str(self.folder / name), "no chat template", f"that of a {kind.class_name}")
+        return found

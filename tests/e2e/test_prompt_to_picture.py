@@ -151,6 +151,36 @@ def test_t5_and_a_bfloat16_pipeline(tmp_path):
     assert figures["engines"] > 30 > 25 > figures["another seed"], figures
 
 
+#: options of the build by the pipeline's class: guidance gives Z-Image's denoiser two rows at once
+OTHERS = {"ChromaPipeline": FIXED, "ZImagePipeline": FIXED[2:]}
+
+
+@some_minutes
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_pipelines(name, tmp_path):
+    from PIL import Image
+
+    from svdq_trt.models import get_model
+    from tests.harness.module_engines import KINDS
+
+    (model, make, told), folder = KINDS[name], tmp_path / "pipeline"
+    spec = get_model(model)
+    (tmp_path / "words" / "t5").mkdir(parents=True)
+    tiny_pipelines.save(name, spec, make(tmp_path / "words"), folder)
+    done = build(model, tmp_path, "--arch", "sm_89", "--no-check", "--pipeline", str(folder), *OTHERS[name])
+    assert done.returncode == 0, done.stderr
+    engine, out = tmp_path / f"{model}-sm_89", tmp_path / "fox.png"
+    asked = ["--prompt", "a fox", "--steps", "2", "--guidance", "4", "--seed", "3", "--out", str(out)]
+    done = svdq("run", str(engine), *asked)
+    assert done.returncode == 0 and "2 steps" in done.stderr, done.stderr
+    pipe = own_pipeline(folder, engine, spec)
+    options = {"num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64} | told
+    want, other = (pipe("a fox", generator=torch.Generator().manual_seed(s), **options).images[0] for s in (3, 4))
+    figures = {"engines": psnr(want, Image.open(out)), "another seed": psnr(want, other)}
+    print(figures)
+    assert figures["engines"] > 30 > 25 > figures["another seed"], figures
+
+
 @some_minutes
 def test_t5_in_4_bits(tmp_path):
     """For sm_90, too. The pipeline's transformer reads text as wide as t5-tiny's, and so is no model with a name."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,20 @@ from tests.harness import tiny_pipelines
 from tests.harness.manifests import file_entry, tensor_entry, write_manifest
 
 MOST = 2**15  # pixels of a side that nothing here exceeds
-TOKENS = 93  # of SD3: 77 of CLIP, 16 of T5
-KINDS = {
-    "StableDiffusionXLPipeline": ("sdxl-tiny", tiny_pipelines.sdxl_parts),
-    "FluxPipeline": ("flux1-tiny", tiny_pipelines.flux_parts),
-    "PixArtSigmaPipeline": ("pixart-tiny", tiny_pipelines.pixart_parts),
-    "StableDiffusion3Pipeline": ("sd3-tiny", tiny_pipelines.sd3_parts),
+TOKENS = (93,) * 3  # of SD3: 77 of CLIP, 16 of T5
+#: a pipeline's class -> the model of its denoiser, what makes the other components, and what a call must be told so
+#: that the text is as long as in the engines
+KINDS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
+    "StableDiffusionXLPipeline": ("sdxl-tiny", tiny_pipelines.sdxl_parts, {}),
+    "FluxPipeline": ("flux1-tiny", tiny_pipelines.flux_parts, {"max_sequence_length": 16}),
+    "PixArtSigmaPipeline": (
+        "pixart-tiny",
+        tiny_pipelines.pixart_parts,
+        {"max_sequence_length": 24, "use_resolution_binning": False},
+    ),
+    "StableDiffusion3Pipeline": ("sd3-tiny", tiny_pipelines.sd3_parts, {"max_sequence_length": 16}),
+    "ChromaPipeline": ("chroma-tiny", tiny_pipelines.chroma_parts, {"max_sequence_length": 16}),
+    "ZImagePipeline": ("z-image-tiny", tiny_pipelines.z_image_parts, {"max_sequence_length": 96}),
 }
 
 
@@ -53,7 +62,7 @@ def tiny(name: str, folder: Path, **changed: Any) -> tuple[Any, Path, dict[Path,
     """
     import diffusers
 
-    model, make = KINDS[name]
+    model, make, _ = KINDS[name]
     spec = get_model(model)
     (folder / "words" / "t5").mkdir(parents=True)
     torch.manual_seed(1)
@@ -67,14 +76,14 @@ def tiny(name: str, folder: Path, **changed: Any) -> tuple[Any, Path, dict[Path,
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "own" / file, out / file)
 
-    tokens = TOKENS if model == "sd3-tiny" else spec.profile.tokens[1]
+    tokens = TOKENS if model == "sd3-tiny" else spec.profile.tokens
     sides = {"height": (64, 64, MOST), "width": (64, 128, MOST)}
-    counts = {"batch": (1, 1, 4), "tokens": (tokens,) * 3}
+    counts = {"batch": (1, 1, 4), "tokens": tokens}
     sizes = Sizes({symbol: (1, 1, 1) for symbol in spec.profile.sizes(0)} | counts | sides)
     module = copy.deepcopy(denoiser)
     spec.family.prepare(module)
     graphs = {spec.subfolder: (out, model, spec.wrap(module), spec)}
-    for part in source.parts(spec.act_dtype, tokens):
+    for part in source.parts(spec.act_dtype, tokens[2]):
         graph = part.wrap(copy.deepcopy(getattr(own, part.component)).to(part.torch_dtype))
         graphs[part.name] = (out / part.name, part.class_name, graph, part)
     runners = {at: _engine(at, kind, graph, ios, sizes) for at, kind, graph, ios in graphs.values()}

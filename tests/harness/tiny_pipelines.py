@@ -44,6 +44,33 @@ def t5(folder: Path, **config):
     return words, encoder.eval()
 
 
+def qwen_tokenizer(folder: Path):
+    """Qwen's tokenizer over single letters, saved in `folder`, with a chat template; how many words it knows."""
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*special, *LETTERS, "\u0120"]  # the last one is a space
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}{% if not enable_thinking %}<|im_end|>{% endif %}"
+    )
+    vocab = {word: i for i, word in enumerate(words)}
+    Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=special[1:], chat_template=template).save_pretrained(
+        folder
+    )
+    return Qwen2Tokenizer.from_pretrained(folder), len(words)
+
+
+def qwen3(folder: Path, kind: str):
+    """The letters' tokenizer, and a language model for it, by its class: 96 channels, three layers."""
+    import transformers
+
+    words, size = qwen_tokenizer(folder)
+    own = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 32}
+    config = transformers.Qwen3Config(**own, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+    return words, getattr(transformers, kind)(config).eval()
+
+
 def clip_config(size: int, hidden: int, projection: int):
     """A CLIP text encoder's config over `size` words."""
     from transformers import CLIPTextConfig
@@ -130,6 +157,34 @@ def flux_parts(folder: Path, **config) -> dict:
         "tokenizer_2": pieces,
         "vae": vae().bfloat16().eval(),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def chroma_parts(folder: Path) -> dict:
+    """Around chroma-tiny's transformer: 96 channels of T5, 4 latent channels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    torch.manual_seed(0)
+    pieces, encoder = t5(folder / "t5")
+    return {
+        "text_encoder": encoder.bfloat16(),
+        "tokenizer": pieces,
+        "vae": vae().bfloat16().eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def z_image_parts(folder: Path) -> dict:
+    """Around z-image-tiny's transformer: 96 channels of a language model, 4 latent channels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    torch.manual_seed(0)
+    words, encoder = qwen3(folder / "qwen", "Qwen3Model")
+    return {
+        "text_encoder": encoder.bfloat16(),
+        "tokenizer": words,
+        "vae": vae().bfloat16().eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
     }
 
 

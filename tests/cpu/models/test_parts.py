@@ -15,6 +15,7 @@ from svdq_trt.models.part_modules import Autoencoder, TextEncoder
 from svdq_trt.models.parts import Part, full_config
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
+from tests.harness.language_models import LANGUAGE_MODELS
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 
@@ -79,6 +80,7 @@ PARTS = [
     part("CLIPTextModel", CLIP | {"eos_token_id": 2}),  # published configs: the end is then the largest id
     part("CLIPTextModelWithProjection", CLIP | {"hidden_act": "gelu"}),
     part("T5EncoderModel", T5),
+    part(*LANGUAGE_MODELS["qwen3-windowed"]),
     part("AutoencoderKL", VAE, "decoder"),
     part("AutoencoderKL", VAE, "encoder"),
 ]
@@ -154,8 +156,37 @@ def test_t5_is_called_with_a_mask_or_without():
         stand_in(text, output_hidden_states=True)
 
 
+@pytest.mark.parametrize("dtype,most", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_language_model_gives_the_states_of_transformers(name, side, dtype, most, tmp_path):
+    """By ONNX Runtime, which computes bf16 in f32, at padding of either side, against the module with its own masks."""
+    torch.manual_seed(0)
+    class_name, config = LANGUAGE_MODELS[name]
+    one = part(class_name, config, dtype=dtype)
+    module = one.build().eval()
+    text, lengths = ids(3, 12), torch.tensor([12, 5, 9])
+    place = torch.arange(12)
+    mask = (place < lengths[:, None] if side == "right" else place >= 12 - lengths[:, None]).long()
+    with torch.no_grad():
+        want = module(text, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    export_model(module, one, SIZES.ranges(), tmp_path / "model.onnx", lambda *_: None)
+    with OnnxSession(tmp_path / "model.onnx", device="cpu", threads=1) as session:
+        runner = SimpleNamespace(run=session.run, inputs=SIZES.tensors(one.inputs, one.torch_dtype))
+        stand_in = TextEncoder(runner, "text_encoder", class_name, full_config(class_name, config), one.torch_dtype)
+        got = stand_in(text, attention_mask=mask, output_hidden_states=True)
+        last = stand_in(text, mask)
+    assert len(got.hidden_states) == len(want.hidden_states) == 4 and got.last_hidden_state is got.hidden_states[-1]
+    for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
+        error, size = ((value[mask > 0].double()).norm() for value in (a.double() - b.double(), a))
+        assert error < most * size, (side, float(error / size))
+    assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
+    with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: use_cache: True, want False"):
+        stand_in(text, use_cache=True)
+
+
 def test_autoencoder_decodes_and_encodes():
-    runners = [Direct(one) for one in PARTS[3:]]
+    runners = [Direct(part("AutoencoderKL", VAE, role)) for role in ("decoder", "encoder")]
     config = full_config("AutoencoderKL", VAE)
     stand_in, module = Autoencoder(runners[0], "vae", config, lambda: runners[1]), runners[0].module
     latents, images = torch.randn(3, 4, 8, 4), torch.randn(3, 3, 32, 32)
@@ -170,7 +201,7 @@ def test_autoencoder_decodes_and_encodes():
 
 
 def test_larger_pictures_go_through_an_autoencoder_by_tiles():
-    runners = [Direct(one) for one in PARTS[3:]]
+    runners = [Direct(part("AutoencoderKL", VAE, role)) for role in ("decoder", "encoder")]
     stand_in = Autoencoder(runners[0], "vae", full_config("AutoencoderKL", VAE), lambda: runners[1])
     module, side, scale = runners[0].module, 64, 8
     for runner, most in zip(runners, (side // scale, side), strict=True):

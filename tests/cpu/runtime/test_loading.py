@@ -15,7 +15,7 @@ from svdq_trt.cli.run import _described
 from svdq_trt.cli.running import weight_budgets
 from svdq_trt.models.pipelines import PipelineFolder
 from svdq_trt.runtime import loading
-from svdq_trt.runtime.generate import Request, generate
+from svdq_trt.runtime.generate import Request, generate, rows
 from tests.harness import module_engines, tiny_pipelines
 from tests.harness.manifests import change_manifest, file_entry, write_manifest
 
@@ -46,14 +46,13 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
     options = {} if name == "FluxPipeline" else {"negative": "owls"}
     asked = {"width": 64, "height": 128, "steps": 2, "guidance": 4.0}
     (got,), times = generate(pipe, Request("a fox", seed=3, **options, **asked))
-    assert times.runs["steps"] == 2 and times.runs["VAE"] == 1 and times.runs["text"] >= 1
+    calls = 2 if name in ("ChromaPipeline",) else 1  # with guidance, in a step
+    assert times.steps == 2 and times.runs["steps"] == 2 * calls and times.runs["VAE"] == 1 and times.runs["text"] >= 1
+    assert rows(pipe, Request("", guidance=4.0)) == 2 / calls - (name == "FluxPipeline")
+    assert (" 2 steps (4 runs) " in _described(times)) == (calls == 2)
     call = {"width": 64, "height": 128, "num_inference_steps": 2, "guidance_scale": 4.0}
     call |= {"negative_prompt": "owls"} if options else {}
-    call |= {"FluxPipeline": {"max_sequence_length": 16}, "StableDiffusion3Pipeline": {"max_sequence_length": 16}}.get(
-        name, {}
-    )
-    if name == "PixArtSigmaPipeline":
-        call |= {"max_sequence_length": 24, "use_resolution_binning": False}
+    call |= module_engines.KINDS[name][2]
     want, other = (own("a fox", generator=torch.Generator().manual_seed(s), **call).images[0] for s in (3, 4))
     figures = {"same": psnr(want, got), "another seed": psnr(want, other), "spread": float(np.asarray(want).std())}
     print(figures)
@@ -61,7 +60,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline"])
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "ZImagePipeline"])
 def test_a_picture_changes_as_in_diffusers_own_pipeline(name, masked, tmp_path, monkeypatch):
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
@@ -74,8 +73,8 @@ def test_a_picture_changes_as_in_diffusers_own_pipeline(name, masked, tmp_path, 
     (got,), times = generate(pipe, Request("a fox", image=tmp_path / "fox.png", strength=0.5, **asked))
     assert times.runs["steps"] == 2 and got.size == (128, 64)
     call = {"image": tiny_pipelines.picture(64, 64).resize((128, 64)), "strength": 0.5, "num_inference_steps": 4}
-    call |= {"width": 128, "height": 64} if masked or name == "FluxPipeline" else {}
-    call |= {"max_sequence_length": 16} if name == "FluxPipeline" else {}
+    call |= {} if name == "StableDiffusionXLPipeline" and not masked else {"width": 128, "height": 64}
+    call |= module_engines.KINDS[name][2]
     call |= {"mask_image": tiny_pipelines.picture(64, 64, mask=True).resize((128, 64))} if masked else {}
     own = (AutoPipelineForInpainting if masked else AutoPipelineForImage2Image).from_pipe(own)
     want, other = (
@@ -117,7 +116,7 @@ def test_steps_that_a_step_cache_skips_are_counted(tmp_path, monkeypatch):
     session.reset = lambda: told.append("reset")
     _, times = generate(pipe, Request("a fox", steps=3, width=64, height=64))
     assert told == ["reset", *[("", 0, ())] * 3, "reset"]
-    assert (times.runs["steps"], times.skipped) == (3, 2) and " 3 steps (1 computed) " in _described(times)
+    assert (times.steps, times.skipped) == (3, 2) and " 3 steps (1 computed) " in _described(times)
 
 
 def test_what_has_no_effect_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,23 @@
+"""Small configurations of the language models that pipelines have as text encoders: three layers of 32 channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+QWEN3: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+#: of its layers the first sees all before it, the others four tokens with their own
+WINDOWED = QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+
+#: name of a case -> class and configuration
+LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3Model", QWEN3),
+    "qwen3-windowed": ("Qwen3Model", WINDOWED),
+}
