@@ -15,7 +15,7 @@ from svdq_trt.checkpoint import Identity
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.parts import check_part, identify_part, locate_part
 from svdq_trt.models import MODELS, ModelSpec
-from svdq_trt.models.parts import Part, autoencoder_scale, full_config
+from svdq_trt.models.parts import Part, autoencoder_scale, full_config, patch_side
 from svdq_trt.models.pipelines import PipelineFolder
 
 
@@ -123,6 +123,7 @@ def _part_sizes(part: Part, sizes: Sizes, tile: int) -> Sizes:
         return Sizes(sizes.profile | {"batch": (1, 1, sizes.profile["batch"][2])})
     sides = {name: sizes.profile[name] for name in ("height", "width")}
     if any(high > tile for _, _, high in sides.values()):  # then an edge may be left of either side
-        least = autoencoder_scale(full_config(part.class_name, part.config))
+        config = full_config(part.class_name, part.config)
+        least = autoencoder_scale(config) * patch_side(config)
         sides = {name: (least, min(opt, tile), min(high, tile)) for name, (_, opt, high) in sides.items()}
     return Sizes(sizes.profile | sides | {"batch": (1, 1, 1)})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from svdq_trt.base.needs import need
-from svdq_trt.models.parts import autoencoder_scale
+from svdq_trt.models.parts import autoencoder_scale, patch_side
 from svdq_trt.models.stand_in import Runs, StandIn
 
 _OVERLAP = 0.25  # of tiles, as in diffusers
@@ -32,6 +32,7 @@ class TextEncoder(StandIn):
             "CLIPTextModelWithProjection": ("transformers.models.clip.modeling_clip", "CLIPTextModelOutput"),
             "T5EncoderModel": ("transformers.modeling_outputs", "BaseModelOutput"),
             "Qwen3Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
+            "Qwen3ForCausalLM": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
         }[class_name]
         self._output_class = need("transformers", module, output)
 
@@ -60,11 +61,11 @@ class TextEncoder(StandIn):
         outputs: dict[str, Any] = {n: value.to(input_ids.device, self.dtype) for n, value in found.items()}
         if "hidden_states" in outputs:
             states = tuple(outputs["hidden_states"])
-            outputs = {
-                "last_hidden_state": states[-1],
-                **outputs,
-                "hidden_states": states if output_hidden_states else None,
-            }
+            outputs["hidden_states"] = states if output_hidden_states else None
+            if "last_hidden_state" in self._output_class.__dataclass_fields__:
+                outputs.setdefault("last_hidden_state", states[-1])
+            elif not output_hidden_states:
+                raise self.refuse("output_hidden_states", "False", "True: the engine gives states, and no words")
         elif output_hidden_states:
             raise self.refuse("output_hidden_states", "True", "False: the engine gives the last state")
         result = self._output_class(**outputs)
@@ -72,7 +73,9 @@ class TextEncoder(StandIn):
 
 
 class Autoencoder(StandIn):
-    """Called like diffusers' AutoencoderKL; `runner` decodes.
+    """Called like diffusers' AutoencoderKL or AutoencoderKLFlux2; `runner` decodes.
+
+    FLUX.2's latents are normalized, and its statistics 0 and 1: NormalizedDecoderGraph says why.
 
     Args:
         open_encoder: opens what encodes, when an image is first encoded: a picture from text needs none.
@@ -81,6 +84,10 @@ class Autoencoder(StandIn):
     def __init__(self, runner: Runs, name: str, config: Any, open_encoder: Callable[[], Runs]) -> None:
         super().__init__(runner, name, config)
         self._encoder = functools.cache(open_encoder)
+        if (patch := patch_side(config)) > 1:  # the engines' latents are normalized already
+            channels = config.latent_channels * patch**2
+            variance = torch.ones(channels) - config.batch_norm_eps
+            self.bn = SimpleNamespace(running_mean=torch.zeros(channels), running_var=variance)
 
     @property
     def dtype(self) -> torch.dtype:

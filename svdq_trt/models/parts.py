@@ -8,7 +8,7 @@ autoencoder's one head of 512 values and T5's added positions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -216,14 +216,54 @@ class EncoderGraph(PartGraph):
         return moments
 
 
+class NormalizedDecoderGraph(DecoderGraph):
+    """FLUX.2's decoder, of latents as the denoiser has them: normalized in patches, by statistics in the weights.
+
+    So the stand-in needs no weights: it tells the pipeline a mean of 0 and a deviation of 1.
+    """
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Pixels."""
+        mean, deviation = _statistics(self.model)
+        return super().forward(_each_patch(latent, lambda patches: patches * deviation + mean))
+
+
+class NormalizedEncoderGraph(EncoderGraph):
+    """FLUX.2's encoder, to the moments of latents as NormalizedDecoderGraph takes them."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Moments."""
+        mean, deviation = _statistics(self.model)
+        means, logs = super().forward(image).chunk(2, dim=1)
+        means = _each_patch(means, lambda patches: (patches - mean) / deviation)
+        return torch.cat((means, _each_patch(logs, lambda patches: patches - 2 * deviation.log())), dim=1)
+
+
 def _latent_axes(config: Any) -> tuple[Axis, Axis]:
-    scale = autoencoder_scale(config)
-    return Axis("height", divisor=scale), Axis("width", divisor=scale)
+    scale, side = autoencoder_scale(config), patch_side(config)
+    return Axis("height", divisor=scale, multiple=side), Axis("width", divisor=scale, multiple=side)
 
 
 def _pixel_axes(config: Any) -> tuple[Axis, Axis]:
-    scale = autoencoder_scale(config)
-    return Axis("height", multiple=scale), Axis("width", multiple=scale)
+    step = autoencoder_scale(config) * patch_side(config)
+    return Axis("height", multiple=step), Axis("width", multiple=step)
+
+
+def _statistics(model: Any) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the normalized latents, as `_each_patch` lays them out."""
+    deviation = torch.sqrt(model.bn.running_var + model.config.batch_norm_eps)
+    return model.bn.running_mean.reshape(-1, 1, 2, 1, 2), deviation.reshape(-1, 1, 2, 1, 2)
+
+
+def _each_patch(latent: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`change` of latents [B, C, H, W] as patches of 2 x 2, [B, C, H / 2, 2, W / 2, 2]."""
+    batch, channels, height, width = latent.shape
+    return change(latent.reshape(batch, channels, height // 2, 2, width // 2, 2)).reshape(latent.shape)
+
+
+def patch_side(config: Any) -> int:
+    """Latents of a side that an autoencoder takes together: 2 where it normalizes patches of them, else 1."""
+    return 2 if "batch_norm_eps" in config else 1
 
 
 def autoencoder_scale(config: Any) -> int:
@@ -237,7 +277,9 @@ GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "CLIPTextModelWithProjection": {"": ProjectedClipGraph},
     "T5EncoderModel": {"": T5Graph},
     "Qwen3Model": {"": LanguageModelGraph},
+    "Qwen3ForCausalLM": {"": LanguageModelGraph},
     "AutoencoderKL": {"decoder": DecoderGraph, "encoder": EncoderGraph},
+    "AutoencoderKLFlux2": {"decoder": NormalizedDecoderGraph, "encoder": NormalizedEncoderGraph},
 }
 
 
@@ -303,9 +345,8 @@ class Part:
         """What the graph computes of the module, on the CPU, with its class's random weights from torch's generator."""
         cls, config = part_class(self.class_name), full_config(self.class_name, self.config)
         module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
-        return nn.Module.to(
-            self.graph.part_of(module), self.torch_dtype
-        )  # diffusers' own warns of modules that stay in f32
+        # diffusers' own `to` warns of modules that stay in f32
+        return nn.Module.to(self.graph.part_of(module), self.torch_dtype)
 
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""

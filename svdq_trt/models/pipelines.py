@@ -57,6 +57,7 @@ KINDS = {
         PipelineKind("PixArtSigmaPipeline"),
         PipelineKind("ChromaPipeline", doubled_above=None),
         PipelineKind("ZImagePipeline", doubled_above=0.0, chat={"enable_thinking": True}),
+        PipelineKind("Flux2KleinPipeline", negative=False, doubled_above=None, chat={"enable_thinking": False}),
         PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
     )
 }
@@ -227,10 +228,13 @@ def from_picture(pipe: Any, masked: bool = False) -> Any:
 
     argument, auto = ("mask", AutoPipelineForInpainting) if masked else ("image", AutoPipelineForImage2Image)
     try:
-        return auto.from_pipe(pipe)
+        found = auto.from_pipe(pipe)
     except ValueError:
+        found = None
+    if "strength" not in inspect.signature(type(found).__call__).parameters:  # or takes pictures to refer to only
         name, want = type(pipe).__name__, "a pipeline of which diffusers has one for pictures"
-        raise UnsupportedError(argument, f"given to a {name}", want) from None
+        raise UnsupportedError(argument, f"given to a {name}", want)
+    return found
 
 
 def _dtype(class_name: str, config: Mapping[str, Any], act_dtype: str) -> str:

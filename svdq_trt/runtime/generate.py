@@ -126,7 +126,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
         for module in modules:
             module.runner = _Clocked(module.runner, _NAMES[type(module)], times)
         pipe.scheduler.step = _counted(pipe.scheduler.step, times)
-        images = pipe([request.prompt for request in requests], **asked).images
+        images = pipe(prompt=[request.prompt for request in requests], **asked).images
         times.skipped = getattr(denoiser.runner, "skipped", 0) - skipped
         return images, times
     except ValueError as error:  # of diffusers, which says it in several ways

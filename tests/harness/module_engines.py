@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,18 @@ from svdq_trt.artifact import manifest, pipeline_file
 from svdq_trt.artifact.entry import FileEntry
 from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
 from svdq_trt.build.sizes import Sizes
-from svdq_trt.models import get_model
+from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.pipelines import PipelineFolder
 from tests.harness import tiny_pipelines
 from tests.harness.manifests import file_entry, tensor_entry, write_manifest
+
+
+def klein() -> ModelSpec:
+    """flux2-tiny without guidance, a model that tests add to MODELS."""
+    tiny = get_model("flux2-tiny")
+    inputs = tuple(io for io in tiny.inputs if io.name != "guidance")
+    return replace(tiny, name="klein", config={**tiny.config, "guidance_embeds": False}, inputs=inputs)
+
 
 MOST = 2**15  # pixels of a side that nothing here exceeds
 TOKENS = (93,) * 3  # of SD3: 77 of CLIP, 16 of T5
@@ -34,6 +43,7 @@ KINDS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "StableDiffusion3Pipeline": ("sd3-tiny", tiny_pipelines.sd3_parts, {"max_sequence_length": 16}),
     "ChromaPipeline": ("chroma-tiny", tiny_pipelines.chroma_parts, {"max_sequence_length": 16}),
     "ZImagePipeline": ("z-image-tiny", tiny_pipelines.z_image_parts, {"max_sequence_length": 96}),
+    "Flux2KleinPipeline": ("klein", tiny_pipelines.klein_parts, {"max_sequence_length": 16}),
 }
 
 

@@ -61,12 +61,13 @@ def qwen_tokenizer(folder: Path):
     return Qwen2Tokenizer.from_pretrained(folder), len(words)
 
 
-def qwen3(folder: Path, kind: str):
-    """The letters' tokenizer, and a language model for it, by its class: 96 channels, three layers."""
+def qwen3(folder: Path, kind: str, channels: int = 96, layers: int = 3):
+    """The letters' tokenizer, and a language model for it, by its class."""
     import transformers
 
     words, size = qwen_tokenizer(folder)
-    own = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 32}
+    own = {"vocab_size": size, "hidden_size": channels, "num_hidden_layers": layers, "head_dim": 32}
+    own |= {"intermediate_size": 64}
     config = transformers.Qwen3Config(**own, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return words, getattr(transformers, kind)(config).eval()
 
@@ -185,6 +186,23 @@ def z_image_parts(folder: Path) -> dict:
         "tokenizer": words,
         "vae": vae().bfloat16().eval(),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+def klein_parts(folder: Path) -> dict:
+    """Around FLUX.2 klein's transformer: text of three states of 32 channels each, as of layers 9, 18 and 27."""
+    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+
+    torch.manual_seed(0)
+    words, encoder = qwen3(folder / "qwen", "Qwen3ForCausalLM", channels=32, layers=28)
+    autoencoder = AutoencoderKLFlux2(block_out_channels=(32,) * 4, latent_channels=4, norm_num_groups=8)
+    autoencoder.bn.running_mean.normal_()
+    autoencoder.bn.running_var.uniform_(0.5, 4.0)
+    return {
+        "text_encoder": encoder.bfloat16(),
+        "tokenizer": words,
+        "vae": autoencoder.bfloat16().eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     }
 
 

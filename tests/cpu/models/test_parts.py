@@ -11,11 +11,12 @@ import torch
 from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.build.graph import export_model
 from svdq_trt.build.sizes import Sizes
+from svdq_trt.checkpoint.parts import load_part
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
 from svdq_trt.models.parts import Part, full_config
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
-from tests.harness.language_models import LANGUAGE_MODELS
+from tests.harness.language_models import LANGUAGE_MODELS, QWEN3
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 
@@ -83,6 +84,8 @@ PARTS = [
     part(*LANGUAGE_MODELS["qwen3-windowed"]),
     part("AutoencoderKL", VAE, "decoder"),
     part("AutoencoderKL", VAE, "encoder"),
+    part("AutoencoderKLFlux2", VAE, "decoder"),
+    part("AutoencoderKLFlux2", VAE, "encoder"),
 ]
 
 
@@ -108,9 +111,9 @@ def test_graph_gives_the_modules_outputs_at_any_size(one, tmp_path):
 class Direct:
     """A part's graph as a runner that takes at most two rows."""
 
-    def __init__(self, one):
+    def __init__(self, one, module=None):
         torch.manual_seed(0)
-        self.module = one.build().eval().requires_grad_(False)
+        self.module = module or one.build().eval().requires_grad_(False)
         self.graph, self.outputs = one.wrap(self.module), one.outputs
         profiles = SIZES.tensors(one.inputs, one.torch_dtype)
         self.inputs = [SimpleNamespace(name=p.name, dtype=p.dtype, max=(2, *p.max[1:])) for p in profiles]
@@ -183,6 +186,52 @@ def test_a_language_model_gives_the_states_of_transformers(name, side, dtype, mo
     assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
     with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: use_cache: True, want False"):
         stand_in(text, use_cache=True)
+
+
+def test_a_language_model_is_read_without_its_head(tmp_path):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    whole = Qwen3ForCausalLM(Qwen3Config(**QWEN3)).eval()
+    whole.save_pretrained(tmp_path / "text_encoder")
+    one = part("Qwen3ForCausalLM", QWEN3)
+    module = load_part(one, tmp_path, "", None)
+    assert not hasattr(module, "lm_head") and one.build().state_dict().keys() == module.state_dict().keys()
+    stand_in = TextEncoder(
+        Direct(one, module), "text_encoder", one.class_name, full_config(one.class_name, QWEN3), torch.float32
+    )
+    text = ids(3, 12)
+    want, got = (model(text, output_hidden_states=True, use_cache=False) for model in (whole, stand_in))
+    assert type(got) is type(want)
+    for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
+        torch.testing.assert_close(b, a)
+    with pytest.raises(UnsupportedError, match="output_hidden_states: False, want True: the engine gives states"):
+        stand_in(text)
+
+
+@torch.no_grad()
+def test_normalized_latents_are_those_of_flux2():
+    """The pipeline's own arithmetic, with the module's statistics and with what the stand-in tells it."""
+    from diffusers import Flux2KleinPipeline as Pipeline
+
+    torch.manual_seed(0)
+    parts = [part("AutoencoderKLFlux2", VAE, role) for role in ("decoder", "encoder")]
+    module = parts[0].build().eval()
+    module.bn.running_mean.normal_()
+    module.bn.running_var.uniform_(0.5, 4.0)
+    runners = [Direct(one, module) for one in parts]
+    stand_in = Autoencoder(runners[0], "vae", full_config("AutoencoderKLFlux2", VAE), lambda: runners[1])
+    images = torch.randn(3, 3, 32, 48)
+    owners = (SimpleNamespace(vae=vae, _patchify_latents=Pipeline._patchify_latents) for vae in (module, stand_in))
+    want, got = (Pipeline._encode_vae_image(owner, images, None) for owner in owners)
+    torch.testing.assert_close(got, want)
+    posterior = stand_in.encode(images).latent_dist
+    deviation = module.bn.running_var.add(module.config.batch_norm_eps).sqrt().view(1, -1, 1, 1)
+    own = Pipeline._patchify_latents(module.encode(images).latent_dist.std)
+    torch.testing.assert_close(Pipeline._patchify_latents(posterior.std), own / deviation)
+    latents = Pipeline._unpatchify_latents(want * deviation + module.bn.running_mean.view(1, -1, 1, 1))
+    pictures = stand_in.decode(Pipeline._unpatchify_latents(want)).sample
+    torch.testing.assert_close(pictures, module.decode(latents).sample)
 
 
 def test_autoencoder_decodes_and_encodes():

@@ -19,6 +19,7 @@ from svdq_trt.checkpoint import load
 from svdq_trt.contract.numerics import CPU
 from svdq_trt.models import MODELS, ModelSpec, get_model
 from svdq_trt.runtime import attach, detach
+from tests.harness.module_engines import klein
 from tests.harness.published import random_module
 from tests.harness.runners import CachedRunner, TorchRunner
 from tests.harness.tiny_pipelines import (
@@ -138,13 +139,6 @@ def sdxl_call(batch: int = 1, **more: Any) -> Callable[[Any], Any]:
 
 
 VIDEO = {"num_frames": 9}
-
-
-def klein() -> ModelSpec:
-    """flux2-tiny without guidance."""
-    tiny = get_model("flux2-tiny")
-    inputs = tuple(io for io in tiny.inputs if io.name != "guidance")
-    return replace(tiny, name="klein", config={**tiny.config, "guidance_embeds": False}, inputs=inputs)
 
 
 def sdxl_like(name: str, changes: dict[str, Any], **dims: int) -> ModelSpec:

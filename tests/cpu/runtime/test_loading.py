@@ -10,9 +10,10 @@ import torch
 
 from svdq_trt.artifact import pipeline_file
 from svdq_trt.artifact.pipeline_file import PipelineFile
-from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
+from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.cli.run import _described
 from svdq_trt.cli.running import weight_budgets
+from svdq_trt.models import MODELS
 from svdq_trt.models.pipelines import PipelineFolder
 from svdq_trt.runtime import loading
 from svdq_trt.runtime.generate import Request, generate, rows
@@ -24,6 +25,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: text 
 
 def tiny(name, tmp_path, monkeypatch):
     """Diffusers' own pipeline, and the folder of the same models as engines."""
+    monkeypatch.setitem(MODELS, "klein", module_engines.klein())
     own, out, runners = module_engines.tiny(name, tmp_path)
     monkeypatch.setattr(loading.Opening, "open", lambda self, folder, in_tensorrt, **of_session: runners[folder])
     return own, out
@@ -43,17 +45,17 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
     assert type(pipe) is type(own) and not [
         p for m in pipe.components.values() for p in getattr(m, "parameters", list)()
     ]
-    options = {} if name == "FluxPipeline" else {"negative": "owls"}
+    options = {} if "Flux" in name else {"negative": "owls"}
     asked = {"width": 64, "height": 128, "steps": 2, "guidance": 4.0}
     (got,), times = generate(pipe, Request("a fox", seed=3, **options, **asked))
-    calls = 2 if name in ("ChromaPipeline",) else 1  # with guidance, in a step
+    calls = 2 if name in ("ChromaPipeline", "Flux2KleinPipeline") else 1  # with guidance, in a step
     assert times.steps == 2 and times.runs["steps"] == 2 * calls and times.runs["VAE"] == 1 and times.runs["text"] >= 1
     assert rows(pipe, Request("", guidance=4.0)) == 2 / calls - (name == "FluxPipeline")
     assert (" 2 steps (4 runs) " in _described(times)) == (calls == 2)
     call = {"width": 64, "height": 128, "num_inference_steps": 2, "guidance_scale": 4.0}
     call |= {"negative_prompt": "owls"} if options else {}
     call |= module_engines.KINDS[name][2]
-    want, other = (own("a fox", generator=torch.Generator().manual_seed(s), **call).images[0] for s in (3, 4))
+    want, other = (own(prompt="a fox", generator=torch.Generator().manual_seed(s), **call).images[0] for s in (3, 4))
     figures = {"same": psnr(want, got), "another seed": psnr(want, other), "spread": float(np.asarray(want).std())}
     print(figures)
     assert figures["spread"] > 1 and figures["same"] > 45 > 25 > figures["another seed"], figures
@@ -230,6 +232,34 @@ def test_weight_budgets_are_refused_before_an_engine_is_opened(texts, runtime, e
     monkeypatch.setattr(loading, "choose_runtime", lambda *_: (runtime != "onnx", ""))
     with pytest.raises(error, match=message):
         loading.load(out, weight_budget=weight_budgets(texts, out))
+
+
+@pytest.mark.parametrize("name", ["ZImagePipeline", "Flux2KleinPipeline"])
+def test_requests_of_different_prompts_run_together(name, tmp_path, monkeypatch):
+    """As they do in Triton; each picture is the one of its request alone."""
+    pipe = loading.load(tiny(name, tmp_path, monkeypatch)[1], runtime="onnx")
+    asked = [Request(text, seed=i, steps=1, guidance=4.0, width=64, height=64) for i, text in enumerate(("a fox", "b"))]
+    both, times = generate(pipe, *asked)
+    assert times.steps == 1 and times.runs["text"] == 2  # prompts, and what guidance keeps away from
+    for request, picture in zip(asked, both, strict=True):
+        (alone,), _ = generate(pipe, request)
+        assert psnr(alone, picture) > 40
+    with pytest.raises(ShapeError, match=r"prompt: \d+ tokens, want at most \d+"):
+        generate(pipe, Request("fox " * 40))
+
+
+def test_what_klein_does_not_have_is_refused(tmp_path, monkeypatch):
+    _, out = tiny("Flux2KleinPipeline", tmp_path, monkeypatch)
+    tiny_pipelines.picture(64, 64).save(tmp_path / "fox.png")
+    pipe = loading.load(out, runtime="onnx")
+    with pytest.raises(UnsupportedError, match="image: given to a Flux2KleinPipeline, want a pipeline of which"):
+        generate(pipe, Request("a fox", image=tmp_path / "fox.png"))
+    (out / "tokenizer" / "chat_template.jinja").unlink()
+    data = pipeline_file.read(out)
+    files = tuple(file for file in data.files if not file.file.endswith("chat_template.jinja"))
+    pipeline_file.write(out, PipelineFile(pipeline=data.pipeline, engines=data.engines, files=files))
+    with pytest.raises(ArtifactError, match="tokenizer: no chat template, want that of a Flux2KleinPipeline"):
+        loading.load(out, runtime="onnx")
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
