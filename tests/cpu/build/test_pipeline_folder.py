@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from svdq_trt.artifact import pipeline_file
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.build.config import BuildConfig, Range
+from svdq_trt.build.pipeline_work import _part_sizes
+from svdq_trt.build.sizes import Sizes
 from svdq_trt.build.work import plan_work
 from svdq_trt.models import get_model
+from svdq_trt.models.parts import Part
 from svdq_trt.models.pipelines import PipelineFolder
 from tests.harness.manifests import write_manifest
 
@@ -48,6 +52,14 @@ def work(folder, seed=0, **options):
     options = {"check": False, "preset": "fast", "pipeline": folder} | options
     config = BuildConfig("sdxl-tiny", (89,), folder / "out", random_weights=seed, **options)
     return plan_work(config).pipeline
+
+
+def test_a_tile_of_normalized_latents_is_whole_patches():
+    part = Part("vae", "decoder", "AutoencoderKLFlux2", {"block_out_channels": [32] * 4}, "bfloat16", 16)
+    sides = dict.fromkeys(("height", "width"), (512, 1024, 2048))
+    sizes = _part_sizes(part, Sizes(sides | {"batch": (1, 1, 2), "tokens": (16, 16, 16)}), 1024)
+    (latent,) = sizes.tensors(part.inputs, torch.bfloat16)
+    assert (latent.min, latent.max) == ((1, 32, 2, 2), (1, 32, 128, 128))
 
 
 def test_parts_of_a_folder(folder):
