@@ -74,5 +74,4 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
         module = part_class(part.class_name).from_pretrained(root, **options)
     except Exception as error:  # whatever the folder's files make the library stumble over
         raise ArtifactError(str(root), f"cannot be loaded ({first_line(error)})", f"a {part.class_name}") from error
-    found: nn.Module = part.graph.part_of(module)
-    return found
+    return part.graph.part_of(module)

@@ -46,9 +46,10 @@ class PartGraph(nn.Module, ABC):
         """The graph's outputs."""
 
     @staticmethod
-    def part_of(module: Any) -> Any:
+    def part_of(module: Any) -> nn.Module:
         """What the graph computes of a component's module."""
-        return module
+        whole: nn.Module = module
+        return whole
 
 
 class ClipGraph(PartGraph):
@@ -145,13 +146,14 @@ class LanguageModelGraph(PartGraph):
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """The states [layers + 1, B, T, C]."""
-        text = config.get_text_config()
-        return (TensorIO("hidden_states", "act", (text.num_hidden_layers + 1, _BATCH, tokens, text.hidden_size)),)
+        shape = (config.num_hidden_layers + 1, _BATCH, tokens, config.hidden_size)
+        return (TensorIO("hidden_states", "act", shape),)
 
     @staticmethod
-    def part_of(module: Any) -> Any:
-        """The layers, without a head for words and an encoder of pictures."""
-        return module.get_decoder()
+    def part_of(module: Any) -> nn.Module:
+        """The layers, without a head for words."""
+        layers: nn.Module = module.get_decoder()
+        return layers
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The states."""
@@ -344,7 +346,7 @@ class Part:
     def build(self) -> nn.Module:
         """What the graph computes of the module, on the CPU, with its class's random weights from torch's generator."""
         cls, config = part_class(self.class_name), full_config(self.class_name, self.config)
-        module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
+        module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
         # diffusers' own `to` warns of modules that stay in f32
         return nn.Module.to(self.graph.part_of(module), self.torch_dtype)
 

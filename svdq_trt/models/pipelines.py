@@ -55,10 +55,10 @@ KINDS = {
         PipelineKind("StableDiffusionXLPipeline", denoiser="unet"),
         PipelineKind("FluxPipeline", negative=False, doubled_above=None),
         PipelineKind("PixArtSigmaPipeline"),
+        PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
         PipelineKind("ChromaPipeline", doubled_above=None),
         PipelineKind("ZImagePipeline", doubled_above=0.0, chat={"enable_thinking": True}),
         PipelineKind("Flux2KleinPipeline", negative=False, doubled_above=None, chat={"enable_thinking": False}),
-        PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
     )
 }
 
@@ -227,13 +227,14 @@ def from_picture(pipe: Any, masked: bool = False) -> Any:
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
     argument, auto = ("mask", AutoPipelineForInpainting) if masked else ("image", AutoPipelineForImage2Image)
+    want = "a pipeline of which diffusers has one for pictures"
+    refused = UnsupportedError(argument, f"given to a {type(pipe).__name__}", want)
     try:
         found = auto.from_pipe(pipe)
     except ValueError:
-        found = None
-    if "strength" not in inspect.signature(type(found).__call__).parameters:  # or takes pictures to refer to only
-        name, want = type(pipe).__name__, "a pipeline of which diffusers has one for pictures"
-        raise UnsupportedError(argument, f"given to a {name}", want)
+        raise refused from None
+    if "strength" not in inspect.signature(found.__call__).parameters:  # it only refers to them
+        raise refused
     return found
 
 
