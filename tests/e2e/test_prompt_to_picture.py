@@ -158,7 +158,10 @@ OTHERS = {"ChromaPipeline": FIXED, "ZImagePipeline": FIXED[2:], "Flux2KleinPipel
 @some_minutes
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_pipelines(name, tmp_path):
-    """By plans for sm_89, too; klein's small transformer is no model with a name."""
+    """Plans for sm_89 are built, too; klein's small transformer is no model with a name.
+
+    With little guidance: it multiplies the differences of two roundings, by nine in Z-Image at a scale of 4.
+    """
     from PIL import Image
 
     from svdq_trt.artifact import manifest
@@ -172,11 +175,11 @@ def test_other_pipelines(name, tmp_path):
     done = build(model if model in MODELS else str(folder), tmp_path, *words)
     assert done.returncode == 0, done.stderr
     engine, out = next(tmp_path.glob("*-sm_89")), tmp_path / "fox.png"
-    asked = ["--prompt", "a fox", "--steps", "2", "--guidance", "4", "--seed", "3", "--out", str(out)]
+    asked = ["--prompt", "a fox", "--steps", "2", "--guidance", "1.5", "--seed", "3", "--out", str(out)]
     done = svdq("run", str(engine), *asked)
     assert done.returncode == 0 and "2 steps" in done.stderr, done.stderr
     pipe = own_pipeline(folder, engine, get_model(manifest.read(engine).source))
-    options = {"prompt": "a fox", "num_inference_steps": 2, "guidance_scale": 4.0, "width": 64, "height": 64} | told
+    options = {"prompt": "a fox", "num_inference_steps": 2, "guidance_scale": 1.5, "width": 64, "height": 64} | told
     want, other = (pipe(generator=torch.Generator().manual_seed(s), **options).images[0] for s in (3, 4))
     figures = {"engines": psnr(want, Image.open(out)), "another seed": psnr(want, other)}
     print(figures)
