@@ -1,8 +1,13 @@
 """The step cache of an engine in pieces: a step that begins as the last computed one did takes its blocks from there.
 
 With x0 and x1 the tokens before and behind a transformer's first block, and x2 those behind its last one: a step is
-skipped while r = x1 - x0 differs from the last computed step's by mean|r - r'| / mean|r'| <= threshold. It then has
-x2 = x1 + (x2' - x1'). This is the first-block cache that diffusers has as FirstBlockCacheConfig.
+skipped while r = x1 - x0 differs from the last computed step's by mean|r - r'| / mean|r'| <= threshold. So decides the
+first-block cache that diffusers has as FirstBlockCacheConfig, which then takes c = x2 - x1 to be c'. Here c goes on as
+r does: with r'' and c'' of the computed step before,
+
+    c = c' + k (c' - c''),  k = <r - r', r' - r''> / <r' - r'', r' - r''> from 0 to 2, and 0 with one computed step.
+
+On pictures of a small trained model that is 4 to 8 dB nearer at equal numbers of computed steps (docs/evidence.md).
 """
 
 from __future__ import annotations
@@ -15,15 +20,43 @@ from typing import Any
 from svdq_trt.base.errors import UnsupportedError, UsageError
 from svdq_trt.runtime.shapes import Shapes, is_tensor
 
+MOST_AHEAD = 2.0  # the largest k: how many steps between computed ones may be looked ahead
+
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of a computed step: r and its size, x2 - x1, and the shapes of the model's inputs."""
+    """Of a computed step: r' and its size, c', the shapes of the model's inputs, and where r and c were going."""
 
     residual: Any
     size: float
     change: Any
     shapes: Shapes
+    course: _Course | None
+
+    def change_at(self, residual: Any) -> Any:
+        """What c of a step that is skipped is taken to be, by its r."""
+        return self.change if self.course is None else self.course.ahead(self, residual)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """From one computed step to the next: r' - r'' and its square's sum, and c' - c''."""
+
+    residual: Any
+    square: Any
+    change: Any
+
+    @classmethod
+    def of(cls, last: _Kept, residual: Any, change: Any) -> _Course:
+        """From `last` to a step with these."""
+        gone = residual - last.residual
+        return cls(gone, _dot(gone, gone), change - last.change)
+
+    def ahead(self, last: _Kept, residual: Any) -> Any:
+        """What c is after `last`, whose course this is. Of tensors on a GPU the host does not wait for k."""
+        # 1e-30: where r did not move, its products are 0 as well
+        k = (_dot(residual - last.residual, self.residual) / (self.square + 1e-30)).clip(0, MOST_AHEAD)
+        return last.change + (k if is_tensor(k) else float(k)) * self.change
 
 
 class StepCache:
@@ -51,10 +84,11 @@ class StepCache:
         kept = self._kept.get(cache)
         if kept is not None and kept.shapes == shapes and _is_near(residual, kept, self.threshold):
             self.skipped += 1
-            return x1 + kept.change
+            return x1 + kept.change_at(residual)
         x2 = compute()
-        copy = residual.clone() if is_tensor(residual) else residual.copy()
-        self._kept[cache] = _Kept(copy, _size(copy), x2 - x1, shapes)
+        copy, change = residual.clone() if is_tensor(residual) else residual.copy(), x2 - x1
+        course = None if kept is None or kept.shapes != shapes else _Course.of(kept, copy, change)
+        self._kept[cache] = _Kept(copy, _size(copy), change, shapes, course)
         return x2
 
 
@@ -117,5 +151,13 @@ def _is_near(residual: Any, last: _Kept, threshold: float) -> bool:
 
 def _size(value: Any) -> float:
     """The mean of |value|, in float32; of a tensor on a GPU the host waits for it."""
-    value = abs(value)
-    return float((value.float() if is_tensor(value) else value.astype("float32")).mean())
+    return float(_float32(abs(value)).mean())
+
+
+def _dot(a: Any, b: Any) -> Any:
+    """The sum of a b, in float32: a tensor of no axes, or a number of numpy."""
+    return (_float32(a) * _float32(b)).sum()
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if is_tensor(value) else value.astype("float32")

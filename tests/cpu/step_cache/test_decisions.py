@@ -1,4 +1,4 @@
-"""Steps that are skipped, and their latents, against the first-block cache in plain torch and in diffusers."""
+"""Steps that are skipped, and their latents, against the step cache in plain torch and diffusers' first-block cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCKS = {
 }
 
 
-class FirstBlockCache:
+class StepCache:
     """The cache over a module, which runs whole at every step: x2 is replaced where it would be skipped.
 
     Attributes:
@@ -33,7 +33,7 @@ class FirstBlockCache:
 
     def __init__(self, module, first, last, threshold):
         self.threshold, self.changes, self.skipped = threshold, [], []
-        self.residual = self.tail = self.x1 = None
+        self.computed, self.x1 = [], None  # residual and change of each
         (first, self.first), (last, self.last) = first, last
         module.get_submodule(first).register_forward_hook(self.behind_first, with_kwargs=True)
         module.get_submodule(last).register_forward_hook(self.behind_last)
@@ -41,20 +41,25 @@ class FirstBlockCache:
     def behind_first(self, _module, args, kwargs, result):
         x0 = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
         self.x1 = part(result, self.first)
-        residual = self.x1 - x0
+        self.residual = self.x1 - x0
         change = math.inf
-        if self.residual is not None:
-            change = float((residual - self.residual).abs().mean() / self.residual.abs().mean())
+        if self.computed:
+            last, _ = self.computed[-1]
+            change = float((self.residual - last).abs().mean() / last.abs().mean())
         self.changes.append(change)
         self.skipped.append(change <= self.threshold)
-        if not self.skipped[-1]:
-            self.residual = residual
 
     def behind_last(self, _module, _args, result):
         if not self.skipped[-1]:
-            self.tail = part(result, self.last) - self.x1
+            self.computed.append((self.residual, part(result, self.last) - self.x1))
             return result
-        x2 = self.x1 + self.tail
+        last, change = self.computed[-1]
+        x2 = self.x1 + change
+        if len(self.computed) > 1:
+            before, change_before = self.computed[-2]
+            gone = (last - before).flatten()
+            k = torch.dot((self.residual - last).flatten(), gone) / torch.dot(gone, gone)
+            x2 = x2 + float(k.clip(0, 2)) * (change - change_before)
         return (*result[: self.last], x2, *result[self.last + 1 :]) if isinstance(result, tuple) else x2
 
 
@@ -82,7 +87,7 @@ def example(spec, seed, **more):
 
 def in_torch(spec, threshold):
     module = load(spec, random_seed=0).float()
-    cache = FirstBlockCache(module, *BLOCKS[spec.name], threshold)
+    cache = StepCache(module, *BLOCKS[spec.name], threshold)
     wrapped = spec.wrap(module)
     with torch.no_grad():
         return sampled(spec, lambda feed: wrapped(*in_float32(feed).values())), cache
@@ -117,11 +122,12 @@ def test_steps_and_latents_are_those_of_plain_torch(session, threshold):
     assert_equal(got, want)
 
 
-@pytest.mark.parametrize("threshold", THRESHOLDS[1:])
 @pytest.mark.parametrize("folder", ["flux1-tiny"], indirect=True)
-def test_latents_are_those_of_diffusers_own_cache(session, threshold):
+def test_latents_are_those_of_diffusers_own_cache(session):
+    """With one computed step, behind which nothing is known of where the changes go."""
     from diffusers import FirstBlockCacheConfig
 
+    threshold = THRESHOLDS[-1]
     spec = get_model(session.model)
     module = load(spec, random_seed=0).float()
     module.enable_cache(FirstBlockCacheConfig(threshold))
