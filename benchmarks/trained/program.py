@@ -67,7 +67,9 @@ def by_program(
     (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def engines_of(kind: Pipeline, folder: Path, work: Path, *, steps: int, device: str, preset: str) -> Path:
+def engines_of(
+    kind: Pipeline, folder: Path, work: Path, *, steps: int, device: str, preset: str, step_cache: bool = False
+) -> Path:
     """The folder of a pipeline's engines, with plans where there is a GPU; `steps`: as gallery.quantize's."""
     options = {"steps": steps, "device": device, "preset": preset}
     made = quantize(kind, folder, work / f"{kind.name}-quantized", archs=(ARCH,), **options)
@@ -75,7 +77,7 @@ def engines_of(kind: Pipeline, folder: Path, work: Path, *, steps: int, device: 
     config = BuildConfig(
         model=str(folder),
         archs=(local_arch() or ARCH,),
-        out=work / f"{kind.name}-engines",
+        out=work / f"{kind.name}-engines{'-step-cache' if step_cache else ''}",
         format="w4a8",
         height=Range(side, side, side),
         width=Range(side, side, side),
@@ -84,6 +86,7 @@ def engines_of(kind: Pipeline, folder: Path, work: Path, *, steps: int, device: 
         quantized=made["w4a8"],
         pipeline=folder,
         check=False,
+        step_cache=step_cache,
     )
     (built,) = build(config)
     if local_arch() is not None and built.manifest.plan is None:

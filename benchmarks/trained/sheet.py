@@ -163,7 +163,7 @@ def gallery_table(results: dict[str, Any]) -> str:
 
 def step_cache_table(results: dict[str, Any]) -> str:
     """The table of the step cache's thresholds as Markdown."""
-    head = "| format, threshold | steps computed | fewer | PSNR to 16 bit, dB | to w4a8 without, dB | as prompted |"
+    head = "| format, threshold | steps computed | fewer | PSNR to 16 bit, dB | to its own without, dB | as prompted |"
     lines = [head, "|" + "---|" * 6]
     for way in results["ways"]:
         steps, computed = results["steps"], way["computed"]

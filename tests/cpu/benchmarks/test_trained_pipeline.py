@@ -237,21 +237,36 @@ def test_pictures_of_every_way_sheet_and_page(made, tmp_path):
     assert publish_pipelines(tmp_path, ["small"], tmp_path) == 1
 
 
-def test_thresholds_of_the_step_cache(tmp_path, monkeypatch):
-    """A cache that is never used makes the same pictures, one that always is computes the first step alone."""
+def small_flux(folder, monkeypatch):
+    """A FluxPipeline of random weights, for pictures of 64 x 64 in 3 steps, and two prompts."""
     monkeypatch.setattr(captions, "SIDE", 64)
     monkeypatch.setattr(step_cache, "STEPS", 3)
-    pipe, prompts = parts(Small()).to(torch.bfloat16), ["a small red disc at the top"] * 2
-    pipe.save_pretrained(tmp_path)
+    pipe = parts(Small()).to(torch.bfloat16)
+    pipe.save_pretrained(folder)
+    return pipe, ["a small red disc at the top"] * 2
 
-    def sampled(threshold, denoiser=None):
-        return step_cache.sampled(Small(), tmp_path, prompts, denoiser, threshold, "cpu")
 
-    never, all_steps = sampled(1e-9)
-    always, one_step = sampled(1e9, pipe.transformer)
-    exact, without = sampled(0.0, pipe.transformer)  # the cache is off again
+def test_thresholds_of_diffusers_step_cache(tmp_path, monkeypatch):
+    """A cache that is never used makes the same pictures, one that always is computes the first step alone."""
+    monkeypatch.setattr(step_cache, "DIFFUSERS", (1e-9, 1e9))
+    found = dict(step_cache.in_torch(Small(), *small_flux(tmp_path, monkeypatch)))
+    (exact, without), (never, all_steps), (always, one_step) = found.values()
     assert torch.equal(never, exact) and not torch.equal(always, exact)
     assert (without, all_steps, one_step) == (3, 3, 1), "each picture begins with an empty cache"
+
+
+@some_minutes
+def test_thresholds_of_the_engines_step_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_cache, "THRESHOLDS", (1e-9, 1e9))
+    monkeypatch.setattr(step_cache, "DIFFUSERS", (1e9,))
+    small_flux(tmp_path / Small.name, monkeypatch)
+    step_cache.step_cache(Small(), tmp_path, tmp_path, count=2, steps=2, device="cpu", preset="fast")
+    ways = json.loads((tmp_path / f"{Small.name}{STEP_CACHE}.json").read_text())["ways"]
+    assert [way["computed"] for way in ways] == [3, 1, 3, 3, 1]
+    assert [way["label"] for way in ways][:3] == ["16 bit", "16 bit, diffusers' cache, 1e+09", "w4a8"]
+    none, never, always = ways[2:]
+    assert "uncached_db" not in none and never["uncached_db"] > always["uncached_db"] > 0
+    assert never["psnr_db"] == none["psnr_db"] > 20
 
 
 def published(tmp_path, name, rows, **results):
