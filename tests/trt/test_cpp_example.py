@@ -190,7 +190,7 @@ def test_refuses_inputs_that_do_not_fit(program, folder, inputs, tmp_path):
     tensors = load_file(inputs)
     wrong = {
         "F32, want F16": tensors | {"sample": tensors["sample"].float()},
-        "a shape inside the engine's profile": tensors | {"sample": torch.cat([tensors["sample"]] * 3)},
+        "shape [6, 4, 16, 16], want [2, 4, 16, 16]": tensors | {"sample": torch.cat([tensors["sample"]] * 3)},
     }
     for text, changed in wrong.items():
         save_file({k: v.contiguous() for k, v in changed.items()}, tmp_path / "wrong.safetensors")
