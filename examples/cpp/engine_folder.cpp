@@ -41,19 +41,24 @@ void check_plugin(std::string const& path, std::string const& want) {
 
 // The library to load: the one given, or the folder's if it is allowed.
 void choose_plugin(EngineFolder& folder, Json const& plugin, std::string const& where, Options const& options) {
+    folder.host_code = member_as<bool>(plugin, "embedded", where);
+    if (folder.host_code) {  // TensorRT-RTX 1.6 loads it whether it is allowed or not
+        if (!options.allow_host_code) {
+            throw Error(folder.path, "a plan that carries machine code, its plugin library",
+                        "a plan without, which svdq-trt finish makes, or --allow-host-code if you trust it");
+        }
+        return;
+    }
     folder.plugin = options.plugin.value_or("");
     if (!options.plugin) {
         if (!options.allow_host_code) {
             throw Error(folder.path, "a plugin library of its own, and none given",
                         "--plugin LIBRARY, or --allow-host-code to run the folder's");
         }
-        folder.host_code = member_as<bool>(plugin, "embedded", where);
-        if (!folder.host_code) {
-            folder.plugin = inside(folder.path, member_as<std::string>(plugin, "file", where));
-            check_digest(folder.plugin, member_as<std::string>(plugin, "sha256", where));
-        }
+        folder.plugin = inside(folder.path, member_as<std::string>(plugin, "file", where));
+        check_digest(folder.plugin, member_as<std::string>(plugin, "sha256", where));
     }
-    if (!folder.plugin.empty()) check_plugin(folder.plugin, member_as<std::string>(plugin, "version", where));
+    check_plugin(folder.plugin, member_as<std::string>(plugin, "version", where));
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ class PluginEntry(Entry, frozen=True):
     file: Annotated[str, says("its name in the folder")]
     version: Annotated[str, says("its release; the plan needs the same")]
     sha256: Annotated[str, says("its digest", **DIGEST)]
-    embedded: Annotated[bool, says("the plan carries it as well")] = False
+    embedded: Annotated[bool, says("the plan carries it as well, as those of earlier releases do")] = False
     platform: Annotated[str, says("what runs it: linux-x86_64; empty where an earlier release built")] = ""
     archs: Annotated[tuple[str, ...], says("GPUs that it has machine code for: sm_89; none where unknown")] = ()
 

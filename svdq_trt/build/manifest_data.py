@@ -59,7 +59,7 @@ def manifest_of(
         format=engine.format.name,
         rank=quantized.rank,
         backend=None,
-        plugin=plugin_entry(library, embedded=False),
+        plugin=plugin_entry(library),
         plan=None,
         incomplete="" if incomplete is None else str(incomplete),
         onnx=_onnx(onnx, digests, export.piece_files(work.config.step_cache)),

@@ -56,7 +56,8 @@ def open_engine(
     """Check `folder` and deserialize its plan, or the pieces of it, on the current CUDA device, which must be `device`.
 
     Machine code for the host comes from the installed plugin library alone, unless `allow_host_code`: then it
-    comes from the folder, embedded in the plan or beside it. Only do that with folders that you trust.
+    comes from the folder, embedded in the plan or beside it. Only do that with folders that you trust. A plan that
+    carries a library is refused without, as TensorRT-RTX 1.6 loads it whatever engine_host_code_allowed says.
 
     Args:
         weight_budget: see Session. TensorRT takes it only before there is a context.
@@ -64,7 +65,7 @@ def open_engine(
     Raises:
         UsageError, UnsupportedError: as check_weight_budget.
         ArtifactError: the manifest, a digest, the arch or the plugin version does not fit.
-        UnsupportedError: no such GPU, or not the TensorRT release that wrote the plan.
+        UnsupportedError: no such GPU, not the TensorRT release that wrote the plan, or a plan that carries a library.
         SvdqError: TensorRT refuses the plan; carries its last error.
     """
     started = time.perf_counter()
@@ -76,6 +77,13 @@ def open_engine(
         raise UnsupportedError(f"CUDA device {device}", "not found", "an NVIDIA GPU and its driver")
     plugin = data.plugin
     embedded = plugin is not None and plugin.embedded
+    if embedded and not allow_host_code:
+        raise UnsupportedError(
+            str(folder),
+            "a plan that carries machine code, its plugin library",
+            "a plan without, or allow_host_code=True if you trust it",
+            f"Make the plan anew, which then uses the installed library: {manifest.finish_command(folder)}",
+        )
     beside = folder / Path(plugin.file).name if plugin is not None and allow_host_code and not embedded else None
     installed = None if plugin is None or allow_host_code else plugin_lib.find()
     # Arch and plugin version first; the digests (seconds for gigabytes) only once the release is right. The
@@ -101,13 +109,7 @@ def open_engine(
     plans = tuple(manifest.files_of(data.plan))
     engines = tuple(_deserialize(runtime, folder / Path(plan.file).name) for plan in plans)
     if None in engines:
-        fix = "Pass allow_host_code=True if you trust it: the plan carries its plugin library." if embedded else ""
-        raise SvdqError(
-            str(folder),
-            str(logger.errors) or "not deserialized",
-            "a plan that TensorRT loads",
-            "" if allow_host_code else fix,
-        )
+        raise SvdqError(str(folder), str(logger.errors) or "not deserialized", "a plan that TensorRT loads")
     if weight_budget is not None:
         for engine in engines:  # of one piece, as no other is streamed
             engine.weight_streaming_budget_v2 = min(weight_budget, engine.streamable_weights_size)

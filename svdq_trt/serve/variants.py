@@ -108,14 +108,14 @@ def server_lines(engine: Path, serving: Serving, version: str, repository: Path)
     image = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
     if serving.variant == "onnxruntime":
         return [("", start), ("in a container whose ONNX Runtime has opset 23", f"{docker} {image} {inside}")]
-    embedded = "--backend-config=tensorrt,version-compatible=true"
     library = f"{serving.name}/{version}/{AUTOLOAD}"
     backend = manifests.read(engine).backend
     assert backend is not None  # see _tensorrt
+    plugins = "--backend-config=tensorrt,plugins="
+    contained = f"{docker} {image} {inside} {plugins}{shlex.quote(f'/models/{library}')}"
     return [
-        ("plugin from inside the plan", f"{start} {embedded}"),
-        ("plugin from its file", f"{start} --backend-config=tensorrt,plugins={shlex.quote(f'{repository}/{library}')}"),
-        (f"in a container with TensorRT {backend.version}", f"{docker} {image} {inside} {embedded}"),
+        ("", f"{start} {plugins}{shlex.quote(f'{repository}/{library}')}"),
+        (f"in a container with TensorRT {backend.version}", contained),
     ]
 
 

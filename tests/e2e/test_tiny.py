@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ def test_manifest_is_complete_and_true(built, arch):
     assert (folder / "model.plan").stat().st_size == m["plan"]["bytes"]
     for name in ("model.onnx", "svdq.safetensors", m["plugin"]["file"], "accuracy.png"):
         assert (folder / name).stat().st_size > 0
-    assert m["format"] == FORMATS[arch] and m["plugin"]["embedded"]
+    assert m["format"] == FORMATS[arch] and not m["plugin"]["embedded"]
     assert {q["format"] for q in m["quantized"]} == {m["format"], "w4a16"}
     assert m["quantized_weight_bytes"] < m["fp16_weight_bytes"]
     assert all(k["reason"] for k in m["kept_16bit"])
@@ -68,10 +69,11 @@ def test_tensorrt_reports_exactly_the_manifests_nodes(built, arch):
 
 
 @pytest.mark.parametrize("arch", FORMATS)
-def test_plan_carries_the_plugin(built, arch):
+def test_the_plugin_lies_beside_the_plan(built, arch):
     m, folder = manifest(built, arch), built / f"sdxl-tiny-{arch}"
     library = (folder / m["plugin"]["file"]).read_bytes()
-    assert library in (folder / "model.plan").read_bytes()
+    assert hashlib.sha256(library).hexdigest() == m["plugin"]["sha256"]
+    assert library not in (folder / "model.plan").read_bytes()
 
 
 def test_onnx_runtime_agrees_with_the_torch_module(built):

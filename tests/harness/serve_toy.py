@@ -58,7 +58,7 @@ def write_toy(
         model="toy",
         backend={"name": backend, "version": "1.2.3"},
         plan=file_entry(folder / "model.plan"),
-        plugin=file_entry(folder / "libsvdq_trt_plugin.so", version="1.0.0", embedded=True),
+        plugin=file_entry(folder / "libsvdq_trt_plugin.so", version="1.0.0"),
         onnx={"file": "model.onnx", "bytes": sum((folder / n).stat().st_size for n in ("model.onnx", data))},
         inputs=[
             tensor_entry("x", dtype, batch, width),

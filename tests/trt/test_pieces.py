@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from svdq_trt.build.stages.plan import PIECE_FILES, Plan
+from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import select
 from tests.harness.builds import some_minutes
 from tests.harness.in_pieces import FIXED, spec_of, write_folder
@@ -31,10 +32,12 @@ MORE = (
 def test_weights_are_in_one_plan_each(name, tmp_path):
     profiles = write_folder(tmp_path, spec_of(name), RANGES)
     stage = Plan.of(tmp_path, "", 89, select("auto", 89), profiles, None, False)
-    whole = stage.run(lambda *_: None)
-    cut = Plan.of(tmp_path, "", 89, select("auto", 89), profiles, None, False, PIECES).run(lambda *_: None)
+    whole, library = stage.run(lambda *_: None), plugin_lib.find()
+    cut = Plan.of(tmp_path, "", 89, select("auto", 89), profiles, library, False, PIECES).run(lambda *_: None)
     assert [piece.file for piece in cut.plan.pieces] == [*PIECE_FILES]
     assert [piece.bytes for piece in cut.plan.pieces] == [(tmp_path / name).stat().st_size for name in PIECE_FILES]
+    code = library.path.read_bytes()
+    assert not any(code in (tmp_path / name).read_bytes() for name in PIECE_FILES)
     print({"whole": whole.memory, "cut": cut.memory})
     assert cut.memory["activations"] < 1.5 * whole.memory["activations"]
     assert whole.memory["weights"] <= cut.memory["weights"] < 1.02 * whole.memory["weights"]

@@ -41,7 +41,7 @@ class Plan(Stage[Planned]):
 
     Attributes:
         arch: 89 for sm_89. backend, version: the TensorRT that builds.
-        plugin: library to embed, known by its digest; None for a graph without nodes of ours.
+        plugin: library of its ops, known by its digest; None for a graph without nodes of ours.
         profiles: range of every input. weight_streaming: see engine.build.build_plan.
         pieces: names of the graphs that lie beside `onnx`, a plan of each of which is wanted in the place of one.
     """
@@ -105,7 +105,8 @@ class Plan(Stage[Planned]):
             plugin_lib.load_into(backend.module, library)
 
         def built(onnx: Path, profiles: list[TensorProfile], out: Path) -> PlanInfo:
-            return build_plan(backend, onnx, self.arch, profiles, out, progress, library, self.weight_streaming)
+            streaming = self.weight_streaming
+            return build_plan(backend, onnx, self.arch, profiles, out, progress, weight_streaming=streaming)
 
         if not self.pieces:
             infos = [built(self.onnx.path, list(self.profiles), self.out)]
@@ -141,7 +142,7 @@ def with_plan(data: Manifest, planned: Planned, library: PluginLibrary | None) -
     return msgspec.structs.replace(
         data,
         backend=planned.backend,
-        plugin=None if library is None else plugin_entry(library, embedded=True),
+        plugin=None if library is None else plugin_entry(library),
         plan=planned.plan,
         incomplete="",
         plugin_layers=planned.plugin_layers,
@@ -149,7 +150,7 @@ def with_plan(data: Manifest, planned: Planned, library: PluginLibrary | None) -
     )
 
 
-def plugin_entry(library: PluginLibrary, embedded: bool) -> PluginEntry:
+def plugin_entry(library: PluginLibrary) -> PluginEntry:
     """The plugin library, which lies beside the plan under its own name."""
     archs = tuple(f"sm_{arch}" for arch in library.archs)
-    return PluginEntry(library.path.name, library.version, library.sha256, embedded, library.platform, archs)
+    return PluginEntry(library.path.name, library.version, library.sha256, False, library.platform, archs)

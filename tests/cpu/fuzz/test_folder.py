@@ -57,9 +57,7 @@ def engine(tmp_path_factory):
         folder,
         model=SPEC.name,
         backend={"name": "tensorrt-rtx", "version": "1"},
-        plugin=file_entry(
-            folder / "libplugin.so", version="1.0.0", embedded=True, platform="linux-x86_64", archs=["sm_89"]
-        ),
+        plugin=file_entry(folder / "libplugin.so", version="1.0.0", platform="linux-x86_64", archs=["sm_89"]),
         plan=file_entry(folder / "model.plan"),
         onnx=file_entry(onnx) | {"data": data},
         artifact=file_entry(artifact),

@@ -69,7 +69,7 @@ def trt(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A complete sm_89 engine folder; its plan carries the plugin library."""
+    """A complete sm_89 engine folder; the plugin library lies beside its plan."""
     out = tmp_path / "tiny-sm_89"
     out.mkdir()
     plan, library = out / "model.plan", out / "libsvdq_trt_plugin.so"
@@ -78,7 +78,7 @@ def folder(tmp_path):
     write_manifest(
         out,
         backend={"name": "tensorrt-rtx", "version": VERSION},
-        plugin={"file": library.name, "version": "1.0.0", "sha256": digest(library), "embedded": True},
+        plugin={"file": library.name, "version": "1.0.0", "sha256": digest(library)},
         plan=file_entry(plan),
     )
     return out

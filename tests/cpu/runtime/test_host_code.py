@@ -47,10 +47,10 @@ def real(monkeypatch):
     return plugin_lib.find, plugin_lib.load_into, plugin_lib.preload_core
 
 
-def beside(folder, digest):
+def beside(folder, digest, embedded=False):
     path = folder / "manifest.json"
     data = json.loads(path.read_text())
-    data["plugin"] |= {"embedded": False, "sha256": digest}
+    data["plugin"] |= {"embedded": embedded, "sha256": digest}
     path.write_text(json.dumps(data))
 
 
@@ -99,8 +99,7 @@ def test_library_of_the_folder_is_left_alone_where_it_is_not_asked_for(
     make(tmp_path / "installed" / "plugin.so", "installed")
     restore(real, trt, monkeypatch)
     monkeypatch.setenv(plugin_lib.PLUGIN_ENV, str(tmp_path / "installed" / "plugin.so"))
-    if not consent:
-        beside(folder, "0" * 64)
+    beside(folder, "0" * 64, embedded=consent)
     open_engine(folder, allow_host_code=consent)  # with consent: TensorRT loads what is in the plan, whose digest fits
     assert not marker.exists()
 

@@ -54,7 +54,7 @@ def config_of(folder):
     return from_text((folder / "config.pbtxt").read_text())
 
 
-def test_tensorrt_has_the_plan_and_both_routes_to_the_plugin(full, tmp_path, capsys):
+def test_tensorrt_has_the_plan_and_the_plugin(full, tmp_path, capsys):
     repository = tmp_path / "models"
     assert triton(full, repository) == 0
     model = repository / "toy-sm_89"
@@ -69,16 +69,13 @@ def test_tensorrt_has_the_plan_and_both_routes_to_the_plugin(full, tmp_path, cap
     assert (config.backend, config.default_model_filename) == ("tensorrt", "model.plan")
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if "tritonserver" in line]
     start = ["tritonserver", "--model-repository", str(repository), "--disable-auto-complete-config"]
-    assert lines[:2] == [
-        [*start, "--backend-config=tensorrt,version-compatible=true"],
-        [*start, f"--backend-config=tensorrt,plugins={model}/1/libsvdq_trt_autoload.so"],
-    ]
+    assert lines[0] == [*start, f"--backend-config=tensorrt,plugins={model}/1/libsvdq_trt_autoload.so"]
 
 
 @pytest.mark.parametrize(
     ("backend", "options", "gpus", "image", "server"),
     [
-        ("tensorrt", [], True, "nvcr.io/nvidia/tritonserver:YY.MM-py3", "version-compatible=true"),
+        ("tensorrt", [], True, "nvcr.io/nvidia/tritonserver:YY.MM-py3", "plugins=/models/toy/1/"),
         ("tensorrt-rtx", ["--instances", "3"], True, "svdq-triton", ""),
         ("tensorrt-rtx", ["--device", "cpu"], False, "svdq-triton", ""),
         ("tensorrt-rtx", ["--variant", "onnxruntime"], True, "nvcr.io/nvidia/tritonserver:YY.MM-py3", "/models"),
