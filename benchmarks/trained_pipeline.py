@@ -123,7 +123,7 @@ def _of_pictures(args: argparse.Namespace) -> dict[str, Any]:
 
 def _step_cache(args: argparse.Namespace) -> None:
     """Make the pictures with the step cache, of a pipeline that is trained."""
-    from trained.publish import STEP_CACHE
+    from trained.sheet import STEP_CACHE
     from trained.step_cache import step_cache
 
     step_cache(PIPELINES[FLUX], args.work, args.out, **_of_pictures(args))
@@ -133,7 +133,7 @@ def _step_cache(args: argparse.Namespace) -> None:
 def _by_program(args: argparse.Namespace) -> None:
     """Make the pictures by the program in C++ and by Python, of pipelines that are trained."""
     from trained.program import by_program
-    from trained.publish import PROGRAM
+    from trained.sheet import PROGRAM
 
     for name in args.pipeline:
         by_program(PIPELINES[name], args.work, args.out, program=args.cpp.resolve(), **_of_pictures(args))
@@ -143,8 +143,7 @@ def _by_program(args: argparse.Namespace) -> None:
 def report(out: Path, name: str) -> None:
     """Draw the sheet of a pipeline and print its table, as far as there are results."""
     from safetensors.torch import load_file
-    from trained.publish import PROGRAM, STEP_CACHE
-    from trained.sheet import gallery_sheet, gallery_table, program_table, step_cache_table
+    from trained.sheet import PROGRAM, STEP_CACHE, gallery_sheet, gallery_table, program_table, step_cache_table
 
     if not (out / f"{name}.json").exists():
         print(f"\n{name}: no results")

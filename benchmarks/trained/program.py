@@ -28,7 +28,7 @@ from svdq_trt.runtime.loading import load
 from trained import captions, metrics
 from trained.gallery import asked_for, device_name, in_units, quantize, right
 from trained.pipelines import Pipeline
-from trained.publish import PROGRAM
+from trained.sheet import PROGRAM
 from trained.ways import call, in_bytes
 
 ARCH = 90  # without a GPU; by default in w4a8

@@ -11,9 +11,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trained.sheet import gallery_table, program_table, step_cache_table, table
+from trained.sheet import PROGRAM, STEP_CACHE, gallery_table, program_table, step_cache_table, table
 
-STEP_CACHE, PROGRAM = "-step-cache", "-cpp"  # behind a pipeline's name, of results of step_cache.py and program.py
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PICTURES, RESULTS = Path("docs/evidence.md"), Path("docs/evidence"), Path("benchmarks/results")
 

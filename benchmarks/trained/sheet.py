@@ -20,6 +20,7 @@ LABEL, NUMBERS = 190, 150  # widths of the text at the left and at the right
 DIFFERENCES, GAIN = 4, 8  # pictures of |quantized - 16 bit|, and how much it is enlarged
 HEAD, SECTION = 64, 24  # heights of the sheet's and of a section's title
 BLACK, GREY, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+STEP_CACHE, PROGRAM = "-step-cache", "-cpp"  # behind a pipeline's name, of results of step_cache.py and program.py
 CUBE = (0, 128, 255)  # levels of red, green and blue for colours that the 16-bit pictures do not have
 
 
@@ -132,13 +133,14 @@ def gallery_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
     for name, group in itertools.groupby(results["ways"], lambda way: way["section"]):
         rows = []
         for way in group:
-            numbers = f"{way['psnr_db']:.1f} dB   {way['ssim']:.3f}\n" if rows else ""
+            numbers = f"{way['psnr_db']:.1f} dB   {way['ssim']:.3f}\n" if "psnr_db" in way else ""
             numbers += f"{100 * way['right']['whole']:.0f} %"
             rows.append(Row(way["label"], pictures[way["key"]][:COLUMNS], numbers))
         sections.append((name, rows))
     names = [_lines(prompt) for prompt in results["prompts"][:COLUMNS]]
     note = f"{results['steps']} steps, equal seeds"
-    Sheet(results["name"], note, names, "PSNR       SSIM\nas prompted", sections, side=PROMPTED).draw(out)
+    title = results["name"].removesuffix(STEP_CACHE).removesuffix(PROGRAM)
+    Sheet(title, note, names, "PSNR       SSIM\nas prompted", sections, side=PROMPTED).draw(out)
 
 
 def _lines(prompt: str) -> str:

@@ -20,7 +20,7 @@ from trained import metrics
 from trained.gallery import asked_for, device_name, in_units, right
 from trained.pipelines import Pipeline
 from trained.program import engines_of, in_16_bit
-from trained.publish import STEP_CACHE
+from trained.sheet import STEP_CACHE
 from trained.ways import call, in_bytes
 
 STEPS = 28  # of FLUX.1

@@ -7,7 +7,7 @@ r does: with r'' and c'' of the computed step before,
 
     c = c' + k (c' - c''),  k = <r - r', r' - r''> / <r' - r'', r' - r''> from 0 to 2, and 0 with one computed step.
 
-On pictures of a small trained model that is 4 to 8 dB nearer at equal numbers of computed steps (docs/evidence.md).
+On pictures of a small trained model that is 4 to 7 dB nearer at equal numbers of computed steps (docs/evidence.md).
 """
 
 from __future__ import annotations

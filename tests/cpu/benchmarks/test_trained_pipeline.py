@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from trained import captions, gallery, step_cache, teach, ways, words
 from trained.pipelines import PIPELINES, SDXL, Flux
-from trained.publish import PAGE, PROGRAM, STEP_CACHE, publish_pipelines
+from trained.publish import PAGE, publish_pipelines
+from trained.sheet import PROGRAM, STEP_CACHE
 
 from svdq_trt.models import get_model
 from tests.harness.builds import some_minutes
