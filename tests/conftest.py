@@ -19,11 +19,12 @@ from tests.harness.builds import SharedEngines
 
 HERE = Path(__file__).parent
 NEEDS = ("gpu", "trt", "serve")
-#: folder -> group: those in cpu/ share session fixtures that take long to make, and of GPUs there may be one
+#: folder or file -> group: those in cpu/ and serve/ share session fixtures that take long, and of GPUs there may be one
 GROUPS = {
     **{f"cpu/{name}": name for name in ("cpp", "emulation", "interop", "lora")},
     "gpu": "gpu",
     "trt": "gpu",
+    **{f"serve/test_{name}.py": "pipelines" for name in ("pipeline", "bench_serving")},
 }
 
 
