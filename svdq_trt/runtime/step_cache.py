@@ -33,9 +33,13 @@ class _Kept:
     shapes: Shapes
     course: _Course | None
 
-    def change_at(self, residual: Any) -> Any:
-        """What c of a step that is skipped is taken to be, by its r."""
-        return self.change if self.course is None else self.course.ahead(self, residual)
+    def is_near(self, moved: Any, threshold: float) -> bool:
+        """Whether r - r' is relatively at most that; never where r or r' has a NaN, or r' is zero."""
+        return bool(self.size) and _size(moved) / self.size <= threshold
+
+    def change_at(self, moved: Any) -> Any:
+        """What c of a step that is skipped is taken to be, by its r - r'."""
+        return self.change if self.course is None else self.change + self.course.ahead(moved)
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,15 @@ class _Course:
     change: Any
 
     @classmethod
-    def of(cls, last: _Kept, residual: Any, change: Any) -> _Course:
-        """From `last` to a step with these."""
-        gone = residual - last.residual
-        return cls(gone, _dot(gone, gone), change - last.change)
+    def of(cls, residual: Any, change: Any) -> _Course:
+        """By the first and the last of them."""
+        return cls(residual, _dot(residual, residual), change)
 
-    def ahead(self, last: _Kept, residual: Any) -> Any:
-        """What c is after `last`, whose course this is. Of tensors on a GPU the host does not wait for k."""
+    def ahead(self, moved: Any) -> Any:
+        """K (c' - c'') at r - r'. Of tensors on a GPU the host does not wait for k."""
         # 1e-30: where r did not move, its products are 0 as well
-        k = (_dot(residual - last.residual, self.residual) / (self.square + 1e-30)).clip(0, MOST_AHEAD)
-        return last.change + (k if is_tensor(k) else float(k)) * self.change
+        k = (_dot(moved, self.residual) / (self.square + 1e-30)).clip(0, MOST_AHEAD)
+        return (k if is_tensor(k) else float(k)) * self.change
 
 
 class StepCache:
@@ -82,12 +85,16 @@ class StepCache:
             residual: r. Like x1 it may be memory that the next step overwrites.
         """
         kept = self._kept.get(cache)
-        if kept is not None and kept.shapes == shapes and _is_near(residual, kept, self.threshold):
+        if kept is not None and kept.shapes != shapes:
+            kept = None
+        moved = None if kept is None else residual - kept.residual
+        if kept is not None and kept.is_near(moved, self.threshold):
             self.skipped += 1
-            return x1 + kept.change_at(residual)
+            return x1 + kept.change_at(moved)
         x2 = compute()
-        copy, change = residual.clone() if is_tensor(residual) else residual.copy(), x2 - x1
-        course = None if kept is None or kept.shapes != shapes else _Course.of(kept, copy, change)
+        change = x2 - x1
+        course = None if kept is None else _Course.of(moved, change - kept.change)
+        copy = residual.clone() if is_tensor(residual) else residual.copy()
         self._kept[cache] = _Kept(copy, _size(copy), change, shapes, course)
         return x2
 
@@ -142,11 +149,6 @@ class StepCached:
         """The cache of an engine in pieces."""
         assert self._steps is not None
         return self._steps
-
-
-def _is_near(residual: Any, last: _Kept, threshold: float) -> bool:
-    """Whether the residual changed by at most that, relatively; never where one has a NaN, or the last was zero."""
-    return bool(last.size) and _size(residual - last.residual) / last.size <= threshold
 
 
 def _size(value: Any) -> float:
