@@ -107,15 +107,19 @@ class ProjectedClipGraph(ClipGraph):
         return out.last_hidden_state, embeds, torch.stack(out.hidden_states)
 
 
-class T5Graph(PartGraph):
-    """T5's encoder. Its mask is ones where a pipeline gives none, which adds zero to the scores."""
+class MaskedTextGraph(PartGraph):
+    """An encoder of token ids and their mask, of one length."""
 
     library = "transformers"
 
     @staticmethod
     def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
-        """Token ids and their mask, of one length."""
-        return _masked_text(tokens)
+        """Token ids and mask [B, T]."""
+        return tuple(TensorIO(name, "int64", (_BATCH, tokens)) for name in ("input_ids", "attention_mask"))
+
+
+class T5Graph(MaskedTextGraph):
+    """T5's encoder. Its mask is ones where a pipeline gives none, which adds zero to the scores."""
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
@@ -128,20 +132,13 @@ class T5Graph(PartGraph):
         return state
 
 
-class LanguageModelGraph(PartGraph):
+class LanguageModelGraph(MaskedTextGraph):
     """A language model's states of all layers [layers + 1], the last one behind its norm; it has only a decoder.
 
     The masks are written out, as transformers makes them by code that cannot be exported: a token sees itself and what
     is before it, as far as a layer's window reaches and the mask says. Positions count from the sequence's start,
     padding included. A token that sees none, as padding in front does, has values without a meaning.
     """
-
-    library = "transformers"
-
-    @staticmethod
-    def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
-        """Token ids and their mask, of one length."""
-        return _masked_text(tokens)
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
@@ -170,10 +167,6 @@ class LanguageModelGraph(PartGraph):
         """What is added to the scores [B, 1, T, T]."""
         dtype = self.model.dtype
         return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
-
-
-def _masked_text(tokens: int) -> tuple[TensorIO, ...]:
-    return tuple(TensorIO(name, "int64", (_BATCH, tokens)) for name in ("input_ids", "attention_mask"))
 
 
 class DecoderGraph(PartGraph):

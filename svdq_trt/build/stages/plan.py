@@ -153,4 +153,4 @@ def with_plan(data: Manifest, planned: Planned, library: PluginLibrary | None) -
 def plugin_entry(library: PluginLibrary) -> PluginEntry:
     """The plugin library, which lies beside the plan under its own name."""
     archs = tuple(f"sm_{arch}" for arch in library.archs)
-    return PluginEntry(library.path.name, library.version, library.sha256, False, library.platform, archs)
+    return PluginEntry(library.path.name, library.version, library.sha256, platform=library.platform, archs=archs)
