@@ -76,11 +76,16 @@ def gallery(
             row |= metrics.differences(in_units(pictures), in_units(made[first["key"]]))
         made[row["key"]] = pictures
         found.append(row)
-        save_file(made, out / f"{kind.name}.safetensors")
-        (out / f"{kind.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+        save_results(out, results, made)
         shown, against = 100 * row["right"]["whole"], f", PSNR {row['psnr_db']:.1f} dB" if first else ""
         took = time.perf_counter() - begin
         print(f"{kind.name}, {row['key']}: {shown:.0f} % as prompted{against}, at {took:.0f} s", flush=True)
+
+
+def save_results(out: Path, results: dict[str, Any], pictures: dict[str, Tensor]) -> None:
+    """Write <name>.json, and all pictures beside it."""
+    save_file(pictures, out / f"{results['name']}.safetensors")
+    (out / f"{results['name']}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def asked_for(count: int) -> tuple[Tensor, list[str]]:

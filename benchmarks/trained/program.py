@@ -6,7 +6,6 @@ none, and Python runs them in ONNX Runtime.
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,7 @@ from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import local_arch
 from svdq_trt.runtime.loading import load
 from trained import captions, metrics
-from trained.gallery import asked_for, device_name, in_units, quantize, right
+from trained.gallery import asked_for, device_name, in_units, quantize, right, save_results
 from trained.pipelines import Pipeline
 from trained.sheet import PROGRAM
 from trained.ways import call, in_bytes
@@ -63,8 +62,7 @@ def by_program(
             row["equal"] = int((made == pictures[PYTHON]).flatten(1).all(1).sum())
         rows.append(row)
     results = {"name": name, "prompts": prompts, "steps": steps, "device": device_name(device), "ways": rows}
-    save_file(pictures, out / f"{name}.safetensors")
-    (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    save_results(out, results, pictures)
 
 
 def engines_of(

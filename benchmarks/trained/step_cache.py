@@ -6,18 +6,16 @@ made one by one: those of a batch would be decided on together.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from svdq_trt.runtime.loading import load
 from trained import metrics
-from trained.gallery import asked_for, device_name, in_units, right
+from trained.gallery import asked_for, device_name, in_units, right, save_results
 from trained.pipelines import Pipeline
 from trained.program import engines_of, in_16_bit
 from trained.sheet import STEP_CACHE
@@ -59,8 +57,7 @@ def step_cache(kind: Pipeline, work: Path, out: Path, *, count: int, steps: int,
                 row["uncached_db"] = metrics.differences(in_units(made), in_units(uncached))["psnr_db"]
             uncached = made if uncached is None else uncached
             rows.append(row)
-            save_file(pictures, out / f"{name}.safetensors")
-            (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+            save_results(out, results, pictures)
             print(f"{name}, {label}: {computed:.1f} of {STEPS} steps", flush=True)
 
 
