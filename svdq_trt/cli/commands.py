@@ -22,6 +22,7 @@ from svdq_trt.cli import (
     sensitivity,
     triton,
     verify,
+    warm,
 )
 from svdq_trt.cli.to_other import to_comfy, to_lite, to_nunchaku
 
@@ -51,6 +52,7 @@ ALL: tuple[Command, ...] = (
     build,
     quantize,
     finish,
+    warm,
     verify,
     diff,
     bench,

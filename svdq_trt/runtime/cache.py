@@ -27,7 +27,11 @@ def cache_path(folder: Path, gpu: str, version: str, plan: str) -> Path:
 
 
 class RuntimeCache:
-    """A TensorRT-RTX IRuntimeCache with its file, for the plan whose digest is `plan_sha256`."""
+    """A TensorRT-RTX IRuntimeCache with its file, for the plan whose digest is `plan_sha256`.
+
+    Attributes:
+        hit: whether the file was there and was taken. kept: whether it is on the disk by now.
+    """
 
     def __init__(self, config: Any, path: Path, plan_sha256: str = "") -> None:
         """Attach to an IRuntimeConfig, loading the file if it exists and fits."""
@@ -35,6 +39,7 @@ class RuntimeCache:
         self._cache = config.create_runtime_cache()
         blob = self._read()
         self.hit = bool(blob) and bool(self._cache.deserialize(blob))
+        self.kept = self.hit
         self._digest = self._sha256(blob) if self.hit else b""
         config.set_runtime_cache(self._cache)
 
@@ -56,8 +61,10 @@ class RuntimeCache:
         if not blob or self._sha256(blob) == self._digest:
             return
         self._digest = self._sha256(blob)
-        with contextlib.suppress(ArtifactError), atomic_write(self.path) as tmp:
-            tmp.write_bytes(self._digest + blob)
+        with contextlib.suppress(ArtifactError):
+            with atomic_write(self.path) as tmp:
+                tmp.write_bytes(self._digest + blob)
+            self.kept = True
 
     def _sha256(self, blob: bytes) -> bytes:
         return hashlib.sha256(self._plan + blob).digest()

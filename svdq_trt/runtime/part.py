@@ -19,7 +19,7 @@ class Part:
 
     Attributes:
         engine: ICudaEngine. context: IExecutionContext. inputs, outputs: names of its tensors, in its order.
-        compiled: False when the runtime cache spared the compilation.
+        compiled: False when the runtime cache spared the compilation. kept: whether the next start is spared it.
 
     Args:
         trt: the TensorRT module. logger: see opening.Opened.
@@ -44,6 +44,7 @@ class Part:
         self._shared, self._bound = shared, 0  # number of the buffer that the context has
         self.context, self._cache = self._make_context(trt, cache)
         self.compiled = self._cache is None or not self._cache.hit
+        self.kept = self._cache is not None and self._cache.kept
         self._warm = False
         self._replay: Callable[[], None] | None = None
 

@@ -10,6 +10,7 @@ unless numpy arrays are asked for.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Container, Hashable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,9 +18,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.base.extras import required_by
+from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.contract.step_cache import FIRST, LAST, RESIDUAL
 from svdq_trt.engine.layer_times import profiled
 from svdq_trt.runtime.activations import SharedActivations
@@ -43,7 +46,8 @@ class Session(StepCached):
         device: "cuda:0". memory: what holds device memory, "torch" or "pycuda".
         parts: its one plan, or with --step-cache the plans of head, tail and end, in the order in which they run.
         step_cache: with --step-cache, at which change of the first block a run skips the others; see there.
-        compiled: False when the runtime cache spared the compilation at start.
+        compiled: False when the runtime cache spared the compilation at start. kept: whether the next start is spared
+            it: what was compiled lies beside the plan.
         seconds: time of opening, by part: check (digests), load (plan and plugin), context (TensorRT-RTX compiles).
 
     Args:
@@ -103,9 +107,10 @@ class Session(StepCached):
             filled = self.lora.views if self.lora else {}
             started = time.perf_counter()
             shared = activations or (SharedActivations() if len(opened.engines) > 1 else None)
-            self.parts = [self._open_part(opened, index, runtime_cache, shared) for index in range(len(opened.engines))]
+            self.parts = self._open_parts(opened, runtime_cache, shared)
             self.seconds["context"] = time.perf_counter() - started
             self.compiled = any(part.compiled for part in self.parts)
+            self.kept = all(part.kept for part in self.parts)
             self.inputs: list[TensorProfile] = self._input_profiles(filled)
             self.output_names = self.parts[-1].outputs
             self._buffers = self._allocate(filled)
@@ -223,11 +228,19 @@ class Session(StepCached):
             raise UnsupportedError("step_cache", f"memory='{self.memory}'", "memory='torch'", fix)
         return steps
 
-    def _open_part(self, opened: Opened, index: int, runtime_cache: bool, shared: SharedActivations | None) -> Part:
-        plan = opened.plans[index]
-        path = cache_path(opened.folder, self._memory.name, opened.backend.version, plan.file)
-        cache = (path, plan.sha256 or "") if runtime_cache else None
-        return Part(self._trt, opened.engines[index], self._logger, self._memory, cache, shared)
+    def _open_parts(self, opened: Opened, runtime_cache: bool, shared: SharedActivations | None) -> list[Part]:
+        """A part of each plan; made side by side, as TensorRT-RTX's compiler leaves most of a machine's cores idle."""
+
+        def open_part(plan: Held, engine: Any) -> Part:
+            path = cache_path(opened.folder, self._memory.name, opened.backend.version, plan.file)
+            cache = (path, plan.sha256 or "") if runtime_cache else None
+            with self._memory.running():  # this thread
+                return Part(self._trt, engine, self._logger, self._memory, cache, shared)
+
+        pairs = zip(opened.plans, opened.engines, strict=True)
+        calls = {plan.file: functools.partial(open_part, plan, engine) for plan, engine in pairs}
+        with SideBySide(calls, discard=lambda part: None) as opening:
+            return list(opening.results().values())
 
     def _input_profiles(self, filled: Container[str]) -> list[TensorProfile]:
         """What `run` takes: the inputs that are neither filled otherwise nor another part's outputs."""

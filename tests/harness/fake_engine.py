@@ -88,8 +88,12 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, _profile: int) -> list[tuple[int, ...]]:
         return [self._inputs[name].min] * 3
 
-    def create_execution_context(self, strategy: str) -> Engine:
-        self._waits = strategy == "user managed"
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, how: str | RuntimeConfig) -> Engine:
+        """By a strategy, or as TensorRT-RTX by a config."""
+        self._waits = (how.strategy if isinstance(how, RuntimeConfig) else how) == "user managed"
         return self
 
     def set_device_memory(self, address: int, size: int) -> None:
@@ -121,7 +125,40 @@ class Engine:
         return self._memory.tensor(self._memory.buffers[self.addresses[name]], shape)
 
 
+class RuntimeConfig:
+    """IRuntimeConfig of TensorRT-RTX, and the IRuntimeCache that it makes, in one.
+
+    Attributes:
+        given: what was deserialized. strategy: of the activations' memory.
+    """
+
+    def __init__(self) -> None:
+        self.given: bytes | None = None
+        self.strategy = ""
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeConfig:
+        return self
+
+    def set_runtime_cache(self, cache: RuntimeConfig) -> None:
+        assert cache is self
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.given = blob
+        return True
+
+    def serialize(self) -> bytes:
+        return b"kernels"
+
+
 MODULE = types.SimpleNamespace(
     TensorIOMode=types.SimpleNamespace(INPUT="in", OUTPUT="out"),
     ExecutionContextAllocationStrategy=types.SimpleNamespace(STATIC="static", USER_MANAGED="user managed"),
+)
+MODULE_RTX = types.SimpleNamespace(
+    **vars(MODULE),
+    IRuntimeCache=RuntimeConfig,
+    DynamicShapesKernelSpecializationStrategy=types.SimpleNamespace(EAGER=0),
 )

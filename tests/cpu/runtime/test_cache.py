@@ -5,46 +5,27 @@ from __future__ import annotations
 import pytest
 
 from svdq_trt.runtime.cache import RuntimeCache
-
-
-class Cache:
-    """An IRuntimeCache, and the IRuntimeConfig that makes it."""
-
-    def __init__(self) -> None:
-        self.given: bytes | None = None
-
-    def create_runtime_cache(self):
-        return self
-
-    def set_runtime_cache(self, cache):
-        assert cache is self
-
-    def deserialize(self, blob):
-        self.given = blob
-        return True
-
-    def serialize(self):
-        return b"kernels"
+from tests.harness.fake_engine import RuntimeConfig
 
 
 def reopened(path, plan):
-    cache = Cache()
-    return RuntimeCache(cache, path, plan).hit, cache.given
+    config = RuntimeConfig()
+    return RuntimeCache(config, path, plan).hit, config.given
 
 
 def test_what_is_saved_is_read_for_the_same_plan_alone(tmp_path):
     path = tmp_path / "runtime-cache.bin"
     assert reopened(path, "plan a") == (False, None)
-    RuntimeCache(Cache(), path, "plan a").save()
+    RuntimeCache(RuntimeConfig(), path, "plan a").save()
     assert reopened(path, "plan a") == (True, b"kernels")
     assert reopened(path, "plan b") == (False, None)  # the engine was built again
-    RuntimeCache(Cache(), path, "plan b").save()
+    RuntimeCache(RuntimeConfig(), path, "plan b").save()
     assert reopened(path, "plan b") == (True, b"kernels")
 
 
 @pytest.mark.parametrize("harm", [lambda b: b[:-1], lambda b: b[:33] + b"?" + b[34:], lambda b: b[:20], lambda b: b""])
 def test_a_damaged_file_reaches_tensorrt_not(tmp_path, harm):
     path = tmp_path / "runtime-cache.bin"
-    RuntimeCache(Cache(), path, "plan").save()
+    RuntimeCache(RuntimeConfig(), path, "plan").save()
     path.write_bytes(harm(path.read_bytes()))
     assert reopened(path, "plan") == (False, None)
