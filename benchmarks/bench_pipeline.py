@@ -8,14 +8,16 @@
 
 Needs a GPU and a TensorRT that runs on it. Weights are random in both, so the pictures are noise. Measured are the
 seconds from the start of the process to the first picture, the median of further pictures, and the most GPU memory in
-use. A rival's weights are made up on the GPU, and none are read from a disk; its first picture is also counted from
-when they are there.
+use. Each is started twice: what was compiled before is put away for the first start, and what that compiles is on the
+disk for the second. A rival's weights are made up on the GPU, and none are read from a disk; its first picture is also
+counted from when they are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -51,9 +53,15 @@ def main() -> int:
     common = {"folder": str(args.engine), "request": request, "pictures": args.pictures}
     allow = {name: getattr(args, name) for name in ("allow_host_code", "allow_arch_mismatch", "cuda_graph")}
     allow["weight_budget"] = weight_budgets(args.weight_budget, args.engine)
-    found = {"engines": _job(work, "engines", common | {"allow": allow})}
-    for rival in args.rival:
-        found[rival] = _job(work, "compiled", common | {"mode": RIVALS[rival]})
+    jobs = {"engines": ("engines", {"allow": allow})}
+    jobs |= {rival: ("compiled", {"mode": RIVALS[rival]}) for rival in args.rival}
+    for kept in args.engine.rglob("runtime-cache-*.bin"):
+        kept.unlink()
+    found = {}
+    for name, (kind, more) in jobs.items():
+        found[name] = _job(work, kind, common | more)
+        if args.starts > 1 and found[name]:
+            found[name]["again"] = _job(work, kind, common | more | {"pictures": 1})
     if args.out:
         args.out.write_text(json.dumps({"request": request} | found, indent=1) + "\n")
     _print(found)
@@ -64,7 +72,8 @@ def _job(work: Path, kind: str, job: dict[str, Any]) -> dict[str, Any]:
     """Run a contender in a process of its own; its result, empty where it failed."""
     path = work / f"{kind}.json"
     path.write_text(json.dumps(job | {"kind": kind, "out": str(work / kind), "started": time.time()}))
-    done = subprocess.run([sys.executable, __file__, "job", path])
+    compiled = {"TORCHINDUCTOR_CACHE_DIR": str(work / f"{job.get('mode')}-compiled")}
+    done = subprocess.run([sys.executable, __file__, "job", path], env=os.environ | compiled)
     result = path.with_suffix(".result")
     found: dict[str, Any] = json.loads(result.read_text()) if done.returncode == 0 else {}
     return found
@@ -80,13 +89,15 @@ def _run_job(path: Path) -> int:
 
 def _print(found: dict[str, dict[str, Any]]) -> None:
     ours = found["engines"]
-    print(f"{'':16} {'first':>8} {'picture':>8} s  GPU GB   parts")
+    print(f"{'':16} {'first':>8} {'again':>8} {'picture':>8} s  GPU GB   parts")
     for name, one in found.items():
         if not one:
             print(f"{name:16} FAILED, see above")
             continue
         parts = _engines_parts(one) if name == "engines" else _compared(one, ours)
-        print(f"{name:16} {one['first_s']:8.2f} {one['picture_s']:8.3f}    {one['memory_bytes'] / 1e9:6.2f}   {parts}")
+        again = f"{one['again']['first_s']:8.2f}" if one.get("again") else f"{'-':>8}"
+        memory = f"{one['memory_bytes'] / 1e9:6.2f}"
+        print(f"{name:16} {one['first_s']:8.2f} {again} {one['picture_s']:8.3f}    {memory}   {parts}")
 
 
 def _engines_parts(ours: dict[str, Any]) -> str:
@@ -103,11 +114,16 @@ def _compared(rival: dict[str, Any], ours: dict[str, Any]) -> str:
     if not ours:
         return said
     faster, share = rival["picture_s"] / ours["picture_s"], ours["memory_bytes"] / rival["memory_bytes"]
-    sooner, without = rival["first_s"] / ours["first_s"], since / ours["first_s"]
-    return (
-        f"{said}; engines: {faster:.2f}x as fast, {share:.0%} of the memory, first picture {sooner:.2f}x as soon, "
-        f"{without:.2f}x without its weights"
-    )
+    starts = f"{_sooner(rival, ours)} at the first start"
+    if rival.get("again") and ours.get("again"):
+        starts += f", {_sooner(rival['again'], ours['again'])} at the second"
+    return f"{said}; engines: {faster:.2f}x as fast, {share:.0%} of the memory, first picture {starts}"
+
+
+def _sooner(rival: dict[str, Any], ours: dict[str, Any]) -> str:
+    """How much sooner the engines' first picture is: ``2.91x as soon (1.80x without the rival's weights)``."""
+    since = rival["first_s"] - rival["weights_s"]
+    return f"{rival['first_s'] / ours['first_s']:.2f}x as soon ({since / ours['first_s']:.2f}x without its weights)"
 
 
 def _arguments() -> argparse.Namespace:
@@ -126,6 +142,7 @@ def _arguments() -> argparse.Namespace:
     t.add_argument("--height", type=int, default=1024)
     t.add_argument("--width", type=int, default=1024)
     t.add_argument("--pictures", type=int, default=3, metavar="N", help="after the first (default 3)")
+    t.add_argument("--starts", type=int, default=2, choices=(1, 2), help="of each (default 2)")
     t.add_argument("--rival", action="append", default=[], choices=tuple(RIVALS), help="diffusers' pipeline, compiled")
     add_weight_budget(t)
     t.add_argument("--no-graph", dest="cuda_graph", action="store_false", help="launch the engines' kernels one by one")
