@@ -72,22 +72,17 @@ class Request:
 
 @dataclass
 class Times:
-    """Seconds of each part of a picture, and how often its engines ran.
+    """Seconds of each part of a picture, on a GPU the GPU's own, and how often its engines ran.
 
     Attributes:
-        steps: of denoising; a pipeline with guidance may run its denoiser twice in each. skipped: runs of the denoiser
-            that a step cache left out.
+        seconds, runs: by part. steps: of denoising; a pipeline with guidance may run its denoiser twice in each.
+        skipped: runs of the denoiser that a step cache left out.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     runs: dict[str, int] = field(default_factory=dict)
     steps: int = 0
     skipped: int = 0
-
-    def add(self, part: str, seconds: float) -> None:
-        """Count one run."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
-        self.runs[part] = self.runs.get(part, 0) + 1
 
 
 def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
@@ -122,12 +117,15 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     denoiser.restart()  # the last picture may have ended before its time
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]
     sessions = [module.runner for module in modules]
+    clocked = [_Clocked(module.runner, _NAMES[type(module)], times) for module in modules]
     try:
-        for module in modules:
-            module.runner = _Clocked(module.runner, _NAMES[type(module)], times)
+        for module, runner in zip(modules, clocked, strict=True):
+            module.runner = runner
         pipe.scheduler.step = _counted(pipe.scheduler.step, times)
         images = pipe(prompt=[request.prompt for request in requests], **asked).images
         times.skipped = getattr(denoiser.runner, "skipped", 0) - skipped
+        for runner in clocked:
+            runner.add_seconds()
         return images, times
     except ValueError as error:  # of diffusers, which says it in several ways
         if first.image is not None and "steps" not in times.runs and (got := _no_step(pipe, asked)):
@@ -253,10 +251,11 @@ def _counted(step: Callable[..., Any], times: Times) -> Callable[..., Any]:
 
 
 class _Clocked:
-    """A runner whose runs are timed, to the end of their work on the GPU."""
+    """A runner whose runs are timed; on a GPU by events, so that the host prepares the next run meanwhile."""
 
     def __init__(self, runner: Runs, part: str, times: Times) -> None:
         self._runner, self._part, self._times = runner, part, times
+        self._spans: list[tuple[Any, Any]] = []
         self.inputs = runner.inputs
         self.device = getattr(runner, "device", "cpu")
 
@@ -265,13 +264,26 @@ class _Clocked:
 
     def run(self, inputs: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """Run it."""
-        self._settle()
-        started = time.perf_counter()
+        begin = self._moment()
         outputs = self._runner.run(inputs, **more)
-        self._settle()
-        self._times.add(self._part, time.perf_counter() - started)
+        self._spans.append((begin, self._moment()))
+        self._times.runs[self._part] = self._times.runs.get(self._part, 0) + 1
+        self._times.seconds.setdefault(self._part, 0.0)  # in the order of their first runs
         return outputs
 
-    def _settle(self) -> None:
-        if self.device != "cpu":
-            torch.cuda.synchronize(self.device)
+    def add_seconds(self) -> None:
+        """Wait for all runs, and add their seconds to those of the part."""
+        for begin, end in self._spans:
+            if self.device == "cpu":
+                self._times.seconds[self._part] += end - begin
+            else:
+                end.synchronize()
+                self._times.seconds[self._part] += begin.elapsed_time(end) / 1000
+
+    def _moment(self) -> Any:
+        """Now, in seconds; on a GPU an event, behind all work so far."""
+        if self.device == "cpu":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
