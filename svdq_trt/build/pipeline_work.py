@@ -65,7 +65,7 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
     parts, quantized = [], {}
     for part in folder.parts(spec.act_dtype, sizes.profile["tokens"][2]):
         if config.quantize_t5 and part.class_name == "T5EncoderModel":
-            quantized[part.component] = _encoder_build(config, part, sizes)
+            quantized[part.component] = _encoder_build(config, part)
             continue
         check_part(part, config.pipeline / part.component / "config.json")
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
@@ -77,7 +77,7 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
     return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
 
 
-def _encoder_build(config: BuildConfig, part: Part, sizes: Sizes) -> BuildConfig:
+def _encoder_build(config: BuildConfig, part: Part) -> BuildConfig:
     """The build of a text encoder in 4 bits, with the denoiser's options as far as they are not about its weights."""
     assert config.pipeline is not None
     root = config.pipeline / part.component
@@ -89,7 +89,7 @@ def _encoder_build(config: BuildConfig, part: Part, sizes: Sizes) -> BuildConfig
         random_weights=config.random_weights,
         format=config.format,
         rank=config.rank,
-        batch=Range(1, 1, sizes.profile["batch"][2]),
+        batch=Range(1, 1, 1),
         tokens=Range(part.tokens, part.tokens, part.tokens),
         preset=config.preset,
         device=config.device,
@@ -113,17 +113,19 @@ def _model_of(config: Path) -> str:
 
 
 def _part_sizes(part: Part, sizes: Sizes, tile: int) -> Sizes:
-    """A part's sizes: the denoiser's, from one row on, as guidance gives the denoiser two to an image.
+    """A part's sizes: the denoiser's, of one row.
 
-    Images go through an autoencoder one by one, and by tiles of `tile` pixels where they are larger: one of 1024
-    pixels fills a GPU, and an engine's memory is that of its largest input. At a picture's edge a tile is as small as
-    what is left.
+    Texts and images go through their engines one by one. So a text's values are the same bits in every batch and every
+    runtime, as sizes that are fixed have one set of kernels. An image goes by tiles of `tile` pixels where it is
+    larger: one of 1024 pixels fills a GPU, and an engine's memory is that of its largest input. At a picture's edge a
+    tile is as small as what is left.
     """
+    one = sizes.profile | {"batch": (1, 1, 1)}
     if not part.role:
-        return Sizes(sizes.profile | {"batch": (1, 1, sizes.profile["batch"][2])})
+        return Sizes(one)
     sides = {name: sizes.profile[name] for name in ("height", "width")}
     if any(high > tile for _, _, high in sides.values()):  # then an edge may be left of either side
         config = full_config(part.class_name, part.config)
         least = autoencoder_scale(config) * patch_side(config)
         sides = {name: (least, min(opt, tile), min(high, tile)) for name, (_, opt, high) in sides.items()}
-    return Sizes(sizes.profile | sides | {"batch": (1, 1, 1)})
+    return Sizes(one | sides)

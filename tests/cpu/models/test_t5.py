@@ -83,7 +83,7 @@ def test_published_t5_is_a_build_of_its_own(folder):
     found = work(folder)
     (config,) = found.quantized.values()
     assert (*found.quantized, config.model, config.rank, config.check) == ("text_encoder_2", "t5-xxl", 64, False)
-    assert (config.batch, config.tokens) == (Range(1, 1, 2), Range(16, 16, 16))
+    assert (config.batch, config.tokens) == (Range(1, 1, 1), Range(16, 16, 16))
     assert [one.part.name for one in found.parts] == ["vae_decoder", "vae_encoder"]
 
 
