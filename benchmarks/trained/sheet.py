@@ -99,8 +99,7 @@ def contact_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
     for name, group in itertools.groupby(results["variants"], lambda v: v["section"]):
         rows = [exact]
         for v in group:
-            numbers = f"{v['psnr_db']:.1f} dB   {v['ssim']:.3f}\n{100 * v['right_class']:.0f} %"
-            rows.append(Row(v["label"], pictures[v["key"]], numbers))
+            rows.append(Row(v["label"], pictures[v["key"]], _numbers(v, v["right_class"])))
         sections.append((name, rows))
     hues = len(scenes.HUES)
     names = [f"{scenes.HUES[label % hues]}\n{scenes.SHAPES[label // hues]}" for label in results["shown"]]
@@ -133,9 +132,7 @@ def gallery_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
     for name, group in itertools.groupby(results["ways"], lambda way: way["section"]):
         rows = []
         for way in group:
-            numbers = f"{way['psnr_db']:.1f} dB   {way['ssim']:.3f}\n" if "psnr_db" in way else ""
-            numbers += f"{100 * way['right']['whole']:.0f} %"
-            rows.append(Row(way["label"], pictures[way["key"]][:COLUMNS], numbers))
+            rows.append(Row(way["label"], pictures[way["key"]][:COLUMNS], _numbers(way, way["right"]["whole"])))
         sections.append((name, rows))
     names = [_lines(prompt) for prompt in results["prompts"][:COLUMNS]]
     note = f"{results['steps']} steps, equal seeds"
@@ -152,12 +149,23 @@ def _lines(prompt: str) -> str:
     return "\n".join(map(" ".join, parts))
 
 
+def _figures(way: dict[str, Any]) -> tuple[str, ...]:
+    """PSNR in dB and SSIM as texts; none for what the others are compared with."""
+    return (f"{way['psnr_db']:.1f}", f"{way['ssim']:.3f}") if "psnr_db" in way else ()
+
+
+def _numbers(way: dict[str, Any], right: float) -> str:
+    """What a row of a sheet says at its end; `right`: the share of right pictures."""
+    figures = " dB   ".join(_figures(way))
+    return f"{figures}\n{100 * right:.0f} %" if figures else f"{100 * right:.0f} %"
+
+
 def gallery_table(results: dict[str, Any]) -> str:
     """The table of a pipeline's ways as Markdown."""
     head = "| | | PSNR, dB | SSIM | colours | shapes | sizes | as prompted |"
     lines = [head, "|" + "---|" * 8]
     for way in results["ways"]:
-        figures = [f"{way['psnr_db']:.1f}", f"{way['ssim']:.3f}"] if "psnr_db" in way else ["", ""]
+        figures = _figures(way) or ("", "")
         shares = [f"{100 * share:.0f} %" for share in way["right"].values()]
         lines.append("| " + " | ".join((way["section"], way["label"], *figures, *shares)) + " |")
     return "\n".join(lines)
@@ -180,7 +188,7 @@ def program_table(results: dict[str, Any]) -> str:
     head = "| | PSNR to 16 bit, dB | SSIM | to the same engines in Python | as prompted |"
     lines, count = [head, "|" + "---|" * 5], len(results["prompts"])
     for way in results["ways"]:
-        figures = [f"{way['psnr_db']:.1f}", f"{way['ssim']:.3f}"] if "psnr_db" in way else ["", ""]
+        figures = _figures(way) or ("", "")
         against = f"{way['python_db']:.1f} dB, {way['equal']} of {count} equal" if "python_db" in way else ""
         against = "equal" if way.get("equal") == count else against
         lines.append(
@@ -200,8 +208,7 @@ def table(results: dict[str, Any]) -> str:
             str(v["rank"]),
             f"{v['layers_db']:.1f}",
             f"{v['output_db']:.1f}",
-            f"{v['psnr_db']:.1f}",
-            f"{v['ssim']:.3f}",
+            *_figures(v),
             f"{v['feature_distance']:.4f}",
             f"{v['frechet']:.3f}",
             f"{100 * v['right_class']:.0f} %",

@@ -34,13 +34,11 @@ def build_plan(
     profiles: list[TensorProfile],
     plan: Path,
     progress: Progress,
-    embed: Path | None = None,
     weight_streaming: bool = False,
 ) -> PlanInfo:
     """Build `onnx` for sm_<arch> and write `plan` (complete or not at all).
 
     Args:
-        embed: plugin library to serialize into the plan; it must be loaded already.
         weight_streaming: a session may keep weights in host memory, as many as its budget leaves no room for.
 
     Raises:
@@ -71,8 +69,6 @@ def build_plan(
         raise SvdqError(str(onnx), str(logger.errors) or "profile refused", "shapes that fit the graph's inputs")
     if weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    if embed is not None:
-        config.plugins_to_serialize = [str(embed)]
     monitor = _make_monitor(trt, progress)
     config.progress_monitor = monitor
 

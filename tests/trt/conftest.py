@@ -144,7 +144,6 @@ class TensorRT:
         model: onnx.ModelProto,
         sm: int = 89,
         shapes: dict[str, Any] | list[dict[str, Any]] | None = None,
-        embed: bool = False,
     ):
         """Parse and build for sm_<sm>; `shapes` = min, opt, max of the input "in", or a list: one profile each."""
         trt = self.module
@@ -158,8 +157,6 @@ class TensorRT:
             config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{sm}"), 0)
-            if embed:
-                config.plugins_to_serialize = [str(self.library.path)]
             for ranges in [shapes] if isinstance(shapes, dict) else shapes or []:
                 profile = self.builder.create_optimization_profile()
                 profile.set_shape("in", ranges["min"], ranges["opt"], ranges["max"])
