@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import autoencoder_scale, patch_side
@@ -44,20 +45,25 @@ class TextEncoder(StandIn):
         return_dict: bool = True,
         use_cache: bool = False,
     ) -> Any:
-        """Encode token ids [B, T] of the engine's T; same return type as the module's.
+        """Encode token ids [B, T]; same return type as the module's.
+
+        Where the engine has a mask, a T below the engine's runs with masked tokens behind it.
 
         Raises:
             UnsupportedError: a mask or all layers' states, where the engine has none; a cache.
         """
         if use_cache:
             raise self.refuse("use_cache", "True", "False: the engine keeps no keys and values")
-        inputs = {"input_ids": input_ids}
-        if "attention_mask" in self._dtypes:
+        inputs, tokens = {"input_ids": input_ids}, input_ids.shape[1]
+        if masked := "attention_mask" in self._dtypes:
             inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            inputs = {name: self._padded(value) for name, value in inputs.items()}
         elif attention_mask is not None:
             raise self.refuse("attention_mask", "given", "nothing: the engine's inputs are input_ids")
         runs = self._run_rows({name: value.to(self._dtypes[name]) for name, value in inputs.items()})
         found = {name: torch.cat([r[name] for r in runs], dim=-3 if name == "hidden_states" else 0) for name in runs[0]}
+        if masked:
+            found = {name: states[..., :tokens, :] for name, states in found.items()}
         outputs: dict[str, Any] = {n: value.to(input_ids.device, self.dtype) for n, value in found.items()}
         if "hidden_states" in outputs:
             states = tuple(outputs["hidden_states"])
@@ -70,6 +76,12 @@ class TextEncoder(StandIn):
             raise self.refuse("output_hidden_states", "True", "False: the engine gives the last state")
         result = self._output_class(**outputs)
         return result if return_dict else result.to_tuple()
+
+    def _padded(self, value: Tensor) -> Tensor:
+        """Ids or a mask [B, T] with zeros behind them, up to the engine's T."""
+        runner: Any = self.runner
+        most = next(profile.max[1] for profile in runner.inputs if profile.name == "input_ids")
+        return F.pad(value, (0, max(most - value.shape[1], 0)))
 
 
 class Autoencoder(StandIn):

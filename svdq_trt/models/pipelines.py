@@ -12,12 +12,13 @@ from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name, is_autoencoder
+from svdq_trt.models.prompts import ChatTemplate, PromptTemplate
 from svdq_trt.models.spec import ModelSpec
 
 INDEX = "model_index.json"
 TOKENIZERS = (
     *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
-    *("Qwen2Tokenizer", "Qwen2TokenizerFast"),
+    *("Qwen2Tokenizer", "Qwen2TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"),
 )
 
 
@@ -31,7 +32,7 @@ class PipelineKind:
         negative: whether a negative prompt has an effect.
         doubled_above: the scale of guidance above which the denoiser's batch has two rows to a picture; None where it
             has one, as pipelines without such guidance do, and those that call the denoiser twice.
-        chat: options of the template by which a prompt becomes a user's message; None where it is the text alone.
+        template: what the tokenizer gets around a prompt; None where it is the text alone.
     """
 
     class_name: str
@@ -39,14 +40,14 @@ class PipelineKind:
     clip_tokens: int = 0
     negative: bool = True
     doubled_above: float | None = 1.0
-    chat: Mapping[str, bool] | None = None
+    template: PromptTemplate | None = None
 
-    def text_tokens(self, tokenizer: Any, text: str) -> int:
-        """How many tokens a text has, as the pipeline gives it to a tokenizer."""
-        if self.chat is not None:
-            messages = [{"role": "user", "content": text}]
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.chat)
-        return len(tokenizer(text, verbose=False).input_ids)
+    def text_tokens(self, pipeline: Any, tokenizer: Any, text: str, negative: bool) -> int:
+        """How many tokens a text has, as `pipeline`, diffusers' class, gives it to a tokenizer, without the dropped."""
+        if self.template is None:
+            return len(tokenizer(text, verbose=False).input_ids)
+        whole = self.template.text(pipeline, tokenizer, text, negative)
+        return len(tokenizer(whole, verbose=False).input_ids) - self.template.dropped(pipeline, tokenizer, negative)
 
 
 KINDS = {
@@ -57,8 +58,13 @@ KINDS = {
         PipelineKind("PixArtSigmaPipeline"),
         PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
         PipelineKind("ChromaPipeline", doubled_above=None),
-        PipelineKind("ZImagePipeline", doubled_above=0.0, chat={"enable_thinking": True}),
-        PipelineKind("Flux2KleinPipeline", negative=False, doubled_above=None, chat={"enable_thinking": False}),
+        PipelineKind("ZImagePipeline", doubled_above=0.0, template=ChatTemplate({"enable_thinking": True})),
+        PipelineKind(
+            "Flux2KleinPipeline",
+            negative=False,
+            doubled_above=None,
+            template=ChatTemplate({"enable_thinking": False}),
+        ),
     )
 }
 
@@ -110,7 +116,8 @@ class PipelineFolder:
             ArtifactError: one is missing or unknown. UnsupportedError: one that no engine runs.
         """
         known = inspect.signature(self.diffusers_class().__init__).parameters
-        missing = [name for name in (self.kind.denoiser, "vae", "scheduler") if name not in self.classes]
+        needed = [self.kind.denoiser, "vae", "scheduler", *(["tokenizer"] if self.kind.template else [])]
+        missing = [name for name in needed if name not in self.classes]
         if odd := [*missing, *(self.classes.keys() - known)]:
             got = f"{'an unknown' if odd[0] in self.classes else 'no'} {odd[0][:80]}"
             raise ArtifactError(str(self.path / INDEX), got, f"the components of a {self.kind.class_name}")
@@ -156,13 +163,38 @@ class PipelineFolder:
 
         Args:
             act_dtype: the denoiser's. tokens: of its text, at most.
+
+        Raises:
+            ArtifactError: a config or a tokenizer that cannot be read.
         """
-        found = []
+        found, own = [], tokens - self.kind.clip_tokens + self._dropped()
         for component, class_name in self.modules.items():
             config = self.config(component)
             dtype = _dtype(class_name, config, act_dtype)
-            own = tokens - self.kind.clip_tokens
             found += [Part(component, role, class_name, config, dtype, own) for role in GRAPHS[class_name]]
+        return found
+
+    def _dropped(self) -> int:
+        """How many tokens the text encoder reads for the denoiser's text more than that has."""
+        template = self.kind.template
+        return 0 if template is None else template.dropped(self.diffusers_class(), self.load("tokenizer"))
+
+    def load(self, component: str) -> Any:
+        """The scheduler or a tokenizer, by its own library from its files.
+
+        Raises:
+            ArtifactError: they cannot be read, or a tokenizer has no chat template, which the pipeline needs.
+        """
+        class_name, where = self.classes[component], self.path / component
+        library = "transformers" if self.is_tokenizer(component) else "diffusers"
+        cls = need(library, library, class_name)
+        try:
+            found = cls.from_pretrained(where, local_files_only=True)
+        except Exception as error:  # whatever the files make the library stumble over
+            raise ArtifactError(str(where), f"cannot be loaded ({first_line(error)})", f"a {class_name}") from error
+        chat = isinstance(self.kind.template, ChatTemplate)
+        if chat and self.is_tokenizer(component) and found.chat_template is None:
+            raise ArtifactError(str(where), "no chat template", f"that of a {self.kind.class_name}")
         return found
 
     def copied_files(self) -> list[str]:

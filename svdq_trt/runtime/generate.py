@@ -233,7 +233,7 @@ def _check_text(pipe: Any, name: str, text: str) -> None:
     for tokenizer in (part for key, part in pipe.components.items() if key.startswith("tokenizer") and part):
         is_clip = type(tokenizer).__name__.startswith("CLIP")
         most = tokenizer.model_max_length if is_clip else _text_tokens(kind, denoiser)
-        found.append((most, kind.text_tokens(tokenizer, text)))
+        found.append((most, kind.text_tokens(type(pipe), tokenizer, text, name == "negative")))
     if all(count > most for most, count in found):
         most, count = max(found)
         raise ShapeError(name, f"{count} tokens", f"at most {most}")

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from svdq_trt.artifact import pipeline_file
-from svdq_trt.base.errors import ArtifactError, UsageError, first_line
+from svdq_trt.base.errors import ArtifactError, UsageError
 from svdq_trt.base.extras import required_by
-from svdq_trt.base.needs import need
 from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.denoiser import Denoiser
@@ -106,7 +105,7 @@ class _Loader:
             absent = {p.name: None for p in parameters if p.default is inspect.Parameter.empty}
             settings = {p.name: self.source.settings[p.name] for p in parameters if p.name in self.source.settings}
             run = (self.source.kind.denoiser, *self.source.modules)
-            files = {name: self._from_files(name) for name in self.source.classes if name not in run}
+            files = {name: self.source.load(name) for name in self.source.classes if name not in run}
             runners = opening.results()
             spec = get_model(self.manifests[self.source.kind.denoiser].source)
             models = {name: self._model(name, spec, runners) for name in run}
@@ -142,18 +141,3 @@ class _Loader:
             weight_budget=self.budgets.get(name),
             cuda_graph=self.graph and name == self.source.kind.denoiser,
         )
-
-    def _from_files(self, name: str) -> Any:
-        """The scheduler or a tokenizer, by its own library from the copied files."""
-        class_name = self.source.classes[name]
-        library = "transformers" if self.source.is_tokenizer(name) else "diffusers"
-        cls = need(library, library, class_name)
-        try:
-            found = cls.from_pretrained(self.folder / name, local_files_only=True)
-        except Exception as error:  # whatever the files make the library stumble over
-            reason = first_line(error)
-            raise ArtifactError(str(self.folder / name), f"cannot be loaded ({reason})", f"a {class_name}") from error
-        kind = self.source.kind
-        if kind.chat is not None and self.source.is_tokenizer(name) and found.chat_template is None:
-            raise ArtifactError(str(self.folder / name), "no chat template", f"that of a {kind.class_name}")
-        return found

@@ -61,6 +61,15 @@ def qwen_tokenizer(folder: Path):
     return Qwen2Tokenizer.from_pretrained(folder), len(words)
 
 
+def gemma_tokenizer(folder: Path):
+    """Gemma's tokenizer over single letters, saved in `folder`, and how many words it knows."""
+    from transformers import GemmaTokenizer
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *LETTERS]
+    GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    return GemmaTokenizer.from_pretrained(folder), len(words)
+
+
 def qwen3(folder: Path, kind: str, channels: int = 96, layers: int = 3):
     """The letters' tokenizer, and a language model for it, by its class."""
     import transformers

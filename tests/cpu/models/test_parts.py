@@ -159,6 +159,20 @@ def test_t5_is_called_with_a_mask_or_without():
         stand_in(text, output_hidden_states=True)
 
 
+@pytest.mark.parametrize("one", PARTS[2:4], ids=lambda p: p.class_name)
+def test_a_shorter_text_is_that_of_the_module(one):
+    """The engine reads masked tokens behind it."""
+    stand_in, module = encoder(one)
+    text = ids(3, 7)
+    mask = torch.arange(7).ge(torch.tensor([[0], [2], [4]])).long()  # padded in front
+    for options in ({}, {"attention_mask": mask}):
+        want, got = (model(text, **options)[0] for model in (module, stand_in))
+        seen = options.get("attention_mask", torch.ones_like(text)) > 0
+        assert got.shape == (3, 7, 32)
+        torch.testing.assert_close(got[seen], want[seen])
+    assert set(stand_in.runner.ran) == {(2, 12), (1, 12)}
+
+
 @pytest.mark.parametrize("dtype,most", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)

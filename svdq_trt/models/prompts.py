@@ -1,0 +1,57 @@
+"""What pipelines put around a prompt, which their text encoders read with it."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class PromptTemplate(ABC):
+    """The text around a prompt.
+
+    `pipeline` is diffusers' class, from which a template takes the pipeline's own words and numbers.
+    """
+
+    @abstractmethod
+    def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
+        """What the pipeline gives its tokenizer for a prompt, or for a negative one."""
+
+    def dropped(self, pipeline: Any, tokenizer: Any, negative: bool = False) -> int:
+        """How many tokens of it the text encoder reads, and the denoiser does not get."""
+        return 0
+
+
+@dataclass(frozen=True)
+class ChatTemplate(PromptTemplate):
+    """The tokenizer's own, in which a prompt is a user's message.
+
+    Attributes:
+        options: of the template.
+    """
+
+    options: Mapping[str, bool]
+
+    def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
+        """The message, and the beginning of an answer."""
+        messages = [{"role": "user", "content": prompt}]
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.options)
+        return text
+
+
+@dataclass(frozen=True)
+class Instruction(PromptTemplate):
+    """What SANA's language model is told to do with a prompt, in front of it; a negative prompt stands alone."""
+
+    def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
+        """The instruction and the prompt, in small letters."""
+        return ("" if negative else self._words(pipeline)) + prompt.lower().strip()
+
+    def dropped(self, pipeline: Any, tokenizer: Any, negative: bool = False) -> int:
+        """Of the instruction the first and the last token are kept."""
+        return 0 if negative else len(tokenizer.encode(self._words(pipeline))) - 2
+
+    def _words(self, pipeline: Any) -> str:
+        return "\n".join(inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default)

@@ -1,0 +1,48 @@
+"""What pipelines put around a prompt, against the texts that they give their encoders."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+import pytest
+import torch
+
+from svdq_trt.models.prompts import Instruction
+from tests.harness import tiny_pipelines
+
+pytest.importorskip("transformers", reason="transformers is not installed: tokenizers are its classes")
+MOST = 24  # tokens that the denoiser gets
+
+
+class Ids(torch.nn.Module):
+    """An encoder that gives token ids as they are, and keeps the lengths of its texts."""
+
+    dtype = torch.float32
+
+    def __init__(self):
+        super().__init__()
+        self.lengths = []
+
+    def forward(self, ids, attention_mask):
+        self.lengths.append(ids.shape[1])
+        return (ids[..., None].float(),)
+
+
+def test_sana_reads_an_instruction_before_a_prompt(tmp_path):
+    """The denoiser gets the first token of the text and its end; of a negative prompt it gets all."""
+    from diffusers import SanaPipeline
+
+    words, _ = tiny_pipelines.gemma_tokenizer(tmp_path)
+    pipe, template = SanaPipeline(words, Ids(), None, None, None), Instruction()
+    embeds, mask, negative, negative_mask = pipe.encode_prompt(
+        " A Fox",
+        negative_prompt="Owls",
+        device="cpu",
+        max_sequence_length=MOST,
+        complex_human_instruction=signature(pipe.__call__).parameters["complex_human_instruction"].default,
+    )
+    assert pipe.text_encoder.lengths == [MOST + template.dropped(SanaPipeline, words, bad) for bad in (False, True)]
+    for text, bad, ids, seen in ((" A Fox", False, embeds, mask), ("Owls", True, negative, negative_mask)):
+        whole = words(template.text(SanaPipeline, words, text, bad)).input_ids
+        kept = whole[:1] + whole[1 + template.dropped(SanaPipeline, words, bad) :]
+        assert ids[seen > 0].flatten().tolist() == kept
