@@ -16,6 +16,7 @@ from svdq_trt.models.parts import autoencoder_scale, patch_side
 from svdq_trt.models.stand_in import Runs, StandIn
 
 _OVERLAP = 0.25  # of tiles, as in diffusers
+_Half = Callable[[Tensor], Tensor]
 
 
 class TextEncoder(StandIn):
@@ -33,6 +34,7 @@ class TextEncoder(StandIn):
             "CLIPTextModelWithProjection": ("transformers.models.clip.modeling_clip", "CLIPTextModelOutput"),
             "T5EncoderModel": ("transformers.modeling_outputs", "BaseModelOutput"),
             "Qwen3Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
+            "Gemma2Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
             "Qwen3ForCausalLM": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
         }[class_name]
         self._output_class = need("transformers", module, output)
@@ -133,10 +135,51 @@ class Autoencoder(StandIn):
         if all(size <= limit for size, limit in zip(x.shape[2:], most, strict=True)):
             return run(x)
         scale = autoencoder_scale(self.config)
-        return _by_tiles(run, max(most) if name == "latent" else max(most) // scale, scale, decode=name == "latent")(x)
+        return self._tiled(run, max(most) if name == "latent" else max(most) // scale, scale, name == "latent")(x)
+
+    @staticmethod
+    def _tiled(run: _Half, side: int, scale: int, decode: bool) -> _Half:
+        return _by_tiles(run, side, scale, decode)
 
 
-def _by_tiles(run: Callable[[Tensor], Tensor], side: int, scale: int, decode: bool) -> Callable[[Tensor], Tensor]:
+class DCAutoencoder(Autoencoder):
+    """Called like diffusers' AutoencoderDC, which encodes to latents, not to a distribution of them."""
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
+        """Pixels [B, 3, H, W] to latents."""
+        latent = self._half("image", "latent", x, self._encoder()).to(x.device)
+        if not return_dict:
+            return (latent,)
+        return need("diffusers", "diffusers.models.autoencoders.vae", "EncoderOutput")(latent=latent)
+
+    @staticmethod
+    def _tiled(run: _Half, side: int, scale: int, decode: bool) -> _Half:
+        cls = need("diffusers", "diffusers", "AutoencoderDC")
+        size, step = side * scale, (side - side // 8) * scale  # tiles share an eighth, as in diffusers
+        own = SimpleNamespace(
+            encoder=run,
+            decoder=run,
+            spatial_compression_ratio=scale,
+            tile_sample_min_height=size,
+            tile_sample_min_width=size,
+            tile_sample_stride_height=step,
+            tile_sample_stride_width=step,
+            blend_v=functools.partial(cls.blend_v, None),
+            blend_h=functools.partial(cls.blend_h, None),
+        )
+        tiled = cls.tiled_decode if decode else cls.tiled_encode
+        return lambda x: tiled(own, x, return_dict=False)[0]
+
+
+#: class of a component -> its stand-in
+AUTOENCODERS: dict[str, type[Autoencoder]] = {
+    "AutoencoderKL": Autoencoder,
+    "AutoencoderKLFlux2": Autoencoder,
+    "AutoencoderDC": DCAutoencoder,
+}
+
+
+def _by_tiles(run: _Half, side: int, scale: int, decode: bool) -> _Half:
     """`run` on overlapping tiles that are blended, by diffusers' own function.
 
     Args:

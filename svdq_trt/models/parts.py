@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from svdq_trt.base.needs import need
 from svdq_trt.models.denoiser import constructor_config
 from svdq_trt.models.spec import Axis, TensorIO
+from svdq_trt.models.special_attention import MultiscaleLinearAttention
 
 _BATCH = Axis("batch")
 
@@ -234,6 +235,29 @@ class NormalizedEncoderGraph(EncoderGraph):
         return torch.cat((means, _each_patch(logs, lambda patches: patches - 2 * deviation.log())), dim=1)
 
 
+class DCDecoderGraph(DecoderGraph):
+    """AutoencoderDC's decoder."""
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Pixels [B, 3, H, W]."""
+        return (TensorIO("image", "act", (_BATCH, config.in_channels, *_pixel_axes(config))),)
+
+
+class DCEncoderGraph(EncoderGraph):
+    """AutoencoderDC's encoder: pixels to latents, of which it has no distribution."""
+
+    @staticmethod
+    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
+        """Latents [B, C, H, W]."""
+        return DecoderGraph.inputs(config, tokens)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Latents."""
+        latent: Tensor = self.model.encode(image).latent
+        return latent
+
+
 def _latent_axes(config: Any) -> tuple[Axis, Axis]:
     scale, side = autoencoder_scale(config), patch_side(config)
     return Axis("height", divisor=scale, multiple=side), Axis("width", divisor=scale, multiple=side)
@@ -263,7 +287,19 @@ def patch_side(config: Any) -> int:
 
 def autoencoder_scale(config: Any) -> int:
     """Pixels of an image's side to one of a latent's."""
-    return int(2 ** (len(config.block_out_channels) - 1))
+    blocks = config.get("encoder_block_out_channels") or config.block_out_channels
+    return int(2 ** (len(blocks) - 1))
+
+
+def _write_out_attention(module: Any) -> None:
+    """Have an autoencoder's attention, of softmax or linear, written out."""
+    if hasattr(module, "set_attn_processor"):
+        module.set_attn_processor(need("diffusers", "diffusers.models.attention_processor", "AttnProcessor")())
+        return
+    linear = need("diffusers", "diffusers.models.attention_processor", "SanaMultiscaleLinearAttention")
+    for layer in module.modules():
+        if isinstance(layer, linear):
+            layer.processor = MultiscaleLinearAttention()
 
 
 #: class of a component -> its graphs by their roles
@@ -273,8 +309,10 @@ GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "T5EncoderModel": {"": T5Graph},
     "Qwen3Model": {"": LanguageModelGraph},
     "Qwen3ForCausalLM": {"": LanguageModelGraph},
+    "Gemma2Model": {"": LanguageModelGraph},
     "AutoencoderKL": {"decoder": DecoderGraph, "encoder": EncoderGraph},
     "AutoencoderKLFlux2": {"decoder": NormalizedDecoderGraph, "encoder": NormalizedEncoderGraph},
+    "AutoencoderDC": {"decoder": DCDecoderGraph, "encoder": DCEncoderGraph},
 }
 
 
@@ -346,7 +384,7 @@ class Part:
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""
         if self.graph.library == "diffusers":
-            module.set_attn_processor(need("diffusers", "diffusers.models.attention_processor", "AttnProcessor")())
+            _write_out_attention(module)
         else:
             module.set_attn_implementation("eager")
         return self.graph(module).eval().requires_grad_(False)

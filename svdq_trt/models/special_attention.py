@@ -124,3 +124,22 @@ class GatedAttention(Processor):
             k, v = (t.repeat_interleave(attn.heads // attn.kv_heads, dim=2) for t in (attn.norm_k(k), v))
             y = attend_heads(attn.norm_q(q), k, v, image_rotary_emb)
         return output(attn, y * torch.sigmoid(gate))
+
+
+class MultiscaleLinearAttention:
+    """Processor of AutoencoderDC's linear attention, which is always written as one.
+
+    For no more pixels than a head has values diffusers' own takes the products in another order, in 16 bit.
+    """
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> the same; the products and their quotient are in f32 as diffusers has them."""
+        pixels, size = hidden_states.movedim(1, -1), hidden_states.shape[2:]
+        qkv = torch.cat((attn.to_q(pixels), attn.to_k(pixels), attn.to_v(pixels)), dim=3).movedim(-1, 1)
+        qkv = torch.cat((qkv, *(project(qkv) for project in attn.to_qkv_multiscale)), dim=1).float()
+        q, k, v = qkv.unflatten(1, (-1, 3 * attn.attention_head_dim)).flatten(3).chunk(3, dim=2)
+        y = attn.apply_linear_attention(q.relu(), k.relu(), v).to(hidden_states.dtype)
+        y = attn.to_out(y.flatten(1, 2).unflatten(2, size).movedim(1, -1))
+        if attn.norm_type == "rms_norm":
+            return attn.norm_out(y).movedim(-1, 1) + hidden_states
+        return attn.norm_out(y.movedim(-1, 1)) + hidden_states

@@ -117,7 +117,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     denoiser.restart()  # the last picture may have ended before its time
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]
     sessions = [module.runner for module in modules]
-    clocked = [_Clocked(module.runner, _NAMES[type(module)], times) for module in modules]
+    clocked = [_Clocked(module.runner, _part(module), times) for module in modules]
     try:
         for module, runner in zip(modules, clocked, strict=True):
             module.runner = runner
@@ -164,6 +164,11 @@ def rows(pipe: Any, request: Request) -> int:
     own = denoiser.spec.asked.get(denoiser.spec.guidance, default)
     guidance = own if request.guidance is None else request.guidance
     return 1 + (kind.doubled_above is not None and guidance > kind.doubled_above)
+
+
+def _part(module: StandIn) -> str:
+    """Its name in Times."""
+    return next(name for cls, name in _NAMES.items() if isinstance(module, cls))
 
 
 def _denoiser(pipe: Any) -> tuple[PipelineKind, Denoiser]:

@@ -14,7 +14,7 @@ from svdq_trt.base.extras import required_by
 from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.denoiser import Denoiser
-from svdq_trt.models.part_modules import Autoencoder, TextEncoder
+from svdq_trt.models.part_modules import AUTOENCODERS, TextEncoder
 from svdq_trt.models.parts import full_config, graph_name, is_autoencoder
 from svdq_trt.models.pipelines import INDEX, PipelineFolder
 from svdq_trt.models.stand_in import StandIn
@@ -128,7 +128,7 @@ class _Loader:
         config = full_config(class_name, self.source.config(name))
         if is_autoencoder(class_name):
             encoder = functools.partial(self._open, graph_name(name, "encoder"))
-            return Autoencoder(runners[graph_name(name, "decoder")], name, config, encoder)
+            return AUTOENCODERS[class_name](runners[graph_name(name, "decoder")], name, config, encoder)
         return TextEncoder(runners[name], name, class_name, config, spec.torch_dtype)
 
     def _open(self, name: str) -> Runner:

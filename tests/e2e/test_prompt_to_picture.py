@@ -151,8 +151,13 @@ def test_t5_and_a_bfloat16_pipeline(tmp_path):
     assert figures["engines"] > 30 > 25 > figures["another seed"], figures
 
 
-#: options of the build by the pipeline's class: guidance gives Z-Image's denoiser two rows at once
-OTHERS = {"ChromaPipeline": FIXED, "ZImagePipeline": FIXED[2:], "Flux2KleinPipeline": (*FIXED, "--tokens", "16")}
+#: options of the build by the pipeline's class: guidance gives two rows at once to the denoisers of Z-Image and SANA
+OTHERS = {
+    "ChromaPipeline": FIXED,
+    "ZImagePipeline": FIXED[2:],
+    "Flux2KleinPipeline": (*FIXED, "--tokens", "16"),
+    "SanaPipeline": FIXED[2:],
+}
 
 
 @some_minutes

@@ -15,9 +15,13 @@ QWEN3: dict[str, Any] = {
 }
 #: of its layers the first sees all before it, the others four tokens with their own
 WINDOWED = QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+#: every other layer sees four tokens; weights so large, and a cap so low, that the cap bends the scores
+GEMMA2 = QWEN3 | {"sliding_window": 4, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}
+GEMMA2 |= {"initializer_range": 0.2}
 
 #: name of a case -> class and configuration
 LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Model", QWEN3),
     "qwen3-windowed": ("Qwen3Model", WINDOWED),
+    "gemma2": ("Gemma2Model", GEMMA2),
 }

@@ -43,6 +43,11 @@ KINDS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
     "StableDiffusion3Pipeline": ("sd3-tiny", tiny_pipelines.sd3_parts, {"max_sequence_length": 16}),
     "ChromaPipeline": ("chroma-tiny", tiny_pipelines.chroma_parts, {"max_sequence_length": 16}),
     "ZImagePipeline": ("z-image-tiny", tiny_pipelines.z_image_parts, {"max_sequence_length": 96}),
+    "SanaPipeline": (
+        "sana-tiny",
+        tiny_pipelines.sana_parts,
+        {"max_sequence_length": 24, "use_resolution_binning": False},
+    ),
     "Flux2KleinPipeline": ("klein", tiny_pipelines.klein_parts, {"max_sequence_length": 16}),
 }
 

@@ -229,6 +229,38 @@ def pixart_parts(folder: Path) -> dict:
     }
 
 
+def deep_compression(levels: int) -> dict:
+    """Config of an AutoencoderDC of blocks as in SANA's, with 8 latent channels, 2^(levels - 1) pixels a side."""
+    rest, config = levels - 2, {"upsample_block_type": "interpolate", "downsample_block_type": "Conv"}
+    for half in ("encoder", "decoder"):
+        config |= {
+            f"{half}_block_out_channels": [16, *[32] * (levels - 1)],
+            f"{half}_layers_per_block": [1] * levels,
+            f"{half}_block_types": ["ResBlock"] * rest + ["EfficientViTBlock"] * 2,
+            f"{half}_qkv_multiscales": [[]] * rest + [[5]] * 2,
+        }
+    return config | {"latent_channels": 8, "scaling_factor": 0.41407}
+
+
+def sana_parts(folder: Path) -> dict:
+    """Around sana-tiny's transformer: 96 channels of a language model, 8 latent channels, 32 pixels a side."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler
+    from transformers import Gemma2Config, Gemma2Model
+
+    torch.manual_seed(0)
+    words, size = gemma_tokenizer(folder / "gemma")
+    own = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 32}
+    encoder = Gemma2Model(Gemma2Config(**own, num_attention_heads=4, num_key_value_heads=2, sliding_window=64))
+    return {
+        "text_encoder": encoder.bfloat16().eval(),
+        "tokenizer": words,
+        "vae": AutoencoderDC(**deep_compression(levels=6)).bfloat16().eval(),
+        "scheduler": DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+        ),
+    }
+
+
 def save(name: str, spec, parts: dict, folder: Path) -> None:
     """A diffusers pipeline's folder as users have it, by the pipeline's class, around a model's denoiser."""
     import diffusers

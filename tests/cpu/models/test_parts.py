@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,11 +13,12 @@ from svdq_trt.base.errors import UnsupportedError
 from svdq_trt.build.graph import export_model
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.checkpoint.parts import load_part
-from svdq_trt.models.part_modules import Autoencoder, TextEncoder
+from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, TextEncoder
 from svdq_trt.models.parts import Part, full_config
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
 from tests.harness.language_models import LANGUAGE_MODELS, QWEN3
+from tests.harness.tiny_pipelines import deep_compression
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 
@@ -48,6 +50,7 @@ VAE = {
     "latent_channels": 4,
     "norm_num_groups": 8,
 }
+DC = deep_compression(levels=3)  # 4 pixels a side
 SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
 
 
@@ -86,6 +89,8 @@ PARTS = [
     part("AutoencoderKL", VAE, "encoder"),
     part("AutoencoderKLFlux2", VAE, "decoder"),
     part("AutoencoderKLFlux2", VAE, "encoder"),
+    part("AutoencoderDC", DC, "decoder"),
+    part("AutoencoderDC", DC, "encoder"),
 ]
 
 
@@ -278,3 +283,31 @@ def test_larger_pictures_go_through_an_autoencoder_by_tiles():
     latents = torch.randn(1, 4, 8, 13)
     torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
     assert {shape[2:] for shape in runners[0].ran} == {(h, w) for h in (8, 2) for w in (8, 7, 1)}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", ["as published", "of pixels"])
+def test_a_deep_compression_autoencoder_decodes_and_encodes(blocks):
+    """Also the few pixels for which diffusers writes linear attention in another way; larger pictures by tiles."""
+    of_pixels = {"upsample_block_type": "pixel_shuffle", "downsample_block_type": "pixel_unshuffle"}
+    config = DC | (of_pixels if blocks == "of pixels" else {})
+    parts = [part("AutoencoderDC", config, role) for role in ("decoder", "encoder")]
+    torch.manual_seed(0)
+    module = parts[0].build().eval()
+    runners = [Direct(one, copy.deepcopy(module)) for one in parts]
+    stand_in = DCAutoencoder(runners[0], "vae", full_config("AutoencoderDC", config), lambda: runners[1])
+    for size in (4, 32):
+        latents, images = torch.randn(3, 8, size, size // 2), torch.randn(3, 3, 4 * size, 2 * size)
+        torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
+        torch.testing.assert_close(stand_in.decode(latents, return_dict=False)[0], module.decode(latents).sample)
+        torch.testing.assert_close(stand_in.encode(images).latent, module.encode(images).latent)
+        torch.testing.assert_close(stand_in.encode(images, return_dict=False)[0], module.encode(images).latent)
+    assert stand_in.config.encoder_block_out_channels == [16, 32, 32] and stand_in.config.scaling_factor == 0.41407
+    for runner, most in zip(runners, (16, 64), strict=True):
+        runner.inputs[0].max, runner.ran = (2, runner.inputs[0].max[1], most, most), []
+    module.enable_tiling(64, 64, 56, 56)
+    latents, images = torch.randn(1, 8, 16, 30), torch.randn(3, 3, 132, 60)
+    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
+    torch.testing.assert_close(stand_in.encode(images).latent, module.encode(images).latent)
+    assert {shape[2:] for shape in runners[0].ran} == {(h, w) for h in (16, 2) for w in (16, 2)}
+    assert {shape[2:] for shape in runners[1].ran} == {(h, w) for h in (64, 20) for w in (60, 4)}
