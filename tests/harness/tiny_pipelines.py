@@ -231,13 +231,13 @@ def pixart_parts(folder: Path) -> dict:
 
 def deep_compression(levels: int) -> dict:
     """Config of an AutoencoderDC of blocks as in SANA's, with 8 latent channels, 2^(levels - 1) pixels a side."""
-    rest, config = levels - 2, {"upsample_block_type": "interpolate", "downsample_block_type": "Conv"}
+    rest, config = levels - 1, {"upsample_block_type": "interpolate", "downsample_block_type": "Conv"}
     for half in ("encoder", "decoder"):
         config |= {
-            f"{half}_block_out_channels": [16, *[32] * (levels - 1)],
+            f"{half}_block_out_channels": [16, *[32] * rest],
             f"{half}_layers_per_block": [1] * levels,
-            f"{half}_block_types": ["ResBlock"] * rest + ["EfficientViTBlock"] * 2,
-            f"{half}_qkv_multiscales": [[]] * rest + [[5]] * 2,
+            f"{half}_block_types": ["ResBlock"] * rest + ["EfficientViTBlock"],
+            f"{half}_qkv_multiscales": [[]] * rest + [[5]],
         }
     return config | {"latent_channels": 8, "scaling_factor": 0.41407}
 

@@ -98,7 +98,10 @@ def test_parts_of_a_folder(folder):
     [
         ({"_class_name": "StableDiffusionXLInpaintPipeline"}, "a StableDiffusionXLInpaintPipeline, want one of Stable"),
         ({"_class_name": None}, "a None, want one of"),
-        ({"text_encoder": ["transformers", "Gemma2Model"]}, "text_encoder: a Gemma2Model, want one of CLIPTextModel"),
+        ({"_class_name": "SanaSprintPipeline"}, "a SanaSprintPipeline, want one of"),
+        ({"_class_name": "SanaControlNetPipeline"}, "a SanaControlNetPipeline, want one of"),
+        ({"_class_name": "SanaPAGPipeline"}, "a SanaPAGPipeline, want one of"),
+        ({"text_encoder": ["transformers", "LlamaModel"]}, "text_encoder: a LlamaModel, want one of CLIPTextModel"),
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "image_encoder: a CLIPVisionModel, want one of"),
         ({"scheduler": ["diffusers", "DiffusionPipeline"]}, "scheduler: a DiffusionPipeline, want one of"),
         ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "no diffusers.NoSuchScheduler"),

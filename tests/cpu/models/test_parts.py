@@ -50,7 +50,7 @@ VAE = {
     "latent_channels": 4,
     "norm_num_groups": 8,
 }
-DC = deep_compression(levels=3)  # 4 pixels a side
+DC = deep_compression(levels=2)  # 2 pixels a side
 SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
 
 
@@ -179,30 +179,34 @@ def test_a_shorter_text_is_that_of_the_module(one):
 
 
 @pytest.mark.parametrize("dtype,most", [("float32", 1e-5), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_a_language_model_gives_the_states_of_transformers(name, side, dtype, most, tmp_path):
+def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tmp_path):
     """By ONNX Runtime, which computes bf16 in f32, at padding of either side, against the module with its own masks."""
     torch.manual_seed(0)
     class_name, config = LANGUAGE_MODELS[name]
     one = part(class_name, config, dtype=dtype)
     module = one.build().eval()
-    text, lengths = ids(3, 12), torch.tensor([12, 5, 9])
+    text, lengths = ids(3, 12), torch.tensor([[12], [5], [9]])
     place = torch.arange(12)
-    mask = (place < lengths[:, None] if side == "right" else place >= 12 - lengths[:, None]).long()
+    masks = {"right": (place < lengths).long(), "left": (place >= 12 - lengths).long()}
     with torch.no_grad():
-        want = module(text, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        wanted = {
+            side: module(text, attention_mask=mask, output_hidden_states=True, use_cache=False)
+            for side, mask in masks.items()
+        }
     export_model(module, one, SIZES.ranges(), tmp_path / "model.onnx", lambda *_: None)
     with OnnxSession(tmp_path / "model.onnx", device="cpu", threads=1) as session:
         runner = SimpleNamespace(run=session.run, inputs=SIZES.tensors(one.inputs, one.torch_dtype))
         stand_in = TextEncoder(runner, "text_encoder", class_name, full_config(class_name, config), one.torch_dtype)
-        got = stand_in(text, attention_mask=mask, output_hidden_states=True)
-        last = stand_in(text, mask)
-    assert len(got.hidden_states) == len(want.hidden_states) == 4 and got.last_hidden_state is got.hidden_states[-1]
-    for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
-        error, size = ((value[mask > 0].double()).norm() for value in (a.double() - b.double(), a))
-        assert error < most * size, (side, float(error / size))
-    assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
+        for side, mask in masks.items():
+            want, got = wanted[side], stand_in(text, attention_mask=mask, output_hidden_states=True)
+            assert len(got.hidden_states) == len(want.hidden_states) == 4
+            for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
+                error, size = ((value[mask > 0].double()).norm() for value in (a.double() - b.double(), a))
+                assert error < most * size, (side, float(error / size))
+            assert got.last_hidden_state is got.hidden_states[-1]
+            last = stand_in(text, mask)
+            assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
     with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: use_cache: True, want False"):
         stand_in(text, use_cache=True)
 
@@ -297,17 +301,17 @@ def test_a_deep_compression_autoencoder_decodes_and_encodes(blocks):
     runners = [Direct(one, copy.deepcopy(module)) for one in parts]
     stand_in = DCAutoencoder(runners[0], "vae", full_config("AutoencoderDC", config), lambda: runners[1])
     for size in (4, 32):
-        latents, images = torch.randn(3, 8, size, size // 2), torch.randn(3, 3, 4 * size, 2 * size)
+        latents, images = torch.randn(3, 8, size, size // 2), torch.randn(3, 3, 2 * size, size)
         torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
         torch.testing.assert_close(stand_in.decode(latents, return_dict=False)[0], module.decode(latents).sample)
         torch.testing.assert_close(stand_in.encode(images).latent, module.encode(images).latent)
         torch.testing.assert_close(stand_in.encode(images, return_dict=False)[0], module.encode(images).latent)
-    assert stand_in.config.encoder_block_out_channels == [16, 32, 32] and stand_in.config.scaling_factor == 0.41407
-    for runner, most in zip(runners, (16, 64), strict=True):
+    assert stand_in.config.encoder_block_out_channels == [16, 32] and stand_in.config.scaling_factor == 0.41407
+    for runner, most in zip(runners, (16, 32), strict=True):
         runner.inputs[0].max, runner.ran = (2, runner.inputs[0].max[1], most, most), []
-    module.enable_tiling(64, 64, 56, 56)
-    latents, images = torch.randn(1, 8, 16, 30), torch.randn(3, 3, 132, 60)
+    module.enable_tiling(32, 32, 28, 28)
+    latents, images = torch.randn(1, 8, 16, 30), torch.randn(3, 3, 66, 30)
     torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
     torch.testing.assert_close(stand_in.encode(images).latent, module.encode(images).latent)
     assert {shape[2:] for shape in runners[0].ran} == {(h, w) for h in (16, 2) for w in (16, 2)}
-    assert {shape[2:] for shape in runners[1].ran} == {(h, w) for h in (64, 20) for w in (60, 4)}
+    assert {shape[2:] for shape in runners[1].ran} == {(h, w) for h in (32, 10) for w in (30, 2)}

@@ -234,7 +234,7 @@ def test_weight_budgets_are_refused_before_an_engine_is_opened(texts, runtime, e
         loading.load(out, weight_budget=weight_budgets(texts, out))
 
 
-@pytest.mark.parametrize("name", ["ZImagePipeline", "Flux2KleinPipeline"])
+@pytest.mark.parametrize("name", ["ZImagePipeline", "Flux2KleinPipeline", "SanaPipeline"])
 def test_requests_of_different_prompts_run_together(name, tmp_path, monkeypatch):
     """As they do in Triton; each picture is the one of its request alone."""
     pipe = loading.load(tiny(name, tmp_path, monkeypatch)[1], runtime="onnx")
