@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from svdq_trt.base.needs import need
 from svdq_trt.models.denoiser import constructor_config
 from svdq_trt.models.spec import Axis, TensorIO
-from svdq_trt.models.special_attention import MultiscaleLinearAttention
+from svdq_trt.models.special_attention import write_out_attention
 
 _BATCH = Axis("batch")
 
@@ -183,7 +183,7 @@ class DecoderGraph(PartGraph):
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Pixels [B, 3, H, W]."""
-        return (TensorIO("image", "act", (_BATCH, config.out_channels, *_pixel_axes(config))),)
+        return (TensorIO("image", "act", (_BATCH, config.in_channels, *_pixel_axes(config))),)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Pixels."""
@@ -235,15 +235,6 @@ class NormalizedEncoderGraph(EncoderGraph):
         return torch.cat((means, _each_patch(logs, lambda patches: patches - 2 * deviation.log())), dim=1)
 
 
-class DCDecoderGraph(DecoderGraph):
-    """AutoencoderDC's decoder."""
-
-    @staticmethod
-    def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
-        """Pixels [B, 3, H, W]."""
-        return (TensorIO("image", "act", (_BATCH, config.in_channels, *_pixel_axes(config))),)
-
-
 class DCEncoderGraph(EncoderGraph):
     """AutoencoderDC's encoder: pixels to latents, of which it has no distribution."""
 
@@ -291,17 +282,6 @@ def autoencoder_scale(config: Any) -> int:
     return int(2 ** (len(blocks) - 1))
 
 
-def _write_out_attention(module: Any) -> None:
-    """Have an autoencoder's attention, of softmax or linear, written out."""
-    if hasattr(module, "set_attn_processor"):
-        module.set_attn_processor(need("diffusers", "diffusers.models.attention_processor", "AttnProcessor")())
-        return
-    linear = need("diffusers", "diffusers.models.attention_processor", "SanaMultiscaleLinearAttention")
-    for layer in module.modules():
-        if isinstance(layer, linear):
-            layer.processor = MultiscaleLinearAttention()
-
-
 #: class of a component -> its graphs by their roles
 GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "CLIPTextModel": {"": ClipGraph},
@@ -312,7 +292,7 @@ GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "Gemma2Model": {"": LanguageModelGraph},
     "AutoencoderKL": {"decoder": DecoderGraph, "encoder": EncoderGraph},
     "AutoencoderKLFlux2": {"decoder": NormalizedDecoderGraph, "encoder": NormalizedEncoderGraph},
-    "AutoencoderDC": {"decoder": DCDecoderGraph, "encoder": DCEncoderGraph},
+    "AutoencoderDC": {"decoder": DecoderGraph, "encoder": DCEncoderGraph},
 }
 
 
@@ -384,7 +364,7 @@ class Part:
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""
         if self.graph.library == "diffusers":
-            _write_out_attention(module)
+            write_out_attention(module)
         else:
             module.set_attn_implementation("eager")
         return self.graph(module).eval().requires_grad_(False)

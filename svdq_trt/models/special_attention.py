@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from svdq_trt.base.needs import need
 from svdq_trt.models.attention import PLAIN, Joint, JointAttention, Processor, attend_heads, output, side_by_side
 from svdq_trt.models.positions import Rotary
 
@@ -138,8 +139,19 @@ class MultiscaleLinearAttention:
         qkv = torch.cat((attn.to_q(pixels), attn.to_k(pixels), attn.to_v(pixels)), dim=3).movedim(-1, 1)
         qkv = torch.cat((qkv, *(project(qkv) for project in attn.to_qkv_multiscale)), dim=1).float()
         q, k, v = qkv.unflatten(1, (-1, 3 * attn.attention_head_dim)).flatten(3).chunk(3, dim=2)
-        y = attn.apply_linear_attention(q.relu(), k.relu(), v).to(hidden_states.dtype)
+        y: torch.Tensor = attn.apply_linear_attention(q.relu(), k.relu(), v).to(hidden_states.dtype)
         y = attn.to_out(y.flatten(1, 2).unflatten(2, size).movedim(1, -1))
-        if attn.norm_type == "rms_norm":
-            return attn.norm_out(y).movedim(-1, 1) + hidden_states
-        return attn.norm_out(y.movedim(-1, 1)) + hidden_states
+        rms = attn.norm_type == "rms_norm"  # over the last axis; the others' channels are the second
+        y = attn.norm_out(y).movedim(-1, 1) if rms else attn.norm_out(y.movedim(-1, 1))
+        return y + hidden_states
+
+
+def write_out_attention(module: Any) -> None:
+    """Have an autoencoder's attention, of softmax or linear, written out as products."""
+    if hasattr(module, "set_attn_processor"):
+        module.set_attn_processor(need("diffusers", "diffusers.models.attention_processor", "AttnProcessor")())
+        return
+    linear = need("diffusers", "diffusers.models.attention_processor", "SanaMultiscaleLinearAttention")
+    for layer in module.modules():
+        if isinstance(layer, linear):
+            layer.processor = MultiscaleLinearAttention()

@@ -62,11 +62,15 @@ def qwen_tokenizer(folder: Path):
 
 
 def gemma_tokenizer(folder: Path):
-    """Gemma's tokenizer over single letters, saved in `folder`, and how many words it knows."""
+    """Gemma's tokenizer over three letters, saved in `folder`, and how many words it knows.
+
+    What is between such letters is one unknown word, so that SANA's instruction is short.
+    """
     from transformers import GemmaTokenizer
 
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *LETTERS]
-    GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"fox"]
+    vocab = {word: i for i, word in enumerate(words)}
+    GemmaTokenizer(vocab=vocab, add_bos_token=True).save_pretrained(folder)
     return GemmaTokenizer.from_pretrained(folder), len(words)
 
 

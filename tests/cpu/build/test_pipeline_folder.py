@@ -93,6 +93,19 @@ def test_parts_of_a_folder(folder):
     assert len({one.identity.digest for one in (*found.parts, *work(folder, seed=1).parts)}) == 4  # both halves share
 
 
+def test_a_tokenizer_that_counts_an_instruction(tmp_path):
+    index = {"_class_name": "SanaPipeline", "transformer": ["diffusers", "SanaTransformer2DModel"]}
+    index |= {"vae": ["diffusers", "AutoencoderDC"], "scheduler": ["diffusers", "DPMSolverMultistepScheduler"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"tokenizer": [None, None]}))
+    with pytest.raises(ArtifactError, match="no tokenizer, want the components of a SanaPipeline"):
+        PipelineFolder.read(tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"tokenizer": ["transformers", "GemmaTokenizer"]}))
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"tokenizer: cannot be loaded \(.*\), want a GemmaTokenizer"):
+        PipelineFolder.read(tmp_path).parts("bfloat16", 300)
+
+
 @pytest.mark.parametrize(
     "change,text",
     [

@@ -290,11 +290,12 @@ def test_larger_pictures_go_through_an_autoencoder_by_tiles():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("blocks", ["as published", "of pixels"])
+@pytest.mark.parametrize("blocks", ["as published", "others"])
 def test_a_deep_compression_autoencoder_decodes_and_encodes(blocks):
     """Also the few pixels for which diffusers writes linear attention in another way; larger pictures by tiles."""
-    of_pixels = {"upsample_block_type": "pixel_shuffle", "downsample_block_type": "pixel_unshuffle"}
-    config = DC | (of_pixels if blocks == "of pixels" else {})
+    others = {"upsample_block_type": "pixel_shuffle", "downsample_block_type": "pixel_unshuffle"}
+    others |= {"decoder_norm_types": "batch_norm", "decoder_act_fns": "relu"}
+    config = DC | (others if blocks == "others" else {})
     parts = [part("AutoencoderDC", config, role) for role in ("decoder", "encoder")]
     torch.manual_seed(0)
     module = parts[0].build().eval()
