@@ -41,7 +41,6 @@ class ChatTemplate(PromptTemplate):
         return text
 
 
-@dataclass(frozen=True)
 class Instruction(PromptTemplate):
     """What SANA's language model is told to do with a prompt, in front of it; a negative prompt stands alone."""
 
