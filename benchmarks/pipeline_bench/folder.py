@@ -9,7 +9,7 @@ from typing import Any
 
 from svdq_trt.models import get_model
 from svdq_trt.models.pipelines import KINDS, TOKENIZERS
-from tests.harness import tiny_pipelines
+from tests.harness import tiny_encoders
 
 #: of the letters' tokenizer, which has these two words last
 _CLIP_WORDS = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53, "vocab_size": 49408}
@@ -67,9 +67,9 @@ def write(model: str, folder: Path) -> None:
         library = "transformers" if class_name in _OF_TRANSFORMERS else "diffusers"
         index[component] = [library, class_name]
         if class_name == "T5Tokenizer":
-            tiny_pipelines.t5_tokenizer(own)
+            tiny_encoders.t5_tokenizer(own)
         elif class_name == "CLIPTokenizer":
-            tiny_pipelines.tokenizer(own)[0].save_pretrained(own)
+            tiny_encoders.tokenizer(own)[0].save_pretrained(own)
         else:
             given = get_model(model).config if component == KINDS[name].denoiser else config
             file = "scheduler_config.json" if component == "scheduler" else "config.json"

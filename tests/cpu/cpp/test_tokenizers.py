@@ -173,8 +173,8 @@ def test_t5(driver, t5, tmp_path, from_sentencepiece):
 
 
 def test_t5_without_a_normalizer(driver, tmp_path):
-    from tests.harness import tiny_pipelines
+    from tests.harness import tiny_encoders
 
     (tmp_path / "tokenizer_2").mkdir()
-    tokenizer, _ = tiny_pipelines.t5(tmp_path / "tokenizer_2")
+    tokenizer, _ = tiny_encoders.t5(tmp_path / "tokenizer_2")
     compare(ids(driver, folder_of(tmp_path, "tokenizer_2", "T5Tokenizer"), "tokenizer_2"), expected(tokenizer))

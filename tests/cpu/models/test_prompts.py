@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from svdq_trt.models.prompts import Instruction
-from tests.harness import tiny_pipelines
+from tests.harness import tiny_encoders
 
 pytest.importorskip("transformers", reason="transformers is not installed: tokenizers are its classes")
 MOST = 24  # tokens that the denoiser gets
@@ -32,7 +32,7 @@ def test_sana_reads_an_instruction_before_a_prompt(tmp_path):
     """The denoiser gets the first token of the text and its end; of a negative prompt it gets all."""
     from diffusers import SanaPipeline
 
-    words, _ = tiny_pipelines.gemma_tokenizer(tmp_path)
+    words, _ = tiny_encoders.gemma_tokenizer(tmp_path)
     pipe, template = SanaPipeline(words, Ids(), None, None, None), Instruction()
     embeds, mask, negative, negative_mask = pipe.encode_prompt(
         " A Fox",

@@ -1,0 +1,96 @@
+"""Small text encoders with random weights, and their tokenizers over single letters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+
+
+def tokenizer(folder: Path):
+    """CLIP's tokenizer over single letters."""
+    from transformers import CLIPTokenizer
+
+    words = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
+
+
+def t5_tokenizer(folder: Path):
+    """T5's tokenizer over single letters, saved in `folder`, and how many words it knows."""
+    from transformers import T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
+    T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0).save_pretrained(folder)
+    return T5Tokenizer.from_pretrained(folder), len(pieces)
+
+
+def t5(folder: Path, **config):
+    """The letters' T5 tokenizer, and an encoder for it, of 96 channels unless `config` says otherwise."""
+    from transformers import T5Config, T5EncoderModel
+
+    words, size = t5_tokenizer(folder)
+    own = {"vocab_size": size, "d_model": 96, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    encoder = T5EncoderModel(T5Config(**own | {"feed_forward_proj": "gated-gelu"} | config))
+    return words, encoder.eval()
+
+
+def qwen_tokenizer(folder: Path):
+    """Qwen's tokenizer over single letters, saved in `folder`, with a chat template; how many words it knows."""
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*special, *LETTERS, "\u0120"]  # the last one is a space
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}{% if not enable_thinking %}<|im_end|>{% endif %}"
+    )
+    vocab = {word: i for i, word in enumerate(words)}
+    Qwen2Tokenizer(vocab=vocab, merges=[], extra_special_tokens=special[1:], chat_template=template).save_pretrained(
+        folder
+    )
+    return Qwen2Tokenizer.from_pretrained(folder), len(words)
+
+
+def gemma_tokenizer(folder: Path):
+    """Gemma's tokenizer over three letters, saved in `folder`, and how many words it knows.
+
+    What is between such letters is one unknown word, so that SANA's instruction is short.
+    """
+    from transformers import GemmaTokenizer
+
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"fox"]
+    vocab = {word: i for i, word in enumerate(words)}
+    GemmaTokenizer(vocab=vocab, add_bos_token=True).save_pretrained(folder)
+    return GemmaTokenizer.from_pretrained(folder), len(words)
+
+
+def qwen3(folder: Path, kind: str, channels: int = 96, layers: int = 3):
+    """The letters' tokenizer, and a language model for it, by its class."""
+    import transformers
+
+    words, size = qwen_tokenizer(folder)
+    own = {"vocab_size": size, "hidden_size": channels, "num_hidden_layers": layers, "head_dim": 32}
+    own |= {"intermediate_size": 64}
+    config = transformers.Qwen3Config(**own, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+    return words, getattr(transformers, kind)(config).eval()
+
+
+def clip_config(size: int, hidden: int, projection: int):
+    """A CLIP text encoder's config over `size` words."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        hidden_size=hidden,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=size,
+        max_position_embeddings=77,
+        projection_dim=projection,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
