@@ -89,7 +89,7 @@ class CheckpointWeights:
         self._rows = found.rows
         if unknown := found.rows.keys() - published.keys():
             refuse_other_files(spec, unknown, self._where)
-        _require_equal(self._where, published, self._rows, "that file's names" if found.original else "")
+        require_equal(self._where, published, self._rows, "that file's names" if found.original else "")
         for name, want in published.items():
             self._check_shape(name, shapes, want)
             self._check_dtype(name)
@@ -136,7 +136,8 @@ class CheckpointWeights:
         return self._tables[name].name if name in self._tables else name
 
 
-def _require_equal(where: str, want: Iterable[str], got: Iterable[str], note: str) -> None:
+def require_equal(where: str, want: Iterable[str], got: Iterable[str], note: str = "") -> None:
+    """Raise ShapeError unless `got` are the names that are wanted; `note`: what was converted to them."""
     want, got = set(want), set(got)
     for kind, names in (("missing", want - got), ("unknown", got - want)):
         if names:

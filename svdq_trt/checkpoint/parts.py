@@ -15,6 +15,7 @@ from svdq_trt.base.errors import ArtifactError, first_line
 from svdq_trt.base.files import sha256
 from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.checkpoint.digest import Identity
+from svdq_trt.checkpoint.load import require_equal
 from svdq_trt.checkpoint.locate import Source, locate_component
 from svdq_trt.models.parts import Part, part_class
 
@@ -59,6 +60,7 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
 
     Raises:
         ArtifactError: files that are missing or that the module's library does not read.
+        ShapeError: tensors missing.
     """
     if random_seed is not None:
         with torch.random.fork_rng():
@@ -71,7 +73,9 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
         options["variant"] = variant
     root = pipeline / part.component
     try:
-        module = part_class(part.class_name).from_pretrained(root, **options)
+        module, found = part_class(part.class_name).from_pretrained(root, output_loading_info=True, **options)
     except Exception as error:  # whatever the folder's files make the library stumble over
         raise ArtifactError(str(root), f"cannot be loaded ({first_line(error)})", f"a {part.class_name}") from error
+    names = module.state_dict().keys()
+    require_equal(str(root), names, names - set(found["missing_keys"]))  # which the library makes up
     return part.graph.part_of(module)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from svdq_trt.base.errors import UnsupportedError
+from svdq_trt.base.errors import ShapeError, UnsupportedError
 from svdq_trt.build.graph import export_model
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.checkpoint.parts import load_part
@@ -230,6 +231,19 @@ def test_a_language_model_is_read_without_its_head(tmp_path):
         torch.testing.assert_close(b, a)
     with pytest.raises(UnsupportedError, match="output_hidden_states: False, want True: the engine gives states"):
         stand_in(text)
+
+
+def test_a_part_with_missing_tensors_is_refused(tmp_path):
+    one = part("T5EncoderModel", T5)
+    one.build().save_pretrained(tmp_path / "text_encoder")
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    del weights["encoder.final_layer_norm.weight"]
+    save_file(weights, file)
+    with pytest.raises(
+        ShapeError, match=r"text_encoder: 1 missing of \d+ tensors \(encoder\.final_layer_norm\.weight\)"
+    ):
+        load_part(one, tmp_path, "", None)
 
 
 @torch.no_grad()
