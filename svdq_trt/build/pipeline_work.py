@@ -15,7 +15,8 @@ from svdq_trt.checkpoint import Identity
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.parts import check_part, identify_part, locate_part
 from svdq_trt.models import MODELS, ModelSpec
-from svdq_trt.models.parts import Part, autoencoder_scale, full_config, patch_side
+from svdq_trt.models.autoencoder_config import autoencoder_scale, patch_side
+from svdq_trt.models.parts import Part, full_config
 from svdq_trt.models.pipelines import PipelineFolder
 
 

@@ -17,7 +17,10 @@ from svdq_trt.checkpoint.declared import refuse_quantized
 from svdq_trt.checkpoint.digest import Identity
 from svdq_trt.checkpoint.load import require_equal
 from svdq_trt.checkpoint.locate import Source, locate_component
-from svdq_trt.models.parts import Part, part_class
+from svdq_trt.models.parts import Part
+
+#: names of a language model beside a vision tower -> those in a model of its layers alone
+_RENAMED = {r"^model\.language_model\.": "model."}
 
 
 def check_part(part: Part, config: Path) -> None:
@@ -68,14 +71,18 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
             return part.build()
     source = locate_part(part, pipeline, variant)
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}  # no pickles
-    options["dtype" if part.graph.library == "transformers" else "torch_dtype"] = part.torch_dtype
+    if part.graph.library == "transformers":
+        options |= {"dtype": part.torch_dtype, "config": part.module_config, "key_mapping": _RENAMED}
+    else:
+        options["torch_dtype"] = part.torch_dtype
     if variant and f".{variant}" in source.files[0].name:
         options["variant"] = variant
     root = pipeline / part.component
     try:
-        module, found = part_class(part.class_name).from_pretrained(root, output_loading_info=True, **options)
+        module, found = part.module_class.from_pretrained(root, output_loading_info=True, **options)
     except Exception as error:  # whatever the folder's files make the library stumble over
         raise ArtifactError(str(root), f"cannot be loaded ({first_line(error)})", f"a {part.class_name}") from error
     names = module.state_dict().keys()
     require_equal(str(root), names, names - set(found["missing_keys"]))  # which the library makes up
-    return part.graph.part_of(module)
+    loaded: nn.Module = module
+    return loaded

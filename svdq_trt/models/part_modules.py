@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svdq_trt.base.needs import need
-from svdq_trt.models.parts import autoencoder_scale, patch_side
+from svdq_trt.models.autoencoder_config import autoencoder_scale, patch_side
 from svdq_trt.models.stand_in import Runs, StandIn
 
 _OVERLAP = 0.25  # of tiles, as in diffusers
@@ -36,6 +36,7 @@ class TextEncoder(StandIn):
             "Qwen3Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
             "Gemma2Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
             "Qwen3ForCausalLM": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
+            "Qwen2_5_VLForConditionalGeneration": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
         }[class_name]
         self._output_class = need("transformers", module, output)
 
@@ -47,7 +48,7 @@ class TextEncoder(StandIn):
         return_dict: bool = True,
         use_cache: bool = False,
     ) -> Any:
-        """Encode token ids [B, T]; same return type as the module's.
+        """Encode token ids [B, T]; same return type as the module's, without what a vision tower would add.
 
         Where the engine has a mask, a T below the engine's runs with masked tokens behind it.
 
@@ -171,11 +172,21 @@ class DCAutoencoder(Autoencoder):
         return lambda x: tiled(own, x, return_dict=False)[0]
 
 
+class FrameAutoencoder(Autoencoder):
+    """Called like diffusers' AutoencoderKLQwenImage, with one frame [B, C, 1, H, W]; its engines take pictures."""
+
+    def _half(self, name: str, output: str, x: Tensor, runner: Any) -> Tensor:
+        if x.shape[2] != 1:
+            raise self.refuse(name, f"{x.shape[2]} frames", "one: the engine's are of pictures")
+        return super()._half(name, output, x[:, :, 0], runner)[:, :, None]
+
+
 #: class of a component -> its stand-in
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "AutoencoderKL": Autoencoder,
     "AutoencoderKLFlux2": Autoencoder,
     "AutoencoderDC": DCAutoencoder,
+    "AutoencoderKLQwenImage": FrameAutoencoder,
 }
 
 

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from svdq_trt.base.needs import need
+from svdq_trt.models.autoencoder_config import has_frames, latent_axes, latent_channels, pixel_axes, pixel_channels
 from svdq_trt.models.denoiser import constructor_config
+from svdq_trt.models.one_frame import to_one_frame
 from svdq_trt.models.spec import Axis, TensorIO
 from svdq_trt.models.special_attention import write_out_attention
 
@@ -45,12 +47,6 @@ class PartGraph(nn.Module, ABC):
     @abstractmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """The graph's outputs."""
-
-    @staticmethod
-    def part_of(module: Any) -> nn.Module:
-        """What the graph computes of a component's module."""
-        whole: nn.Module = module
-        return whole
 
 
 class ClipGraph(PartGraph):
@@ -134,7 +130,7 @@ class T5Graph(MaskedTextGraph):
 
 
 class LanguageModelGraph(MaskedTextGraph):
-    """A language model's states of all layers [layers + 1], the last one behind its norm; it has only a decoder.
+    """A language model's states of all layers [layers + 1], the last one behind its norm; what else it has is no part.
 
     The masks are written out, as transformers makes them by code that cannot be exported: a token sees itself and what
     is before it, as far as a layer's window reaches and the mask says. Positions count from the sequence's start,
@@ -144,14 +140,9 @@ class LanguageModelGraph(MaskedTextGraph):
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """The states [layers + 1, B, T, C]."""
-        shape = (config.num_hidden_layers + 1, _BATCH, tokens, config.hidden_size)
+        text = config.get_text_config()
+        shape = (text.num_hidden_layers + 1, _BATCH, tokens, text.hidden_size)
         return (TensorIO("hidden_states", "act", shape),)
-
-    @staticmethod
-    def part_of(module: Any) -> nn.Module:
-        """The layers, without a head for words."""
-        layers: nn.Module = module.get_decoder()
-        return layers
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The states."""
@@ -178,12 +169,12 @@ class DecoderGraph(PartGraph):
     @staticmethod
     def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Latents [B, C, H, W]."""
-        return (TensorIO("latent", "act", (_BATCH, config.latent_channels, *_latent_axes(config))),)
+        return (TensorIO("latent", "act", (_BATCH, latent_channels(config), *latent_axes(config))),)
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Pixels [B, 3, H, W]."""
-        return (TensorIO("image", "act", (_BATCH, config.in_channels, *_pixel_axes(config))),)
+        return (TensorIO("image", "act", (_BATCH, pixel_channels(config), *pixel_axes(config))),)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Pixels."""
@@ -199,12 +190,12 @@ class EncoderGraph(PartGraph):
     @staticmethod
     def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Pixels [B, 3, H, W]."""
-        return (TensorIO("image", "act", (_BATCH, config.in_channels, *_pixel_axes(config))),)
+        return (TensorIO("image", "act", (_BATCH, pixel_channels(config), *pixel_axes(config))),)
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Moments [B, 2C, H, W]."""
-        return (TensorIO("moments", "act", (_BATCH, 2 * config.latent_channels, *_latent_axes(config))),)
+        return (TensorIO("moments", "act", (_BATCH, 2 * latent_channels(config), *latent_axes(config))),)
 
     def forward(self, image: Tensor) -> Tensor:
         """Moments."""
@@ -249,16 +240,6 @@ class DCEncoderGraph(EncoderGraph):
         return latent
 
 
-def _latent_axes(config: Any) -> tuple[Axis, Axis]:
-    scale, side = autoencoder_scale(config), patch_side(config)
-    return Axis("height", divisor=scale, multiple=side), Axis("width", divisor=scale, multiple=side)
-
-
-def _pixel_axes(config: Any) -> tuple[Axis, Axis]:
-    step = autoencoder_scale(config) * patch_side(config)
-    return Axis("height", multiple=step), Axis("width", multiple=step)
-
-
 def _statistics(model: Any) -> tuple[Tensor, Tensor]:
     """Mean and deviation of the normalized latents, as `_each_patch` lays them out."""
     deviation = torch.sqrt(model.bn.running_var + model.config.batch_norm_eps)
@@ -271,17 +252,6 @@ def _each_patch(latent: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     return change(latent.reshape(batch, channels, height // 2, 2, width // 2, 2)).reshape(latent.shape)
 
 
-def patch_side(config: Any) -> int:
-    """Latents of a side that an autoencoder takes together: 2 where it normalizes patches of them, else 1."""
-    return 2 if "batch_norm_eps" in config else 1
-
-
-def autoencoder_scale(config: Any) -> int:
-    """Pixels of an image's side to one of a latent's."""
-    blocks = config.get("encoder_block_out_channels") or config.block_out_channels
-    return int(2 ** (len(blocks) - 1))
-
-
 #: class of a component -> its graphs by their roles
 GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "CLIPTextModel": {"": ClipGraph},
@@ -289,11 +259,16 @@ GRAPHS: dict[str, dict[str, type[PartGraph]]] = {
     "T5EncoderModel": {"": T5Graph},
     "Qwen3Model": {"": LanguageModelGraph},
     "Qwen3ForCausalLM": {"": LanguageModelGraph},
+    "Qwen2_5_VLForConditionalGeneration": {"": LanguageModelGraph},
     "Gemma2Model": {"": LanguageModelGraph},
     "AutoencoderKL": {"decoder": DecoderGraph, "encoder": EncoderGraph},
     "AutoencoderKLFlux2": {"decoder": NormalizedDecoderGraph, "encoder": NormalizedEncoderGraph},
     "AutoencoderDC": {"decoder": DecoderGraph, "encoder": DCEncoderGraph},
+    "AutoencoderKLQwenImage": {"decoder": DecoderGraph, "encoder": EncoderGraph},
 }
+
+#: class of a language model that has a head for words, or a vision tower -> the class of its layers
+_LAYERS = {"Qwen3ForCausalLM": "Qwen3Model", "Qwen2_5_VLForConditionalGeneration": "Qwen2_5_VLTextModel"}
 
 
 def is_autoencoder(class_name: str) -> bool:
@@ -354,19 +329,31 @@ class Part:
         """Attribute of what `wrap` returns that holds the module itself."""
         return "model"
 
+    @property
+    def module_class(self) -> Any:
+        """The class of what the graph computes: the component's, or that of its layers."""
+        return need(self.graph.library, self.graph.library, _LAYERS.get(self.class_name, self.class_name))
+
+    @property
+    def module_config(self) -> Any:
+        """The config of a `module_class`."""
+        config = full_config(self.class_name, self.config)
+        return config.get_text_config() if self.class_name in _LAYERS else config
+
     def build(self) -> nn.Module:
-        """What the graph computes of the module, on the CPU, with its class's random weights from torch's generator."""
-        cls, config = part_class(self.class_name), full_config(self.class_name, self.config)
-        module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
-        # diffusers' own `to` warns of modules that stay in f32
-        return nn.Module.to(self.graph.part_of(module), self.torch_dtype)
+        """What the graph computes, on the CPU, with its class's random weights from torch's generator."""
+        cls, config = self.module_class, self.module_config
+        module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
+        return nn.Module.to(module, self.torch_dtype)  # diffusers' own `to` warns of modules that stay in f32
 
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""
-        if self.graph.library == "diffusers":
-            write_out_attention(module)
-        else:
+        if self.graph.library == "transformers":
             module.set_attn_implementation("eager")
+        elif has_frames(module.config):
+            to_one_frame(module)
+        else:
+            write_out_attention(module)
         return self.graph(module).eval().requires_grad_(False)
 
     def example_inputs(self, seed: int = 0, **sizes: int) -> tuple[Tensor, ...]:

@@ -25,3 +25,15 @@ LANGUAGE_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-windowed": ("Qwen3Model", WINDOWED),
     "gemma2": ("Gemma2Model", GEMMA2),
 }
+
+#: as published, the language model's values beside the vision tower's; sections of M-RoPE hold a head's eight pairs
+QWEN2_5_VL: dict[str, Any] = {
+    **{name: value for name, value in QWEN3.items() if name != "head_dim"},
+    "bos_token_id": 58,
+    "eos_token_id": 59,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rope_theta": 1e6,
+    "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [2, 3, 3]},
+    "vision_config": {"depth": 2, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32},
+}

@@ -15,6 +15,7 @@ from svdq_trt.artifact import manifest, pipeline_file
 from svdq_trt.artifact.entry import FileEntry
 from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
 from svdq_trt.build.sizes import Sizes
+from svdq_trt.checkpoint.parts import load_part
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.pipelines import PipelineFolder
 from tests.harness import tiny_pipelines
@@ -99,7 +100,7 @@ def tiny(name: str, folder: Path, **changed: Any) -> tuple[Any, Path, dict[Path,
     spec.family.prepare(module)
     graphs = {spec.subfolder: (out, model, spec.wrap(module), spec)}
     for part in source.parts(spec.act_dtype, tokens[2]):
-        graph = part.wrap(copy.deepcopy(getattr(own, part.component)).to(part.torch_dtype))
+        graph = part.wrap(load_part(part, folder / "own", "", None))
         graphs[part.name] = (out / part.name, part.class_name, graph, part)
     runners = {at: _engine(at, kind, graph, ios, sizes) for at, kind, graph, ios in graphs.values()}
     entries = {n: GraphEntry.of("." if at == out else n, runners[at].manifest) for n, (at, *_) in graphs.items()}

@@ -14,11 +14,12 @@ from svdq_trt.base.errors import ShapeError, UnsupportedError
 from svdq_trt.build.graph import export_model
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.checkpoint.parts import load_part
-from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, TextEncoder
+from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, FrameAutoencoder, TextEncoder
 from svdq_trt.models.parts import Part, full_config
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
-from tests.harness.language_models import LANGUAGE_MODELS, QWEN3
+from tests.harness.builds import some_minutes
+from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL, QWEN3
 from tests.harness.tiny_pipelines import deep_compression
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -52,6 +53,15 @@ VAE = {
     "norm_num_groups": 8,
 }
 DC = deep_compression(levels=2)  # 2 pixels a side
+FRAMES = {  # 4 pixels a side
+    "base_dim": 8,
+    "z_dim": 4,
+    "dim_mult": [1, 2, 2],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True],
+    "latents_mean": [0.1] * 4,
+    "latents_std": [1.5] * 4,
+}
 SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
 
 
@@ -93,9 +103,17 @@ PARTS = [
     part("AutoencoderDC", DC, "decoder"),
     part("AutoencoderDC", DC, "encoder"),
 ]
+#: of these the graphs in torch are compared with the modules in every run
+RARE = [
+    part("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL),
+    part("AutoencoderKLQwenImage", FRAMES, "decoder"),
+    part("AutoencoderKLQwenImage", FRAMES, "encoder"),
+]
 
 
-@pytest.mark.parametrize("one", PARTS, ids=lambda p: p.class_name + p.role)
+@pytest.mark.parametrize(
+    "one", [*PARTS, *(pytest.param(one, marks=some_minutes) for one in RARE)], ids=lambda p: p.class_name + p.role
+)
 def test_graph_gives_the_modules_outputs_at_any_size(one, tmp_path):
     torch.manual_seed(0)
     module = one.build()
@@ -212,21 +230,32 @@ def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tm
         stand_in(text, use_cache=True)
 
 
-def test_a_language_model_is_read_without_its_head(tmp_path):
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+@pytest.mark.parametrize("renamed", [False, True])
+@pytest.mark.parametrize(
+    "class_name,config", [("Qwen3ForCausalLM", QWEN3), ("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL)]
+)
+def test_of_a_language_model_its_layers_are_read(class_name, config, renamed, tmp_path):
+    """From a file with the names of today's module, too: transformers writes those of former ones."""
+    import transformers
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
     torch.manual_seed(0)
-    whole = Qwen3ForCausalLM(Qwen3Config(**QWEN3)).eval()
+    cls = getattr(transformers, class_name)
+    whole = cls(cls.config_class(**config)).eval()
     whole.save_pretrained(tmp_path / "text_encoder")
-    one = part("Qwen3ForCausalLM", QWEN3)
+    if renamed:
+        save_file(whole.state_dict(), tmp_path / "text_encoder" / "model.safetensors")
+    one = part(class_name, config)
     module = load_part(one, tmp_path, "", None)
-    assert not hasattr(module, "lm_head") and one.build().state_dict().keys() == module.state_dict().keys()
+    own = whole.get_decoder().state_dict()
+    assert one.build().state_dict().keys() == module.state_dict().keys() == own.keys()
     stand_in = TextEncoder(
-        Direct(one, module), "text_encoder", one.class_name, full_config(one.class_name, QWEN3), torch.float32
+        Direct(one, module), "text_encoder", one.class_name, full_config(one.class_name, config), torch.float32
     )
     text = ids(3, 12)
-    want, got = (model(text, output_hidden_states=True, use_cache=False) for model in (whole, stand_in))
-    assert type(got) is type(want)
+    call = {"input_ids": text, "attention_mask": (text != 59).long(), "output_hidden_states": True, "use_cache": False}
+    want, got = (model(**call) for model in (whole, stand_in))
+    assert type(got) is CausalLMOutputWithPast
     for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
         torch.testing.assert_close(b, a)
     with pytest.raises(UnsupportedError, match="output_hidden_states: False, want True: the engine gives states"):
@@ -269,6 +298,36 @@ def test_normalized_latents_are_those_of_flux2():
     latents = Pipeline._unpatchify_latents(want * deviation + module.bn.running_mean.view(1, -1, 1, 1))
     pictures = stand_in.decode(Pipeline._unpatchify_latents(want)).sample
     torch.testing.assert_close(pictures, module.decode(latents).sample)
+
+
+def test_an_autoencoder_for_videos_takes_one_frame():
+    parts = [part("AutoencoderKLQwenImage", FRAMES, role) for role in ("decoder", "encoder")]
+    torch.manual_seed(0)
+    module = parts[0].build().eval().requires_grad_(False)
+    for name, value in module.named_parameters():
+        if name.endswith(("gamma", "bias")):  # they are ones, and zeros
+            value.uniform_(0.5, 1.5)
+    runners = [Direct(one, copy.deepcopy(module)) for one in parts]
+    config = full_config("AutoencoderKLQwenImage", FRAMES)
+    stand_in = FrameAutoencoder(runners[0], "vae", config, lambda: runners[1])
+    latents, images = torch.randn(3, 4, 1, 16, 24), torch.randn(3, 3, 1, 64, 96)
+    want = module.decode(latents).sample
+    assert want.max() == 1
+    torch.testing.assert_close(stand_in.decode(latents, return_dict=False)[0], want)
+    posterior, own = (one.encode(images).latent_dist for one in (stand_in, module))
+    torch.testing.assert_close(posterior.parameters, own.parameters)
+    assert stand_in.temperal_downsample == [False, True] and stand_in.config.latents_std == [1.5] * 4
+    with pytest.raises(UnsupportedError, match=r"pipe\.vae: latent: 2 frames, want one: the engine's are of pictures"):
+        stand_in.decode(torch.zeros(1, 4, 2, 8, 8))
+    for runner, most in zip(runners, (16, 64), strict=True):
+        runner.inputs[0].max = (2, runner.inputs[0].max[1], most, most)
+    for last in (model.decoder.conv_out for model in (module, runners[0].module)):
+        last.weight.mul_(0.1)  # no pixel is clamped: diffusers does not clamp those of tiles
+        last.bias.zero_()
+    module.enable_tiling(64, 64, 48, 48)
+    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
+    posterior, own = (one.encode(images).latent_dist for one in (stand_in, module))
+    torch.testing.assert_close(posterior.parameters, own.parameters)
 
 
 def test_autoencoder_decodes_and_encodes():
