@@ -12,7 +12,7 @@ from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name, is_autoencoder
-from svdq_trt.models.prompts import ChatTemplate, Instruction, PromptTemplate
+from svdq_trt.models.prompts import ChatTemplate, Instruction, OwnTemplate, PromptTemplate
 from svdq_trt.models.spec import ModelSpec
 
 INDEX = "model_index.json"
@@ -66,6 +66,7 @@ KINDS = {
             template=ChatTemplate({"enable_thinking": False}),
         ),
         PipelineKind("SanaPipeline", template=Instruction()),
+        PipelineKind("QwenImagePipeline", doubled_above=None, template=OwnTemplate()),
     )
 }
 

@@ -41,6 +41,24 @@ class ChatTemplate(PromptTemplate):
         return text
 
 
+class OwnTemplate(PromptTemplate):
+    """The pipeline's own, whose beginning is dropped again: a system's message of so many tokens."""
+
+    def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
+        """The prompt in the template."""
+        text: str = self._pipe(pipeline).prompt_template_encode.format(prompt)
+        return text
+
+    def dropped(self, pipeline: Any, tokenizer: Any, negative: bool = False) -> int:
+        """The tokens in front of the prompt."""
+        count: int = self._pipe(pipeline).prompt_template_encode_start_idx
+        return count
+
+    def _pipe(self, pipeline: Any) -> Any:
+        """One without components: a pipeline has its template when it is made."""
+        return pipeline(**{name: None for name in inspect.signature(pipeline).parameters})
+
+
 class Instruction(PromptTemplate):
     """What SANA's language model is told to do with a prompt, in front of it; a negative prompt stands alone."""
 

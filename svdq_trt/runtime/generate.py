@@ -109,6 +109,8 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     asked = _arguments(pipe, denoiser, first)
     if first.negative is not None:
         asked["negative_prompt"] = [request.negative for request in requests]
+    elif "negative_prompt" in asked:  # the model's own
+        asked["negative_prompt"] = [asked["negative_prompt"]] * len(requests)
     seeds = [request.seed + i for request in requests for i in range(request.batch)]
     asked["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:

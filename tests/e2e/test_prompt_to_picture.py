@@ -157,6 +157,7 @@ OTHERS = {
     "ZImagePipeline": FIXED[2:],
     "Flux2KleinPipeline": (*FIXED, "--tokens", "16"),
     "SanaPipeline": FIXED[2:],
+    "QwenImagePipeline": FIXED,
 }
 
 
@@ -183,8 +184,10 @@ def test_other_pipelines(name, tmp_path):
     asked = ["--prompt", "a fox", "--steps", "2", "--guidance", "1.5", "--seed", "3", "--out", str(out)]
     done = svdq("run", str(engine), *asked)
     assert done.returncode == 0 and "2 steps" in done.stderr, done.stderr
-    pipe = own_pipeline(folder, engine, get_model(manifest.read(engine).source))
-    options = {"prompt": "a fox", "num_inference_steps": 2, "guidance_scale": 1.5, "width": 64, "height": 64} | told
+    spec = get_model(manifest.read(engine).source)
+    pipe = own_pipeline(folder, engine, spec)
+    options = {"prompt": "a fox", "num_inference_steps": 2, "width": 64, "height": 64}
+    options |= spec.asked | {spec.guidance: 1.5} | told
     want, other = (pipe(generator=torch.Generator().manual_seed(s), **options).images[0] for s in (3, 4))
     figures = {"engines": psnr(want, Image.open(out)), "another seed": psnr(want, other)}
     print(figures)

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
         tiny_pipelines.sana_parts,
         {"max_sequence_length": 24, "use_resolution_binning": False},
     ),
+    "QwenImagePipeline": ("qwen-image-tiny", tiny_pipelines.qwen_image_parts, {}),
     "Flux2KleinPipeline": ("klein", tiny_pipelines.klein_parts, {"max_sequence_length": 16}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -37,11 +38,15 @@ def t5(folder: Path, **config):
     return words, encoder.eval()
 
 
-def qwen_tokenizer(folder: Path):
-    """Qwen's tokenizer over single letters, saved in `folder`, with a chat template; how many words it knows."""
+def qwen_tokenizer(folder: Path, *more: str):
+    """Qwen's tokenizer over single letters, saved in `folder`, with a chat template; how many words it knows.
+
+    Args:
+        more: words that are tokens wherever they stand.
+    """
     from transformers import Qwen2Tokenizer
 
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more]
     words = [*special, *LETTERS, "\u0120"]  # the last one is a space
     template = (
         "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
@@ -94,3 +99,18 @@ def clip_config(size: int, hidden: int, projection: int):
         eos_token_id=size - 1,
         pad_token_id=size - 1,
     )
+
+
+def qwen2_5_vl(folder: Path):
+    """The letters' tokenizer, in which the message before QwenImagePipeline's prompts has 34 tokens; a model for it."""
+    from diffusers import QwenImagePipeline
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    template = QwenImagePipeline(*[None] * 5).prompt_template_encode
+    words, size = qwen_tokenizer(folder, *sorted(set(re.findall(r" ?[A-Za-z]{2,}|[\n,:]", template))))
+    text = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 3}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 4, 4]}}
+    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 96}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return words, Qwen2_5_VLForConditionalGeneration(config).eval()

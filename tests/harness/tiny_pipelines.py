@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tests.harness.tiny_encoders import clip_config, gemma_tokenizer, qwen3, t5, tokenizer
+from tests.harness.tiny_encoders import clip_config, gemma_tokenizer, qwen2_5_vl, qwen3, t5, tokenizer
 
 
 def vae():
@@ -27,6 +27,13 @@ def vae():
         shift_factor=0.1,
         sample_size=128,
     )
+
+
+def frame_vae():
+    """An autoencoder for videos, of which pictures are first frames: 4 latent channels, 8 pixels a side."""
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4)
 
 
 def sdxl_parts(folder: Path) -> dict:
@@ -130,6 +137,20 @@ def klein_parts(folder: Path) -> dict:
     }
 
 
+def qwen_image_parts(folder: Path) -> dict:
+    """Around qwen-image-tiny's transformer: 96 channels of a language model, 4 latent channels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    torch.manual_seed(0)
+    words, encoder = qwen2_5_vl(folder / "qwen")
+    return {
+        "text_encoder": encoder.bfloat16(),
+        "tokenizer": words,
+        "vae": frame_vae().bfloat16().eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
 def pixart_parts(folder: Path) -> dict:
     """Around pixart-tiny's transformer: 96 channels of T5, 4 latent channels."""
     from diffusers import DPMSolverMultistepScheduler
@@ -213,9 +234,7 @@ def qwen(kind: str, transformer):
     import diffusers
 
     torch.manual_seed(0)
-    autoencoder = diffusers.AutoencoderKLQwenImage(
-        base_dim=16, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
-    )
+    autoencoder = frame_vae()
     nothing = dict.fromkeys(("text_encoder", "tokenizer", *(("processor",) if "Edit" in kind else ())))
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     return getattr(diffusers, kind)(scheduler=scheduler, vae=autoencoder.eval(), transformer=transformer, **nothing)
@@ -271,13 +290,8 @@ def longcat(transformer):
 
 def krea2(transformer):
     """Krea2Pipeline around krea2-tiny's transformer."""
-    from diffusers import AutoencoderKLQwenImage
-
     torch.manual_seed(0)
-    autoencoder = AutoencoderKLQwenImage(
-        base_dim=16, z_dim=4, num_res_blocks=1, latents_mean=[0.1] * 4, latents_std=[1.5] * 4
-    )
-    return without_encoders("Krea2Pipeline", autoencoder, transformer=transformer)
+    return without_encoders("Krea2Pipeline", frame_vae(), transformer=transformer)
 
 
 def wan(kind: str, transformer, **more):

@@ -114,6 +114,8 @@ def test_a_tokenizer_that_counts_an_instruction(tmp_path):
         ({"_class_name": "SanaSprintPipeline"}, "a SanaSprintPipeline, want one of"),
         ({"_class_name": "SanaControlNetPipeline"}, "a SanaControlNetPipeline, want one of"),
         ({"_class_name": "SanaPAGPipeline"}, "a SanaPAGPipeline, want one of"),
+        ({"_class_name": "QwenImageEditPlusPipeline"}, "a QwenImageEditPlusPipeline, want one of"),
+        ({"_class_name": "QwenImageControlNetPipeline"}, "a QwenImageControlNetPipeline, want one of"),
         ({"text_encoder": ["transformers", "LlamaModel"]}, "text_encoder: a LlamaModel, want one of CLIPTextModel"),
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "image_encoder: a CLIPVisionModel, want one of"),
         ({"scheduler": ["diffusers", "DiffusionPipeline"]}, "scheduler: a DiffusionPipeline, want one of"),

@@ -7,10 +7,10 @@ from inspect import signature
 import pytest
 import torch
 
-from svdq_trt.models.prompts import Instruction
+from svdq_trt.models.prompts import Instruction, OwnTemplate
 from tests.harness import tiny_encoders
 
-pytest.importorskip("transformers", reason="transformers is not installed: tokenizers are its classes")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed: tokenizers are its classes")
 MOST = 24  # tokens that the denoiser gets
 
 
@@ -23,9 +23,10 @@ class Ids(torch.nn.Module):
         super().__init__()
         self.lengths = []
 
-    def forward(self, ids, attention_mask):
-        self.lengths.append(ids.shape[1])
-        return (ids[..., None].float(),)
+    def forward(self, input_ids, attention_mask, output_hidden_states=False):
+        self.lengths.append(input_ids.shape[1])
+        states = input_ids[..., None].float()
+        return transformers.modeling_outputs.BaseModelOutput(states, (states,) if output_hidden_states else None)
 
 
 def test_sana_reads_an_instruction_before_a_prompt(tmp_path):
@@ -46,3 +47,15 @@ def test_sana_reads_an_instruction_before_a_prompt(tmp_path):
         whole = words(template.text(SanaPipeline, words, text, bad)).input_ids
         kept = whole[:1] + whole[1 + template.dropped(SanaPipeline, words, bad) :]
         assert ids[seen > 0].flatten().tolist() == kept
+
+
+def test_qwen_image_reads_a_message_before_a_prompt(tmp_path):
+    from diffusers import QwenImagePipeline
+
+    words, _ = tiny_encoders.qwen2_5_vl(tmp_path)
+    pipe, template = QwenImagePipeline(None, None, Ids(), words, None), OwnTemplate()
+    embeds, _ = pipe.encode_prompt(["a fox"], device="cpu")
+    ids = words(template.text(QwenImagePipeline, words, "a fox")).input_ids
+    assert pipe.text_encoder.lengths == [len(ids)]
+    assert embeds.flatten().tolist() == ids[template.dropped(QwenImagePipeline, words) :]
+    assert words.decode(ids[template.dropped(QwenImagePipeline, words) :]).startswith("a fox")

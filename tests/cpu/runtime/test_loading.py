@@ -13,7 +13,7 @@ from svdq_trt.artifact.pipeline_file import PipelineFile
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.cli.run import _described
 from svdq_trt.cli.running import weight_budgets
-from svdq_trt.models import MODELS
+from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.pipelines import PipelineFolder
 from svdq_trt.runtime import loading
 from svdq_trt.runtime.generate import Request, generate, rows
@@ -48,13 +48,15 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
     options = {} if "Flux" in name else {"negative": "owls"}
     asked = {"width": 64, "height": 128, "steps": 2, "guidance": 4.0}
     (got,), times = generate(pipe, Request("a fox", seed=3, **options, **asked))
-    calls = 2 if name in ("ChromaPipeline", "Flux2KleinPipeline") else 1  # with guidance, in a step
+    twice = ("ChromaPipeline", "Flux2KleinPipeline", "QwenImagePipeline")
+    calls = 2 if name in twice else 1  # with guidance, in a step
     assert times.steps == 2 and times.runs["steps"] == 2 * calls and times.runs["VAE"] == 1 and times.runs["text"] >= 1
     assert rows(pipe, Request("", guidance=4.0)) == 2 / calls - (name == "FluxPipeline")
     assert (" 2 steps (4 runs) " in _described(times)) == (calls == 2)
-    call = {"width": 64, "height": 128, "num_inference_steps": 2, "guidance_scale": 4.0}
+    model, _, told = module_engines.KINDS[name]
+    call = {"width": 64, "height": 128, "num_inference_steps": 2, get_model(model).guidance: 4.0}
     call |= {"negative_prompt": "owls"} if options else {}
-    call |= module_engines.KINDS[name][2]
+    call |= told
     want, other = (own(prompt="a fox", generator=torch.Generator().manual_seed(s), **call).images[0] for s in (3, 4))
     figures = {"same": psnr(want, got), "another seed": psnr(want, other), "spread": float(np.asarray(want).std())}
     print(figures)
@@ -62,7 +64,7 @@ def test_pictures_are_those_of_diffusers_own_pipeline(name, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "ZImagePipeline"])
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "ZImagePipeline", "QwenImagePipeline"])
 def test_a_picture_changes_as_in_diffusers_own_pipeline(name, masked, tmp_path, monkeypatch):
     from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
 
@@ -73,15 +75,15 @@ def test_a_picture_changes_as_in_diffusers_own_pipeline(name, masked, tmp_path, 
     asked |= {"mask": tmp_path / "mask.png"} if masked else {}
     pipe = loading.load(out, runtime="onnx")
     (got,), times = generate(pipe, Request("a fox", image=tmp_path / "fox.png", strength=0.5, **asked))
-    assert times.runs["steps"] == 2 and got.size == (128, 64)
+    assert times.steps == 2 and got.size == (128, 64)
     call = {"image": tiny_pipelines.picture(64, 64).resize((128, 64)), "strength": 0.5, "num_inference_steps": 4}
     call |= {} if name == "StableDiffusionXLPipeline" and not masked else {"width": 128, "height": 64}
     call |= module_engines.KINDS[name][2]
     call |= {"mask_image": tiny_pipelines.picture(64, 64, mask=True).resize((128, 64))} if masked else {}
     own = (AutoPipelineForInpainting if masked else AutoPipelineForImage2Image).from_pipe(own)
-    want, other = (
-        own("a fox", generator=torch.Generator().manual_seed(s), guidance_scale=4.0, **call).images[0] for s in (3, 4)
-    )
+    spec = get_model(module_engines.KINDS[name][0])
+    call |= spec.asked | {spec.guidance: 4.0}
+    want, other = (own("a fox", generator=torch.Generator().manual_seed(s), **call).images[0] for s in (3, 4))
     figures = {"same": psnr(want, got), "another seed": psnr(want, other)}
     print(figures)
     assert figures["same"] > 40 > 30 > figures["another seed"], figures
@@ -234,7 +236,7 @@ def test_weight_budgets_are_refused_before_an_engine_is_opened(texts, runtime, e
         loading.load(out, weight_budget=weight_budgets(texts, out))
 
 
-@pytest.mark.parametrize("name", ["ZImagePipeline", "Flux2KleinPipeline", "SanaPipeline"])
+@pytest.mark.parametrize("name", ["ZImagePipeline", "Flux2KleinPipeline", "SanaPipeline", "QwenImagePipeline"])
 def test_requests_of_different_prompts_run_together(name, tmp_path, monkeypatch):
     """As they do in Triton; each picture is the one of its request alone."""
     pipe = loading.load(tiny(name, tmp_path, monkeypatch)[1], runtime="onnx")
