@@ -5,6 +5,7 @@
     python benchmarks/trained_pipeline.py --out trained --stage pictures --engines engines    # again, with engines
     python benchmarks/trained_pipeline.py --out trained --device cpu --steps 2 --scenes 8 --prompts 2 --preset fast
     python benchmarks/trained_pipeline.py --out trained --step-cache    # of flux1-shapes, once it is trained
+    python benchmarks/trained_pipeline.py --out trained --tiles         # of the autoencoder
     python benchmarks/trained_pipeline.py --out trained --cpp build-cpp/text_to_image    # beside Python, the same
     python benchmarks/trained_pipeline.py --out trained --publish    # existing results, into docs/
 
@@ -63,6 +64,9 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.step_cache:
         _step_cache(args)
+        return 0
+    if args.tiles:
+        _tiles(args)
         return 0
     if args.cpp:
         _by_program(args)
@@ -130,6 +134,15 @@ def _step_cache(args: argparse.Namespace) -> None:
     report(args.out, FLUX + STEP_CACHE)
 
 
+def _tiles(args: argparse.Namespace) -> None:
+    """Make pictures whole and by tiles with the autoencoder, once it is trained."""
+    from trained.sheet import TILES
+    from trained.tiles import tiles
+
+    tiles(args.work, args.out, count=args.prompts, device=args.device)
+    report(args.out, TILES)
+
+
 def _by_program(args: argparse.Namespace) -> None:
     """Make the pictures by the program in C++ and by Python, of pipelines that are trained."""
     from trained.program import by_program
@@ -143,15 +156,20 @@ def _by_program(args: argparse.Namespace) -> None:
 def report(out: Path, name: str) -> None:
     """Draw the sheet of a pipeline and print its table, as far as there are results."""
     from safetensors.torch import load_file
-    from trained.sheet import PROGRAM, STEP_CACHE, gallery_sheet, gallery_table, program_table, step_cache_table
+    from trained import sheet
 
     if not (out / f"{name}.json").exists():
         print(f"\n{name}: no results")
         return
-    results = json.loads((out / f"{name}.json").read_text())
-    gallery_sheet(results, load_file(out / f"{name}.safetensors"), out / f"{name}.png")
-    tables = {STEP_CACHE: step_cache_table, PROGRAM: program_table}
-    table = next((table for suffix, table in tables.items() if name.endswith(suffix)), gallery_table)
+    results, pictures = json.loads((out / f"{name}.json").read_text()), load_file(out / f"{name}.safetensors")
+    draw = sheet.tiles_sheet if name == sheet.TILES else sheet.gallery_sheet
+    draw(results, pictures, out / f"{name}.png")
+    tables = {
+        sheet.STEP_CACHE: sheet.step_cache_table,
+        sheet.PROGRAM: sheet.program_table,
+        sheet.TILES: sheet.tiles_table,
+    }
+    table = next((table for suffix, table in tables.items() if name.endswith(suffix)), sheet.gallery_table)
     print(f"\n{name}, {len(results['prompts'])} prompts\n\n{table(results)}", flush=True)
 
 
@@ -175,6 +193,7 @@ def arguments() -> argparse.Namespace:
         help="of training; after an error the next one is tried (default: bf16-graph, tf32-graph for flux1-shapes)",
     )
     p.add_argument("--step-cache", action="store_true", help="make pictures with the step cache, and nothing else")
+    p.add_argument("--tiles", action="store_true", help="make pictures by tiles of the autoencoder, and nothing else")
     p.add_argument(
         "--cpp",
         type=Path,

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from trained.sheet import PROGRAM, STEP_CACHE, gallery_table, program_table, step_cache_table, table
+from trained.sheet import PROGRAM, STEP_CACHE, TILES, gallery_table, program_table, step_cache_table, table, tiles_table
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE, PICTURES, RESULTS = Path("docs/evidence.md"), Path("docs/evidence"), Path("benchmarks/results")
@@ -43,7 +43,7 @@ def publish_pipelines(out: Path, names: list[str], root: Path = ROOT) -> int:
     page, done = (root / PAGE).read_text(), []
     (root / PICTURES).mkdir(exist_ok=True)
     kinds = {"": _pipeline, STEP_CACHE: _step_cache, PROGRAM: _program}
-    texts = {name + suffix: text for suffix, text in kinds.items() for name in names}
+    texts = {name + suffix: text for suffix, text in kinds.items() for name in names} | {TILES: _tiles}
     for name, text in texts.items():
         if (out / f"{name}.json").exists():
             page = replaced(page, name, text(json.loads((out / f"{name}.json").read_text())))
@@ -100,6 +100,14 @@ def _program(results: dict[str, Any]) -> str:
     return (
         f"{len(results['prompts'])} pictures in {results['steps']} steps on {results['device']}.\n\n"
         f"![{name}: pictures of Python and C++](evidence/{name}.png)\n\n{program_table(results)}"
+    )
+
+
+def _tiles(results: dict[str, Any]) -> str:
+    name = results["name"]
+    return (
+        f"{len(results['prompts'])} pictures of {results['ways'][0]['section']} on {results['device']}.\n\n"
+        f"![{name}: pictures whole and by tiles](evidence/{name}.png)\n\n{tiles_table(results)}"
     )
 
 

@@ -21,6 +21,7 @@ DIFFERENCES, GAIN = 4, 8  # pictures of |quantized - 16 bit|, and how much it is
 HEAD, SECTION = 64, 24  # heights of the sheet's and of a section's title
 BLACK, GREY, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 STEP_CACHE, PROGRAM = "-step-cache", "-cpp"  # behind a pipeline's name, of results of step_cache.py and program.py
+TILES = "vae-tiles"  # name of the results of tiles.py
 CUBE = (0, 128, 255)  # levels of red, green and blue for colours that the 16-bit pictures do not have
 
 
@@ -38,7 +39,7 @@ class Sheet:
 
     Attributes:
         title, note: at the top. columns: what the pictures of a row show. head: of the figures.
-        sections: with their names. side: of a picture on the sheet, in pixels.
+        sections: with their names. side: of a picture on the sheet, in pixels. against: name of the first row.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Sheet:
     head: str
     sections: Sequence[tuple[str, Sequence[Row]]]
     side: int = 64
+    against: str = "16 bit"
 
     def draw(self, out: Path) -> None:
         """Write a PNG."""
@@ -61,7 +63,9 @@ class Sheet:
         for column, name in enumerate(self.columns):
             x = LABEL + column * step + self.side // 2
             draw.multiline_text((x, HEAD - 4), name, GREY, _font(11), anchor="md", align="center")
-        draw.multiline_text((middle, HEAD - 4), f"{GAIN} x difference\nfrom 16 bit", GREY, _font(11), anchor="ld")
+        draw.multiline_text(
+            (middle, HEAD - 4), f"{GAIN} x difference\nfrom {self.against}", GREY, _font(11), anchor="ld"
+        )
         draw.multiline_text((right, HEAD - 4), self.head, GREY, _font(11), anchor="ld")
         y = HEAD
         for name, rows in self.sections:
@@ -73,8 +77,8 @@ class Sheet:
                 draw.text((8, y + self.side // 2), row.label, BLACK, _font(13), anchor="lm")
                 self._strip(sheet, row.pictures, LABEL, y)
                 if row is not rows[0]:
-                    difference = (GAIN * (row.pictures.int() - want).abs())[:DIFFERENCES].clamp(max=255).byte()
-                    self._strip(sheet, difference, middle, y)
+                    changed = (GAIN * (row.pictures.int() - want).abs())[:DIFFERENCES].clamp(max=255).byte()
+                    self._strip(sheet, changed, middle, y)
                 draw.multiline_text((right, y + self.side // 2), row.numbers, BLACK, _font(13), anchor="lm")
                 y += step
         exact = torch.cat([rows[0].pictures for _, rows in self.sections])
@@ -140,6 +144,17 @@ def gallery_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Pat
     Sheet(title, note, names, "PSNR       SSIM\nas prompted", sections, side=PROMPTED).draw(out)
 
 
+def tiles_sheet(results: dict[str, Any], pictures: dict[str, Tensor], out: Path) -> None:
+    """Draw a row per way to decode, and a column per picture; arguments as gallery_sheet's."""
+    columns = results["prompts"][:DIFFERENCES]
+    rows = [
+        Row(way["label"], pictures[way["key"]][: len(columns)], f"{way['psnr_db']:.1f} dB" if "psnr_db" in way else "")
+        for way in results["ways"]
+    ]
+    sections, names = [(results["ways"][0]["section"], rows)], [_lines(prompt) for prompt in columns]
+    Sheet(results["name"], "nothing quantized", names, "PSNR to whole", sections, 2 * PROMPTED, "whole").draw(out)
+
+
 def _lines(prompt: str) -> str:
     """A caption in short lines: "small red / disc left of a / large blue / square", "small red / disc / at the top"."""
     words = prompt.split()[1:]
@@ -194,6 +209,17 @@ def program_table(results: dict[str, Any]) -> str:
         lines.append(
             "| " + " | ".join((way["label"], *figures, against, f"{100 * way['right']['whole']:.0f} %")) + " |"
         )
+    return "\n".join(lines)
+
+
+def tiles_table(results: dict[str, Any]) -> str:
+    """The table of the ways to decode a large picture as Markdown."""
+    head = "| | to the whole, dB | to what was drawn, dB | change at a seam, 1/255 | anywhere |"
+    lines = [head, "|" + "---|" * 5]
+    for way in results["ways"]:
+        whole = [f"{way['psnr_db']:.1f}"] if "psnr_db" in way else [""]
+        change = [f"{way[key]:.2f}" if key in way else "" for key in ("seam", "anywhere")]
+        lines.append("| " + " | ".join((way["label"], *whole, f"{way['drawn_db']:.1f}", *change)) + " |")
     return "\n".join(lines)
 
 

@@ -15,8 +15,7 @@ from svdq_trt.checkpoint import Identity
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.parts import check_part, identify_part, locate_part
 from svdq_trt.models import MODELS, ModelSpec
-from svdq_trt.models.autoencoder_config import autoencoder_scale, patch_side
-from svdq_trt.models.parts import Part, full_config
+from svdq_trt.models.parts import Part
 from svdq_trt.models.pipelines import PipelineFolder
 
 
@@ -118,15 +117,8 @@ def _part_sizes(part: Part, sizes: Sizes, tile: int) -> Sizes:
 
     Texts and images go through their engines one by one. So a text's values are the same bits in every batch and every
     runtime, as sizes that are fixed have one set of kernels. An image goes by tiles of `tile` pixels where it is
-    larger: one of 1024 pixels fills a GPU, and an engine's memory is that of its largest input. At a picture's edge a
-    tile is as small as what is left.
+    larger: one of 1024 pixels fills a GPU, and an engine's memory is that of its largest input.
     """
-    one = sizes.profile | {"batch": (1, 1, 1)}
-    if not part.role:
-        return Sizes(one)
-    sides = {name: sizes.profile[name] for name in ("height", "width")}
-    if any(high > tile for _, _, high in sides.values()):  # then an edge may be left of either side
-        config = full_config(part.class_name, part.config)
-        least = autoencoder_scale(config) * patch_side(config)
-        sides = {name: (least, min(opt, tile), min(high, tile)) for name, (_, opt, high) in sides.items()}
-    return Sizes(one | sides)
+    sides = {name: sizes.profile[name] for name in ("height", "width")} if part.role else {}
+    tiles = {name: (min(low, tile), min(opt, tile), min(high, tile)) for name, (low, opt, high) in sides.items()}
+    return Sizes(sizes.profile | tiles | {"batch": (1, 1, 1)})

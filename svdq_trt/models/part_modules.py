@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from svdq_trt.base.needs import need
 from svdq_trt.models.autoencoder_config import autoencoder_scale, patch_side
 from svdq_trt.models.stand_in import Runs, StandIn
-
-_OVERLAP = 0.25  # of tiles, as in diffusers
-_Half = Callable[[Tensor], Tensor]
+from svdq_trt.models.tiles import by_tiles
 
 
 class TextEncoder(StandIn):
@@ -135,12 +133,8 @@ class Autoencoder(StandIn):
         most = next(profile.max[2:] for profile in runner.inputs if profile.name == name)
         if all(size <= limit for size, limit in zip(x.shape[2:], most, strict=True)):
             return run(x)
-        scale = autoencoder_scale(self.config)
-        return self._tiled(run, max(most) if name == "latent" else max(most) // scale, scale, name == "latent")(x)
-
-    @staticmethod
-    def _tiled(run: _Half, side: int, scale: int, decode: bool) -> _Half:
-        return _by_tiles(run, side, scale, decode)
+        step = patch_side(self.config) * (1 if name == "latent" else autoencoder_scale(self.config))
+        return by_tiles(run, x, most, step)
 
 
 class DCAutoencoder(Autoencoder):
@@ -152,24 +146,6 @@ class DCAutoencoder(Autoencoder):
         if not return_dict:
             return (latent,)
         return need("diffusers", "diffusers.models.autoencoders.vae", "EncoderOutput")(latent=latent)
-
-    @staticmethod
-    def _tiled(run: _Half, side: int, scale: int, decode: bool) -> _Half:
-        cls = need("diffusers", "diffusers", "AutoencoderDC")
-        size, step = side * scale, (side - side // 8) * scale  # tiles share an eighth, as in diffusers
-        own = SimpleNamespace(
-            encoder=run,
-            decoder=run,
-            spatial_compression_ratio=scale,
-            tile_sample_min_height=size,
-            tile_sample_min_width=size,
-            tile_sample_stride_height=step,
-            tile_sample_stride_width=step,
-            blend_v=functools.partial(cls.blend_v, None),
-            blend_h=functools.partial(cls.blend_h, None),
-        )
-        tiled = cls.tiled_decode if decode else cls.tiled_encode
-        return lambda x: tiled(own, x, return_dict=False)[0]
 
 
 class FrameAutoencoder(Autoencoder):
@@ -188,25 +164,3 @@ AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "AutoencoderDC": DCAutoencoder,
     "AutoencoderKLQwenImage": FrameAutoencoder,
 }
-
-
-def _by_tiles(run: _Half, side: int, scale: int, decode: bool) -> _Half:
-    """`run` on overlapping tiles that are blended, by diffusers' own function.
-
-    Args:
-        side: of a tile, in latents. scale: pixels of a side to one of the latents'. decode: from latents, or to them.
-    """
-    cls = need("diffusers", "diffusers", "AutoencoderKL")
-    own = SimpleNamespace(
-        encoder=run,
-        decoder=run,
-        config=SimpleNamespace(use_quant_conv=False, use_post_quant_conv=False),  # the engines have theirs
-        tile_latent_min_size=side,
-        tile_sample_min_size=side * scale,
-        tile_overlap_factor=_OVERLAP,
-        blend_v=functools.partial(cls.blend_v, None),
-        blend_h=functools.partial(cls.blend_h, None),
-    )
-    if decode:
-        return lambda z: cls.tiled_decode(own, z, return_dict=False)[0]
-    return functools.partial(cls._tiled_encode, own)

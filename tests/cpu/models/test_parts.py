@@ -16,6 +16,7 @@ from svdq_trt.build.sizes import Sizes
 from svdq_trt.checkpoint.parts import load_part
 from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, FrameAutoencoder, TextEncoder
 from svdq_trt.models.parts import Part, full_config
+from svdq_trt.models.tiles import by_tiles
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
 from tests.harness.builds import some_minutes
@@ -319,15 +320,10 @@ def test_an_autoencoder_for_videos_takes_one_frame():
     assert stand_in.temperal_downsample == [False, True] and stand_in.config.latents_std == [1.5] * 4
     with pytest.raises(UnsupportedError, match=r"pipe\.vae: latent: 2 frames, want one: the engine's are of pictures"):
         stand_in.decode(torch.zeros(1, 4, 2, 8, 8))
-    for runner, most in zip(runners, (16, 64), strict=True):
-        runner.inputs[0].max = (2, runner.inputs[0].max[1], most, most)
-    for last in (model.decoder.conv_out for model in (module, runners[0].module)):
-        last.weight.mul_(0.1)  # no pixel is clamped: diffusers does not clamp those of tiles
-        last.bias.zero_()
-    module.enable_tiling(64, 64, 48, 48)
-    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
-    posterior, own = (one.encode(images).latent_dist for one in (stand_in, module))
-    torch.testing.assert_close(posterior.parameters, own.parameters)
+    limited(runners, 16, 64)
+    want = by_tiles(lambda z: module.decode(z[:, :, None]).sample[:, :, 0], latents[:, :, 0], (16, 16), 1)
+    torch.testing.assert_close(stand_in.decode(latents).sample[:, :, 0], want)
+    assert {shape[2:] for shape in runners[0].ran} == {(16, 16)}
 
 
 def test_autoencoder_decodes_and_encodes():
@@ -348,18 +344,21 @@ def test_autoencoder_decodes_and_encodes():
 def test_larger_pictures_go_through_an_autoencoder_by_tiles():
     runners = [Direct(part("AutoencoderKL", VAE, role)) for role in ("decoder", "encoder")]
     stand_in = Autoencoder(runners[0], "vae", full_config("AutoencoderKL", VAE), lambda: runners[1])
-    module, side, scale = runners[0].module, 64, 8
-    for runner, most in zip(runners, (side // scale, side), strict=True):
-        runner.inputs[0].max = (2, runner.inputs[0].max[1], most, most)
-    module.enable_tiling()
-    module.tile_sample_min_size, module.tile_latent_min_size = side, side // scale
-    images = torch.randn(3, 3, 136, 56)
-    want = module.encode(images).latent_dist.mode()
-    torch.testing.assert_close(stand_in.encode(images).latent_dist.mode(), want)
-    assert {shape[2:] for shape in runners[1].ran} == {(64, 56), (40, 56), (64, 8), (40, 8)}
-    latents = torch.randn(1, 4, 8, 13)
-    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
-    assert {shape[2:] for shape in runners[0].ran} == {(h, w) for h in (8, 2) for w in (8, 7, 1)}
+    module = runners[0].module
+    limited(runners, 8, 64)
+    images, latents = torch.randn(3, 3, 136, 56), torch.randn(1, 4, 8, 13)
+    want = by_tiles(lambda x: module.encode(x).latent_dist.parameters, images, (64, 64), 8)
+    torch.testing.assert_close(stand_in.encode(images).latent_dist.parameters, want)
+    assert {shape[2:] for shape in runners[1].ran} == {(64, 56)}
+    want = by_tiles(lambda z: module.decode(z).sample, latents, (8, 8), 1)
+    torch.testing.assert_close(stand_in.decode(latents).sample, want)
+    assert {shape[2:] for shape in runners[0].ran} == {(8, 8)}
+
+
+def limited(runners, latents, pixels):
+    """Have the engines take sides of so many at most."""
+    for runner, most in zip(runners, (latents, pixels), strict=True):
+        runner.inputs[0].max, runner.ran = (2, runner.inputs[0].max[1], most, most), []
 
 
 @torch.no_grad()
@@ -381,11 +380,10 @@ def test_a_deep_compression_autoencoder_decodes_and_encodes(blocks):
         torch.testing.assert_close(stand_in.encode(images).latent, module.encode(images).latent)
         torch.testing.assert_close(stand_in.encode(images, return_dict=False)[0], module.encode(images).latent)
     assert stand_in.config.encoder_block_out_channels == [16, 32] and stand_in.config.scaling_factor == 0.41407
-    for runner, most in zip(runners, (16, 32), strict=True):
-        runner.inputs[0].max, runner.ran = (2, runner.inputs[0].max[1], most, most), []
-    module.enable_tiling(32, 32, 28, 28)
+    limited(runners, 16, 32)
     latents, images = torch.randn(1, 8, 16, 30), torch.randn(3, 3, 66, 30)
-    torch.testing.assert_close(stand_in.decode(latents).sample, module.decode(latents).sample)
-    torch.testing.assert_close(stand_in.encode(images).latent, module.encode(images).latent)
-    assert {shape[2:] for shape in runners[0].ran} == {(h, w) for h in (16, 2) for w in (16, 2)}
-    assert {shape[2:] for shape in runners[1].ran} == {(h, w) for h in (32, 10) for w in (30, 2)}
+    want = by_tiles(lambda z: module.decode(z).sample, latents, (16, 16), 1)
+    torch.testing.assert_close(stand_in.decode(latents).sample, want)
+    want = by_tiles(lambda x: module.encode(x).latent, images, (32, 32), 2)
+    torch.testing.assert_close(stand_in.encode(images).latent, want)
+    assert [{shape[2:] for shape in runner.ran} for runner in runners] == [{(16, 16)}, {(32, 30)}]
