@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
-from svdq_trt.models.parts import GRAPHS, Part, graph_name, is_autoencoder
+from svdq_trt.models.parts import GRAPHS, Part, graph_name, part_class
 from svdq_trt.models.prompts import ChatTemplate, Instruction, OwnTemplate, PromptTemplate
 from svdq_trt.models.spec import ModelSpec
 
@@ -132,15 +132,22 @@ class PipelineFolder:
 
     def _check(self, component: str, class_name: str) -> None:
         """Raise UnsupportedError for a component that is neither the denoiser, nor a part, nor copied."""
-        runs = class_name in GRAPHS and is_autoencoder(class_name) == (component == "vae")
-        if runs or component == self.kind.denoiser or self.is_tokenizer(component):
+        where = f"{self.path / INDEX}: {component}"
+        if component == self.kind.denoiser or self.is_tokenizer(component):
+            return
+        if class_name in GRAPHS:
+            hint = get_type_hints(self.diffusers_class().__init__).get(component)
+            wanted = get_args(hint) or (hint,)
+            if not issubclass(part_class(class_name), wanted):
+                names = " or ".join(cls.__name__ for cls in wanted)
+                raise UnsupportedError(where, f"a {class_name}", f"the {names} of a {self.kind.class_name}")
             return
         if component == "scheduler":
             cls = need("diffusers", "diffusers", class_name)
             if isinstance(cls, type) and issubclass(cls, need("diffusers", "diffusers", "SchedulerMixin")):
                 return
         want = f"one of {', '.join((*GRAPHS, *TOKENIZERS))}, or a scheduler"
-        raise UnsupportedError(f"{self.path / INDEX}: {component}", f"a {class_name[:80]}", want)
+        raise UnsupportedError(where, f"a {class_name[:80]}", want)
 
     def is_tokenizer(self, component: str) -> bool:
         """Whether a component is a tokenizer."""

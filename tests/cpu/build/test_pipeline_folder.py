@@ -9,7 +9,7 @@ import torch
 
 from svdq_trt.artifact import pipeline_file
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
-from svdq_trt.build.config import BuildConfig, Range
+from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import _part_sizes
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.build.work import plan_work
@@ -114,12 +114,17 @@ def test_a_tokenizer_that_counts_an_instruction(tmp_path):
         ({"_class_name": "QwenImageEditPlusPipeline"}, "a QwenImageEditPlusPipeline, want one of"),
         ({"_class_name": "QwenImageControlNetPipeline"}, "a QwenImageControlNetPipeline, want one of"),
         ({"text_encoder": ["transformers", "LlamaModel"]}, "text_encoder: a LlamaModel, want one of CLIPTextModel"),
+        (
+            {"vae": ["diffusers", "AutoencoderDC"]},
+            "vae: a AutoencoderDC, want the AutoencoderKL of a Stable",
+        ),
+        ({"text_encoder": ["transformers", "Gemma2Model"]}, "text_encoder: a Gemma2Model, want the CLIPTextModel of"),
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "image_encoder: a CLIPVisionModel, want one of"),
         ({"scheduler": ["diffusers", "DiffusionPipeline"]}, "scheduler: a DiffusionPipeline, want one of"),
         ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "no diffusers.NoSuchScheduler"),
         ({"unet": ["diffusers", "UNet2DModel"]}, "unet is .* want a UNet2DConditionModel"),
         ({"vae": [None, None]}, "no vae, want the components of a StableDiffusionXLPipeline"),
-        ({"vae": ["transformers", "CLIPTextModel"]}, "vae: a CLIPTextModel, want one of"),
+        ({"vae": ["transformers", "CLIPTextModel"]}, "vae: a CLIPTextModel, want the AutoencoderKL of a Stable"),
         ({"../x": ["transformers", "CLIPTextModel"]}, "an unknown ../x, want the components of a"),
     ],
 )
