@@ -107,10 +107,14 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
     kind, denoiser = _denoiser(pipe)
     pipe = pipe if first.image is None else from_picture(pipe, masked=first.mask is not None)
     asked = _arguments(pipe, denoiser, first)
+    # Together, every picture is a prompt of its own: SanaPipeline mixes up masks where several prompts have several.
+    each = first.batch if len(requests) > 1 else 1
+    texts = [request for request in requests for _ in range(each)]
+    asked["num_images_per_prompt"] = first.batch // each
     if first.negative is not None:
-        asked["negative_prompt"] = [request.negative for request in requests]
+        asked["negative_prompt"] = [request.negative for request in texts]
     elif "negative_prompt" in asked:  # the model's own
-        asked["negative_prompt"] = [asked["negative_prompt"]] * len(requests)
+        asked["negative_prompt"] = [asked["negative_prompt"]] * len(texts)
     seeds = [request.seed + i for request in requests for i in range(request.batch)]
     asked["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
@@ -124,7 +128,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
         for module, runner in zip(modules, clocked, strict=True):
             module.runner = runner
         pipe.scheduler.step = _counted(pipe.scheduler.step, times)
-        images = pipe(prompt=[request.prompt for request in requests], **asked).images
+        images = pipe(prompt=[request.prompt for request in texts], **asked).images
         times.skipped = getattr(denoiser.runner, "skipped", 0) - skipped
         for runner in clocked:
             runner.add_seconds()
@@ -189,7 +193,7 @@ def _arguments(pipe: Any, denoiser: Denoiser, request: Request) -> dict[str, Any
         asked["mask_image"] = read_picture(request.mask, (width, height))
     if request.strength is not None:
         asked["strength"] = request.strength
-    return asked | {"num_images_per_prompt": request.batch}
+    return asked
 
 
 def _no_step(pipe: Any, asked: Mapping[str, Any]) -> str:

@@ -250,6 +250,16 @@ def test_requests_of_different_prompts_run_together(name, tmp_path, monkeypatch)
         generate(pipe, Request("fox " * 40))
 
 
+def test_several_pictures_of_prompts_that_run_together(tmp_path, monkeypatch):
+    """SanaPipeline's own masks then are another prompt's: findings/diffusers_masks_in_another_order.sh."""
+    pipe = loading.load(tiny("SanaPipeline", tmp_path, monkeypatch)[1], runtime="onnx")
+    sizes = {"steps": 1, "guidance": 1.0, "width": 64, "height": 64, "batch": 2}
+    asked = [Request("a fox in the snow at night", seed=1, **sizes), Request("b", seed=5, **sizes)]
+    together, _ = generate(pipe, *asked)
+    alone = [picture for request in asked for picture in generate(pipe, request)[0]]
+    assert len(together) == 4 and min(map(psnr, alone, together)) > 40 > 25 > psnr(alone[0], alone[2])
+
+
 def test_what_klein_does_not_have_is_refused(tmp_path, monkeypatch):
     _, out = tiny("Flux2KleinPipeline", tmp_path, monkeypatch)
     tiny_pipelines.picture(64, 64).save(tmp_path / "fox.png")
