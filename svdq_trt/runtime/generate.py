@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
+from svdq_trt.models.autoencoder_config import autoencoder_scale
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
 from svdq_trt.models.pipelines import KINDS, PipelineKind, call_arguments, from_picture, read_picture
@@ -58,6 +59,11 @@ class Request:
             raise UsageError("seed", str(self.seed), "0 to 2^62")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise UsageError("guidance", str(self.guidance), "a finite number")
+        for name, text in (("prompt", self.prompt), ("negative", self.negative)):
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError:  # bytes of a command line that are none
+                raise UsageError(name, "bytes that are not UTF-8", "text in UTF-8") from None
         for name in ("strength", "mask"):
             if getattr(self, name) is not None and self.image is None:
                 raise UsageError(name, "given alone", "an image with it")
@@ -158,7 +164,9 @@ def check(pipe: Any, request: Request) -> None:
     most = pipe.scheduler.config.get("num_train_timesteps", 1000)
     if request.steps is not None and request.steps > most:
         raise UsageError("steps", str(request.steps), f"at most {most}")
-    _check_size(denoiser, *_size(denoiser, request))
+    size = _size(denoiser, request)
+    _check_size(denoiser, *size)
+    _check_sides(pipe.vae, *size)
     for name, text in (("prompt", request.prompt), ("negative", request.negative)):
         _check_text(pipe, name, text or "")
 
@@ -235,6 +243,16 @@ def _check_size(denoiser: Denoiser, height: int, width: int) -> None:
                 got = " x ".join(str(sizes[symbol]) for symbol in axis.symbols)
                 fix = f"Build the engine with a wider --{' or --'.join(axis.symbols)}."
                 raise ShapeError(" x ".join(axis.symbols), got, f"{axis.value(low)} to {axis.value(high)}", fix)
+
+
+def _check_sides(vae: Autoencoder, height: int, width: int) -> None:
+    """Raise ShapeError for a side below what decodes; denoisers of tokens in a row know of a picture its area alone."""
+    runner: Any = vae.runner
+    least = next(profile.min[2:] for profile in runner.inputs if profile.name == "latent")
+    for name, size, latents in zip(("height", "width"), (height, width), least, strict=True):
+        low = latents * autoencoder_scale(vae.config)
+        if size < low:
+            raise ShapeError(name, str(size), f"at least {low}", f"Build the engine with a wider --{name}.")
 
 
 def _check_text(pipe: Any, name: str, text: str) -> None:

@@ -301,6 +301,16 @@ def test_what_does_not_belong_together_is_refused(tmp_path, monkeypatch):
         loading.load(out)
 
 
+def test_what_no_engine_takes_is_refused_before_one_runs(tmp_path, monkeypatch):
+    """Sides of a picture that has enough pixels, and text of a command line's bytes."""
+    pipe = loading.load(tiny("QwenImagePipeline", tmp_path, monkeypatch)[1], runtime="onnx")
+    with pytest.raises(ShapeError, match=r"width: 32, want at least 64\. Build the engine with a wider --width"):
+        generate(pipe, Request("a fox", steps=1, width=32, height=256))
+    for text in ({"prompt": "a fox \udcff"}, {"prompt": "a fox", "negative": "\udcff"}):
+        with pytest.raises(UsageError, match="bytes that are not UTF-8, want text in UTF-8"):
+            Request(**text)
+
+
 def test_the_former_names_still_work():
     import svdq_trt.pipeline
     from svdq_trt.runtime.pipeline import attach
