@@ -67,12 +67,15 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
         if config.quantize_t5 and part.class_name == "T5EncoderModel":
             quantized[part.component] = _encoder_build(config, part)
             continue
-        check_part(part, config.pipeline / part.component / "config.json")
+        part_sizes = _part_sizes(part, sizes, config.vae_tile)
+        check_part(part, config.pipeline / part.component / "config.json", part_sizes.least())
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
         identity = identify_part(part, source, config.random_weights)
-        parts.append(PartWork(part, identity, _part_sizes(part, sizes, config.vae_tile)))
+        parts.append(PartWork(part, identity, part_sizes))
     if config.quantize_t5 and not quantized:
         raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
+    for name in folder.copied:
+        folder.load(name)
     files = tuple(folder.copied_files())
     return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
 

@@ -21,6 +21,10 @@ class Sizes:
         """Smallest and largest value of every size, on which a graph depends."""
         return {symbol: (low, high) for symbol, (low, _, high) in self.profile.items()}
 
+    def least(self) -> dict[str, int]:
+        """Smallest value of every size."""
+        return {symbol: low for symbol, (low, _, _) in self.profile.items()}
+
     def tensors(self, ios: Sequence[TensorIO], act: torch.dtype) -> tuple[TensorProfile, ...]:
         """Shape ranges of inputs or outputs of a graph whose act dtype is `act`."""
         return tuple(self._tensor(io, act) for io in ios)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ from svdq_trt.models.parts import Part
 _RENAMED = {r"^model\.language_model\.": "model."}
 
 
-def check_part(part: Part, config: Path) -> None:
-    """Check that a part's module can be built of its config, which was read at `config`; it takes no memory.
+def check_part(part: Part, config: Path, sizes: Mapping[str, int]) -> None:
+    """Check that a part's module can be built of its config, which was read at `config`, and run; it takes no memory.
+
+    T5's does not run without values: transformers looks into its mask.
+
+    Args:
+        sizes: of the inputs, by their symbols.
 
     Raises:
         UnsupportedError: a quantized one. ArtifactError: values that its class does not take.
@@ -32,9 +38,18 @@ def check_part(part: Part, config: Path) -> None:
     refuse_quantized(part.config, config)
     try:
         with torch.device("meta"):
-            part.build()
-    except Exception as error:  # whatever a constructor makes of values of any type
+            graph = part.wrap(part.build())
+            if part.class_name != "T5EncoderModel":
+                _check_outputs(part, graph(*part.example_inputs(**sizes)), sizes)
+    except Exception as error:  # whatever a class makes of values of any type
         raise ArtifactError(str(config), first_line(error), f"the config of a {part.class_name}") from error
+
+
+def _check_outputs(part: Part, found: Any, sizes: Mapping[str, int]) -> None:
+    """Raise ValueError for outputs of another shape than the part says."""
+    for io, value in zip(part.outputs, found if isinstance(found, tuple) else (found,), strict=True):
+        if tuple(value.shape) != io.shape(sizes):
+            raise ValueError(f"{io.name} of {list(value.shape)} in the place of {list(io.shape(sizes))}")
 
 
 def locate_part(part: Part, pipeline: Path, variant: str) -> Source:

@@ -33,6 +33,7 @@ class PipelineKind:
         doubled_above: the scale of guidance above which the denoiser's batch has two rows to a picture; None where it
             has one, as pipelines without such guidance do, and those that call the denoiser twice.
         template: what the tokenizer gets around a prompt; None where it is the text alone.
+        optional: a text encoder and its tokenizer, both of which a folder may lack.
     """
 
     class_name: str
@@ -41,6 +42,7 @@ class PipelineKind:
     negative: bool = True
     doubled_above: float | None = 1.0
     template: PromptTemplate | None = None
+    optional: frozenset[str] = frozenset()
 
     def text_tokens(self, pipeline: Any, tokenizer: Any, text: str, negative: bool) -> int:
         """How many tokens a text has, as `pipeline`, diffusers' class, gives it to a tokenizer, without the dropped."""
@@ -56,7 +58,7 @@ KINDS = {
         PipelineKind("StableDiffusionXLPipeline", denoiser="unet"),
         PipelineKind("FluxPipeline", negative=False, doubled_above=None),
         PipelineKind("PixArtSigmaPipeline"),
-        PipelineKind("StableDiffusion3Pipeline", clip_tokens=77),
+        PipelineKind("StableDiffusion3Pipeline", clip_tokens=77, optional=frozenset({"text_encoder_3", "tokenizer_3"})),
         PipelineKind("ChromaPipeline", doubled_above=None),
         PipelineKind("ZImagePipeline", doubled_above=0.0, template=ChatTemplate({"enable_thinking": True})),
         PipelineKind(
@@ -118,8 +120,10 @@ class PipelineFolder:
             ArtifactError: one is missing or unknown. UnsupportedError: one that no engine runs.
         """
         known = inspect.signature(self.diffusers_class().__init__).parameters
-        needed = [self.kind.denoiser, "vae", "scheduler", *(["tokenizer"] if self.kind.template else [])]
-        missing = [name for name in needed if name not in self.classes]
+        texts = [name for name in known if name.startswith(("text_encoder", "tokenizer"))]
+        needed = [self.kind.denoiser, "vae", "scheduler", *texts]
+        spared = self.kind.optional if self.kind.optional.isdisjoint(self.classes) else frozenset()
+        missing = [name for name in needed if name not in self.classes.keys() | spared]
         if odd := [*missing, *(self.classes.keys() - known)]:
             got = f"{'an unknown' if odd[0] in self.classes else 'no'} {odd[0][:80]}"
             raise ArtifactError(str(self.path / INDEX), got, f"the components of a {self.kind.class_name}")
@@ -133,14 +137,20 @@ class PipelineFolder:
     def _check(self, component: str, class_name: str) -> None:
         """Raise UnsupportedError for a component that is neither the denoiser, nor a part, nor copied."""
         where = f"{self.path / INDEX}: {component}"
-        if component == self.kind.denoiser or self.is_tokenizer(component):
+        if component == self.kind.denoiser:
             return
-        if class_name in GRAPHS:
+        if class_name in GRAPHS or self.is_tokenizer(component):
             hint = get_type_hints(self.diffusers_class().__init__).get(component)
             wanted = get_args(hint) or (hint,)
-            if not issubclass(part_class(class_name), wanted):
-                names = " or ".join(cls.__name__ for cls in wanted)
-                raise UnsupportedError(where, f"a {class_name}", f"the {names} of a {self.kind.class_name}")
+            names = [cls.__name__ for cls in wanted]
+            if class_name in GRAPHS:
+                fits = issubclass(part_class(class_name), wanted)
+            else:  # transformers 4 has two classes of each, and Fast is the one in Rust
+                bare = {name.removesuffix("Fast") for name in names}
+                fits = bool(bare & {"AutoTokenizer", class_name.removesuffix("Fast")})
+            if not fits:
+                want = f"the {' or '.join(names)} of a {self.kind.class_name}"
+                raise UnsupportedError(where, f"a {class_name}", want)
             return
         if component == "scheduler":
             cls = need("diffusers", "diffusers", class_name)
@@ -157,6 +167,11 @@ class PipelineFolder:
     def modules(self) -> dict[str, str]:
         """Components beside the denoiser that engines run, with their classes."""
         return {name: cls for name, cls in self.classes.items() if cls in GRAPHS and name != self.kind.denoiser}
+
+    @property
+    def copied(self) -> list[str]:
+        """Components that no engine runs, the scheduler and tokenizers."""
+        return [name for name in self.classes if name not in (self.kind.denoiser, *self.modules)]
 
     def part_names(self) -> list[str]:
         """Names of all graphs beside the denoiser, as Part.name."""
@@ -192,17 +207,22 @@ class PipelineFolder:
         """The scheduler or a tokenizer, by its own library from its files.
 
         Raises:
-            ArtifactError: they cannot be read, or a tokenizer has no chat template, which the pipeline needs.
+            ArtifactError: none, they cannot be read, or a tokenizer has no words, as transformers makes one without
+                files, or no chat template, which the pipeline needs.
         """
         class_name, where = self.classes[component], self.path / component
+        self._files(component)
         library = "transformers" if self.is_tokenizer(component) else "diffusers"
         cls = need(library, library, class_name)
         try:
             found = cls.from_pretrained(where, local_files_only=True)
         except Exception as error:  # whatever the files make the library stumble over
             raise ArtifactError(str(where), f"cannot be loaded ({first_line(error)})", f"a {class_name}") from error
-        chat = isinstance(self.kind.template, ChatTemplate)
-        if chat and self.is_tokenizer(component) and found.chat_template is None:
+        if not self.is_tokenizer(component):
+            return found
+        if len(found) <= len(found.all_special_tokens):
+            raise ArtifactError(str(where), "no words", f"the vocabulary of a {class_name}")
+        if isinstance(self.kind.template, ChatTemplate) and found.chat_template is None:
             raise ArtifactError(str(where), "no chat template", f"that of a {self.kind.class_name}")
         return found
 
@@ -213,14 +233,17 @@ class PipelineFolder:
             ArtifactError: a component's folder is missing.
         """
         found = [INDEX, *(f"{name}/config.json" for name in self.modules)]
-        for component in self.classes:
-            if component == "scheduler" or self.is_tokenizer(component):
-                folder = self.path / component
-                files = sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
-                if not files:
-                    raise ArtifactError(str(folder), "no files", f"those of a {self.classes[component]}")
-                found += [f"{component}/{name}" for name in files if not name.startswith(".")]
+        for component in self.copied:
+            found += [f"{component}/{name}" for name in self._files(component) if not name.startswith(".")]
         return found
+
+    def _files(self, component: str) -> list[str]:
+        """Names of a component's files. Raises ArtifactError: none."""
+        folder = self.path / component
+        files = sorted(p.name for p in folder.iterdir() if p.is_file()) if folder.is_dir() else []
+        if not files:
+            raise ArtifactError(str(folder), "no files", f"those of a {self.classes[component]}")
+        return files
 
 
 def call_arguments(

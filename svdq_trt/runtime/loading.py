@@ -105,7 +105,7 @@ class _Loader:
             absent = {p.name: None for p in parameters if p.default is inspect.Parameter.empty}
             settings = {p.name: self.source.settings[p.name] for p in parameters if p.name in self.source.settings}
             run = (self.source.kind.denoiser, *self.source.modules)
-            files = {name: self.source.load(name) for name in self.source.classes if name not in run}
+            files = {name: self.source.load(name) for name in self.source.copied}
             runners = opening.results()
             spec = get_model(self.manifests[self.source.kind.denoiser].source)
             models = {name: self._model(name, spec, runners) for name in run}

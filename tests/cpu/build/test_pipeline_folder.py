@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,10 +14,14 @@ from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import _part_sizes
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.build.work import plan_work
+from svdq_trt.checkpoint.parts import check_part
 from svdq_trt.models import get_model
 from svdq_trt.models.parts import Part
 from svdq_trt.models.pipelines import PipelineFolder
+from tests.harness import tiny_encoders
+from tests.harness.language_models import GEMMA2, QWEN3
 from tests.harness.manifests import write_manifest
+from tests.harness.tiny_pipelines import deep_compression
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 INDEX = {
@@ -26,6 +31,8 @@ INDEX = {
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
+    "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+    "tokenizer_2": ["transformers", "CLIPTokenizer"],
     "image_encoder": [None, None],
     "force_zeros_for_empty_prompt": True,
 }
@@ -41,10 +48,13 @@ def folder(tmp_path):
 
     (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
     unet = {"_class_name": "UNet2DConditionModel", **get_model("sdxl-tiny").config}
-    for component, config in (("unet", unet), ("vae", {}), ("text_encoder", {"hidden_size": 64})):
+    text = {"hidden_size": 64, "num_attention_heads": 2}
+    for component, config in (("unet", unet), ("vae", {}), ("text_encoder", text), ("text_encoder_2", text)):
         write(component, "config.json", config)
     write("scheduler", "scheduler_config.json", {})
-    write("tokenizer", "vocab.json", {})
+    for component in ("tokenizer", "tokenizer_2"):
+        (tmp_path / component).mkdir()
+        tiny_encoders.tokenizer(tmp_path / component)
     return tmp_path
 
 
@@ -65,11 +75,12 @@ def test_an_engine_takes_a_picture_up_to_a_tile():
 def test_parts_of_a_folder(folder):
     found = work(folder)
     parts = {one.part.name: one for one in found.parts}
-    assert [*parts] == ["vae_decoder", "vae_encoder", "text_encoder"]
+    assert [*parts] == ["vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"]
     assert {name: one.part.act_dtype for name, one in parts.items()} == {
         "vae_decoder": "float32",  # its class's default is force_upcast
         "vae_encoder": "float32",
         "text_encoder": "float16",
+        "text_encoder_2": "float16",
     }
     assert [t.max for t in parts["vae_decoder"].inputs()] == [(1, 4, 256, 256)]  # one level alone: a pixel to a pixel
     assert [t.max for t in parts["text_encoder"].inputs()] == [(1, 77)], "texts one by one"
@@ -83,15 +94,17 @@ def test_parts_of_a_folder(folder):
         "model_index.json",
         "vae/config.json",
         "text_encoder/config.json",
+        "text_encoder_2/config.json",
         "scheduler/scheduler_config.json",
-        "tokenizer/vocab.json",
+        *(f"{name}/{file}" for name in ("tokenizer", "tokenizer_2") for file in ("vocab.json", "merges.txt")),
     }
     assert PipelineFolder.read(folder).settings == {"force_zeros_for_empty_prompt": True}
-    assert len({one.identity.digest for one in (*found.parts, *work(folder, seed=1).parts)}) == 4  # both halves share
+    assert len({one.identity.digest for one in (*found.parts, *work(folder, seed=1).parts)}) == 6  # both halves share
 
 
 def test_a_tokenizer_that_counts_an_instruction(tmp_path):
     index = {"_class_name": "SanaPipeline", "transformer": ["diffusers", "SanaTransformer2DModel"]}
+    index |= {"text_encoder": ["transformers", "Gemma2Model"]}
     index |= {"vae": ["diffusers", "AutoencoderDC"], "scheduler": ["diffusers", "DPMSolverMultistepScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"tokenizer": [None, None]}))
     with pytest.raises(ArtifactError, match="no tokenizer, want the components of a SanaPipeline"):
@@ -119,6 +132,11 @@ def test_a_tokenizer_that_counts_an_instruction(tmp_path):
             "vae: a AutoencoderDC, want the AutoencoderKL of a Stable",
         ),
         ({"text_encoder": ["transformers", "Gemma2Model"]}, "text_encoder: a Gemma2Model, want the CLIPTextModel of"),
+        ({"text_encoder_2": [None, None]}, "no text_encoder_2, want the components of a StableDiffusionXLPipeline"),
+        ({"tokenizer": [None, None]}, "no tokenizer, want the components of a StableDiffusionXLPipeline"),
+        ({"tokenizer": ["transformers", "T5TokenizerFast"]}, "tokenizer: a T5TokenizerFast, want the CLIPTokenizer of"),
+        ({"vae": ["transformers", "CLIPTokenizer"]}, "vae: a CLIPTokenizer, want the AutoencoderKL of a Stable"),
+        ({"scheduler": ["transformers", "CLIPTokenizer"]}, "scheduler: a CLIPTokenizer, want the KarrasDiffusion"),
         ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "image_encoder: a CLIPVisionModel, want one of"),
         ({"scheduler": ["diffusers", "DiffusionPipeline"]}, "scheduler: a DiffusionPipeline, want one of"),
         ({"scheduler": ["diffusers", "NoSuchScheduler"]}, "no diffusers.NoSuchScheduler"),
@@ -146,9 +164,51 @@ def test_what_is_missing_is_refused_before_any_work(folder):
     with pytest.raises(SvdqError, match="quantized by 'fp8', want an unquantized checkpoint"):
         work(folder)
     text.write_text(whole)
-    (folder / "tokenizer" / "vocab.json").unlink()
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text("[")
+    with pytest.raises(ArtifactError, match=r"scheduler: cannot be loaded \(.*\), want a EulerDiscreteScheduler"):
+        work(folder)
+    scheduler.write_text("{}")
+    words = folder / "tokenizer"
+    shutil.move(words, folder / "kept")
     with pytest.raises(ArtifactError, match="tokenizer: no files, want those of a CLIPTokenizer"):
         work(folder)
+    words.mkdir()
+    (words / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="tokenizer: no words, want the vocabulary of a CLIPTokenizer"):
+        work(folder)
+
+
+def test_an_encoder_that_may_be_absent(tmp_path):
+    index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
+    index |= {"vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
+    for i in ("", "_2"):
+        index[f"text_encoder{i}"] = ["transformers", "CLIPTextModelWithProjection"]
+        index[f"tokenizer{i}"] = ["transformers", "CLIPTokenizer"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert len(PipelineFolder.read(tmp_path).part_names()) == 4
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"tokenizer_3": ["transformers", "T5TokenizerFast"]}))
+    with pytest.raises(ArtifactError, match="no text_encoder_3, want the components of a StableDiffusion3Pipeline"):
+        PipelineFolder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "class_name,config,text",
+    [
+        ("Gemma2Model", GEMMA2 | {"sliding_window": None}, "not supported between"),
+        ("Qwen3Model", QWEN3 | {"layer_types": ["full_attention", "full_attention", "linear_attention"]}, "linear_att"),
+        ("Qwen3ForCausalLM", QWEN3 | {"num_key_value_heads": 3}, "size of tensor a"),
+        (
+            "AutoencoderDC",
+            deep_compression(6) | {"decoder_block_out_channels": [16, 32]},
+            "image of .* in the place",
+        ),
+    ],
+)
+def test_a_part_that_is_built_and_does_not_run(class_name, config, text, tmp_path):
+    part = Part("vae", "decoder" if "DC" in class_name else "", class_name, config, "bfloat16", 16)
+    with pytest.raises(ArtifactError, match=f"config.json: .*{text}.*, want the config of a {class_name}"):
+        check_part(part, tmp_path / "config.json", {"batch": 1, "height": 64, "width": 64})
 
 
 def test_an_engine_alone_is_no_pipeline(tmp_path, capsys):
