@@ -42,7 +42,8 @@ def by_tiles(run: Callable[[Tensor], Tensor], x: Tensor, sides: tuple[int, int],
 
 def starts(size: int, side: int, step: int) -> list[int]:
     """Where tiles of `side` begin in `size`, evenly, the first and the last at an edge; `step`: see by_tiles."""
-    count = 1 + math.ceil((size - side) / (side * (1 - OVERLAP)))
+    most = max(step, int(side * (1 - OVERLAP)) // step * step)  # from one to the next
+    count = 1 + math.ceil((size - side) / most)
     return [(size - side) * i // max(count - 1, 1) // step * step for i in range(count)]
 
 

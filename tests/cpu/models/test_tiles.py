@@ -41,13 +41,16 @@ def test_pixel_by_pixel_tiles_are_the_whole(run, size, sides, step):
     assert got.dtype == x.dtype and shapes == {tuple(map(min, size, sides))}
 
 
-@pytest.mark.parametrize("step", [1, 2, 16])
-@pytest.mark.parametrize("size", [64, 80, 96, 112, 128, 208, 1024])
-def test_tiles_cover_everything_and_overlap(size, step):
-    at = starts(size, 64, step)
-    assert at[0] == 0 and at[-1] == size - 64 and all(begin % step == 0 for begin in at)
-    assert all(after - before <= 64 * (1 - OVERLAP) + step for before, after in itertools.pairwise(at))
-    assert len(at) == len(set(at)) <= 1 + -(-(size - 64) // (64 * (1 - OVERLAP)))
+@pytest.mark.parametrize("side,step", [(64, 1), (64, 2), (64, 16), (64, 32), (96, 16), (2, 1), (6, 1), (6, 2)])
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 9, 60])
+def test_tiles_cover_everything_and_overlap(steps, side, step):
+    size = side + steps * step
+    at = starts(size, side, step)
+    assert at[0] == 0 and at[-1] == size - side and all(begin % step == 0 for begin in at)
+    assert all(after - before <= side * (1 - OVERLAP) for before, after in itertools.pairwise(at))
+    assert len(at) == len(set(at))
+    if side * (1 - OVERLAP) % step == 0:
+        assert len(at) == 1 + -(-(size - side) // (side * (1 - OVERLAP))), "no more than it takes"
 
 
 def test_a_tile_fades_into_its_neighbour():
