@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from svdq_trt.artifact.entry import FileEntry
+from svdq_trt.artifact.tensor_file import TensorFile
 from svdq_trt.base.errors import ArtifactError, first_line
 from svdq_trt.base.files import sha256
 from svdq_trt.checkpoint.declared import refuse_quantized
@@ -53,8 +54,15 @@ def _check_outputs(part: Part, found: Any, sizes: Mapping[str, int]) -> None:
 
 
 def locate_part(part: Part, pipeline: Path, variant: str) -> Source:
-    """Find a part's weights in the folder of a pipeline; errors as locate.locate_component."""
-    return locate_component(pipeline / part.component, part.graph.library, variant)
+    """Find a part's weights in the folder of a pipeline.
+
+    Raises:
+        ArtifactError: a file that is damaged. Errors of locate.locate_component.
+    """
+    found = locate_component(pipeline / part.component, part.graph.library, variant)
+    for file in found.files:
+        TensorFile(file)  # which reads its header
+    return found
 
 
 def identify_part(part: Part, source: Source | None, random_seed: int | None) -> Identity:

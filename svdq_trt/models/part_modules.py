@@ -125,7 +125,14 @@ class Autoencoder(StandIn):
         return need("diffusers", "diffusers.models.modeling_outputs", "AutoencoderKLOutput")(latent_dist=posterior)
 
     def _half(self, name: str, output: str, x: Tensor, runner: Any) -> Tensor:
-        """The output of the engine whose input is `name`; by tiles, where `x` is larger than the engine takes."""
+        """The output of the engine whose input is `name`; by tiles, where `x` is larger than the engine takes.
+
+        Raises:
+            UnsupportedError: latents that are no whole patches.
+        """
+        side = patch_side(self.config)
+        if name == "latent" and any(size % side for size in x.shape[2:]):
+            raise self.refuse(name, " x ".join(map(str, x.shape[2:])), f"multiples of {side}")
 
         def run(tile: Tensor) -> Tensor:
             return torch.cat([found[output] for found in self._run_rows({name: tile.to(self.dtype)}, runner)])
@@ -133,7 +140,7 @@ class Autoencoder(StandIn):
         most = next(profile.max[2:] for profile in runner.inputs if profile.name == name)
         if all(size <= limit for size, limit in zip(x.shape[2:], most, strict=True)):
             return run(x)
-        step = patch_side(self.config) * (1 if name == "latent" else autoencoder_scale(self.config))
+        step = side * (1 if name == "latent" else autoencoder_scale(self.config))
         return by_tiles(run, x, most, step)
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svdq_trt.base.errors import ShapeError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError
 from svdq_trt.build.graph import export_model
 from svdq_trt.build.sizes import Sizes
-from svdq_trt.checkpoint.parts import load_part
+from svdq_trt.checkpoint.parts import load_part, locate_part
 from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, FrameAutoencoder, TextEncoder
 from svdq_trt.models.parts import Part, full_config
 from svdq_trt.models.tiles import by_tiles
@@ -274,6 +274,9 @@ def test_a_part_with_missing_tensors_is_refused(tmp_path):
         ShapeError, match=r"text_encoder: 1 missing of \d+ tensors \(encoder\.final_layer_norm\.weight\)"
     ):
         load_part(one, tmp_path, "", None)
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: not a readable safetensors file"):
+        locate_part(one, tmp_path, "")
 
 
 @torch.no_grad()
@@ -299,6 +302,9 @@ def test_normalized_latents_are_those_of_flux2():
     latents = Pipeline._unpatchify_latents(want * deviation + module.bn.running_mean.view(1, -1, 1, 1))
     pictures = stand_in.decode(Pipeline._unpatchify_latents(want)).sample
     torch.testing.assert_close(pictures, module.decode(latents).sample)
+    for height in (5, 65):  # of one tile, and of several
+        with pytest.raises(UnsupportedError, match=f"latent: {height} x 6, want multiples of 2"):
+            stand_in.decode(torch.zeros(1, 4, height, 6))
 
 
 def test_an_autoencoder_for_videos_takes_one_frame():
