@@ -307,14 +307,13 @@ def verify(
         ArtifactError: something does not match; names the command that mends it.
     """
     data = read(folder)
-    build = f"svdq-trt build --model {data.model} --arch {data.arch} --out {shlex.quote(str(folder.parent))}"
-    again = f"Copy the whole engine folder again, or build it again: {build}"
+    again = f"Copy the whole engine folder again, or build it again: {_build_command(folder, data, data.arch)}"
     if arch is not None and data.arch != f"sm_{arch}":
         raise ArtifactError(
             str(folder),
             f"a plan for {data.arch}",
             f"one for sm_{arch}",
-            f"svdq-trt build --model {data.model} --arch sm_{arch}",
+            _build_command(folder, data, f"sm_{arch}"),
         )
     if plugin_version is not None and data.plugin is not None and data.plugin.version != plugin_version:
         raise ArtifactError(
@@ -339,6 +338,13 @@ def no_plan(folder: Path, data: Manifest, backend: str = "auto") -> ArtifactErro
         "model.plan",
         f"On a machine with an {data.arch} GPU and TensorRT: {finish_command(folder, backend)}",
     )
+
+
+def _build_command(folder: Path, data: Manifest, arch: str) -> str:
+    """The command that builds an engine again, of a pipeline's part with the whole pipeline."""
+    model, pipeline = data.config.get("model") or data.model, data.config.get("pipeline")
+    where = ["--pipeline", str(pipeline)] if pipeline else ["--out", str(folder.parent)]
+    return shlex.join(["svdq-trt", "build", "--model", str(model), "--arch", arch, *where])
 
 
 def finish_command(folder: Path, backend: str = "auto") -> str:

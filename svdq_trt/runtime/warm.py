@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 
 from svdq_trt.artifact import manifest, pipeline_file
@@ -36,6 +37,8 @@ def warm(folder: Path, how: Opening) -> dict[Path, float | None]:
         if data.backend is not None and data.backend.name != "tensorrt-rtx":
             got = f"a plan of {data.backend.name}"
             raise UnsupportedError(str(one), got, "one of tensorrt-rtx, which compiles when it is opened")
+        if not os.access(one, os.W_OK):
+            raise _not_kept(one)
     shared = SharedActivations()
     calls = {str(one): functools.partial(_warm, one, data, how, shared) for one, data in manifests.items()}
     with SideBySide(calls, discard=lambda seconds: None) as opening:
@@ -44,10 +47,15 @@ def warm(folder: Path, how: Opening) -> dict[Path, float | None]:
 
 def _warm(folder: Path, data: Manifest, how: Opening, shared: SharedActivations) -> float | None:
     """Open and close one engine."""
-    streamed = data.plan is not None and data.plan.weight_streaming
-    session = how.open(folder, True, activations=shared, weight_budget=0 if streamed else None)
+    budget = 0 if data.plan is not None and data.plan.weight_streaming else None
+    memory = "auto" if data.lora_slots is None else "torch"  # which LoRA slots are in
+    session = how.open(folder, True, activations=shared, weight_budget=budget, memory=memory)
     assert isinstance(session, Session)
     with session:
         if not session.kept:
-            raise ArtifactError(str(folder), "nothing can be written there", "a folder that keeps the compiled kernels")
+            raise _not_kept(folder)
         return session.seconds["context"] if session.compiled else None
+
+
+def _not_kept(folder: Path) -> ArtifactError:
+    return ArtifactError(str(folder), "nothing can be written there", "a folder that keeps the compiled kernels")

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from svdq_trt.artifact import manifest
 from svdq_trt.base import files
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.runtime import opening
 from svdq_trt.runtime.opening import open_engine
+from tests.harness.manifests import write_manifest
 
 
 def change(folder, part, **values):
@@ -214,3 +216,9 @@ def test_refusal_by_tensorrt_carries_its_message(trt, folder):
     with pytest.raises(SvdqError) as caught:
         open_engine(folder, allow_host_code=True)
     assert "allow_host_code" not in str(caught.value)
+
+
+def test_a_part_is_built_again_with_its_pipeline(tmp_path):
+    write_manifest(tmp_path, model="CLIPTextModel", config={"model": "sdxl", "pipeline": "./sdxl base"})
+    with pytest.raises(ArtifactError, match=r"svdq-trt build --model sdxl --arch sm_120 --pipeline '\./sdxl base'"):
+        manifest.verify(tmp_path, 120)
