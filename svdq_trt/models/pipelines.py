@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name, part_class
@@ -32,6 +32,7 @@ class PipelineKind:
         negative: whether a negative prompt has an effect.
         doubled_above: the scale of guidance above which the denoiser's batch has two rows to a picture; None where it
             has one, as pipelines without such guidance do, and those that call the denoiser twice.
+        most_tokens: longest text that its class takes, beside CLIP's; None where it has no limit.
         template: what the tokenizer gets around a prompt; None where it is the text alone.
         optional: a text encoder and its tokenizer, both of which a folder may lack.
     """
@@ -41,6 +42,7 @@ class PipelineKind:
     clip_tokens: int = 0
     negative: bool = True
     doubled_above: float | None = 1.0
+    most_tokens: int | None = None
     template: PromptTemplate | None = None
     optional: frozenset[str] = frozenset()
 
@@ -56,10 +58,15 @@ KINDS = {
     kind.class_name: kind
     for kind in (
         PipelineKind("StableDiffusionXLPipeline", denoiser="unet"),
-        PipelineKind("FluxPipeline", negative=False, doubled_above=None),
+        PipelineKind("FluxPipeline", negative=False, doubled_above=None, most_tokens=512),
         PipelineKind("PixArtSigmaPipeline"),
-        PipelineKind("StableDiffusion3Pipeline", clip_tokens=77, optional=frozenset({"text_encoder_3", "tokenizer_3"})),
-        PipelineKind("ChromaPipeline", doubled_above=None),
+        PipelineKind(
+            "StableDiffusion3Pipeline",
+            clip_tokens=77,
+            most_tokens=512,
+            optional=frozenset({"text_encoder_3", "tokenizer_3"}),
+        ),
+        PipelineKind("ChromaPipeline", doubled_above=None, most_tokens=512),
         PipelineKind("ZImagePipeline", doubled_above=0.0, template=ChatTemplate({"enable_thinking": True})),
         PipelineKind(
             "Flux2KleinPipeline",
@@ -68,7 +75,7 @@ KINDS = {
             template=ChatTemplate({"enable_thinking": False}),
         ),
         PipelineKind("SanaPipeline", template=Instruction()),
-        PipelineKind("QwenImagePipeline", doubled_above=None, template=OwnTemplate()),
+        PipelineKind("QwenImagePipeline", doubled_above=None, most_tokens=1024, template=OwnTemplate()),
     )
 }
 
@@ -189,9 +196,13 @@ class PipelineFolder:
             act_dtype: the denoiser's. tokens: of its text, at most.
 
         Raises:
-            ArtifactError: a config or a tokenizer that cannot be read.
+            UsageError: more tokens than the pipeline takes. ArtifactError: a config or a tokenizer that cannot be read.
         """
-        found, own = [], tokens - self.kind.clip_tokens + self._dropped()
+        most, text = self.kind.most_tokens, tokens - self.kind.clip_tokens
+        if most is not None and text > most:
+            want = f"at most {most + self.kind.clip_tokens}, as a {self.kind.class_name} takes"
+            raise UsageError("--tokens", str(tokens), want)
+        found, own = [], text + self._dropped()
         for component, class_name in self.modules.items():
             config = self.config(component)
             dtype = _dtype(class_name, config, act_dtype)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import signature
 
+import diffusers
 import pytest
 import torch
 
+from svdq_trt.base.errors import UsageError
+from svdq_trt.models.pipelines import KINDS, PipelineFolder
 from svdq_trt.models.prompts import Instruction, OwnTemplate
 from tests.harness import tiny_encoders
 
@@ -59,3 +63,25 @@ def test_qwen_image_reads_a_message_before_a_prompt(tmp_path):
     assert pipe.text_encoder.lengths == [len(ids)]
     assert embeds.flatten().tolist() == ids[template.dropped(QwenImagePipeline, words) :]
     assert words.decode(ids[template.dropped(QwenImagePipeline, words) :]).startswith("a fox")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_longest_text_is_that_of_diffusers_class(name, tmp_path):
+    kind, cls = KINDS[name], getattr(diffusers, name)
+    pipe = cls(**{p.name: None for p in signature(cls).parameters.values() if p.default is p.empty})
+
+    def refused(count):
+        with pytest.raises(Exception) as error:  # without components all fail, of a text's length or later
+            pipe("a fox", height=512, width=512, max_sequence_length=count)
+        return "cannot be greater" in str(error.value)
+
+    if "max_sequence_length" in signature(pipe.__call__).parameters:
+        assert [refused(kind.most_tokens or 100_000), refused((kind.most_tokens or 100_000) + 1)] == [
+            False,
+            kind.most_tokens is not None,
+        ]
+    if kind.most_tokens is not None:
+        folder = PipelineFolder(tmp_path, replace(kind, template=None), {}, {})
+        assert folder.parts("float16", kind.most_tokens + kind.clip_tokens) == []
+        with pytest.raises(UsageError, match=f"--tokens: .*, want at most {kind.most_tokens + kind.clip_tokens}, as a"):
+            folder.parts("float16", kind.most_tokens + kind.clip_tokens + 1)
