@@ -15,6 +15,7 @@ from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import get_model, member_tensors
 from svdq_trt.quantize.curve import node_bytes
+from tests.harness import tiny_pipelines
 from tests.harness.manifests import file_entry, write_manifest
 
 pytest.importorskip("transformers", reason="transformers is not installed: T5 is its class")
@@ -54,22 +55,11 @@ def test_another_activation_is_another_model(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A pipeline of flux1-tiny without weights, with T5 XXL."""
-    index = {
-        "_class_name": "FluxPipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder_2": ["transformers", "T5EncoderModel"],
-        "transformer": ["diffusers", "FluxTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    configs = {"transformer": dict(get_model("flux1-tiny").config), "vae": {}, "text_encoder_2": PUBLISHED}
-    for name, content in configs.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(content))
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    return tmp_path
+    """A pipeline of flux1-tiny, with T5 XXL's configuration."""
+    out = tmp_path / "flux"
+    tiny_pipelines.save("FluxPipeline", get_model("flux1-tiny"), tiny_pipelines.flux_parts(tmp_path), out)
+    (out / "text_encoder_2" / "config.json").write_text(json.dumps(PUBLISHED))
+    return out
 
 
 def work(folder, model="flux1-tiny"):
@@ -84,7 +74,7 @@ def test_published_t5_is_a_build_of_its_own(folder):
     (config,) = found.quantized.values()
     assert (*found.quantized, config.model, config.rank, config.check) == ("text_encoder_2", "t5-xxl", 64, False)
     assert (config.batch, config.tokens) == (Range(1, 1, 1), Range(16, 16, 16))
-    assert [one.part.name for one in found.parts] == ["vae_decoder", "vae_encoder"]
+    assert sorted(one.part.name for one in found.parts) == ["text_encoder", "vae_decoder", "vae_encoder"]
 
 
 def test_t5_without_a_recipe_is_refused_before_any_work(folder):
@@ -94,11 +84,9 @@ def test_t5_without_a_recipe_is_refused_before_any_work(folder):
         UnsupportedError, match=r"config\.json: an encoder of another size, want one of t5-xxl, t5-tiny"
     ):
         work(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    del index["text_encoder_2"]
-    (folder / "model_index.json").write_text(json.dumps(index))
+    tiny_pipelines.save_sdxl(folder.parent / "sdxl")
     with pytest.raises(UsageError, match=r"--quantize-t5: .* has no T5EncoderModel, want a pipeline with one"):
-        work(folder)
+        work(folder.parent / "sdxl", "sdxl-tiny")
     with pytest.raises(UsageError, match="--quantize-t5: given alone, want --pipeline with it"):
         BuildConfig("flux1-tiny", (89,), folder, quantize_t5=True)
 
