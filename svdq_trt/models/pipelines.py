@@ -147,17 +147,7 @@ class PipelineFolder:
         if component == self.kind.denoiser:
             return
         if class_name in GRAPHS or self.is_tokenizer(component):
-            hint = get_type_hints(self.diffusers_class().__init__).get(component)
-            wanted = get_args(hint) or (hint,)
-            names = [cls.__name__ for cls in wanted]
-            if class_name in GRAPHS:
-                fits = issubclass(part_class(class_name), wanted)
-            else:  # transformers 4 has two classes of each, and Fast is the one in Rust
-                bare = {name.removesuffix("Fast") for name in names}
-                fits = bool(bare & {"AutoTokenizer", class_name.removesuffix("Fast")})
-            if not fits:
-                want = f"the {' or '.join(names)} of a {self.kind.class_name}"
-                raise UnsupportedError(where, f"a {class_name}", want)
+            self._check_taken(where, component, class_name)
             return
         if component == "scheduler":
             cls = need("diffusers", "diffusers", class_name)
@@ -165,6 +155,19 @@ class PipelineFolder:
                 return
         want = f"one of {', '.join((*GRAPHS, *TOKENIZERS))}, or a scheduler"
         raise UnsupportedError(where, f"a {class_name[:80]}", want)
+
+    def _check_taken(self, where: str, component: str, class_name: str) -> None:
+        """Raise UnsupportedError for a part or a tokenizer of another class than diffusers' class takes."""
+        hint = get_type_hints(self.diffusers_class().__init__).get(component)
+        wanted = get_args(hint) or (hint,)
+        names = [cls.__name__ for cls in wanted]
+        if class_name in GRAPHS:
+            fits = issubclass(part_class(class_name), wanted)
+        else:  # transformers 4 has two classes of each, and Fast is the one in Rust
+            bare = {name.removesuffix("Fast") for name in names}
+            fits = bool(bare & {"AutoTokenizer", class_name.removesuffix("Fast")})
+        if not fits:
+            raise UnsupportedError(where, f"a {class_name}", f"the {' or '.join(names)} of a {self.kind.class_name}")
 
     def is_tokenizer(self, component: str) -> bool:
         """Whether a component is a tokenizer."""
