@@ -130,12 +130,17 @@ def right(pictures: Tensor, scene: Tensor) -> dict[str, float]:
 def right_when_drawn(scene: Tensor) -> dict[str, float]:
     """The same of drawn pictures, so that the measure's own errors are known."""
     drawn = captions.draw(scene, torch.Generator().manual_seed(SEED))
-    return right(((drawn + 1) * 127.5).round().byte(), scene)
+    return right(from_units(drawn), scene)
 
 
 def in_units(pictures: Tensor) -> Tensor:
     """Bytes as numbers from -1 to 1."""
     return pictures.float() / 127.5 - 1
+
+
+def from_units(pictures: Tensor) -> Tensor:
+    """Numbers from -1 to 1 as bytes."""
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def record(folder: Path) -> dict[str, Any]:

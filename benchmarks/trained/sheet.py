@@ -217,7 +217,7 @@ def tiles_table(results: dict[str, Any]) -> str:
     head = "| | to the whole, dB | to what was drawn, dB | change at a seam, 1/255 | anywhere |"
     lines = [head, "|" + "---|" * 5]
     for way in results["ways"]:
-        whole = [f"{way['psnr_db']:.1f}"] if "psnr_db" in way else [""]
+        whole = _figures(way)[:1] or ("",)
         change = [f"{way[key]:.2f}" if key in way else "" for key in ("seam", "anywhere")]
         lines.append("| " + " | ".join((way["label"], *whole, f"{way['drawn_db']:.1f}", *change)) + " |")
     return "\n".join(lines)

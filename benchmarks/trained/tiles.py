@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svdq_trt.models.autoencoder_config import autoencoder_scale
 from svdq_trt.models.tiles import OVERLAP, by_tiles, starts
 from trained import captions, metrics
-from trained.gallery import SEED, device_name, save_results
+from trained.gallery import SEED, device_name, from_units, save_results
 from trained.sheet import TILES
 
 SIDES, WHOLE = (192, 128), "whole"  # of tiles, in pixels
@@ -27,7 +28,7 @@ def tiles(work: Path, out: Path, *, count: int, device: str) -> None:
     from diffusers import AutoencoderKL
 
     vae: Any = AutoencoderKL.from_pretrained(work / "vae").eval().to(device)
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    scale = autoencoder_scale(vae.config)
     scene = captions.drawn_from(count, held_out=True, seed=SEED)
     drawn = captions.draw(scene, torch.Generator().manual_seed(SEED)).to(device)
     drawn = F.interpolate(drawn, scale_factor=2, mode="bicubic").clamp(-1, 1)
@@ -49,7 +50,7 @@ def tiles(work: Path, out: Path, *, count: int, device: str) -> None:
         rows.append(row)
     prompts = [captions.caption(row) for row in scene.tolist()]
     results = {"name": TILES, "prompts": prompts, "device": device_name(device), "ways": rows}
-    save_results(out, results, {label: in_bytes(pictures) for label, pictures in made.items()})
+    save_results(out, results, {label: from_units(pictures).cpu().contiguous() for label, pictures in made.items()})
 
 
 def changes(difference: Tensor, label: str) -> dict[str, float]:
@@ -59,8 +60,3 @@ def changes(difference: Tensor, label: str) -> dict[str, float]:
     begins = [at - 1 for at in (narrow if label.startswith("diffusers") else starts(size, side, 1)) if at]
     change = difference.diff(dim=2).abs().mean((0, 1, 3)) * 127.5
     return {"seam": float(change[begins].mean()), "anywhere": float(change.mean())}
-
-
-def in_bytes(pictures: Tensor) -> Tensor:
-    """uint8, of numbers from -1 to 1."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().contiguous()
