@@ -94,60 +94,43 @@ def flux_parts(folder: Path, **config) -> dict:
 
 def chroma_parts(folder: Path) -> dict:
     """Around chroma-tiny's transformer: 96 channels of T5, 4 latent channels."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     torch.manual_seed(0)
-    pieces, encoder = t5(folder / "t5")
-    return {
-        "text_encoder": encoder.bfloat16(),
-        "tokenizer": pieces,
-        "vae": vae().bfloat16().eval(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(),
-    }
+    return _flow_match(*t5(folder / "t5"), vae())
 
 
 def z_image_parts(folder: Path) -> dict:
     """Around z-image-tiny's transformer: 96 channels of a language model, 4 latent channels."""
-    from diffusers import FlowMatchEulerDiscreteScheduler
-
     torch.manual_seed(0)
-    words, encoder = qwen3(folder / "qwen", "Qwen3Model")
-    return {
-        "text_encoder": encoder.bfloat16(),
-        "tokenizer": words,
-        "vae": vae().bfloat16().eval(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-    }
+    return _flow_match(*qwen3(folder / "qwen", "Qwen3Model"), vae(), shift=3.0)
 
 
 def klein_parts(folder: Path) -> dict:
     """Around FLUX.2 klein's transformer: text of three states of 32 channels each, as of layers 9, 18 and 27."""
-    from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler
+    from diffusers import AutoencoderKLFlux2
 
     torch.manual_seed(0)
     words, encoder = qwen3(folder / "qwen", "Qwen3ForCausalLM", channels=32, layers=28)
     autoencoder = AutoencoderKLFlux2(block_out_channels=(32,) * 4, latent_channels=4, norm_num_groups=8)
     autoencoder.bn.running_mean.normal_()
     autoencoder.bn.running_var.uniform_(0.5, 4.0)
-    return {
-        "text_encoder": encoder.bfloat16(),
-        "tokenizer": words,
-        "vae": autoencoder.bfloat16().eval(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-    }
+    return _flow_match(words, encoder, autoencoder, use_dynamic_shifting=True)
 
 
 def qwen_image_parts(folder: Path) -> dict:
     """Around qwen-image-tiny's transformer: 96 channels of a language model, 4 latent channels."""
+    torch.manual_seed(0)
+    return _flow_match(*qwen2_5_vl(folder / "qwen"), frame_vae(), use_dynamic_shifting=True)
+
+
+def _flow_match(words, encoder, autoencoder, **schedule) -> dict:
+    """The components of a pipeline in bfloat16 with one text encoder; `schedule`: of its flow-match scheduler."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    torch.manual_seed(0)
-    words, encoder = qwen2_5_vl(folder / "qwen")
     return {
         "text_encoder": encoder.bfloat16(),
         "tokenizer": words,
-        "vae": frame_vae().bfloat16().eval(),
-        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": autoencoder.bfloat16().eval(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**schedule),
     }
 
 
