@@ -27,6 +27,8 @@ from typing import Any
 
 from svdq_trt.cli.running import add_weight_budget, weight_budgets
 
+#: of which `folder` knows the pipeline
+MODELS = ("sdxl", "flux1-dev", "flux2-klein-4b", "z-image-turbo", "sana-1.6b", "qwen-image")
 #: of the denoiser: its repeated blocks, as diffusers names them, or the whole with CUDA graphs
 RIVALS = {"compile": None, "compile-graphs": "reduce-overhead"}
 
@@ -130,7 +132,7 @@ def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="command", required=True)
     folder = commands.add_parser("folder", help="write the folder of a published pipeline, without weights")
-    folder.add_argument("model", choices=("sdxl", "flux1-dev"))
+    folder.add_argument("model", choices=MODELS)
     folder.add_argument("folder", type=Path)
     plans = commands.add_parser("plans", help="make plans for the GPU present that a build left out, by TensorRT-RTX")
     plans.add_argument("engine", type=Path, help="folder of engines with pipeline.json")

@@ -101,13 +101,19 @@ def clip_config(size: int, hidden: int, projection: int):
     )
 
 
-def qwen2_5_vl(folder: Path):
-    """The letters' tokenizer, in which the message before QwenImagePipeline's prompts has 34 tokens; a model for it."""
+def qwen_image_tokenizer(folder: Path):
+    """Qwen's tokenizer, in which the message before QwenImagePipeline's prompts has 34 tokens; its number of words."""
     from diffusers import QwenImagePipeline
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     template = QwenImagePipeline(*[None] * 5).prompt_template_encode
-    words, size = qwen_tokenizer(folder, *sorted(set(re.findall(r" ?[A-Za-z]{2,}|[\n,:]", template))))
+    return qwen_tokenizer(folder, *sorted(set(re.findall(r" ?[A-Za-z]{2,}|[\n,:]", template))))
+
+
+def qwen2_5_vl(folder: Path):
+    """The tokenizer of `qwen_image_tokenizer`, and a model for it."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    words, size = qwen_image_tokenizer(folder)
     text = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 3}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 4, 4]}}
