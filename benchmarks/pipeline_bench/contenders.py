@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import statistics
 import threading
 import time
@@ -72,12 +73,12 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
     """Time diffusers' pipeline on random weights of the engines' dtypes. job: as `engines`, and mode, of torch.compile.
 
     With a mode the whole denoiser is compiled, else what diffusers says is repeated in it; the VAE's decoder too.
-    Weights are made up on the GPU, where they are after `weights_s`: none are read from a disk.
+    Weights are made up on the GPU, where they are after `weights_s`: none are read from a disk. A language model has
+    neither a head for words nor a vision tower, which the pipeline holds and does not run.
     """
-    import diffusers
-
     folder = Path(job["folder"])
-    spec, source = get_model(manifest.read(folder).source), PipelineFolder.read(folder)
+    built, source = manifest.read(folder), PipelineFolder.read(folder)
+    spec = get_model(built.source)
     with Memory() as memory:
         before = memory.most
         parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
@@ -90,7 +91,7 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
                     components[name] = parts[name].build().to(spec.torch_dtype).eval()  # the VAE is upcast by SDXL
             else:
                 components[name] = _from_files(class_name, folder / name)
-        pipe = getattr(diffusers, source.kind.class_name)(**components)
+        pipe = source.diffusers_class()(**source.without_components() | components)
         pipe.set_progress_bar_config(disable=True)
         compile_module(components[source.kind.denoiser], job["mode"])
         components["vae"].decoder.compile()
@@ -99,6 +100,8 @@ def compiled(job: dict[str, Any]) -> dict[str, Any]:
         asked = call_arguments(
             pipe, spec, given.pop("height"), given.pop("width"), 1, given.pop("steps"), given.pop("guidance")
         )
+        if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:  # the engines' padding
+            asked["max_sequence_length"] = spec.built_sizes(built, 2)["tokens"] - source.kind.clip_tokens
 
         def picture(seed: int) -> Image:
             image: Image = pipe(generator=torch.Generator().manual_seed(seed), **given, **asked).images[0]

@@ -141,6 +141,12 @@ class PipelineFolder:
         """The pipeline's class."""
         return need("diffusers", "diffusers", self.kind.class_name)
 
+    def without_components(self) -> dict[str, Any]:
+        """Keywords of the class beside the folder's components: its settings, and None for what it may lack."""
+        parameters = list(inspect.signature(self.diffusers_class()).parameters.values())
+        absent = {p.name: None for p in parameters if p.default is inspect.Parameter.empty}
+        return absent | {p.name: self.settings[p.name] for p in parameters if p.name in self.settings}
+
     def _check(self, component: str, class_name: str) -> None:
         """Raise UnsupportedError for a component that is neither the denoiser, nor a part, nor copied."""
         where = f"{self.path / INDEX}: {component}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,16 +99,12 @@ class _Loader:
         calls = {name: functools.partial(self._open, name) for name in self.file.engines if name not in later}
         with SideBySide(calls, discard=lambda runner: runner.close()) as opening:
             self.source.check()
-            cls = self.source.diffusers_class()
-            parameters = [p for p in inspect.signature(cls.__init__).parameters.values() if p.name != "self"]
-            absent = {p.name: None for p in parameters if p.default is inspect.Parameter.empty}
-            settings = {p.name: self.source.settings[p.name] for p in parameters if p.name in self.source.settings}
             run = (self.source.kind.denoiser, *self.source.modules)
             files = {name: self.source.load(name) for name in self.source.copied}
             runners = opening.results()
             spec = get_model(self.manifests[self.source.kind.denoiser].source)
             models = {name: self._model(name, spec, runners) for name in run}
-            return cls(**absent | settings | files | models)
+            return self.source.diffusers_class()(**self.source.without_components() | files | models)
 
     def _check_budget(self, name: str, budget: int) -> None:
         """Raise the errors of `load` about the weight budget of an engine."""

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import time
+
 import bench_pipeline
 import pytest
-from pipeline_bench.folder import PIPELINES, write
+from PIL import Image
+from pipeline_bench import contenders
+from pipeline_bench.folder import write
 
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import plan_pipeline
 from svdq_trt.build.sizes import Sizes
-from svdq_trt.models import get_model
+from svdq_trt.models import MODELS, get_model
+from tests.harness import module_engines
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
-#: whole millions of parameters: SDXL's CLIP-L, CLIP-G and autoencoder as published; FLUX.1's T5 is built in 4 bits
-SIZES = {"sdxl": {"text_encoder": 123, "text_encoder_2": 694, "vae": 83}, "flux1-dev": {"text_encoder": 123, "vae": 83}}
+#: whole millions of parameters as published: CLIP-L, CLIP-G, Qwen3 4B, Gemma 2 2B, autoencoders; of Qwen2.5-VL 7B
+#: its layers without head and vision tower; FLUX.1's T5 is built in 4 bits
+SIZES = {
+    "sdxl": {"text_encoder": 123, "text_encoder_2": 694, "vae": 83},
+    "flux1-dev": {"text_encoder": 123, "vae": 83},
+    "flux2-klein-4b": {"text_encoder": 4022, "vae": 84},
+    "z-image-turbo": {"text_encoder": 4022, "vae": 83},
+    "sana-1.6b": {"text_encoder": 2614, "vae": 312},
+    "qwen-image": {"text_encoder": 7070, "vae": 126},
+}
 
 
-@pytest.mark.parametrize("model", PIPELINES)
+@pytest.mark.parametrize("model", bench_pipeline.MODELS)
 def test_folder_is_a_pipeline_of_the_published_size(model, tmp_path):
     import torch
 
@@ -32,6 +47,51 @@ def test_folder_is_a_pipeline_of_the_published_size(model, tmp_path):
     assert found == SIZES[model]
     assert {name: build.model for name, build in work.quantized.items()} == (
         {"text_encoder_2": "t5-xxl"} if quantize else {}
+    )
+
+
+@pytest.mark.parametrize("name", module_engines.KINDS)
+def test_rival_is_diffusers_pipeline_as_the_engines_are_run(name, tmp_path, monkeypatch):
+    import diffusers
+    import torch
+
+    class Host:
+        device = "cpu"
+
+        def used_bytes(self):
+            return 0
+
+    compiled, calls = [], []
+    monkeypatch.setitem(MODELS, "klein", module_engines.klein())
+    monkeypatch.setattr(contenders, "CLOCK", Host())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: compiled.append(type(module).__name__))
+    cls = getattr(diffusers, name)
+    call = cls.__call__
+
+    @functools.wraps(call)
+    def recorded(pipe, **given):
+        calls.append((pipe, given))
+        return call(pipe, **given)
+
+    monkeypatch.setattr(cls, "__call__", recorded)
+    _, folder, _ = module_engines.tiny(name, tmp_path)
+    if name == "Flux2KleinPipeline":
+        index = folder / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
+    request = {"prompt": "a fox", "steps": 2, "guidance": 3.0, "height": 64, "width": 64}
+    job = {"folder": str(folder), "mode": None, "pictures": 1, "started": time.time(), "out": str(tmp_path / "picture")}
+    found = contenders.compiled(job | {"request": request})
+    assert len(found["all_s"]) == 1 and 0 < found["weights_s"] < found["first_s"]
+    assert [Image.open(tmp_path / f"picture-{seed}.png").size for seed in range(2)] == [(64, 64)] * 2
+    pipe, given = calls[-1]
+    spec = get_model(module_engines.KINDS[name][0])
+    assert given["num_inference_steps"] == 2 and given[spec.guidance] == 3.0
+    assert given.items() >= module_engines.KINDS[name][2].items()  # texts as long as in the engines
+    assert pipe.config.get("is_distilled", True)
+    assert "Decoder" in compiled.pop() and len(compiled) == sum(
+        type(module).__name__ in (spec.model_class()._repeated_blocks or [spec.model_class().__name__])
+        for module in getattr(pipe, spec.subfolder).modules()
     )
 
 
