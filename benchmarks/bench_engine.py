@@ -41,7 +41,7 @@ def main() -> int:
         need_gpu("--stage make builds the engines without one.")
     elif args.stage == "make" and not args.target:
         need_gpu("Or name the GPU to build for: --target SM.")
-    from svdq_trt.engine.backend import local_arch
+    from svdq_trt.engine.gpu import local_arch
     from svdq_trt.models import get_model
 
     spec = get_model(args.model)

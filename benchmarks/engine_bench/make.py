@@ -24,8 +24,9 @@ from svdq_trt.build.graph import export_model
 from svdq_trt.contract.attention import ATTENTION_OPS
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.engine import plugin_lib
-from svdq_trt.engine.backend import Backend, available, local_arch
+from svdq_trt.engine.backend import Backend, available
 from svdq_trt.engine.build import build_plan
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.nn import ops
 

@@ -40,8 +40,9 @@ from rotary_graphs import FORMS, Blocks, Sizes, feed, inputs_of, reference
 
 from svdq_export import export_onnx
 from svdq_trt.artifact.manifest import TensorProfile
-from svdq_trt.engine.backend import available, local_arch
+from svdq_trt.engine.backend import available
 from svdq_trt.engine.build import build_plan
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.runtime.cache import RuntimeCache
 from svdq_trt.runtime.opening import logger_of
 

@@ -22,7 +22,7 @@ from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.run import build
 from svdq_trt.checkpoint.folder import open_folder
 from svdq_trt.engine import plugin_lib
-from svdq_trt.engine.backend import local_arch
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.runtime.loading import load
 from trained import captions, metrics
 from trained.gallery import asked_for, device_name, in_units, quantize, right, save_results

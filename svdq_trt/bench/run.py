@@ -18,7 +18,7 @@ from svdq_trt.bench.clock import CudaClock
 from svdq_trt.bench.compiled import PRECISIONS, TorchContender
 from svdq_trt.bench.engine import EngineContender
 from svdq_trt.bench.rounds import Contender, Measured, measure
-from svdq_trt.engine.backend import local_arch
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.evaluate.diff import Subject, read_inputs, synthetic_inputs
 from svdq_trt.evaluate.runner import as_taken
 from svdq_trt.models import ModelSpec, get_model

@@ -6,13 +6,13 @@ here: the loaded library and the CUDA driver are asked.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from svdq_trt.base.errors import IncompleteError, UsageError
+from svdq_trt.engine.gpu import local_arch
 
 #: backend name -> Python module, in the order in which `auto` asks.
 MODULES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
@@ -79,20 +79,3 @@ def select(choice: str, arch: int) -> Backend:
 
 def _names(targets: list[int]) -> str:
     return ", ".join(f"sm_{t}" for t in targets) or "no GPU, as none is present"
-
-
-def local_arch(index: int = 0) -> int | None:
-    """Compute capability of a CUDA device (90 for sm_90), or None without a driver or that GPU."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), index):
-        return None
-    # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75, _MINOR = 76
-    if cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device) or cuda.cuDeviceGetAttribute(
-        ctypes.byref(minor), 76, device
-    ):
-        return None
-    return major.value * 10 + minor.value

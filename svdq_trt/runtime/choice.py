@@ -8,7 +8,7 @@ from typing import Any
 
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import UnsupportedError, UsageError
-from svdq_trt.engine.backend import local_arch
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.runtime.protocol import Runner
 
 RUNTIMES = ("auto", "tensorrt", "onnx")

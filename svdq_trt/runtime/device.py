@@ -20,11 +20,9 @@ class DeviceMemory(Protocol):
     """What a session needs from one GPU. A buffer is whatever `allocate` returns.
 
     Attributes:
-        kind: "torch" or "pycuda". name: the GPU's name. stream: a cudaStream_t as int; all work is on it.
+        stream: a cudaStream_t as int; all work is on it.
     """
 
-    kind: str
-    name: str
     stream: int
 
     def running(self) -> AbstractContextManager[None]:
@@ -52,14 +50,14 @@ class DeviceMemory(Protocol):
         """Wait for `stream`."""
 
 
-def open_device(memory: str, index: int) -> DeviceMemory:
-    """Open device `index` by torch or by pycuda.
+def choose_memory(memory: str) -> str:
+    """Choose torch or pycuda, without importing either.
 
     Args:
         memory: "torch", "pycuda", or "auto": pycuda where it is installed and the process has not imported torch.
 
     Raises:
-        UnsupportedError: the library is missing, or sees no such GPU.
+        UsageError: another name. UnsupportedError: the library is missing.
     """
     if memory not in MEMORIES:
         raise UsageError("memory", f"'{memory}'", f"one of {', '.join(MEMORIES)}")
@@ -70,6 +68,11 @@ def open_device(memory: str, index: int) -> DeviceMemory:
         memory = "pycuda" if has_pycuda and "torch" not in sys.modules else "torch"
     if not {"torch": has_torch, "pycuda": has_pycuda}[memory]:
         raise UnsupportedError(f"memory='{memory}'", f"{memory} is not installed", memory, install(memory))
+    return memory
+
+
+def open_device(memory: str, index: int) -> DeviceMemory:
+    """Open device `index` by the library that `choose_memory` chose. Raises UnsupportedError: it sees no such GPU."""
     if memory == "pycuda":
         from svdq_trt.runtime.device_pycuda import PycudaMemory
 

@@ -33,8 +33,6 @@ class Buffer:
 class PycudaMemory:
     """device.DeviceMemory by pycuda; takes and returns numpy arrays only."""
 
-    kind = "pycuda"
-
     def __init__(self, index: int) -> None:
         try:
             cuda.init()
@@ -43,7 +41,6 @@ class PycudaMemory:
             raise UnsupportedError(
                 f"CUDA device {index}", f"not found ({error})", "an NVIDIA GPU and its driver"
             ) from error
-        self.name: str = device.name()
         self._context = device.retain_primary_context()
         with self._current():
             self._stream = cuda.Stream(_NON_BLOCKING)

@@ -17,8 +17,6 @@ from svdq_trt.runtime.shapes import as_array, as_tensor
 class TorchMemory:
     """device.DeviceMemory by torch; buffers are flat CUDA tensors."""
 
-    kind = "torch"
-
     def __init__(self, index: int) -> None:
         if not torch.cuda.is_available():
             raise UnsupportedError(
@@ -28,9 +26,7 @@ class TorchMemory:
             raise UnsupportedError(f"CUDA device {index}", "not found", f"0 to {torch.cuda.device_count() - 1}")
         self.device = torch.device("cuda", index)
         with torch.cuda.device(self.device):
-            torch.cuda.current_stream().synchronize()  # creates the CUDA context that TensorRT will use
             self._stream = torch.cuda.Stream()
-        self.name: str = torch.cuda.get_device_name(self.device)
         self.stream: int = self._stream.cuda_stream
 
     @contextmanager

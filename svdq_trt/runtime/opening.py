@@ -20,7 +20,8 @@ from svdq_trt.artifact.held import Held
 from svdq_trt.artifact.manifest import Manifest
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
 from svdq_trt.engine import plugin_lib
-from svdq_trt.engine.backend import MODULES, Backend, available, local_arch
+from svdq_trt.engine.backend import MODULES, Backend, available
+from svdq_trt.engine.gpu import local_arch, on_gpu
 from svdq_trt.engine.last_errors import LastErrors
 
 _FIRST = threading.Lock()  # of engines that are opened side by side, the first makes what all of them share
@@ -53,7 +54,7 @@ def open_engine(
     device: int = 0,
     weight_budget: int | None = None,
 ) -> Opened:
-    """Check `folder` and deserialize its plan, or the pieces of it, on the current CUDA device, which must be `device`.
+    """Check `folder` and deserialize its plan, or the pieces of it, on CUDA device `device`.
 
     Machine code for the host comes from the installed plugin library alone, unless `allow_host_code`: then it
     comes from the folder, embedded in the plan or beside it. Only do that with folders that you trust. A plan that
@@ -100,19 +101,20 @@ def open_engine(
 
     trt = backend.module
     library = beside if installed is None else installed.path
-    with _FIRST:
-        logger = logger_of(trt)
-        if library is not None:
-            plugin_lib.load_into(trt, library)
-        runtime = trt.Runtime(logger)
-    runtime.engine_host_code_allowed = embedded  # and so allowed
     plans = tuple(manifest.files_of(data.plan))
-    engines = tuple(_deserialize(runtime, folder / Path(plan.file).name) for plan in plans)
-    if None in engines:
-        raise SvdqError(str(folder), str(logger.errors) or "not deserialized", "a plan that TensorRT loads")
-    if weight_budget is not None:
-        for engine in engines:  # of one piece, as no other is streamed
-            engine.weight_streaming_budget_v2 = min(weight_budget, engine.streamable_weights_size)
+    with on_gpu(device):
+        with _FIRST:
+            logger = logger_of(trt)
+            if library is not None:
+                plugin_lib.load_into(trt, library)
+            runtime = trt.Runtime(logger)
+        runtime.engine_host_code_allowed = embedded  # and so allowed
+        engines = tuple(_deserialize(runtime, folder / Path(plan.file).name) for plan in plans)
+        if None in engines:
+            raise SvdqError(str(folder), str(logger.errors) or "not deserialized", "a plan that TensorRT loads")
+        if weight_budget is not None:
+            for engine in engines:  # of one piece, as no other is streamed
+                engine.weight_streaming_budget_v2 = min(weight_budget, engine.streamable_weights_size)
     seconds = {"check": checked - started, "load": time.perf_counter() - checked}
     return Opened(folder, data, backend, plans, engines, logger, seconds)
 

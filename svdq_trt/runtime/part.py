@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from svdq_trt.base.errors import SvdqError
 from svdq_trt.runtime.activations import SharedActivations
-from svdq_trt.runtime.cache import RuntimeCache
+from svdq_trt.runtime.context import Context
 from svdq_trt.runtime.device import DeviceMemory
 from svdq_trt.runtime.shapes import Shapes, input_names, output_names, trt_dtype_name
 
@@ -19,32 +18,21 @@ class Part:
 
     Attributes:
         engine: ICudaEngine. context: IExecutionContext. inputs, outputs: names of its tensors, in its order.
-        compiled: False when the runtime cache spared the compilation. kept: whether the next start is spared it.
 
     Args:
-        trt: the TensorRT module. logger: see opening.Opened.
-        cache: file for what TensorRT-RTX compiles, and digest of the plan; None keeps nothing.
-        shared: memory for its activations; None: its own.
-
-    Raises:
-        SvdqError: no context, as of too little memory.
+        trt: the TensorRT module. made: its context. logger: see opening.Opened.
+        shared: memory for its activations; None: the context has its own.
     """
 
     def __init__(
-        self,
-        trt: Any,
-        engine: Any,
-        logger: Any,
-        memory: DeviceMemory,
-        cache: tuple[Path, str] | None,
-        shared: SharedActivations | None,
+        self, trt: Any, made: Context, logger: Any, memory: DeviceMemory, shared: SharedActivations | None
     ) -> None:
-        self.engine, self._logger, self._memory = engine, logger, memory
-        self.inputs, self.outputs = input_names(trt, engine), output_names(trt, engine)
+        self.engine, self.context, self._cache = made.engine, made.context, made.cache
+        self._logger, self._memory = logger, memory
+        self.inputs, self.outputs = input_names(trt, self.engine), output_names(trt, self.engine)
         self._shared, self._bound = shared, 0  # number of the buffer that the context has
-        self.context, self._cache = self._make_context(trt, cache)
-        self.compiled = self._cache is None or not self._cache.hit
-        self.kept = self._cache is not None and self._cache.kept
+        if shared is not None:
+            shared.announce(self.engine.device_memory_size_v2)
         self._warm = False
         self._replay: Callable[[], None] | None = None
 
@@ -95,27 +83,6 @@ class Part:
         self._warm = True
 
     # ---- inside ------------------------------------------------------------------------------------------------
-
-    def _make_context(self, trt: Any, kept: tuple[Path, str] | None) -> tuple[Any, RuntimeCache | None]:
-        cache, strategies = None, trt.ExecutionContextAllocationStrategy
-        strategy = strategies.STATIC if self._shared is None else strategies.USER_MANAGED
-        if hasattr(trt, "IRuntimeCache"):  # TensorRT-RTX
-            config = self.engine.create_runtime_config()
-            # Eager: a new shape waits for its own kernels instead of first running on slower ones.
-            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            config.set_execution_context_allocation_strategy(strategy)
-            if kept is not None:
-                cache = RuntimeCache(config, *kept)
-            context = self.engine.create_execution_context(config)
-        else:
-            context = self.engine.create_execution_context(strategy)
-        if context is None:
-            raise SvdqError("engine", str(self._logger.errors) or "no execution context", "enough GPU memory")
-        if cache is not None:  # most is compiled by now; a new shape adds to it
-            cache.save()
-        if self._shared is not None:
-            self._shared.announce(self.engine.device_memory_size_v2)
-        return context, cache
 
     def _take_activations(self, shared: SharedActivations) -> None:
         """Give the context the buffer of now, which another session may have replaced or, without memory, lost."""

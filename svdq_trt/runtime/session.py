@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Container, Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +24,15 @@ from svdq_trt.base.errors import SvdqError, UnsupportedError
 from svdq_trt.base.extras import required_by
 from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.contract.step_cache import FIRST, LAST, RESIDUAL
+from svdq_trt.engine.gpu import gpu_name, on_gpu
 from svdq_trt.engine.layer_times import profiled
 from svdq_trt.runtime.activations import SharedActivations
 from svdq_trt.runtime.cache import cache_path
-from svdq_trt.runtime.device import DeviceMemory, open_device
+from svdq_trt.runtime.context import Context, make_context
+from svdq_trt.runtime.device import DeviceMemory, choose_memory, open_device
 from svdq_trt.runtime.opening import Opened, open_engine
 from svdq_trt.runtime.part import Part
-from svdq_trt.runtime.shapes import Shapes, check_inputs, input_names, input_profiles, is_tensor
+from svdq_trt.runtime.shapes import Shapes, check_inputs, input_profiles, is_tensor
 from svdq_trt.runtime.step_cache import StepCache, StepCached
 
 if TYPE_CHECKING:
@@ -88,29 +90,32 @@ class Session(StepCached):
         folder = Path(engine_dir)
         if activations is not None:
             activations.join(device)
-        self._memory: DeviceMemory = open_device(memory, device)
-        self.device, self.memory, self.cuda_graph = f"cuda:{device}", self._memory.kind, cuda_graph
+        self.memory = choose_memory(memory)
+        self.device, self.cuda_graph = f"cuda:{device}", cuda_graph
         self._given: Shapes = {}  # of the inputs
         self._shapes: Shapes = {}  # of all tensors
+        opened = open_engine(
+            folder,
+            allow_host_code=allow_host_code,
+            allow_arch_mismatch=allow_arch_mismatch,
+            device=device,
+            weight_budget=weight_budget,
+        )
+        self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
+        self.model = self.manifest.source
+        self._trt, self._logger = opened.backend.module, opened.logger
+        self._check_slots()
+        started = time.perf_counter()
+        shared = activations or (SharedActivations() if len(opened.engines) > 1 else None)
+        contexts = self._make_contexts(opened, device, runtime_cache, own_memory=shared is None)
+        self.seconds["context"] = time.perf_counter() - started
+        self.compiled = any(made.compiled for made in contexts)
+        self.kept = all(made.kept for made in contexts)
+        self._memory: DeviceMemory = open_device(self.memory, device)  # here, as importing torch takes seconds
         with self._memory.running():
-            opened = open_engine(
-                folder,
-                allow_host_code=allow_host_code,
-                allow_arch_mismatch=allow_arch_mismatch,
-                device=device,
-                weight_budget=weight_budget,
-            )
-            self.manifest, self.seconds = opened.manifest, dict(opened.seconds)
-            self.model = self.manifest.source
-            self._trt, self._logger = opened.backend.module, opened.logger
-            self.lora = self._open_slots(folder, opened.engines)
+            self.parts = [Part(self._trt, made, self._logger, self._memory, shared) for made in contexts]
+            self.lora = self._open_slots(folder)
             filled = self.lora.views if self.lora else {}
-            started = time.perf_counter()
-            shared = activations or (SharedActivations() if len(opened.engines) > 1 else None)
-            self.parts = self._open_parts(opened, runtime_cache, shared)
-            self.seconds["context"] = time.perf_counter() - started
-            self.compiled = any(part.compiled for part in self.parts)
-            self.kept = all(part.kept for part in self.parts)
             self.inputs: list[TensorProfile] = self._input_profiles(filled)
             self.output_names = self.parts[-1].outputs
             self._buffers = self._allocate(filled)
@@ -208,17 +213,20 @@ class Session(StepCached):
 
     # ---- inside ------------------------------------------------------------------------------------------------
 
-    def _open_slots(self, folder: Path, engines: Sequence[Any]) -> LoraSlots | None:
-        if self.manifest.lora_slots is None:
-            return None
-        if self.memory != "torch":
+    def _check_slots(self) -> None:
+        """Raise UnsupportedError for an engine with LoRA slots, if memory is not torch's."""
+        if self.manifest.lora_slots is not None and self.memory != "torch":
             raise UnsupportedError(
                 "LoRA slots", f"memory='{self.memory}'", "memory='torch'", "Import torch first, or pass memory='torch'."
             )
+
+    def _open_slots(self, folder: Path) -> LoraSlots | None:
+        if self.manifest.lora_slots is None:
+            return None
         with required_by("LoRA slots"):
             from svdq_trt.runtime.lora import check_inputs_match, open_slots
         slots = open_slots(folder, self.manifest.lora_slots, self.device)
-        check_inputs_match(slots, [name for engine in engines for name in input_names(self._trt, engine)])
+        check_inputs_match(slots, [name for part in self.parts for name in part.inputs])
         return slots
 
     def _cached_steps(self) -> StepCache:
@@ -228,19 +236,19 @@ class Session(StepCached):
             raise UnsupportedError("step_cache", f"memory='{self.memory}'", "memory='torch'", fix)
         return steps
 
-    def _open_parts(self, opened: Opened, runtime_cache: bool, shared: SharedActivations | None) -> list[Part]:
-        """A part of each plan; made side by side, as TensorRT-RTX's compiler leaves most of a machine's cores idle."""
+    def _make_contexts(self, opened: Opened, device: int, runtime_cache: bool, own_memory: bool) -> list[Context]:
+        """Of all plans, side by side, as TensorRT-RTX's compiler leaves most of a machine's cores idle."""
 
-        def open_part(plan: Held, engine: Any) -> Part:
-            path = cache_path(opened.folder, self._memory.name, opened.backend.version, plan.file)
+        def make(plan: Held, engine: Any) -> Context:
+            path = cache_path(opened.folder, gpu_name(device), opened.backend.version, plan.file)
             cache = (path, plan.sha256 or "") if runtime_cache else None
-            with self._memory.running():  # this thread
-                return Part(self._trt, engine, self._logger, self._memory, cache, shared)
+            with on_gpu(device):  # this thread
+                return make_context(self._trt, engine, self._logger, cache, own_memory)
 
         pairs = zip(opened.plans, opened.engines, strict=True)
-        calls = {plan.file: functools.partial(open_part, plan, engine) for plan, engine in pairs}
-        with SideBySide(calls, discard=lambda part: None) as opening:
-            return list(opening.results().values())
+        calls = {plan.file: functools.partial(make, plan, engine) for plan, engine in pairs}
+        with SideBySide(calls, discard=lambda made: None) as making:
+            return list(making.results().values())
 
     def _input_profiles(self, filled: Container[str]) -> list[TensorProfile]:
         """What `run` takes: the inputs that are neither filled otherwise nor another part's outputs."""

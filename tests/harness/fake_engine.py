@@ -11,9 +11,11 @@ import numpy as np
 import onnxruntime as ort
 import torch
 
+from svdq_trt.runtime import session
 from svdq_trt.runtime.onnx_graph import read_graph
 from svdq_trt.runtime.shapes import as_array, as_tensor
 
+GPU = "a CPU"
 TYPES = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64", "bool": "BOOL"}
 
 
@@ -24,10 +26,9 @@ class HostMemory:
         buffers: all by address. captures: CUDA graphs that were made.
     """
 
-    name, stream = "a CPU", 0
+    stream = 0
 
-    def __init__(self, kind: str = "torch") -> None:
-        self.kind = kind
+    def __init__(self) -> None:
         self.buffers: dict[int, torch.Tensor] = {}
         self.captures = 0
 
@@ -56,6 +57,15 @@ class HostMemory:
 
     def synchronize(self) -> None:
         pass
+
+
+def on_host(monkeypatch: Any, memory: HostMemory, open_engine: Any, kind: str = "torch") -> None:
+    """Make a Session open what `open_engine` returns, on `memory`, which is then said to be of that kind."""
+    monkeypatch.setattr(session, "choose_memory", lambda memory: kind)
+    monkeypatch.setattr(session, "open_device", lambda kind, device: memory)
+    monkeypatch.setattr(session, "open_engine", open_engine)
+    monkeypatch.setattr(session, "gpu_name", lambda device: GPU)
+    monkeypatch.setattr(session, "on_gpu", lambda device: contextlib.nullcontext())
 
 
 class Engine:

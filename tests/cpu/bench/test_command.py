@@ -11,7 +11,7 @@ import torch
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.bench import run as module
 from svdq_trt.cli import main
-from svdq_trt.engine.backend import local_arch
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.models import get_model
 from tests.harness.manifests import change_manifest, write_manifest
 from tests.harness.stopped_clock import StoppedClock, StoppedSession

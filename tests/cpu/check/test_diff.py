@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ArtifactError, SvdqError
 from svdq_trt.cli import main
-from svdq_trt.engine.backend import local_arch
+from svdq_trt.engine.gpu import local_arch
 from svdq_trt.evaluate.batches import divided, joined
 from svdq_trt.evaluate.diff import read_inputs, subject
 from svdq_trt.evaluate.metrics import compare_outputs

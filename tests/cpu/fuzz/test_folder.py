@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from types import SimpleNamespace
@@ -118,6 +119,7 @@ def commands(engine, monkeypatch, tmp_path):
     monkeypatch.setattr(plugin_lib, "find", lambda path=None: library)
     monkeypatch.setattr(plugin_lib, "load_into", lambda module, path: None)
     monkeypatch.setattr(opening, "local_arch", lambda device: 89)
+    monkeypatch.setattr(opening, "on_gpu", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(opening, "available", lambda name: [Backend(name, trt)])
     monkeypatch.setattr(finish, "select", no_backend)
     for name in ("layers", "sizes", "alphas", "ranks", "split", "rank_sweep", "one_layer"):

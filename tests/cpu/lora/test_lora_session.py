@@ -16,7 +16,7 @@ from svdq_trt.lora.slots import FILE, Slot, SlotTable, save_table
 from svdq_trt.runtime import lora
 from svdq_trt.runtime import session as sessions
 from svdq_trt.runtime.lora import open_slots
-from tests.harness.fake_engine import MODULE, Engine, HostMemory
+from tests.harness.fake_engine import MODULE, Engine, HostMemory, on_host
 from tests.harness.manifests import complete, file_entry
 
 ROWS = NodeRows("to_kv", {"to_k": 0, "to_v": 64}, 128, 64)
@@ -44,7 +44,7 @@ def opened(monkeypatch, folder):
 
     def open_session(extra=INPUTS, kind="torch", slots=True):
         write_graph(folder / "model.onnx", extra)
-        memory = HostMemory(kind)
+        memory = HostMemory()
         engine = Engine(folder / "model.onnx", memory)
         lora_slots = file_entry(folder / FILE) if slots else {}
         result = SimpleNamespace(
@@ -56,8 +56,7 @@ def opened(monkeypatch, folder):
             engines=(engine,),
             logger=SimpleNamespace(errors=""),
         )
-        monkeypatch.setattr(sessions, "open_device", lambda *_: memory)
-        monkeypatch.setattr(sessions, "open_engine", lambda *args, **more: result)
+        on_host(monkeypatch, memory, lambda *args, **more: result, kind)
         monkeypatch.setattr(lora, "open_slots", lambda folder, manifest, device: open_slots(folder, manifest, "cpu"))
         return sessions.Session(folder, runtime_cache=False), engine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import types
 from pathlib import Path
@@ -61,6 +62,7 @@ def trt(monkeypatch, tmp_path):
         return plugin_lib.PluginLibrary(path, digest(path), "1.0.0", plugin_lib.this_platform(), (89,))
 
     monkeypatch.setattr(opening, "local_arch", lambda device: {0: 89, 1: 120}.get(device))
+    monkeypatch.setattr(opening, "on_gpu", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(opening, "available", lambda name: [Backend(name, fake)])
     monkeypatch.setattr(plugin_lib, "find", find)
     monkeypatch.setattr(plugin_lib, "load_into", lambda module, path: fake.loaded.append(path.name))

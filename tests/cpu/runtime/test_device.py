@@ -32,9 +32,9 @@ def no_gpu_pycuda(tmp_path):
     return tmp_path
 
 
-def test_importing_a_session_loads_neither():
+def test_importing_a_session_or_load_loads_neither():
     code = """
-        import svdq_trt.runtime.session, svdq_trt.runtime.onnx_session
+        import svdq_trt.pipeline, svdq_trt.runtime.request, svdq_trt.runtime.session, svdq_trt.runtime.onnx_session
         print(sorted({"torch", "pycuda", "tensorrt_rtx", "onnx", "onnxruntime"} & set(sys.modules)))
     """
     assert in_a_new_process(code) == "[]"
@@ -43,9 +43,9 @@ def test_importing_a_session_loads_neither():
 def test_auto_takes_pycuda_where_torch_is_not_imported(no_gpu_pycuda):
     code = """
         from svdq_trt.base.errors import UnsupportedError
-        from svdq_trt.runtime.device import open_device
+        from svdq_trt.runtime.device import choose_memory, open_device
         try:
-            open_device("auto", 0)
+            open_device(choose_memory("auto"), 0)
         except UnsupportedError as error:
             print(error, "torch" in sys.modules)
     """
@@ -58,9 +58,9 @@ def test_auto_takes_torch_where_it_is_imported(no_gpu_pycuda):
         pytest.skip("there is a GPU")
     code = """
         import torch
-        from svdq_trt.runtime.device import open_device
+        from svdq_trt.runtime.device import choose_memory, open_device
         try:
-            open_device("auto", 0)
+            open_device(choose_memory("auto"), 0)
         except Exception as error:
             print(error)
     """
@@ -72,8 +72,8 @@ def test_what_is_missing_is_reported(monkeypatch):
     for memory, extra in (("pycuda", "runtime"), ("torch", "build")):
         wanted = rf'{memory} is not installed, want {memory}\. pip install "svdq-trt\[{extra}\]"'
         with pytest.raises(UnsupportedError, match=wanted):
-            device.open_device(memory, 0)
+            device.choose_memory(memory)
     with pytest.raises(UnsupportedError, match="neither torch nor pycuda is installed"):
-        device.open_device("auto", 0)
+        device.choose_memory("auto")
     with pytest.raises(UsageError, match="memory: 'cupy', want one of auto, torch, pycuda"):
-        device.open_device("cupy", 0)
+        device.choose_memory("cupy")

@@ -16,7 +16,7 @@ from svdq_trt.cli import warm as command
 from svdq_trt.runtime.cache import cache_path
 from svdq_trt.runtime.choice import Opening
 from svdq_trt.runtime.warm import warm
-from tests.harness.fake_engine import MODULE_RTX, Engine, HostMemory
+from tests.harness.fake_engine import GPU, MODULE_RTX, Engine, HostMemory, on_host
 from tests.harness.manifests import complete, write_manifest
 
 PIECES = ("head.plan", "tail.plan", "end.plan")
@@ -55,8 +55,7 @@ def folders(tmp_path, monkeypatch):
         )
 
     counts = {}
-    monkeypatch.setattr("svdq_trt.runtime.session.open_device", lambda *_: memory)
-    monkeypatch.setattr("svdq_trt.runtime.session.open_engine", open_engine)
+    on_host(monkeypatch, memory, open_engine)
 
     def made(**plans):
         for name, files in plans.items():
@@ -75,7 +74,7 @@ def test_the_next_start_finds_what_was_compiled(folders, capsys):
     root, budgets = folders(unet=("model.plan",))
     unet = root / "unet"
     (seconds,) = warm(unet, Opening()).values()
-    assert seconds is not None and cache_path(unet, HostMemory.name, "1", "model.plan").is_file()
+    assert seconds is not None and cache_path(unet, GPU, "1", "model.plan").is_file()
     assert warm(unet, Opening()) == {unet: None} and budgets == {unet: None}
     write_manifest(unet, plan={"file": "model.plan", "bytes": 4, "sha256": "", "weight_streaming": True})
     options = SimpleNamespace(engine=unet, device=0, allow_host_code=False, allow_arch_mismatch=False)
@@ -101,7 +100,7 @@ def test_engines_of_a_pipeline_are_compiled_side_by_side(folders):
 
 def test_a_folder_that_keeps_nothing_is_an_error(folders):
     root, _ = folders(unet=("model.plan",))
-    cache_path(root / "unet", HostMemory.name, "1", "model.plan").mkdir()  # no file can be put there
+    cache_path(root / "unet", GPU, "1", "model.plan").mkdir()  # no file can be put there
     with pytest.raises(ArtifactError, match="nothing can be written there"):
         warm(root / "unet", Opening())
 

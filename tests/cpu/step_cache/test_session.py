@@ -15,7 +15,7 @@ from svdq_trt.engine.last_errors import LastErrors
 from svdq_trt.models import get_model
 from svdq_trt.runtime import OnnxSession, Session, SharedActivations
 from svdq_trt.runtime.opening import Opened
-from tests.harness.fake_engine import MODULE, Engine, HostMemory
+from tests.harness.fake_engine import MODULE, Engine, HostMemory, on_host
 from tests.harness.in_pieces import FIXED, write_folder
 
 SPEC = get_model("pixart-tiny")  # in f16, which ONNX Runtime's CPU runs as it is
@@ -39,8 +39,7 @@ def opened(folder, monkeypatch):
         plans = tuple(SimpleNamespace(file=f"{piece}.plan", sha256="") for piece in PIECES)
         backend, logger = SimpleNamespace(module=MODULE, version="1"), SimpleNamespace(errors=LastErrors())
         found = Opened(folder, manifest.read(folder), backend, plans, engines, logger, {})
-        monkeypatch.setattr("svdq_trt.runtime.session.open_device", lambda *_: memory)
-        monkeypatch.setattr("svdq_trt.runtime.session.open_engine", lambda *_, **__: found)
+        on_host(monkeypatch, memory, lambda *_, **__: found)
         return Session(folder, **options), memory, engines
 
     return open_session
