@@ -6,15 +6,14 @@ go with the next release.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
-from svdq_trt.models import denoiser as _denoiser
-from svdq_trt.runtime import pipeline as _attaching
 from svdq_trt.runtime.loading import load
 
 __all__ = ["load"]
-_MOVED = {"Denoiser": _denoiser.Denoiser, "attach": _attaching.attach, "detach": _attaching.detach}
+_MOVED = {"Denoiser": "models.denoiser", "attach": "runtime.pipeline", "detach": "runtime.pipeline"}
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +22,4 @@ def __getattr__(name: str) -> Any:
     warnings.warn(
         f"svdq_trt.pipeline.{name} is now in svdq_trt.runtime; the old name goes with the next release", stacklevel=2
     )
-    return _MOVED[name]
+    return getattr(importlib.import_module(f"svdq_trt.{_MOVED[name]}"), name)

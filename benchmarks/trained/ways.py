@@ -22,8 +22,9 @@ from svdq_trt.models import ModelSpec
 from svdq_trt.models.denoiser import Denoiser, attached
 from svdq_trt.nn.restore import restore_model
 from svdq_trt.runtime.choice import choose_runtime
-from svdq_trt.runtime.generate import Request, generate
+from svdq_trt.runtime.generate import generate
 from svdq_trt.runtime.loading import load
+from svdq_trt.runtime.request import Request
 from trained import captions
 from trained.linears import unpack
 from trained.pipelines import Pipeline

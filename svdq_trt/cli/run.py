@@ -74,9 +74,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--out", f"'{args.out}'", "a .png file")
     with required_by("svdq-trt run"):
         from svdq_trt.artifact import manifest
-        from svdq_trt.models.denoiser import attached
-        from svdq_trt.runtime.generate import Request, generate
         from svdq_trt.runtime.loading import load, slowest_opening
+        from svdq_trt.runtime.request import Request
         from svdq_trt.runtime.step_cache import check_step_cache
 
     request = Request(
@@ -102,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
     name, seconds = slowest_opening(pipe)
     parts = ", ".join(f"{part} {each:.1f} s" for part, each in seconds.items())
     say(f"engines opened in {opened:.1f} s; the slowest, {name}: {parts}", file=sys.stderr)
+    from svdq_trt.models.denoiser import attached
+    from svdq_trt.runtime.generate import generate
+
     session: Any
     (session,) = (one.runner for one in attached(pipe).values())
     session.step_cache = args.step_cache
@@ -126,6 +128,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def _loras(texts: list[str]) -> list[LoraOption]:
     """The LoRA files of the options. Raises UsageError."""
+    if not texts:
+        return []
     from svdq_trt.build.config import LoraOption
 
     found = [LoraOption.parse(text) for text in texts]

@@ -39,7 +39,7 @@ RUNTIME, CUDA_GRAPHS, LORAS = "svdq_trt_runtime", "svdq_trt_cuda_graphs", "svdq_
 WARM_UP = "svdq_trt_warm_up"
 #: variants that Triton's Python backend runs
 OURS = ("python", "pipeline")
-#: inputs of a pipeline, by the names of runtime.generate.Request: text, in UTF-8, and numbers
+#: inputs of a pipeline, by the names of runtime.request.Request: text, in UTF-8, and numbers
 TEXTS = ("prompt", "negative")
 NUMBERS = {
     "width": "TYPE_INT32",

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from svdq_trt.base.errors import UsageError
 from svdq_trt.base.extras import required_by
+from svdq_trt.runtime.request import Request
 from svdq_trt.serve.backend import Instance, Lora, Loras, Served
 from svdq_trt.serve.config import IMAGE, TEXTS, WARM_UP, batch_range
 from svdq_trt.serve.dlpack import from_triton
-
-if TYPE_CHECKING:
-    from svdq_trt.runtime.generate import Request
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class TritonPythonModel(Served[_Request]):
         self._rows = (batch_range(session.manifest) or (1, 1))[1]
         self._loras = Loras(session, here)
         if WARM_UP in here.parameters:
-            generate.generate(self._pipe, generate.Request("", steps=1))
+            generate.generate(self._pipe, Request("", steps=1))
         here.log_open()
 
     def _read(self, request: Any) -> _Request:
@@ -67,7 +65,7 @@ class TritonPythonModel(Served[_Request]):
         values: dict[str, Any] = {
             name: _text(name, value) if name in TEXTS else value.item() for name, value in given.items()
         }
-        asked = self._generate.Request(**values)
+        asked = Request(**values)
         self._generate.check(self._pipe, asked)
         return _Request(asked, self._generate.rows(self._pipe, asked), lora)
 

@@ -86,8 +86,9 @@ def test_picture_is_that_of_diffusers_own_pipeline(sdxl, tmp_path):
 
 
 def test_one_seed_is_one_picture_alone_or_in_a_batch(sdxl):
-    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.generate import generate
     from svdq_trt.runtime.loading import load
+    from svdq_trt.runtime.request import Request
 
     pipe = load(sdxl[0])
     size = {"width": 64, "height": 64, "steps": 1}
@@ -112,8 +113,9 @@ def test_image_to_image_shares_the_engines(sdxl):
 
 def test_what_does_not_belong_together_is_refused(sdxl, tmp_path):
     from svdq_trt.base.errors import ArtifactError, ShapeError
-    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.generate import generate
     from svdq_trt.runtime.loading import load
+    from svdq_trt.runtime.request import Request
 
     engine = shutil.copytree(sdxl[0], tmp_path / "engine")
     with pytest.raises(ShapeError, match="Build the engine with a wider --batch"):
@@ -133,8 +135,9 @@ def test_what_does_not_belong_together_is_refused(sdxl, tmp_path):
 def test_t5_and_a_bfloat16_pipeline(tmp_path):
     """For sm_90, for which nothing here builds plans: the ONNX files are what runs."""
     from svdq_trt.models import get_model
-    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.generate import generate
     from svdq_trt.runtime.loading import load
+    from svdq_trt.runtime.request import Request
 
     spec, folder = get_model("flux1-tiny"), tmp_path / "pipeline"
     (tmp_path / "words" / "t5").mkdir(parents=True)
@@ -200,8 +203,9 @@ def test_t5_in_4_bits(tmp_path):
     from svdq_trt.artifact import manifest
     from svdq_trt.checkpoint import load as load_weights
     from svdq_trt.models import get_model
-    from svdq_trt.runtime.generate import Request, generate
+    from svdq_trt.runtime.generate import generate
     from svdq_trt.runtime.loading import load
+    from svdq_trt.runtime.request import Request
 
     flux, t5, folder = get_model("flux1-tiny"), get_model("t5-tiny"), tmp_path / "pipeline"
     spec = dataclasses.replace(flux, config={**flux.config, "joint_attention_dim": t5.config["d_model"]})

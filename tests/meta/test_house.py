@@ -80,6 +80,7 @@ LAZY = {
     "svdq_trt.nn": "the kernel library is there on a GPU only",
     "svdq_trt.quantize.gptq": "Triton is optional",
     "svdq_trt.runtime.choice": "either runtime alone, each with a library of its own",
+    "svdq_trt.runtime.loading": "torch, which is imported while the denoiser's engine is opened",
     "svdq_trt.runtime.device": "torch or pycuda, whichever is installed",
     "svdq_trt.runtime.onnx_session": "onnx for bfloat16 models, LoRA for graphs with slots",
     "svdq_trt.runtime.session": "LoRA for engines with slots",

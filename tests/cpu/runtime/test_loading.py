@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -15,8 +17,9 @@ from svdq_trt.cli.run import _described
 from svdq_trt.cli.running import weight_budgets
 from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.pipelines import PipelineFolder
-from svdq_trt.runtime import loading
-from svdq_trt.runtime.generate import Request, generate, rows
+from svdq_trt.runtime import engines, loading
+from svdq_trt.runtime.generate import generate, rows
+from svdq_trt.runtime.request import Request
 from tests.harness import module_engines, tiny_pipelines
 from tests.harness.manifests import change_manifest, file_entry, write_manifest
 
@@ -152,6 +155,28 @@ def test_engines_open_side_by_side_while_libraries_are_imported(tmp_path, monkey
     assert loading.slowest_opening(pipe) == ("text_encoder_2", {"check": 2.0, "load": 1.0})
 
 
+def test_the_denoiser_is_being_opened_before_torch_is_imported(tmp_path):
+    """In a process of its own, whose import of torch waits for that."""
+    _, out, _ = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
+    code = f"""if True:
+        import builtins, sys, threading
+        from svdq_trt.pipeline import load
+        from svdq_trt.runtime.choice import Opening
+        being_opened, ordinary = threading.Event(), builtins.__import__
+        def slow(name, *more, **named):
+            assert name != "torch" or being_opened.wait(timeout=60)
+            return ordinary(name, *more, **named)
+        def refuse(self, folder, *_, **__):
+            print(folder.name, "torch" in sys.modules, flush=True)
+            being_opened.set()
+            raise OSError(folder.name)
+        builtins.__import__, Opening.open = slow, refuse
+        load({str(out)!r}, runtime="onnx")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.splitlines()[0] == f"{out.name} False" and done.stderr.endswith(f"OSError: {out.name}\n"), done
+
+
 def test_an_engine_that_does_not_open_closes_the_others(tmp_path, monkeypatch):
     """Two do not open, and the second of them is known first; then the others open."""
     _, out, runners = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
@@ -199,12 +224,12 @@ def test_weight_budgets_are_of_the_engines_that_they_name(tmp_path, monkeypatch)
     _, out, runners = module_engines.tiny("PixArtSigmaPipeline", tmp_path)
     given = {}
 
-    def open_one(self, folder, in_tensorrt, *, activations, weight_budget, cuda_graph):
+    def open_one(self, folder, in_tensorrt, *, weight_budget, **_):
         given[folder.name] = weight_budget
         return runners[folder]
 
     monkeypatch.setattr(loading.Opening, "open", open_one)
-    monkeypatch.setattr(loading, "choose_runtime", lambda *_: (True, ""))
+    monkeypatch.setattr(engines, "choose_runtime", lambda *_: (True, ""))
     for folder in (out, out / "text_encoder", out / "vae_encoder"):
         streaming(folder)
     texts = ["3GB", "text_encoder=0", "vae_encoder=1kB"]
@@ -231,7 +256,7 @@ def test_weight_budgets_are_refused_before_an_engine_is_opened(texts, runtime, e
     _, out, _ = module_engines.tiny("PixArtSigmaPipeline", tmp_path)
     streaming(out)
     monkeypatch.setattr(loading.Opening, "open", lambda *_, **__: pytest.fail("opened"))
-    monkeypatch.setattr(loading, "choose_runtime", lambda *_: (runtime != "onnx", ""))
+    monkeypatch.setattr(engines, "choose_runtime", lambda *_: (runtime != "onnx", ""))
     with pytest.raises(error, match=message):
         loading.load(out, weight_budget=weight_budgets(texts, out))
 
