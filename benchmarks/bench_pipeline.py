@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,8 @@ def _job(work: Path, kind: str, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_job(path: Path) -> int:
-    from pipeline_bench import contenders
-
     job = json.loads(path.read_text())
-    path.with_suffix(".result").write_text(json.dumps(getattr(contenders, job["kind"])(job)))
+    path.with_suffix(".result").write_text(json.dumps(import_module(f"pipeline_bench.{job['kind']}").run(job)))
     return 0
 
 

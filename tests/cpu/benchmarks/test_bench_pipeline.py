@@ -9,7 +9,8 @@ import time
 import bench_pipeline
 import pytest
 from PIL import Image
-from pipeline_bench import contenders
+from pipeline_bench import compiled as rival
+from pipeline_bench import measured
 from pipeline_bench.folder import write
 
 from svdq_trt.build.config import BuildConfig
@@ -55,15 +56,10 @@ def test_rival_is_diffusers_pipeline_as_the_engines_are_run(name, tmp_path, monk
     import diffusers
     import torch
 
-    class Host:
-        device = "cpu"
-
-        def used_bytes(self):
-            return 0
-
     compiled, calls = [], []
     monkeypatch.setitem(MODELS, "klein", module_engines.klein())
-    monkeypatch.setattr(contenders, "CLOCK", Host())
+    monkeypatch.setattr(rival, "DEVICE", "cpu")
+    monkeypatch.setattr(measured, "used_bytes", lambda index: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **how: compiled.append(type(module).__name__))
     cls = getattr(diffusers, name)
@@ -81,7 +77,7 @@ def test_rival_is_diffusers_pipeline_as_the_engines_are_run(name, tmp_path, monk
         index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
     request = {"prompt": "a fox", "steps": 2, "guidance": 3.0, "height": 64, "width": 64}
     job = {"folder": str(folder), "mode": None, "pictures": 1, "started": time.time(), "out": str(tmp_path / "picture")}
-    found = contenders.compiled(job | {"request": request})
+    found = rival.run(job | {"request": request})
     assert len(found["all_s"]) == 1 and 0 < found["weights_s"] < found["first_s"]
     assert [Image.open(tmp_path / f"picture-{seed}.png").size for seed in range(2)] == [(64, 64)] * 2
     pipe, given = calls[-1]

@@ -1,0 +1,70 @@
+"""The job of the rival: a prompt to pictures by diffusers' own pipeline under torch.compile."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline_bench.measured import GPU, Memory, time_pictures
+from svdq_trt.artifact import manifest
+from svdq_trt.bench.compiled import compile_module, random_module
+from svdq_trt.models import get_model
+from svdq_trt.models.parts import GRAPHS
+from svdq_trt.models.pipelines import PipelineFolder, call_arguments
+
+DEVICE = f"cuda:{GPU}"
+
+
+@torch.no_grad()
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Time diffusers' pipeline on random weights of the engines' dtypes. job: as theirs, and mode, of torch.compile.
+
+    With a mode the whole denoiser is compiled, else what diffusers says is repeated in it; the VAE's decoder too.
+    Weights are made up on the GPU, where they are after `weights_s`: none are read from a disk. A language model has
+    neither a head for words nor a vision tower, which the pipeline holds and does not run.
+    """
+    folder = Path(job["folder"])
+    built, source = manifest.read(folder), PipelineFolder.read(folder)
+    spec = get_model(built.source)
+    with Memory() as memory:
+        parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
+        components: dict[str, Any] = {}
+        for name, class_name in source.classes.items():
+            if name == source.kind.denoiser:
+                components[name] = random_module(spec, False, DEVICE).eval()
+            elif class_name in GRAPHS:
+                with torch.device(DEVICE):
+                    components[name] = parts[name].build().to(spec.torch_dtype).eval()  # the VAE is upcast by SDXL
+            else:
+                components[name] = _from_files(class_name, folder / name)
+        pipe = source.diffusers_class()(**source.without_components() | components)
+        pipe.set_progress_bar_config(disable=True)
+        compile_module(components[source.kind.denoiser], job["mode"])
+        components["vae"].decoder.compile()
+        torch.cuda.synchronize()
+        given = dict(job["request"])
+        asked = call_arguments(
+            pipe, spec, given.pop("height"), given.pop("width"), 1, given.pop("steps"), given.pop("guidance")
+        )
+        if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:  # the engines' padding
+            asked["max_sequence_length"] = spec.built_sizes(built, 2)["tokens"] - source.kind.clip_tokens
+
+        def picture(seed: int) -> Any:
+            image = pipe(generator=torch.Generator().manual_seed(seed), **given, **asked).images[0]
+            return image
+
+        ready = time.time()
+        found = time_pictures(job, picture)
+    return found | {"memory_bytes": memory.used, "weights_s": ready - job["started"]}
+
+
+def _from_files(class_name: str, folder: Path) -> Any:
+    import diffusers
+    import transformers
+
+    cls = getattr(transformers if hasattr(transformers, class_name) else diffusers, class_name)
+    return cls.from_pretrained(folder, local_files_only=True)
