@@ -74,8 +74,7 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
         parts.append(PartWork(part, identity, part_sizes))
     if config.quantize_t5 and not quantized:
         raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
-    for name in folder.copied:
-        folder.load(name)
+    assert folder.files.keys() == set(folder.copied)  # which are read here
     files = tuple(folder.copied_files())
     return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
 

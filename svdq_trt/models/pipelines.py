@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,9 +206,12 @@ class PipelineFolder:
             act_dtype: the denoiser's. tokens: of its text, at most.
 
         Raises:
-            UsageError: more tokens than the pipeline takes. ArtifactError: a config or a tokenizer that cannot be read.
+            UsageError: more tokens than the pipeline takes, or fewer than its CLIP has.
+            ArtifactError: a config or a tokenizer that cannot be read.
         """
         most, text = self.kind.most_tokens, tokens - self.kind.clip_tokens
+        if text < 0:
+            raise UsageError("--tokens", str(tokens), f"at least {self.kind.clip_tokens}, which are CLIP's")
         if most is not None and text > most:
             want = f"at most {most + self.kind.clip_tokens}, as a {self.kind.class_name} takes"
             raise UsageError("--tokens", str(tokens), want)
@@ -221,15 +225,20 @@ class PipelineFolder:
     def _dropped(self) -> int:
         """How many tokens the text encoder reads for the denoiser's text more than that has."""
         template = self.kind.template
-        return 0 if template is None else template.dropped(self.diffusers_class(), self.load("tokenizer"))
+        return 0 if template is None else template.dropped(self.diffusers_class(), self.files["tokenizer"])
 
-    def load(self, component: str) -> Any:
-        """The scheduler or a tokenizer, by its own library from its files.
+    @functools.cached_property
+    def files(self) -> dict[str, Any]:
+        """What `copied` names, by its own library from its files, which are read once.
 
         Raises:
             ArtifactError: none, they cannot be read, or a tokenizer has no words, as transformers makes one without
                 files, or no chat template, which the pipeline needs.
         """
+        return {name: self._load(name) for name in self.copied}
+
+    def _load(self, component: str) -> Any:
+        """One of `files`."""
         class_name, where = self.classes[component], self.path / component
         self._files(component)
         library = "transformers" if self.is_tokenizer(component) else "diffusers"
@@ -284,6 +293,12 @@ def call_arguments(
         **{name: value for name, value in asked.items() if value is not None},
         **{name: value for name, value in sizes.items() if name in known},
     }
+
+
+def text_arguments(pipe: Any, kind: PipelineKind, tokens: int) -> dict[str, int]:
+    """What a pipeline's call says of a text's length, where it takes it; `tokens`: of the denoiser's text, at most."""
+    known = inspect.signature(pipe.__call__).parameters
+    return {"max_sequence_length": tokens - kind.clip_tokens} if "max_sequence_length" in known else {}
 
 
 def read_picture(file: Path, size: tuple[int, int] | None = None) -> Any:

@@ -15,7 +15,7 @@ from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
 from svdq_trt.models.autoencoder_config import autoencoder_scale
 from svdq_trt.models.denoiser import Denoiser
 from svdq_trt.models.part_modules import Autoencoder, TextEncoder
-from svdq_trt.models.pipelines import KINDS, PipelineKind, call_arguments, from_picture, read_picture
+from svdq_trt.models.pipelines import KINDS, PipelineKind, call_arguments, from_picture, read_picture, text_arguments
 from svdq_trt.models.spec import Axis
 from svdq_trt.models.stand_in import Runs, StandIn
 from svdq_trt.runtime.request import Request
@@ -74,8 +74,7 @@ def generate(pipe: Any, *requests: Request) -> tuple[list[Image], Times]:
         asked["negative_prompt"] = [asked["negative_prompt"]] * len(texts)
     seeds = [request.seed + i for request in requests for i in range(request.batch)]
     asked["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
-    if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:
-        asked["max_sequence_length"] = _text_tokens(kind, denoiser)
+    asked |= text_arguments(pipe, kind, _sizes(denoiser, 2)["tokens"])
     times, skipped = Times(), getattr(denoiser.runner, "skipped", 0)
     denoiser.restart()  # the last picture may have ended before its time
     modules = [module for module in pipe.components.values() if isinstance(module, StandIn)]

@@ -59,9 +59,9 @@ def load(
         no_collections(),
         SideBySide(first, discard=lambda runner: runner.close()) as denoiser,
     ):
-        from svdq_trt.runtime.assembly import assemble
+        from svdq_trt.runtime.engine_pipeline import engine_pipeline
 
-        return assemble(engines, denoiser)
+        return engine_pipeline(engines, denoiser)
 
 
 def slowest_opening(pipe: Any) -> tuple[str, Mapping[str, float]]:

@@ -19,14 +19,18 @@ def vae():
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        **vae_levels(4),
         latent_channels=4,
         norm_num_groups=8,
         shift_factor=0.1,
         sample_size=128,
     )
+
+
+def vae_levels(levels: int) -> dict:
+    """What an autoencoder's config says of its levels, of which each but the first halves the sides."""
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+    return {"block_out_channels": [32] * levels} | blocks
 
 
 def frame_vae():

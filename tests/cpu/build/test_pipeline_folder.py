@@ -21,7 +21,7 @@ from svdq_trt.models.pipelines import PipelineFolder
 from tests.harness import tiny_encoders
 from tests.harness.language_models import GEMMA2, QWEN3
 from tests.harness.manifests import write_manifest
-from tests.harness.tiny_pipelines import deep_compression
+from tests.harness.tiny_pipelines import deep_compression, vae_levels
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 INDEX = {
@@ -48,12 +48,13 @@ def folder(tmp_path):
 
     (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
     unet = {"_class_name": "UNet2DConditionModel", **get_model("sdxl-tiny").config}
-    text = {"hidden_size": 64, "num_attention_heads": 2}
-    for component, config in (("unet", unet), ("vae", {}), ("text_encoder", text), ("text_encoder_2", text)):
+    text = {"hidden_size": 64, "num_attention_heads": 2, "projection_dim": 64}
+    vae = vae_levels(4)
+    for component, config in (("unet", unet), ("vae", vae), ("text_encoder", text), ("text_encoder_2", text)):
         write(component, "config.json", config)
     write("scheduler", "scheduler_config.json", {})
     for component in ("tokenizer", "tokenizer_2"):
-        (tmp_path / component).mkdir()
+        write(component, "tokenizer_config.json", {"model_max_length": 77})
         tiny_encoders.tokenizer(tmp_path / component)
     return tmp_path
 
@@ -82,7 +83,7 @@ def test_parts_of_a_folder(folder):
         "text_encoder": "float16",
         "text_encoder_2": "float16",
     }
-    assert [t.max for t in parts["vae_decoder"].inputs()] == [(1, 4, 256, 256)]  # one level alone: a pixel to a pixel
+    assert [t.max for t in parts["vae_decoder"].inputs()] == [(1, 4, 32, 32)]
     assert [t.max for t in parts["text_encoder"].inputs()] == [(1, 77)], "texts one by one"
     tiles = {one.part.name: one.inputs()[0] for one in work(folder, vae_tile=128).parts}["vae_encoder"]
     assert (tiles.min, tiles.opt, tiles.max) == ((1, 3, 64, 64), (1, 3, 128, 128), (1, 3, 128, 128))
@@ -96,7 +97,8 @@ def test_parts_of_a_folder(folder):
         "text_encoder/config.json",
         "text_encoder_2/config.json",
         "scheduler/scheduler_config.json",
-        *(f"{name}/{file}" for name in ("tokenizer", "tokenizer_2") for file in ("vocab.json", "merges.txt")),
+        *(f"tokenizer{i}/{file}.json" for i in ("", "_2") for file in ("vocab", "tokenizer_config")),
+        *(f"tokenizer{i}/merges.txt" for i in ("", "_2")),
     }
     assert PipelineFolder.read(folder).settings == {"force_zeros_for_empty_prompt": True}
     assert len({one.identity.digest for one in (*found.parts, *work(folder, seed=1).parts)}) == 6  # both halves share
@@ -110,8 +112,9 @@ def test_a_tokenizer_that_counts_an_instruction(tmp_path):
     with pytest.raises(ArtifactError, match="no tokenizer, want the components of a SanaPipeline"):
         PipelineFolder.read(tmp_path)
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"tokenizer": ["transformers", "GemmaTokenizer"]}))
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    for name, file in (("tokenizer", "tokenizer.json"), ("scheduler", "scheduler_config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
     with pytest.raises(ArtifactError, match=r"tokenizer: cannot be loaded \(.*\), want a GemmaTokenizer"):
         PipelineFolder.read(tmp_path).parts("bfloat16", 300)
 
