@@ -9,6 +9,7 @@ from pathlib import Path
 from svdq_trt.artifact.manifest import TensorProfile
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
 from svdq_trt.build.config import BuildConfig, Range
+from svdq_trt.build.rehearsal import check_fit
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.calibrate.sample import check_denoiser
 from svdq_trt.checkpoint import Identity
@@ -56,25 +57,28 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
     """Resolve ``--pipeline``: everything in its folder is found and checked; None without it.
 
     Raises:
-        SvdqError: another model's pipeline, a component that is missing, or one that no engine runs.
+        SvdqError: another model's pipeline, a component that is missing, does not fit, or that no engine runs.
     """
     if config.pipeline is None:
         return None
     folder = PipelineFolder.read(config.pipeline)
     check_denoiser(spec, config.pipeline)
-    parts, quantized = [], {}
-    for part in folder.parts(spec.act_dtype, sizes.profile["tokens"][2]):
+    all_parts = folder.parts(spec.act_dtype, sizes.profile["tokens"][2])
+    planned, parts, quantized = [], [], {}
+    for part in all_parts:
         if config.quantize_t5 and part.class_name == "T5EncoderModel":
             quantized[part.component] = _encoder_build(config, part)
             continue
         part_sizes = _part_sizes(part, sizes, config.vae_tile)
         check_part(part, config.pipeline / part.component / "config.json", part_sizes.least())
+        planned.append((part, part_sizes))
+    if config.quantize_t5 and not quantized:
+        raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
+    check_fit(folder, spec, all_parts, sizes)
+    for part, part_sizes in planned:  # last, as gigabytes are read
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
         identity = identify_part(part, source, config.random_weights)
         parts.append(PartWork(part, identity, part_sizes))
-    if config.quantize_t5 and not quantized:
-        raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
-    assert folder.files.keys() == set(folder.copied)  # which are read here
     files = tuple(folder.copied_files())
     return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
 

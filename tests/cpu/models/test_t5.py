@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,8 @@ from svdq_trt.build.pipeline import _copied_engine
 from svdq_trt.build.work import plan_work
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.contract.formats import FORMATS
-from svdq_trt.models import get_model, member_tensors
+from svdq_trt.models import MODELS, get_model, member_tensors
+from svdq_trt.models.packed import text_input
 from svdq_trt.quantize.curve import node_bytes
 from tests.harness import tiny_pipelines
 from tests.harness.manifests import file_entry, write_manifest
@@ -54,15 +56,20 @@ def test_another_activation_is_another_model(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """A pipeline of flux1-tiny, with T5 XXL's configuration."""
-    out = tmp_path / "flux"
-    tiny_pipelines.save("FluxPipeline", get_model("flux1-tiny"), tiny_pipelines.flux_parts(tmp_path), out)
+def folder(tmp_path, monkeypatch):
+    """A pipeline of flux1-wide, which is flux1-tiny for text of T5 XXL, whose configuration is there."""
+    tiny, out = get_model("flux1-tiny"), tmp_path / "flux"
+    config = {**tiny.config, "joint_attention_dim": PUBLISHED["d_model"]}
+    text = text_input(config)
+    inputs = tuple(text if io.name == text.name else io for io in tiny.inputs)
+    wide = replace(tiny, name="flux1-wide", config=config, inputs=inputs)
+    monkeypatch.setitem(MODELS, wide.name, wide)
+    tiny_pipelines.save("FluxPipeline", wide, tiny_pipelines.flux_parts(tmp_path), out)
     (out / "text_encoder_2" / "config.json").write_text(json.dumps(PUBLISHED))
     return out
 
 
-def work(folder, model="flux1-tiny"):
+def work(folder, model="flux1-wide"):
     config = BuildConfig(
         model, (89,), folder / "out", random_weights=0, check=False, rank=64, pipeline=folder, quantize_t5=True
     )
