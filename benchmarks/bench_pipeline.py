@@ -60,14 +60,15 @@ def main() -> int:
     jobs |= {rival: ("compiled", {"mode": RIVALS[rival]}) for rival in args.rival}
     for kept in args.engine.rglob("runtime-cache-*.bin"):
         kept.unlink()
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    print(_HEADER, flush=True)
     for name, (kind, more) in jobs.items():
         found[name] = _job(work, kind, common | more)
         if args.starts > 1 and found[name]:
             found[name]["again"] = _job(work, kind, common | more | {"pictures": 1})
-    if args.out:
-        args.out.write_text(json.dumps({"request": request} | found, indent=1) + "\n")
-    _print(found)
+        print(_row(name, found[name], found["engines"]), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps({"request": request} | found, indent=1) + "\n")
     return 0 if all(found.values()) else 1
 
 
@@ -88,17 +89,17 @@ def _run_job(path: Path) -> int:
     return 0
 
 
-def _print(found: dict[str, dict[str, Any]]) -> None:
-    ours = found["engines"]
-    print(f"{'':16} {'first':>8} {'again':>8} {'picture':>8} s  GPU GB   parts")
-    for name, one in found.items():
-        if not one:
-            print(f"{name:16} FAILED, see above")
-            continue
-        parts = _engines_parts(one) if name == "engines" else _compared(one, ours)
-        again = f"{one['again']['first_s']:8.2f}" if one.get("again") else f"{'-':>8}"
-        memory = f"{one['memory_bytes'] / 1e9:6.2f}"
-        print(f"{name:16} {one['first_s']:8.2f} {again} {one['picture_s']:8.3f}    {memory}   {parts}")
+_HEADER = f"{'':16} {'first':>8} {'again':>8} {'picture':>8} s  GPU GB   parts"
+
+
+def _row(name: str, one: dict[str, Any], ours: dict[str, Any]) -> str:
+    """A contender's line; `ours`: the engines' figures. Either is empty where the contender failed."""
+    if not one:
+        return f"{name:16} FAILED, see above"
+    parts = _engines_parts(one) if name == "engines" else _compared(one, ours)
+    again = f"{one['again']['first_s']:8.2f}" if one.get("again") else f"{'-':>8}"
+    memory = f"{one['memory_bytes'] / 1e9:6.2f}"
+    return f"{name:16} {one['first_s']:8.2f} {again} {one['picture_s']:8.3f}    {memory}   {parts}"
 
 
 def _engines_parts(ours: dict[str, Any]) -> str:

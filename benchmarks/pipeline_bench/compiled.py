@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from svdq_trt.artifact import manifest
 from svdq_trt.bench.compiled import compile_module, random_module
 from svdq_trt.models import get_model
 from svdq_trt.models.parts import GRAPHS
-from svdq_trt.models.pipelines import PipelineFolder, call_arguments
+from svdq_trt.models.pipelines import PipelineFolder, call_arguments, text_arguments
 
 DEVICE = f"cuda:{GPU}"
 
@@ -30,8 +29,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     folder = Path(job["folder"])
     built, source = manifest.read(folder), PipelineFolder.read(folder)
     spec = get_model(built.source)
+    tokens = spec.built_sizes(built, 2)["tokens"]
     with Memory() as memory:
-        parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
+        parts = {part.component: part for part in source.parts(spec.act_dtype, tokens)}
         components: dict[str, Any] = {}
         for name, class_name in source.classes.items():
             if name == source.kind.denoiser:
@@ -50,8 +50,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         asked = call_arguments(
             pipe, spec, given.pop("height"), given.pop("width"), 1, given.pop("steps"), given.pop("guidance")
         )
-        if "max_sequence_length" in inspect.signature(pipe.__call__).parameters:  # the engines' padding
-            asked["max_sequence_length"] = spec.built_sizes(built, 2)["tokens"] - source.kind.clip_tokens
+        asked |= text_arguments(pipe, source.kind, tokens)
 
         def picture(seed: int) -> Any:
             image = pipe(generator=torch.Generator().manual_seed(seed), **given, **asked).images[0]

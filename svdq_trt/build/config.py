@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,7 @@ class BuildConfig:
         fuse_mlp: two linears with GELU, GEGLU or SwiGLU between them are one op, where there is one.
         attention: auto, plugin or tensorrt: whose attention an engine has.
         weight_streaming: engines run with fewer of their weights in GPU memory, if asked to.
+        streamed_parts: those of a pipeline beside the denoiser whose engines do so, where not all do.
         step_cache: engines can skip blocks at steps that change little.
         check: compare with the FP16 model. min_sqnr: gate in dB.
         loras: LoRAs to put into the low-rank branches, after quantization.
@@ -236,6 +237,7 @@ class BuildConfig:
     fuse_mlp: bool = True
     attention: str = "auto"
     weight_streaming: bool = False
+    streamed_parts: tuple[str, ...] = ()
     step_cache: bool = False
     check: bool = True
     min_sqnr: float | None = None
@@ -260,6 +262,8 @@ class BuildConfig:
             raise UsageError("--quantize-t5", "given alone", "--pipeline with it")
         elif self.vae_tile != VAE_TILE:
             raise UsageError("--vae-tile", "given alone", "--pipeline with it")
+        elif self.streamed_parts:
+            raise UsageError("--weight-streaming", f"'{self.streamed_parts[0][:80]}', a part", "--pipeline with it")
         if self.vae_tile % TILE_MULTIPLE or self.vae_tile < TILE_MULTIPLE:
             raise UsageError("--vae-tile", str(self.vae_tile), f"a multiple of {TILE_MULTIPLE}")
         for lora in self.loras:
@@ -291,6 +295,15 @@ class BuildConfig:
             raise UsageError("--min-sqnr", "given with --no-check", "the check to be on", "Drop --no-check.")
         if self.min_sqnr is not None and not math.isfinite(self.min_sqnr):  # NaN would pass every comparison
             raise UsageError("--min-sqnr", f"{self.min_sqnr}", "a finite number of dB")
+
+    def of_part(self, name: str) -> BuildConfig:
+        """The options of the engine of a pipeline's part, which has no step cache."""
+        return replace(
+            self,
+            weight_streaming=self.weight_streaming or name in self.streamed_parts,
+            streamed_parts=(),
+            step_cache=False,
+        )
 
     @property
     def rank_text(self) -> str:

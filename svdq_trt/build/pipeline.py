@@ -82,10 +82,10 @@ class PartsBuild:
         (own / manifest.NAME).unlink(missing_ok=True)
         for name in (export.FILE, f"{export.FILE}.data"):
             self.place(self.shared / one.part.name / name, own / name)
-        made = self._made[one.part.name]
+        made, config = self._made[one.part.name], self.config.of_part(one.part.name)
         costs = made.costs.copy()
-        planned, incomplete = plan_engine(self.execution, self.config, own, made.key, arch, one.inputs(), None, costs)
-        data = part_manifest(self.config, one, made, own, arch, costs, planned, incomplete, self.execution.digests)
+        planned, incomplete = plan_engine(self.execution, config, own, made.key, arch, one.inputs(), None, costs)
+        data = part_manifest(config, one, made, own, arch, costs, planned, incomplete, self.execution.digests)
         manifest.write(own, data)
         return data
 

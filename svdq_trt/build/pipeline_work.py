@@ -72,6 +72,9 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
         part_sizes = _part_sizes(part, sizes, config.vae_tile)
         check_part(part, config.pipeline / part.component / "config.json", part_sizes.least())
         planned.append((part, part_sizes))
+    names = [part.name for part in all_parts]
+    if unknown := [name for name in config.streamed_parts if name not in names]:
+        raise UsageError("--weight-streaming", f"no part '{unknown[0][:80]}'", f"one of {', '.join(names)}")
     if config.quantize_t5 and not quantized:
         raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
     check_fit(folder, spec, all_parts, sizes)
@@ -100,7 +103,7 @@ def _encoder_build(config: BuildConfig, part: Part) -> BuildConfig:
         preset=config.preset,
         device=config.device,
         backend=config.backend,
-        weight_streaming=config.weight_streaming,
+        weight_streaming=config.of_part(part.name).weight_streaming,
         check=config.check,
         force=config.force,
     )

@@ -188,8 +188,13 @@ def add_options(p: argparse.ArgumentParser) -> None:
     )
     e.add_argument(
         "--weight-streaming",
-        action="store_true",
-        help="the engine can keep weights in host memory: Session(weight_budget=...), bench --weight-budget",
+        action="append",
+        nargs="?",
+        const="",
+        default=[],
+        metavar="PART",
+        help="the engine, with --pipeline every one, can keep weights in host memory: Session(weight_budget=...), run "
+        "and bench --weight-budget; with PART, repeatable, that of a pipeline's part alone, such as text_encoder_2",
     )
     e.add_argument(
         "--step-cache",
@@ -289,7 +294,8 @@ def run(args: argparse.Namespace) -> int:
         allow_partial=args.allow_partial,
         fuse_mlp=args.fuse_mlp,
         attention=args.attention,
-        weight_streaming=args.weight_streaming,
+        weight_streaming="" in args.weight_streaming,
+        streamed_parts=tuple(part for part in args.weight_streaming if part),
         step_cache=args.step_cache,
     )
     from svdq_trt.build.run import build, gate

@@ -62,6 +62,8 @@ def test_every_part_is_an_engine_folder(sdxl):
     assert done.returncode == 0 and "StableDiffusionXLPipeline: 5 engines belong together" in done.stdout, done.stderr
     formats = {name: manifest.read(engine / name).format for name in ("text_encoder", "text_encoder_2", "vae_decoder")}
     assert formats == {"text_encoder": "float16", "text_encoder_2": "float16", "vae_decoder": "float32"}
+    plans = {name: manifest.read(engine / name).plan for name in (".", *formats)}
+    assert [name for name, plan in plans.items() if plan.weight_streaming] == ["text_encoder_2"]
     data = manifest.read(engine / "vae_encoder")
     assert data.plan is not None and data.plugin is None and data.kept_16bit and not data.quantized
 

@@ -89,7 +89,7 @@ class SharedEngines:
     def _build_pipeline(self, out: Path, folder: Path) -> None:
         self.copy(out, "sm_89", check=False)
         tiny_pipelines.save_sdxl(folder)
-        words = ("--arch", "sm_89", "--no-check", "--pipeline", str(folder))
+        words = ("--arch", "sm_89", "--no-check", "--pipeline", str(folder), "--weight-streaming", "text_encoder_2")
         first = build("sdxl-tiny", out, *words)
         assert first.returncode == 0, first.stderr
         again = build("sdxl-tiny", out, *words)

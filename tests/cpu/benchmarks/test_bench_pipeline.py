@@ -91,19 +91,17 @@ def test_rival_is_diffusers_pipeline_as_the_engines_are_run(name, tmp_path, monk
     )
 
 
-def test_a_first_picture_is_counted_from_the_process_and_from_the_weights(capsys):
+def test_a_first_picture_is_counted_from_the_process_and_from_the_weights():
     both = {"picture_s": 2.0, "memory_bytes": 6_000_000_000}
     engines = both | {"first_s": 12.5, "open_s": 9.0, "parts_s": {"text": 0.02, "steps": 1.5}}
     engines |= {"slowest": "unet", "slowest_s": {"check": 0.5, "load": 4.0}}
     rival = {"picture_s": 3.0, "memory_bytes": 12_000_000_000, "first_s": 50.0, "weights_s": 25.0}
-    bench_pipeline._print({"engines": engines, "compile": rival})
-    _, ours, theirs = capsys.readouterr().out.splitlines()
+    ours, theirs = (bench_pipeline._row(*one, engines) for one in (("engines", engines), ("compile", rival)))
     assert ours.endswith("open 9.0 s (slowest unet: check 0.5 s, load 4.0 s), text 0.020 s, steps 1.500 s")
     said = "first 25.00 s after its weights; engines: 1.50x as fast, 50% of the memory, first picture "
     first = "4.00x as soon (2.00x without its weights) at the first start"
     assert theirs.startswith("compile") and theirs.endswith(f"50.00        -    3.000     12.00   {said}{first}")
     again = [one | {"again": {"first_s": seconds, "weights_s": 20.0}} for one, seconds in ((engines, 8), (rival, 40))]
-    bench_pipeline._print({"engines": again[0], "compile": again[1]})
-    _, ours, theirs = capsys.readouterr().out.splitlines()
+    ours, theirs = (bench_pipeline._row(name, again[i], again[0]) for i, name in enumerate(("engines", "compile")))
     assert "12.50     8.00    2.000" in ours
     assert theirs.endswith(f"{said}{first}, 5.00x as soon (2.50x without its weights) at the second")

@@ -259,3 +259,17 @@ def test_a_step_cache_is_checked_before_an_engine_is_opened(threshold, error, tm
     write_manifest(tmp_path)
     with pytest.raises(error, match="step_cache: "):
         run(parse(["run", str(tmp_path), "--prompt", "a fox", "--step-cache", threshold]))
+
+
+def test_streamed_parts_are_parts_of_the_pipeline(folder, tmp_path):
+    options = {"random_weights": 0, "check": False, "streamed_parts": ("text_encoder_2",)}
+    with pytest.raises(UsageError, match="--weight-streaming: 'text_encoder_2', a part, want --pipeline with it"):
+        BuildConfig("sdxl-tiny", (89,), tmp_path / "out", **options)
+    options |= {"pipeline": folder, "step_cache": True}
+    config = BuildConfig("sdxl-tiny", (89,), tmp_path / "out", **options)
+    assert not config.weight_streaming and config.of_part("text_encoder_2").weight_streaming
+    assert not config.of_part("text_encoder").weight_streaming and not config.of_part("text_encoder_2").step_cache
+    options |= {"step_cache": False, "streamed_parts": ("text_encoder_2", "vae")}
+    want = "want one of vae_decoder, vae_encoder, text_encoder, text_encoder_2"
+    with pytest.raises(UsageError, match=f"--weight-streaming: no part 'vae', {want}"):
+        plan_work(BuildConfig("sdxl-tiny", (89,), tmp_path / "out", **options))
