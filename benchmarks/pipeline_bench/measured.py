@@ -11,7 +11,7 @@ from typing import Any
 from svdq_trt.engine.gpu import used_bytes
 
 GPU = 0
-PERIOD = 0.005  # seconds between looks at the GPU's memory
+PERIOD = 0.02  # seconds between looks at the GPU's memory, for which imports wait
 
 
 class Memory:

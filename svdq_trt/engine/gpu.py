@@ -73,6 +73,7 @@ def _device(index: int) -> ctypes.c_int:
     return device
 
 
+@functools.cache
 def _driver() -> ctypes.CDLL:
     """The driver's library. Raises UnsupportedError: there is none."""
     try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from svdq_trt.base.errors import UsageError
 from svdq_trt.base.extras import required_by
+from svdq_trt.runtime.loading import load
 from svdq_trt.runtime.request import Request
 from svdq_trt.serve.backend import Instance, Lora, Loras, Served
 from svdq_trt.serve.config import IMAGE, TEXTS, WARM_UP, batch_range
@@ -40,11 +41,12 @@ class TritonPythonModel(Served[_Request]):
                 text.
         """
         here = Instance.of(args)
+        runtime = here.runtime({"session": "tensorrt", "onnxruntime": "onnx"})
         with required_by("a pipeline in Triton"):
+            self._pipe = load(here.folder, runtime=runtime, device=here.device, onnx_device="cpu")
             from svdq_trt.models.denoiser import attached
-            from svdq_trt.runtime import generate, loading
-        self._generate, runtime = generate, here.runtime({"session": "tensorrt", "onnxruntime": "onnx"})
-        self._pipe = loading.load(here.folder, runtime=runtime, device=here.device, onnx_device="cpu")
+            from svdq_trt.runtime import generate
+        self._generate = generate
         self._pipe.set_progress_bar_config(disable=True)  # in the server's log
         session: Any
         (session,) = (one.runner for one in attached(self._pipe).values())
