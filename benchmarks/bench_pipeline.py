@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """A prompt to a picture: engines beside diffusers' own pipeline under torch.compile, each from a cold process.
 
-    python benchmarks/bench_pipeline.py folder sdxl /tmp/sdxl      # configurations and tokenizers, no weights
-    svdq-trt build --model sdxl --arch sm_90 --random-weights 0 --preset fast --no-check --pipeline /tmp/sdxl
-    python benchmarks/bench_pipeline.py plans engines/sdxl-sm_90   # where TensorRT does not list the GPU
+    python benchmarks/bench_pipeline.py make sdxl              # engines/sdxl-sm_90, of random weights
     python benchmarks/bench_pipeline.py time engines/sdxl-sm_90 --steps 30 --guidance 7 --rival compile
+
+    python benchmarks/bench_pipeline.py folder sdxl /tmp/sdxl      # or step by step: no weights
+    svdq-trt build --model sdxl --arch sm_90 --random-weights 0 --preset fast --no-check --pipeline /tmp/sdxl ...
+    python benchmarks/bench_pipeline.py plans engines/sdxl-sm_90   # where TensorRT does not list the GPU
 
 Needs a GPU and a TensorRT that runs on it. Weights are random in both, so the pictures are noise. Measured are the
 seconds from the start of the process to the first picture, the median of further pictures, and the most GPU memory in
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,10 +29,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from svdq_trt.base.errors import EXIT_INCOMPLETE
 from svdq_trt.cli.running import add_weight_budget, weight_budgets
 
-#: of which `folder` knows the pipeline
-MODELS = ("sdxl", "flux1-dev", "flux2-klein-4b", "z-image-turbo", "sana-1.6b", "qwen-image")
+#: of which `folder` knows the pipeline, with the options of its build: a picture of 1024 x 1024 with guidance
+MODELS = {
+    "sdxl": ("--batch", "2", "--weight-streaming", "text_encoder", "--weight-streaming", "text_encoder_2"),
+    "flux1-dev": ("--batch", "1", "--quantize-t5"),
+    "flux2-klein-4b": ("--batch", "1"),
+    "z-image-turbo": ("--batch", "1"),
+    "sana-1.6b": ("--batch", "2"),
+    "qwen-image": ("--batch", "1", "--tokens", "1:32:512"),
+}
 #: of the denoiser: its repeated blocks, as diffusers names them, or the whole with CUDA graphs
 RIVALS = {"compile": None, "compile-graphs": "reduce-overhead"}
 
@@ -41,6 +52,8 @@ def main() -> int:
 
         write(args.model, args.folder)
         return 0
+    if args.command == "make":
+        return _make(args.model, args.arch, args.out, args.build)
     if args.command == "plans":
         from pipeline_bench.plans import make
 
@@ -70,6 +83,25 @@ def main() -> int:
         if args.out:
             args.out.write_text(json.dumps({"request": request} | found, indent=1) + "\n")
     return 0 if all(found.values()) else 1
+
+
+def _make(model: str, arch: str, out: Path, more: str) -> int:
+    """Write the folder of a pipeline, build its engines with random weights, and make the plans that are missing."""
+    from pipeline_bench.folder import write
+    from pipeline_bench.plans import make
+
+    from svdq_trt import cli
+
+    pipeline = out / f"{model}-pipeline"
+    write(model, pipeline)
+    words = ["--model", model, "--arch", arch, "--random-weights", "0", "--preset", "fast", "--no-check"]
+    words += ["--pipeline", str(pipeline), "--out", str(out), "--height", "1024", "--width", "1024"]
+    words += [*MODELS[model], *shlex.split(more)]
+    code = cli.main(["build", *words])
+    if code != EXIT_INCOMPLETE:
+        return code
+    make(out / f"{model}-{arch}")
+    return 0
 
 
 def _job(work: Path, kind: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +166,11 @@ def _arguments() -> argparse.Namespace:
     folder = commands.add_parser("folder", help="write the folder of a published pipeline, without weights")
     folder.add_argument("model", choices=MODELS)
     folder.add_argument("folder", type=Path)
+    made = commands.add_parser("make", help="folder, build and plans in one, with the options that are timed")
+    made.add_argument("model", choices=MODELS)
+    made.add_argument("--arch", default="sm_90")
+    made.add_argument("--out", type=Path, default=Path("engines"), metavar="DIR", help="default ./engines")
+    made.add_argument("--build", default="", metavar="OPTIONS", help="more of the build's, as --build=--step-cache")
     plans = commands.add_parser("plans", help="make plans for the GPU present that a build left out, by TensorRT-RTX")
     plans.add_argument("engine", type=Path, help="folder of engines with pipeline.json")
     t = commands.add_parser("time", help="time the engines of a pipeline, and rivals")

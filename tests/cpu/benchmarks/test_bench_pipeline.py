@@ -16,6 +16,7 @@ from pipeline_bench.folder import write
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import plan_pipeline
 from svdq_trt.build.sizes import Sizes
+from svdq_trt.cli import parse
 from svdq_trt.models import MODELS, get_model
 from tests.harness import module_engines
 
@@ -49,6 +50,20 @@ def test_folder_is_a_pipeline_of_the_published_size(model, tmp_path):
     assert {name: build.model for name, build in work.quantized.items()} == (
         {"text_encoder_2": "t5-xxl"} if quantize else {}
     )
+
+
+@pytest.mark.parametrize("code", [0, 2, 4])
+def test_make_builds_and_adds_the_plans_that_are_missing(code, tmp_path, monkeypatch):
+    built, planned = [], []
+    monkeypatch.setattr("svdq_trt.cli.main", lambda words: (built.extend(words), code)[1])
+    monkeypatch.setattr("pipeline_bench.plans.make", planned.append)
+    words = ["make", "sdxl", "--out", str(tmp_path), "--build=--vae-tile 512"]
+    monkeypatch.setattr("sys.argv", ["bench_pipeline.py", *words])
+    assert bench_pipeline.main() == (2 if code == 2 else 0)
+    options = parse(built)
+    assert options.pipeline == tmp_path / "sdxl-pipeline" and (options.pipeline / "model_index.json").is_file()
+    assert options.vae_tile == 512 and options.weight_streaming == ["text_encoder", "text_encoder_2"]
+    assert planned == ([tmp_path / "sdxl-sm_90"] if code == 4 else [])
 
 
 @pytest.mark.parametrize("name", module_engines.KINDS)
