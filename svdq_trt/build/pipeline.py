@@ -44,6 +44,11 @@ class PartsBuild:
         self.config, self.work, self.shared, self.execution, self.place = config, work, shared, execution, place
         self._made: dict[str, PartMade] = {}
 
+    @property
+    def room_bytes(self) -> int:
+        """Memory that an export takes at most: the module, its constants as they are traced, and the file's."""
+        return 3 * max((one.weight_bytes for one in self.work.parts), default=0)
+
     def graphs(self) -> None:
         """Make model.onnx of every part, in the shared folder."""
         for one in self.work.parts:

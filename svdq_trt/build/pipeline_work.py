@@ -22,11 +22,12 @@ from svdq_trt.models.pipelines import PipelineFolder
 
 @dataclass(frozen=True)
 class PartWork:
-    """A part with its options resolved."""
+    """A part with its options resolved. Attributes: weight_bytes: of its module."""
 
     part: Part
     identity: Identity
     sizes: Sizes
+    weight_bytes: int
 
     def inputs(self) -> tuple[TensorProfile, ...]:
         """The profile of every input."""
@@ -70,18 +71,18 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
             quantized[part.component] = _encoder_build(config, part)
             continue
         part_sizes = _part_sizes(part, sizes, config.vae_tile)
-        check_part(part, config.pipeline / part.component / "config.json", part_sizes.least())
-        planned.append((part, part_sizes))
+        count = check_part(part, config.pipeline / part.component / "config.json", part_sizes.least())
+        planned.append((part, part_sizes, count))
     names = [part.name for part in all_parts]
     if unknown := [name for name in config.streamed_parts if name not in names]:
         raise UsageError("--weight-streaming", f"no part '{unknown[0][:80]}'", f"one of {', '.join(names)}")
     if config.quantize_t5 and not quantized:
         raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
     check_fit(folder, spec, all_parts, sizes)
-    for part, part_sizes in planned:  # last, as gigabytes are read
+    for part, part_sizes, count in planned:  # last, as gigabytes are read
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
         identity = identify_part(part, source, config.random_weights)
-        parts.append(PartWork(part, identity, part_sizes))
+        parts.append(PartWork(part, identity, part_sizes, count))
     files = tuple(folder.copied_files())
     return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
 

@@ -49,6 +49,8 @@ from svdq_trt.quantize.preset import get_preset
 
 #: free memory at which the FP16 export may run beside the quantizer: two copies of SDXL and their working memory
 _ROOM_FOR_TWO_BYTES = 16 * 10**9
+#: and what the quantizer takes of that, beside the export of a pipeline's part
+_ROOM_BESIDE_PARTS_BYTES = 10 * 10**9
 
 
 class _Inline(Executor):
@@ -137,32 +139,47 @@ class Build:
         inputs = self._inputs()
         reference: Future[File] | None = None
         with self._side_by_side() as pool:
+            beside: list[Future[Any]] = []
             if self.config.check:
-                reference = pool.submit(self._reference_graph)
-                # Its failure stops the main line at once, and is the one reported.
-                reference.add_done_callback(lambda done: self.runner.stop() if done.exception() else None)
+                beside.append(reference := pool.submit(self._reference_graph))
+            if self.parts is not None:
+                beside.append(pool.submit(self.parts.graphs))
+            for one in beside:
+                one.add_done_callback(self._stop_if_failed)
             try:
                 made = {engine.shared: self._graph(engine, inputs) for engine in graphs}
             except errors.SvdqError:
-                if reference is not None and reference.done():
-                    reference.result()
+                for one in beside:
+                    if one.done() and not one.cancelled():
+                        one.result()
                 raise
+            for one in beside:
+                one.result()
         # Sessions and the builder run alone: each may take most of the machine's memory.
         if reference is not None:
             outputs = self._reference_outputs(reference.result(), inputs)
             for engine in graphs:
                 self._check(made[engine.shared], engine.format.name, engine.shared, outputs, inputs)
-        if self.parts is not None:
-            self.parts.graphs()
         return [
             self._engine(engine, made[engine.shared], {name: built[index] for name, built in encoders.items()})
             for index, engine in enumerate(self.work.engines)
         ]
 
+    def _stop_if_failed(self, beside: Future[Any]) -> None:
+        """Stop the main line at once: this failure is the one that is reported."""
+        if not beside.cancelled() and beside.exception():
+            self.runner.stop()
+
     @contextmanager
     def _side_by_side(self) -> Iterator[Executor]:
-        """An executor for one more stage beside the main line, if memory allows; an error in either stops the other."""
-        roomy = psutil.virtual_memory().available >= _ROOM_FOR_TWO_BYTES
+        """An executor for stages beside the main line, one at a time; in it where memory does not allow that.
+
+        An error in either stops the other.
+        """
+        room = _ROOM_FOR_TWO_BYTES
+        if self.parts is not None:
+            room = max(room, _ROOM_BESIDE_PARTS_BYTES + self.parts.room_bytes)
+        roomy = psutil.virtual_memory().available >= room
         pool: Executor = ThreadPoolExecutor(max_workers=1) if roomy else _Inline()
         try:
             yield pool
@@ -170,7 +187,7 @@ class Build:
             self.runner.stop()
             raise
         finally:
-            pool.shutdown()
+            pool.shutdown(cancel_futures=True)
 
     # ---- one format --------------------------------------------------------------------------------------------
 

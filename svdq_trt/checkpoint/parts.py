@@ -25,13 +25,16 @@ from svdq_trt.models.parts import Part
 _RENAMED = {r"^model\.language_model\.": "model."}
 
 
-def check_part(part: Part, config: Path, sizes: Mapping[str, int]) -> None:
+def check_part(part: Part, config: Path, sizes: Mapping[str, int]) -> int:
     """Check that a part's module can be built of its config, which was read at `config`, and run; it takes no memory.
 
     T5's does not run without values: transformers looks into its mask.
 
     Args:
         sizes: of the inputs, by their symbols.
+
+    Returns:
+        the bytes of its weights.
 
     Raises:
         UnsupportedError: a quantized one. ArtifactError: values that its class does not take.
@@ -42,6 +45,7 @@ def check_part(part: Part, config: Path, sizes: Mapping[str, int]) -> None:
             graph = part.wrap(part.build())
             if part.class_name != "T5EncoderModel":
                 _check_outputs(part, graph(*part.example_inputs(**sizes)), sizes)
+            return sum(p.numel() for p in graph.parameters()) * part.torch_dtype.itemsize
     except Exception as error:  # whatever a class makes of values of any type
         raise ArtifactError(str(config), first_line(error), f"the config of a {part.class_name}") from error
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from svdq_trt.artifact import pipeline_file
 from svdq_trt.base.errors import ArtifactError, SvdqError, UnsupportedError, UsageError
+from svdq_trt.build import run
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import _part_sizes
 from svdq_trt.build.sizes import Sizes
+from svdq_trt.build.ui import Screen
 from svdq_trt.build.work import plan_work
 from svdq_trt.checkpoint.parts import check_part
 from svdq_trt.models import get_model
@@ -259,6 +263,54 @@ def test_a_step_cache_is_checked_before_an_engine_is_opened(threshold, error, tm
     write_manifest(tmp_path)
     with pytest.raises(error, match="step_cache: "):
         run(parse(["run", str(tmp_path), "--prompt", "a fox", "--step-cache", threshold]))
+
+
+@pytest.fixture
+def started(folder, tmp_path, monkeypatch):
+    """A build of the pipeline whose stages do nothing, on a machine with that much memory."""
+
+    def start(gigabytes):
+        memory = SimpleNamespace(available=gigabytes * 10**9)
+        monkeypatch.setattr(run.psutil, "virtual_memory", lambda: memory)
+        build = run.Build(BuildConfig("sdxl-tiny", (89,), tmp_path / "out", **options), Screen())
+        monkeypatch.setattr(build, "_inputs", lambda: None)
+        monkeypatch.setattr(build, "_engine", lambda *_: None)
+        return build
+
+    options = {"random_weights": 0, "check": False, "pipeline": folder}
+    return start
+
+
+def test_parts_are_exported_beside_the_denoisers_stages(started, monkeypatch):
+    build, together = started(24), threading.Barrier(2)
+    monkeypatch.setattr(build, "_graph", lambda *_: together.wait(timeout=60))
+    monkeypatch.setattr(build.parts, "graphs", lambda: together.wait(timeout=60))
+    build._run({})
+
+
+def test_parts_are_exported_before_them_where_memory_is_short(started, monkeypatch):
+    build, order = started(8), []
+    monkeypatch.setattr(build, "_graph", lambda *_: order.append("denoiser"))
+    monkeypatch.setattr(build.parts, "graphs", lambda: order.append("parts"))
+    build._run({})
+    assert order == ["parts", "denoiser"] and build.parts.room_bytes > 3 * 2 * 50_000
+
+
+def test_a_part_that_fails_stops_the_denoisers_stages_and_is_reported(started, monkeypatch):
+    build, stopped = started(24), threading.Event()
+
+    def killed(*_):
+        assert stopped.wait(timeout=60)
+        raise SvdqError("quantize", "killed", "to go on")
+
+    def fail():
+        raise ArtifactError("text_encoder", "damaged", "whole")
+
+    monkeypatch.setattr(build.runner, "stop", stopped.set)
+    monkeypatch.setattr(build, "_graph", killed)
+    monkeypatch.setattr(build.parts, "graphs", fail)
+    with pytest.raises(ArtifactError, match=r"^text_encoder: damaged"):
+        build._run({})
 
 
 def test_streamed_parts_are_parts_of_the_pipeline(folder, tmp_path):
