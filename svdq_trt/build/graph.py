@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import Dim
 
@@ -15,6 +18,20 @@ from svdq_trt.models import ModelSpec
 from svdq_trt.models.first_block import Cuts, return_cuts
 from svdq_trt.models.parts import Part
 from svdq_trt.nn.attention import use_packed
+
+
+@cache
+def import_exporter() -> None:
+    """Import all that `export_model` does. torch imports much of it only when it traces, here a sum."""
+    # Else its progress bars start a thread, which no fork of this process would have.
+    torch.hub.tqdm.monitor_interval = 0  # type: ignore[attr-defined]
+    with TemporaryDirectory() as folder:
+        export_onnx(_Sum(), {"x": torch.ones(2)}, {"x": {0: Dim("n", max=4)}}, ["y"], Path(folder) / "sum.onnx")
+
+
+class _Sum(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
 
 
 def export_model(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import os
+import select
+import signal
+import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections import deque
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
@@ -41,11 +46,90 @@ class StageCrashError(RuntimeError):
     """A stage ended with a bug of ours; its log has the traceback."""
 
 
+class _Nursery:
+    """The process that stages' processes are forked from (nursery.py); it ends with this object."""
+
+    def __init__(self, log: IO[str]) -> None:
+        """`log` has why it could not even start."""
+        self._requests, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [*command("svdq_trt.build.nursery"), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                env=environment(PYTHONUNBUFFERED="1"),
+            )
+        self.end = weakref.finalize(self, _end, self._requests, self.process)
+
+    def start(self, stage: str, log: IO[str]) -> _Child:
+        """Start the process of a stage, given as JSON, as soon as what it imports is there."""
+        told, answer = os.pipe()
+        seen, events = os.pipe()
+        text = os.memfd_create("stage")
+        try:
+            os.pwrite(text, stage.encode(), 0)  # to be read from its beginning
+            with suppress(BrokenPipeError):  # it has died; `wait` says how
+                socket.send_fds(self._requests, [b"."], [text, events, log.fileno(), answer])
+        finally:
+            for file in (text, events, answer):
+                os.close(file)
+        return _Child(self.process, open(told, "rb", buffering=0), open(seen))
+
+
+class _Child:
+    """The process of a stage. events: the stream that it writes. pid: None where it could not be started."""
+
+    def __init__(self, nursery: subprocess.Popen[bytes], told: IO[bytes], events: IO[str]) -> None:
+        self._nursery, self._told, self.events = nursery, told, events
+        self._code: int | None = None
+        self._process: psutil.Process | None = None
+
+    def started(self) -> psutil.Process | None:
+        """Wait until it runs. Returns it, or None where it has ended."""
+        line = self._told.readline()
+        with suppress(psutil.NoSuchProcess):
+            self._process = psutil.Process(int(line)) if line else None
+        return self._process
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait until it has ended. Returns its code, or None after `timeout` seconds."""
+        if self._code is None and select.select([self._told], [], [], timeout)[0]:
+            line = self._told.readline()
+            self._code = int(line) if line else self._nursery.wait()  # without which no stage lives
+        return self._code
+
+    def send(self, number: int) -> None:
+        """Send it a signal."""
+        if self._process is not None:
+            with suppress(psutil.NoSuchProcess):
+                self._process.send_signal(number)
+
+    def close(self) -> None:
+        """Close its streams."""
+        self._told.close()
+        self.events.close()
+
+
+def _end(requests: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    requests.close()
+    process.kill()
+    process.wait()
+
+
 class StageRunner:
-    """Runs stages, from several threads if need be, and can end all that are running."""
+    """Runs stages, from several threads if need be, and can end all that are running.
+
+    Attributes:
+        nurseries: ids of the processes that stages are forked from; their memory is the stages'.
+    """
 
     def __init__(self) -> None:
-        self._children: set[subprocess.Popen[str]] = set()
+        self.nurseries: set[int] = set()
+        self._nursery: _Nursery | None = None
+        self._starting = threading.Lock()
+        self._children: set[_Child] = set()
         self._stopped = False
 
     def run(self, stage: Stage[R], log: Path, progress: Progress) -> Done[R]:
@@ -57,35 +141,19 @@ class StageRunner:
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        with open_own(log, "w") as log_file:
-            child = subprocess.Popen(
-                command("svdq_trt.build.worker"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                text=True,
-                env=environment(PYTHONUNBUFFERED="1"),
-            )
-            self._children.add(child)
-            if self._stopped:  # stop() may have come before the child was known
-                child.kill()
-            sampler = RssSampler(child.pid)
+        with open_own(log, "w") as log_file, self._started(stage, log_file) as (child, process):
+            sampler = RssSampler(process)
             try:
-                assert child.stdin and child.stdout
-                with suppress(BrokenPipeError):  # it has died already; its exit code says why
-                    child.stdin.write(stage.to_json())
-                    child.stdin.close()
-                returned, error = _read_events(child.stdout, progress)
+                returned, error = _read_events(child.events, progress)
                 code = child.wait()
             finally:
-                if child.poll() is None:  # Ctrl-C, or an error of ours: let it remove its temporary files
-                    child.terminate()
-                    with suppress(subprocess.TimeoutExpired):
-                        child.wait(_GRACE_S)
-                    child.kill()
-                    child.wait()
-                self._children.discard(child)
+                if child.wait(0) is None:  # Ctrl-C, or an error of ours: let it remove its temporary files
+                    child.send(signal.SIGTERM)
+                    if child.wait(_GRACE_S) is None:
+                        child.send(signal.SIGKILL)
+                        child.wait()
                 peak = sampler.stop()
+        assert code is not None
         if error is not None:
             raise error
         if returned is None or code:
@@ -96,11 +164,34 @@ class StageRunner:
         peak = max(peak, own_peak)  # the child's own figure: short stages end between two samples
         return Done(result, time.monotonic() - start, peak)
 
+    @contextmanager
+    def _started(self, stage: Stage[R], log: IO[str]) -> Iterator[tuple[_Child, psutil.Process | None]]:
+        """Context with the stage's process, and what it is to psutil unless it has ended."""
+        with self._starting:
+            if self._nursery is None or self._nursery.process.poll() is not None:
+                self._nursery = _Nursery(log)
+                self.nurseries.add(self._nursery.process.pid)
+            nursery = self._nursery
+            child = nursery.start(stage.to_json(), log)
+        try:
+            try:
+                process = child.started()
+            except BaseException:  # Ctrl-C: it must not start any more
+                nursery.end()
+                raise
+            self._children.add(child)
+            if self._stopped:  # stop() may have come before the child was known
+                child.send(signal.SIGKILL)
+            yield child, process
+        finally:
+            self._children.discard(child)
+            child.close()
+
     def stop(self) -> None:
         """End every running stage; none can start after it."""
         self._stopped = True
         for child in list(self._children):
-            child.kill()
+            child.send(signal.SIGKILL)
 
 
 def _read_events(pipe: IO[str], progress: Progress) -> tuple[tuple[Any, int] | None, SvdqError | None]:
@@ -133,28 +224,31 @@ def _raise_for_exit(stage: str, code: int, log: Path) -> None:
 class RssSampler(threading.Thread):
     """Peak resident memory of a process tree, sampled."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, process: psutil.Process | None, without: Collection[int] = ()) -> None:
+        """`process` is the tree's root, None if it has ended. without: processes that are not counted."""
         super().__init__(daemon=True)
-        self._process, self._peak, self._done = psutil.Process(pid), 0, threading.Event()
+        self._process, self._without = process, without
+        self._peak, self._done = 0, threading.Event()
         self.start()
 
     def run(self) -> None:
         """Sample until stopped."""
-        while True:
-            self._peak = max(self._peak, self._resident())
+        while self._process is not None:
+            self._peak = max(self._peak, self._resident(self._process))
             if self._done.wait(_SAMPLE_S):
                 return
 
-    def _resident(self) -> int:
+    def _resident(self, root: psutil.Process) -> int:
         """Bytes of the whole tree now; any process in it may end in the meantime."""
         total = 0
         try:
-            tree = [self._process, *self._process.children(recursive=True)]
+            tree = [root, *root.children(recursive=True)]
         except psutil.Error:
             return 0
         for process in tree:
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
+            if process.pid not in self._without:
+                with suppress(psutil.Error):
+                    total += process.memory_info().rss
         return total
 
     def stop(self) -> int:

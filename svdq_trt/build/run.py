@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -98,7 +97,7 @@ class Build:
         self._check_target()
         encoders = {name: one.run() for name, one in self.encoders.items()}
         with self._only_writer(*(engine.folder for engine in self.work.engines)):
-            sampler = RssSampler(os.getpid())
+            sampler = RssSampler(psutil.Process(), without=self.runner.nurseries)
             try:
                 with self.screen:
                     built = self._run(encoders)

@@ -47,11 +47,11 @@ def help_out() -> int:
     Nothing is printed: rank 0 reports what fails here.
     """
     try:
-        store, number = connect(), 0
+        store, runner, number = connect(), StageRunner(), 0
         while (job := _next_job(store, number)) is not None:
             log = Path(job["log"])
             try:
-                StageRunner().run(from_json(job["stage"]), log.with_suffix(f".rank{rank()}.log"), lambda *_: None)
+                runner.run(from_json(job["stage"]), log.with_suffix(f".rank{rank()}.log"), lambda *_: None)
             except (SvdqError, StageCrashError) as error:
                 _publish(store, number, error)
             except OSError as error:

@@ -1,4 +1,4 @@
-"""Entry point of a stage's process: ``python -P -m svdq_trt.build.worker``, with Stage.to_json on stdin.
+"""A stage's process, with Stage.to_json on stdin: forked by nursery.py, or ``python -P -m svdq_trt.build.worker``.
 
 A process per stage returns its memory to the system, and a library that aborts takes only the stage with it.
 Everything that libraries print goes to the stage's log; only events go to the pipe.
@@ -22,10 +22,14 @@ _PR_SET_PDEATHSIG = 1
 _OF_THE_CHECK = ("reference_export", "reference_run", "check_run", "compare")
 
 
+def end_with_parent() -> None:
+    """Let this process end when its parent does: a killed build must not leave a stage running for minutes."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> int:
     """Run one stage; the exit code says how it ended."""
-    # A killed build must not leave a stage running for minutes.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_USER))  # as an exception, so that files are cleaned up
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout of libraries -> the log that the parent opened as stderr

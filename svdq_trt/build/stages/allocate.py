@@ -60,6 +60,12 @@ class Allocate(Stage[Allocated]):
         """Path of the journal of the nodes' curves, which serve every budget."""
         return self.folder / "curves.jsonl"
 
+    def imports(self) -> None:
+        """Import the quantizer and the model's class."""
+        import svdq_trt.quantize.allocate  # noqa: F401
+
+        self.calibrate.weights.imports()
+
     def run(self, progress: Progress) -> Allocated:
         """Choose the ranks and write allocation.json."""
         from svdq_trt.artifact.sensitivity import Sensitivity

@@ -48,6 +48,10 @@ class Compare(Stage[Compared]):
         """Label shown while it runs."""
         return f"check     {self.format} compare"
 
+    def imports(self) -> None:
+        """Import what draws."""
+        import svdq_trt.evaluate.plot  # noqa: F401
+
     def run(self, progress: Progress) -> Compared:
         """Compare the outputs and draw the plot."""
         from svdq_trt.artifact import svdq_file

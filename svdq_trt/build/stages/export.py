@@ -103,6 +103,14 @@ class Export(Stage[Exported]):
         slots = (SLOTS_FILE,) if self.lora_slots else ()
         return (self.out.name, f"{self.out.name}.data", *slots, *piece_files(self.step_cache))
 
+    def imports(self) -> None:
+        """Import the exporter and the model's class."""
+        from svdq_trt.build.graph import import_exporter
+        from svdq_trt.models import get_model
+
+        import_exporter()
+        get_model(self.model).model_class()
+
     def run(self, progress: Progress) -> Exported:
         """Restore the quantized model and export it."""
         from svdq_trt.artifact import svdq_file

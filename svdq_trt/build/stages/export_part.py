@@ -66,6 +66,13 @@ class ExportPart(Stage[PartExported]):
         """Names of the graph and its data."""
         return (FILE, f"{FILE}.data")
 
+    def imports(self) -> None:
+        """Import the exporter and the part's class."""
+        from svdq_trt.build.graph import import_exporter
+
+        import_exporter()
+        _ = self.part.module_class
+
     def run(self, progress: Progress) -> PartExported:
         """Load the module and export it."""
         from svdq_trt.build.graph import export_model

@@ -76,6 +76,12 @@ class Quantize(SharedStage[Quantized]):
         """Label shown while it runs."""
         return f"quantize  {self.format} rank {self.rank if self.allocation is None else 'auto'}"
 
+    def imports(self) -> None:
+        """Import the quantizer and the model's class."""
+        import svdq_trt.quantize.run  # noqa: F401
+
+        self.calibrate.weights.imports()
+
     def run(self, progress: Progress) -> Quantized | None:
         """Quantize the model, or this rank's share of it."""
         from svdq_trt.base.device import torch_device

@@ -43,6 +43,13 @@ class ReferenceExport(Stage[Exported]):
         """Names of the graph and its data."""
         return (self.out.name, f"{self.out.name}.data")
 
+    def imports(self) -> None:
+        """Import the exporter and the model's class."""
+        from svdq_trt.build.graph import import_exporter
+
+        import_exporter()
+        self.weights.imports()
+
     def run(self, progress: Progress) -> Exported:
         """Load the 16-bit model, merge the LoRAs and export it."""
         from svdq_trt.build.graph import export_model

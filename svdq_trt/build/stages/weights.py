@@ -16,6 +16,12 @@ class Weights:
     checkpoint: str | None = field(default=None, kw_only=True, metadata=UNKEYED)
     random_weights: int | None = field(default=None, kw_only=True, metadata=UNKEYED)
 
+    def imports(self) -> None:
+        """Import the model's class."""
+        from svdq_trt.models import get_model
+
+        get_model(self.model).model_class()
+
 
 @dataclass(frozen=True)
 class LoraAt:

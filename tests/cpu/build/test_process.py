@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import itertools
 import os
 import pickle
 import sys
 import textwrap
+import threading
+import time
 
+import psutil
 import pytest
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, rebuild_error
@@ -33,20 +38,40 @@ class Probe(Stage[Twice]):
 
 @pytest.fixture
 def stage(tmp_path, monkeypatch):
-    """Run a one-off stage, given the body of its `run`."""
+    """Run a one-off stage, given the bodies of its `run` and `imports`."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(str(site))
+    runners, count = [], itertools.count()
 
-    def run(body: str, x: int = 0, progress=lambda *a: None):
-        site = tmp_path / "site"
-        site.mkdir()
-        (site / "probe.py").write_text(f"{HEAD}\n    def run(self, progress):\n{textwrap.indent(body, ' ' * 8)}\n")
-        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
-        monkeypatch.syspath_prepend(str(site))
-        sys.modules.pop("probe", None)
-        probe = importlib.import_module("probe").Probe(x, out=tmp_path / "out")
-        return process.StageRunner().run(probe, tmp_path / "probe.log", progress)
+    def run(body: str, x: int = 0, progress=lambda *a: None, imports="pass"):
+        methods = {"run(self, progress)": body, "imports(self)": imports}
+        text = "".join(f"\n    def {name}:\n{textwrap.indent(code, ' ' * 8)}\n" for name, code in methods.items())
+        name = f"probe_{next(count)}"
+        (site / f"{name}.py").write_text(HEAD + text)
+        importlib.invalidate_caches()
+        probe = importlib.import_module(name).Probe(x, out=tmp_path / "out")
+        if not runners:
+            runners.append(process.StageRunner())
+        return runners[-1].run(probe, tmp_path / "probe.log", progress)
 
+    run.site, run.runners = site, runners
     yield run
-    sys.modules.pop("probe", None)
+    for name in [name for name in sys.modules if name.startswith("probe_")]:
+        sys.modules.pop(name)
+
+
+@pytest.fixture
+def heavy(stage, tmp_path):
+    """A module `heavy` with `more` in it; returns the processes that have imported it."""
+
+    def write(more: str = ""):
+        note = f"import os\nopen({str(tmp_path / 'imported')!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        (stage.site / "heavy.py").write_text(note + more)
+        return lambda: [int(line) for line in (tmp_path / "imported").read_text().split()]
+
+    return write
 
 
 def test_result_progress_time_and_memory_come_back(stage):
@@ -69,6 +94,67 @@ def test_user_error_keeps_type_and_text(stage):
 def test_abort_becomes_one_sentence(stage):
     with pytest.raises(SvdqError, match="ended by signal 6"):
         stage("import os\nos.abort()")
+
+
+def test_kill_becomes_one_sentence(stage):
+    with pytest.raises(SvdqError, match="killed \\(signal 9, often lack of memory\\)"):
+        stage("import os\nos.kill(os.getpid(), 9)")
+
+
+def test_imports_are_shared_by_stages_and_nothing_else_is(stage, heavy):
+    imported = heavy("print('noise')\ntouched = 0\n")
+    body = "import heavy, os\nheavy.touched += 1\nprint(os.getpid())\nreturn Twice(heavy.touched)"
+    pids = []
+    for _ in range(3):
+        assert stage(body, imports="import heavy").value.twice == 1
+        *noise, pid = (stage.site.parent / "probe.log").read_text().split()
+        pids.append(int(pid))
+        assert noise == (["noise"] if len(pids) == 1 else [])
+    assert len(set(pids)) == 3 and imported() == list(stage.runners[0].nurseries)
+    assert not {*pids} & {*imported()}
+
+
+def test_stage_has_a_new_process_where_an_import_started_a_thread(stage, heavy):
+    imported = heavy("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
+    for _ in range(2):
+        assert stage("import heavy\nreturn Twice(7)", imports="import heavy").value.twice == 7
+    assert len(set(imported())) == 3  # the first is the nursery
+
+
+def test_import_that_fails_is_the_stages_own_failure(stage, heavy):
+    heavy("raise ImportError('no such driver')")
+    with pytest.raises(process.StageCrashError, match="ImportError: no such driver"):
+        stage("import heavy", imports="import heavy")
+    assert stage("return Twice(1)").value.twice == 1
+
+
+def test_import_that_aborts_is_one_sentence_and_other_stages_run(stage, heavy):
+    heavy("os.abort()")
+    with pytest.raises(SvdqError, match="stage 'probe': ended by signal 6"):
+        stage("import heavy", imports="import heavy")
+    assert stage("return Twice(1)").value.twice == 1
+
+
+def test_nothing_runs_when_the_runner_has_stopped_or_is_gone(stage, tmp_path):
+    running = tmp_path / "running"
+
+    def stop():
+        while not running.exists():
+            time.sleep(0.01)
+        stage.runners[0].stop()
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    body = f"import time\nopen({str(running)!r}, 'w').close()\ntime.sleep(600)"
+    for _ in range(2):
+        with pytest.raises(SvdqError, match="killed"):
+            stage(body)
+    stopper.join()
+    (nursery,) = stage.runners[0].nurseries
+    assert psutil.pid_exists(nursery)
+    stage.runners.clear()
+    gc.collect()
+    assert not psutil.pid_exists(nursery)
 
 
 def test_bug_names_the_log(stage):
