@@ -27,6 +27,8 @@ from svdq_trt.build import worker
 from svdq_trt.build.stage import from_json
 
 FILES = 4
+#: devices that CUDA keeps open: on a PC, in WSL, on a Jetson
+_IN_USE = ("/dev/nvidia-uvm", "/dev/dxg", "/dev/nvmap")
 
 
 def main() -> int:
@@ -100,7 +102,7 @@ def _usable(parent: int) -> bool:
     """Whether `parent` held nothing that this fork of it lacks: a thread, or a GPU's driver that is in use."""
     threads = len(list(Path(f"/proc/{parent}/task").iterdir()))  # OpenBLAS ends its own before a fork
     files = (os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink())
-    return threads == 1 == threading.active_count() and not any(file.startswith("/dev/nvidia") for file in files)
+    return threads == 1 == threading.active_count() and not any(file.startswith(_IN_USE) for file in files)
 
 
 if __name__ == "__main__":
