@@ -46,15 +46,15 @@ class StageCrashError(RuntimeError):
     """A stage ended with a bug of ours; its log has the traceback."""
 
 
-class _Nursery:
-    """The process that stages' processes are forked from (nursery.py); it ends with this object."""
+class _ForkServer:
+    """The process that stages' processes are forked from (fork_server.py); it ends with this object."""
 
     def __init__(self, log: IO[str]) -> None:
         """`log` has why it could not even start."""
         self._requests, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [*command("svdq_trt.build.nursery"), str(theirs.fileno())],
+                [*command("svdq_trt.build.fork_server"), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -81,8 +81,8 @@ class _Nursery:
 class _Child:
     """The process of a stage. events: the stream that it writes. pid: None where it could not be started."""
 
-    def __init__(self, nursery: subprocess.Popen[bytes], told: IO[bytes], events: IO[str]) -> None:
-        self._nursery, self._told, self.events = nursery, told, events
+    def __init__(self, server: subprocess.Popen[bytes], told: IO[bytes], events: IO[str]) -> None:
+        self._server, self._told, self.events = server, told, events
         self._code: int | None = None
         self._process: psutil.Process | None = None
 
@@ -97,7 +97,7 @@ class _Child:
         """Wait until it has ended. Returns its code, or None after `timeout` seconds."""
         if self._code is None and select.select([self._told], [], [], timeout)[0]:
             line = self._told.readline()
-            self._code = int(line) if line else self._nursery.wait()  # without which no stage lives
+            self._code = int(line) if line else self._server.wait()  # without which no stage lives
         return self._code
 
     def send(self, number: int) -> None:
@@ -122,12 +122,12 @@ class StageRunner:
     """Runs stages, from several threads if need be, and can end all that are running.
 
     Attributes:
-        nurseries: ids of the processes that stages are forked from; their memory is the stages'.
+        fork_servers: ids of the processes that stages are forked from; their memory is the stages'.
     """
 
     def __init__(self) -> None:
-        self.nurseries: set[int] = set()
-        self._nursery: _Nursery | None = None
+        self.fork_servers: set[int] = set()
+        self._server: _ForkServer | None = None
         self._starting = threading.Lock()
         self._children: set[_Child] = set()
         self._stopped = False
@@ -168,16 +168,16 @@ class StageRunner:
     def _started(self, stage: Stage[R], log: IO[str]) -> Iterator[tuple[_Child, psutil.Process | None]]:
         """Context with the stage's process, and what it is to psutil unless it has ended."""
         with self._starting:
-            if self._nursery is None or self._nursery.process.poll() is not None:
-                self._nursery = _Nursery(log)
-                self.nurseries.add(self._nursery.process.pid)
-            nursery = self._nursery
-            child = nursery.start(stage.to_json(), log)
+            if self._server is None or self._server.process.poll() is not None:
+                self._server = _ForkServer(log)
+                self.fork_servers.add(self._server.process.pid)
+            server = self._server
+            child = server.start(stage.to_json(), log)
         try:
             try:
                 process = child.started()
             except BaseException:  # Ctrl-C: it must not start any more
-                nursery.end()
+                server.end()
                 raise
             self._children.add(child)
             if self._stopped:  # stop() may have come before the child was known

@@ -97,7 +97,7 @@ class Build:
         self._check_target()
         encoders = {name: one.run() for name, one in self.encoders.items()}
         with self._only_writer(*(engine.folder for engine in self.work.engines)):
-            sampler = RssSampler(psutil.Process(), without=self.runner.nurseries)
+            sampler = RssSampler(psutil.Process(), without=self.runner.fork_servers)
             try:
                 with self.screen:
                     built = self._run(encoders)

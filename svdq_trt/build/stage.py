@@ -1,7 +1,7 @@
 """One step of a build as a typed value: its fields are its arguments, and its key says when it must run again.
 
 A stage reads files, writes files into one folder, and returns a typed result. It runs in a process of its own
-(nursery.py, worker.py), to which it travels as JSON; the command's process only declares it. That is why a stage
+(fork_server.py, worker.py), to which it travels as JSON; the command's process only declares it. That is why a stage
 imports heavy modules inside `run`: declaring a stage loads neither torch nor ONNX nor TensorRT.
 
 The key is the hash of the stage's class, of the fields that decide its result, of the code that it runs and of the
@@ -93,7 +93,7 @@ class Stage(Step, ABC, Generic[R]):
         """The label shown to the user while it runs."""
 
     def imports(self) -> None:
-        """Import what takes long to import in `run`, and do nothing else: later stages then have it (nursery.py)."""
+        """Import what takes long to import in `run`, and do nothing else: all stages then have it (fork_server.py)."""
 
     @abstractmethod
     def run(self, progress: Progress) -> R | None:

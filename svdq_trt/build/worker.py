@@ -1,4 +1,4 @@
-"""A stage's process, with Stage.to_json on stdin: forked by nursery.py, or ``python -P -m svdq_trt.build.worker``.
+"""A stage's process, with Stage.to_json on stdin: forked by fork_server.py, or ``python -P -m svdq_trt.build.worker``.
 
 A process per stage returns its memory to the system, and a library that aborts takes only the stage with it.
 Everything that libraries print goes to the stage's log; only events go to the pipe.

@@ -110,7 +110,7 @@ def test_imports_are_shared_by_stages_and_nothing_else_is(stage, heavy):
         *noise, pid = (stage.site.parent / "probe.log").read_text().split()
         pids.append(int(pid))
         assert noise == (["noise"] if len(pids) == 1 else [])
-    assert len(set(pids)) == 3 and imported() == list(stage.runners[0].nurseries)
+    assert len(set(pids)) == 3 and imported() == list(stage.runners[0].fork_servers)
     assert not {*pids} & {*imported()}
 
 
@@ -118,7 +118,7 @@ def test_stage_has_a_new_process_where_an_import_started_a_thread(stage, heavy):
     imported = heavy("import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n")
     for _ in range(2):
         assert stage("import heavy\nreturn Twice(7)", imports="import heavy").value.twice == 7
-    assert len(set(imported())) == 3  # the first is the nursery
+    assert len(set(imported())) == 3  # the first is the fork server
 
 
 def test_import_that_fails_is_the_stages_own_failure(stage, heavy):
@@ -150,11 +150,11 @@ def test_nothing_runs_when_the_runner_has_stopped_or_is_gone(stage, tmp_path):
         with pytest.raises(SvdqError, match="killed"):
             stage(body)
     stopper.join()
-    (nursery,) = stage.runners[0].nurseries
-    assert psutil.pid_exists(nursery)
+    (server,) = stage.runners[0].fork_servers
+    assert psutil.pid_exists(server)
     stage.runners.clear()
     gc.collect()
-    assert not psutil.pid_exists(nursery)
+    assert not psutil.pid_exists(server)
 
 
 def test_bug_names_the_log(stage):

@@ -1,4 +1,4 @@
-"""``python -P -m svdq_trt.build.nursery SOCKET``: imports what stages need, once, and forks each stage's process.
+"""``python -P -m svdq_trt.build.fork_server SOCKET``: imports what stages need, once, and forks each stage's process.
 
 torch, diffusers and the exporter take 3 to 8 s of a processor to import, in a build of three exports half of its time.
 A fork has what this process has. It does nothing but import, so that it holds no thread and no GPU, which a fork could
