@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import diffusers
 import pytest
 import torch
@@ -26,6 +28,22 @@ def test_what_is_missing_is_named_with_the_release(module, name):
     text = str(caught.value)
     assert text.startswith(f"diffusers {diffusers.__version__}: no {module}.{name}, want")
     assert f"pip install '{TESTED['diffusers']}'" in text
+
+
+@pytest.mark.parametrize(
+    "library,fix", [("transformers", r'pip install "svdq-trt\[prompts\]"'), ("torchsde", "pip install torchsde")]
+)
+def test_a_class_whose_own_library_is_missing_names_that(library, fix, monkeypatch):
+    """diffusers has a class of the same name then, which is made of nothing."""
+    from diffusers.utils.import_utils import DummyObject
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == library else found(name))
+    empty = DummyObject("NewPipeline", (), {"_backends": ["torch", library]})
+    monkeypatch.setattr(diffusers, "NewPipeline", empty, raising=False)
+    want = f"^diffusers.NewPipeline: no usable Python module {library}, want it, which the class needs. {fix}$"
+    with pytest.raises(UnsupportedError, match=want):
+        need("diffusers", "diffusers", "NewPipeline")
 
 
 def test_a_missing_parameter_is_named():
