@@ -190,7 +190,6 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--weight-streaming",
         action="append",
         nargs="?",
-        const="",
         default=[],
         metavar="PART",
         help="the engine, with --pipeline every one, can keep weights in host memory: Session(weight_budget=...), run "
@@ -294,8 +293,8 @@ def run(args: argparse.Namespace) -> int:
         allow_partial=args.allow_partial,
         fuse_mlp=args.fuse_mlp,
         attention=args.attention,
-        weight_streaming="" in args.weight_streaming,
-        streamed_parts=tuple(part for part in args.weight_streaming if part),
+        weight_streaming=None in args.weight_streaming,
+        streamed_parts=tuple(part for part in args.weight_streaming if part is not None),
         step_cache=args.step_cache,
     )
     from svdq_trt.build.run import build, gate

@@ -13,7 +13,7 @@ import pytest
 from svdq_trt import cli
 from svdq_trt.base.errors import ShapeError, UnsupportedError, UsageError
 from svdq_trt.base.units import parse_bytes
-from svdq_trt.build import config
+from svdq_trt.build import config, run
 from svdq_trt.build.config import BuildConfig, Range, RankAuto, Sampling
 from svdq_trt.build.work import plan_work
 from svdq_trt.cli.build import quantization
@@ -88,6 +88,27 @@ def test_every_way_in_searches_as_hard_where_no_preset_is_named():
     assert inspect.signature(quantize_group).parameters["preset"].default.name == "default"
 
 
+@pytest.mark.parametrize(
+    ("argv", "all_engines", "parts"),
+    [
+        ([], False, ()),
+        (["--weight-streaming"], True, ()),
+        (
+            ["--weight-streaming", "vae_decoder", "--weight-streaming", "text_encoder"],
+            False,
+            ("vae_decoder", "text_encoder"),
+        ),
+        (["--weight-streaming", "text_encoder", "--weight-streaming"], True, ("text_encoder",)),
+    ],
+)
+def test_weights_are_streamed_of_all_engines_or_of_those_named(argv, all_engines, parts, monkeypatch, tmp_path):
+    built = []
+    monkeypatch.setattr(run, "build", lambda config: built.append(config) or [])
+    common = ["--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0", "--pipeline", str(tmp_path)]
+    assert cli.main(["build", *argv, *common]) == 0
+    assert (built[0].weight_streaming, built[0].streamed_parts) == (all_engines, parts)
+
+
 def test_auto_format_follows_the_arch():
     assert [resolve_format("auto", parse_arch(f"sm_{a}")).name for a in (80, 86, 89, 90, 120, 121)] == [
         "w4a8",
@@ -135,6 +156,7 @@ def test_format_without_kernels_on_an_arch_is_refused():
         ),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--no-check", "--min-sqnr", "9"], 2, "--min-sqnr"),
         (["--model", "sdxl-tiny", "--arch", "sm_89", "--min-sqnr", "nan"], 2, "--min-sqnr: nan, want a finite"),
+        (["--model", "sdxl-tiny", "--arch", "sm_89", "--weight-streaming", ""], 2, "--weight-streaming: '', a part"),
     ],
 )
 def test_bad_arguments_are_one_line_and_an_exit_code(argv, code, text, tmp_path, capsys):
