@@ -26,6 +26,8 @@ from svdq_trt.models.spec import Axis
 
 #: sizes that only an autoencoder's scale stands between
 _PIXELS = frozenset({"height", "width"})
+#: of denoising: few, as a distilled model's scheduler takes no more, which no part's fit depends on
+_STEPS = 4
 _FIX = "Take all parts from the pipeline that the denoiser is from."
 
 
@@ -73,7 +75,7 @@ class _Rehearsal:
             pipe = from_picture(pipe, masked=True) if masked else pipe
             pipe.set_progress_bar_config(disable=True)
             pipe.scheduler.step = self._checked(pipe.scheduler.step)
-            asked = call_arguments(pipe, self.spec, height, width, 1, None, None)
+            asked = call_arguments(pipe, self.spec, height, width, 1, _STEPS, None)
             asked |= text_arguments(pipe, kind, self.sizes["tokens"])
             asked |= _blank(width, height) if masked else {}
             with torch.random.fork_rng(devices=[]), torch.no_grad(), _quiet():

@@ -66,6 +66,18 @@ def test_parts_that_fit(name, plan):
     assert "step" not in vars(work.folder.files["scheduler"])  # it is diffusers' again
 
 
+@pytest.mark.parametrize("limit", ["LCMScheduler", "CMStochasticIterativeScheduler"])
+def test_a_scheduler_of_fewer_steps_than_the_pipeline_takes_by_itself(limit, plan, saved, tmp_path):
+    """Of 40, where the pipeline's own default is 50."""
+    folder = tmp_path / "few"
+    shutil.copytree(saved(SDXL), folder)
+    index = json.loads((folder / "model_index.json").read_text()) | {"scheduler": ["diffusers", limit]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    own = {"_class_name": limit, "original_inference_steps": 40} if limit == "LCMScheduler" else {"_class_name": limit}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(own))
+    assert plan(SDXL, folder=folder)
+
+
 @pytest.mark.parametrize(
     "name,changes,text",
     [
