@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
-from svdq_trt.models.parts import GRAPHS, Part, graph_name, part_class
+from svdq_trt.models.parts import GRAPHS, MaskedTextGraph, Part, graph_name, part_class
 from svdq_trt.models.prompts import ChatTemplate, Instruction, OwnTemplate, PromptTemplate
 from svdq_trt.models.spec import ModelSpec
 
@@ -206,12 +206,16 @@ class PipelineFolder:
             act_dtype: the denoiser's. tokens: of its text, at most.
 
         Raises:
-            UsageError: more tokens than the pipeline takes, or fewer than its CLIP has.
+            UsageError: more tokens than the pipeline takes, or too few for its text encoders.
             ArtifactError: a config or a tokenizer that cannot be read.
         """
-        most, text = self.kind.most_tokens, tokens - self.kind.clip_tokens
+        most, clip = self.kind.most_tokens, self.kind.clip_tokens
+        text = tokens - clip
         if text < 0:
-            raise UsageError("--tokens", str(tokens), f"at least {self.kind.clip_tokens}, which are CLIP's")
+            raise UsageError("--tokens", str(tokens), f"at least {clip}, which are CLIP's")
+        if text == 0 and any(issubclass(GRAPHS[cls].get("", object), MaskedTextGraph) for cls in self.modules.values()):
+            want = f"more, as {clip} are CLIP's and none is left for another text encoder"
+            raise UsageError("--tokens", str(tokens), want)
         if most is not None and text > most:
             want = f"at most {most + self.kind.clip_tokens}, as a {self.kind.class_name} takes"
             raise UsageError("--tokens", str(tokens), want)

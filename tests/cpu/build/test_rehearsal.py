@@ -225,6 +225,8 @@ def test_a_text_encoder_that_may_be_absent(plan, saved, tmp_path):
     pieces.save_pretrained(folder / "tokenizer_3")
     encoder.config.save_pretrained(folder / "text_encoder_3")
     assert plan(SD3, folder=folder)
+    with pytest.raises(UsageError, match="--tokens: 77, want more, as 77 are CLIP's and none is left for another text"):
+        plan(SD3, folder=folder, tokens=77)
     text = r"text_encoder, text_encoder_2, text_encoder_3: encoder_hidden_states of \[2, 93, 80\], want \[2, 93, 96\]"
     with pytest.raises(ArtifactError, match=text):
         plan(SD3, folder=folder, text_encoder_3={"d_model": 80})
@@ -237,6 +239,7 @@ def test_tokens_of_another_length(plan, saved):
         plan(SDXL, tokens=64)
     with pytest.raises(UsageError, match="--tokens: 24, want at least 77, which are CLIP's"):
         plan(SD3, folder=saved(SD3), tokens=24)
+    assert plan(SD3, folder=saved(SD3), tokens=77)  # without T5
 
 
 def test_a_denoiser_that_takes_a_mask(plan):
