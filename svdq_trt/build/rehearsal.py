@@ -28,6 +28,8 @@ from svdq_trt.models.spec import Axis
 _PIXELS = frozenset({"height", "width"})
 #: of denoising: few, as a distilled model's scheduler takes no more, which no part's fit depends on
 _STEPS = 4
+#: tokens of a text; a tokenizer that pads to more than any model reads is not asked to
+_LONGEST = 1 << 16
 _FIX = "Take all parts from the pipeline that the denoiser is from."
 
 
@@ -72,6 +74,7 @@ class _Rehearsal:
             denoiser = getattr(pipe, kind.denoiser)
             if hasattr(denoiser, "add_embedding"):
                 denoiser.add_embedding = SimpleNamespace(linear_1=SimpleNamespace(in_features=_AnyWidth()))
+            self._check_padding(pipe)
             pipe = from_picture(pipe, masked=True) if masked else pipe
             pipe.set_progress_bar_config(disable=True)
             pipe.scheduler.step = self._checked(pipe.scheduler.step)
@@ -103,6 +106,17 @@ class _Rehearsal:
         of = self.parts.get(name, self.spec)
         number = next((number for number, text in self.numbers.items() if text == name), 0.0)
         return _Graph(of, self.sizes, number, check)
+
+    def _check_padding(self, pipe: Any) -> None:
+        """Raise ArtifactError for a tokenizer that pads CLIP's texts to a length that no model has."""
+        for part in self.parts.values():
+            if "CLIP" not in part.class_name:
+                continue
+            name = part.component.replace("text_encoder", "tokenizer")
+            own: int = self.folder.files[name].model_max_length
+            if (tokens := getattr(pipe, "tokenizer_max_length", own)) > _LONGEST:  # the first's, where it has that
+                got = "texts of any length" if tokens >= 1 << 63 else f"texts of {tokens} tokens"
+                raise self._misfit(name, got, f"a model_max_length of {part.inputs[0].shape(self.sizes)[1]}")
 
     def _check_denoiser(self, inputs: Mapping[str, Tensor]) -> None:
         """Raise ArtifactError for inputs that the denoiser does not take."""

@@ -79,6 +79,34 @@ def test_a_scheduler_of_fewer_steps_than_the_pipeline_takes_by_itself(limit, pla
 
 
 @pytest.mark.parametrize(
+    "name,length,text",
+    [
+        (SDXL, None, "tokenizer: texts of any length, want a model_max_length of 77."),
+        (FLUX, 70_000, "tokenizer: texts of 70000 tokens, want a model_max_length of 77."),
+        (SDXL, 76, "text_encoder: input_ids of [1, 77], want [1, 76], which a StableDiffusionXLPipeline"),
+    ],
+)
+def test_a_tokenizer_that_pads_to_another_length(name, length, text, plan, saved, tmp_path):
+    folder = tmp_path / "longer"
+    shutil.copytree(saved(name), folder)
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    own = {key: value for key, value in json.loads(file.read_text()).items() if key != "model_max_length"}
+    file.write_text(json.dumps(own if length is None else own | {"model_max_length": length}))
+    with pytest.raises(ArtifactError) as error:
+        plan(name, folder=folder)
+    assert f": {text}" in str(error.value)
+
+
+def test_a_tokenizer_whose_own_length_is_not_read(plan, saved, tmp_path):
+    """Stable Diffusion 3 pads both CLIPs' texts to the first tokenizer's."""
+    folder = tmp_path / "second"
+    shutil.copytree(saved(SD3), folder)
+    file = folder / "tokenizer_2" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 70_000}))
+    assert plan(SD3, folder=folder)
+
+
+@pytest.mark.parametrize(
     "name,changes,text",
     [
         (
