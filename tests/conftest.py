@@ -9,21 +9,25 @@ A group (`--dist loadgroup`) is a file or such a folder, and one worker's.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from svdq_trt.base.garbage import no_collections
 from tests.harness.builds import SharedEngines
 
 HERE = Path(__file__).parent
 NEEDS = ("gpu", "trt", "serve")
-#: folder or file -> group: those in cpu/ and serve/ share session fixtures that take long, and of GPUs there may be one
+#: folder or file -> group: those in cpu/ and serve/ share what takes long, session fixtures or the models' traces; of GPUs there may be one
 GROUPS = {
     **{f"cpu/{name}": name for name in ("cpp", "emulation", "interop", "lora")},
     "gpu": "gpu",
     "trt": "gpu",
+    **{f"cpu/models/test_{name}.py": "traces" for name in ("recipe", "derive")},
     **{f"serve/test_{name}.py": "pipelines" for name in ("pipeline", "bench_serving")},
 }
 
@@ -63,6 +67,15 @@ def _turn(item: pytest.Item) -> int:
     if path.name == "test_tiny.py":
         return 0
     return 2 if "sdxl_tiny" in getattr(item, "fixturenames", ()) else 1
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Libraries and tests stay: they are looked through for garbage neither now nor after each test."""
+    with no_collections():
+        found = yield
+    gc.freeze()
+    return found
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which writes groups into the items' names

@@ -126,14 +126,15 @@ def test_gate_is_its_own_exit_code(built):
     assert done.returncode == 3 and "want at least 90 dB (--min-sqnr)" in done.stderr
 
 
-def test_arch_without_backend_writes_all_but_the_plan_and_says_how_to_finish(built):
-    done = build(built, "--arch", "sm_90", "--no-check")
-    folder = built / "sdxl-tiny-sm_90"
+def test_arch_without_backend_writes_all_but_the_plan_and_says_how_to_finish(sdxl_tiny, tmp_path):
+    sdxl_tiny.copy(tmp_path, "sm_90", check=False)
+    done = build(tmp_path, "--arch", "sm_90", "--no-check")
+    folder = tmp_path / "sdxl-tiny-sm_90"
     assert done.returncode == 4, done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert "no plan" in last and f"svdq-trt finish {folder}" in last
     assert not (folder / "model.plan").exists() and (folder / "model.onnx").exists()
-    assert manifest(built, "sm_90")["plan"] == {}
+    assert manifest(tmp_path, "sm_90")["plan"] == {}
     still = svdq("finish", str(folder))
     assert still.returncode == 4 and "sm_90" in still.stderr
 
