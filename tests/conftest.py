@@ -22,7 +22,8 @@ from tests.harness.builds import SharedEngines
 
 HERE = Path(__file__).parent
 NEEDS = ("gpu", "trt", "serve")
-#: folder or file -> group: those in cpu/ and serve/ share what takes long, session fixtures or the models' traces; of GPUs there may be one
+#: folder or file -> group: those in cpu/ and serve/ share what takes long, session fixtures or traces of models, and of
+#: GPUs there may be one
 GROUPS = {
     **{f"cpu/{name}": name for name in ("cpp", "emulation", "interop", "lora")},
     "gpu": "gpu",

@@ -11,8 +11,9 @@ import torch
 
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load
-from svdq_trt.contract import numerics, reference
+from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import ACT_SHIFT, FORMATS, INT4, Activation
+from svdq_trt.contract.reference import linear
 from svdq_trt.contract.reference.quant import QuantWeight, dequantize_weight
 from svdq_trt.models import get_model
 from svdq_trt.quantize.layer import quantize_group
@@ -91,8 +92,8 @@ def test_search_measures_what_the_reference_computes(size):
     split = split_weight(w, mul, Seen(x, x.abs().amax(0)), INT4, 16, torch.float16, 4, coding)
     tokens = Tokens(x, x.half().float() @ w.T, mul, INT4, torch.float16, coding, bias)
     packed = numerics.pack_weight(split.values, split.scales, INT4)
-    y = reference.linear.round_output(
-        reference.linear.linear_unrounded(
+    y = linear.round_output(
+        linear.linear_unrounded(
             x.half().numpy(),
             QuantWeight(*(part.numpy() for part in packed)),
             *(part.half().numpy() for part in (mul, split.down, split.up, split.node_bias(bias))),
