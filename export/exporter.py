@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,7 @@ from svdq_export.schema import register_schemas
 from svdq_export.translate import translation_table
 from svdq_export.write import data_path, require_onnx_suffix, write_graph, write_model
 from svdq_trt.base.errors import UsageError
+from svdq_trt.base.garbage import no_collections
 from svdq_trt.base.needs import lacking, need_parameters
 from svdq_trt.base.progress import Progress
 from svdq_trt.contract.ops import DOMAIN
@@ -156,7 +155,7 @@ def _trace(
     register_schemas()
     need_parameters("torch", torch.onnx.export, _OPTIONS)
     shapes = {name: dict(dynamic_shapes.get(name, {})) for name in inputs}
-    with warnings.catch_warnings(), torch.no_grad(), _no_gc():
+    with warnings.catch_warnings(), torch.no_grad(), no_collections():
         warnings.simplefilter("ignore")  # warnings of the exporter about its own internals
         program = torch.onnx.export(
             module,
@@ -176,18 +175,6 @@ def _trace(
         raise lacking("torch", "ONNX program with an onnx_ir model")
     name_sizes(model, {n.name: n.meta["val"].shape for n in traced.graph.nodes if n.name in inputs})
     return model
-
-
-@contextmanager
-def _no_gc() -> Iterator[None]:
-    """Context without garbage collection: tracing makes millions of objects that live to its end."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _report(progress: Progress | None, step: str, done: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Collect no garbage in the context, as while large libraries are imported.
+    """Collect no garbage in the context, as while large libraries are imported or a model is traced.
 
     The collector looks at all objects again whenever their number has grown: a quarter of the time that importing
     torch, diffusers and transformers takes.

@@ -94,7 +94,6 @@ def _run(stage: int, events: int, log: int, parent: int) -> int:
     if not _usable(parent):
         line = command("svdq_trt.build.worker")
         os.execv(line[0], line)
-    gc.enable()
     return worker.main()
 
 

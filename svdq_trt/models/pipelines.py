@@ -217,7 +217,7 @@ class PipelineFolder:
             want = f"more, as {clip} are CLIP's and none is left for another text encoder"
             raise UsageError("--tokens", str(tokens), want)
         if most is not None and text > most:
-            want = f"at most {most + self.kind.clip_tokens}, as a {self.kind.class_name} takes"
+            want = f"at most {most + clip}, as a {self.kind.class_name} takes"
             raise UsageError("--tokens", str(tokens), want)
         found, own = [], text + self._dropped()
         for component, class_name in self.modules.items():

@@ -39,6 +39,8 @@ def engine_pipeline(engines: Engines, denoiser: SideBySide[Runner]) -> Any:
         source.check()
 
         def runner(name: str) -> Runner:
-            return engines.open(name) if name in later else (denoiser.results() | opening.results())[name]
+            if name in later:
+                return engines.open(name)
+            return (denoiser if name == kind.denoiser else opening).results()[name]
 
         return assemble(source, get_model(engines.manifests[kind.denoiser].source), runner)
