@@ -12,7 +12,6 @@ from pipeline_bench.measured import GPU, Memory, time_pictures
 from svdq_trt.artifact import manifest
 from svdq_trt.bench.compiled import compile_module, random_module
 from svdq_trt.models import get_model
-from svdq_trt.models.parts import GRAPHS
 from svdq_trt.models.pipelines import PipelineFolder, call_arguments, text_arguments
 
 DEVICE = f"cuda:{GPU}"
@@ -32,15 +31,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     tokens = spec.built_sizes(built, 2)["tokens"]
     with Memory() as memory:
         parts = {part.component: part for part in source.parts(spec.act_dtype, tokens)}
-        components: dict[str, Any] = {}
-        for name, class_name in source.classes.items():
-            if name == source.kind.denoiser:
-                components[name] = random_module(spec, False, DEVICE).eval()
-            elif class_name in GRAPHS:
-                with torch.device(DEVICE):
-                    components[name] = parts[name].build().to(spec.torch_dtype).eval()  # the VAE is upcast by SDXL
-            else:
-                components[name] = _from_files(class_name, folder / name)
+        components = source.files | {source.kind.denoiser: random_module(spec, False, DEVICE).eval()}
+        for name in source.modules:
+            with torch.device(DEVICE):
+                components[name] = parts[name].build().to(spec.torch_dtype).eval()  # the VAE is upcast by SDXL
         pipe = source.diffusers_class()(**source.without_components() | components)
         pipe.set_progress_bar_config(disable=True)
         compile_module(components[source.kind.denoiser], job["mode"])
@@ -53,17 +47,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         asked |= text_arguments(pipe, source.kind, tokens)
 
         def picture(seed: int) -> Any:
-            image = pipe(generator=torch.Generator().manual_seed(seed), **given, **asked).images[0]
-            return image
+            return pipe(generator=torch.Generator().manual_seed(seed), **given, **asked).images[0]
 
         ready = time.time()
         found = time_pictures(job, picture)
     return found | {"memory_bytes": memory.used, "weights_s": ready - job["started"]}
-
-
-def _from_files(class_name: str, folder: Path) -> Any:
-    import diffusers
-    import transformers
-
-    cls = getattr(transformers if hasattr(transformers, class_name) else diffusers, class_name)
-    return cls.from_pretrained(folder, local_files_only=True)

@@ -7,6 +7,8 @@ from statistics import fmean
 
 import psutil
 
+from svdq_trt.engine.gpu import used_bytes
+
 MB = 1e6
 #: samples of a run: ten of each fifth
 SAMPLES = 50
@@ -16,18 +18,13 @@ class Memory:
     """What is looked at: resident memory of the server and of its stubs, and all GPU memory in use; in MB."""
 
     def __init__(self, pid: int, gpu: bool) -> None:
-        self._server = psutil.Process(pid)
-        self._clock = None
-        if gpu:
-            from svdq_trt.bench.clock import CudaClock
-
-            self._clock = CudaClock()
+        self._server, self._gpu = psutil.Process(pid), gpu
 
     def look(self) -> dict[str, float]:
         """Memory now, by name."""
         stubs = self._server.children(recursive=True)
         found = {"server": _resident(self._server), "stubs": sum(map(_resident, stubs))}
-        return found if self._clock is None else found | {"gpu": self._clock.used_bytes() / MB}
+        return found | {"gpu": used_bytes(0) / MB} if self._gpu else found
 
 
 def growth(samples: Sequence[float]) -> float:

@@ -14,6 +14,7 @@ import torch
 
 from svdq_trt.base.files import parse_json
 from svdq_trt.bench.kinds import Kernel
+from svdq_trt.engine.gpu import used_bytes
 
 WARMUP = 5  # calls before each series of timed ones
 _PERCENTILES = {"median": 50, "p10": 10, "p90": 90}
@@ -55,7 +56,7 @@ class CudaClock:
     """A Clock of a CUDA device, by torch."""
 
     def __init__(self, index: int = 0) -> None:
-        self.device = f"cuda:{index}"
+        self._index, self.device = index, f"cuda:{index}"
 
     @property
     def gpu(self) -> str:
@@ -86,8 +87,7 @@ class CudaClock:
 
     def used_bytes(self) -> int:
         """Memory in use on the GPU, by any process."""
-        free, total = torch.cuda.mem_get_info()
-        return total - free
+        return used_bytes(self._index)
 
     def settle(self) -> None:
         """Wait for the GPU; torch gives back memory that it only keeps."""
