@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from svdq_trt.artifact import pipeline_file
@@ -10,17 +9,16 @@ from svdq_trt.base.errors import ArtifactError
 from svdq_trt.base.side_by_side import SideBySide
 from svdq_trt.models import get_model
 from svdq_trt.models.assembly import assemble
-from svdq_trt.models.parts import graph_name
 from svdq_trt.models.pipelines import INDEX, PipelineFolder
 from svdq_trt.runtime.engines import Engines
 from svdq_trt.runtime.protocol import Runner
 
 
-def engine_pipeline(engines: Engines, denoiser: SideBySide[Runner]) -> Any:
-    """The pipeline. The engines beside the denoiser are opened while diffusers and transformers are imported.
+def engine_pipeline(engines: Engines, opening: SideBySide[Runner]) -> Any:
+    """The pipeline.
 
     Args:
-        denoiser: its engine, which is being opened.
+        opening: the engines for every picture. Another is opened at its first use.
 
     Raises:
         ArtifactError: other engines than those of the folder's pipeline. Errors of PipelineFolder.check and of opening.
@@ -33,14 +31,9 @@ def engine_pipeline(engines: Engines, denoiser: SideBySide[Runner]) -> Any:
         got = f"{engines.file.pipeline} of {', '.join(sorted(found))}"
         want = f"a {kind.class_name} of {', '.join(sorted(wanted))}, as {INDEX} says"
         raise ArtifactError(str(engines.folder / pipeline_file.NAME), got, want)
-    later = {graph_name(name, "encoder") for name in source.modules}  # of an autoencoder: at its first use
-    others = {name: functools.partial(engines.open, name) for name in found if name not in {kind.denoiser, *later}}
-    with SideBySide(others, discard=lambda runner: runner.close()) as opening:
-        source.check()
+    source.check()
 
-        def runner(name: str) -> Runner:
-            if name in later:
-                return engines.open(name)
-            return (denoiser if name == kind.denoiser else opening).results()[name]
+    def runner(name: str) -> Runner:
+        return opening.results()[name] if name in engines.for_every_picture else engines.open(name)
 
-        return assemble(source, get_model(engines.manifests[kind.denoiser].source), runner)
+    return assemble(source, get_model(engines.manifests[kind.denoiser].source), runner)

@@ -32,8 +32,8 @@ def load(
 
     Its class is that of the pipeline that the engines were built from, its tokenizers and scheduler too; each of its
     models runs an engine (`pipe.unet.runner` is the session). On a machine without a GPU they run in ONNX Runtime.
-    They are opened side by side, the denoiser's first, while torch, diffusers and transformers are imported. An error
-    of one closes the others.
+    They are opened side by side, while torch, diffusers and transformers are imported. An error of one closes the
+    others.
     In TensorRT the engines share memory for their activations, so one thread at a time may use the pipeline.
 
     Args:
@@ -52,16 +52,15 @@ def load(
     """
     how = Opening(allow_host_code, allow_arch_mismatch, device, onnx_device)
     engines = Engines(Path(folder), runtime, how, weight_budget, cuda_graph)
-    name = engines.file.denoiser
-    first = {name: functools.partial(engines.open, name)} if name else {}
+    calls = {name: functools.partial(engines.open, name) for name in engines.for_every_picture}
     with (
         required_by("svdq_trt.pipeline"),
         no_collections(),
-        SideBySide(first, discard=lambda runner: runner.close()) as denoiser,
+        SideBySide(calls, discard=lambda runner: runner.close()) as opening,
     ):
         from svdq_trt.runtime.engine_pipeline import engine_pipeline
 
-        return engine_pipeline(engines, denoiser)
+        return engine_pipeline(engines, opening)
 
 
 def slowest_opening(pipe: Any) -> tuple[str, Mapping[str, float]]:

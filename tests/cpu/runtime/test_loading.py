@@ -155,26 +155,29 @@ def test_engines_open_side_by_side_while_libraries_are_imported(tmp_path, monkey
     assert loading.slowest_opening(pipe) == ("text_encoder_2", {"check": 2.0, "load": 1.0})
 
 
-def test_the_denoiser_is_being_opened_before_torch_is_imported(tmp_path):
-    """In a process of its own, whose import of torch waits for that."""
+def test_engines_are_being_opened_before_torch_is_imported(tmp_path):
+    """In a process of its own, whose import of torch waits for all four."""
     _, out, _ = module_engines.tiny("StableDiffusionXLPipeline", tmp_path)
     code = f"""if True:
         import builtins, sys, threading
         from svdq_trt.pipeline import load
         from svdq_trt.runtime.choice import Opening
-        being_opened, ordinary = threading.Event(), builtins.__import__
+        together, ordinary, started = threading.Barrier(5), builtins.__import__, []
         def slow(name, *more, **named):
-            assert name != "torch" or being_opened.wait(timeout=60)
+            if name == "torch" and not started:
+                started.append(name)
+                together.wait(timeout=60)
             return ordinary(name, *more, **named)
         def refuse(self, folder, *_, **__):
-            print(folder.name, "torch" in sys.modules, flush=True)
-            being_opened.set()
+            print(f"{{folder.name}} {{'torch' in sys.modules}}\\n", end="", flush=True)
+            together.wait(timeout=60)
             raise OSError(folder.name)
         builtins.__import__, Opening.open = slow, refuse
         load({str(out)!r}, runtime="onnx")
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert done.stdout.splitlines()[0] == f"{out.name} False" and done.stderr.endswith(f"OSError: {out.name}\n"), done
+    opened = [f"{name} False" for name in (out.name, "text_encoder", "text_encoder_2", "vae_decoder")]
+    assert sorted(done.stdout.splitlines()) == sorted(opened) and done.stderr.endswith(f"OSError: {out.name}\n"), done
 
 
 def test_an_engine_that_does_not_open_closes_the_others(tmp_path, monkeypatch):
