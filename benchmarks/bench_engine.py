@@ -57,7 +57,6 @@ def main() -> int:
             "profile": profile,
             "target": args.target,
             "backend": args.backend,
-            "embed": args.host_code,
             "weight_streaming": args.weight_streaming,
             "fuse_mlp": args.fuse_mlp,
         }
@@ -79,7 +78,7 @@ def main() -> int:
     report: dict[str, Any] = {"model": args.model, "sizes": sizes, "rank": args.rank, "engines": {}}
     if args.stage in ("make", "graphs"):
         return 0 if all([_wait(work, f"{args.stage.rstrip('s')}-{fmt}") for fmt in formats]) else 1
-    running = common | {"host_code": args.host_code, "graph": args.graph, "reopen": args.reopen}
+    running = common | {"graph": args.graph, "reopen": args.reopen}
     jobs = {}
     if not args.engines_only:
         jobs["torch"] = _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})
@@ -124,7 +123,6 @@ def _arguments() -> argparse.Namespace:
         p.add_argument(f"--{symbol}", metavar="MIN:OPT:MAX", help="default: the model's profile; runs at OPT")
     p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
     p.add_argument("--backend", default="auto")
-    p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
     p.add_argument("--weight-streaming", action="store_true", help="engines for `svdq-trt bench --weight-budget`")
     p.add_argument(
         "--torch-device",

@@ -36,7 +36,6 @@ def main() -> int:
     p.add_argument("--format", default="w4a8")
     p.add_argument("--target", type=int, metavar="SM", help="build for this arch (89); default: the GPU present")
     p.add_argument("--backend", default="auto")
-    p.add_argument("--host-code", action="store_true", help="embed the plugin in the plan, and load it from there")
     p.add_argument("--torch-device", default="cuda", choices=("cpu", "cuda"), help="where torch quantizes sdxl-tiny")
     p.add_argument("--make-only", action="store_true", help="build the engine and stop (no GPU needed)")
     p.add_argument("--repeat", type=int, default=50)
@@ -152,7 +151,6 @@ def engine(args: argparse.Namespace, work: Path, run: bool) -> dict[str, Any]:
         "rank": args.rank,
         "target": args.target,
         "backend": args.backend,
-        "embed": args.host_code,
         "torch_device": args.torch_device,
     }
     reserved = args.slots[0]
@@ -165,7 +163,7 @@ def engine(args: argparse.Namespace, work: Path, run: bool) -> dict[str, Any]:
 
     spec = get_model("sdxl-tiny")
     inputs = {io.name: t.cuda() for io, t in zip(spec.inputs, spec.example_inputs(seed=1), strict=True)}
-    how = {"allow_host_code": args.host_code, "allow_arch_mismatch": True, "cuda_graph": True}
+    how = {"allow_arch_mismatch": True, "cuda_graph": True}
     result: dict[str, Any] = {"reserved": reserved}
     with Session(work / "plain", **how) as plain:
         result["step without slots"] = times(lambda: plain.run(inputs), args.repeat)

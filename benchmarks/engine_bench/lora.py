@@ -64,7 +64,7 @@ def write_slots(folder: Path, model: str, rank: int, reserved: int) -> Path:
 def make_engine(folder: Path, options: dict[str, Any], reserved: int) -> None:
     """Quantize sdxl-tiny, export it with slots (0: without), build a plan that runs here.
 
-    options: format, rank, target, backend, embed, torch_device; see make.make.
+    options: format, rank, target, backend, torch_device; see make.make.
     """
     spec, clock = get_model("sdxl-tiny"), Clock()
     folder.mkdir(parents=True, exist_ok=True)

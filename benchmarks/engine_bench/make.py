@@ -53,7 +53,7 @@ class Clock:
 
 
 def make(job: dict[str, Any]) -> dict[str, Any]:
-    """Make an engine folder. job: as for `graph`, and sizes, target (or None), backend, embed, torch_device, folder."""
+    """Make an engine folder. job: as for `graph`, and sizes, target (or None), backend, torch_device, folder."""
     spec, folder, clock = get_model(job["model"]), Path(job["folder"]), Clock()
     folder.mkdir(parents=True, exist_ok=True)
     module = random_module(spec, seed=0, device=job["torch_device"])
@@ -135,8 +135,8 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
     library = plugin_lib.load_into(backend.module)
     profiles = [TensorProfile(**_ranges(spec, io, job["profile"])) for io in spec.inputs]
     onnx, plan = folder / "model.onnx", folder / "model.plan"
-    embed, streaming = library.path if job["embed"] else None, job.get("weight_streaming", False)
-    info = build_plan(backend, onnx, arch, profiles, plan, _silent, embed, streaming)
+    streaming = job.get("weight_streaming", False)
+    info = build_plan(backend, onnx, arch, profiles, plan, _silent, streaming)
     clock.lap("plan")
     (folder / "layers.json").write_text(json.dumps([asdict(layer) for layer in info.layers]))
     (folder / "model.onnx.data").unlink()  # gigabytes that nothing reads anymore
@@ -150,7 +150,7 @@ def _build(job: dict[str, Any], spec: ModelSpec, folder: Path, clock: Clock) -> 
             format=job["format"],
             rank=job["rank"],
             backend=BackendEntry(backend.name, backend.version),
-            plugin=PluginEntry(library.path.name, library.version, library.sha256, job["embed"]),
+            plugin=PluginEntry(library.path.name, library.version, library.sha256),
             plan=PlanEntry.of(info.file, streaming),
             onnx=OnnxEntry(onnx.name, onnx.stat().st_size),
             inputs=tuple(Tensor.of(p) for p in profiles),

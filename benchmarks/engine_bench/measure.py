@@ -28,7 +28,7 @@ def time_ms(call: Callable[[], Any], repeat: int) -> dict[str, float]:
 
 
 def engine(job: dict[str, Any]) -> dict[str, Any]:
-    """Time an engine once stdin has a line. job: model, sizes, folder, host_code, graph, reopen, repeat, with_profile.
+    """Time an engine once stdin has a line. job: model, sizes, folder, graph, reopen, repeat, with_profile.
 
     Leaves the output in engine.npy and, if asked for, profile.json.
     """
@@ -40,7 +40,7 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     feed = dict(zip((io.name for io in spec.inputs), inputs_of(spec, job["sizes"], "cuda"), strict=True))
     torch.cuda.synchronize()
     before, clock = CLOCK.used_bytes(), time.perf_counter()
-    session = Session(folder, allow_host_code=job["host_code"], allow_arch_mismatch=True, cuda_graph=job["graph"])
+    session = Session(folder, allow_arch_mismatch=True, cuda_graph=job["graph"])
     loaded = time.perf_counter() - clock
     (out,) = session.run(feed).values()
     torch.cuda.synchronize()
@@ -55,7 +55,7 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     session.close()
     if job["reopen"]:
         clock = time.perf_counter()
-        with Session(folder, allow_host_code=job["host_code"], allow_arch_mismatch=True) as session:
+        with Session(folder, allow_arch_mismatch=True) as session:
             session.run(feed)
             torch.cuda.synchronize()
         result["reopen_s"] = round(time.perf_counter() - clock, 2)

@@ -1,7 +1,7 @@
 """LoRA slots on a GPU: the same buffer as on the CPU; swaps in an engine, with and without a CUDA graph.
 
 SVDQ_TEST_ENGINE names a folder built with --lora-slots (benchmarks/bench_lora_swap.py --engine --slots 32 --work DIR
-leaves one in DIR/engine, with LoRA files in DIR); SVDQ_TEST_HOST_CODE=1 takes the plugin from the plan.
+leaves one in DIR/engine, with LoRA files in DIR); SVDQ_TEST_HOST_CODE=1 runs the folder's plugin library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An engine of sdxl-tiny in TensorRT on a GPU, through Session.
 
 SVDQ_TEST_ENGINE names the folder, as `svdq-trt build --model sdxl-tiny --random-weights 0` writes it;
-SVDQ_TEST_HOST_CODE=1 takes the plugin from the plan.
+SVDQ_TEST_HOST_CODE=1 runs the folder's plugin library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An engine in pieces in TensorRT on a GPU, against its graph in ONNX Runtime.
 
 SVDQ_TEST_ENGINE names the folder, as `svdq-trt build --model flux1-tiny --random-weights 0 --step-cache` writes it;
-SVDQ_TEST_HOST_CODE=1 takes the plugin from the plan.
+SVDQ_TEST_HOST_CODE=1 runs the folder's plugin library.
 """
 
 from __future__ import annotations
