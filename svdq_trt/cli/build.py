@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from svdq_trt.base.errors import EXIT_INCOMPLETE, EXIT_OK, UsageError
 from svdq_trt.base.terminal import say
+from svdq_trt.cli.warm import add_no_warm, warm_if_here
 from svdq_trt.contract.archs import ATTENTION_MEASURED, AUTO_FORMAT, KERNELS, parse_arch
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.contract.sizes import SIZES, VAE_TILE
@@ -201,6 +202,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         help="the engine can skip a transformer's blocks at steps that change little: Session.step_cache, run "
         "--step-cache (docs/runtime.md)",
     )
+    add_no_warm(e)
     c = p.add_argument_group("check")
     c.add_argument(
         "--check",
@@ -302,6 +304,9 @@ def run(args: argparse.Namespace) -> int:
 
     built = build(config)
     print_summary(built)
+    for one in built if args.warm else ():
+        if one.incomplete is None:
+            warm_if_here(one.engine.folder)
     code = _report_incomplete(built)
     if config.min_sqnr is not None:
         gate(built, config.min_sqnr)

@@ -9,10 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from svdq_trt.artifact import pipeline_file
+from svdq_trt import cli
+from svdq_trt.artifact import manifest, pipeline_file
 from svdq_trt.artifact.pipeline_file import GraphEntry, PipelineFile
 from svdq_trt.base.errors import ArtifactError, UnsupportedError
+from svdq_trt.build import finish, run, summary
+from svdq_trt.build.run import Built
 from svdq_trt.cli import warm as command
+from svdq_trt.engine import gpu
 from svdq_trt.runtime.cache import cache_path
 from svdq_trt.runtime.choice import Opening
 from svdq_trt.runtime.warm import warm
@@ -110,3 +114,30 @@ def test_full_tensorrt_has_nothing_to_compile(folders):
     write_manifest(root / "unet", backend={"name": "tensorrt", "version": "1"})
     with pytest.raises(UnsupportedError, match="a plan of tensorrt, want one of tensorrt-rtx"):
         warm(root / "unet", Opening())
+
+
+@pytest.mark.parametrize("arch", [89, 90, None])
+def test_a_build_compiles_for_this_machines_gpu_alone(folders, monkeypatch, capsys, arch):
+    """By `build`, and by `finish`; --no-warm keeps both from it. The engine is for sm_89."""
+    root, _ = folders(unet=("model.plan",))
+    unet, told = root / "unet", []
+    built = Built(SimpleNamespace(folder=unet), manifest.read(unet), None)
+    monkeypatch.setattr(gpu, "local_arch", lambda: arch)
+    monkeypatch.setattr(run, "build", lambda config: [built])
+    monkeypatch.setattr(summary, "print_summary", lambda built: None)
+    monkeypatch.setattr(finish, "finish", lambda folder, backend: folder / "model.plan")
+    for words in (["build", "--model", "sdxl-tiny", "--arch", "sm_89", "--random-weights", "0"], ["finish", str(unet)]):
+        assert cli.main([*words, "--no-warm"]) == 0 and not list(unet.glob("runtime-cache-*"))
+        assert cli.main(words) == 0
+        told.append(capsys.readouterr().out.count("compiled in"))
+        for kept in unet.glob("runtime-cache-*"):
+            kept.unlink()
+    assert told == ([1, 1] if arch == 89 else [0, 0])
+
+
+def test_a_build_whose_kernels_cannot_be_kept_is_one_all_the_same(folders, monkeypatch, capsys):
+    root, _ = folders(unet=("model.plan",))
+    cache_path(root / "unet", GPU, "1", "model.plan").mkdir()
+    monkeypatch.setattr(gpu, "local_arch", lambda: 89)
+    command.warm_if_here(root / "unet")
+    assert "The kernels were not compiled, the first start does that: " in capsys.readouterr().err
