@@ -37,6 +37,7 @@ MODELS = {
     "sdxl": ("--batch", "2", "--weight-streaming", "text_encoder", "--weight-streaming", "text_encoder_2"),
     "flux1-dev": ("--batch", "1", "--quantize-t5"),
     "flux2-klein-4b": ("--batch", "1"),
+    "flux2-dev": ("--batch", "1"),
     "z-image-turbo": ("--batch", "1"),
     "sana-1.6b": ("--batch", "2"),
     "qwen-image": ("--batch", "1", "--tokens", "1:32:512"),

@@ -51,6 +51,19 @@ _QWEN3_4B = {
     "rope_theta": 1000000,
     "tie_word_embeddings": True,
 }
+#: Mistral Small 3.1, without its vision tower
+_MISTRAL_24B = {
+    "model_type": "mistral",
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 131072,
+    "rope_theta": 1e9,
+    "sliding_window": None,
+}
 _QWEN2_5_VL_7B = {
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -107,6 +120,16 @@ PIPELINES: dict[str, tuple[str, dict[str, tuple[str, Mapping[str, Any] | Callabl
             "transformer": ("Flux2Transformer2DModel", None),
             "text_encoder": ("Qwen3ForCausalLM", _QWEN3_4B),
             "tokenizer": ("Qwen2Tokenizer", tiny_encoders.qwen_tokenizer),
+            "vae": ("AutoencoderKLFlux2", {}),
+            "scheduler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}),
+        },
+    ),
+    "flux2-dev": (
+        "Flux2Pipeline",
+        {
+            "transformer": ("Flux2Transformer2DModel", None),
+            "text_encoder": ("Mistral3ForConditionalGeneration", {"text_config": _MISTRAL_24B}),
+            "tokenizer": ("PixtralProcessor", tiny_encoders.mistral_tokenizer),
             "vae": ("AutoencoderKLFlux2", {}),
             "scheduler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "use_dynamic_shifting": True}),
         },

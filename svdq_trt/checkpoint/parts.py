@@ -22,7 +22,7 @@ from svdq_trt.checkpoint.locate import Source, locate_component
 from svdq_trt.models.parts import Part
 
 #: names of a language model beside a vision tower -> those in a model of its layers alone
-_RENAMED = {r"^model\.language_model\.": "model."}
+_RENAMED = {r"^(model\.language_model|language_model\.model)\.": "model."}
 
 
 def check_part(part: Part, config: Path, sizes: Mapping[str, int]) -> int:

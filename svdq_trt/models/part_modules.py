@@ -35,6 +35,7 @@ class TextEncoder(StandIn):
             "Gemma2Model": ("transformers.modeling_outputs", "BaseModelOutputWithPast"),
             "Qwen3ForCausalLM": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
             "Qwen2_5_VLForConditionalGeneration": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
+            "Mistral3ForConditionalGeneration": ("transformers.modeling_outputs", "CausalLMOutputWithPast"),
         }[class_name]
         self._output_class = need("transformers", module, output)
 

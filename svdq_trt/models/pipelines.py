@@ -12,14 +12,18 @@ from typing import Any, get_args, get_type_hints
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError, first_line
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
-from svdq_trt.models.parts import GRAPHS, MaskedTextGraph, Part, graph_name, part_class
-from svdq_trt.models.prompts import ChatTemplate, Instruction, OwnTemplate, PromptTemplate
+from svdq_trt.models.parts import GRAPHS, Part, graph_name, part_class
+from svdq_trt.models.prompts import ChatTemplate, Conversation, Instruction, OwnTemplate, PromptTemplate
 from svdq_trt.models.spec import ModelSpec
+from svdq_trt.models.text_graphs import MaskedTextGraph
 
 INDEX = "model_index.json"
+#: processors of texts and images, of which a text needs the tokenizer alone: the other half asks for torchvision
+PROCESSORS = ("PixtralProcessor",)
 TOKENIZERS = (
     *("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"),
     *("Qwen2Tokenizer", "Qwen2TokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"),
+    *PROCESSORS,
 )
 
 
@@ -51,8 +55,7 @@ class PipelineKind:
         """How many tokens a text has, as `pipeline`, diffusers' class, gives it to a tokenizer, without the dropped."""
         if self.template is None:
             return len(tokenizer(text, verbose=False).input_ids)
-        whole = self.template.text(pipeline, tokenizer, text, negative)
-        return len(tokenizer(whole, verbose=False).input_ids) - self.template.dropped(pipeline, tokenizer, negative)
+        return self.template.tokens(pipeline, tokenizer, text, negative)
 
 
 KINDS = {
@@ -75,6 +78,7 @@ KINDS = {
             doubled_above=None,
             template=ChatTemplate({"enable_thinking": False}),
         ),
+        PipelineKind("Flux2Pipeline", negative=False, doubled_above=None, template=Conversation()),
         PipelineKind("SanaPipeline", template=Instruction()),
         PipelineKind("QwenImagePipeline", doubled_above=None, most_tokens=1024, template=OwnTemplate()),
     )
@@ -172,7 +176,8 @@ class PipelineFolder:
             fits = issubclass(part_class(class_name), wanted)
         else:  # transformers 4 has two classes of each, and Fast is the one in Rust
             bare = {name.removesuffix("Fast") for name in names}
-            fits = bool(bare & {"AutoTokenizer", class_name.removesuffix("Fast")})
+            auto = "AutoProcessor" if class_name in PROCESSORS else "AutoTokenizer"
+            fits = bool(bare & {auto, class_name.removesuffix("Fast")})
         if not fits:
             raise UnsupportedError(where, f"a {class_name}", f"the {' or '.join(names)} of a {self.kind.class_name}")
 
@@ -246,7 +251,7 @@ class PipelineFolder:
         class_name, where = self.classes[component], self.path / component
         self._files(component)
         library = "transformers" if self.is_tokenizer(component) else "diffusers"
-        cls = need(library, library, class_name)
+        cls = need(library, library, "AutoTokenizer" if class_name in PROCESSORS else class_name)
         try:
             found = cls.from_pretrained(where, local_files_only=True)
         except Exception as error:  # whatever the files make the library stumble over
@@ -255,7 +260,7 @@ class PipelineFolder:
             return found
         if len(found) <= len(found.all_special_tokens):
             raise ArtifactError(str(where), "no words", f"the vocabulary of a {class_name}")
-        if isinstance(self.kind.template, ChatTemplate) and found.chat_template is None:
+        if isinstance(self.kind.template, ChatTemplate | Conversation) and found.chat_template is None:
             raise ArtifactError(str(where), "no chat template", f"that of a {self.kind.class_name}")
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,29 @@ class PromptTemplate(ABC):
     def dropped(self, pipeline: Any, tokenizer: Any, negative: bool = False) -> int:
         """How many tokens of it the text encoder reads, and the denoiser does not get."""
         return 0
+
+    def tokens(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> int:
+        """How many tokens of it the denoiser gets."""
+        whole = tokenizer(self.text(pipeline, tokenizer, prompt, negative), verbose=False).input_ids
+        return len(whole) - self.dropped(pipeline, tokenizer, negative)
+
+
+class Conversation(PromptTemplate):
+    """The tokenizer's own, in which a prompt is a user's message behind the pipeline's own message of a system."""
+
+    def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
+        """The two messages."""
+        (text,) = tokenizer.apply_chat_template(self._messages(pipeline, prompt), tokenize=False)
+        return str(text)
+
+    def tokens(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> int:
+        """How many tokens the two messages have."""
+        found = tokenizer.apply_chat_template(self._messages(pipeline, prompt), tokenize=True, return_dict=True)
+        return len(found["input_ids"][0])
+
+    def _messages(self, pipeline: Any, prompt: str) -> Any:
+        """A batch of one, as the pipeline's module makes it."""
+        return vars(sys.modules[pipeline.__module__])["format_input"]([prompt])
 
 
 @dataclass(frozen=True)

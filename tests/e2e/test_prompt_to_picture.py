@@ -26,8 +26,6 @@ def own_pipeline(folder, engine, spec, **given):
     Args:
         given: components that are there already.
     """
-    import diffusers
-
     from svdq_trt.checkpoint.parts import load_part
     from svdq_trt.models.pipelines import PipelineFolder
     from svdq_trt.runtime import OnnxSession, attach
@@ -36,8 +34,8 @@ def own_pipeline(folder, engine, spec, **given):
     parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
     made = {name: load_part(part, folder, "", SEED) for name, part in parts.items() if name not in given}
     modules = {name: module.to(spec.torch_dtype).eval() for name, module in made.items()}  # SDXL's own upcasts its VAE
-    options = modules | given | {spec.subfolder: None}
-    pipe = getattr(diffusers, source.kind.class_name).from_pretrained(folder, local_files_only=True, **options)
+    components = source.files | modules | given | {spec.subfolder: None}
+    pipe = source.diffusers_class()(**source.without_components() | components)
     return attach(pipe, OnnxSession(engine, device="cpu", threads=1))
 
 
@@ -160,6 +158,7 @@ def test_t5_and_a_bfloat16_pipeline(tmp_path):
 OTHERS = {
     "ChromaPipeline": FIXED,
     "ZImagePipeline": FIXED[2:],
+    "Flux2Pipeline": FIXED,
     "Flux2KleinPipeline": (*FIXED, "--tokens", "16"),
     "SanaPipeline": FIXED[2:],
     "QwenImagePipeline": FIXED,

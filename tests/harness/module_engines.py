@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
         {"max_sequence_length": 24, "use_resolution_binning": False},
     ),
     "QwenImagePipeline": ("qwen-image-tiny", tiny_pipelines.qwen_image_parts, {}),
+    "Flux2Pipeline": ("flux2-tiny", tiny_pipelines.flux2_parts, {"max_sequence_length": 16}),
     "Flux2KleinPipeline": ("klein", tiny_pipelines.klein_parts, {"max_sequence_length": 16}),
 }
 
@@ -86,7 +87,7 @@ def tiny(name: str, folder: Path, **changed: Any) -> tuple[Any, Path, dict[Path,
     denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype).eval().requires_grad_(False)
     own = getattr(diffusers, name)(**{spec.subfolder: denoiser}, **make(folder / "words") | changed)
     own.set_progress_bar_config(disable=True)
-    own.save_pretrained(folder / "own")
+    tiny_pipelines.save_whole(own, folder / "own")
     source, out = PipelineFolder.read(folder / "own"), folder / "engines"
     files = source.copied_files()
     for file in files:

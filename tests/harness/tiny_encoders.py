@@ -83,6 +83,41 @@ def qwen3(folder: Path, kind: str, channels: int = 96, layers: int = 3):
     return words, getattr(transformers, kind)(config).eval()
 
 
+def mistral_tokenizer(folder: Path):
+    """Mistral's tokenizer over three letters, saved in `folder`, and how many words it knows.
+
+    What is between such letters is one unknown word, and FLUX.2's message of a system one word.
+    """
+    from diffusers.pipelines.flux2.system_messages import SYSTEM_MESSAGE
+    from transformers import LlamaTokenizer
+
+    special = ["<pad>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]", SYSTEM_MESSAGE]
+    words = ["<unk>", "<s>", "</s>", *special, *"fox"]
+    template = (
+        "<s>{% for message in messages %}"
+        "{% if message.role == 'system' %}{{ message.content[0].text }}"
+        "{% else %}[INST]{{ message.content[0].text }}[/INST]{% endif %}{% endfor %}"
+    )
+    vocab, more = {word: i for i, word in enumerate(words)}, {"pad_token": "<pad>", "extra_special_tokens": special[1:]}
+    LlamaTokenizer(vocab=vocab, merges=[], add_prefix_space=False, chat_template=template, **more).save_pretrained(
+        folder
+    )
+    return LlamaTokenizer.from_pretrained(folder), len(words)
+
+
+def mistral3(folder: Path, channels: int, layers: int):
+    """The tokenizer of `mistral_tokenizer`, and a model for it."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    words, size = mistral_tokenizer(folder)
+    text = {"model_type": "mistral", "vocab_size": size, "hidden_size": channels, "intermediate_size": 64}
+    text |= {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 56}
+    config = Mistral3Config(text_config=text | {"sliding_window": None}, vision_config=vision)
+    return words, Mistral3ForConditionalGeneration(config).eval()
+
+
 def clip_config(size: int, hidden: int, projection: int):
     """A CLIP text encoder's config over `size` words."""
     from transformers import CLIPTextConfig

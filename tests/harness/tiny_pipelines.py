@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-from tests.harness.tiny_encoders import clip_config, gemma_tokenizer, qwen2_5_vl, qwen3, t5, tokenizer
+from tests.harness.tiny_encoders import clip_config, gemma_tokenizer, mistral3, qwen2_5_vl, qwen3, t5, tokenizer
 
 
 def vae():
@@ -110,10 +111,20 @@ def z_image_parts(folder: Path) -> dict:
 
 def klein_parts(folder: Path) -> dict:
     """Around FLUX.2 klein's transformer: text of three states of 32 channels each, as of layers 9, 18 and 27."""
+    torch.manual_seed(0)
+    return _flux2(*qwen3(folder / "qwen", "Qwen3ForCausalLM", channels=32, layers=28))
+
+
+def flux2_parts(folder: Path) -> dict:
+    """Around flux2-tiny's transformer: text of three states of 32 channels each, as of layers 10, 20 and 30."""
+    torch.manual_seed(0)
+    return _flux2(*mistral3(folder / "mistral", channels=32, layers=31))
+
+
+def _flux2(words, encoder) -> dict:
+    """The components of a pipeline of FLUX.2."""
     from diffusers import AutoencoderKLFlux2
 
-    torch.manual_seed(0)
-    words, encoder = qwen3(folder / "qwen", "Qwen3ForCausalLM", channels=32, layers=28)
     autoencoder = AutoencoderKLFlux2(block_out_channels=(32,) * 4, latent_channels=4, norm_num_groups=8)
     autoencoder.bn.running_mean.normal_()
     autoencoder.bn.running_var.uniform_(0.5, 4.0)
@@ -190,7 +201,16 @@ def save(name: str, spec, parts: dict, folder: Path) -> None:
 
     torch.manual_seed(0)
     denoiser = spec.model_class()(**spec.config).to(spec.torch_dtype)
-    getattr(diffusers, name)(**{spec.subfolder: denoiser}, **parts).save_pretrained(folder)
+    save_whole(getattr(diffusers, name)(**{spec.subfolder: denoiser}, **parts), folder)
+
+
+def save_whole(pipe, folder: Path) -> None:
+    """Save a pipeline as it is published: FLUX.2's tokenizer in a processor, which only torchvision makes."""
+    pipe.save_pretrained(folder)
+    if type(pipe).__name__ == "Flux2Pipeline":
+        index = json.loads((folder / "model_index.json").read_text())
+        index["tokenizer"][1] = "PixtralProcessor"
+        (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def save_sdxl(folder: Path) -> None:

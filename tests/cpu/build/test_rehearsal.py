@@ -18,7 +18,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: text 
 MASKED, CLIP = "sdxl-inpaint", {"projection_dim": 1280, "num_attention_heads": 4, "num_hidden_layers": 1}
 #: configs of autoencoders with another number of latent channels, and with other pixels to a latent
 CHANNELS, LARGER, SMALLER = {"latent_channels": 8}, tiny_pipelines.vae_levels(5), tiny_pipelines.vae_levels(3)
-SDXL, FLUX, PIXART, SD3, CHROMA, Z_IMAGE, SANA, QWEN, KLEIN = KINDS
+SDXL, FLUX, PIXART, SD3, CHROMA, Z_IMAGE, SANA, QWEN, FLUX2, KLEIN = KINDS
 
 
 @pytest.fixture(scope="module")

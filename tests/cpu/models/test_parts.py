@@ -20,7 +20,7 @@ from svdq_trt.models.tiles import by_tiles
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
 from tests.harness.builds import some_minutes
-from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL, QWEN3
+from tests.harness.language_models import LANGUAGE_MODELS, MISTRAL3, QWEN2_5_VL, QWEN3
 from tests.harness.tiny_pipelines import deep_compression
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -139,7 +139,7 @@ class Direct:
     def __init__(self, one, module=None):
         torch.manual_seed(0)
         self.module = module or one.build().eval().requires_grad_(False)
-        self.graph, self.outputs = one.wrap(self.module), one.outputs
+        self.graph, self.outputs = one.wrap(copy.deepcopy(self.module)), one.outputs
         profiles = SIZES.tensors(one.inputs, one.torch_dtype)
         self.inputs = [SimpleNamespace(name=p.name, dtype=p.dtype, max=(2, *p.max[1:])) for p in profiles]
         self.ran = []  # shapes
@@ -192,9 +192,8 @@ def test_a_shorter_text_is_that_of_the_module(one):
     mask = torch.arange(7).ge(torch.tensor([[0], [2], [4]])).long()  # padded in front
     for options in ({}, {"attention_mask": mask}):
         want, got = (model(text, **options)[0] for model in (module, stand_in))
-        seen = options.get("attention_mask", torch.ones_like(text)) > 0
         assert got.shape == (3, 7, 32)
-        torch.testing.assert_close(got[seen], want[seen])
+        torch.testing.assert_close(got, want)
     assert set(stand_in.runner.ran) == {(2, 12), (1, 12)}
 
 
@@ -209,6 +208,8 @@ def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tm
     text, lengths = ids(3, 12), torch.tensor([[12], [5], [9]])
     place = torch.arange(12)
     masks = {"right": (place < lengths).long(), "left": (place >= 12 - lengths).long()}
+    written_out = module.config._attn_implementation == "eager"  # whose tokens that see nothing have other values
+    told = {side: mask > 0 if written_out else mask >= 0 for side, mask in masks.items()}
     with torch.no_grad():
         wanted = {
             side: module(text, attention_mask=mask, output_hidden_states=True, use_cache=False)
@@ -222,18 +223,24 @@ def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tm
             want, got = wanted[side], stand_in(text, attention_mask=mask, output_hidden_states=True)
             assert len(got.hidden_states) == len(want.hidden_states) == 4
             for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
-                error, size = ((value[mask > 0].double()).norm() for value in (a.double() - b.double(), a))
+                error, size = (value[told[side]].double().norm() for value in (a.double() - b.double(), a))
                 assert error < most * size, (side, float(error / size))
-            assert got.last_hidden_state is got.hidden_states[-1]
-            last = stand_in(text, mask)
-            assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
+            if class_name != "Mistral3ForConditionalGeneration":  # which gives words, of which there are none
+                assert got.last_hidden_state is got.hidden_states[-1]
+                last = stand_in(text, mask)
+                assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
     with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: use_cache: True, want False"):
         stand_in(text, use_cache=True)
 
 
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize(
-    "class_name,config", [("Qwen3ForCausalLM", QWEN3), ("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL)]
+    "class_name,config",
+    [
+        ("Qwen3ForCausalLM", QWEN3),
+        ("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL),
+        ("Mistral3ForConditionalGeneration", MISTRAL3),
+    ],
 )
 def test_of_a_language_model_its_layers_are_read(class_name, config, renamed, tmp_path):
     """From a file with the names of today's module, too: transformers writes those of former ones."""
