@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     With a mode the whole denoiser is compiled, else what diffusers says is repeated in it; the VAE's decoder too.
     Weights are made up on the GPU, where they are after `weights_s`: none are read from a disk. A language model has
-    neither a head for words nor a vision tower, which the pipeline holds and does not run.
+    neither a head for words nor a vision tower, which the pipeline holds and does not run; it has all layers.
     """
     folder = Path(job["folder"])
     built, source = manifest.read(folder), PipelineFolder.read(folder)
@@ -34,7 +35,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         components = source.files | {source.kind.denoiser: random_module(spec, False, DEVICE).eval()}
         for name in source.modules:
             with torch.device(DEVICE):
-                components[name] = parts[name].build().to(spec.torch_dtype).eval()  # the VAE is upcast by SDXL
+                components[name] = (
+                    replace(parts[name], states=()).build().to(spec.torch_dtype).eval()
+                )  # the VAE is upcast by SDXL
         pipe = source.diffusers_class()(**source.without_components() | components)
         pipe.set_progress_bar_config(disable=True)
         compile_module(components[source.kind.denoiser], job["mode"])

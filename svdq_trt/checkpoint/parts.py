@@ -111,5 +111,4 @@ def load_part(part: Part, pipeline: Path, variant: str, random_seed: int | None)
         raise ArtifactError(str(root), f"cannot be loaded ({first_line(error)})", f"a {part.class_name}") from error
     names = module.state_dict().keys()
     require_equal(str(root), names, names - set(found["missing_keys"]))  # which the library makes up
-    loaded: nn.Module = module
-    return loaded
+    return part.cut(module)

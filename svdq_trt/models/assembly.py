@@ -39,4 +39,4 @@ def _part(source: PipelineFolder, name: str, spec: ModelSpec, runner: Callable[[
     if is_autoencoder(class_name):
         encoder = functools.partial(runner, graph_name(name, "encoder"))
         return AUTOENCODERS[class_name](runner(graph_name(name, "decoder")), name, config, encoder)
-    return TextEncoder(runner(name), name, class_name, config, spec.torch_dtype)
+    return TextEncoder(runner(name), name, class_name, config, spec.torch_dtype, source.kind.states)

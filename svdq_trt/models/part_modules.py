@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from svdq_trt.base.needs import need
 from svdq_trt.models.autoencoder_config import autoencoder_scale, patch_side
 from svdq_trt.models.stand_in import Runs, StandIn
+from svdq_trt.models.text_graphs import from_the_first
 from svdq_trt.models.tiles import by_tiles
 
 
@@ -22,11 +23,18 @@ class TextEncoder(StandIn):
 
     Attributes:
         dtype: of the outputs, in which pipelines go on.
+
+    Args:
+        states: that the engine of a language model gives, see Part.states.
     """
 
-    def __init__(self, runner: Runs, name: str, class_name: str, config: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, runner: Runs, name: str, class_name: str, config: Any, dtype: torch.dtype, states: Sequence[int] = ()
+    ) -> None:
         super().__init__(runner, name, config)
         self.dtype = dtype
+        layers = config.get_text_config().num_hidden_layers if states else 0
+        self._states, self._count = from_the_first(states, layers), layers + 1
         module, output = {
             "CLIPTextModel": ("transformers.modeling_outputs", "BaseModelOutputWithPooling"),
             "CLIPTextModelWithProjection": ("transformers.models.clip.modeling_clip", "CLIPTextModelOutput"),
@@ -68,9 +76,10 @@ class TextEncoder(StandIn):
             found = {name: states[..., :tokens, :] for name, states in found.items()}
         outputs: dict[str, Any] = {n: value.to(input_ids.device, self.dtype) for n, value in found.items()}
         if "hidden_states" in outputs:
-            states = tuple(outputs["hidden_states"])
+            states = self._by_index(outputs["hidden_states"])
             outputs["hidden_states"] = states if output_hidden_states else None
-            if "last_hidden_state" in self._output_class.__dataclass_fields__:
+            has_last = not self._states or self._count - 1 in self._states
+            if has_last and "last_hidden_state" in self._output_class.__dataclass_fields__:
                 outputs.setdefault("last_hidden_state", states[-1])
             elif not output_hidden_states:
                 raise self.refuse("output_hidden_states", "False", "True: the engine gives states, and no words")
@@ -79,11 +88,33 @@ class TextEncoder(StandIn):
         result = self._output_class(**outputs)
         return result if return_dict else result.to_tuple()
 
+    def _by_index(self, states: Tensor) -> Sequence[Tensor]:
+        """States as transformers' hidden_states has them, of which those that the engine does not give are refused."""
+        if not self._states:
+            return tuple(states)
+        given = dict(zip(self._states, states, strict=True))
+        return _SomeStates(given, self._count, functools.partial(self.refuse, "hidden_states"))
+
     def _padded(self, value: Tensor) -> Tensor:
         """Ids or a mask [B, T] with zeros behind them, up to the engine's T."""
         runner: Any = self.runner
         most = next(profile.max[1] for profile in runner.inputs if profile.name == "input_ids")
         return F.pad(value, (0, max(most - value.shape[1], 0)))
+
+
+class _SomeStates(Sequence[Tensor]):
+    """Some of so many states, by their indices from the first."""
+
+    def __init__(self, given: Mapping[int, Tensor], count: int, refuse: Callable[[str, str], Exception]) -> None:
+        self._given, self._count, self._refuse = given, count, refuse
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if index % self._count not in self._given:
+            raise self._refuse(f"{index} is read", f"one of {', '.join(map(str, self._given))}, which the engine gives")
+        return self._given[index % self._count]
 
 
 class Autoencoder(StandIn):

@@ -8,7 +8,7 @@ autoencoder's one head of 512 values and T5's added positions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from svdq_trt.models.text_graphs import (
     LanguageModelGraph,
     ProjectedClipGraph,
     T5Graph,
+    from_the_first,
     only_of_seen,
 )
 
@@ -79,6 +80,8 @@ class Part:
         component: of its module in the pipeline: text_encoder_2, vae. role: of the graph, where a module has several.
         class_name: of the module, one of GRAPHS. config: its config.json.
         act_dtype: dtype of its weights and activations. tokens: length of the text; CLIP's is in its config.
+        states: of a language model's layers, those that are read, as indices of transformers' hidden_states; none are
+            named where all are.
     """
 
     component: str
@@ -87,6 +90,7 @@ class Part:
     config: Mapping[str, Any]
     act_dtype: str
     tokens: int
+    states: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -112,7 +116,11 @@ class Part:
     @property
     def outputs(self) -> tuple[TensorIO, ...]:
         """Outputs of the graph, in order."""
-        return self.graph.outputs(full_config(self.class_name, self.config), self.tokens)
+        found = self.graph.outputs(full_config(self.class_name, self.config), self.tokens)
+        if not self.states:
+            return found
+        (all_states,) = found
+        return (replace(all_states, dims=(len(self.states), *all_states.dims[1:])),)
 
     @property
     def wrapped(self) -> str:
@@ -126,15 +134,26 @@ class Part:
 
     @property
     def module_config(self) -> Any:
-        """The config of a `module_class`."""
+        """The config of a `module_class`. Raises ValueError: fewer layers than `states` name."""
         config = full_config(self.class_name, self.config)
-        return config.get_text_config() if self.class_name in _LAYERS else config
+        found = config.get_text_config() if self.class_name in _LAYERS else config
+        if self.states:
+            found.num_hidden_layers = max(self._read())
+            if getattr(found, "layer_types", None):
+                found.layer_types = found.layer_types[: found.num_hidden_layers]
+        return found
 
     def build(self) -> nn.Module:
         """What the graph computes, on the CPU, with its class's random weights from torch's generator."""
         cls, config = self.module_class, self.module_config
         module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
-        return nn.Module.to(module, self.torch_dtype)  # diffusers' own `to` warns of modules that stay in f32
+        return self.cut(nn.Module.to(module, self.torch_dtype))  # diffusers' own `to` warns of modules that stay in f32
+
+    def cut(self, module: nn.Module) -> nn.Module:
+        """`module` of `module_class` and `module_config`, without its last norm where no state behind it is read."""
+        if self.states and max(self._read()) < self._layers:
+            module.norm = nn.Identity()
+        return module
 
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""
@@ -145,11 +164,23 @@ class Part:
             to_one_frame(module)
         else:
             write_out_attention(module)
-        return self.graph(module).eval().requires_grad_(False)
+        graph = self.graph(module)
+        if isinstance(graph, LanguageModelGraph):
+            graph.states = self._read()
+        return graph.eval().requires_grad_(False)
 
     def example_inputs(self, seed: int = 0, **sizes: int) -> tuple[Tensor, ...]:
         """Ones in the order of `inputs`, to trace with: only their sizes count."""
         return tuple(torch.ones(io.shape(sizes), dtype=io.torch_dtype(self.torch_dtype)) for io in self.inputs)
+
+    @property
+    def _layers(self) -> int:
+        """Of a language model, as its config has them."""
+        return int(full_config(self.class_name, self.config).get_text_config().num_hidden_layers)
+
+    def _read(self) -> tuple[int, ...]:
+        """`states`, counted from the first."""
+        return from_the_first(self.states, self._layers) if self.states else ()
 
 
 def part_class(class_name: str) -> Any:

@@ -15,7 +15,7 @@ from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name, part_class
 from svdq_trt.models.prompts import ChatTemplate, Conversation, Instruction, OwnTemplate, PromptTemplate
 from svdq_trt.models.spec import ModelSpec
-from svdq_trt.models.text_graphs import MaskedTextGraph
+from svdq_trt.models.text_graphs import LanguageModelGraph, MaskedTextGraph
 
 INDEX = "model_index.json"
 #: processors of texts and images, of which a text needs the tokenizer alone: the other half asks for torchvision
@@ -40,6 +40,7 @@ class PipelineKind:
         most_tokens: longest text that its class takes, beside CLIP's; None where it has no limit.
         template: what the tokenizer gets around a prompt; None where it is the text alone.
         optional: a text encoder and its tokenizer, both of which a folder may lack.
+        states: that its class reads of a language model, see Part.states.
     """
 
     class_name: str
@@ -50,6 +51,7 @@ class PipelineKind:
     most_tokens: int | None = None
     template: PromptTemplate | None = None
     optional: frozenset[str] = frozenset()
+    states: tuple[int, ...] = ()
 
     def text_tokens(self, pipeline: Any, tokenizer: Any, text: str, negative: bool) -> int:
         """How many tokens a text has, as `pipeline`, diffusers' class, gives it to a tokenizer, without the dropped."""
@@ -71,16 +73,19 @@ KINDS = {
             optional=frozenset({"text_encoder_3", "tokenizer_3"}),
         ),
         PipelineKind("ChromaPipeline", doubled_above=None, most_tokens=512),
-        PipelineKind("ZImagePipeline", doubled_above=0.0, template=ChatTemplate({"enable_thinking": True})),
+        PipelineKind(
+            "ZImagePipeline", doubled_above=0.0, template=ChatTemplate({"enable_thinking": True}), states=(-2,)
+        ),
         PipelineKind(
             "Flux2KleinPipeline",
             negative=False,
             doubled_above=None,
             template=ChatTemplate({"enable_thinking": False}),
+            states=(9, 18, 27),
         ),
-        PipelineKind("Flux2Pipeline", negative=False, doubled_above=None, template=Conversation()),
-        PipelineKind("SanaPipeline", template=Instruction()),
-        PipelineKind("QwenImagePipeline", doubled_above=None, most_tokens=1024, template=OwnTemplate()),
+        PipelineKind("Flux2Pipeline", negative=False, doubled_above=None, template=Conversation(), states=(10, 20, 30)),
+        PipelineKind("SanaPipeline", template=Instruction(), states=(-1,)),
+        PipelineKind("QwenImagePipeline", doubled_above=None, most_tokens=1024, template=OwnTemplate(), states=(-1,)),
     )
 }
 
@@ -228,7 +233,9 @@ class PipelineFolder:
         for component, class_name in self.modules.items():
             config = self.config(component)
             dtype = _dtype(class_name, config, act_dtype)
-            found += [Part(component, role, class_name, config, dtype, own) for role in GRAPHS[class_name]]
+            for role, graph in GRAPHS[class_name].items():
+                states = self.kind.states if issubclass(graph, LanguageModelGraph) else ()
+                found.append(Part(component, role, class_name, config, dtype, own, states))
         return found
 
     def _dropped(self) -> int:

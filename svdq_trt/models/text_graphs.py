@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,8 +106,22 @@ def only_of_seen(
     return torch.where(sees, out, torch.zeros_like(out)), weights
 
 
+def from_the_first(states: Sequence[int], layers: int) -> tuple[int, ...]:
+    """Indices of the states of a model of so many layers, of which there is one more, without negative ones.
+
+    Raises:
+        ValueError: there is no such state.
+    """
+    if missing := [index for index in states if not -layers - 1 <= index <= layers]:
+        raise ValueError(f"{layers} layers, where the state after {missing[0]} is read")
+    return tuple(index % (layers + 1) for index in states)
+
+
 class LanguageModelGraph(MaskedTextGraph):
     """A language model's states of all layers [layers + 1], the last one behind its norm; what else it has is no part.
+
+    Or some states alone. Then layers that none of them needs are not there, and a state that is not the last is not
+    behind the norm.
 
     The masks are written out, as transformers makes them by code that cannot be exported: a token sees itself and what
     is before it, as far as a layer's window reaches and the mask says. Positions count from the sequence's start,
@@ -115,6 +130,7 @@ class LanguageModelGraph(MaskedTextGraph):
     """
 
     attention = SEEING
+    states: Sequence[int] = ()
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
@@ -128,14 +144,14 @@ class LanguageModelGraph(MaskedTextGraph):
         model, place = self.model, torch.arange(input_ids.shape[1], device=input_ids.device)
         distance = place[:, None] - place  # of a query to each key
         seen = (distance >= 0) & (attention_mask[:, None, None] > 0)
-        window = getattr(model.config, "sliding_window", None)
-        near = seen if window is None else seen & (distance < window)
-        masks: Any = self._added(near)  # all layers are of one kind where their types are not told
-        if types := getattr(model.config, "layer_types", None):
-            kinds = {"full_attention": seen, "sliding_attention": near}
-            masks = {kind: self._added(keys) for kind, keys in kinds.items() if kind in types}
+        window, types = model.config.sliding_window, getattr(model.config, "layer_types", None)
+        kinds = {"full_attention": lambda: seen, "sliding_attention": lambda: seen & (distance < window)}
+        if types is None:  # all layers are of one kind
+            masks: Any = self._added(kinds["full_attention" if window is None else "sliding_attention"]())
+        else:
+            masks = {kind: self._added(keys()) for kind, keys in kinds.items() if kind in types}
         out = model(input_ids, attention_mask=masks, use_cache=False, output_hidden_states=True)
-        return torch.stack(out.hidden_states)
+        return torch.stack([out.hidden_states[i] for i in self.states] if self.states else out.hidden_states)
 
     def _added(self, seen: Tensor) -> Tensor:
         """What is added to the scores [B, 1, T, T]."""

@@ -27,7 +27,7 @@ class ExportPart(Stage[PartExported]):
     """A text encoder or half an autoencoder as ONNX, as its module is.
 
     Attributes:
-        component, role, class_name, config, act_dtype, tokens: see models.parts.Part.
+        component, role, class_name, config, act_dtype, tokens, states: see models.parts.Part.
         digest: of the weights, see checkpoint.parts.identify_part. ranges: see Export.
         pipeline: the folder they are in. variant: see checkpoint.locate.locate_component.
         random_weights: the seed of made-up weights.
@@ -43,6 +43,7 @@ class ExportPart(Stage[PartExported]):
     config: dict[str, Any]
     act_dtype: str
     tokens: int
+    states: tuple[int, ...]
     digest: str
     ranges: dict[str, tuple[int, int]]
     pipeline: Path = field(kw_only=True, metadata=UNKEYED)
@@ -54,7 +55,9 @@ class ExportPart(Stage[PartExported]):
         """The part."""
         from svdq_trt.models.parts import Part
 
-        return Part(self.component, self.role, self.class_name, self.config, self.act_dtype, self.tokens)
+        return Part(
+            self.component, self.role, self.class_name, self.config, self.act_dtype, self.tokens, tuple(self.states)
+        )
 
     @property
     def label(self) -> str:

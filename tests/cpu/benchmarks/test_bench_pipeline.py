@@ -22,13 +22,13 @@ from tests.harness import module_engines
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 #: whole millions of parameters as published: CLIP-L, CLIP-G, Qwen3 4B, Gemma 2 2B, autoencoders; of Qwen2.5-VL 7B
-#: and Mistral Small 3.1 the layers without head and vision tower; FLUX.1's T5 is built in 4 bits
+#: and Mistral Small 3.1 no head and no vision tower, and layers as far as they are read; FLUX.1's T5 is built in 4 bits
 SIZES = {
     "sdxl": {"text_encoder": 123, "text_encoder_2": 694, "vae": 83},
     "flux1-dev": {"text_encoder": 123, "vae": 83},
-    "flux2-klein-4b": {"text_encoder": 4022, "vae": 84},
-    "flux2-dev": {"text_encoder": 22901, "vae": 84},
-    "z-image-turbo": {"text_encoder": 4022, "vae": 83},
+    "flux2-klein-4b": {"text_encoder": 3114, "vae": 84},
+    "flux2-dev": {"text_encoder": 17343, "vae": 84},
+    "z-image-turbo": {"text_encoder": 3921, "vae": 83},
     "sana-1.6b": {"text_encoder": 2614, "vae": 312},
     "qwen-image": {"text_encoder": 7070, "vae": 126},
 }

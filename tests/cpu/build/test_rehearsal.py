@@ -177,7 +177,7 @@ def test_a_tokenizer_whose_own_length_is_not_read(plan, saved, tmp_path):
         (
             KLEIN,
             {"text_encoder": {"num_hidden_layers": 20, "layer_types": ["full_attention"] * 20}},
-            "model_index.json: fails behind text_encoder (tuple index out of range), want parts that a Flux2KleinPipe",
+            "text_encoder/config.json: 20 layers, where the state after 27 is read, want the config of a Qwen3For",
         ),
     ],
 )

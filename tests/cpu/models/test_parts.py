@@ -12,15 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError
 from svdq_trt.build.graph import export_model
-from svdq_trt.build.sizes import Sizes
 from svdq_trt.checkpoint.parts import load_part, locate_part
 from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, FrameAutoencoder, TextEncoder
-from svdq_trt.models.parts import Part, full_config
+from svdq_trt.models.parts import full_config
 from svdq_trt.models.tiles import by_tiles
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
 from tests.harness.builds import some_minutes
-from tests.harness.language_models import LANGUAGE_MODELS, MISTRAL3, QWEN2_5_VL, QWEN3
+from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL
+from tests.harness.part_graphs import SIZES, Direct, ids, part
 from tests.harness.tiny_pipelines import deep_compression
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -63,19 +63,6 @@ FRAMES = {  # 4 pixels a side
     "latents_mean": [0.1] * 4,
     "latents_std": [1.5] * 4,
 }
-SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
-
-
-def part(class_name, config, role="", dtype="float32"):
-    return Part("vae" if role else "text_encoder", role, class_name, config, dtype, 12)
-
-
-def ids(batch, length, seed=0):
-    """Token ids of texts that end early, with the last id behind them."""
-    value = torch.randint(1, 58, (batch, length), generator=torch.Generator().manual_seed(seed))
-    for row in range(batch):
-        value[row, 3 + row :] = 59
-    return value
 
 
 def values(one, batch, height, width):
@@ -133,24 +120,6 @@ def test_graph_gives_the_modules_outputs_at_any_size(one, tmp_path):
         np.testing.assert_allclose(got[io.name], expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
-class Direct:
-    """A part's graph as a runner that takes at most two rows."""
-
-    def __init__(self, one, module=None):
-        torch.manual_seed(0)
-        self.module = module or one.build().eval().requires_grad_(False)
-        self.graph, self.outputs = one.wrap(copy.deepcopy(self.module)), one.outputs
-        profiles = SIZES.tensors(one.inputs, one.torch_dtype)
-        self.inputs = [SimpleNamespace(name=p.name, dtype=p.dtype, max=(2, *p.max[1:])) for p in profiles]
-        self.ran = []  # shapes
-
-    def run(self, inputs):
-        assert all(len(value) <= 2 for value in inputs.values())
-        self.ran += [tuple(value.shape) for value in inputs.values()]
-        found = self.graph(**inputs)
-        return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
-
-
 def encoder(one, dtype=torch.float32):
     runner = Direct(one)
     config = full_config(one.class_name, one.config)
@@ -195,79 +164,6 @@ def test_a_shorter_text_is_that_of_the_module(one):
         assert got.shape == (3, 7, 32)
         torch.testing.assert_close(got, want)
     assert set(stand_in.runner.ran) == {(2, 12), (1, 12)}
-
-
-@pytest.mark.parametrize("dtype,most", [("float32", 1e-5), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tmp_path):
-    """By ONNX Runtime, which computes bf16 in f32, at padding of either side, against the module with its own masks."""
-    torch.manual_seed(0)
-    class_name, config = LANGUAGE_MODELS[name]
-    one = part(class_name, config, dtype=dtype)
-    module = one.build().eval()
-    text, lengths = ids(3, 12), torch.tensor([[12], [5], [9]])
-    place = torch.arange(12)
-    masks = {"right": (place < lengths).long(), "left": (place >= 12 - lengths).long()}
-    written_out = module.config._attn_implementation == "eager"  # whose tokens that see nothing have other values
-    told = {side: mask > 0 if written_out else mask >= 0 for side, mask in masks.items()}
-    with torch.no_grad():
-        wanted = {
-            side: module(text, attention_mask=mask, output_hidden_states=True, use_cache=False)
-            for side, mask in masks.items()
-        }
-    export_model(module, one, SIZES.ranges(), tmp_path / "model.onnx", lambda *_: None)
-    with OnnxSession(tmp_path / "model.onnx", device="cpu", threads=1) as session:
-        runner = SimpleNamespace(run=session.run, inputs=SIZES.tensors(one.inputs, one.torch_dtype))
-        stand_in = TextEncoder(runner, "text_encoder", class_name, full_config(class_name, config), one.torch_dtype)
-        for side, mask in masks.items():
-            want, got = wanted[side], stand_in(text, attention_mask=mask, output_hidden_states=True)
-            assert len(got.hidden_states) == len(want.hidden_states) == 4
-            for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
-                error, size = (value[told[side]].double().norm() for value in (a.double() - b.double(), a))
-                assert error < most * size, (side, float(error / size))
-            if class_name != "Mistral3ForConditionalGeneration":  # which gives words, of which there are none
-                assert got.last_hidden_state is got.hidden_states[-1]
-                last = stand_in(text, mask)
-                assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
-    with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: use_cache: True, want False"):
-        stand_in(text, use_cache=True)
-
-
-@pytest.mark.parametrize("renamed", [False, True])
-@pytest.mark.parametrize(
-    "class_name,config",
-    [
-        ("Qwen3ForCausalLM", QWEN3),
-        ("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL),
-        ("Mistral3ForConditionalGeneration", MISTRAL3),
-    ],
-)
-def test_of_a_language_model_its_layers_are_read(class_name, config, renamed, tmp_path):
-    """From a file with the names of today's module, too: transformers writes those of former ones."""
-    import transformers
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-
-    torch.manual_seed(0)
-    cls = getattr(transformers, class_name)
-    whole = cls(cls.config_class(**config)).eval()
-    whole.save_pretrained(tmp_path / "text_encoder")
-    if renamed:
-        save_file(whole.state_dict(), tmp_path / "text_encoder" / "model.safetensors")
-    one = part(class_name, config)
-    module = load_part(one, tmp_path, "", None)
-    own = whole.get_decoder().state_dict()
-    assert one.build().state_dict().keys() == module.state_dict().keys() == own.keys()
-    stand_in = TextEncoder(
-        Direct(one, module), "text_encoder", one.class_name, full_config(one.class_name, config), torch.float32
-    )
-    text = ids(3, 12)
-    call = {"input_ids": text, "attention_mask": (text != 59).long(), "output_hidden_states": True, "use_cache": False}
-    want, got = (model(**call) for model in (whole, stand_in))
-    assert type(got) is CausalLMOutputWithPast
-    for a, b in zip(want.hidden_states, got.hidden_states, strict=True):
-        torch.testing.assert_close(b, a)
-    with pytest.raises(UnsupportedError, match="output_hidden_states: False, want True: the engine gives states"):
-        stand_in(text)
 
 
 def test_a_part_with_missing_tensors_is_refused(tmp_path):

@@ -1,0 +1,43 @@
+"""Graphs of a pipeline's parts in torch, as what runs them for stand-ins."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import torch
+
+from svdq_trt.build.sizes import Sizes
+from svdq_trt.models.parts import Part
+
+SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
+
+
+def part(class_name, config, role="", dtype="float32"):
+    return Part("vae" if role else "text_encoder", role, class_name, config, dtype, 12)
+
+
+def ids(batch, length, seed=0):
+    """Token ids of texts that end early, with the last id behind them."""
+    value = torch.randint(1, 58, (batch, length), generator=torch.Generator().manual_seed(seed))
+    for row in range(batch):
+        value[row, 3 + row :] = 59
+    return value
+
+
+class Direct:
+    """A part's graph as a runner that takes at most two rows."""
+
+    def __init__(self, one, module=None):
+        torch.manual_seed(0)
+        self.module = module or one.build().eval().requires_grad_(False)
+        self.graph, self.outputs = one.wrap(copy.deepcopy(self.module)), one.outputs
+        profiles = SIZES.tensors(one.inputs, one.torch_dtype)
+        self.inputs = [SimpleNamespace(name=p.name, dtype=p.dtype, max=(2, *p.max[1:])) for p in profiles]
+        self.ran = []  # shapes
+
+    def run(self, inputs):
+        assert all(len(value) <= 2 for value in inputs.values())
+        self.ran += [tuple(value.shape) for value in inputs.values()]
+        found = self.graph(**inputs)
+        return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
