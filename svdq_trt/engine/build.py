@@ -14,7 +14,7 @@ from svdq_trt.base.files import Digests, atomic_write
 from svdq_trt.base.progress import Progress
 from svdq_trt.engine.backend import Backend
 from svdq_trt.engine.last_errors import LastErrors
-from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport
+from svdq_trt.engine.plugin_layers import EngineLayer, LayerReport, network_plugins
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def build_plan(
             f"a graph that {backend.name} {backend.version} takes",
         )
 
+    plugins = network_plugins(trt, network)
     config = builder.create_builder_config()
     backend.set_target(config, arch)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -79,9 +80,8 @@ def build_plan(
             raise writer.error
         if not done:
             raise SvdqError(f"sm_{arch}: {onnx.name}", str(logger.errors) or "build failed", "a graph that builds")
-    plugin_layers = [node for layer in logger.report.plugins for node in layer.nodes]
     file_entry = FileEntry(plan.name, writer.bytes, writer.digests.whole, writer.digests.chunks)
-    return PlanInfo(file_entry, plugin_layers, logger.notes, logger.report.layers)
+    return PlanInfo(file_entry, logger.report.plugin_nodes(plugins), logger.notes, logger.report.layers)
 
 
 def _make_logger(trt: Any) -> Any:

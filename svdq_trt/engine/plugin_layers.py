@@ -9,6 +9,7 @@ with ``Layers:``. `LayerReport` picks that message out of a log, and `engine_lay
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,13 @@ class LayerReport:
         """The plugin layers seen so far."""
         return [layer for layer in self.layers if layer.type in _PLUGIN_TYPES]
 
+    def plugin_nodes(self, known: Container[str]) -> list[str]:
+        """The nodes in them that are `known` to be plugins.
+
+        A layer is also made from nodes that compute, of constants alone, what its plugin reads.
+        """
+        return [node for layer in self.plugins for node in layer.nodes if node in known]
+
 
 def _tensors(line: str, field: str) -> tuple[EngineTensor, ...]:
     match = re.search(rf", {field}: \[( \{{.*?\}})\]", line)  # an empty list has no braces and does not match
@@ -76,10 +84,10 @@ def _tensors(line: str, field: str) -> tuple[EngineTensor, ...]:
 def engine_layers(report: str) -> list[EngineLayer]:
     """All layers in a layer report; lines that describe no layer are skipped."""
     layers = []
-    for line in report.splitlines():
+    for line in report.split("\n"):  # splitlines would also split between the nodes of a layer, which \x1e may part
         head = re.match(r"\s*Name: (?P<name>.*?), LayerType: (?P<type>\w+), Inputs: ", line)
         if head:
-            nodes = tuple(re.findall(r"\[ONNX Layer: (.*?)\](?=\[|\x1e|$)", line))
+            nodes = tuple(re.findall(r"\[ONNX Layer: (.*?)\](?=[\[\x1e\x1f]|$)", line))
             inputs = _tensors(line, "Inputs") + _tensors(line, "Constants")
             layers.append(EngineLayer(head["name"], head["type"], nodes, inputs, _tensors(line, "Outputs")))
     return layers

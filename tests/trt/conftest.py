@@ -115,8 +115,13 @@ class Built:
 
     plan: bytes | None
     plugins: dict[str, str]
-    layers: list[EngineLayer]
+    report: LayerReport
     errors: list[str]
+
+    @property
+    def layers(self) -> list[EngineLayer]:
+        """Those of the plugin."""
+        return self.report.plugins
 
 
 class TensorRT:
@@ -167,7 +172,7 @@ class TensorRT:
         for _, message in self.messages:
             report.feed(message)
         errors = [m for s, m in self.messages if s <= trt.ILogger.ERROR]
-        return Built(plan, plugins, report.plugins, errors)
+        return Built(plan, plugins, report, errors)
 
 
 @pytest.fixture(scope="session")

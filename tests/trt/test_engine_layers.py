@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from svdq_trt.contract import ops
 from svdq_trt.contract.formats import Activation, Dtype
+from svdq_trt.engine.plugin_layers import engine_layers
 
 DYNAMIC = {"min": (1, 1, 128), "opt": (2, 77, 128), "max": (2, 512, 128)}
 FIRST_OF_FORMAT = [o for o in ops.LINEAR_OPS.values() if o.activation is Activation.NONE]
@@ -84,3 +86,26 @@ def test_build_rank_zero_is_plugin_layer(tensorrt, make_graph, node, op):
 def test_build_without_group_size_takes_the_formats(tensorrt, make_graph, node):
     built = tensorrt.build(make_graph([node("SVDQLinearNVFP4", drop_attributes=("group_size",))]), shapes=DYNAMIC)
     assert built.plan is not None, built.errors
+
+
+def test_every_node_of_a_layer_is_read():
+    """TensorRT puts one of two characters between the nodes that a layer was made from."""
+    for between in ("\x1e", "\x1f"):
+        nodes = between.join(f"[ONNX Layer: {name}]" for name in ("blocks.0.attn", "ids[0]", "add"))
+        line = (
+            f"Name: a, LayerType: custom_layer, Inputs: [], Outputs: [], TacticName: , StreamId: 0, Metadata: {nodes}"
+        )
+        layers = engine_layers(f"Layers:\n{line}\n{line}\n")
+        assert [layer.nodes for layer in layers] == [("blocks.0.attn", "ids[0]", "add")] * 2
+
+
+def test_what_is_computed_of_constants_alone_is_no_node_of_the_plugin(tensorrt, make_graph, node):
+    model = make_graph([node("SVDQLinearInt4")])
+    (linear,) = [n for n in model.graph.node if n.domain == ops.DOMAIN]
+    bias = linear.input[-1]
+    linear.input[-1] = "twice"
+    model.graph.node.insert(0, helper.make_node("Add", [bias, bias], ["twice"], name="twice"))
+    built = tensorrt.build(model, shapes=DYNAMIC)
+    assert built.plugins == {"linear0": "SVDQLinearInt4"}
+    assert [set(layer.nodes) for layer in built.layers] == [{"linear0", "twice"}]
+    assert built.report.plugin_nodes(built.plugins) == ["linear0"]
