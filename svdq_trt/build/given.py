@@ -15,16 +15,22 @@ from svdq_trt.build.config import BuildConfig, Sampling
 from svdq_trt.calibrate.inputs import InputFile
 from svdq_trt.calibrate.sample import check_pipeline, schedule
 from svdq_trt.checkpoint import open_weights
+from svdq_trt.contract.archs import resolve_attention
 from svdq_trt.models import ModelSpec
 from svdq_trt.models.first_block import find_cuts
+from svdq_trt.nn.attention import find_packed
+
+_OTHER_ATTENTION = "Or use --attention auto."
 
 
 def check_given(config: BuildConfig, spec: ModelSpec) -> None:
-    """Check weights, calibration, skipped layers, scan and step cache of a build against its model.
+    """Check attention, weights, calibration, skipped layers, scan and step cache of a build against its model.
 
     Raises:
         SvdqError: the first that is missing, damaged, or of another model.
     """
+    if config.attention == "plugin":  # first: weights may be fetched
+        check_attention(spec, config.archs, config.skip)
     if config.quantized is None or config.checkpoint is not None:
         check_weights(spec, config.checkpoint, config.random_weights)
     check_skip(spec, config.skip)
@@ -48,6 +54,33 @@ def check_skip(spec: ModelSpec, skip: Sequence[str]) -> None:
     """Find the layers of every pattern."""
     if skip:
         spec.recipe(spec.build(), skip)
+
+
+def check_attention(spec: ModelSpec, archs: Sequence[int], skip: Sequence[str]) -> None:
+    """Find the attentions that can be the plugin's: there must be one, and kernels for the heads of all of them."""
+    found = find_packed(spec, skip)
+    if not found:
+        raise no_attention(spec)
+    for arch in archs:
+        kernels = resolve_attention("plugin", arch)
+        for name, size in found.items():
+            if size not in kernels:
+                raise UsageError(
+                    "--attention",
+                    f"plugin for sm_{arch}, but {name} of {spec.name} has heads of {size}",
+                    f"heads of {', '.join(map(str, kernels))}",
+                    _OTHER_ATTENTION,
+                )
+
+
+def no_attention(spec: ModelSpec) -> UsageError:
+    """The error of ``--attention plugin`` for a model none of whose attentions is a node of the plugin."""
+    return UsageError(
+        "--attention",
+        f"plugin, but none of the attentions of {spec.name} can be a node of the plugin",
+        "one that an op SVDQAttention* computes, with q, k and v from quantized nodes",
+        _OTHER_ATTENTION,
+    )
 
 
 def check_calibration(spec: ModelSpec, path: Path) -> None:

@@ -21,6 +21,7 @@ from svdq_trt.build import freshness
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.execute import Costs, Execution
 from svdq_trt.build.folder import copy_plugin, only_writer, place
+from svdq_trt.build.given import no_attention
 from svdq_trt.build.made import Made
 from svdq_trt.build.manifest_data import manifest_of
 from svdq_trt.build.pipeline import PartsBuild
@@ -244,6 +245,8 @@ class Build:
             self._place(made.artifact.path, artifact.path)
         stage = Export.of(self.work, fmt, engine.attention, artifact)
         made.exported = self.execution.run(stage, made.costs)
+        if self.config.attention == "plugin" and made.exported.attention != "plugin":
+            raise no_attention(self.work.spec)  # of an import, or an allocation, the nodes are known only now
         made.graph = File(stage.key, path=stage.out)
         return made
 

@@ -36,7 +36,6 @@ from svdq_trt.lora.alphas import config_beside
 from svdq_trt.lora.apply import check_loras
 from svdq_trt.models import ModelSpec, get_model
 from svdq_trt.models.spec import SYMBOLS
-from svdq_trt.nn.attention import head_sizes
 
 _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
 
@@ -138,8 +137,6 @@ def plan_work(config: BuildConfig) -> Work:
     for arch in config.archs:
         fmt = resolve_format(config.format, arch) if given is None else given
         attention = resolve_attention(config.attention, arch)
-        if config.attention == "plugin":
-            _require_kernels(spec, arch, attention)
         graph = f"{fmt.name}-{ending}" + ("-attention" if attention else "")
         engines.append(Engine(arch, fmt, attention, config.out / f"{spec.name}-sm_{arch}", shared / graph))
     # All that is given is opened and checked here, before the hours that quantizing may take.
@@ -190,18 +187,6 @@ def _model(config: BuildConfig) -> tuple[ModelSpec, BuildConfig]:
     spec = open_folder(Path(config.model), fixed)
     none = config.checkpoint is None and config.random_weights is None and config.quantized is None
     return spec, replace(config, checkpoint=config.model) if none else config
-
-
-def _require_kernels(spec: ModelSpec, arch: int, kernels: tuple[int, ...]) -> None:
-    """Raise UsageError where the model has an attention of a head size that the plugin has no kernel for."""
-    for size, name in head_sizes(spec.build(device="meta"), spec.family.processor_of).items():
-        if size not in kernels:
-            raise UsageError(
-                "--attention",
-                f"plugin for sm_{arch}, but {name} of {spec.name} has heads of {size}",
-                f"heads of {', '.join(map(str, kernels))}",
-                "Or use --attention auto.",
-            )
 
 
 def _file(path: Path) -> File:

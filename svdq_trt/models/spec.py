@@ -287,8 +287,12 @@ class ModelSpec:
         """The module as it is exported, on meta, and a run of it."""
         module = self.build(tables=False)
         self.wrap(module)
+        return module, self.trace(module)
+
+    def trace(self, module: nn.Module) -> Trace:
+        """A run of the module on meta. It has been wrapped; nodes may be installed. Raises UnsupportedError."""
         with no_autocast():
-            return module, trace(module, [self._call(end) for end in (0, 1)])
+            return trace(module, [self._call(end) for end in (0, 1)])
 
     def _call(self, end: int) -> dict[str, Any]:
         """Arguments of the module on meta: small ones (0), or with more pixels and text (1)."""

@@ -2,14 +2,15 @@
 
 Their arguments are inputs and attributes of svdq_trt/contract/attention.py; those left out select the op type that the
 exporter writes. The CPU body follows the reference to output rounding; on CUDA the project's kernels run where there
-is one, else torch's own attention. `use_packed` makes a model's processors call the ops.
+is one, else torch's own attention. `use_packed` makes a model's processors call the ops, and `find_packed` says before
+there are weights which of them will.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,11 @@ from svdq_trt.contract.attention import (
     Size,
     Source,
 )
-from svdq_trt.models.attention import RMS_NORMS, Processor
+from svdq_trt.models.attention import RMS_NORMS, PackedAttention, Processor
+from svdq_trt.models.recipe import LinearGroup, member_tensors
+
+if TYPE_CHECKING:
+    from svdq_trt.models import ModelSpec
 
 #: inputs of each torch op, in order; the first is always given. What it is called depends on whether there is `kv`.
 _ALONE = ("q", "kv", "q_norm", "k_norm", "cos", "sin", "bias")
@@ -230,8 +235,12 @@ def apply(call: Call) -> tuple[Tensor, ...]:
 # ---- in a model ------------------------------------------------------------------------------------------------------
 
 
-def use_packed(module: nn.Module, head_sizes: Collection[int]) -> list[str]:
+def use_packed(module: nn.Module, head_sizes: Collection[int] | None, run: PackedAttention | None = None) -> list[str]:
     """Let attentions with one of these head sizes call the ops, where their q, k and v come from fused linears.
+
+    Args:
+        head_sizes: None: any.
+        run: what they call; by default the ops.
 
     Returns:
         Names of the attentions whose processors were told. One that has norms other than RMS norms of q and k per head
@@ -240,28 +249,47 @@ def use_packed(module: nn.Module, head_sizes: Collection[int]) -> list[str]:
     told = []
     for name, part in module.named_modules():
         processor = getattr(part, "processor", None)
-        if isinstance(processor, Processor) and head_size_of(part) in head_sizes and _norms(part) is not None:
-            processor.packed = packed
+        if not isinstance(processor, Processor) or _norms(part) is None:
+            continue
+        if head_sizes is None or head_size_of(part) in head_sizes:
+            processor.packed = run or packed
             told.append(name)
     return told
 
 
-def head_sizes(module: nn.Module, processor_of: Callable[[str], type | None]) -> dict[int, str]:
-    """Head sizes of a diffusers model's softmax attentions, each with the name of the first attention that has it.
+def find_packed(spec: ModelSpec, skip: Sequence[str] = ()) -> dict[str, int]:
+    """Names of the attentions that call the ops in a model quantized with this `skip`, each with its D.
 
-    Args:
-        processor_of: Family.processor_of: an attention of another kind has a processor that is not a Processor.
+    The model runs on meta, wrapped as it is exported, with modules that have only a size in the places of its nodes.
     """
-    found: dict[int, str] = {}
-    for name, part in module.named_modules():
-        own = processor_of(name)
-        if (
-            hasattr(part, "set_processor")
-            and hasattr(part, "inner_dim")
-            and (own is None or issubclass(own, Processor))
-        ):
-            found.setdefault(head_size_of(part), name)
+    module = spec.build(tables=False)
+    groups = spec.groups(module, skip)
+    for group, node in [(group, _Sized(module, group)) for group in groups]:
+        spec.install(module, group, node)
+    spec.wrap(module)
+    names = {part: name for name, part in module.named_modules()}
+    found: dict[str, int] = {}
+
+    def seen(attn: Any, first: Tensor, **more: Any) -> tuple[Tensor, ...]:
+        found[names[attn]] = head_size_of(attn)
+        return packed(attn, first, **more)
+
+    if use_packed(module, None, seen):
+        spec.trace(module)
     return found
+
+
+class _Sized(nn.Module):
+    """Stands in the place of a node, on meta: its y, but for the values."""
+
+    def __init__(self, module: nn.Module, group: LinearGroup) -> None:
+        super().__init__()
+        rows = sum(len(weight) for weight in member_tensors(module, group)[0])
+        self.features = group.activation.n_out(rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] -> [..., N], or [..., N/2] for a gated activation."""
+        return x.new_empty((*x.shape[:-1], self.features))
 
 
 def head_size_of(attn: Any) -> int:

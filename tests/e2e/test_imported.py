@@ -10,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from svdq_trt import calibrate
+from svdq_trt.base.errors import EXIT_USAGE
+from svdq_trt.checkpoint import load
+from svdq_trt.contract.formats import INT4
 from svdq_trt.interop import export_checkpoint
 from svdq_trt.models import get_model
+from svdq_trt.quantize.preset import get_preset
+from svdq_trt.quantize.run import quantize_model
 from tests.harness import builds
 from tests.harness import maker_peers as peers
 
@@ -72,3 +78,21 @@ def test_it_becomes_a_plan(tmp_path, request, make, of, arch):
     (output,) = m["accuracy"]["outputs"]
     # Measured 14.6 dB of cache-dit's int4, which has neither data nor smoothing; a wrong order gives none.
     assert output["sqnr_db"] > 12, output
+
+
+def test_plugins_attention_is_refused_where_no_node_gives_q_k_and_v(tmp_path):
+    """Which nodes a file has is known once it is read: a graph is made, and no plan."""
+    spec, skip = get_model("pixart-tiny"), ("*.attn1.*", "*.attn2.*")
+    module, path = load(spec, random_seed=0), tmp_path / "svdq.safetensors"
+    groups = spec.groups(module, skip)
+    data = calibrate.collect(module, spec, groups, data=None, progress=silent)
+    quantize_model(module, spec, groups, data, INT4, 16, get_preset("fast"), path, "key", silent, skip=skip)
+    words = ("--model", spec.name, "--arch", "sm_89", "--quantized", str(path), "--no-check", *builds.FIXED)
+    done = builds.svdq("build", *words, "--attention", "plugin", "--out", str(tmp_path / "out"))
+    assert done.returncode == EXIT_USAGE, done.stdout + done.stderr
+    assert "--attention: plugin, but none of the attentions of pixart-tiny can be" in done.stderr.splitlines()[-1]
+    assert list((tmp_path / "out").rglob("*.onnx")) and not list((tmp_path / "out").rglob("*.plan"))
+
+
+def silent(*_: object) -> None:
+    pass

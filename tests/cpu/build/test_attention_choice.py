@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from svdq_trt.base.errors import UsageError
+from svdq_trt import cli
+from svdq_trt.base.errors import EXIT_USAGE, UsageError
 from svdq_trt.build import graph
 from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.stage import File
@@ -16,6 +17,7 @@ from svdq_trt.build.stages.reference_export import ReferenceExport
 from svdq_trt.build.work import plan_work
 from svdq_trt.contract import archs
 from svdq_trt.contract.archs import ATTENTION_KERNELS, ATTENTION_MEASURED, KERNELS, resolve_attention
+from tests.harness.foreign import save
 
 
 def work(tmp_path, model="sdxl-tiny", archs=(89, 90), **more):
@@ -89,7 +91,41 @@ def test_what_no_kernel_can_run_is_refused_before_any_work(tmp_path, model, choi
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("model", ["sdxl-tiny", "flux1-tiny", "sd3-tiny", "sana-tiny", "pixart-tiny"])
+@pytest.mark.parametrize("model", ["sdxl-tiny", "flux1-tiny", "sd3-tiny", "sana-tiny", "pixart-tiny", "krea2-tiny"])
 @pytest.mark.parametrize("arch", [89, 90])
 def test_models_whose_attentions_all_have_kernels_are_taken(tmp_path, model, arch):
     assert work(tmp_path, model, (arch,), attention="plugin").engines[0].attention == ATTENTION_KERNELS
+
+
+#: Chroma's mask is of pairs of tokens, T5's bias is by distance, and a class without a file of ours keeps its code
+NONE = ("chroma-tiny", "t5-tiny", "CogView4Transformer2DModel")
+
+
+@pytest.mark.parametrize("name", NONE)
+def test_model_without_an_attention_for_the_plugin_is_refused_before_any_work(tmp_path, name, capsys):
+    model = str(save(name, tmp_path / "some-model")) if name.endswith("Model") else name
+    words = ["build", "--model", model, "--arch", "sm_89", "--random-weights", "0", "--out", str(tmp_path / "engines")]
+    assert cli.main([*words, "--attention", "plugin"]) == EXIT_USAGE
+    (line,) = capsys.readouterr().err.splitlines()
+    known = "some-model" if name.endswith("Model") else name
+    assert line.endswith(
+        f"--attention: plugin, but none of the attentions of {known} can be a node of the plugin, want one that an op "
+        "SVDQAttention* computes, with q, k and v from quantized nodes. Or use --attention auto."
+    )
+    assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize("name", NONE)
+@pytest.mark.parametrize("choice", ["auto", "tensorrt"])
+def test_such_a_model_has_tensorrts_attention_without_a_word(tmp_path, name, choice, capsys):
+    model = str(save(name, tmp_path / "some-model")) if name.endswith("Model") else name
+    assert len(work(tmp_path, model, (89, 90), attention=choice).engines) == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_it_depends_on_what_is_skipped(tmp_path):
+    """Where q, k and v stay in 16 bit no attention is the plugin's; where some do, the others are."""
+    apart = ("*.attn1.*", "*.attn2.*")
+    with pytest.raises(UsageError, match="none of the attentions of sdxl-tiny can be a node of the plugin"):
+        work(tmp_path, archs=(89,), attention="plugin", skip=apart)
+    assert work(tmp_path, archs=(89,), attention="plugin", skip=apart[:1]).engines

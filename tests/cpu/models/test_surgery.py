@@ -77,6 +77,7 @@ ATTENTION_OPS = {
     "longcat-tiny": _FLUX,
     "krea2-tiny": {"Normed": 2, "NormedRotary": 2},
     "chroma-tiny": {},
+    "t5-tiny": {},
     "wan-tiny": {"Rotary": 2, "Cross": 2},
     "sd3-tiny": {"JointNormed": 3, "Normed": 1},
     "sdxl-tiny": {"": 10, "Cross": 10},
@@ -90,17 +91,22 @@ ATTENTION_OPS = {
 @pytest.mark.parametrize("step", [1, 2], ids=["all", "every second node"])
 @torch.inference_mode()
 def test_attention_ops_compute_what_torchs_attention_does(spec, step, monkeypatch):
-    """Where q, k and v come from fused nodes; others keep torch's attention."""
+    """Where q, k and v come from fused nodes, which is known without weights; others keep torch's attention."""
     module, original = load(spec, random_seed=2).float(), load(spec, random_seed=2).float()
-    flat = spec.wrap(fuse(spec, module, spec.groups(module)[::step]))
+    groups = spec.groups(module)
+    skip = [group.node for group in groups if group not in groups[::step]]
+    known = attention.find_packed(spec, skip)
+    flat = spec.wrap(fuse(spec, module, groups[::step]))
     calls = []
     real = attention.apply
     monkeypatch.setattr(attention, "apply", lambda call: calls.append(call) or real(call))
     assert attention.use_packed(flat, {1000}) == []
-    told = attention.use_packed(flat, set(attention.head_sizes(original, spec.family.processor_of)))
+    told = attention.use_packed(flat, None)
     inputs = spec.example_inputs(2, 64, 64, dtype=torch.float32)
     torch.testing.assert_close(flat(*inputs), spec.wrap(original)(*inputs), rtol=0, atol=1e-4)
     found = Counter(call.op.op_type.removeprefix("SVDQAttention") for call in calls)
+    assert list(known.values()) == [call.head_size for call in calls]
+    assert {f"{spec.wrapped}.{name}" for name in known} <= {*told}
     if step == 1:
         assert found == ATTENTION_OPS[spec.name] and len(told) == sum(found.values())
     else:
@@ -115,7 +121,7 @@ def test_example_inputs_match_the_declared_shapes_and_seed(spec):
     a = spec.example_inputs(**sizes, seed=5)
     for io, t in zip(spec.inputs, a, strict=True):
         assert tuple(t.shape) == io.shape(sizes), io.name
-        assert t.dtype == (spec.torch_dtype if io.dtype == "act" else torch.float32), io.name
+        assert t.dtype == (spec.torch_dtype if io.dtype == "act" else getattr(torch, io.dtype)), io.name
     b, c = spec.example_inputs(**sizes, seed=5), spec.example_inputs(**sizes, seed=6)
     assert all(x.equal(y) for x, y in zip(a, b, strict=True))
     assert not a[0].equal(c[0])
