@@ -5,10 +5,11 @@
     python benchmarks/bench_serving.py engines/sdxl-tiny-sm_89 --device cpu --steps 1 --size 64
 
 Needs a tritonserver with the Python backend (`pip install --no-deps --target FOLDER nvidia-pytriton`). It is started on
-a repository that `svdq-trt triton` would write. Every picture is first asked for alone; then, for each number of
-clients, they are asked for in turn, and each answer is compared with the first. Meanwhile clients are killed while they
-wait, and malformed requests are sent. Ends with 1 if a request was lost, refused or answered with something else, or
-if memory grew by more than --growth from the second fifth of the requests to the last.
+a repository that `svdq-trt triton` would write, which merges requests: the engines take a range of batches from 1 on.
+Every picture is first asked for alone; then, for each number of clients, they are asked for in turn, and each answer is
+compared with the first. Meanwhile clients are killed while they wait, and malformed requests are sent. Ends with 1 if a
+request was lost, refused or answered with something else, or if memory grew by more than --growth from the second fifth
+of the requests to the last.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from serving_bench import report
 from serving_bench.clients import Load, Model
 from serving_bench.memory import SAMPLES, Memory
 
+from svdq_trt.base.errors import SvdqError
 from svdq_trt.serve.config import Serving, to_text
 from svdq_trt.serve.repository import CONFIG, write_model
 from tests.harness import slim
@@ -47,7 +49,10 @@ def main() -> int:
         sys.exit(f"--server: {why}")
     with tempfile.TemporaryDirectory(prefix="svdq-serving-") as folder:
         work = Path(folder)
-        _write(args, work / "models")
+        try:
+            _write(args, work / "models")
+        except SvdqError as error:
+            sys.exit(str(error))
         (work / "server").mkdir()
         python = slim.interpreter(work / "python", absent=())
         with TritonServer(work / "models", work / "server", [NAME], python, args.server) as server:
