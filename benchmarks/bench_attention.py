@@ -18,14 +18,16 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_linear import Body, sets_for, time_together
+from bench_linear import Body, Timed, sets_for, time_together
 from bench_options import need_gpu
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from svdq_trt.contract.attention import AttentionOp, AttentionSettings, Option, Source
 from svdq_trt.nn import attention as ops
 
 
@@ -83,23 +85,21 @@ class Inputs:
             return cls(shape, (normals(shape.l, 3),))
         return cls(shape, (normals(shape.l, 1), normals(shape.t, 2)))
 
-    def heads(self) -> list[Tensor]:
+    def heads(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, H, tokens, D], contiguous."""
-        parts = torch.cat([x.unflatten(-1, (-1, self.shape.h, self.shape.d)) for x in self.packed[:1]], dim=2)
-        if len(self.packed) == 1:
-            return [p.transpose(1, 2).contiguous() for p in parts.unbind(2)]
-        both = self.packed[1].unflatten(-1, (2, self.shape.h, self.shape.d)).unbind(2)
-        return [p.transpose(1, 2).contiguous() for p in (parts[:, :, 0], *both)]
+        parts = (p for x in self.packed for p in x.unflatten(-1, (-1, self.shape.h, self.shape.d)).unbind(2))
+        q, k, v = (p.transpose(1, 2).contiguous() for p in parts)
+        return q, k, v
 
-    def settings(self) -> ops.AttentionSettings:
+    def settings(self) -> AttentionSettings:
         """Attributes of the op."""
-        return ops.AttentionSettings(heads=self.shape.h, kv_heads=self.shape.h, scale=self.shape.d**-0.5)
+        return AttentionSettings(heads=self.shape.h, kv_heads=self.shape.h, scale=self.shape.d**-0.5)
 
     def ours(self) -> Callable[[], Tensor]:
         """The op without norm and rotation, in one stream."""
         names = ("qkv",) if len(self.packed) == 1 else ("q", "kv")
-        source = ops.Source.SELF if len(self.packed) == 1 else ops.Source.CROSS
-        call = ops.Call(ops.AttentionOp(source, ()), dict(zip(names, self.packed, strict=True)), self.settings())
+        source = Source.SELF if len(self.packed) == 1 else Source.CROSS
+        call = ops.Call(AttentionOp(source, ()), dict(zip(names, self.packed, strict=True)), self.settings())
         return lambda: ops.apply(call)[0]
 
     def prepared(self) -> Callable[[], Tensor]:
@@ -112,17 +112,18 @@ class Inputs:
         if s.text:
             tensors |= {"added_qkv": x[:, : s.text].contiguous()}
             tensors |= {"added_q_norm": weights[2], "added_k_norm": weights[3]}
-        op = ops.AttentionOp(ops.Source.JOINT if s.text else ops.Source.SELF, (ops.Option.NORMED, ops.Option.ROTARY))
+        op = AttentionOp(Source.JOINT if s.text else Source.SELF, (Option.NORMED, Option.ROTARY))
         call = ops.Call(op, {t.name: tensors[t.name] for t in op.inputs}, self.settings())
         return lambda: ops.apply(call)[0]
 
 
-def rival(backend: SDPBackend, heads: list[Tensor]) -> Callable[[], Tensor]:
+def rival(backend: SDPBackend, heads: tuple[Tensor, Tensor, Tensor]) -> Callable[[], Tensor]:
     """Attention of torch by one of its backends."""
+    q, k, v = heads
 
     def call() -> Tensor:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*heads)
+            return F.scaled_dot_product_attention(q, k, v)
 
     return call
 
@@ -142,23 +143,23 @@ def errors(shape: Shape) -> dict[str, float]:
     }
 
 
-def bench(shape: Shape, seconds: float, warm: float) -> dict:
+def bench(shape: Shape, seconds: float, warm: float) -> dict[str, Any]:
     """Time everything for one shape."""
     tokens = shape.l * 2 + shape.t * 2
     sets = [Inputs.draw(shape) for _ in range(min(4, sets_for(2 * shape.b * shape.h * shape.d * tokens)))]
-    calls: dict[str, list[Callable[[], Tensor]]] = {
+    calls: dict[str, list[Timed]] = {
         "ours": [one.ours() for one in sets],
         "cudnn": [rival(SDPBackend.CUDNN_ATTENTION, one.heads()) for one in sets],
         "flash": [rival(SDPBackend.FLASH_ATTENTION, one.heads()) for one in sets],
     }
     if shape.rotary:
         calls["prepared"] = [one.prepared() for one in sets]
-    bodies = {name: Body(list(some)) for name, some in calls.items()}
+    bodies = {name: Body(some) for name, some in calls.items()}
     times = time_together(bodies, seconds, warm)
     return {"shape": asdict(shape), "us": {k: asdict(t) for k, t in times.items()}} | errors(shape)
 
 
-def report(rows: list[dict]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """Format the table."""
     head = f"{'attention':16}{'cudnn':>9}{'flash':>9}{'ours':>9}{'prepared':>10}{'x cudnn':>9}{'TFLOP/s':>9}"
     lines = [head + f"{'dB':>8}{'cudnn dB':>10}"]

@@ -11,13 +11,24 @@ in the time of the whole linear: bias, low-rank branch and launches included.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypedDict
 
 import bench_linear as timing
 import bench_options as options
 import kernel_calls as calls
 import torch
+
+
+class Made(TypedDict):
+    """Where a tensor is made, and of what."""
+
+    device: str
+    dtype: torch.dtype
+
+
+BF16: Made = {"device": "cuda", "dtype": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -53,36 +64,34 @@ def quantized(library: calls.Library, gemv: Gemv, m: int, rank: int) -> list[cal
     n, k = gemv.n, gemv.k
     linears = []
     for _ in range(timing.sets_for(gemv.weight_bytes)):
-        make = {"device": "cuda", "dtype": torch.bfloat16}
         linears.append(
             calls.bind_linear(
                 library,
                 "w4a16",
-                x=torch.randn(m, k, **make),
+                x=torch.randn(m, k, **BF16),
                 qweight=torch.randint(-128, 128, (n, k // 2), device="cuda", dtype=torch.int8),
-                wscale=torch.full((k // 64, n), k**-0.5 / 4, **make),
-                act_mul=torch.rand(k, **make) + 0.5,
-                lora_down=torch.randn(rank, k, **make) * k**-0.5,
-                lora_up=torch.randn(n, rank, **make),
-                bias=torch.randn(n, **make),
+                wscale=torch.full((k // 64, n), k**-0.5 / 4, **BF16),
+                act_mul=torch.rand(k, **BF16) + 0.5,
+                lora_down=torch.randn(rank, k, **BF16) * k**-0.5,
+                lora_up=torch.randn(n, rank, **BF16),
+                bias=torch.randn(n, **BF16),
                 wscale2=torch.ones(n, device="cuda"),
             )
         )
     return linears
 
 
-def cublas(gemv: Gemv, m: int) -> list[Callable[[], None]]:
+def cublas(gemv: Gemv, m: int) -> list[timing.Timed]:
     """Calls of bf16 x · Wᵀ + bias through torch."""
-    found = []
+    found: list[timing.Timed] = []
     for _ in range(timing.sets_for(2 * gemv.n * gemv.k)):
-        make = {"device": "cuda", "dtype": torch.bfloat16}
-        x, w = torch.randn(m, gemv.k, **make), torch.randn(gemv.n, gemv.k, **make)
-        y, bias = torch.empty(m, gemv.n, **make), torch.randn(gemv.n, **make)
-        found.append(lambda x=x, w=w, y=y, bias=bias: torch.addmm(bias, x, w.t(), out=y))
+        x, w = torch.randn(m, gemv.k, **BF16), torch.randn(gemv.n, gemv.k, **BF16)
+        y, bias = torch.empty(m, gemv.n, **BF16), torch.randn(gemv.n, **BF16)
+        found.append(partial(torch.addmm, bias, x, w.t(), out=y))
     return found
 
 
-def bench(library: calls.Library, gemv: Gemv, m: int, args: argparse.Namespace) -> dict:
+def bench(library: calls.Library, gemv: Gemv, m: int, args: argparse.Namespace) -> dict[str, Any]:
     """Time everything for one weight and M."""
     full, plain = quantized(library, gemv, m, args.rank), quantized(library, gemv, m, 0)
     bodies = {

@@ -19,10 +19,12 @@ import argparse
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import bench_options as options
 import kernel_calls as calls
@@ -32,6 +34,8 @@ import torch
 SMALL = 2_000_000  # weights below which --skip '<2M' leaves a linear in 16 bit
 BYTES_TO_ROTATE = 192e6  # more than three times an H200's L2
 MAX_SETS = 48
+
+Timed = Callable[[], object]  # enqueues something on the current stream
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Timing:
 class ColdBody:
     """Calls one at a time, each after a kernel that overwrites the L2; microseconds of each."""
 
-    def __init__(self, calls: list[Callable[[], None]]) -> None:
+    def __init__(self, calls: Sequence[Timed]) -> None:
         """Run one call and keep all calls."""
         self.calls, self.us = calls, list[float]()
         self.flood = torch.empty(2**28, device="cuda", dtype=torch.uint8)
@@ -80,7 +84,7 @@ class ColdBody:
 class Body:
     """A CUDA graph of calls, and the microseconds of one call in each of its replays so far."""
 
-    def __init__(self, calls: list[Callable[[], None]]) -> None:
+    def __init__(self, calls: Sequence[Timed]) -> None:
         """Run two of the calls once, then capture all; the calls keep their tensors alive."""
         self.kept = calls
         for call in calls[:2]:
@@ -177,48 +181,46 @@ def ours(
     return linears
 
 
-def cublas_bf16(shape: shapes.Shape) -> list[Callable[[], None]]:
+def cublas_bf16(shape: shapes.Shape) -> list[Timed]:
     """Calls of bf16 x · Wᵀ through torch, without bias."""
     m, k, n = shape.m, shape.k, shape.n
-    calls = []
+    calls: list[Timed] = []
     for _ in range(sets_for(2 * (m * k + n * k + m * n))):
         x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
         w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
         y = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
-        calls.append(lambda x=x, w=w, y=y: torch.mm(x, w.t(), out=y))
+        calls.append(partial(torch.mm, x, w.t(), out=y))
     return calls
 
 
-def cublas_fp8(shape: shapes.Shape) -> list[Callable[[], None]]:
+def cublas_fp8(shape: shapes.Shape) -> list[Timed]:
     """Calls of e4m3 x · Wᵀ through torch._scaled_mm, input already in fp8, bf16 output."""
     m, k, n = shape.m, shape.k, shape.n
     one = torch.ones((), device="cuda")
-    calls = []
+    calls: list[Timed] = []
     for _ in range(sets_for(m * k + n * k + 2 * m * n)):
         x = torch.randn(m, k, device="cuda").to(torch.float8_e4m3fn)
         w = torch.randn(n, k, device="cuda").to(torch.float8_e4m3fn)
         y = torch.empty(m, n, device="cuda", dtype=torch.bfloat16)
         calls.append(
-            lambda x=x, w=w, y=y: torch._scaled_mm(
-                x, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=y
-            )
+            partial(torch._scaled_mm, x, w.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True, out=y)
         )
     return calls
 
 
-def bitsandbytes_nf4(shape: shapes.Shape) -> list[Callable[[], None]]:
+def bitsandbytes_nf4(shape: shapes.Shape) -> list[Timed]:
     """Calls with NF4 weights and bf16 input through bitsandbytes; empty where it is not installed."""
     try:
         import bitsandbytes as bnb
     except ImportError:
         return []
     m, k, n = shape.m, shape.k, shape.n
-    calls = []
+    calls: list[Timed] = []
     for _ in range(sets_for(2 * (m * k + m * n) + n * k / 2)):
         x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
         w = torch.randn(n, k, device="cuda", dtype=torch.bfloat16)
         packed, state = bnb.functional.quantize_4bit(w, quant_type="nf4")
-        calls.append(lambda x=x, packed=packed, state=state: bnb.matmul_4bit(x, packed.t(), quant_state=state))
+        calls.append(partial(bnb.matmul_4bit, x, packed.t(), quant_state=state))
     return calls
 
 
@@ -226,7 +228,7 @@ def copy_bandwidth() -> float:
     """Bytes per second, read and written, of a large copy by a kernel (a graph's memcpy node is slower)."""
     a = torch.ones(2**30, device="cuda", dtype=torch.float32)
     b = torch.empty_like(a)
-    seconds = []
+    seconds: list[float] = []
     for _ in range(12):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -237,14 +239,14 @@ def copy_bandwidth() -> float:
     return 2 * a.numel() * 4 / statistics.median(seconds[2:])
 
 
-def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace) -> dict:
+def bench(library: calls.Library, shape: shapes.Shape, args: argparse.Namespace) -> dict[str, Any]:
     """Time everything for one shape."""
     dtype = options.DTYPES[args.dtype]
     linears = ours(library, shape, args.rank, dtype, args.format)
     plain = ours(library, shape, 0, dtype, args.format)
     for linear in linears:
         linear.run()  # so that gemm alone reads real codes
-    calls = {
+    calls: dict[str, Sequence[Timed]] = {
         "bf16": cublas_bf16(shape),
         "fp8": cublas_fp8(shape) if shape.m % 16 == 0 else [],
         "nf4": bitsandbytes_nf4(shape),
@@ -263,7 +265,7 @@ def geomean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def report(rows: list[dict], copy: float) -> str:
+def report(rows: list[dict[str, Any]], copy: float) -> str:
     """Format the table; sets each row's ratio."""
     head = f"{'linear':16}{'bf16':>8}{'fp8':>8}{'nf4':>8}{'quantize':>10}{'gemm':>8}{'total':>8}{'rank0':>8}"
     lines = [head + f"{'x bf16':>8}{'fp8:gemm':>10}{'rank':>7}{'of copy':>9}{'TOPS':>7}"]
@@ -293,7 +295,7 @@ def report(rows: list[dict], copy: float) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot the speed-up over bf16 cuBLAS as bars, if matplotlib is installed."""
     try:
         import matplotlib

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 import bench_options as options
 import kernel_calls as calls
@@ -29,7 +30,7 @@ def largest_difference(mlp: calls.MlpCall) -> float:
     return float((mlp.fc2.y.float() - want).abs().max() / want.abs().max())
 
 
-def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argparse.Namespace) -> dict:
+def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argparse.Namespace) -> dict[str, Any]:
     """Time everything for one feed-forward."""
     dtype = options.DTYPES[args.dtype]
     first = ours(library, ff.fc1, args.rank, dtype, fmt, ff.activation)
@@ -63,7 +64,7 @@ def bench(library: calls.Library, ff: shapes.FeedForward, fmt: str, args: argpar
     }
 
 
-def report(rows: list[dict]) -> str:
+def report(rows: list[dict[str, Any]]) -> str:
     """Format the table."""
     names = ("quantize1", "gemm1", "quantize2", "gemm2", "chain", "mlp")
     lines = [f"{'feed-forward':16}{'format':>8}" + "".join(f"{n:>10}" for n in names) + f"{'ratio':>8}  workspace, MB"]

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import kernel_calls as calls
 import torch
@@ -51,7 +52,7 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, calls.Li
     return args, calls.Library(args.library)
 
 
-def save(args: argparse.Namespace, settings: tuple[str, ...], rows: list[dict], **measured: float) -> None:
+def save(args: argparse.Namespace, settings: tuple[str, ...], rows: list[dict[str, Any]], **measured: float) -> None:
     """Write `rows` to --out, if given, with the machine, figures `measured` on it, and the options in `settings`."""
     if args.out:
         machine = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **measured}

@@ -198,13 +198,9 @@ class MlpCall(Call):
     fc1: LinearCall
     fc2: LinearCall
     params: MlpParams
+    y: Tensor = field(repr=False)  # fc2's
     workspace: Fenced = field(repr=False)
     entry = "svdq_mlp"
-
-    @property
-    def y(self) -> Tensor:
-        """[M, N], filled by run()."""
-        return self.fc2.y
 
     def run_chain(self) -> None:
         """Enqueue the two linears, where fc2's x is fc1's y."""
@@ -225,4 +221,4 @@ def bind_mlp(fc1: LinearCall, fc2: LinearCall) -> MlpCall:
     params.workspace_bytes = fc1.library.mlp_workspace_bytes(params)
     workspace = Fenced(params.workspace_bytes, ALIGNMENT, fc1.library.device)
     params.workspace = workspace.inside.data_ptr()
-    return MlpCall(fc1.library, fc1, fc2, params, workspace)
+    return MlpCall(fc1.library, fc1, fc2, params, fc2.y, workspace)
