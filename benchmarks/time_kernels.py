@@ -8,11 +8,13 @@ measurement.
 
 from __future__ import annotations
 
+import argparse
 import sys
+from functools import partial
 
 import kernel_calls as calls
 import torch
-from bench_linear import Body, ours
+from bench_linear import Body, Timed, ours
 from bench_options import need_gpu
 from shapes import Shape
 
@@ -20,7 +22,7 @@ FORMATS = ("int4", "int4u", "w4a8", "nvfp4", "w4a16")  # int4u: unsigned activat
 CALLS = 4  # in a graph
 
 
-def graph_us(call: calls.Runner) -> float:
+def graph_us(call: Timed) -> float:
     """Median time of one call in µs."""
     body = Body([call] * CALLS)
     body.run(seconds=20 * body.once_s, warm=3 * body.once_s)
@@ -29,17 +31,20 @@ def graph_us(call: calls.Runner) -> float:
 
 def main() -> None:
     """Print a block for each four numbers of the command line."""
-    numbers = [int(a) for a in sys.argv[1:]]
-    path = calls.find_library()
-    if path is None or not numbers or len(numbers) % 4:
-        sys.exit("usage: time_kernels.py M K N R ..., with a built libsvdq.so" if path else "no libsvdq.so found")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", type=int, nargs="+", metavar="N", help="M K N R of a linear, as often as wanted")
+    numbers, path = parser.parse_args().numbers, calls.find_library()
+    if len(numbers) % 4:
+        parser.error(f"{len(numbers)} numbers, want four for each linear: M K N R")
+    if path is None:
+        sys.exit("no libsvdq.so found")
     need_gpu()
     library = calls.Library(path)
     for i in range(0, len(numbers), 4):
         m, k, n, r = numbers[i : i + 4]
         x = torch.randn(m, k, device="cuda", dtype=torch.bfloat16)
         w, y = torch.randn(n, k, device="cuda", dtype=torch.bfloat16), torch.empty(m, n, device="cuda").bfloat16()
-        print(f"m{m} k{k} n{n} r{r}  bf16 {graph_us(lambda x=x, w=w, y=y: torch.mm(x, w.T, out=y)):.1f} us")
+        print(f"m{m} k{k} n{n} r{r}  bf16 {graph_us(partial(torch.mm, x, w.T, out=y)):.1f} us")
         for name in FORMATS:
             (linear,) = ours(library, Shape("", "", m, k, n), r, torch.bfloat16, name.rstrip("u"), xs=[x])
             linear.params.act_unsigned = int(name == "int4u")

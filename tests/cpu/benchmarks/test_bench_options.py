@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 SCRIPTS = ("bench_linear", "bench_mlp", "bench_gemv")
+FILES = [*sorted(BENCHMARKS.glob("*.py")), *sorted(BENCHMARKS.glob("micro/*.py"))]
 
 
 def run(script, monkeypatch, *words):
@@ -28,6 +30,21 @@ def test_scripts_share_their_options(script, monkeypatch, capsys):
     assert run(script, monkeypatch, "--help") == 0
     printed = capsys.readouterr().out
     assert all(f"--{name} " in printed for name in ("library", "rank", "only", "seconds", "warm", "out"))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if "__main__" in p.read_text()], ids=lambda p: p.stem)
+def test_every_script_says_how_it_is_called(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {path.name} ")
+
+
+def test_time_kernels_takes_four_numbers_of_each_linear(monkeypatch, capsys):
+    assert run("time_kernels", monkeypatch, "64", "64", "64", "32", "128") == 2
+    assert "5 numbers, want four for each linear" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -52,7 +69,7 @@ def test_a_machine_without_a_gpu_is_one_line(script, monkeypatch, tmp_path):
 
 def test_what_needs_a_gpu_says_so():
     """A script that asks torch for the GPU asks first whether there is one."""
-    for path in [*BENCHMARKS.glob("*.py"), *BENCHMARKS.glob("micro/*.py")]:
+    for path in FILES:
         text = path.read_text()
         if "__main__" in text and re.search(r'get_device_name\(\)|device="cuda"|local_arch', text):
             assert re.search(r"need_gpu\(|options\.parse\(", text), path
