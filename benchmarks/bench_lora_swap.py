@@ -163,11 +163,10 @@ def engine(args: argparse.Namespace, work: Path, run: bool) -> dict[str, Any]:
 
     spec = get_model("sdxl-tiny")
     inputs = {io.name: t.cuda() for io, t in zip(spec.inputs, spec.example_inputs(seed=1), strict=True)}
-    how = {"allow_arch_mismatch": True, "cuda_graph": True}
     result: dict[str, Any] = {"reserved": reserved}
-    with Session(work / "plain", **how) as plain:
+    with Session(work / "plain", allow_arch_mismatch=True, cuda_graph=True) as plain:
         result["step without slots"] = times(lambda: plain.run(inputs), args.repeat)
-    with Session(work / "engine", **how) as session:
+    with Session(work / "engine", allow_arch_mismatch=True, cuda_graph=True) as session:
         result["step, slots empty"] = times(lambda: session.run(inputs), args.repeat)
         sets = [session.prepare_lora(file) for file in files]
         base = session.run(inputs)["out_sample"].clone()

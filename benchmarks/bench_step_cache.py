@@ -100,7 +100,7 @@ def _part(session: Session, part: Part) -> Callable[[], None]:
     return run
 
 
-def _feed(spec: ModelSpec, sizes: dict[str, int], noise: float, device: str) -> dict[str, torch.Tensor]:
+def _feed(spec: ModelSpec, sizes: dict[str, Any], noise: float, device: str) -> dict[str, torch.Tensor]:
     values = spec.example_inputs(**sizes, noise=noise)
     return {io.name: value.to(device) for io, value in zip(spec.inputs, values, strict=True)}
 

@@ -22,6 +22,7 @@ from svdq_trt.artifact.sensitivity import Sensitivity
 from svdq_trt.build.scan import worst
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import get_model
+from svdq_trt.nn.linear import SVDQLinear
 from svdq_trt.quantize.sensitivity import Probe, scan
 
 
@@ -32,7 +33,11 @@ def measure(name: str, fmt: str, rank: int, device: str, smallest: bool) -> Sens
     plain, whole = random_module(spec, 0, device), random_module(spec, 0, device)
     groups = spec.groups(plain)
     nodes = quantize(whole, spec, FORMATS[fmt], rank)
-    layers = {node.name: whole.get_submodule(node.name) for node in nodes}
+    layers: dict[str, SVDQLinear] = {}
+    for node in nodes:
+        layer = whole.get_submodule(node.name)
+        assert isinstance(layer, SVDQLinear)
+        layers[node.name] = layer
     torch.nn.Module.to(plain, torch.float32)
     sizes = spec.profile.sizes(0 if smallest else 1)
     probe = Probe(plain, spec, groups, [tuple(t.float() for t in inputs_of(spec, sizes, device))])

@@ -122,7 +122,7 @@ def _quantize(
     return nodes
 
 
-def _silent(done: int, total: int, what: str) -> None:
+def _silent(done: float, total: float, text: str = "") -> None:
     pass
 
 

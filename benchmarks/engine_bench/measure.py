@@ -45,7 +45,11 @@ def engine(job: dict[str, Any]) -> dict[str, Any]:
     (out,) = session.run(feed).values()
     torch.cuda.synchronize()
     first = time.perf_counter() - clock - loaded
-    result = {"load_s": round(loaded, 2), "first_run_s": round(first, 2), "memory_bytes": CLOCK.used_bytes() - before}
+    result: dict[str, Any] = {
+        "load_s": round(loaded, 2),
+        "first_run_s": round(first, 2),
+        "memory_bytes": CLOCK.used_bytes() - before,
+    }
     np.save(folder / "engine.npy", out.float().cpu().numpy())
     again = session.run(feed)[session.output_names[0]].float().cpu().numpy()
     result["repeats_bit_exact"] = bool(np.array_equal(again, np.load(folder / "engine.npy")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from svdq_trt.artifact.svdq_file import Node
-from svdq_trt.checkpoint.random_weights import fill_random
+from svdq_trt.checkpoint.load import set_parameter
+from svdq_trt.checkpoint.random_weights import RandomWeights, fill_random
 from svdq_trt.contract.formats import W4A16, Format
 from svdq_trt.contract.ops import CONSTANTS
 from svdq_trt.contract.weights import SvdqWeights, torch_dtype
@@ -29,39 +30,29 @@ THREADS = 6  # threads that quantize on one GPU
 PRESET = Preset("bench", grids=2, tokens=192, rows=1024, search_power_iterations=1, power_iterations=2)
 
 
-class _Share:
-    """A module whose `named_parameters` yields only every n-th, so that threads can share the filling."""
-
-    def __init__(self, module: nn.Module, index: int, of: int) -> None:
-        self._module, self._index, self._of = module, index, of
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return itertools.islice(self._module.named_parameters(), self._index, None, self._of)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
 def random_module(spec: ModelSpec, seed: int, device: str = "cpu", threads: int = 16) -> nn.Module:
     """A module with weights as from ``--random-weights SEED``; the same on the CPU, filled by several threads."""
     module = spec.build()
     if device != "cpu":
         fill_random(spec, module, seed, device=device)
         return module
-    with ThreadPoolExecutor(threads) as pool:  # each tensor has its own seed
-        list(pool.map(lambda i: fill_random(spec, _Share(module, i, threads), seed), range(threads)))
+    weights = RandomWeights(spec, module, seed)  # each has its own seed
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda name: set_parameter(module, name, weights.read(name)), weights.names))
     return module
 
 
 def blank_module(spec: ModelSpec, fmt: Format | None, rank: int, skip: Sequence[str] = ()) -> nn.Module:
     """The module, quantized to `fmt` or not, with weights that are never written and so take no memory."""
     module = spec.build()
-    groups = spec.groups(module, skip) if fmt else ()
+    if fmt is None:
+        return module.to_empty(device="cpu")
+    groups = spec.groups(module, skip)
     sources = [member_tensors(module, group)[0] for group in groups]  # before any node is installed
     for group, weights in zip(groups, sources, strict=True):
         chosen = W4A16 if group.weight_only else fmt
         n, k = sum(len(weight) for weight in weights), weights[0].shape[1]
-        tensors = {
+        tensors: dict[str, Any] = {
             t.name: torch.empty(
                 t.shape_of(chosen, n, k, group.rank(rank)),
                 dtype=torch_dtype(t.dtype_of(chosen), spec.torch_dtype),
@@ -73,7 +64,7 @@ def blank_module(spec: ModelSpec, fmt: Format | None, rank: int, skip: Sequence[
     return module.to_empty(device="cpu")
 
 
-def inputs_of(spec: ModelSpec, sizes: dict[str, int], device: str) -> tuple[torch.Tensor, ...]:
+def inputs_of(spec: ModelSpec, sizes: Mapping[str, Any], device: str) -> tuple[torch.Tensor, ...]:
     """The benchmark's inputs; equal for every engine and reference."""
     return tuple(t.to(device) for t in spec.example_inputs(**sizes, seed=INPUT_SEED))
 

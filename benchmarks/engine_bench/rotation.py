@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 
@@ -14,13 +15,8 @@ from svdq_trt.models.positions import Rotary
 @contextlib.contextmanager
 def diffusers_rotation(wanted: bool) -> Iterator[None]:
     """Context in which modules rotate pairs by strided slices and a stack; if not `wanted`, nothing changes."""
-    own = attention.rotate
-    if wanted:
-        attention.rotate = _strided
-    try:
+    with mock.patch.object(attention, "rotate", _strided) if wanted else contextlib.nullcontext():
         yield
-    finally:
-        attention.rotate = own
 
 
 def _strided(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:

@@ -4,12 +4,15 @@ import onnx
 import pytest
 import torch
 from engine_bench.fill import fill_graph
-from engine_bench.model import blank_module
+from engine_bench.model import blank_module, random_module
+from engine_bench.rotation import diffusers_rotation
 
 from svdq_export import export_onnx
 from svdq_export.write import data_path
+from svdq_trt.checkpoint.random_weights import fill_random
 from svdq_trt.contract.formats import W4A8
-from svdq_trt.models import get_model
+from svdq_trt.models import attention, get_model
+from svdq_trt.models.positions import RotaryTable
 
 
 class Net(torch.nn.Module):
@@ -66,3 +69,21 @@ def test_blank_module_has_the_tensors_of_the_quantized_one(name):
         assert layer.rank == group.rank(16), node
         assert layer.format.name == ("w4a16" if group.weight_only else "w4a8"), node
     assert all(t.device.type == "cpu" for t in module.state_dict().values())
+
+
+def test_a_module_filled_by_threads_has_the_weights_of_its_seed():
+    spec = get_model("sdxl-tiny")
+    module, want = random_module(spec, 3, threads=4), spec.build()
+    fill_random(spec, want, 3)
+    torch.testing.assert_close(dict(module.named_parameters()), dict(want.named_parameters()), rtol=0, atol=0)
+
+
+def test_diffusers_rotation_is_the_same_function():
+    x, own = torch.randn(2, 5, 3, 8), attention.rotate
+    rotary = RotaryTable(10000.0, (8,))(torch.arange(5.0)[:, None])
+    with diffusers_rotation(False):
+        assert attention.rotate is own
+    with diffusers_rotation(True):
+        assert attention.rotate is not own
+        torch.testing.assert_close(attention.rotate(x, rotary), own(x, rotary))
+    assert attention.rotate is own
