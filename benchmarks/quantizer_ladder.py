@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def mixture(g: torch.Generator, tokens: int, k: int, decay: float) -> Tensor:
     """[T, K] whose covariance has eigenvalues i^(-2 decay) along random directions."""
     spectrum = torch.arange(1, k + 1).pow(-decay)
     basis = torch.linalg.qr(torch.randn(k, k, generator=g)).Q
-    return torch.randn(tokens, k, generator=g) * spectrum @ basis * k**0.5
+    x: Tensor = torch.randn(tokens, k, generator=g) * spectrum @ basis * k**0.5
+    return x
 
 
 def outlier_layer(n: int, k: int, tokens: int) -> tuple[Tensor, Tensor]:
@@ -57,15 +59,17 @@ def mild_layer(n: int, k: int, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 LAYERS = {"outliers": outlier_layer, "after GELU": after_gelu_layer, "mild": mild_layer}
-_search = {"tokens": 0, "rows": 1024, "search_power_iterations": 2, "power_iterations": 8}
+_RTN = Preset("rtn", grids=1, tokens=0, rows=1024, search_power_iterations=2, power_iterations=8)
+_BOTH = replace(_RTN, name="both", grids=6)
+_SCALES = replace(_BOTH, name="scales", iterations=4, scales=True)
 RUNGS: dict[str, tuple[Preset, bool]] = {  # name -> preset, with a low-rank part
-    "rtn": (Preset("rtn", grids=1, **_search), False),
-    "smooth": (Preset("smooth", grids=6, **_search), False),
-    "svd": (Preset("svd", grids=1, **_search), True),
-    "both": (Preset("both", grids=6, **_search), True),
-    "+iter": (Preset("iter", grids=6, **_search, iterations=4), True),
-    "+scales": (Preset("scales", grids=6, **_search, iterations=4, scales=True), True),
-    "+gptq": (Preset("gptq", grids=6, **_search, iterations=4, scales=True, gptq=True, dampings=(1.0, 4.0)), True),
+    "rtn": (_RTN, False),
+    "smooth": (replace(_BOTH, name="smooth"), False),
+    "svd": (replace(_RTN, name="svd"), True),
+    "both": (_BOTH, True),
+    "+iter": (replace(_BOTH, name="iter", iterations=4), True),
+    "+scales": (_SCALES, True),
+    "+gptq": (replace(_SCALES, name="gptq", gptq=True, dampings=(1.0, 4.0)), True),
     "+refit": (PRESETS["default"], True),
     "best": (PRESETS["best"], True),
 }

@@ -80,8 +80,8 @@ def build(name: str, part: str, sizes: Sizes, target: int | None, graphs: Path, 
         backend = found if target else Here(found.name, found.module)
         arch = target or local_arch()
         assert arch is not None, "no GPU here: --target"
-        shapes = {key: (str(t.dtype), *[tuple(t.shape)] * 3) for key, t in inputs_of(sizes).items()}
-        profiles = [TensorProfile(key, *rest) for key, rest in shapes.items()]
+        given = ((key, str(t.dtype), tuple(t.shape)) for key, t in inputs_of(sizes).items())
+        profiles = [TensorProfile(key, dtype, shape, shape, shape) for key, dtype, shape in given]
         info = build_plan(backend, graph, arch, profiles, plan, lambda *_: None)
     layers = [layer.name for layer in info.layers if layer.type not in ("signal", "wait")]
     return {"layers": layers, "trace_s": round(traced - started, 2), "build_s": round(time.perf_counter() - traced, 2)}

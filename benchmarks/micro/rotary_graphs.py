@@ -66,7 +66,8 @@ def halves_transpose(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> t
 
 def contiguous(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Pairs (i, i + D/2), as permuted rows of the projection would give them: two contiguous halves."""
-    return torch.cat(_turned(*x.chunk(2, dim=-1), cos, sin), dim=-1).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat(_turned(first, second, cos, sin), dim=-1).to(x.dtype)
 
 
 def rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -81,8 +82,9 @@ def rope_16(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 def rope_3d(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """ONNX's RotaryEmbedding in f32, on [B, L, H·D]."""
-    y = _onnx_rope(x.float().flatten(2), cos, sin, interleaved=True, num_heads=x.shape[2])
-    return y.unflatten(-1, x.shape[2:]).to(x.dtype)
+    flat = _onnx_rope(x.float().flatten(2), cos, sin, interleaved=True, num_heads=x.shape[2])
+    y: torch.Tensor = flat.unflatten(-1, x.shape[2:])
+    return y.to(x.dtype)
 
 
 def rope_contiguous(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -109,14 +111,15 @@ def gather(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 def flip(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x·cos + neighbour·(±sin), the neighbour by a slice with step -1 over the two of a pair."""
-    neighbour = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    neighbour: torch.Tensor = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (x.float() * _twice(cos) + neighbour.float() * _twice(sin, -sin)).to(x.dtype)
 
 
 def product(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Each pair times its 2 x 2 matrix: products with [.., D/2, 2, 2], summed over the last axis."""
     turn = torch.stack((torch.stack((cos, -sin), dim=-1), torch.stack((sin, cos), dim=-1)), dim=-2)
-    return (x.float().unflatten(-1, (-1, 1, 2)) * turn).sum(-1).flatten(-2).to(x.dtype)
+    y: torch.Tensor = (x.float().unflatten(-1, (-1, 1, 2)) * turn).sum(-1)
+    return y.flatten(-2).to(x.dtype)
 
 
 def _turned(

@@ -97,6 +97,7 @@ class Model:
         words = [self.address, f"/v2/models/{self.name}/infer", str(header)]
         pipe = subprocess.PIPE
         with subprocess.Popen([sys.executable, "-c", _VICTIM, *words], stdin=pipe, stdout=pipe) as victim:
+            assert victim.stdin is not None and victim.stdout is not None
             victim.stdin.write(body)
             victim.stdin.close()
             victim.stdout.readline()  # sent

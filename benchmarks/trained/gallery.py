@@ -70,7 +70,7 @@ def gallery(
     }
     for way in ways(asked, engines):
         pictures, first = way.pictures(), next((row for row in found if row["section"] == way.section), None)
-        row = {"key": f"{way.section}: {way.label}", "section": way.section, "label": way.label}
+        row: dict[str, Any] = {"key": f"{way.section}: {way.label}", "section": way.section, "label": way.label}
         row |= {"right": right(pictures, scene)}
         if first is not None:
             row |= metrics.differences(in_units(pictures), in_units(made[first["key"]]))

@@ -71,8 +71,8 @@ def judge(
     }
     print(f"{task.name} 16 bit: {100 * results['fp16']['right_class']:.0f} % right class", flush=True)
     shown = {"fp16": bytes_of(want)}
-    for future in calibrations:
-        future.result()
+    for calibration in calibrations:
+        calibration.result()
     print(f"{task.name}: sampled and calibrated in {time.perf_counter() - begin:.0f} s", flush=True)
     waiting = {pool.submit(make, task.name, work, variant): variant for variant in by_importance(rows)}
     done: dict[str, dict[str, Any]] = {}

@@ -23,6 +23,8 @@ def has_kernels(device: str) -> bool:
 class Unpacked(nn.Module):
     """An SVDQLinear with its weight in f32: computes like the torch op, without unpacking the codes in every call."""
 
+    weight: Tensor
+
     def __init__(self, layer: SVDQLinear) -> None:
         super().__init__()
         self.layer = layer

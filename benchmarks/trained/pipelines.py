@@ -50,7 +50,7 @@ class Pipeline(Protocol):
         """The denoiser's for latents [B, 4, SIDE/8, SIDE/8] and their captions; waits for nothing."""
 
 
-class SDXL:
+class SDXL(Pipeline):
     """sdxl-tiny's UNet, and two CLIP text encoders. It learns v of DDPM's noise.
 
     The noise itself, SDXL's target, gives next to no weight to the noisiest steps, which decide what is where.
@@ -100,15 +100,15 @@ class SDXL:
         """Of v = alpha * noise - sigma * latents, at a random step."""
         device, batch = latents.device, len(latents)
         t = torch.randint(1000, (batch,), device=device)
-        alpha2 = pipe.scheduler.alphas_cumprod[t][:, None, None, None]
+        alpha2: Tensor = pipe.scheduler.alphas_cumprod[t][:, None, None, None]
         alpha, sigma, noise = alpha2.sqrt(), (1 - alpha2).sqrt(), torch.randn_like(latents)
         text, pooled = self.encode(pipe, tokens)
         given = {"text_embeds": pooled, "time_ids": sizes(captions.SIDE, device).expand(batch, 6)}
-        got = pipe.unet(alpha * latents + sigma * noise, t, text, added_cond_kwargs=given, return_dict=False)[0]
+        got: Tensor = pipe.unet(alpha * latents + sigma * noise, t, text, added_cond_kwargs=given, return_dict=False)[0]
         return (got.float() - (alpha * noise - sigma * latents)).square().mean()
 
 
-class Flux:
+class Flux(Pipeline):
     """The wider flux1-tiny of tasks.py, with CLIP and T5. It learns the velocity of the straight path."""
 
     name, denoiser, encoders = "flux1-shapes", "transformer", ("text_encoder", "text_encoder_2")
@@ -169,7 +169,7 @@ class Flux:
         side, latents = latents.shape[-1] // 2, pipe._pack_latents(latents, *latents.shape)
         noise, t = torch.randn_like(latents), torch.rand(batch, device=device)
         text, pooled = self.encode(pipe, tokens)
-        got = pipe.transformer(
+        got: Tensor = pipe.transformer(
             hidden_states=torch.lerp(latents, noise, t[:, None, None]),
             timestep=t,
             guidance=torch.full((batch,), self.guidance, device=device),

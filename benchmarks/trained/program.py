@@ -69,8 +69,8 @@ def engines_of(
     kind: Pipeline, folder: Path, work: Path, *, steps: int, device: str, preset: str, step_cache: bool = False
 ) -> Path:
     """The folder of a pipeline's engines, with plans where there is a GPU; `steps`: as gallery.quantize's."""
-    options = {"steps": steps, "device": device, "preset": preset}
-    made = quantize(kind, folder, work / f"{kind.name}-quantized", archs=(ARCH,), **options)
+    out = work / f"{kind.name}-quantized"
+    made = quantize(kind, folder, out, steps=steps, device=device, preset=preset, archs=(ARCH,))
     side, tokens = captions.SIDE, kind.asked.get("max_sequence_length")
     config = BuildConfig(
         model=str(folder),

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from svdq_trt.models import ModelSpec, get_model
+from svdq_trt.models import ModelSpec, TensorIO, get_model
 from svdq_trt.models.flux import image_ids
 from trained import scenes
 
@@ -73,13 +73,20 @@ class UNetTask:
     def inputs(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Inputs of the UNet, which counts its steps to 1000."""
         ios = {io.name: io for io in self.spec.inputs}
-        text = scenes.embedding(labels, 77, int(ios["encoder_hidden_states"].dims[2]))  # type: ignore[arg-type]
-        pooled = scenes.embedding(labels, 2, int(ios["text_embeds"].dims[1])).mean(1)  # type: ignore[arg-type]
+        text = scenes.embedding(labels, 77, _width(ios["encoder_hidden_states"]))
+        pooled = scenes.embedding(labels, 2, _width(ios["text_embeds"])).mean(1)
         return x, 1000 * t, text, pooled, _size(x.device).expand(len(x), 6)
 
     def output(self, y: Tensor) -> Tensor:
         """The output as it is."""
         return y
+
+
+def _width(io: TensorIO) -> int:
+    """Of an input's last dimension, which is fixed."""
+    width = io.dims[-1]
+    assert isinstance(width, int)
+    return width
 
 
 @functools.cache
@@ -102,16 +109,16 @@ class FluxTask:
 
     def inputs(self, x: Tensor, t: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
         """Inputs of the transformer, with packed latents."""
-        made = {
-            "hidden_states": lambda dims: _packed(x),
-            "encoder_hidden_states": lambda dims: scenes.embedding(labels, 16, int(dims[2])),
-            "pooled_projections": lambda dims: scenes.embedding(labels, 2, int(dims[1])).mean(1),
-            "timestep": lambda dims: t,
-            "guidance": lambda dims: torch.full((len(x),), 3.5, device=x.device),
-            "img_ids": lambda dims: _image_ids(scenes.SIZE // 2, x.device),
-            "txt_ids": lambda dims: torch.zeros(16, 3, device=x.device),
+        made: dict[str, Callable[[TensorIO], Tensor]] = {
+            "hidden_states": lambda io: _packed(x),
+            "encoder_hidden_states": lambda io: scenes.embedding(labels, 16, _width(io)),
+            "pooled_projections": lambda io: scenes.embedding(labels, 2, _width(io)).mean(1),
+            "timestep": lambda io: t,
+            "guidance": lambda io: torch.full((len(x),), 3.5, device=x.device),
+            "img_ids": lambda io: _image_ids(scenes.SIZE // 2, x.device),
+            "txt_ids": lambda io: torch.zeros(16, 3, device=x.device),
         }
-        return tuple(made[io.name](io.dims) for io in self.spec.inputs)
+        return tuple(made[io.name](io) for io in self.spec.inputs)
 
     def output(self, y: Tensor) -> Tensor:
         """Undo the packing of the output."""

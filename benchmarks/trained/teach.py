@@ -85,8 +85,8 @@ def loss_of_pictures(vae: Any, effort: Effort) -> Callable[[], Tensor]:
         pictures = torch.cat((captions.draw(scene[:plain]), captions.draw(scene[plain:], ink=True)))
         latents = vae.encode(pictures).latent_dist
         again = vae.decode(latents.mean + latents.std * torch.randn_like(latents.std)).sample
-        kl = (latents.mean.square() + latents.var - 1 - latents.logvar).mean() / 2
-        error = again.float() - pictures
+        kl: Tensor = (latents.mean.square() + latents.var - 1 - latents.logvar).mean() / 2
+        error: Tensor = again.float() - pictures
         return error.abs().mean() + WEIGHT_OF_SQUARES * error.square().mean() + WEIGHT_OF_KL * kl
 
     return loss
@@ -158,4 +158,5 @@ def loss_of_scenes(kind: Pipeline, pipe: Any, effort: Effort, *, ink: bool) -> C
 def _encoded(vae: Any, scene: Tensor, ink: bool) -> Tensor:
     """Scaled latents of the scenes."""
     parts = [vae.encode(captions.draw(part, ink=ink)).latent_dist.mode() for part in scene.split(DRAWN)]
-    return vae.config.scaling_factor * torch.cat(parts)
+    factor: float = vae.config.scaling_factor
+    return factor * torch.cat(parts)

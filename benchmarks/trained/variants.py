@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from quantizer_ladder import RUNGS
@@ -142,7 +142,7 @@ def make(name: str, work: Path, variant: Variant) -> Made:
         variant.preset,
         out,
         variant.key,
-        lambda done, total, label: None,
+        lambda done, total, text="": None,
     )
     return Made(out, sum(node.sqnr_db for node in nodes) / len(nodes), time.perf_counter() - begin)
 
@@ -182,7 +182,7 @@ def amplify(spec: ModelSpec, module: nn.Module, factor: float) -> int:
 
 
 def _outlets(spec: ModelSpec, module: nn.Module) -> Iterator[_Outlet]:
-    get = module.get_submodule
+    get: Callable[[str], Any] = module.get_submodule
     for group in spec.groups(module):
         norm = get(group.source) if group.source else None
         if norm is not None and norm.weight is not None:

@@ -155,11 +155,18 @@ def by_engine(asked: Asked, folder: Path) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     images = []
     for seed, prompt in enumerate(asked.prompts):
-        size = {"width": captions.SIDE, "height": captions.SIDE}
-        request = Request(prompt, steps=asked.steps, guidance=asked.kind.guidance, seed=seed, **size)
+        request = Request(
+            prompt,
+            steps=asked.steps,
+            guidance=asked.kind.guidance,
+            seed=seed,
+            width=captions.SIDE,
+            height=captions.SIDE,
+        )
         images += generate(pipe, request)[0]
     for denoiser in attached(pipe).values():
-        denoiser.runner.close()
+        session: Any = denoiser.runner
+        session.close()
     return in_bytes(images)
 
 
