@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svdq_trt.artifact import manifest
-from svdq_trt.base.errors import EXIT_OK, SvdqError
+from svdq_trt.base.errors import EXIT_OK, SvdqError, first_line
 from svdq_trt.base.extras import required_by
 from svdq_trt.base.terminal import say
 from svdq_trt.cli.running import add_allowed
@@ -66,8 +66,9 @@ def warm_if_here(folder: Path) -> None:
 
     try:
         _warm(folder, Opening())
-    except SvdqError as error:
-        say(f"The kernels were not compiled, the first start does that: {error}", file=sys.stderr)
+    except Exception as error:  # another program may hold the GPU's memory; whatever it is, the engine is built
+        reason = error if isinstance(error, SvdqError) else first_line(error)
+        say(f"The kernels were not compiled, the first start does that: {reason}", file=sys.stderr)
 
 
 def _warm(folder: Path, how: Opening) -> None:

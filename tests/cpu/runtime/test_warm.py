@@ -141,3 +141,15 @@ def test_a_build_whose_kernels_cannot_be_kept_is_one_all_the_same(folders, monke
     monkeypatch.setattr(gpu, "local_arch", lambda: 89)
     command.warm_if_here(root / "unet")
     assert "The kernels were not compiled, the first start does that: " in capsys.readouterr().err
+
+
+def test_a_build_beside_a_program_that_holds_the_gpus_memory_is_one_all_the_same(folders, monkeypatch, capsys):
+    root, _ = folders(unet=("model.plan",))
+
+    def refuse(*_, **__):
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere")
+
+    monkeypatch.setattr(Opening, "open", refuse)
+    monkeypatch.setattr(gpu, "local_arch", lambda: 89)
+    command.warm_if_here(root / "unet")
+    assert capsys.readouterr().err.endswith("the first start does that: CUDA error: out of memory\n")
