@@ -89,11 +89,17 @@ class TextEncoder(StandIn):
         return result if return_dict else result.to_tuple()
 
     def _by_index(self, states: Tensor) -> Sequence[Tensor]:
-        """States as transformers' hidden_states has them, of which those that the engine does not give are refused."""
-        if not self._states:
+        """States as transformers' hidden_states has them, of which those that the engine does not give are refused.
+
+        One that was built without `states` gives all.
+        """
+        if not self._states or len(states) == self._count:
             return tuple(states)
-        given = dict(zip(self._states, states, strict=True))
-        return _SomeStates(given, self._count, functools.partial(self.refuse, "hidden_states"))
+        refuse = functools.partial(self.refuse, "hidden_states")
+        if len(states) != len(self._states):
+            want = f"{len(self._states)} or all {self._count}"
+            raise refuse(f"{len(states)} states", want, "Build it again: svdq-trt build")
+        return _SomeStates(dict(zip(self._states, states, strict=True)), self._count, refuse)
 
     def _padded(self, value: Tensor) -> Tensor:
         """Ids or a mask [B, T] with zeros behind them, up to the engine's T."""
@@ -103,7 +109,7 @@ class TextEncoder(StandIn):
 
 
 class _SomeStates(Sequence[Tensor]):
-    """Some of so many states, by their indices from the first."""
+    """Some of so many states, by their indices from the first; indexed as a tuple of them all would be."""
 
     def __init__(self, given: Mapping[int, Tensor], count: int, refuse: Callable[[str, str], Exception]) -> None:
         self._given, self._count, self._refuse = given, count, refuse
@@ -112,9 +118,12 @@ class _SomeStates(Sequence[Tensor]):
         return self._count
 
     def __getitem__(self, index: Any) -> Any:
-        if index % self._count not in self._given:
+        place = range(self._count)[index]
+        if isinstance(place, range):
+            return tuple(self[one] for one in place)
+        if place not in self._given:
             raise self._refuse(f"{index} is read", f"one of {', '.join(map(str, self._given))}, which the engine gives")
-        return self._given[index % self._count]
+        return self._given[place]
 
 
 class Autoencoder(StandIn):

@@ -134,11 +134,17 @@ class Part:
 
     @property
     def module_config(self) -> Any:
-        """The config of a `module_class`. Raises ValueError: fewer layers than `states` name."""
+        """The config of a `module_class`.
+
+        Raises:
+            ValueError: fewer layers than `states` name, or a language model of another class beside the vision tower.
+        """
         config = full_config(self.class_name, self.config)
         found = config.get_text_config() if self.class_name in _LAYERS else config
+        if self.class_name in _LAYERS and type(found) is not (own := self.module_class.config_class):
+            raise ValueError(f"a text_config of type {found.model_type} instead of {own.model_type}")
         if self.states:
-            found.num_hidden_layers = max(self._read())
+            found.num_hidden_layers = max(1, *self._read())  # transformers gathers states, the first one too, at layers
             if getattr(found, "layer_types", None):
                 found.layer_types = found.layer_types[: found.num_hidden_layers]
         return found

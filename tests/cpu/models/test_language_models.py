@@ -128,6 +128,50 @@ def test_of_a_language_model_no_layer_is_kept_that_nothing_reads(name, states, t
         got.hidden_states[0]
 
 
+@torch.no_grad()
+def test_a_state_that_no_layer_comes_before(tmp_path):
+    """The embeddings are read, as the second to last state of a single layer."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(0)
+    config = QWEN3 | {"num_hidden_layers": 1}
+    whole = Qwen3Model(Qwen3Config(**config)).eval()
+    whole.save_pretrained(tmp_path / "text_encoder")
+    one, text = replace(part("Qwen3Model", config), states=(-2,)), ids(2, 12)
+    (got,) = one.wrap(load_part(one, tmp_path, "", None))(text, torch.ones_like(text))
+    torch.testing.assert_close(got, whole.embed_tokens(text))
+
+
+@torch.no_grad()
+def test_states_are_indexed_as_transformers_tuple_is():
+    one = replace(part("Qwen3Model", QWEN3), states=(1, 2))
+    stand_in = stand_in_of(one, (1, 2))
+    states = stand_in(ids(2, 12), output_hidden_states=True).hidden_states
+    first, second = states[1:3]
+    assert len(states) == 4 and states[-3] is first and states[2] is second and states[5:] == ()
+    for index in (4, -5):
+        with pytest.raises(IndexError):
+            states[index]
+    with pytest.raises(UnsupportedError, match="hidden_states: 3 is read, want one of 1, 2, which the engine gives"):
+        states[1:]
+
+
+@torch.no_grad()
+def test_an_engine_that_was_built_for_other_states():
+    """One with all of them serves any reader; one with others is refused."""
+    text = ids(2, 12)
+    all_states = stand_in_of(part("Qwen3Model", QWEN3), (-2,))(text, output_hidden_states=True).hidden_states
+    assert type(all_states) is tuple and len(all_states) == 4
+    with pytest.raises(UnsupportedError, match=r"hidden_states: 2 states, want 1 or all 4\. Build it again: svdq-trt"):
+        stand_in_of(replace(part("Qwen3Model", QWEN3), states=(1, 2)), (-2,))(text, output_hidden_states=True)
+
+
+def stand_in_of(one, states):
+    """What a pipeline that reads these states makes of a part's graph."""
+    config = full_config(one.class_name, one.config)
+    return TextEncoder(Direct(one), "text_encoder", one.class_name, config, torch.float32, states)
+
+
 @pytest.mark.parametrize("name", ["Flux2Pipeline", "Flux2KleinPipeline"])
 def test_states_are_those_that_diffusers_class_reads(name):
     call = getattr(pytest.importorskip("diffusers"), name).__call__
