@@ -13,7 +13,14 @@ from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError, fi
 from svdq_trt.base.files import read_json_object
 from svdq_trt.base.needs import need
 from svdq_trt.models.parts import GRAPHS, Part, graph_name, part_class
-from svdq_trt.models.prompts import ChatTemplate, Conversation, Instruction, OwnTemplate, PromptTemplate
+from svdq_trt.models.prompts import (
+    ChatTemplate,
+    Conversation,
+    Instruction,
+    OwnTemplate,
+    PromptTemplate,
+    processor_template,
+)
 from svdq_trt.models.spec import ModelSpec
 from svdq_trt.models.text_graphs import LanguageModelGraph, MaskedTextGraph
 
@@ -249,7 +256,7 @@ class PipelineFolder:
 
         Raises:
             ArtifactError: none, they cannot be read, or a tokenizer has no words, as transformers makes one without
-                files, or no chat template, which the pipeline needs.
+                files, no token for padding, or no chat template, which the pipeline needs.
         """
         return {name: self._load(name) for name in self.copied}
 
@@ -267,6 +274,10 @@ class PipelineFolder:
             return found
         if len(found) <= len(found.all_special_tokens):
             raise ArtifactError(str(where), "no words", f"the vocabulary of a {class_name}")
+        if found.pad_token is None:
+            raise ArtifactError(str(where), "no token for padding", f"the pad_token of a {self.kind.class_name}")
+        if class_name in PROCESSORS:
+            found.chat_template = processor_template(where) or found.chat_template
         if isinstance(self.kind.template, ChatTemplate | Conversation) and found.chat_template is None:
             raise ArtifactError(str(where), "no chat template", f"that of a {self.kind.class_name}")
         return found

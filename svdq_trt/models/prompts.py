@@ -7,7 +7,11 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from svdq_trt.base.errors import ArtifactError
+from svdq_trt.base.files import read_json_object
 
 
 class PromptTemplate(ABC):
@@ -96,3 +100,14 @@ class Instruction(PromptTemplate):
 
     def _words(self, pipeline: Any) -> str:
         return "\n".join(inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default)
+
+
+def processor_template(folder: Path) -> str | None:
+    """A processor's chat template, where a file has it that tokenizers don't read. Raises ArtifactError: not a text."""
+    for path in (folder / "processor_config.json", folder / "chat_template.json"):
+        found = read_json_object(path, "a processor's settings").get("chat_template") if path.is_file() else None
+        if isinstance(found, str):
+            return found
+        if found is not None:
+            raise ArtifactError(str(path), f"a chat_template of type {type(found).__name__}", "a text")
+    return None

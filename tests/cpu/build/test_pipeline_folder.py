@@ -21,9 +21,9 @@ from svdq_trt.build.work import plan_work
 from svdq_trt.checkpoint.parts import check_part
 from svdq_trt.models import get_model
 from svdq_trt.models.parts import Part
-from svdq_trt.models.pipelines import PipelineFolder
+from svdq_trt.models.pipelines import KINDS, PipelineFolder
 from tests.harness import tiny_encoders
-from tests.harness.language_models import GEMMA2, QWEN3
+from tests.harness.language_models import GEMMA2, MISTRAL3, QWEN3
 from tests.harness.manifests import write_manifest
 from tests.harness.tiny_pipelines import deep_compression, vae_levels
 
@@ -186,6 +186,39 @@ def test_what_is_missing_is_refused_before_any_work(folder):
         work(folder)
 
 
+def flux2_tokenizer(tmp_path, **settings):
+    """The folder of FLUX.2's tokenizer, with other settings; what reads it."""
+    words = tmp_path / "tokenizer"
+    words.mkdir()
+    tiny_encoders.mistral_tokenizer(words)
+    file = words / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    return words, lambda: PipelineFolder(tmp_path, KINDS["Flux2Pipeline"], {"tokenizer": "PixtralProcessor"}, {}).files
+
+
+def test_a_tokenizer_that_has_nothing_to_pad_with(tmp_path):
+    _, files = flux2_tokenizer(tmp_path, pad_token=None)
+    with pytest.raises(ArtifactError, match="tokenizer: no token for padding, want the pad_token of a Flux2Pipeline"):
+        files()
+
+
+@pytest.mark.parametrize("name", ["chat_template.json", "processor_config.json"])
+def test_a_chat_template_that_only_a_processor_reads(name, tmp_path):
+    words, files = flux2_tokenizer(tmp_path)
+    template = (words / "chat_template.jinja").read_text()
+    (words / "chat_template.jinja").unlink()
+    (words / name).write_text("{}")
+    with pytest.raises(ArtifactError, match="tokenizer: no chat template, want that of a Flux2Pipeline"):
+        files()
+    (words / name).write_text(json.dumps({"chat_template": [template]}))
+    with pytest.raises(ArtifactError, match=rf"{name}: a chat_template of type list, want a text"):
+        files()
+    (words / name).write_text(json.dumps({"chat_template": template}))
+    assert files()["tokenizer"].chat_template == template
+    (words / "chat_template.jinja").write_text("another, which a processor reads last")
+    assert files()["tokenizer"].chat_template == template
+
+
 def test_an_encoder_that_may_be_absent(tmp_path):
     index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", "SD3Transformer2DModel"]}
     index |= {"vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}
@@ -205,6 +238,11 @@ def test_an_encoder_that_may_be_absent(tmp_path):
         ("Gemma2Model", GEMMA2 | {"sliding_window": None}, "not supported between"),
         ("Qwen3Model", QWEN3 | {"layer_types": ["full_attention", "full_attention", "linear_attention"]}, "linear_att"),
         ("Qwen3ForCausalLM", QWEN3 | {"num_key_value_heads": 3}, "size of tensor a"),
+        (
+            "Mistral3ForConditionalGeneration",
+            MISTRAL3 | {"text_config": {"model_type": "ministral3", **QWEN3}},
+            "a text_config of type ministral3 instead of mistral",
+        ),
         (
             "AutoencoderDC",
             deep_compression(6) | {"decoder_block_out_channels": [16, 32]},

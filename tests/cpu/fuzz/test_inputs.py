@@ -21,6 +21,7 @@ from svdq_trt.calibrate.sample import check_pipeline
 from svdq_trt.checkpoint import identify_weights, open_weights
 from svdq_trt.evaluate.diff import read_inputs
 from svdq_trt.models import get_model
+from svdq_trt.models.prompts import processor_template
 from tests.cpu.check.test_diff import write
 from tests.cpu.interop.test_fuzz import mutate
 from tests.harness.damage import damaged, tries
@@ -120,6 +121,7 @@ JSONS = {
     "index, hashed": (index, f"unet/{STEM}.safetensors.index.json", lambda f: identify_weights(SPEC, str(f))),
     "config": (config, "unet/config.json", lambda f: open_weights(SPEC, str(f))),
     "pipeline": (pipeline, "model_index.json", lambda f: check_pipeline(SPEC, f)),
+    "processor": (lambda folder: {"chat_template": "{{ messages }}"}, "chat_template.json", processor_template),
     "scan": (scan, "scan", lambda f: Sensitivity.load(f / "scan").predicted_db),
     "allocation": (allocation, "allocation", lambda f: Allocation.load(f / "allocation").summary()),
     "record": (record, ".step.json", lambda f: freshness.lookup(f, "step", "key")),
