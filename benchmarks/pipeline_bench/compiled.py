@@ -35,9 +35,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         components = source.files | {source.kind.denoiser: random_module(spec, False, DEVICE).eval()}
         for name in source.modules:
             with torch.device(DEVICE):
-                components[name] = (
-                    replace(parts[name], states=()).build().to(spec.torch_dtype).eval()
-                )  # the VAE is upcast by SDXL
+                module = replace(parts[name], states=()).build()
+            components[name] = module.to(spec.torch_dtype).eval()  # the VAE is upcast by SDXL
         pipe = source.diffusers_class()(**source.without_components() | components)
         pipe.set_progress_bar_config(disable=True)
         compile_module(components[source.kind.denoiser], job["mode"])
