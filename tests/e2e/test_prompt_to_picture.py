@@ -32,11 +32,21 @@ def own_pipeline(folder, engine, spec, **given):
 
     source = PipelineFolder.read(folder)
     parts = {part.component: part for part in source.parts(spec.act_dtype, spec.profile.tokens[1])}
-    made = {name: load_part(part, folder, "", SEED) for name, part in parts.items() if name not in given}
+    wanted = {name: part for name, part in parts.items() if name not in given}
+    made = {name: _whole(part, load_part(part, folder, "", SEED)) for name, part in wanted.items()}
     modules = {name: module.to(spec.torch_dtype).eval() for name, module in made.items()}  # SDXL's own upcasts its VAE
     components = source.files | modules | given | {spec.subfolder: None}
     pipe = source.diffusers_class()(**source.without_components() | components)
     return attach(pipe, OnnxSession(engine, device="cpu", threads=1))
+
+
+def _whole(part, module):
+    """A language model with layers behind those that are read, which its engine lacks; another part as it is."""
+    if not part.states:
+        return module
+    found = dataclasses.replace(part, states=()).build()
+    found.load_state_dict(module.state_dict(), strict=False)
+    return found
 
 
 def psnr(want, got):
