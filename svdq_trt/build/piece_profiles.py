@@ -18,6 +18,8 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
 }
+#: as sympy writes them
+_FUNCTIONS: dict[str, Callable[..., int]] = {"Min": min, "Max": max}
 
 
 def piece_profiles(piece: Path, model: Sequence[TensorProfile]) -> list[TensorProfile]:
@@ -48,11 +50,13 @@ def _named(profile: TensorProfile, bound: str) -> Iterator[tuple[str, int]]:
 
 
 def _evaluated(where: str, size: str, names: Mapping[str, int]) -> int:
-    """The value of ``2*height + 16``."""
+    """The value of ``2*height + 16`` or ``Min(tokens, 512)``."""
 
     def value(node: ast.expr) -> int:
         if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
             return _OPERATIONS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+            return _FUNCTIONS[node.func.id](*map(value, node.args))
         if isinstance(node, ast.Name) and node.id in names:
             return names[node.id]
         if isinstance(node, ast.Constant) and isinstance(node.value, int):

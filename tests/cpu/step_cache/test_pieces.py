@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import onnx_ir as ir
 import pytest
@@ -80,9 +81,14 @@ def test_sizes_of_crossing_tensors_follow_from_the_inputs(tmp_path):
     crossing(tmp_path / "tail.onnx", "batch", "(height + 1)*width//2 + 16", 64)
     _, found = piece_profiles(tmp_path / "tail.onnx", inputs)
     assert (found.min, found.opt, found.max) == ((1, 28, 64), (1, 36, 64), (2, 160, 64))
-    crossing(tmp_path / "tail.onnx", "batch", "u0", 64)
-    with pytest.raises(UnsupportedError, match="'y': a size of u0, want one of batch, height, width"):
-        piece_profiles(tmp_path / "tail.onnx", inputs)
+    crossing(tmp_path / "tail.onnx", "batch", "Min(8*height, 40) + Max(width, 16)", 64)
+    _, found = piece_profiles(tmp_path / "tail.onnx", inputs)
+    assert (found.min, found.opt, found.max) == ((1, 32, 64), (1, 48, 64), (2, 72, 64))
+    for unknown in ("u0", "Mod(height, 3)"):  # Mod is not least where its arguments are
+        crossing(tmp_path / "tail.onnx", "batch", unknown, 64)
+        want = re.escape(f"'y': a size of {unknown}, want one of batch, height, width")
+        with pytest.raises(UnsupportedError, match=want):
+            piece_profiles(tmp_path / "tail.onnx", inputs)
 
 
 def test_pieces_share_memory_for_activations():
