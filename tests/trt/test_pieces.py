@@ -8,11 +8,12 @@ from svdq_trt.build.stages.plan import PIECE_FILES, Plan
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import select
 from tests.harness.builds import some_minutes
-from tests.harness.in_pieces import FIXED, spec_of, write_folder
+from tests.harness.in_pieces import spec_of, write_folder
 
 PIECES = ("head.onnx", "tail.onnx", "end.onnx")
-RANGES = {**FIXED, "batch": (1, 1, 2), "height": (64, 64, 128)}
-
+#: up to sizes at which activations outweigh the 8 MiB that TensorRT sets aside for the matrix products of each stream:
+#: a piece may have more streams than the whole
+RANGES = {"batch": (1, 1, 2), "height": (64, 64, 384), "width": (64, 64, 384), "frames": (1, 1, 17)}
 
 MORE = (
     "sd3-tiny",
@@ -38,6 +39,5 @@ def test_weights_are_in_one_plan_each(name, tmp_path):
     assert [piece.bytes for piece in cut.plan.pieces] == [(tmp_path / name).stat().st_size for name in PIECE_FILES]
     code = library.path.read_bytes()
     assert not any(code in (tmp_path / name).read_bytes() for name in PIECE_FILES)
-    print({"whole": whole.memory, "cut": cut.memory})
-    assert cut.memory["activations"] < 1.5 * whole.memory["activations"]
+    assert cut.memory["activations"] < 1.25 * whole.memory["activations"]
     assert whole.memory["weights"] <= cut.memory["weights"] < 1.02 * whole.memory["weights"]
