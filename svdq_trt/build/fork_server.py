@@ -60,7 +60,10 @@ def main() -> int:
 
 def _tell_ended(answers: dict[int, int]) -> None:
     for pid in list(answers):  # not any child: libraries start some while they are imported
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:  # told by the handler of another end, which came during this one
+            continue
         if ended:
             answer = answers.pop(pid)
             os.write(answer, b"%d\n" % os.waitstatus_to_exitcode(status))

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import os
 import pickle
+import subprocess
 import sys
 import textwrap
 import threading
@@ -17,7 +18,7 @@ import pytest
 
 from svdq_trt.base.errors import ArtifactError, SvdqError, rebuild_error
 from svdq_trt.base.memory import out_of_memory
-from svdq_trt.build import process, worker
+from svdq_trt.build import fork_server, process, worker
 
 HEAD = """
 from dataclasses import dataclass
@@ -119,6 +120,31 @@ def test_stage_has_a_new_process_where_an_import_started_a_thread(stage, heavy):
     for _ in range(2):
         assert stage("import heavy\nreturn Twice(7)", imports="import heavy").value.twice == 7
     assert len(set(imported())) == 3  # the first is the fork server
+
+
+def test_stages_may_end_at_once(monkeypatch):
+    """The end of a second one is told while that of the first is: by the handler of its signal, inside the other's."""
+    children = [subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]) for code in (3, 4)]
+    pipes = [os.pipe() for _ in children]
+    for child in children:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    answers = {child.pid: answer for child, (_, answer) in zip(children, pipes, strict=True)}
+    write = os.write
+
+    def interrupted(file, text):
+        monkeypatch.undo()
+        written = write(file, text)
+        fork_server._tell_ended(answers)
+        return written
+
+    monkeypatch.setattr(os, "write", interrupted)
+    fork_server._tell_ended(answers)
+    assert not answers
+    for code, (told, _) in zip((3, 4), pipes, strict=True):
+        with open(told, "rb") as lines:
+            assert lines.read() == b"%d\n" % code
+    for child in children:
+        child.wait()
 
 
 def test_import_that_fails_is_the_stages_own_failure(stage, heavy):
