@@ -36,7 +36,7 @@ A = File("a", path=OUT / "a")
 WEIGHTS = Weights("sdxl-tiny", "digest", random_weights=0)
 RANGES = {"batch": (1, 4)}
 CALIBRATE = Calibrate(WEIGHTS, None, (), "cpu", out=OUT / "calib.safetensors")
-PART = ("text_encoder", "", "CLIPTextModel", {"hidden_size": 64}, "float16", 77)
+PART = ("text_encoder", "", "Qwen3Model", {"hidden_size": 64}, "float16", 77, (-2,))
 SAMPLING = Sampling(OUT, OUT / "prompts.txt")
 PROFILE = TensorProfile("sample", "float16", (1,), (2,), (4,))
 STEPS = [
