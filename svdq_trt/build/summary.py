@@ -9,7 +9,7 @@ from svdq_trt.build.console import Console
 from svdq_trt.build.run import Built
 from svdq_trt.build.tables import print_table
 from svdq_trt.contract.archs import AUTO_FORMAT, KERNELS
-from svdq_trt.models import BUILT_TWINS, MODELS, TWIN_ARCHS, ModelSpec
+from svdq_trt.models import BUILT_TWINS, MODELS, ModelSpec
 
 _GB = 1e9
 
@@ -89,10 +89,9 @@ def print_models(console: Console | None = None) -> None:
         states = [support(spec, arch) for arch in AUTO_FORMAT]
         rows.append((spec.name, spec.title, size, spec.act_dtype.replace("float", "f"), *states))
     print_table(console, columns, rows, left={*columns} - {"parameters"})
-    archs = ", ".join(f"sm_{a}" for a in TWIN_ARCHS)
     console.print(
         "built: at full size, plan and all. CI: this model is built and compared with its 16-bit outputs in every test "
-        f"run, for {archs}. twin: so is a small model of its structure. -: the same code, never run for it. "
+        "run. twin: so is a small model of its structure. -: the same code, never run for it. "
         "No column says that the engine has run on that GPU: see the README, Limits.",
         style="dim",
         soft_wrap=True,
@@ -112,6 +111,6 @@ def support(spec: ModelSpec, arch: int) -> str:
     """One cell of the support table: how far this model has been built for this arch, in its auto format."""
     if arch in spec.built:
         return "built"
-    if arch in TWIN_ARCHS and (spec.twin or spec.name) in BUILT_TWINS:
+    if (spec.twin or spec.name) in BUILT_TWINS.get(arch, ()):
         return "twin" if spec.twin else "CI"
     return "-"

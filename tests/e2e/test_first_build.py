@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 
-from tests.harness.builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way, some_minutes
+from tests.harness.builds import FIXED, TIMEOUT_S, build, command, kill_on_the_way
 
 
-@some_minutes
 def test_killed_build_leaves_no_plan_and_resumes_with_its_options(tmp_path):
     """Rank 0, skipped layers, a user's calibration inputs and another format, in one build."""
     from safetensors.torch import save_file

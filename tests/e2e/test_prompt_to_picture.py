@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.harness import tiny_pipelines
-from tests.harness.builds import FIXED, build, some_minutes, svdq
+from tests.harness.builds import FIXED, build, svdq
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 SEED = 0  # of all weights
@@ -141,7 +141,6 @@ def test_what_does_not_belong_together_is_refused(sdxl, tmp_path):
         load(engine)
 
 
-@some_minutes
 def test_t5_and_a_bfloat16_pipeline(tmp_path):
     """For sm_90, for which nothing here builds plans: the ONNX files are what runs."""
     from svdq_trt.models import get_model
@@ -175,7 +174,6 @@ OTHERS = {
 }
 
 
-@some_minutes
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_pipelines(name, tmp_path):
     """Plans for sm_89 are built, too; klein's small transformer is no model with a name.
@@ -208,7 +206,6 @@ def test_other_pipelines(name, tmp_path):
     assert figures["engines"] > 30 > 25 > figures["another seed"], figures
 
 
-@some_minutes
 def test_t5_in_4_bits(tmp_path):
     """For sm_90, too. The pipeline's transformer reads text as wide as t5-tiny's, and so is no model with a name."""
     from svdq_trt.artifact import manifest

@@ -1,4 +1,4 @@
-"""--rank auto by the command line on sdxl-tiny: at one rank's bytes, a better output by prediction and by the check."""
+"""--rank auto by the command line: at one rank's bytes, a better output by prediction and by the check."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import pytest
 
 from svdq_trt.artifact import svdq_file
 from svdq_trt.artifact.sensitivity import Sensitivity
-from tests.harness.builds import some_minutes, svdq
+from tests.harness.builds import FIXED, svdq
 
-pytestmark = some_minutes
-WEIGHTS = ["--model", "sdxl-tiny", "--random-weights", "0", "--preset", "fast"]
+WEIGHTS = ["--model", "pixart-tiny", "--random-weights", "0", "--preset", "fast"]
 
 
 def build(out: Path, *args: str) -> tuple[dict, str]:
-    done = svdq("build", *WEIGHTS, "--arch", "sm_89", "--out", str(out), *args)
+    done = svdq("build", *WEIGHTS, "--arch", "sm_89", "--out", str(out), *FIXED, *args)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((out / "sdxl-tiny-sm_89" / "manifest.json").read_text()), done.stdout + done.stderr
+    return json.loads((out / "pixart-tiny-sm_89" / "manifest.json").read_text()), done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory, sdxl_tiny):
+def built(tmp_path_factory):
     """Folder, scan file, the manifest of rank 32 and the bytes of its nodes."""
     out = tmp_path_factory.mktemp("auto")
-    sdxl_tiny.copy(out, "sm_89")
     scan = out / "scan.json"
-    done = svdq("sensitivity", *WEIGHTS, "--format", "int4", "--pixels", "128", "--samples", "1", "--out", str(scan))
+    done = svdq("sensitivity", *WEIGHTS, "--format", "int4", "--pixels", "64", "--samples", "1", "--out", str(scan))
     assert done.returncode == 0, done.stdout + done.stderr
     uniform, _ = build(out, "--rank", "32")
-    loaded = svdq_file.load(out / "sdxl-tiny-sm_89" / "svdq.safetensors")
+    loaded = svdq_file.load(out / "pixart-tiny-sm_89" / "svdq.safetensors")
     own = tuple(f"{node.name}." for node in loaded.nodes)
     size = sum(t.numel() * t.element_size() for name, t in loaded.tensors.items() if name.startswith(own))
     return out, scan, uniform, size
@@ -62,13 +60,13 @@ def test_same_again_is_reused_and_another_budget_is_not(built):
     again, log = build(out, *args)
     assert log.count("reused") >= 6 and " done " not in log
     assert again["quantized"] == first["quantized"]
-    report = svdq("report", str(out / "sdxl-tiny-sm_89"), "--layers", "2")
+    report = svdq("report", str(out / "pixart-tiny-sm_89"), "--layers", "2")
     assert report.returncode == 0, report.stderr
-    page = (out / "sdxl-tiny-sm_89" / "report.html").read_text()
+    page = (out / "pixart-tiny-sm_89" / "report.html").read_text()
     assert all(word in page for word in ("error split", "smoothing exponents", "ranks", "rank sweep", "--rank auto"))
     words = [*WEIGHTS, "--arch", "sm_89", "--out", str(out), *args[:3], str(int(0.9 * size)), *args[4:]]
     done = svdq("quantize", *words)
     assert done.returncode == 0, done.stderr
-    less = svdq_file.load(out / "sdxl-tiny-shared" / "int4-rauto" / "svdq.safetensors").meta["allocation"]
+    less = svdq_file.load(out / "pixart-tiny-shared" / "int4-rauto" / "svdq.safetensors").meta["allocation"]
     assert less["bytes"] <= 0.9 * size and done.stderr.count(" done ") == 2  # allocate and quantize
     assert less["error_db"] < first["allocation"]["error_db"]

@@ -10,7 +10,7 @@ import torch
 from svdq_trt.contract.step_cache import PIECES
 from svdq_trt.models import get_model
 from svdq_trt.runtime import OnnxSession
-from tests.harness.builds import FIXED, build, plugin_nodes, some_minutes, svdq
+from tests.harness.builds import FIXED, build, plugin_nodes, svdq
 
 MODEL = "flux1-tiny"
 #: with inputs that only later pieces read: a ControlNet's residuals, LoRAs of all layers
@@ -18,7 +18,6 @@ CONTROLLED = f"{MODEL}-with-controlnet"
 WORDS = (*FIXED, "--arch", "sm_89", "--no-check", "--step-cache", "--lora-slots", "16")
 
 
-@some_minutes
 def test_an_engine_in_pieces(tmp_path):
     done = build(CONTROLLED, tmp_path, *WORDS)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Tiny twins through the whole path, for sm_89 and sm_120, and compared with its 16-bit model.
+"""Tiny twins through the whole path, each compared with its 16-bit model.
 
 What only one model need show (resuming, reuse, options, errors) is in test_first_build.py and test_tiny.py.
 """
@@ -15,35 +15,43 @@ from svdq_trt.contract.archs import AUTO_FORMAT
 from svdq_trt.contract.attention import ATTENTION_OPS
 from svdq_trt.contract.formats import Activation
 from svdq_trt.contract.ops import MLP_OPS, OPS, linear_names
-from svdq_trt.models import TWIN_ARCHS, TWINS, get_model
+from svdq_trt.models import BUILT_TWINS, TWIN_ARCHS, TWINS, get_model
 from svdq_trt.models.recipe import weight_layers
-from tests.harness.builds import FIXED, build, plugin_nodes, some_minutes
+from tests.harness.builds import FIXED, HAS_TIME, build, plugin_nodes, some_minutes
 from tests.harness.expected import MARGIN_DB, expected_sqnr
 from tests.harness.published import assert_reference
-from tests.harness.twins import PARAMS
 
 #: the twin that is built for text of several lengths, with masks, and one of them
 TEXT_TWIN, LONG_TEXT = "pixart-tiny", 41
 
 
-#: with a ControlNet's residuals among its inputs
+#: with a ControlNet's residuals among its inputs; for sm_89 also in test_step_cache.py
 CONTROLLED = pytest.param("flux1-tiny-with-controlnet", marks=some_minutes)
 
 
-#: those are in test_tiny.py and tests/cpu/models/test_t5.py
-ELSEWHERE = ("sdxl-tiny", "t5-tiny")
+#: in test_tiny.py
+ELSEWHERE = "sdxl-tiny"
 #: none of their attentions is one of the ops'; see tests/cpu/build/test_attention_choice.py
 TENSORRTS_ATTENTION = ("chroma-tiny", "t5-tiny")
+#: before a linear reads what an activation gives, it is multiplied by another linear's output
+GATED = ("t5-tiny",)
+#: twin -> the least cosine of an output; T5's attention, which has no scale, makes large differences of small ones:
+#: of nodes of 26 to 41 dB one expects an output of 14 dB
+COSINES = {"t5-tiny": 0.95}
 
 
-@pytest.mark.parametrize("name", [*(p for p in PARAMS if getattr(p, "values", (p,))[0] not in ELSEWHERE), CONTROLLED])
+@pytest.mark.parametrize("name", [*(name for name in TWINS if name != ELSEWHERE), CONTROLLED])
 def test_twin_is_built_and_agrees_with_its_16_bit_model(name, tmp_path):
-    words = [w for arch in TWIN_ARCHS for w in ("--arch", f"sm_{arch}")]
-    done = build(name, tmp_path, *words, *(("--tokens", f"24:24:{LONG_TEXT}") if name == TEXT_TWIN else ()))
+    """For all archs and for ranges of sizes; where a run has no time for that, for the first arch and one size."""
+    in_full = HAS_TIME or all(name in twins for twins in BUILT_TWINS.values())
+    archs, sizes = (TWIN_ARCHS, ()) if in_full else (TWIN_ARCHS[:1], FIXED)
+    texts = ("--tokens", f"24:24:{LONG_TEXT}") if name == TEXT_TWIN else ()
+    done = build(name, tmp_path, *(w for arch in archs for w in ("--arch", f"sm_{arch}")), *sizes, *texts)
     assert done.returncode == 0, done.stdout + done.stderr
-    for arch in TWIN_ARCHS:
+    for arch in archs:
         check(name, tmp_path / f"{name}-sm_{arch}", AUTO_FORMAT[arch][0].name)
-    run_at_other_sizes(name, tmp_path / f"{name}-sm_{TWIN_ARCHS[0]}")
+    if in_full:
+        run_at_other_sizes(name, tmp_path / f"{name}-sm_{TWIN_ARCHS[0]}")
     assert_reference(get_model(name), tmp_path / f"{name}-shared" / "model-fp16.onnx")
 
 
@@ -80,7 +88,7 @@ def check(name: str, folder: Path, fmt: str) -> None:
     outputs = m["accuracy"]["outputs"]
     assert [one["name"] for one in outputs] == [io.name for io in get_model(name).outputs]
     assert min(one["sqnr_db"] for one in outputs) > expected(name, folder) - MARGIN_DB, outputs
-    assert min(one["cosine"] for one in outputs) > 0.98, outputs
+    assert min(one["cosine"] for one in outputs) > COSINES.get(name, 0.98), outputs
 
 
 def expected(name: str, folder: Path) -> float:
@@ -101,12 +109,12 @@ def check_feed_forwards(name: str, folder: Path, m: dict) -> None:
 
     spec, formats = get_model(name), {q["node"]: q["format"] for q in m["quantized"]}
     fused = {OPS[op].linears[0].activation for op in MLP_OPS}
-    first = {g.node for g in spec.groups(spec.build()) if g.activation in fused}
+    first = {g.node for g in spec.groups(spec.build()) if g.activation in fused and name not in GATED}
     pairs = {layer for layer in m["plugin_layers"] if len(linear_names(layer)) == 2}
     assert {linear_names(layer)[0] for layer in pairs} == first & set(formats), pairs
     graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
     assert {n.name for n in graph.node if n.op_type in MLP_OPS} == pairs
-    assert first or name == "sana-tiny"  # whose feed-forward has a convolution in the middle
+    assert first or name in ("sana-tiny", *GATED)  # SANA's feed-forward has a convolution in the middle
 
 
 def check_unsigned(name: str, folder: Path, m: dict, fmt: str) -> None:

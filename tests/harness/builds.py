@@ -18,8 +18,9 @@ from tests.harness import tiny_pipelines
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 1800
+HAS_TIME = "SVDQ_ALL" in os.environ
 #: whole builds for which a test run has no time
-some_minutes = pytest.mark.skipif("SVDQ_ALL" not in os.environ, reason="takes minutes: SVDQ_ALL=1 runs it")
+some_minutes = pytest.mark.skipif(not HAS_TIME, reason="takes minutes: SVDQ_ALL=1 runs it")
 #: one size of everything: for tests of other things, as a graph with dynamic sizes takes twice the time to trace
 FIXED = ("--batch", "1", "--height", "64", "--width", "64")
 

@@ -7,29 +7,27 @@ import pytest
 from svdq_trt.build.stages.plan import PIECE_FILES, Plan
 from svdq_trt.engine import plugin_lib
 from svdq_trt.engine.backend import select
-from tests.harness.builds import some_minutes
 from tests.harness.in_pieces import spec_of, write_folder
 
 PIECES = ("head.onnx", "tail.onnx", "end.onnx")
 #: up to sizes at which activations outweigh the 8 MiB that TensorRT sets aside for the matrix products of each stream:
 #: a piece may have more streams than the whole
 RANGES = {"batch": (1, 1, 2), "height": (64, 64, 384), "width": (64, 64, 384), "frames": (1, 1, 17)}
-
-MORE = (
-    "sd3-tiny",
+NAMES = (
+    "flux1-tiny",
+    "flux2-tiny",
+    "chroma-tiny",
+    "krea2-tiny",
+    "pixart-tiny",
     "sana-tiny",
+    "sd3-tiny",
     "qwen-image-tiny",
     "z-image-tiny",
-    "chroma-tiny",
-    "flux2-tiny",
-    "krea2-tiny",
     "wan-tiny",
 )
 
 
-@pytest.mark.parametrize(
-    "name", ["pixart-tiny", "flux1-tiny", *(pytest.param(name, marks=some_minutes) for name in MORE)]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_are_in_one_plan_each(name, tmp_path):
     profiles = write_folder(tmp_path, spec_of(name), RANGES)
     stage = Plan.of(tmp_path, "", 89, select("auto", 89), profiles, None, False)

@@ -17,7 +17,6 @@ from trained.publish import PAGE, publish_pipelines
 from trained.sheet import PROGRAM, STEP_CACHE
 
 from svdq_trt.models import get_model
-from tests.harness.builds import some_minutes
 
 
 def rng(seed=0):
@@ -204,7 +203,6 @@ def made(tmp_path_factory):
     return out
 
 
-@some_minutes
 def test_what_is_trained_is_a_diffusers_folder_and_a_lora(made):
     from diffusers import DiffusionPipeline
 
@@ -217,7 +215,6 @@ def test_what_is_trained_is_a_diffusers_folder_and_a_lora(made):
     assert all(name.startswith("transformer.") for name in lora)
 
 
-@some_minutes
 def test_pictures_of_every_way_sheet_and_page(made, tmp_path):
     results, pictures = json.loads((made / "small.json").read_text()), load_file(made / "small.safetensors")
     keys = ["as trained: 16 bit", "as trained: w4a8", "with the LoRA: 16 bit", "with the LoRA: w4a8"]
@@ -256,7 +253,6 @@ def test_thresholds_of_diffusers_step_cache(tmp_path, monkeypatch):
     assert (without, all_steps, one_step) == (3, 3, 1), "each picture begins with an empty cache"
 
 
-@some_minutes
 def test_thresholds_of_the_engines_step_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(step_cache, "THRESHOLDS", (1e-9, 1e9))
     monkeypatch.setattr(step_cache, "DIFFUSERS", (1e9,))

@@ -16,8 +16,7 @@ from svdq_trt.build.stages.quantize import Quantize
 from svdq_trt.build.stages.weights import Weights
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load, open_weights
-from svdq_trt.models import get_model
-from tests.harness.twins import PARAMS
+from svdq_trt.models import TWINS, get_model
 
 
 def stage(name, out) -> Quantize:
@@ -48,7 +47,7 @@ def test_streamed_artifact_is_the_resident_one(name, tmp_path, monkeypatch):
     assert metas[0] == metas[1]
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", TWINS)
 def test_calibration_of_several_samples_at_once_is_that_of_one_at_a_time(name):
     spec = get_model(name)
     one = collect(load(spec, random_seed=0), spec, samples=4, height=64, width=64, tokens_per_group=64)

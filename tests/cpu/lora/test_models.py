@@ -12,18 +12,27 @@ from svdq_trt.models import get_model
 from svdq_trt.nn.restore import layer_of, restore_model
 from svdq_trt.runtime.lora import LoraSlots
 from tests.cpu.lora.lora_model import quantize
-from tests.harness.builds import some_minutes
 from tests.harness.lora_files import make_factors, write_peft
 
-NAMES = ["pixart-tiny", "sana-tiny", "flux1-tiny", "flux2-tiny", "z-image-tiny"]
-OTHERS = ["qwen-image-tiny", "krea2-tiny", "wan-tiny", "chroma-tiny", "longcat-tiny"]
+NAMES = [
+    "pixart-tiny",
+    "sana-tiny",
+    "flux1-tiny",
+    "flux2-tiny",
+    "z-image-tiny",
+    "qwen-image-tiny",
+    "krea2-tiny",
+    "wan-tiny",
+    "chroma-tiny",
+    "longcat-tiny",
+]
 
 
 def db(want, got):
     return float(10 * torch.log10(want.double().square().sum() / (want.double() - got.double()).square().sum()))
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=some_minutes) for name in OTHERS)])
+@pytest.mark.parametrize("name", NAMES)
 def test_built_in_and_in_slots(name, tmp_path):
     spec, base = get_model(name), quantize(name, tmp_path)
     shapes = layer_shapes(spec)

@@ -22,6 +22,8 @@ def test_states():
     assert support(get_model("sdxl-turbo"), 89) == "twin"
     assert support(get_model("flux1-tiny"), 120) == "CI"
     assert support(get_model("flux1-tiny"), 90) == "-"
+    assert support(get_model("t5-xxl"), 89) == "twin"
+    assert [support(get_model("wan-tiny"), arch) for arch in (89, 120)] == ["CI", "-"]
 
 
 def test_check_of_a_model_beyond_this_machine_is_refused_before_any_work():

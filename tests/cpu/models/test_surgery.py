@@ -7,16 +7,15 @@ import torch
 
 from svdq_trt.build.graph import dynamic_shapes
 from svdq_trt.checkpoint import load
-from svdq_trt.models import get_model, stack_group
+from svdq_trt.models import TWINS, get_model, stack_group
 from svdq_trt.models.recipe import weight_layers
 from svdq_trt.models.spec import SYMBOLS
 from svdq_trt.nn import attention
 from tests.harness.nodes import DenseNode
 from tests.harness.published import joined
-from tests.harness.twins import PARAMS
 
 
-@pytest.fixture(scope="module", params=PARAMS)
+@pytest.fixture(scope="module", params=TWINS)
 def spec(request):
     return get_model(request.param)
 

@@ -15,12 +15,11 @@ from svdq_trt.contract import numerics
 from svdq_trt.contract.formats import ACT_SHIFT, FORMATS, INT4, Activation
 from svdq_trt.contract.reference import linear
 from svdq_trt.contract.reference.quant import QuantWeight, dequantize_weight
-from svdq_trt.models import get_model
+from svdq_trt.models import TWINS, get_model
 from svdq_trt.quantize.layer import quantize_group
 from svdq_trt.quantize.lowrank import Seen
 from svdq_trt.quantize.preset import PRESETS
 from svdq_trt.quantize.split import Coding, Tokens, split_weight
-from tests.harness.twins import PARAMS
 
 SHIFT = ACT_SHIFT[Activation.GELU_TANH]
 DEFAULT = replace(PRESETS["default"], grids=3)
@@ -107,7 +106,7 @@ def test_search_measures_what_the_reference_computes(size):
     assert tokens.error(split) == pytest.approx(want, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", TWINS)
 def test_recipes_mark_exactly_the_inputs_that_are_gelu_outputs(name):
     """Checked by value: a GELU's output goes below 0, and never below -0.17; no other quantized input does that."""
     spec = get_model(name)

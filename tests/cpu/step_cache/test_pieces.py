@@ -19,17 +19,28 @@ from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.first_block import find_cuts
 from svdq_trt.runtime import OnnxSession
 from tests.harness import manifests
-from tests.harness.builds import some_minutes
 from tests.harness.foreign import save
 from tests.harness.in_pieces import FIXED, spec_of, write_folder
 
 #: with sizes that stay open: one whose graph has half of an input's size
 DYNAMIC = "sd3-tiny"
-NAMES = [DYNAMIC, "flux1-tiny", "pixart-tiny", "sana-tiny", "qwen-image-tiny", "z-image-tiny"]
-MORE = ["flux2-tiny", "chroma-tiny", "longcat-tiny", "krea2-tiny", "wan-tiny", "flux1-tiny-with-controlnet"]
+NAMES = [
+    DYNAMIC,
+    "flux1-tiny",
+    "flux1-tiny-with-controlnet",
+    "flux2-tiny",
+    "chroma-tiny",
+    "longcat-tiny",
+    "krea2-tiny",
+    "pixart-tiny",
+    "sana-tiny",
+    "qwen-image-tiny",
+    "z-image-tiny",
+    "wan-tiny",
+]
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=some_minutes) for name in MORE)])
+@pytest.mark.parametrize("name", NAMES)
 def test_pieces_are_the_whole(name, tmp_path):
     spec = spec_of(name)
     profiles = write_folder(tmp_path, spec, {} if name == DYNAMIC else FIXED)
