@@ -81,16 +81,21 @@ KINDS = {
         ),
         PipelineKind("ChromaPipeline", doubled_above=None, most_tokens=512),
         PipelineKind(
-            "ZImagePipeline", doubled_above=0.0, template=ChatTemplate({"enable_thinking": True}), states=(-2,)
+            "ZImagePipeline",
+            doubled_above=0.0,
+            template=ChatTemplate({"add_generation_prompt": True, "enable_thinking": True}),
+            states=(-2,),
         ),
         PipelineKind(
             "Flux2KleinPipeline",
             negative=False,
             doubled_above=None,
-            template=ChatTemplate({"enable_thinking": False}),
+            template=ChatTemplate({"add_generation_prompt": True, "enable_thinking": False}),
             states=(9, 18, 27),
         ),
-        PipelineKind("Flux2Pipeline", negative=False, doubled_above=None, template=Conversation(), states=(10, 20, 30)),
+        PipelineKind(
+            "Flux2Pipeline", negative=False, doubled_above=None, template=Conversation({}), states=(10, 20, 30)
+        ),
         PipelineKind("SanaPipeline", template=Instruction(), states=(-1,)),
         PipelineKind("QwenImagePipeline", doubled_above=None, most_tokens=1024, template=OwnTemplate(), states=(-1,)),
     )
@@ -278,7 +283,7 @@ class PipelineFolder:
             raise ArtifactError(str(where), "no token for padding", f"the pad_token of a {self.kind.class_name}")
         if class_name in PROCESSORS:
             found.chat_template = processor_template(where) or found.chat_template
-        if isinstance(self.kind.template, ChatTemplate | Conversation) and found.chat_template is None:
+        if isinstance(self.kind.template, ChatTemplate) and found.chat_template is None:
             raise ArtifactError(str(where), "no chat template", f"that of a {self.kind.class_name}")
         return found
 

@@ -34,24 +34,6 @@ class PromptTemplate(ABC):
         return len(whole) - self.dropped(pipeline, tokenizer, negative)
 
 
-class Conversation(PromptTemplate):
-    """The tokenizer's own, in which a prompt is a user's message behind the pipeline's own message of a system."""
-
-    def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
-        """The two messages."""
-        (text,) = tokenizer.apply_chat_template(self._messages(pipeline, prompt), tokenize=False)
-        return str(text)
-
-    def tokens(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> int:
-        """How many tokens the two messages have."""
-        found = tokenizer.apply_chat_template(self._messages(pipeline, prompt), tokenize=True, return_dict=True)
-        return len(found["input_ids"][0])
-
-    def _messages(self, pipeline: Any, prompt: str) -> Any:
-        """A batch of one, as the pipeline's module makes it."""
-        return vars(sys.modules[pipeline.__module__])["format_input"]([prompt])
-
-
 @dataclass(frozen=True)
 class ChatTemplate(PromptTemplate):
     """The tokenizer's own, in which a prompt is a user's message.
@@ -63,10 +45,29 @@ class ChatTemplate(PromptTemplate):
     options: Mapping[str, bool]
 
     def text(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> str:
-        """The message, and the beginning of an answer."""
-        messages = [{"role": "user", "content": prompt}]
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self.options)
+        """The messages, and the beginning of an answer where the options say so."""
+        text: str = tokenizer.apply_chat_template(self.messages(pipeline, prompt), tokenize=False, **self.options)
         return text
+
+    def messages(self, pipeline: Any, prompt: str) -> list[dict[str, Any]]:
+        """What the template gets for a prompt."""
+        return [{"role": "user", "content": prompt}]
+
+
+class Conversation(ChatTemplate):
+    """Behind a message of a system, which the pipeline's module has; the template begins the text by itself."""
+
+    def tokens(self, pipeline: Any, tokenizer: Any, prompt: str, negative: bool = False) -> int:
+        """How many tokens the two messages have."""
+        messages = self.messages(pipeline, prompt)
+        return len(
+            tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **self.options)["input_ids"]
+        )
+
+    def messages(self, pipeline: Any, prompt: str) -> list[dict[str, Any]]:
+        """The two messages."""
+        (found,) = vars(sys.modules[pipeline.__module__])["format_input"]([prompt])  # of a batch
+        return list(found)
 
 
 class OwnTemplate(PromptTemplate):
