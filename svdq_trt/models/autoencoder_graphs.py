@@ -42,7 +42,7 @@ class EncoderGraph(PartGraph):
     @staticmethod
     def inputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:
         """Pixels [B, 3, H, W]."""
-        return (TensorIO("image", "act", (BATCH, pixel_channels(config), *pixel_axes(config))),)
+        return DecoderGraph.outputs(config, tokens)
 
     @staticmethod
     def outputs(config: Any, tokens: int) -> tuple[TensorIO, ...]:

@@ -18,7 +18,7 @@ class Engines:
 
     Attributes:
         folder: the denoiser's. file: pipeline.json. manifests: by component.
-        for_every_picture: components, the denoiser first; without those that encode an image, which few requests bring.
+        for_every_picture: components, without those that encode an image, which few requests bring.
 
     Args, and raises: as loading.load, before an engine is opened.
     """
@@ -36,8 +36,9 @@ class Engines:
         self._budgets: Mapping[str, int] = budgets
         for name, budget in self._budgets.items():
             self._check_budget(name, budget)
-        every = [name for name, data in self.manifests.items() if all(one.name != "image" for one in data.inputs)]
-        self.for_every_picture = tuple(sorted(every, key=lambda name: name != self.file.denoiser))
+        self.for_every_picture = tuple(
+            name for name, data in self.manifests.items() if all(one.name != "image" for one in data.inputs)
+        )
 
     def open(self, name: str) -> Runner:
         """Open the engine of a component, which file.engines has."""

@@ -55,9 +55,7 @@ class ExportPart(Stage[PartExported]):
         """The part."""
         from svdq_trt.models.parts import Part
 
-        return Part(
-            self.component, self.role, self.class_name, self.config, self.act_dtype, self.tokens, tuple(self.states)
-        )
+        return Part(self.component, self.role, self.class_name, self.config, self.act_dtype, self.tokens, self.states)
 
     @property
     def label(self) -> str:
