@@ -18,12 +18,14 @@ WINDOWED = QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window
 #: every other layer sees four tokens; weights so large, and a cap so low, that the cap bends the scores
 GEMMA2 = QWEN3 | {"sliding_window": 4, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0}
 GEMMA2 |= {"initializer_range": 0.2}
+#: a vision tower
+PIXTRAL: dict[str, Any] = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "image_size": 56}
+PIXTRAL |= {"num_hidden_layers": 1, "num_attention_heads": 2}
 #: as published, beside the values of a vision tower
 MISTRAL3: dict[str, Any] = {
     "tie_word_embeddings": False,
     "text_config": {"model_type": "mistral", "rope_theta": 1e6, "sliding_window": None, **QWEN3},
-    "vision_config": {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    | {"num_attention_heads": 2, "image_size": 56},
+    "vision_config": PIXTRAL,
 }
 
 #: name of a case -> class and configuration

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 
 from svdq_trt.build.sizes import Sizes
-from svdq_trt.models.parts import Part
+from svdq_trt.models.part_modules import TextEncoder
+from svdq_trt.models.parts import Part, full_config
 
 SIZES = Sizes({"batch": (1, 1, 3), "height": (32, 64, 128), "width": (32, 64, 96), "tokens": (12, 12, 12)})
 
@@ -41,3 +42,10 @@ class Direct:
         self.ran += [tuple(value.shape) for value in inputs.values()]
         found = self.graph(**inputs)
         return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
+
+
+def encoder(one, dtype=torch.float32, module=None, states=()):
+    """A stand-in for a text encoder, by a pipeline that reads these states, and the module."""
+    runner = Direct(one, module)
+    config = full_config(one.class_name, one.config)
+    return TextEncoder(runner, "text_encoder", one.class_name, config, dtype, states), runner.module

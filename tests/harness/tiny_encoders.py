@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from tests.harness.language_models import PIXTRAL
+
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
@@ -112,9 +114,7 @@ def mistral3(folder: Path, channels: int, layers: int):
     words, size = mistral_tokenizer(folder)
     text = {"model_type": "mistral", "vocab_size": size, "hidden_size": channels, "intermediate_size": 64}
     text |= {"num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    vision = {"model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    vision |= {"num_attention_heads": 2, "image_size": 56}
-    config = Mistral3Config(text_config=text | {"sliding_window": None}, vision_config=vision)
+    config = Mistral3Config(text_config=text | {"sliding_window": None}, vision_config=PIXTRAL)
     return words, Mistral3ForConditionalGeneration(config).eval()
 
 

@@ -18,7 +18,7 @@ from svdq_trt.models.parts import full_config
 from svdq_trt.models.pipelines import KINDS
 from svdq_trt.runtime.onnx_session import OnnxSession
 from tests.harness.language_models import LANGUAGE_MODELS, MISTRAL3, QWEN2_5_VL, QWEN3
-from tests.harness.part_graphs import SIZES, Direct, ids, part
+from tests.harness.part_graphs import SIZES, encoder, ids, part
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 
@@ -59,6 +59,17 @@ def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tm
         stand_in(text, use_cache=True)
 
 
+def saved(class_name, config, folder):
+    """A text encoder as transformers has it, saved in a pipeline's folder."""
+    import transformers
+
+    torch.manual_seed(0)
+    cls = getattr(transformers, class_name)
+    whole = cls(cls.config_class(**config)).eval()
+    whole.save_pretrained(folder / "text_encoder")
+    return whole
+
+
 @pytest.mark.parametrize("renamed", [False, True])
 @pytest.mark.parametrize(
     "class_name,config",
@@ -70,22 +81,16 @@ def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tm
 )
 def test_of_a_language_model_its_layers_are_read(class_name, config, renamed, tmp_path):
     """From a file with the names of today's module, too: transformers writes those of former ones."""
-    import transformers
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    torch.manual_seed(0)
-    cls = getattr(transformers, class_name)
-    whole = cls(cls.config_class(**config)).eval()
-    whole.save_pretrained(tmp_path / "text_encoder")
+    whole = saved(class_name, config, tmp_path)
     if renamed:
         save_file(whole.state_dict(), tmp_path / "text_encoder" / "model.safetensors")
     one = part(class_name, config)
     module = load_part(one, tmp_path, "", None)
     own = whole.get_decoder().state_dict()
     assert one.build().state_dict().keys() == module.state_dict().keys() == own.keys()
-    stand_in = TextEncoder(
-        Direct(one, module), "text_encoder", one.class_name, full_config(one.class_name, config), torch.float32
-    )
+    stand_in, _ = encoder(one, module=module)
     text = ids(3, 12)
     call = {"input_ids": text, "attention_mask": (text != 59).long(), "output_hidden_states": True, "use_cache": False}
     want, got = (model(**call) for model in (whole, stand_in))
@@ -100,20 +105,13 @@ def test_of_a_language_model_its_layers_are_read(class_name, config, renamed, tm
 @pytest.mark.parametrize("name", ["qwen3-windowed", "gemma2", "mistral"])
 @pytest.mark.parametrize("states", [(1,), (-2, 1), (-1,)])
 def test_of_a_language_model_no_layer_is_kept_that_nothing_reads(name, states, tmp_path):
-    import transformers
-
-    torch.manual_seed(0)
     class_name, config = LANGUAGE_MODELS[name]
-    cls = getattr(transformers, class_name)
-    whole = cls(cls.config_class(**config)).eval()
-    whole.save_pretrained(tmp_path / "text_encoder")
+    whole = saved(class_name, config, tmp_path)
     one = replace(part(class_name, config), states=states)
     module = load_part(one, tmp_path, "", None)
     assert len(module.layers) == len(one.build().layers) == max(index % 4 for index in states)
-    runner = Direct(one, module)
-    assert runner.outputs[0].dims[0] == len(states)
-    own = full_config(class_name, config)
-    stand_in = TextEncoder(runner, "text_encoder", class_name, own, torch.float32, states)
+    assert one.outputs[0].dims[0] == len(states)
+    stand_in, _ = encoder(one, module=module, states=states)
     text = ids(3, 12)
     call = {"input_ids": text, "attention_mask": (text != 59).long(), "output_hidden_states": True, "use_cache": False}
     want, got = whole(**call), stand_in(**call)
@@ -131,12 +129,8 @@ def test_of_a_language_model_no_layer_is_kept_that_nothing_reads(name, states, t
 @torch.no_grad()
 def test_a_state_that_no_layer_comes_before(tmp_path):
     """The embeddings are read, as the second to last state of a single layer."""
-    from transformers import Qwen3Config, Qwen3Model
-
-    torch.manual_seed(0)
     config = QWEN3 | {"num_hidden_layers": 1}
-    whole = Qwen3Model(Qwen3Config(**config)).eval()
-    whole.save_pretrained(tmp_path / "text_encoder")
+    whole = saved("Qwen3Model", config, tmp_path)
     one, text = replace(part("Qwen3Model", config), states=(-2,)), ids(2, 12)
     (got,) = one.wrap(load_part(one, tmp_path, "", None))(text, torch.ones_like(text))
     torch.testing.assert_close(got, whole.embed_tokens(text))
@@ -145,7 +139,7 @@ def test_a_state_that_no_layer_comes_before(tmp_path):
 @torch.no_grad()
 def test_states_are_indexed_as_transformers_tuple_is():
     one = replace(part("Qwen3Model", QWEN3), states=(1, 2))
-    stand_in = stand_in_of(one, (1, 2))
+    stand_in, _ = encoder(one, states=(1, 2))
     states = stand_in(ids(2, 12), output_hidden_states=True).hidden_states
     first, second = states[1:3]
     assert len(states) == 4 and states[-3] is first and states[2] is second and states[5:] == ()
@@ -160,16 +154,11 @@ def test_states_are_indexed_as_transformers_tuple_is():
 def test_an_engine_that_was_built_for_other_states():
     """One with all of them serves any reader; one with others is refused."""
     text = ids(2, 12)
-    all_states = stand_in_of(part("Qwen3Model", QWEN3), (-2,))(text, output_hidden_states=True).hidden_states
+    all_states = encoder(part("Qwen3Model", QWEN3), states=(-2,))[0](text, output_hidden_states=True).hidden_states
     assert type(all_states) is tuple and len(all_states) == 4
     with pytest.raises(UnsupportedError, match=r"hidden_states: 2 states, want 1 or all 4\. Build it again: svdq-trt"):
-        stand_in_of(replace(part("Qwen3Model", QWEN3), states=(1, 2)), (-2,))(text, output_hidden_states=True)
-
-
-def stand_in_of(one, states):
-    """What a pipeline that reads these states makes of a part's graph."""
-    config = full_config(one.class_name, one.config)
-    return TextEncoder(Direct(one), "text_encoder", one.class_name, config, torch.float32, states)
+        other, _ = encoder(replace(part("Qwen3Model", QWEN3), states=(1, 2)), states=(-2,))
+        other(text, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("name", ["Flux2Pipeline", "Flux2KleinPipeline"])

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError
 from svdq_trt.build.graph import export_model
 from svdq_trt.checkpoint.parts import load_part, locate_part
-from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, FrameAutoencoder, TextEncoder
+from svdq_trt.models.part_modules import Autoencoder, DCAutoencoder, FrameAutoencoder
 from svdq_trt.models.parts import full_config
 from svdq_trt.models.tiles import by_tiles
 from svdq_trt.runtime.onnx_session import OnnxSession
 from svdq_trt.runtime.shapes import check_inputs
 from tests.harness.builds import some_minutes
 from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL
-from tests.harness.part_graphs import SIZES, Direct, ids, part
+from tests.harness.part_graphs import SIZES, Direct, encoder, ids, part
 from tests.harness.tiny_pipelines import deep_compression
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -118,12 +118,6 @@ def test_graph_gives_the_modules_outputs_at_any_size(one, tmp_path):
         sizes = {"batch": 2, "height": 64, "width": 32, "tokens": 12}
         assert io.shape(sizes) == tuple(expected.shape) == tuple(got[io.name].shape), io.name
         np.testing.assert_allclose(got[io.name], expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
-
-
-def encoder(one, dtype=torch.float32):
-    runner = Direct(one)
-    config = full_config(one.class_name, one.config)
-    return TextEncoder(runner, "text_encoder", one.class_name, config, dtype), runner.module
 
 
 @pytest.mark.parametrize("one", PARTS[:2], ids=lambda p: p.class_name)
