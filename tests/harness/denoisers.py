@@ -239,4 +239,4 @@ def call(name: str, rows: int, tokens: int, device: str = "meta") -> Call:
     """Keyword arguments of its forward for 8 · rows patches and so many text tokens."""
     from torch.utils._pytree import tree_map
 
-    return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, DENOISERS[name][1](rows, tokens))  # type: ignore[no-any-return]
+    return tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, DENOISERS[name][1](rows, tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import onnxruntime as ort
@@ -97,7 +98,7 @@ def in_a_row(nodes: Sequence[SvdqNode], rank: int) -> ir.Model:
     for i, one in enumerate(nodes):
         own = []
         for spec in one.op.inputs[1:]:
-            tensor = ir.tensor(one.weights[spec.name], name=f"layer{i}.{spec.name}")
+            tensor: Any = ir.tensor(one.weights[spec.name], name=f"layer{i}.{spec.name}")
             kind = ir.TensorType(tensor.dtype)
             own.append(ir.Value(name=tensor.name, type=kind, shape=tensor.shape, const_value=tensor))
         attributes = {a.name: int(a.default) if a.kind == "int" else a.default for a in one.op.attributes}

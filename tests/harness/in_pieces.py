@@ -23,7 +23,7 @@ FIXED = {"batch": (1,) * 3, "height": (64,) * 3, "width": (64,) * 3, "frames": (
 def spec_of(name: str) -> ModelSpec:
     """A twin with at least two blocks in a row: Z-Image's has one."""
     spec = get_model(name)
-    return replace(spec, config=spec.config | {"n_layers": 2}) if name == "z-image-tiny" else spec
+    return replace(spec, config={**spec.config, "n_layers": 2}) if name == "z-image-tiny" else spec
 
 
 def write_folder(folder: Path, spec: ModelSpec, sizes: Mapping[str, tuple[int, int, int]]) -> tuple[TensorProfile, ...]:
@@ -39,7 +39,7 @@ def write_folder(folder: Path, spec: ModelSpec, sizes: Mapping[str, tuple[int, i
     return inputs
 
 
-def _silent(done: int, total: int, step: str) -> None:
+def _silent(done: float, total: float, text: str = "") -> None:
     """Progress for nobody."""
 
 

@@ -91,7 +91,8 @@ def write_comfy(path: Path, factors: Mapping[str, Factors], spec: ModelSpec) -> 
 def write_flux_original(folder: Path, spec: ModelSpec, rank: int = 8) -> tuple[Path, Path]:
     """One LoRA of every layer of a FLUX model: kohya's original, fused names; and diffusers' split ones."""
     shapes, rng = layer_shapes(spec), torch.Generator().manual_seed(4)
-    original, split = {}, {}
+    original: dict[str, torch.Tensor] = {}
+    split: dict[str, torch.Tensor] = {}
     for name, parts in flux_original_names({layer: shape[0] for layer, shape in shapes.items()}):
         k = shapes[parts[0][0]][1]
         down = torch.randn(rank, k, generator=rng) * k**-0.5

@@ -48,9 +48,9 @@ def peft_model(spec: ModelSpec, config: Any) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if "lora_magnitude" in name:
-                parameter *= 1 + 0.1 * torch.rand(parameter.shape, generator=generator)
+                parameter.mul_(1 + 0.1 * torch.rand(parameter.shape, generator=generator))
             elif any(part in name for part in ("lora_", "hada_", "lokr_", "oft_", "modules_to_save")):
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5)
     return module
 
 
@@ -94,9 +94,10 @@ def merged(module: nn.Module, strength: float = 1.0) -> Weights:
                 own = layer.modules_to_save["default"]
                 found |= {f"{name}.{k}": v.detach() for k, v in own.named_parameters()}
             elif isinstance(layer, BaseTunerLayer):
-                layer.scale_layer(strength)
-                layer.merge()
-                found |= {f"{name}.{k}": v.detach() for k, v in layer.get_base_layer().named_parameters()}
+                tuned: Any = layer  # what kinds of adapters have, their base class has not
+                tuned.scale_layer(strength)
+                tuned.merge()
+                found |= {f"{name}.{k}": v.detach() for k, v in tuned.get_base_layer().named_parameters()}
     return found
 
 
@@ -108,11 +109,11 @@ def loaded_by_diffusers(spec: ModelSpec, path: Path, strength: float = 1.0) -> W
     module: Any = model(spec)
     alphas = None
     if spec.class_path.endswith("UNet2DConditionModel"):
-        pipeline, prefix, more = StableDiffusionXLPipeline, "unet", {"unet_config": module.config}
-        tensors, alphas, metadata = pipeline.lora_state_dict(str(path), return_lora_metadata=True, **more)
+        sdxl, prefix, more = StableDiffusionXLPipeline, "unet", {"unet_config": module.config}
+        tensors, alphas, metadata = sdxl.lora_state_dict(str(path), return_lora_metadata=True, **more)
     else:
-        pipeline, prefix = FluxPipeline, "transformer"
-        tensors, alphas, metadata = pipeline.lora_state_dict(str(path), return_alphas=True, return_lora_metadata=True)
+        flux, prefix = FluxPipeline, "transformer"
+        tensors, alphas, metadata = flux.lora_state_dict(str(path), return_alphas=True, return_lora_metadata=True)
     module.load_lora_adapter(tensors, prefix=prefix, network_alphas=alphas, metadata=metadata, adapter_name="default")
     return merged(module, strength)
 
@@ -129,7 +130,9 @@ def lycoris(
     Args:
         kinds: layer -> (module class, its arguments). names: layer -> as the file spells it, without "lora_unet_".
     """
-    base, tensors, found = model(spec), {}, {}
+    base = model(spec)
+    tensors: Weights = {}
+    found: Weights = {}
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for layer, (kind, options) in kinds.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,16 @@ KINDS: dict[str, tuple[str, Callable[..., dict[str, Any]], dict[str, Any]]] = {
 class Direct:
     """A graph in torch as a runner with a manifest."""
 
-    def __init__(self, graph, outputs, data):
+    def __init__(self, graph: Any, outputs: Any, data: Any) -> None:
         self.graph, self.outputs, self.manifest, self.closed = graph, outputs, data, False
         self.seconds = {"check": 0.25, "load": 0.5}
         self.inputs = [tensor.profile for tensor in data.inputs]
 
-    def close(self):
+    def close(self) -> None:
         self.closed = True
 
     @torch.no_grad()
-    def run(self, inputs):
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         found = self.graph(**inputs)
         return {io.name: v for io, v in zip(self.outputs, found if isinstance(found, tuple) else (found,), strict=True)}
 
@@ -100,7 +100,7 @@ def tiny(name: str, folder: Path, **changed: Any) -> tuple[Any, Path, dict[Path,
     sizes = Sizes({symbol: (1, 1, 1) for symbol in spec.profile.sizes(0)} | counts | sides)
     module = copy.deepcopy(denoiser)
     spec.family.prepare(module)
-    graphs = {spec.subfolder: (out, model, spec.wrap(module), spec)}
+    graphs: dict[str, tuple[Path, str, Any, Any]] = {spec.subfolder: (out, model, spec.wrap(module), spec)}
     for part in source.parts(spec.act_dtype, tokens[2]):
         graph = part.wrap(load_part(part, folder / "own", "", None))
         graphs[part.name] = (out / part.name, part.class_name, graph, part)

@@ -86,7 +86,8 @@ def assert_reference(spec: ModelSpec, graph: Path) -> None:
 
     As far as 16 bit allow.
     """
-    inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**spec.profile.sizes(0)), strict=True)}
+    sizes: dict[str, Any] = spec.profile.sizes(0)
+    inputs = {io.name: t for io, t in zip(spec.inputs, spec.example_inputs(**sizes), strict=True)}
     with OnnxSession(graph, device="cpu") as session:
         found = session.run(inputs)
     outputs = [found[io.name] for io in spec.outputs]

@@ -13,7 +13,11 @@ from tests.harness.manifests import file_entry, tensor_entry, write_manifest
 
 
 def write_toy(
-    folder: Path, dtype: str = "float16", backend: str = "tensorrt-rtx", batch: tuple = (1, 2, 4), ids: bool = False
+    folder: Path,
+    dtype: str = "float16",
+    backend: str = "tensorrt-rtx",
+    batch: tuple[int, int, int] = (1, 2, 4),
+    ids: bool = False,
 ) -> Path:
     """x [batch, 8..32] of `dtype`, t [batch] f32, and with `ids` ids [8..32] as x, to be added -> y as x.
 
@@ -77,4 +81,5 @@ def toy_feed(batch: int = 1, width: int = 8, seed: int = 0, dtype: str = "float1
 
 
 def toy_answer(inputs: dict[str, np.ndarray]) -> np.ndarray:
-    return 2 * inputs["x"].astype(np.float32) * inputs["t"].reshape(-1, 1) + inputs.get("ids", np.float32(0))
+    answer: np.ndarray = 2 * inputs["x"].astype(np.float32) * inputs["t"].reshape(-1, 1)
+    return answer + inputs["ids"] if "ids" in inputs else answer

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from tests.harness.language_models import PIXTRAL
 
 LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
 
 
-def tokenizer(folder: Path):
-    """CLIP's tokenizer over single letters."""
+def tokenizer(folder: Path) -> tuple[Any, int]:
+    """CLIP's tokenizer over single letters, and how many words it knows."""
     from transformers import CLIPTokenizer
 
     words = [*LETTERS, *(f"{c}</w>" for c in LETTERS), "<|startoftext|>", "<|endoftext|>"]
@@ -21,7 +22,7 @@ def tokenizer(folder: Path):
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=77), len(words)
 
 
-def t5_tokenizer(folder: Path):
+def t5_tokenizer(folder: Path) -> tuple[Any, int]:
     """T5's tokenizer over single letters, saved in `folder`, and how many words it knows."""
     from transformers import T5Tokenizer
 
@@ -30,7 +31,7 @@ def t5_tokenizer(folder: Path):
     return T5Tokenizer.from_pretrained(folder), len(pieces)
 
 
-def t5(folder: Path, **config):
+def t5(folder: Path, **config: Any) -> tuple[Any, Any]:
     """The letters' T5 tokenizer, and an encoder for it, of 96 channels unless `config` says otherwise."""
     from transformers import T5Config, T5EncoderModel
 
@@ -40,7 +41,7 @@ def t5(folder: Path, **config):
     return words, encoder.eval()
 
 
-def qwen_tokenizer(folder: Path, *more: str):
+def qwen_tokenizer(folder: Path, *more: str) -> tuple[Any, int]:
     """Qwen's tokenizer over single letters, saved in `folder`, with a chat template; how many words it knows.
 
     Args:
@@ -61,7 +62,7 @@ def qwen_tokenizer(folder: Path, *more: str):
     return Qwen2Tokenizer.from_pretrained(folder), len(words)
 
 
-def gemma_tokenizer(folder: Path):
+def gemma_tokenizer(folder: Path) -> tuple[Any, int]:
     """Gemma's tokenizer over three letters, saved in `folder`, and how many words it knows.
 
     What is between such letters is one unknown word, so that SANA's instruction is short.
@@ -74,18 +75,18 @@ def gemma_tokenizer(folder: Path):
     return GemmaTokenizer.from_pretrained(folder), len(words)
 
 
-def qwen3(folder: Path, kind: str, channels: int = 96, layers: int = 3):
+def qwen3(folder: Path, kind: str, channels: int = 96, layers: int = 3) -> tuple[Any, Any]:
     """The letters' tokenizer, and a language model for it, by its class."""
     import transformers
 
     words, size = qwen_tokenizer(folder)
-    own = {"vocab_size": size, "hidden_size": channels, "num_hidden_layers": layers, "head_dim": 32}
+    own: dict[str, Any] = {"vocab_size": size, "hidden_size": channels, "num_hidden_layers": layers, "head_dim": 32}
     own |= {"intermediate_size": 64}
     config = transformers.Qwen3Config(**own, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
     return words, getattr(transformers, kind)(config).eval()
 
 
-def mistral_tokenizer(folder: Path):
+def mistral_tokenizer(folder: Path) -> tuple[Any, int]:
     """Mistral's tokenizer over three letters, saved in `folder`, and how many words it knows.
 
     What is between such letters is one unknown word, and FLUX.2's message of a system one word.
@@ -107,7 +108,7 @@ def mistral_tokenizer(folder: Path):
     return LlamaTokenizer.from_pretrained(folder), len(words)
 
 
-def mistral3(folder: Path, channels: int, layers: int):
+def mistral3(folder: Path, channels: int, layers: int) -> tuple[Any, Any]:
     """The tokenizer of `mistral_tokenizer`, and a model for it."""
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
@@ -118,7 +119,7 @@ def mistral3(folder: Path, channels: int, layers: int):
     return words, Mistral3ForConditionalGeneration(config).eval()
 
 
-def clip_config(size: int, hidden: int, projection: int):
+def clip_config(size: int, hidden: int, projection: int) -> Any:
     """A CLIP text encoder's config over `size` words."""
     from transformers import CLIPTextConfig
 
@@ -136,22 +137,29 @@ def clip_config(size: int, hidden: int, projection: int):
     )
 
 
-def qwen_image_tokenizer(folder: Path):
+def qwen_image_tokenizer(folder: Path) -> tuple[Any, int]:
     """Qwen's tokenizer, in which the message before QwenImagePipeline's prompts has 34 tokens; its number of words."""
     from diffusers import QwenImagePipeline
 
-    template = QwenImagePipeline(*[None] * 5).prompt_template_encode
-    return qwen_tokenizer(folder, *sorted(set(re.findall(r" ?[A-Za-z]{2,}|[\n,:]", template))))
+    pipe: Any = QwenImagePipeline(*[None] * 5)
+    words = re.findall(r" ?[A-Za-z]{2,}|[\n,:]", pipe.prompt_template_encode)
+    return qwen_tokenizer(folder, *sorted(set(words)))
 
 
-def qwen2_5_vl(folder: Path):
+def qwen2_5_vl(folder: Path) -> tuple[Any, Any]:
     """The tokenizer of `qwen_image_tokenizer`, and a model for it."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     words, size = qwen_image_tokenizer(folder)
-    text = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 3}
+    text: dict[str, Any] = {"vocab_size": size, "hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 3}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
     text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 4, 4]}}
-    vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 96}
+    vision: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "intermediate_size": 48,
+        "out_hidden_size": 96,
+    }
     config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
     return words, Qwen2_5_VLForConditionalGeneration(config).eval()

@@ -84,8 +84,11 @@ class TritonServer:
         Without one it is this environment, less what serving needs not (slim.ABSENT). `scratch` is an empty folder.
         `folder` has the server's files, where it is not the installed one.
         """
+        root = _root(folder)
+        if root is None:
+            raise FileNotFoundError(missing(folder))
+        self.root = root
         self._python = python or slim.interpreter(scratch / "slim")
-        self.root = _root(folder)
         self.repository, self.scratch, self.models = repository, scratch, models
         self.http, self.grpc = (f"127.0.0.1:{port}" for port in _free_ports(2))
         self.log = scratch / "tritonserver.log"
