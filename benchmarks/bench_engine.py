@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import script
 from engine_bench.variant import PLAIN, Variant
 
+from svdq_trt.base.errors import UsageError
 from svdq_trt.contract.sizes import SIZES
 
 RIVALS = {"compile": False, "compile-fp8": True}  # does it have fp8 linears
@@ -50,6 +52,10 @@ def main() -> int:
     work = args.work or Path(tempfile.mkdtemp(prefix="svdq-bench-"))
     common = {"model": args.model, "sizes": sizes, "repeat": args.repeat}
     formats = args.formats.split(",")
+    variants = {fmt: Variant.parse(fmt) for fmt in formats}
+    rivals = args.rivals.split(",") if args.rivals else []
+    if unknown := [name for name in rivals if name not in RIVALS]:
+        raise UsageError("--rivals", f"'{unknown[0]}'", f"one of {', '.join(RIVALS)}")
     common |= {"torch_device": args.torch_device, "with_profile": args.profile}
     if args.stage in ("all", "make", "graphs"):
         making = common | {
@@ -64,7 +70,7 @@ def main() -> int:
         arch = args.target or local_arch() or RECORDED_ARCH
         for fmt in formats:
             graph = str((args.graphs / args.model / f"{fmt}.onnx").resolve()) if args.graphs else ""
-            variant = Variant.parse(fmt)
+            variant = variants[fmt]
             job = making | {
                 "format": variant.format,
                 "skip": list(variant.skip),
@@ -82,11 +88,11 @@ def main() -> int:
     jobs = {}
     if not args.engines_only:
         jobs["torch"] = _start(work, "torch", "torch", common | {"folder": str(work / "torch"), "artifact": ""})
-    for name in args.rivals.split(",") if args.rivals else []:
+    for name in rivals:
         jobs[f"torch {name}"] = _start(work, f"torch {name}", "rival", common | {"fp8": RIVALS[name]})
     for fmt in formats:
         jobs[f"run-{fmt}"] = _start(work, f"run-{fmt}", "engine", running | {"folder": str(work / fmt)})
-        if Variant.parse(fmt).format not in PLAIN and not args.engines_only:
+        if variants[fmt].format not in PLAIN and not args.engines_only:
             own = {"folder": str(work / fmt), "artifact": str(work / fmt / "svdq.safetensors")}
             jobs[f"torch-{fmt}"] = _start(work, f"torch-{fmt}", "torch", common | own)
     made = [fmt for fmt in formats if _wait(work, f"make-{fmt}")]  # from here on, one job at a time has the machine
@@ -303,4 +309,4 @@ def _ms(times: dict[str, float]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

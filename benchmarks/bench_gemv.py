@@ -18,6 +18,7 @@ from typing import Any, TypedDict
 import bench_linear as timing
 import bench_options as options
 import kernel_calls as calls
+import script
 import torch
 
 
@@ -136,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -28,6 +28,7 @@ from typing import Any
 
 import bench_options as options
 import kernel_calls as calls
+import script
 import shapes
 import torch
 
@@ -343,4 +344,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

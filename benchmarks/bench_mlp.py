@@ -16,6 +16,7 @@ from typing import Any
 
 import bench_options as options
 import kernel_calls as calls
+import script
 import shapes
 import torch
 from bench_linear import Body, geomean, ours, time_together
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

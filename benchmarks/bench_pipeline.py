@@ -29,6 +29,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import script
+
 from svdq_trt.base.errors import EXIT_INCOMPLETE
 from svdq_trt.cli.running import add_weight_budget, weight_budgets
 
@@ -194,4 +196,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import script
 from serving_bench import report
 from serving_bench.clients import Load, Model
 from serving_bench.memory import SAMPLES, Memory
 
-from svdq_trt.base.errors import SvdqError
 from svdq_trt.serve.config import Serving, to_text
 from svdq_trt.serve.repository import CONFIG, write_model
 from tests.harness import slim
@@ -49,10 +49,7 @@ def main() -> int:
         sys.exit(f"--server: {why}")
     with tempfile.TemporaryDirectory(prefix="svdq-serving-") as folder:
         work = Path(folder)
-        try:
-            _write(args, work / "models")
-        except SvdqError as error:
-            sys.exit(str(error))
+        _write(args, work / "models")
         (work / "server").mkdir()
         python = slim.interpreter(work / "python", absent=())
         with TritonServer(work / "models", work / "server", [NAME], python, args.server) as server:
@@ -147,4 +144,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

@@ -14,6 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
+import script
+
 from svdq_trt.bench.kinds import GAPS, KINDS, by_kind, kind_of
 
 
@@ -40,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

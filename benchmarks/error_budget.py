@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import script
 import torch
 from engine_bench.model import inputs_of, quantize, random_module
 
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

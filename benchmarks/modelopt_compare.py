@@ -20,7 +20,6 @@ import copy
 import io
 import json
 import os
-import sys
 import time
 import traceback
 import warnings
@@ -31,6 +30,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import script
 import torch
 from quantizer_ladder import LAYERS
 from torch import Tensor, nn
@@ -219,4 +219,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

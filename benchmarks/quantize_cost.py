@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import script
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
@@ -79,13 +81,7 @@ class Watch:
 
 def main() -> int:
     args = _arguments()
-    from svdq_trt.base.errors import SvdqError
-
-    try:
-        result = measure(args)
-    except SvdqError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    result = measure(args)
     show(result)
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
@@ -207,4 +203,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script.run(main)

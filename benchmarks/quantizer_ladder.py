@@ -13,6 +13,7 @@ import argparse
 import time
 from dataclasses import replace
 
+import script
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

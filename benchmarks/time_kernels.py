@@ -13,6 +13,7 @@ import sys
 from functools import partial
 
 import kernel_calls as calls
+import script
 import torch
 from bench_linear import Body, Timed, ours
 from bench_options import need_gpu
@@ -53,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

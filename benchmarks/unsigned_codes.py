@@ -7,6 +7,7 @@ The layers are synthetic: an MLP's second linear, which reads GELU (tanh) of cor
 
 from __future__ import annotations
 
+import script
 import torch
 from quantizer_ladder import FRESH, RUNGS, fresh_sqnr, make_parser, mixture
 from torch import Tensor
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

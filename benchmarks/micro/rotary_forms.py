@@ -37,6 +37,7 @@ from bench_options import need_gpu
 from engine_bench.make import Here
 from engine_bench.measure import CLOCK, time_ms
 from rotary_graphs import FORMS, Blocks, Sizes, feed, inputs_of, reference
+from script import run
 
 from svdq_export import export_onnx
 from svdq_trt.artifact.manifest import TensorProfile
@@ -242,4 +243,4 @@ def _print(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

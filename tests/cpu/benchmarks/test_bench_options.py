@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import bench_options
 import kernel_calls
 import pytest
 import torch
+
+from svdq_trt.base.errors import EXIT_USAGE
 
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 SCRIPTS = ("bench_linear", "bench_mlp", "bench_gemv")
@@ -52,6 +55,23 @@ def test_missing_kernels_are_reported(script, monkeypatch, capsys):
     monkeypatch.setattr(kernel_calls, "find_library", lambda: None)
     assert run(script, monkeypatch) == 2
     assert "no libsvdq.so found: build it, or pass --library" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--formats", "fp16,int5"), "--formats: 'int5', want one of fp16, diffusers, "),
+        (("--rivals", "eager"), "--rivals: 'eager', want one of compile, compile-fp8"),
+        (("--model", "sdxl-huge"), "sdxl-huge"),
+    ],
+)
+def test_what_bench_engine_does_not_know_is_refused_before_work(words, said, tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "bench_engine.py"), "--stage", "make", "--target", "89", *words]
+    work = tmp_path / "work"
+    done = subprocess.run([*command, "--work", str(work)], capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_USAGE and not work.exists()
+    (line,) = done.stderr.splitlines()
+    assert said in line
 
 
 GPU_SCRIPTS = (*SCRIPTS, "time_kernels", "bench_lora_swap", "bench_engine", "rotary_forms", "bench_step_cache")
