@@ -37,7 +37,7 @@ from svdq_trt.cli.running import add_weight_budget, weight_budgets
 #: of which `folder` knows the pipeline, with the options of its build: a picture of 1024 x 1024 with guidance
 MODELS = {
     "sdxl": ("--batch", "2", "--weight-streaming", "text_encoder", "--weight-streaming", "text_encoder_2"),
-    "flux1-dev": ("--batch", "1", "--quantize-t5"),
+    "flux1-dev": ("--batch", "1", "--quantize-text"),
     "flux2-klein-4b": ("--batch", "1"),
     "flux2-dev": ("--batch", "1"),
     "z-image-turbo": ("--batch", "1"),

@@ -211,7 +211,8 @@ class BuildConfig:
         allow_partial: leave out the parts of a LoRA file that do not fit, instead of refusing the file.
         quantized: a quantized checkpoint (ours or another tool's) to use instead of the quantizer and all its
             options.
-        pipeline: folder of the diffusers pipeline whose other models become engines too. quantize_t5: its T5 in 4 bits.
+        pipeline: folder of the diffusers pipeline whose other models become engines too. quantize_text: its T5
+            or language model in 4 bits.
         vae_tile: pixels of a side, above which its autoencoder works by tiles of that size.
         force: ignore finished stages. skip: name patterns of linears to keep in 16 bit.
     """
@@ -250,7 +251,7 @@ class BuildConfig:
     sampling: Sampling | None = None
     rank_auto: RankAuto | None = None
     pipeline: Path | None = None
-    quantize_t5: bool = False
+    quantize_text: bool = False
     vae_tile: int = VAE_TILE
 
     def __post_init__(self) -> None:
@@ -258,8 +259,8 @@ class BuildConfig:
             self.rank_auto.check()
         if self.pipeline is not None:
             require_transformers("--pipeline")
-        elif self.quantize_t5:
-            raise UsageError("--quantize-t5", "given alone", "--pipeline with it")
+        elif self.quantize_text:
+            raise UsageError("--quantize-text", "given alone", "--pipeline with it")
         elif self.vae_tile != VAE_TILE:
             raise UsageError("--vae-tile", "given alone", "--pipeline with it")
         elif self.streamed_parts:

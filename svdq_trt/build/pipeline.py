@@ -3,7 +3,8 @@
 <out>/<model>-shared/<part>/         model.onnx(.data) of a part, for every arch
 <out>/<model>-sm_89/                 the denoiser's engine, as without --pipeline, and pipeline.json
 <out>/<model>-sm_89/<part>/          an engine folder of its own: text_encoder, text_encoder_2, vae_decoder, ...
-<out>/t5-xxl-sm_89/                  with --quantize-t5: that of T5 in 4 bits, whose files the part's folder has too
+<out>/t5-xxl-sm_89/                  with --quantize-text: that of T5 in 4 bits, whose files the part's folder has too;
+<out>/<model>-text_encoder-sm_89/    or that of a language model
 <out>/<model>-sm_89/tokenizer/ ...   copies of what else a run reads
 """
 

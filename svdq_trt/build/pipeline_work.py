@@ -15,7 +15,8 @@ from svdq_trt.calibrate.sample import check_denoiser
 from svdq_trt.checkpoint import Identity
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.parts import check_part, identify_part, locate_part
-from svdq_trt.models import MODELS, ModelSpec
+from svdq_trt.models import MODELS, ModelSpec, get_model
+from svdq_trt.models.language_model import LanguageModel, is_language_model
 from svdq_trt.models.parts import Part
 from svdq_trt.models.pipelines import PipelineFolder
 
@@ -67,8 +68,8 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
     all_parts = folder.parts(spec.act_dtype, sizes.profile["tokens"][2])
     planned, parts, quantized = [], [], {}
     for part in all_parts:
-        if config.quantize_t5 and part.class_name == "T5EncoderModel":
-            quantized[part.component] = _encoder_build(config, part)
+        if config.quantize_text and (part.class_name == "T5EncoderModel" or is_language_model(part)):
+            quantized[part.component] = _encoder_build(config, spec, part)
             continue
         part_sizes = _part_sizes(part, sizes, config.vae_tile)
         count = check_part(part, config.pipeline / part.component / "config.json", part_sizes.least())
@@ -76,8 +77,8 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
     names = [part.name for part in all_parts]
     if unknown := [name for name in config.streamed_parts if name not in names]:
         raise UsageError("--weight-streaming", f"no part '{unknown[0][:80]}'", f"one of {', '.join(names)}")
-    if config.quantize_t5 and not quantized:
-        raise UsageError("--quantize-t5", f"{config.pipeline} has no T5EncoderModel", "a pipeline with one")
+    if config.quantize_text and not quantized:
+        raise UsageError("--quantize-text", f"{config.pipeline} has no T5 and no language model", "a pipeline with one")
     check_fit(folder, spec, all_parts, sizes)
     for part, part_sizes, count in planned:  # last, as gigabytes are read
         source = None if config.random_weights is not None else locate_part(part, config.pipeline, spec.variant)
@@ -87,12 +88,12 @@ def plan_pipeline(config: BuildConfig, spec: ModelSpec, sizes: Sizes) -> Pipelin
     return PipelineWork(folder, spec.variant, config.random_weights, tuple(parts), quantized, files)
 
 
-def _encoder_build(config: BuildConfig, part: Part) -> BuildConfig:
+def _encoder_build(config: BuildConfig, spec: ModelSpec, part: Part) -> BuildConfig:
     """The build of a text encoder in 4 bits, with the denoiser's options as far as they are not about its weights."""
     assert config.pipeline is not None
     root = config.pipeline / part.component
     return BuildConfig(
-        _model_of(root / "config.json"),
+        _language_model(spec, part, root) if is_language_model(part) else _model_of(root / "config.json"),
         config.archs,
         config.out,
         checkpoint=str(root) if config.random_weights is None else None,
@@ -110,8 +111,21 @@ def _encoder_build(config: BuildConfig, part: Part) -> BuildConfig:
     )
 
 
+def _language_model(spec: ModelSpec, part: Part, root: Path) -> str:
+    """The description of a language model, with the denoiser's name before its own.
+
+    Raises:
+        ArtifactError: a quantized one, or a config that its class does not take.
+    """
+    check_part(part, root / "config.json", {"batch": 1})
+    found = LanguageModel(f"{spec.name}-{part.component}", part).to_text()
+    model = get_model(found)
+    model.recipe(model.build(tables=False))  # before any work: it says what cannot be traced
+    return found
+
+
 def _model_of(config: Path) -> str:
-    """The name of the model that a text encoder's config describes. Raises UnsupportedError: none."""
+    """The name of the T5 that a text encoder's config describes. Raises UnsupportedError: none."""
     names = [spec.name for spec in MODELS.values() if spec.library == "transformers"]
     for name in names:
         try:
@@ -119,7 +133,7 @@ def _model_of(config: Path) -> str:
             return name
         except ArtifactError:
             continue
-    raise UnsupportedError(f"--quantize-t5: {config}", "an encoder of another size", f"one of {', '.join(names)}")
+    raise UnsupportedError(f"--quantize-text: {config}", "an encoder of another size", f"one of {', '.join(names)}")
 
 
 def _part_sizes(part: Part, sizes: Sizes, tile: int) -> Sizes:

@@ -111,7 +111,9 @@ def require_memory_for_check(spec: ModelSpec, memory_bytes: int) -> None:
             "--check",
             f"{spec.name} in 16 bit takes some {gb[0]} to run, this machine has {gb[1]}",
             "that much memory, or --no-check",
-            f"Its small twin is compared instead by: svdq-trt build --model {spec.twin} --random-weights 0.",
+            f"Its small twin is compared instead by: svdq-trt build --model {spec.twin} --random-weights 0."
+            if spec.twin
+            else "",
         )
 
 
@@ -180,7 +182,7 @@ def plan_work(config: BuildConfig) -> Work:
 
 def _model(config: BuildConfig) -> tuple[ModelSpec, BuildConfig]:
     """The model that a config names, or whose folder it gives: that is then the checkpoint as well."""
-    if not Path(config.model).is_dir():
+    if config.model.startswith("{") or not Path(config.model).is_dir():
         return get_model(config.model), config
     given = {symbol: getattr(config, symbol) for symbol in SYMBOLS}
     fixed = {symbol: size.min for symbol, size in given.items() if size is not None and size.min == size.max}

@@ -19,8 +19,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _ORIGINAL_PREFIX = "model.diffusion_model."  # diffusers' conversions know it, and one of them needs it
 
-#: Containers a model may lie in: a pipeline, ComfyUI's file, DataParallel, torch.compile.
-_CONTAINERS = r"((model\.diffusion_model|diffusion_model|unet|transformer|model|module|_orig_mod)\.)*"
+#: Containers a model may lie in: a pipeline, ComfyUI's file, a model of texts and images, DataParallel, torch.compile.
+_CONTAINERS = r"((model\.diffusion_model|diffusion_model|unet|transformer|language_model|model|module|_orig_mod)\.)*"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def _container(name: str, anchors: Collection[str]) -> str | None:
 
 
 def _as_they_are(spec: ModelSpec, shapes: Shapes, where: str) -> dict[str, tuple[Rows, ...]]:
-    return {name: (Rows(name, 0, _count(shape)),) for name, shape in shapes.items()}
+    return {
+        name: (Rows(name, 0, _count(shape)),) for name, shape in shapes.items() if not re.fullmatch(spec.unread, name)
+    }
 
 
 def _converted(spec: ModelSpec, shapes: Shapes, where: str) -> dict[str, tuple[Rows, ...]]:

@@ -138,7 +138,10 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "other weights the denoiser's are read there",
     )
     source.add_argument(
-        "--quantize-t5", action="store_true", help="with --pipeline: its T5 in 4 bits as well, as the model t5-xxl"
+        "--quantize-text",
+        "--quantize-t5",
+        action="store_true",
+        help="with --pipeline: its T5 or language model in 4 bits as well, with the denoiser's format",
     )
     source.add_argument(
         "--vae-tile",
@@ -288,7 +291,7 @@ def run(args: argparse.Namespace) -> int:
         min_sqnr=args.min_sqnr,
         quantized=args.quantized,
         pipeline=args.pipeline,
-        quantize_t5=args.quantize_t5,
+        quantize_text=args.quantize_text,
         vae_tile=args.vae_tile,
         loras=tuple(LoraOption.parse(text) for text in args.lora),
         lora_slots=args.lora_slots,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from svdq_trt.base.errors import UsageError
-from svdq_trt.models import described
+from svdq_trt.models import described, language_model
 from svdq_trt.models.chroma import CHROMA, CHROMA_TINY
 from svdq_trt.models.controlnet import FLUX_CONTROLNET, FLUX_CONTROLNET_TINY, SDXL_CONTROLNET, SDXL_CONTROLNET_TINY
 from svdq_trt.models.flux import (
@@ -124,6 +124,8 @@ __all__ = [
 
 def get_model(name: str) -> ModelSpec:
     """The model of a name or of a description (ModelSpec.source). Raises UsageError listing the known names."""
+    if name.startswith(language_model.MARK):
+        return language_model.spec_of(name)
     if name.startswith("{"):
         return described.spec_of(name)
     found = MODELS.get(name) or _WITH_CONTROLNET.get(name)

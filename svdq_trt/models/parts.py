@@ -29,13 +29,12 @@ from svdq_trt.models.part_graph import PartGraph
 from svdq_trt.models.spec import TensorIO
 from svdq_trt.models.special_attention import write_out_attention
 from svdq_trt.models.text_graphs import (
-    SEEING,
     ClipGraph,
     LanguageModelGraph,
     ProjectedClipGraph,
     T5Graph,
     from_the_first,
-    only_of_seen,
+    write_out,
 )
 
 #: class of a component -> its graphs by their roles
@@ -127,6 +126,10 @@ class Part:
         """Attribute of what `wrap` returns that holds the module itself."""
         return "model"
 
+    def counted_states(self) -> tuple[int, ...]:
+        """`states`, counted from the first."""
+        return from_the_first(self.states, self._layers) if self.states else ()
+
     @property
     def module_class(self) -> Any:
         """The class of what the graph computes: the component's, or that of its layers."""
@@ -144,7 +147,8 @@ class Part:
         if self.class_name in _LAYERS and type(found) is not (own := self.module_class.config_class):
             raise ValueError(f"a text_config of type {found.model_type} instead of {own.model_type}")
         if self.states:
-            found.num_hidden_layers = max(1, *self._read())  # transformers gathers states, the first one too, at layers
+            # At least one: transformers gathers states, the first one too, at layers.
+            found.num_hidden_layers = max(1, *self.counted_states())
             if getattr(found, "layer_types", None):
                 found.layer_types = found.layer_types[: found.num_hidden_layers]
         return found
@@ -153,26 +157,36 @@ class Part:
         """What the graph computes, on the CPU, with its class's random weights from torch's generator."""
         cls, config = self.module_class, self.module_config
         module: nn.Module = cls.from_config(config) if self.graph.library == "diffusers" else cls(config)
-        return self.cut(nn.Module.to(module, self.torch_dtype))  # diffusers' own `to` warns of modules that stay in f32
+        for value in module.state_dict(keep_vars=True).values():  # without angles of rotations, which stay in f32
+            if value.is_floating_point():
+                value.data = value.data.to(self.torch_dtype)
+        return self.cut(module)
 
     def cut(self, module: nn.Module) -> nn.Module:
         """`module` of `module_class` and `module_config`, without its last norm where no state behind it is read."""
-        if self.states and max(self._read()) < self._layers:
+        if self._ends_early:
             module.norm = nn.Identity()
         return module
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Patterns of names, in a file of a language model's layers, of what is behind all states that are read."""
+        if not self._ends_early:
+            return ()
+        behind = range(self.module_config.num_hidden_layers, self._layers)
+        return (r"norm\.weight", *(rf"layers\.{layer}\..*" for layer in behind))
 
     def wrap(self, module: Any) -> nn.Module:
         """`module` as the graph, in eval mode and without gradients; its attention is written out, see above."""
         if self.graph.library == "transformers":
-            need("transformers", "transformers", "AttentionInterface").register(SEEING, only_of_seen)
-            module.set_attn_implementation(self.graph.attention)
+            write_out(module, self.graph.attention)
         elif has_frames(module.config):
             to_one_frame(module)
         else:
             write_out_attention(module)
         graph = self.graph(module)
         if isinstance(graph, LanguageModelGraph):
-            graph.states = self._read()
+            graph.states = self.counted_states()
         return graph.eval().requires_grad_(False)
 
     def example_inputs(self, seed: int = 0, **sizes: int) -> tuple[Tensor, ...]:
@@ -180,13 +194,14 @@ class Part:
         return tuple(torch.ones(io.shape(sizes), dtype=io.torch_dtype(self.torch_dtype)) for io in self.inputs)
 
     @property
+    def _ends_early(self) -> bool:
+        """Whether no state is read that is behind the last layer and its norm."""
+        return bool(self.states) and max(self.counted_states()) < self._layers
+
+    @property
     def _layers(self) -> int:
         """Of a language model, as its config has them."""
         return int(full_config(self.class_name, self.config).get_text_config().num_hidden_layers)
-
-    def _read(self) -> tuple[int, ...]:
-        """`states`, counted from the first."""
-        return from_the_first(self.states, self._layers) if self.states else ()
 
 
 def part_class(class_name: str) -> Any:

@@ -186,6 +186,7 @@ class ModelSpec:
         base: name of the model whose nodes and weights it has; its own where that is "".
         description: of a model that has no name, as JSON (described.py); "" for those that `MODELS` has.
         class_aliases: other class names that a published config.json may have for the same model.
+        unread: pattern of the names of tensors in a checkpoint that the model leaves out; "" for none.
     """
 
     name: str
@@ -214,6 +215,7 @@ class ModelSpec:
     residuals: tuple[TensorIO, ...] = ()
     base: str = ""
     description: str = ""
+    unread: str = ""
 
     @property
     def weights(self) -> str:
@@ -241,7 +243,8 @@ class ModelSpec:
 
         module, _, name = self.class_path.partition(":")
         if self.library == "transformers":
-            import svdq_trt.models.t5_module  # noqa: F401 - the same
+            import svdq_trt.models.language_module
+            import svdq_trt.models.t5_module  # noqa: F401
         cls: type[nn.Module] = need(self.library, module, name)
         return cls
 
@@ -267,8 +270,9 @@ class ModelSpec:
             parameters_to(module, device)
         self.family.prepare(module)
         # nn.Module's own `to`: diffusers' override logs a warning about modules that stay in f32.
-        nn.Module.to(module, dtype or self.torch_dtype)
-        if dtype is None:
+        if dtype is not None:
+            nn.Module.to(module, dtype)
+        else:
             for name, value in itertools.chain(module.named_parameters(), module.named_buffers()):
                 if value.is_floating_point():
                     value.data = value.data.to(self.weight_dtype(name))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from svdq_trt.base.needs import need
 from svdq_trt.models.part_graph import BATCH, PartGraph
 from svdq_trt.models.spec import TensorIO
 
@@ -106,6 +107,12 @@ def only_of_seen(
     return torch.where(sees, out, torch.zeros_like(out)), weights
 
 
+def write_out(module: Any, attention: str) -> None:
+    """Let the attentions of a module of transformers be written out, by transformers' name of the function."""
+    need("transformers", "transformers", "AttentionInterface").register(SEEING, only_of_seen)
+    module.set_attn_implementation(attention)
+
+
 def from_the_first(states: Sequence[int], layers: int) -> tuple[int, ...]:
     """Indices of the states of a model of so many layers, of which there is one more, without negative ones.
 
@@ -141,19 +148,29 @@ class LanguageModelGraph(MaskedTextGraph):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The states."""
-        model, place = self.model, torch.arange(input_ids.shape[1], device=input_ids.device)
-        distance = place[:, None] - place  # of a query to each key
-        seen = (distance >= 0) & (attention_mask[:, None, None] > 0)
-        window, types = model.config.sliding_window, getattr(model.config, "layer_types", None)
-        kinds = {"full_attention": lambda: seen, "sliding_attention": lambda: seen & (distance < window)}
-        if types is None:  # all layers are of one kind
-            masks: Any = self._added(kinds["full_attention" if window is None else "sliding_attention"]())
-        else:
-            masks = {kind: self._added(keys()) for kind, keys in kinds.items() if kind in types}
-        out = model(input_ids, attention_mask=masks, use_cache=False, output_hidden_states=True)
-        return torch.stack([out.hidden_states[i] for i in self.states] if self.states else out.hidden_states)
+        call = states_call(self.model, input_ids, attention_mask)
+        return stack_states(self.model(**call), self.states)
 
-    def _added(self, seen: Tensor) -> Tensor:
-        """What is added to the scores [B, 1, T, T]."""
-        dtype = self.model.dtype
-        return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)
+
+def states_call(module: Any, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:
+    """Keyword arguments by which a language model gives the states of all layers, for a text and its mask [B, T]."""
+    place = torch.arange(input_ids.shape[1], device=input_ids.device)
+    distance = place[:, None] - place  # of a query to each key
+    seen = (distance >= 0) & (attention_mask[:, None, None] > 0)
+    window, types = module.config.sliding_window, getattr(module.config, "layer_types", None)
+    kinds = {"full_attention": lambda: seen, "sliding_attention": lambda: seen & (distance < window)}
+    if types is None:  # all layers are of one kind
+        masks: Any = _added(kinds["full_attention" if window is None else "sliding_attention"](), module.dtype)
+    else:
+        masks = {kind: _added(keys(), module.dtype) for kind, keys in kinds.items() if kind in types}
+    return {"input_ids": input_ids, "attention_mask": masks, "use_cache": False, "output_hidden_states": True}
+
+
+def stack_states(out: Any, states: Sequence[int]) -> Tensor:
+    """The states of a call as one tensor, or some of them, counted from the first [states, B, T, C]."""
+    return torch.stack([out.hidden_states[i] for i in states] if states else out.hidden_states)
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores [B, 1, T, T]."""
+    return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,3 +54,14 @@ def encoder(
     runner = Direct(one, module)
     config = full_config(one.class_name, one.config)
     return TextEncoder(runner, "text_encoder", one.class_name, config, dtype, states), runner.module
+
+
+def saved(class_name: str, config: dict[str, Any], folder: Path) -> Any:
+    """A text encoder as transformers has it, saved in a pipeline's folder."""
+    import transformers
+
+    torch.manual_seed(0)
+    cls = getattr(transformers, class_name)
+    whole = cls(cls.config_class(**config)).eval()
+    whole.save_pretrained(folder / "text_encoder")
+    return whole

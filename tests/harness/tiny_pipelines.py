@@ -111,10 +111,10 @@ def z_image_parts(folder: Path) -> dict[str, Any]:
     return _flow_match(*qwen3(folder / "qwen", "Qwen3Model"), vae(), shift=3.0)
 
 
-def klein_parts(folder: Path) -> dict[str, Any]:
-    """Around FLUX.2 klein's transformer: text of three states of 32 channels each, as of layers 9, 18 and 27."""
+def klein_parts(folder: Path, channels: int = 32) -> dict[str, Any]:
+    """Around FLUX.2 klein's transformer: text of three states of so many channels, as of layers 9, 18 and 27."""
     torch.manual_seed(0)
-    return _flux2(*qwen3(folder / "qwen", "Qwen3ForCausalLM", channels=32, layers=28))
+    return _flux2(*qwen3(folder / "qwen", "Qwen3ForCausalLM", channels, layers=28))
 
 
 def flux2_parts(folder: Path) -> dict[str, Any]:

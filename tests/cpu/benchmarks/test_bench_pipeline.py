@@ -17,7 +17,11 @@ from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import plan_pipeline
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.cli import parse
-from svdq_trt.models import MODELS, get_model
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.models import MODELS, get_model, stack_group
+from svdq_trt.models.language_model import LanguageModel, is_language_model
+from svdq_trt.models.pipelines import PipelineFolder
+from svdq_trt.quantize.curve import node_bytes
 from tests.harness import module_engines
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -39,7 +43,7 @@ def test_folder_is_a_pipeline_of_the_published_size(model, tmp_path):
     import torch
 
     write(model, tmp_path)
-    quantize = {"quantize_t5": True} if model == "flux1-dev" else {}
+    quantize = {"quantize_text": True} if model == "flux1-dev" else {}
     config = BuildConfig(model, ("sm_90",), tmp_path / "out", random_weights=0, pipeline=tmp_path, **quantize)
     spec = get_model(model)
     work = plan_pipeline(config, spec, Sizes({name: getattr(spec.profile, name) for name in vars(spec.profile)}))
@@ -51,6 +55,31 @@ def test_folder_is_a_pipeline_of_the_published_size(model, tmp_path):
     assert {name: build.model for name, build in work.quantized.items()} == (
         {"text_encoder_2": "t5-xxl"} if quantize else {}
     )
+
+
+#: GB of a language model's weights with rank 32, as docs/build.md has them
+IN_4_BITS = {
+    "flux2-dev": {"int4": 10.47, "w4a8": 10.20, "nvfp4": 10.99},
+    "flux2-klein-4b": {"int4": 2.32, "w4a8": 2.28, "nvfp4": 2.40},
+    "z-image-turbo": {"int4": 2.77, "w4a8": 2.72, "nvfp4": 2.88},
+    "qwen-image": {"int4": 4.71, "w4a8": 4.61, "nvfp4": 4.91},
+    "sana-1.6b": {"int4": 2.34, "w4a8": 2.30, "nvfp4": 2.40},
+}
+
+
+@pytest.mark.parametrize("model", IN_4_BITS)
+def test_a_language_model_takes_a_third_in_4_bits(model, tmp_path):
+    write(model, tmp_path)
+    spec = get_model(model)
+    (part,) = filter(is_language_model, PipelineFolder.read(tmp_path).parts(spec.act_dtype, spec.profile.tokens[2]))
+    found = get_model(LanguageModel("text", part).to_text())
+    module = found.build(tables=False)
+    recipe = found.recipe(module)
+    assert not recipe.kept
+    shapes = [tuple(stack_group(module, group)[0].shape) for group in recipe.groups]
+    rest = 2 * (found.parameters - sum(n * k for n, k in shapes))
+    sizes = {fmt: rest + sum(node_bytes(FORMATS[fmt], n, k, 32) for n, k in shapes) for fmt in IN_4_BITS[model]}
+    assert {fmt: round(size / 1e9, 2) for fmt, size in sizes.items()} == IN_4_BITS[model]
 
 
 @pytest.mark.parametrize("code", [0, 2, 4])

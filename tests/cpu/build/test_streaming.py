@@ -17,6 +17,9 @@ from svdq_trt.build.stages.weights import Weights
 from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load, open_weights
 from svdq_trt.models import TWINS, get_model
+from svdq_trt.models.language_model import LanguageModel
+from tests.harness.language_models import QWEN3
+from tests.harness.part_graphs import part
 
 
 def stage(name, out) -> Quantize:
@@ -25,7 +28,11 @@ def stage(name, out) -> Quantize:
     return Quantize(calibrate, "int4", 16, None, "fast", out=out / "svdq.safetensors")
 
 
-@pytest.mark.parametrize("name", ["flux1-tiny", "pixart-tiny", "t5-tiny"])
+QWEN = part("Qwen3Model", QWEN3 | {"hidden_size": 64, "intermediate_size": 128}, dtype="bfloat16")
+DESCRIBED = LanguageModel("qwen", replace(QWEN, states=(2,))).to_text()
+
+
+@pytest.mark.parametrize("name", ["flux1-tiny", "pixart-tiny", "t5-tiny", pytest.param(DESCRIBED, id="qwen3")])
 def test_streamed_artifact_is_the_resident_one(name, tmp_path, monkeypatch):
     resident, streamed = tmp_path / "resident", tmp_path / "streamed"
     monkeypatch.setattr(model_source, "_STREAM_BYTES", 1 << 60)

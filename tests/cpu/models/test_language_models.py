@@ -18,7 +18,7 @@ from svdq_trt.models.parts import full_config
 from svdq_trt.models.pipelines import KINDS
 from svdq_trt.runtime.onnx_session import OnnxSession
 from tests.harness.language_models import LANGUAGE_MODELS, MISTRAL3, QWEN2_5_VL, QWEN3
-from tests.harness.part_graphs import SIZES, encoder, ids, part
+from tests.harness.part_graphs import SIZES, encoder, ids, part, saved
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 
@@ -57,17 +57,6 @@ def test_a_language_model_gives_the_states_of_transformers(name, dtype, most, tm
                 assert torch.equal(last[0], got.last_hidden_state) and last.hidden_states is None
     with pytest.raises(UnsupportedError, match=r"pipe\.text_encoder: use_cache: True, want False"):
         stand_in(text, use_cache=True)
-
-
-def saved(class_name, config, folder):
-    """A text encoder as transformers has it, saved in a pipeline's folder."""
-    import transformers
-
-    torch.manual_seed(0)
-    cls = getattr(transformers, class_name)
-    whole = cls(cls.config_class(**config)).eval()
-    whole.save_pretrained(folder / "text_encoder")
-    return whole
 
 
 @pytest.mark.parametrize("renamed", [False, True])

@@ -71,7 +71,7 @@ def folder(tmp_path, monkeypatch):
 
 def work(folder, model="flux1-wide"):
     config = BuildConfig(
-        model, (89,), folder / "out", random_weights=0, check=False, rank=64, pipeline=folder, quantize_t5=True
+        model, (89,), folder / "out", random_weights=0, check=False, rank=64, pipeline=folder, quantize_text=True
     )
     return plan_work(config).pipeline
 
@@ -92,10 +92,10 @@ def test_t5_without_a_recipe_is_refused_before_any_work(folder):
     ):
         work(folder)
     tiny_pipelines.save_sdxl(folder.parent / "sdxl")
-    with pytest.raises(UsageError, match=r"--quantize-t5: .* has no T5EncoderModel, want a pipeline with one"):
+    with pytest.raises(UsageError, match=r"--quantize-text: .* has no T5 and no language model"):
         work(folder.parent / "sdxl", "sdxl-tiny")
-    with pytest.raises(UsageError, match="--quantize-t5: given alone, want --pipeline with it"):
-        BuildConfig("flux1-tiny", (89,), folder, quantize_t5=True)
+    with pytest.raises(UsageError, match="--quantize-text: given alone, want --pipeline with it"):
+        BuildConfig("flux1-tiny", (89,), folder, quantize_text=True)
 
 
 def test_an_engine_is_put_into_the_pipelines_folder_whole(tmp_path):
