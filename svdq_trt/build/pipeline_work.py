@@ -118,7 +118,7 @@ def _language_model(spec: ModelSpec, part: Part, root: Path) -> str:
         ArtifactError: a quantized one, or a config that its class does not take.
     """
     check_part(part, root / "config.json", {"batch": 1})
-    found = LanguageModel(f"{spec.name}-{part.component}", part).to_text()
+    found = LanguageModel(f"{spec.name}-{part.component}", part, spec.variant).to_text()
     model = get_model(found)
     model.recipe(model.build(tables=False))  # before any work: it says what cannot be traced
     return found

@@ -16,7 +16,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from svdq_trt.base.errors import ArtifactError, first_line
+from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.models.family import Family
 from svdq_trt.models.parts import Part
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
@@ -34,11 +34,12 @@ class LanguageModel:
     """What is described.
 
     Attributes:
-        name: of the model. part: the pipeline's part that it is in 16 bit.
+        name: of the model. part: the pipeline's part that it is in 16 bit. variant: of its weights, as in ModelSpec.
     """
 
     name: str
     part: Part
+    variant: str = ""
 
     def to_text(self) -> str:
         """The description as JSON; equal ones give equal text."""
@@ -52,7 +53,11 @@ def is_language_model(part: Part) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def spec_of(text: str) -> ModelSpec:
-    """The model of a description as JSON. Raises ArtifactError: it is none, or of a config that its class refuses."""
+    """The model of a description as JSON.
+
+    Raises:
+        ArtifactError: it is none, or of a config that its class refuses. UnsupportedError: transformers is missing.
+    """
     try:
         found = msgspec.json.decode(text, type=dict[str, LanguageModel])["language_model"]
         part, one = found.part, (1, 1, 1)
@@ -61,6 +66,7 @@ def spec_of(text: str) -> ModelSpec:
             title=f"{part.class_name} of a pipeline",
             description=text,
             subfolder=part.component,
+            variant=found.variant,
             library="transformers",
             class_path=f"svdq_trt.models.language_module:{part.module_class.__name__}",
             config=MappingProxyType(part.module_config.to_dict()),
@@ -74,6 +80,8 @@ def spec_of(text: str) -> ModelSpec:
             unread="|".join((_ANGLES, *part.unread)),
         )
         return replace(spec, parameters=sum(p.numel() for p in spec.build(tables=False).parameters()))
+    except UnsupportedError:
+        raise
     except Exception as error:  # whatever a class makes of values of any type
         raise ArtifactError("the model's description", first_line(error), "one that a build wrote") from error
 

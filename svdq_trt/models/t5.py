@@ -88,6 +88,7 @@ def _spec(config: dict[str, Any], tokens: int, **own: Any) -> ModelSpec:
     batch, text, one = Axis("batch"), Axis("tokens"), (1, 1, 1)
     return ModelSpec(
         library="transformers",
+        variant="fp16",  # as PixArt's pipeline
         class_path="svdq_trt.models.t5_module:T5Encoder",
         config=MappingProxyType(config),
         act_dtype="bfloat16",  # its sums leave the range of f16

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from svdq_trt.artifact import manifest
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, UsageError
@@ -13,6 +15,7 @@ from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.pipeline import _copied_engine
 from svdq_trt.build.work import plan_work
 from svdq_trt.checkpoint.config_check import check_config
+from svdq_trt.checkpoint.locate import locate, locate_component
 from svdq_trt.contract.formats import FORMATS
 from svdq_trt.models import MODELS, get_model, member_tensors
 from svdq_trt.models.packed import text_input
@@ -82,6 +85,15 @@ def test_published_t5_is_a_build_of_its_own(folder):
     assert (*found.quantized, config.model, config.rank, config.check) == ("text_encoder_2", "t5-xxl", 64, False)
     assert (config.batch, config.tokens) == (Range(1, 1, 1), Range(16, 16, 16))
     assert sorted(one.part.name for one in found.parts) == ["text_encoder", "vae_decoder", "vae_encoder"]
+
+
+def test_weights_of_which_the_variant_alone_is_there_are_found(tmp_path):
+    """As of PixArt's pipeline, whose denoiser has that variant."""
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.fp16.safetensors")
+    files = [locate(get_model(name), str(tmp_path)).files for name in ("t5-xxl", "t5-tiny")]
+    files.append(locate_component(tmp_path, "transformers", get_model("pixart-sigma").variant).files)
+    assert files == [(tmp_path / "model.fp16.safetensors",)] * 3
 
 
 def test_t5_without_a_recipe_is_refused_before_any_work(folder):

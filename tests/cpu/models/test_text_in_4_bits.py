@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from svdq_trt.build.config import BuildConfig, Range
 from svdq_trt.build.work import plan_work, require_memory_for_check
 from svdq_trt.checkpoint import load
 from svdq_trt.checkpoint.parts import load_part
-from svdq_trt.models import get_model
+from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.language_model import LanguageModel
 from tests.harness import tiny_pipelines
 from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL, QWEN3
@@ -108,16 +109,8 @@ def folder(tmp_path):
 
 
 def plan(folder, **options):
-    config = BuildConfig(
-        "z-image-tiny",
-        (89,),
-        folder / "out",
-        random_weights=0,
-        check=False,
-        pipeline=folder,
-        quantize_text=True,
-        **options,
-    )
+    options = {"random_weights": 0, "quantize_text": True} | options
+    config = BuildConfig("z-image-tiny", (89,), folder / "out", check=False, pipeline=folder, **options)
     return plan_work(config).pipeline
 
 
@@ -129,6 +122,26 @@ def test_it_is_a_build_of_its_own(folder):
     assert work.engines[0].folder.name == "z-image-tiny-text_encoder-sm_89"
     assert (work.config.batch, work.config.tokens) == (Range(1, 1, 1), Range(96, 96, 96))
     assert sorted(one.part.name for one in found.parts) == ["vae_decoder", "vae_encoder"]
+
+
+def test_its_weights_are_found_where_a_part_finds_them(folder, monkeypatch):
+    """Of the denoiser's variant, where that alone is there, as of SANA's pipelines."""
+    tiny = get_model("z-image-tiny")
+    monkeypatch.setitem(MODELS, tiny.name, replace(tiny, variant="bf16"))
+    root = folder / "text_encoder"
+    (root / "model.safetensors").rename(root / "model.bf16.safetensors")
+    weights = {"random_weights": None, "checkpoint": str(folder)}
+    (config,) = plan(folder, **weights).quantized.values()
+    encoder, *_ = plan(folder, **weights, quantize_text=False).parts
+    assert plan_work(config).identity.files == encoder.identity.files
+    load(get_model(config.model), config.checkpoint)
+
+
+def test_a_library_that_is_missing_is_not_the_descriptions_fault(monkeypatch):
+    text = LanguageModel("text", part("Qwen3Model", QWEN3, dtype="bfloat16"), "of this test").to_text()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UnsupportedError, match=r"no transformers\.Qwen3Model"):
+        get_model(text)
 
 
 def test_what_is_quantized_already_is_refused_before_any_work(folder):
