@@ -141,7 +141,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
         "--quantize-text",
         "--quantize-t5",
         action="store_true",
-        help="with --pipeline: its T5 or language model in 4 bits as well, with the denoiser's format",
+        help="with --pipeline: its T5 or language model in 4 bits as well",
     )
     source.add_argument(
         "--vae-tile",
