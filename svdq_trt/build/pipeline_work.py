@@ -99,7 +99,7 @@ def _encoder_build(config: BuildConfig, spec: ModelSpec, part: Part) -> BuildCon
         checkpoint=str(root) if config.random_weights is None else None,
         random_weights=config.random_weights,
         format=config.format,
-        rank=config.rank,
+        rank=config.rank if config.rank_auto is None else BuildConfig.rank,  # a budget is that of the denoiser
         batch=Range(1, 1, 1),
         tokens=Range(part.tokens, part.tokens, part.tokens),
         preset=config.preset,

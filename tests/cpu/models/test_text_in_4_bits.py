@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError
-from svdq_trt.build.config import BuildConfig, Range
+from svdq_trt.build.config import BuildConfig, Range, RankAuto
 from svdq_trt.build.work import plan_work, require_memory_for_check
 from svdq_trt.checkpoint import load
 from svdq_trt.checkpoint.parts import load_part
@@ -122,6 +122,12 @@ def test_it_is_a_build_of_its_own(folder):
     assert work.engines[0].folder.name == "z-image-tiny-text_encoder-sm_89"
     assert (work.config.batch, work.config.tokens) == (Range(1, 1, 1), Range(96, 96, 96))
     assert sorted(one.part.name for one in found.parts) == ["vae_decoder", "vae_encoder"]
+
+
+def test_a_budget_of_ranks_is_the_denoisers_alone(folder):
+    budget = RankAuto.parse("auto", "1MB", None, None)
+    (config,) = plan(folder, **dict(zip(("rank", "rank_auto"), budget, strict=True))).quantized.values()
+    assert (config.rank, config.rank_auto) == (32, None)
 
 
 def test_its_weights_are_found_where_a_part_finds_them(folder, monkeypatch):
