@@ -87,8 +87,11 @@ def _own(reader: Reader, file: Path, path: Path) -> Survey:
     quantized = {node.name: node.format for node in nodes}
     dense = tuple(n.removesuffix(".weight") for n in reader.names if _is_dense(reader, n, quantized))
     formats = Counter(quantized.values())
-    uses = [f"svdq-trt build --model {model} --quantized {path} --arch {_archs(set(formats))}"]
-    uses += [f"svdq-trt {to} {path} --out ..." for to in ("to-nunchaku", "to-lite", "to-comfy")]
+    if model in MODELS:
+        uses = [f"svdq-trt build --model {model} --quantized {path} --arch {_archs(set(formats))}"]
+        uses += [f"svdq-trt {to} {path} --out ..." for to in ("to-nunchaku", "to-lite", "to-comfy")]
+    else:
+        uses = ["no model of this tool has this name (svdq-trt models): it is of --model FOLDER, or of --pipeline"]
     ranks = tuple(sorted({node.rank for node in nodes}))
     return Survey(OWN, (str(model),), dict(formats), ranks, _bytes(reader, quantized), dense, "", tuple(uses))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from svdq_trt.artifact import svdq_file
 from svdq_trt.checkpoint import load
 from svdq_trt.cli import main
 from svdq_trt.interop import export_checkpoint
@@ -33,6 +34,18 @@ def test_our_own_artifact(quantized):
     found = survey(path)
     assert (found.maker, found.models, set(found.ranks)) == ("svdq-trt", ("flux1-tiny",), {16})
     assert found.layers["nvfp4"] > 10 and any(use.startswith("svdq-trt to-lite") for use in found.uses)
+
+
+def test_an_artifact_of_a_model_without_a_name(quantized, tmp_path):
+    artifact = svdq_file.load(quantized("flux1-tiny", "nvfp4"))
+    svdq_file.save(
+        path := tmp_path / "x.safetensors",
+        artifact.tensors,
+        {**artifact.meta, "model": "mine-text_encoder"},
+        [*artifact.nodes],
+    )
+    found = survey(path)
+    assert found.models == ("mine-text_encoder",) and "no model of this tool has this name" in found.uses[0]
 
 
 def test_an_unquantized_checkpoint(tmp_path):
