@@ -115,12 +115,16 @@ def _language_model(spec: ModelSpec, part: Part, root: Path) -> str:
     """The description of a language model, with the denoiser's name before its own.
 
     Raises:
-        ArtifactError: a quantized one, or a config that its class does not take.
+        ArtifactError: a config that its class does not take. UnsupportedError: a quantized one, or too narrow layers.
     """
-    check_part(part, root / "config.json", {"batch": 1})
+    config = root / "config.json"
+    check_part(part, config, {"batch": 1})
     found = LanguageModel(f"{spec.name}-{part.component}", part, spec.variant).to_text()
     model = get_model(found)
-    model.recipe(model.build(tables=False))  # before any work: it says what cannot be traced
+    recipe = model.recipe(model.build(tables=False))  # before any work: it says what cannot be traced
+    if not recipe.groups:
+        got = f"no linear for 4 bits: of {recipe.kept[0].name}, {recipe.kept[0].reason}"
+        raise UnsupportedError(f"--quantize-text: {config}", got, "wider layers, or no --quantize-text")
     return found
 
 

@@ -159,6 +159,14 @@ def test_what_is_quantized_already_is_refused_before_any_work(folder):
         plan(folder)
 
 
+def test_layers_that_4_bits_do_not_fit_are_refused_before_any_work(folder):
+    path = folder / "text_encoder" / "config.json"
+    narrow = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    path.write_text(json.dumps(json.loads(path.read_text()) | narrow))
+    with pytest.raises(UnsupportedError, match=r"config\.json: no linear for 4 bits: of layers\.0\..*, K = 96 is not"):
+        plan(folder)
+
+
 def test_too_large_a_model_for_the_check_has_no_twin_to_name():
     spec = model_of(part("Qwen3Model", QWEN3, dtype="bfloat16"))
     with pytest.raises(Exception, match=r"--check: text in 16 bit takes .* want that much memory, or --no-check\.?$"):
