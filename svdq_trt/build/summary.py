@@ -75,7 +75,8 @@ def print_summary(built: Sequence[Built], console: Console | None = None) -> Non
             plan = "missing" if part.plan is None else f"{part.plan.bytes / _GB:.3f} GB"
             outputs = () if part.accuracy is None else part.accuracy.outputs
             lowest_db = f", output {min(o.sqnr_db for o in outputs):.1f} dB" if outputs else ""
-            console.print(f"    {part.model}, {part.format}: plan {plan}{lowest_db}", style="dim", soft_wrap=True)
+            left = f", {len(part.kept_16bit)} layers kept in 16 bit" if part.quantized and part.kept_16bit else ""
+            console.print(f"    {part.model}, {part.format}: plan {plan}{lowest_db}{left}", style="dim", soft_wrap=True)
         for reason in reasons:
             count = sum(k.reason == reason for k in m.kept_16bit)
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)

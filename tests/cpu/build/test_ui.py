@@ -175,6 +175,20 @@ def test_models_and_results_are_whole_at_eighty_columns(tmp_path):
     assert "…" not in printed
 
 
+def test_an_encoder_of_which_4_bits_fit_a_part_says_so(tmp_path):
+    kept, out = [{"name": "q_proj", "reason": "K = 96 is not a multiple of 64"}], io.StringIO()
+    entry = {"name": "o_proj", "node": "o_proj", "format": "int4", "N": 64, "K": 64, "rank": 32, "sqnr_db": 20.0}
+    entry |= {"activation": "", "alpha": 0.5, "beta": 0.5}
+    parts = (complete(model="text", quantized=[entry], kept_16bit=kept), complete(model="vae", kept_16bit=kept))
+    engine = SimpleNamespace(folder=tmp_path / "x-sm_89")
+    told = complete(peak_rss_bytes={"build": 1})
+    summary.print_summary([SimpleNamespace(manifest=told, engine=engine, parts=parts)], Console(file=out))
+    lines = {
+        name: next(line for line in out.getvalue().splitlines() if f" {name}," in line) for name in ("text", "vae")
+    }
+    assert "1 layers kept in 16 bit" in lines["text"] and "kept" not in lines["vae"]
+
+
 def test_nested_phases_of_a_plan_are_one_share():
     shares = []
     trt = SimpleNamespace(IProgressMonitor=type("Monitor", (), {"__init__": lambda self: None}))
