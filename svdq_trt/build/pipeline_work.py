@@ -105,6 +105,7 @@ def _encoder_build(config: BuildConfig, spec: ModelSpec, part: Part) -> BuildCon
         preset=config.preset,
         device=config.device,
         backend=config.backend,
+        fuse_mlp=config.fuse_mlp,
         weight_streaming=config.of_part(part.name).weight_streaming,
         check=config.check,
         force=config.force,
