@@ -18,7 +18,7 @@ from torch import Tensor
 
 from svdq_trt.base.errors import ArtifactError, UnsupportedError, first_line
 from svdq_trt.models.family import Family
-from svdq_trt.models.parts import Part
+from svdq_trt.models.parts import GRAPHS, Part
 from svdq_trt.models.spec import Axis, ModelSpec, Profile, TensorIO
 from svdq_trt.models.synthetic import Request, padding_mask
 from svdq_trt.models.text_graphs import LanguageModelGraph, stack_states, states_call, write_out
@@ -47,8 +47,8 @@ class LanguageModel:
 
 
 def is_language_model(part: Part) -> bool:
-    """Whether a part is one."""
-    return issubclass(part.graph, LanguageModelGraph)
+    """Whether a part is one, and of a class that parts have."""
+    return issubclass(GRAPHS.get(part.class_name, {}).get(part.role, object), LanguageModelGraph)
 
 
 @functools.lru_cache(maxsize=8)
@@ -61,6 +61,8 @@ def spec_of(text: str) -> ModelSpec:
     try:
         found = msgspec.json.decode(text, type=dict[str, LanguageModel])["language_model"]
         part, one = found.part, (1, 1, 1)
+        if not is_language_model(part):
+            raise ValueError(f"a {part.class_name[:80]}")
         spec = ModelSpec(
             name=found.name,
             title=f"{part.class_name} of a pipeline",
