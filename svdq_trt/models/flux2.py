@@ -142,6 +142,7 @@ FLUX2_KLEIN_4B = _spec(
     hub_id="black-forest-labs/FLUX.2-klein-4B",
     profile=_FULL,
     parameters=3_875_544_576,
+    built=(89,),
     twin="flux2-tiny",
 )
 
