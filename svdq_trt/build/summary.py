@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from svdq_trt.artifact.allocation import describe
+from svdq_trt.artifact.manifest import Manifest, OutputEntry
 from svdq_trt.build.console import Console
 from svdq_trt.build.run import Built
 from svdq_trt.build.tables import print_table
@@ -19,16 +20,14 @@ def print_summary(built: Sequence[Built], console: Console | None = None) -> Non
     rows = []
     for one in built:
         m = one.manifest
-        plan = "missing" if m.plan is None else f"{m.plan.bytes / _GB:.3f} GB"
-        outputs = () if m.accuracy is None else m.accuracy.outputs
-        sqnr = f"{min(o.sqnr_db for o in outputs):.1f} dB" if outputs else "not checked"
+        sqnr = _lowest(m) or "not checked"
         nodes = {q.node: q.sqnr_db for q in m.quantized if q.sqnr_db is not None}
         mean = f"{sum(nodes.values()) / len(nodes):.1f} dB" if nodes else "unknown" if m.quantized else "none"
         lowest = min((q.rank for q in m.quantized), default=0)
         rank = str(m.rank) if m.allocation is None else f"{lowest} to {m.rank}"
         ours, original = (f"{n / _GB:.3f} GB" for n in (m.quantized_weight_bytes, m.fp16_weight_bytes))
         seconds = f"{sum(m.timings_s.values()):.0f} s"
-        rows.append((one.engine.folder.name, m.format, rank, plan, ours, original, mean, sqnr, seconds))
+        rows.append((one.engine.folder.name, m.format, rank, _plan(m), ours, original, mean, sqnr, seconds))
     console = console or Console()
     columns = ("engine", "format", "rank", "plan", "weights", "in FP16", "layers", "output", "stages")
     print_table(console, columns, rows, left=("engine", "format"))
@@ -51,7 +50,7 @@ def print_summary(built: Sequence[Built], console: Console | None = None) -> Non
         )
         if m.allocation is not None:
             console.print(f"    --rank auto: {describe(m.allocation)}", style="dim", soft_wrap=True)
-        for out in () if m.accuracy is None else m.accuracy.outputs:
+        for out in _outputs(m):
             kind = "recorded" if m.accuracy is not None and m.accuracy.recorded else "synthetic"
             line = f"    {out.name}: {out.sqnr_db:.1f} dB over {kind} inputs together ({out.spread})"
             console.print(line, style="dim", soft_wrap=True)
@@ -72,14 +71,31 @@ def print_summary(built: Sequence[Built], console: Console | None = None) -> Non
                 soft_wrap=True,
             )
         for part in one.parts:
-            plan = "missing" if part.plan is None else f"{part.plan.bytes / _GB:.3f} GB"
-            outputs = () if part.accuracy is None else part.accuracy.outputs
-            lowest_db = f", output {min(o.sqnr_db for o in outputs):.1f} dB" if outputs else ""
-            left = f", {len(part.kept_16bit)} layers kept in 16 bit" if part.quantized and part.kept_16bit else ""
-            console.print(f"    {part.model}, {part.format}: plan {plan}{lowest_db}{left}", style="dim", soft_wrap=True)
+            said = [f"plan {_plan(part)}"]
+            if sqnr := _lowest(part):
+                said.append(f"output {sqnr}")
+            if part.quantized and part.kept_16bit:
+                said.append(f"{len(part.kept_16bit)} layers kept in 16 bit")
+            console.print(f"    {part.model}, {part.format}: {', '.join(said)}", style="dim", soft_wrap=True)
         for reason in reasons:
             count = sum(k.reason == reason for k in m.kept_16bit)
             console.print(f"    {count:4d}  {reason}", style="dim", soft_wrap=True)
+
+
+def _plan(m: Manifest) -> str:
+    """The plan's size."""
+    return "missing" if m.plan is None else f"{m.plan.bytes / _GB:.3f} GB"
+
+
+def _outputs(m: Manifest) -> Sequence[OutputEntry]:
+    """What the check says of each output; nothing where there was none."""
+    return () if m.accuracy is None else m.accuracy.outputs
+
+
+def _lowest(m: Manifest) -> str:
+    """The lowest SQNR of an output; "" where nothing was checked."""
+    outputs = _outputs(m)
+    return f"{min(o.sqnr_db for o in outputs):.1f} dB" if outputs else ""
 
 
 def print_models(console: Console | None = None) -> None:

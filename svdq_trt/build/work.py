@@ -34,7 +34,7 @@ from svdq_trt.contract.formats import FORMATS, Format
 from svdq_trt.interop import Description, describe, digest
 from svdq_trt.lora.alphas import config_beside
 from svdq_trt.lora.apply import check_loras
-from svdq_trt.models import ModelSpec, get_model
+from svdq_trt.models import ModelSpec, get_model, is_description
 from svdq_trt.models.spec import SYMBOLS
 
 _CHECK_BYTES_PER_PARAMETER = 6.3  # measured: ONNX Runtime widens 16-bit weights to f32 beside the file's own
@@ -182,7 +182,7 @@ def plan_work(config: BuildConfig) -> Work:
 
 def _model(config: BuildConfig) -> tuple[ModelSpec, BuildConfig]:
     """The model that a config names, or whose folder it gives: that is then the checkpoint as well."""
-    if config.model.startswith("{") or not Path(config.model).is_dir():
+    if is_description(config.model) or not Path(config.model).is_dir():
         return get_model(config.model), config
     given = {symbol: getattr(config, symbol) for symbol in SYMBOLS}
     fixed = {symbol: size.min for symbol, size in given.items() if size is not None and size.min == size.max}

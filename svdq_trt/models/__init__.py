@@ -116,17 +116,23 @@ __all__ = [
     "Recipe",
     "TensorIO",
     "get_model",
+    "is_description",
     "member_tensors",
     "read_members",
     "stack_group",
 ]
 
 
+def is_description(name: str) -> bool:
+    """Whether it is a description, rather than a model's name or a folder."""
+    return name.startswith("{")
+
+
 def get_model(name: str) -> ModelSpec:
     """The model of a name or of a description (ModelSpec.source). Raises UsageError listing the known names."""
     if name.startswith(language_model.MARK):
         return language_model.spec_of(name)
-    if name.startswith("{"):
+    if is_description(name):
         return described.spec_of(name)
     found = MODELS.get(name) or _WITH_CONTROLNET.get(name)
     if found is None and name.endswith(WITH_CONTROLNET):

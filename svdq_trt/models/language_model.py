@@ -99,7 +99,7 @@ class LanguageModelFamily(Family):
     synthetic = (("attention_mask", padding_mask),)
 
     def __init__(self, part: Part) -> None:
-        self._part, self._states = part, part.counted_states()
+        self._part = part
 
     def fill_input(self, name: str, request: Request) -> Tensor:
         """Any tokens for a text."""
@@ -112,7 +112,7 @@ class LanguageModelFamily(Family):
         """As Part.wrap and Part.cut do."""
         write_out(module, LanguageModelGraph.attention)
         self._part.cut(module)
-        module.states = self._states
+        module.states = self._part.counted_states()
 
     @staticmethod
     def forward(module: Any, input_ids: Tensor, attention_mask: Tensor, return_dict: bool = False) -> tuple[Tensor]:
