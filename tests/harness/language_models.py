@@ -13,6 +13,8 @@ QWEN3: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
+#: wide enough for 4 bits
+WIDE = QWEN3 | {"hidden_size": 64, "intermediate_size": 128}
 #: of its layers the first sees all before it, the others four tokens with their own
 WINDOWED = QWEN3 | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
 #: every other layer sees four tokens; weights so large, and a cap so low, that the cap bends the scores

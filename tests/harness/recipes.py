@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from svdq_trt.models import MODELS, LinearGroup, Recipe, derive
+from svdq_trt.contract.formats import FORMATS
+from svdq_trt.models import MODELS, LinearGroup, ModelSpec, Recipe, derive, stack_group
+from svdq_trt.quantize.curve import node_bytes
 from tests.harness import denoisers
 
 FOLDER = Path(__file__).parents[1] / "cpu" / "models" / "recipes"
@@ -26,6 +28,14 @@ def text(recipe: Recipe) -> str:
         prefix, index, leaf = match.groups() if match else (name, "-1", "")
         found.setdefault((prefix, leaf, rest), []).append(int(index))
     return "".join(f"{p}{_ranges(indices)}{leaf}{rest}\n" for (p, leaf, rest), indices in found.items())
+
+
+def weight_bytes(spec: ModelSpec, formats: Sequence[str]) -> dict[str, int]:
+    """Of a model in each format, with rank 32 and what is in no node in 16 bit."""
+    module = spec.build(tables=False)
+    shapes = [stack_group(module, group)[0].shape for group in spec.groups(module)]
+    rest = 2 * (spec.parameters - sum(n * k for n, k in shapes))
+    return {fmt: rest + sum(node_bytes(FORMATS[fmt], n, k, 32) for n, k in shapes) for fmt in formats}
 
 
 def _node(group: LinearGroup) -> str:

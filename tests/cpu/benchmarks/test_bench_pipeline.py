@@ -17,12 +17,11 @@ from svdq_trt.build.config import BuildConfig
 from svdq_trt.build.pipeline_work import plan_pipeline
 from svdq_trt.build.sizes import Sizes
 from svdq_trt.cli import parse
-from svdq_trt.contract.formats import FORMATS
-from svdq_trt.models import MODELS, get_model, stack_group
+from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.language_model import LanguageModel, is_language_model
 from svdq_trt.models.pipelines import PipelineFolder
-from svdq_trt.quantize.curve import node_bytes
 from tests.harness import module_engines
+from tests.harness.recipes import weight_bytes
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
 #: whole millions of parameters as published: CLIP-L, CLIP-G, Qwen3 4B, Gemma 2 2B, autoencoders; of Qwen2.5-VL 7B
@@ -73,12 +72,8 @@ def test_a_language_model_takes_a_third_in_4_bits(model, tmp_path):
     spec = get_model(model)
     (part,) = filter(is_language_model, PipelineFolder.read(tmp_path).parts(spec.act_dtype, spec.profile.tokens[2]))
     found = get_model(LanguageModel("text", part).to_text())
-    module = found.build(tables=False)
-    recipe = found.recipe(module)
-    assert not recipe.kept
-    shapes = [tuple(stack_group(module, group)[0].shape) for group in recipe.groups]
-    rest = 2 * (found.parameters - sum(n * k for n, k in shapes))
-    sizes = {fmt: rest + sum(node_bytes(FORMATS[fmt], n, k, 32) for n, k in shapes) for fmt in IN_4_BITS[model]}
+    assert not found.recipe(found.build(tables=False)).kept
+    sizes = weight_bytes(found, [*IN_4_BITS[model]])
     assert {fmt: round(size / 1e9, 2) for fmt, size in sizes.items()} == IN_4_BITS[model]
 
 

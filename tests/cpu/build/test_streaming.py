@@ -18,7 +18,7 @@ from svdq_trt.calibrate import collect
 from svdq_trt.checkpoint import load, open_weights
 from svdq_trt.models import TWINS, get_model
 from svdq_trt.models.language_model import LanguageModel
-from tests.harness.language_models import QWEN3
+from tests.harness.language_models import WIDE
 from tests.harness.part_graphs import part
 
 
@@ -28,7 +28,7 @@ def stage(name, out) -> Quantize:
     return Quantize(calibrate, "int4", 16, None, "fast", out=out / "svdq.safetensors")
 
 
-QWEN = part("Qwen3Model", QWEN3 | {"hidden_size": 64, "intermediate_size": 128}, dtype="bfloat16")
+QWEN = part("Qwen3Model", WIDE, dtype="bfloat16")
 DESCRIBED = LanguageModel("qwen", replace(QWEN, states=(2,))).to_text()
 
 

@@ -16,12 +16,11 @@ from svdq_trt.build.pipeline import _copied_engine
 from svdq_trt.build.work import plan_work
 from svdq_trt.checkpoint.config_check import check_config
 from svdq_trt.checkpoint.locate import locate, locate_component
-from svdq_trt.contract.formats import FORMATS
-from svdq_trt.models import MODELS, get_model, member_tensors
+from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.packed import text_input
-from svdq_trt.quantize.curve import node_bytes
 from tests.harness import tiny_pipelines
 from tests.harness.manifests import file_entry, write_manifest
+from tests.harness.recipes import weight_bytes
 
 pytest.importorskip("transformers", reason="transformers is not installed: T5 is its class")
 #: config.json as it lies in the folder of FLUX.1
@@ -39,14 +38,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("fmt,most", [("int4", 2.9e9), ("w4a8", 2.9e9), ("nvfp4", 3.0e9)])
 def test_xxl_takes_a_third_of_its_16_bit_weights(fmt, most):
-    spec = get_model("t5-xxl")
-    module = spec.build()
-    groups = spec.groups(module)
-    total = 2 * spec.parameters
-    for group in groups:
-        weights = member_tensors(module, group)[0]
-        n, k = sum(len(w) for w in weights), weights[0].shape[1]
-        total += node_bytes(FORMATS[fmt], n, k, 32) - 2 * n * k
+    total = weight_bytes(get_model("t5-xxl"), [fmt])[fmt]
     assert total < most, total
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError
+from svdq_trt.base.errors import ArtifactError, ShapeError, UnsupportedError, UsageError
 from svdq_trt.build.config import BuildConfig, Range, RankAuto
 from svdq_trt.build.work import plan_work, require_memory_for_check
 from svdq_trt.checkpoint import load
@@ -18,7 +18,7 @@ from svdq_trt.checkpoint.parts import load_part
 from svdq_trt.models import MODELS, get_model
 from svdq_trt.models.language_model import LanguageModel
 from tests.harness import tiny_pipelines
-from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL, QWEN3
+from tests.harness.language_models import LANGUAGE_MODELS, QWEN2_5_VL, QWEN3, WIDE
 from tests.harness.part_graphs import ids, part, saved
 
 pytest.importorskip("transformers", reason="transformers is not installed: text encoders are its classes")
@@ -26,8 +26,6 @@ CASES = LANGUAGE_MODELS | {
     "causal": ("Qwen3ForCausalLM", QWEN3),
     "qwen2.5-vl": ("Qwen2_5_VLForConditionalGeneration", QWEN2_5_VL),
 }
-#: wide enough for 4 bits
-WIDE = QWEN3 | {"hidden_size": 64, "intermediate_size": 128}
 
 
 def model_of(one):
@@ -177,5 +175,5 @@ def test_layers_that_4_bits_do_not_fit_are_refused_before_any_work(folder):
 
 def test_too_large_a_model_for_the_check_has_no_twin_to_name():
     spec = model_of(part("Qwen3Model", QWEN3, dtype="bfloat16"))
-    with pytest.raises(Exception, match=r"--check: text in 16 bit takes .* want that much memory, or --no-check\.?$"):
+    with pytest.raises(UsageError, match=r"--check: text in 16 bit takes .* want that much memory, or --no-check\.?$"):
         require_memory_for_check(spec, 1)
